@@ -1,0 +1,1 @@
+"""The shared language of all processes; it imports the standard library alone."""
