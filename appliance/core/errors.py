@@ -1,10 +1,15 @@
-"""The one exception tree of the appliance: a gRPC code, a stable reason, and a sentence that says what to do next.
+"""The one exception tree of the appliance.
+
+A gRPC code, a stable reason, and a sentence that says what to do next.
 
 Rules kept here:
-* every error a caller may see is an `ApplianceError`; anything else is a bug and leaves the process as INTERNAL;
-* `code` is the name of a gRPC status code (a string: this package imports the standard library alone), `reason`
-  is UPPER_SNAKE, never changes its meaning, and is what programs compare; `message` is for a person;
-* one reason belongs to one class, so that the other end of a call can raise the same class again (`BY_REASON`).
+* every error a caller may see is an `ApplianceError`; anything else is a bug and leaves the process
+  as INTERNAL;
+* `code` is the name of a gRPC status code (a string: this package imports the standard library
+  alone), `reason` is UPPER_SNAKE, never changes its meaning, and is what programs compare;
+  `message` is for a person;
+* one reason belongs to one class, so that the other end of a call can raise the same class again
+  (`BY_REASON`).
 
 Called by every package; `appliance.wire.status` maps the tree to and from `google.rpc.Status`.
 """
@@ -39,9 +44,7 @@ class ApplianceError(Exception):
         self.message = message
         self.fields: dict[str, str] = dict(fields or {})
         self.retry_after = retry_after
-        self.metadata: dict[str, str] = {
-            key: str(value) for key, value in metadata.items()
-        }
+        self.metadata: dict[str, str] = {key: str(value) for key, value in metadata.items()}
 
     def __str__(self) -> str:
         """The sentence for a person."""
