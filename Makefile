@@ -1,0 +1,38 @@
+# `make help` lists every habit of this project.
+SHELL := /bin/bash
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+FIND_LINKS := $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)")
+PROTOS := $(shell find proto -name '*.proto')
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: help setup demo test check bench lab attacks proto locks clean
+
+help:  ## List what there is to do.
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(STAMP)  ## Make .venv with hash-pinned packages (done by every other target).
+
+$(STAMP): deploy/locks/uv.txt deploy/locks/dev.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --require-hashes -r deploy/locks/uv.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes --compile-bytecode \
+		$(FIND_LINKS) --override deploy/locks/overrides.txt -r deploy/locks/dev.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	touch $@
+
+proto: $(STAMP)  ## Generate appliance/api from proto/.
+	find appliance/api -name '*_pb2*' -delete
+	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=. --pyi_out=. --grpc_python_out=. $(PROTOS)
+
+LOCK = $(BIN)/uv pip compile --quiet --python-version 3.11 --generate-hashes --no-emit-index-url \
+	--no-emit-find-links --no-annotate --no-header $(FIND_LINKS) --override deploy/locks/overrides.txt pyproject.toml
+locks: $(STAMP)  ## Resolve pyproject.toml again into deploy/locks/.
+	$(LOCK) -o deploy/locks/control.txt
+	$(LOCK) deploy/locks/torch-cpu.txt --extra node-cpu -o deploy/locks/node-cpu.txt
+	$(LOCK) deploy/locks/torch-cpu.txt --extra node-cpu --extra dev -o deploy/locks/dev.txt
+
+clean:  ## Remove everything that was built.
+	rm -rf build .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info

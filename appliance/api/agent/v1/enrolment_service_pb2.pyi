@@ -1,0 +1,26 @@
+from appliance.api.common.v1 import access_pb2 as _access_pb2
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from typing import ClassVar as _ClassVar, Optional as _Optional
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class JoinRequest(_message.Message):
+    __slots__ = ("token", "certificate_request")
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    CERTIFICATE_REQUEST_FIELD_NUMBER: _ClassVar[int]
+    token: str
+    certificate_request: str
+    def __init__(self, token: _Optional[str] = ..., certificate_request: _Optional[str] = ...) -> None: ...
+
+class JoinResponse(_message.Message):
+    __slots__ = ("node", "certificate", "ca_certificate", "cluster_id")
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    CA_CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    CLUSTER_ID_FIELD_NUMBER: _ClassVar[int]
+    node: str
+    certificate: str
+    ca_certificate: str
+    cluster_id: str
+    def __init__(self, node: _Optional[str] = ..., certificate: _Optional[str] = ..., ca_certificate: _Optional[str] = ..., cluster_id: _Optional[str] = ...) -> None: ...

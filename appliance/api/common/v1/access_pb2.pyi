@@ -1,0 +1,22 @@
+from google.protobuf import descriptor_pb2 as _descriptor_pb2
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from typing import ClassVar as _ClassVar, Optional as _Optional
+
+DESCRIPTOR: _descriptor.FileDescriptor
+ACCESS_FIELD_NUMBER: _ClassVar[int]
+access: _descriptor.FieldDescriptor
+
+class Access(_message.Message):
+    __slots__ = ("permission", "fresh_mfa", "anonymous", "resource", "self")
+    PERMISSION_FIELD_NUMBER: _ClassVar[int]
+    FRESH_MFA_FIELD_NUMBER: _ClassVar[int]
+    ANONYMOUS_FIELD_NUMBER: _ClassVar[int]
+    RESOURCE_FIELD_NUMBER: _ClassVar[int]
+    SELF_FIELD_NUMBER: _ClassVar[int]
+    permission: str
+    fresh_mfa: bool
+    anonymous: bool
+    resource: str
+    self: bool
+    def __init__(self_, permission: _Optional[str] = ..., fresh_mfa: _Optional[bool] = ..., anonymous: _Optional[bool] = ..., resource: _Optional[str] = ..., self: _Optional[bool] = ...) -> None: ...
