@@ -1,0 +1,1 @@
+"""Keys, sealed storage, signatures and certificates: the only package that imports `cryptography`."""

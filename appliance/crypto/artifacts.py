@@ -1,0 +1,403 @@
+"""Artifacts: datasets, tokenizers, checkpoints and models, each a folder of sealed files and a manifest.
+
+One writer and one reader for all of them. The manifest is RFC 8785 JSON in the clear, `{epoch, extra, files, format,
+mac, object, project}`; it lists every file with its sizes and its tag, holds no text of users, and is authenticated by
+a key derived from the data key of the artifact version.
+
+The attack: somebody with write access to the storage deletes, adds, renames, swaps or rolls back files or whole
+folders, or mixes the files of two checkpoints. Rules kept here:
+* a file appears under its name when it is complete and durable; the manifest appears last, so an artifact without one
+  is not there;
+* the reader checks the manifest, its digest where the database knows it, and that the folder holds exactly the files
+  of the manifest, before it opens any; every file must be the very writing that the manifest names;
+* a writer of an older epoch does not replace what a newer one finished.
+
+Called by the control plane (upload, import, download), by jobs and by workers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import rfc8785
+from fsspec import AbstractFileSystem
+
+from appliance.core.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    InvalidInput,
+    LeaseLost,
+    NotFound,
+    Stale,
+    Tampered,
+)
+from appliance.crypto.floe import check_key
+from appliance.crypto.folder import PARTIAL, Folder, NewFile, check_file_name
+from appliance.crypto.keys import derive_key
+from appliance.crypto.sealed import Place, SealedReader, SealedWriter
+from appliance.crypto.signing import equal, hmac_sha256
+
+MANIFEST = "manifest.json"
+FORMAT = "sealed-artifact-1"
+MAC_PURPOSE = "artifact manifest 1"
+LARGEST_MANIFEST = 64 << 20
+
+
+def manifest_digest(manifest: bytes) -> str:
+    """SHA-256 of a manifest, hex: what the database keeps to notice an older one."""
+    return hashlib.sha256(manifest).hexdigest()
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One file of an artifact: its name, its sizes in bytes, and the tag of this writing of it."""
+
+    file: str
+    plain_size: int
+    sealed_size: int
+    tag: str
+
+    def as_json(self) -> dict[str, str | int]:
+        """As it stands in a manifest, and as ranks send it to each other."""
+        return {name: getattr(self, name) for name in ("file", "plain_size", "sealed_size", "tag")}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> FileEntry:
+        """Read what `as_json` made; `InvalidInput` when it is something else."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        if sorted(value) != sorted(names):
+            raise InvalidInput(f"An entry of an artifact has the members {', '.join(names)}.")
+        entry = cls(**value)
+        check_file_name(entry.file)
+        return entry
+
+
+class ArtifactWriter:
+    """Writes one artifact. Several processes may each have one for the same folder and write different files.
+
+    One of them adopts the entries of the others and finishes. Nothing is there for readers before `finish`.
+
+    Args:
+        fs: an fsspec file system.
+        folder: path of the artifact's folder on it.
+        key: the data key of the artifact version.
+        project: id of the project.
+        object: id of the object, such as `<uid>` or `<uid>/step-00000008`.
+        epoch: of the job that writes; an older one does not replace what a newer one finished.
+    """
+
+    def __init__(
+        self, fs: AbstractFileSystem, folder: str, key: bytes, project: str, object: str, *, epoch: int = 0
+    ) -> None:
+        check_key(key)
+        self.project = project
+        self.object = object
+        self.epoch = epoch
+        self._folder = Folder(fs, folder)
+        self._key = key
+        self._entries: dict[str, FileEntry] = {}
+        self._open: set[str] = set()
+
+    def create(self, file: str) -> SealedWriter:
+        """Begin a file; use it as a context manager. It gets its name when the block ends well, or not at all."""
+        if file == MANIFEST or file in self._entries or file in self._open:
+            raise AlreadyExists(
+                f"The artifact {self.object} already has a file {file}.", object=self.object
+            )
+        place = Place(self.project, self.object, check_file_name(file))
+        new = self._folder.create(file)
+        try:
+            writer = _ArtifactFile(new, self._key, place, self)
+        except BaseException:
+            new.discard()
+            raise
+        self._open.add(file)
+        return writer
+
+    def write_json(self, file: str, value: object) -> None:
+        """Write a value as one JSON file; `InvalidInput` for what JSON cannot hold, such as NaN."""
+        try:
+            data = json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+        except (TypeError, ValueError) as error:
+            raise InvalidInput(
+                f"{file} of {self.object} cannot be written as JSON: {error}."
+            ) from error
+        with self.create(file) as writer:
+            writer.write(data)
+
+    def adopt(self, entries: Iterable[FileEntry]) -> None:
+        """Take in files that other writers of this artifact made; `AlreadyExists` when a file is there twice."""
+        for entry in entries:
+            if entry.file in self._entries or entry.file in self._open:
+                raise AlreadyExists(
+                    f"Two writers of the artifact {self.object} made a file {entry.file}.",
+                    object=self.object,
+                )
+            self._entries[check_file_name(entry.file)] = entry
+
+    def entries(self) -> list[FileEntry]:
+        """The finished files, those adopted included, by name."""
+        return [self._entries[file] for file in sorted(self._entries)]
+
+    def finish(self, extra: Mapping[str, Any] | None = None) -> bytes:
+        """Write the manifest, with which the artifact begins to exist; returns its bytes.
+
+        Files in the folder that are not part of the artifact, which a broken earlier attempt left, are deleted first.
+
+        Args:
+            extra: numbers and ids for readers; kept in the clear, so nothing that a user wrote.
+
+        Raises:
+            FailedPrecondition: a file is still open, has disappeared, or there is none at all.
+            LeaseLost: a newer epoch finished this artifact.
+        """
+        if self._open or not self._entries:
+            what = f"{', '.join(sorted(self._open))} still open" if self._open else "no files"
+            raise FailedPrecondition(f"The artifact {self.object} cannot be finished with {what}.")
+        self._check_epoch()
+        found = self._folder.list()
+        for entry in self.entries():
+            if found.get(entry.file) != entry.sealed_size:
+                raise FailedPrecondition(
+                    f"The file {entry.file} of the artifact {self.object} is not there whole; write it again."
+                )
+        for name in found:
+            if name not in self._entries and name != MANIFEST:
+                self._folder.remove(name)
+        manifest = self._manifest(dict(extra or {}))
+        new = self._folder.create(MANIFEST)
+        try:
+            with self._folder.guarded(MANIFEST):
+                _write_all(new, manifest)
+            new.commit()
+        except BaseException:
+            new.discard()
+            raise
+        return manifest
+
+    def finished(self, writer: _ArtifactFile, entry: FileEntry | None) -> None:
+        """A file was closed (with its entry) or given up; only the files themselves call this."""
+        self._open.discard(writer.place.file)
+        if entry is not None:
+            self._entries[entry.file] = entry
+
+    def _check_epoch(self) -> None:
+        try:
+            raw = _read_manifest(self._folder)
+            epoch = _parse_manifest(raw, self._key, self.project, self.object)["epoch"]
+        except (NotFound, Tampered):
+            # What is not an authentic manifest of this artifact has no epoch, and is replaced.
+            return
+        if epoch > self.epoch:
+            raise LeaseLost(
+                f"The artifact {self.object} was finished by epoch {epoch}; epoch {self.epoch} must stop.",
+                object=self.object,
+            )
+
+    def _manifest(self, extra: dict[str, Any]) -> bytes:
+        document: dict[str, Any] = {
+            "format": FORMAT,
+            "project": self.project,
+            "object": self.object,
+            "epoch": self.epoch,
+            "files": [entry.as_json() for entry in self.entries()],
+            "extra": extra,
+        }
+        return rfc8785.dumps({**document, "mac": _mac(document, self._key)})
+
+
+class _ArtifactFile(SealedWriter):
+    """A sealed file that takes its name when it is closed."""
+
+    def __init__(self, new: NewFile, key: bytes, place: Place, artifact: ArtifactWriter) -> None:
+        self._new = new
+        self._artifact = artifact
+        self._done = False
+        super().__init__(new.raw, key, place)
+
+    def close(self) -> None:
+        """Finish, make durable, rename, and enter the file in the artifact."""
+        if self._done:
+            return
+        try:
+            super().close()
+            self._new.commit()
+        except BaseException:
+            self.abort()
+            raise
+        self._done = True
+        entry = FileEntry(self.place.file, self.plain_size, self.sealed_size, self.tag)
+        self._artifact.finished(self, entry)
+
+    def abort(self) -> None:
+        """Drop the file."""
+        if self._done:
+            return
+        self._done = True
+        super().abort()
+        self._artifact.finished(self, None)
+        self._new.discard()
+
+
+class ArtifactReader:
+    """Reads one artifact, after its manifest and the list of its files were checked.
+
+    Args:
+        fs: an fsspec file system.
+        folder: path of the artifact's folder on it.
+        key: the data key of the artifact version.
+        project: id of the project that the caller expects.
+        object: id of the object that the caller expects.
+        digest: `manifest_digest` on record; None when any authentic manifest will do.
+
+    Raises:
+        NotFound: there is no manifest, so no complete artifact.
+        Tampered: the manifest or the list of files is not what was written, or a manifest on record is gone.
+        Stale: the manifest is authentic but not the one on record.
+    """
+
+    def __init__(
+        self,
+        fs: AbstractFileSystem,
+        folder: str,
+        key: bytes,
+        project: str,
+        object: str,
+        *,
+        digest: str | None = None,
+    ) -> None:
+        check_key(key)
+        self.project = project
+        self.object = object
+        self._folder = Folder(fs, folder)
+        self._key = key
+        try:
+            raw = _read_manifest(self._folder)
+        except NotFound as error:
+            if digest is None:
+                raise
+            raise _tampered(project, object, "its manifest is gone") from error
+        self.manifest: dict[str, Any] = _parse_manifest(raw, key, project, object)
+        self.digest = manifest_digest(raw)
+        if digest is not None and digest != self.digest:
+            raise Stale(
+                f"The artifact {object} of project {project} is intact but is not the version on record: the storage"
+                " was rolled back. Restore the recorded version from a backup.",
+                project=project,
+                object=object,
+            )
+        self._entries = {e.file: e for e in map(FileEntry.from_json, self.manifest["files"])}
+        self._check_folder()
+
+    @property
+    def epoch(self) -> int:
+        """Epoch of the job that wrote the artifact."""
+        return int(self.manifest["epoch"])
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        """What the writer gave to `finish`."""
+        return dict(self.manifest["extra"])
+
+    def files(self) -> list[str]:
+        """Names of the files, sorted."""
+        return sorted(self._entries)
+
+    def entry(self, file: str) -> FileEntry:
+        """Sizes and tag of a file; `NotFound` when the artifact has no such file."""
+        try:
+            return self._entries[file]
+        except KeyError as error:
+            raise NotFound(
+                f"The artifact {self.object} has no file {file}.", object=self.object
+            ) from error
+
+    def open(self, file: str) -> SealedReader:
+        """Open a file for reading from anywhere in it; use it as a context manager."""
+        entry = self.entry(file)
+        try:
+            raw = self._folder.open(file)
+        except NotFound as error:
+            raise _tampered(self.project, self.object, f"the file {file} is missing") from error
+        place = Place(self.project, self.object, file)
+        try:
+            return SealedReader(raw, self._key, place, expect_tag=entry.tag, closes_raw=True)
+        except BaseException:
+            raw.close()
+            raise
+
+    def read_bytes(self, file: str) -> bytes:
+        """The whole of a file."""
+        with self.open(file) as reader:
+            return reader.read()
+
+    def read_json(self, file: str) -> Any:  # noqa: ANN401  # whatever JSON holds
+        """The value of a JSON file."""
+        return json.loads(self.read_bytes(file))
+
+    def _check_folder(self) -> None:
+        found = {n: size for n, size in self._folder.list().items() if not PARTIAL.fullmatch(n)}
+        found.pop(MANIFEST, None)
+        for name, size in sorted(found.items()):
+            if name not in self._entries:
+                raise _tampered(self.project, self.object, f"it has a file too many, {name}")
+            if size != self._entries[name].sealed_size:
+                raise _tampered(self.project, self.object, f"the file {name} has another size")
+        missing = sorted(set(self._entries) - set(found))
+        if missing:
+            raise _tampered(self.project, self.object, f"the file {missing[0]} is missing")
+
+
+def _tampered(project: str, object: str, why: str) -> Tampered:
+    return Tampered(
+        f"The artifact {object} of project {project} is refused: {why}."
+        " Restore it from a backup or make it again.",
+        project=project,
+        object=object,
+    )
+
+
+def _mac(document: dict[str, Any], key: bytes) -> str:
+    return hmac_sha256(derive_key(key, MAC_PURPOSE), rfc8785.dumps(document)).hex()
+
+
+def _read_manifest(folder: Folder) -> bytes:
+    with folder.open(MANIFEST) as file:
+        # An unbuffered file may give less than it is asked for.
+        parts = []
+        left = LARGEST_MANIFEST + 1
+        while left and (part := file.read(left)):
+            parts.append(part)
+            left -= len(part)
+        return b"".join(parts)
+
+
+def _parse_manifest(raw: bytes, key: bytes, project: str, object: str) -> dict[str, Any]:
+    """The manifest, when it is canonical, authentic and of this artifact."""
+    try:
+        document = json.loads(raw)
+        if (
+            len(raw) > LARGEST_MANIFEST
+            or not isinstance(document, dict)
+            or rfc8785.dumps(document) != raw
+        ):
+            raise _tampered(project, object, "its manifest is not in canonical form")
+    except (ValueError, RecursionError) as error:
+        raise _tampered(project, object, "its manifest cannot be read") from error
+    mac = document.pop("mac", None)
+    if not isinstance(mac, str) or not equal(mac.encode(), _mac(document, key).encode()):
+        raise _tampered(project, object, "its manifest was changed, or belongs to another key")
+    if (document["format"], document["project"], document["object"]) != (FORMAT, project, object):
+        raise _tampered(project, object, "its manifest belongs to another artifact")
+    return document
+
+
+def _write_all(new: NewFile, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[new.raw.write(view) :]

@@ -1,0 +1,191 @@
+"""One folder of an object store, local or remote, in which a file appears whole or not at all.
+
+Rules kept here: a new file is written under a name of its own kind (`.<file>.<random>.partial`), made durable, and
+renamed; on a local file system that is fsync of the file, rename, fsync of the folder, and links are never followed.
+A full disk is one clear sentence.
+
+Called by `appliance.crypto.artifacts`. Knows nothing about keys: what it stores is sealed by its caller.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import secrets
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from fsspec import AbstractFileSystem
+
+from appliance.core.errors import Exhausted, InvalidInput, NotFound, Tampered
+from appliance.core.files import sync_dir
+
+PARTIAL = re.compile(r"\.[A-Za-z0-9._-]+\.[0-9a-f]{16}\.partial")
+FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+
+
+def check_file_name(file: str) -> str:
+    """The name itself; `InvalidInput` unless it is a plain name such as `model-00001-of-00002.safetensors`."""
+    if not FILE_NAME.fullmatch(file):
+        raise InvalidInput(
+            f"{file!r} cannot name a file of an artifact: use letters, digits, dots, underscores and hyphens."
+        )
+    return file
+
+
+class NewFile:
+    """A file on its way: write to `raw`, then `commit` or `discard`."""
+
+    def __init__(self, folder: Folder, file: str, raw: BinaryIO, partial: str) -> None:
+        self.raw = raw
+        self._folder = folder
+        self._file = file
+        self._partial = partial
+
+    def commit(self) -> None:
+        """Make it durable and give it its name, replacing an older file of that name in one step."""
+        with self._folder.guarded(self._file):
+            self._folder.publish(self.raw, self._partial, self._file)
+
+    def discard(self) -> None:
+        """Drop it."""
+        with contextlib.suppress(OSError):
+            self.raw.close()
+        self._folder.remove(self._partial)
+
+
+class Folder:
+    """A folder of a file system.
+
+    Args:
+        fs: where it is.
+        path: of the folder on `fs`; a local one may begin with `file://`.
+    """
+
+    def __init__(self, fs: AbstractFileSystem, path: str) -> None:
+        protocols = (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)
+        self._fs = fs
+        self._path = path.rstrip("/")
+        self._local = Path(path.removeprefix("file://")) if "file" in protocols else None
+        if self._local is not None and not self._local.is_absolute():
+            raise InvalidInput(f"{path} is not an absolute path; give the folder from the root on.")
+
+    def __str__(self) -> str:
+        """The path."""
+        return self._path
+
+    @contextlib.contextmanager
+    def guarded(self, file: str) -> Iterator[None]:
+        """Turn a full disk into `Exhausted`."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+                raise
+            raise Exhausted(
+                f"No space is left for {file} in {self}. Free some space, then repeat.",
+                path=str(self),
+            ) from error
+
+    def create(self, file: str) -> NewFile:
+        """Begin a file; the folder and those above it are made when they are missing."""
+        partial = f".{check_file_name(file)}.{secrets.token_hex(8)}.partial"
+        with self.guarded(file):
+            if self._local is None:
+                self._fs.makedirs(self._path, exist_ok=True)
+                return NewFile(self, file, self._fs.open(self._full(partial), "wb"), partial)
+            _make_durable_dir(self._local)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            descriptor = os.open(self._local / partial, flags, 0o600)
+            return NewFile(self, file, os.fdopen(descriptor, "wb", buffering=0), partial)
+
+    def publish(self, raw: BinaryIO, partial: str, file: str) -> None:
+        """Close `raw` and rename its file; only `NewFile.commit` calls this."""
+        if self._local is None:
+            raw.close()
+            self._fs.mv(self._full(partial), self._full(file))
+            return
+        os.fsync(raw.fileno())
+        raw.close()
+        (self._local / partial).replace(self._local / file)
+        sync_dir(self._local)
+
+    def list(self) -> dict[str, int | None]:
+        """Every name in the folder with its size in bytes, or None for what is no plain file; empty without a folder."""
+        if self._local is not None:
+            return self._list_local(self._local)
+        self._fs.invalidate_cache(self._path)
+        try:
+            found = self._fs.ls(self._path, detail=True)
+        except FileNotFoundError:
+            return {}
+        own = self._path.strip("/")
+        return {
+            entry["name"].rstrip("/").rpartition("/")[2]: entry["size"]
+            if entry["type"] == "file"
+            else None
+            for entry in found
+            if entry["name"].strip("/") != own
+        }
+
+    def open(self, file: str) -> BinaryIO:
+        """Open for reading, unbuffered when local; the caller closes it.
+
+        Raises:
+            NotFound: there is no such file.
+            Tampered: there is something else than a plain file.
+        """
+        try:
+            if self._local is None:
+                remote: BinaryIO = self._fs.open(self._full(file), "rb")
+                return remote
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+            descriptor = os.open(self._local / file, flags)
+        except FileNotFoundError as error:
+            raise NotFound(f"There is no {file} in {self}.", path=f"{self}/{file}") from error
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+            raise Tampered(
+                f"{file} in {self} is a link. Put the file itself there.", object=file
+            ) from error
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise Tampered(f"{file} in {self} is not a plain file.", object=file)
+        return os.fdopen(descriptor, "rb", buffering=0)
+
+    def remove(self, file: str) -> None:
+        """Delete a file, if it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            if self._local is None:
+                self._fs.rm_file(self._full(file))
+            else:
+                (self._local / file).unlink()
+
+    def _full(self, name: str) -> str:
+        return f"{self._path}/{name}"
+
+    @staticmethod
+    def _list_local(path: Path) -> dict[str, int | None]:
+        try:
+            with os.scandir(path) as found:
+                return {
+                    entry.name: entry.stat(follow_symlinks=False).st_size
+                    if entry.is_file(follow_symlinks=False)
+                    else None
+                    for entry in found
+                }
+        except FileNotFoundError:
+            return {}
+
+
+def _make_durable_dir(path: Path) -> None:
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    for folder in reversed(missing):
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+        sync_dir(folder.parent)

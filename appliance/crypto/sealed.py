@@ -1,0 +1,414 @@
+"""Sealed files and sealed values: everything the appliance stores outside its processes goes through here.
+
+A sealed file is `SLE1 | header length (4 bytes, big endian) | header | FLOE stream`. The header is RFC 8785 JSON
+`{"file", "object", "project"}`, its SHA-256 the associated data of the stream. A sealed value (a database column, a
+wrapped key) is the byte 1 and a FLOE stream whose associated data is RFC 8785 JSON of what it belongs to.
+
+The attack: somebody can read and write the storage. They copy, edit, cut, extend, swap, join or roll back files and
+rows. Rules kept here:
+* the *reader* says which place it expects. The header of the file is compared with it, never believed or parsed;
+* opening proves key and place before a segment is read, and proves the last segment, hence the size, before any read;
+* no byte of a segment that fails its check reaches the caller: the target holds zeros instead;
+* a file whose writer did not close has no last segment and cannot be opened;
+* `expect_tag` pins one writing of a file: an older authentic one is `Stale`.
+
+Called by `appliance.crypto.artifacts` for files, by `appliance.crypto.keys` and the store for values.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, BinaryIO, Self
+
+import rfc8785
+
+from appliance.core.errors import FailedPrecondition, InvalidInput, Stale, Tampered
+from appliance.crypto.floe import (
+    HEADER_SIZE,
+    OVERHEAD,
+    SEGMENT_SIZE,
+    Geometry,
+    Parameters,
+    Stream,
+    floe_decrypt,
+    floe_encrypt,
+)
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer, WriteableBuffer
+
+MAGIC = b"SLE1"
+LENGTH_SIZE = 4
+FIELD_VERSION = b"\x01"
+FIELD_SEGMENT = 1 << 16
+PEEK_SIZE = 8192
+LARGEST_HEADER = 4096
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a ciphertext belongs. The reader supplies the place it expects, and a file of another place is refused."""
+
+    project: str
+    object: str
+    file: str
+
+    def __str__(self) -> str:
+        """For messages."""
+        return f"file {self.file} of object {self.object} in project {self.project}"
+
+    def prefix(self) -> bytes:
+        """What a sealed file of this place begins with: magic, header length, header."""
+        header = rfc8785.dumps({"file": self.file, "object": self.object, "project": self.project})
+        if len(header) > LARGEST_HEADER or not (self.project and self.object and self.file):
+            raise InvalidInput(
+                "A place needs a project, an object and a file, and short names for them."
+            )
+        return MAGIC + len(header).to_bytes(LENGTH_SIZE, "big") + header
+
+    def aad(self) -> bytes:
+        """The associated data of the stream: SHA-256 of the header."""
+        return hashlib.sha256(self.prefix()[len(MAGIC) + LENGTH_SIZE :]).digest()
+
+    def tampered(self, why: Tampered | str) -> Tampered:
+        """The error that names this place."""
+        return Tampered(
+            f"The {self} is refused: {why}. Restore it from a backup or make the object again.",
+            project=self.project,
+            object=self.object,
+            file=self.file,
+        )
+
+
+class SealedWriter:
+    """Encrypts a file while it is written; memory: two segments, whatever the size of the file.
+
+    Leaving a `with` block closes it; leaving by an exception aborts it, and what was written can never be opened.
+    The writer does not close `raw`.
+
+    Args:
+        raw: a writable binary file, at the position where the sealed file begins.
+        key: 32 bytes.
+        place: where the file belongs.
+        segment_size: bytes of a sealed segment.
+
+    After `close`: `plain_size` and `sealed_size` in bytes, and `tag`, which names this writing of the file (hex).
+    """
+
+    def __init__(
+        self, raw: BinaryIO, key: bytes, place: Place, *, segment_size: int = SEGMENT_SIZE
+    ) -> None:
+        self.place = place
+        self.plain_size = 0
+        self.sealed_size = 0
+        self._raw = raw
+        self._stream = Stream.create(key, place.aad(), Parameters(segment_size))
+        self.tag = self._stream.tag.hex()
+        self._step = self._stream.parameters.plain_segment
+        self._held = bytearray()
+        self._sealed = memoryview(bytearray())
+        self._position = 0
+        self._closed = False
+        self._whole = True
+        self._put(place.prefix() + self._stream.header)
+
+    def write(self, data: ReadableBuffer) -> int:
+        """Append bytes (any contiguous buffer); returns how many, which is always all of them."""
+        if self._closed:
+            raise FailedPrecondition(
+                f"The {self.place} is closed; nothing more can be written to it."
+            )
+        view = memoryview(data)
+        if view.nbytes == 0:
+            return 0
+        view = view.cast("B")
+        size = len(view)
+        # A full segment waits until more follows, because the last segment is marked as the last.
+        while view:
+            if len(self._held) == self._step:
+                self._emit(self._held, last=False)
+                self._held.clear()
+            if not self._held and len(view) > self._step:
+                piece, view = view[: self._step], view[self._step :]
+                self._emit(piece, last=False)
+            else:
+                room = self._step - len(self._held)
+                self._held += view[:room]
+                view = view[room:]
+        self.plain_size += size
+        return size
+
+    def close(self) -> None:
+        """Write the last segment; without it the file cannot be opened. A second call does nothing.
+
+        Raises:
+            FailedPrecondition: an earlier write failed, so the file is not whole.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        if not self._whole:
+            raise FailedPrecondition(f"The {self.place} was not written whole; write it again.")
+        self._emit(self._held, last=True)
+        self._held.clear()
+
+    def abort(self) -> None:
+        """Stop without a last segment. A second call, or one after `close`, does nothing."""
+        self._closed = True
+        self._held.clear()
+
+    def __enter__(self) -> Self:
+        """The writer itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close, or abort when the block failed."""
+        if kind is None:
+            self.close()
+        else:
+            self.abort()
+
+    def _emit(self, plain: bytearray | memoryview, *, last: bool) -> None:
+        length = len(plain) + OVERHEAD
+        if len(self._sealed) < length:
+            self._sealed = memoryview(bytearray(length))
+        out = self._sealed[:length]
+        self._stream.seal_into(self._position, last, plain, out)
+        self._position += 1
+        self._put(out)
+
+    def _put(self, data: bytes | memoryview) -> None:
+        self._whole = False
+        view = memoryview(data)
+        while view:
+            # An unbuffered file may take less than it is given.
+            written = self._raw.write(view)
+            self.sealed_size += written
+            view = view[written:]
+        self._whole = True
+
+
+class SealedReader(io.RawIOBase):
+    """Reads a sealed file from anywhere in it; memory: two segments. Not for use by several threads at once.
+
+    Reading whole segments decrypts straight into the caller's buffer. For many small reads wrap it in
+    `io.BufferedReader`; iterating over lines is quick as it is.
+
+    Args:
+        raw: a readable, seekable binary file that holds the sealed file and nothing else.
+        key: 32 bytes.
+        place: where the caller believes the file to be.
+        expect_tag: the `tag` of the writing that is expected; None when any authentic one will do.
+        closes_raw: close `raw` together with the reader.
+
+    Raises:
+        Tampered: it is not an intact sealed file of this place and key; names project, object and file.
+        Stale: it is intact, but not the writing that `expect_tag` names.
+    """
+
+    def __init__(
+        self,
+        raw: BinaryIO,
+        key: bytes,
+        place: Place,
+        *,
+        expect_tag: str | None = None,
+        closes_raw: bool = False,
+    ) -> None:
+        super().__init__()
+        self.place = place
+        self._raw = raw
+        self._closes_raw = closes_raw
+        self._offset = 0
+        end = raw.seek(0, io.SEEK_END)
+        raw.seek(0)
+        self._stream = self._open_header(key)
+        self._check_tag(expect_tag)
+        self._body = len(place.prefix()) + HEADER_SIZE
+        self._step = self._stream.parameters.plain_segment
+        try:
+            self._geometry = Geometry(self._stream.parameters.segment_size, end - self._body)
+        except Tampered as error:
+            raise place.tampered(error) from error
+        largest = self._geometry.span(0)[1]
+        self._sealed = memoryview(bytearray(largest))
+        self._plain = memoryview(bytearray(largest - OVERHEAD))
+        self._cached = -1
+        # The last segment proves that nothing was cut off, so `size` can be trusted from here on.
+        self._load(self._geometry.count - 1)
+
+    @property
+    def size(self) -> int:
+        """Bytes of plaintext, authenticated."""
+        return self._geometry.plain_size
+
+    @property
+    def tag(self) -> str:
+        """Names this writing of the file (hex of the FLOE header tag)."""
+        return self._stream.tag.hex()
+
+    def readable(self) -> bool:
+        """Always true."""
+        return True
+
+    def seekable(self) -> bool:
+        """Always true."""
+        return True
+
+    def tell(self) -> int:
+        """Position in the plaintext, in bytes."""
+        return self._offset
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        """Move to a position in the plaintext; it may lie behind the end."""
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._offset, io.SEEK_END: self.size}.get(whence)
+        if start is None or start + offset < 0:
+            raise InvalidInput(f"Cannot seek to {offset} from {whence} in the {self.place}.")
+        self._offset = start + offset
+        return self._offset
+
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
+        """Fill the buffer, or as much of it as there is; returns the number of bytes, 0 at the end."""
+        view = memoryview(buffer)
+        view = view.cast("B") if view.nbytes else memoryview(bytearray())
+        view = view[: max(0, self.size - self._offset)]
+        size = len(view)
+        while view:
+            index, skip = divmod(self._offset, self._step)
+            length = self._geometry.span(index)[1] - OVERHEAD
+            if skip == 0 and len(view) >= length and index != self._cached:
+                taken = length
+                self._decrypt(index, view[:taken])
+            else:
+                self._load(index)
+                taken = min(length - skip, len(view))
+                view[:taken] = self._plain[skip : skip + taken]
+            self._offset += taken
+            view = view[taken:]
+        return size
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Up to `size` bytes; everything that is left when `size` is negative or None."""
+        left = max(0, self.size - self._offset)
+        wanted = bytearray(left if size is None or size < 0 else min(size, left))
+        self.readinto(wanted)
+        return bytes(wanted)
+
+    def readall(self) -> bytes:
+        """Everything that is left."""
+        return self.read(-1)
+
+    def peek(self, _size: int = 0, /) -> bytes:
+        """Some bytes at the position without moving; the interpreter's `readline` uses it."""
+        offset = self._offset
+        data = self.read(min(PEEK_SIZE, self._step - offset % self._step))
+        self._offset = offset
+        return data
+
+    def close(self) -> None:
+        """Forget the plaintext that is held; a second call does nothing."""
+        if not self.closed and self._closes_raw:
+            self._raw.close()
+        super().close()
+
+    def _open_header(self, key: bytes) -> Stream:
+        prefix = self.place.prefix()
+        found = self._raw.read(len(prefix))
+        if found[: len(MAGIC)] != MAGIC:
+            raise self.place.tampered("it is not a sealed file")
+        if found != prefix:
+            raise self.place.tampered("it was sealed for another place, or its header was changed")
+        try:
+            return Stream.open(key, self.place.aad(), self._raw.read(HEADER_SIZE))
+        except Tampered as error:
+            raise self.place.tampered(error) from error
+
+    def _check_tag(self, expected: str | None) -> None:
+        if expected is None or hmac.compare_digest(expected, self.tag):
+            return
+        raise Stale(
+            f"The {self.place} is intact but is not the version on record: the storage was rolled back or files"
+            " were mixed. Restore the recorded version from a backup.",
+            project=self.place.project,
+            object=self.place.object,
+            file=self.place.file,
+        )
+
+    def _load(self, index: int) -> None:
+        """Have segment `index` decrypted in the private buffer."""
+        if index == self._cached:
+            return
+        self._cached = -1
+        self._decrypt(index, self._plain[: self._geometry.span(index)[1] - OVERHEAD])
+        self._cached = index
+
+    def _decrypt(self, index: int, out: memoryview) -> None:
+        offset, length = self._geometry.span(index)
+        segment = self._sealed[:length]
+        self._raw.seek(self._body + offset)
+        if self._fill(segment) != length:
+            raise self.place.tampered("it was cut short while it was read")
+        try:
+            self._stream.open_into(index, index == self._geometry.count - 1, segment, out)
+        except Tampered as error:
+            raise self.place.tampered(error) from error
+
+    def _fill(self, target: memoryview) -> int:
+        filled = 0
+        while filled < len(target):
+            count = self._raw.readinto(target[filled:])  # type: ignore[attr-defined]  # every binary file has it; typing.BinaryIO forgot
+            if not count:
+                break
+            filled += count
+        return filled
+
+
+def seal_bytes(data: bytes, key: bytes, place: Place) -> bytes:
+    """A whole sealed file in memory."""
+    raw = io.BytesIO()
+    with SealedWriter(raw, key, place) as writer:
+        writer.write(data)
+    return raw.getvalue()
+
+
+def open_bytes(blob: bytes, key: bytes, place: Place) -> bytes:
+    """The plaintext of a whole sealed file in memory; raises as `SealedReader` does."""
+    with SealedReader(io.BytesIO(blob), key, place) as reader:
+        return reader.read()
+
+
+def seal_field(data: bytes, key: bytes, aad: Mapping[str, str | int]) -> bytes:
+    """Seal a small value, such as a database column, so that it opens only where it belongs.
+
+    Args:
+        data: the value.
+        key: 32 bytes; may seal any number of values, since each has its own derived keys.
+        aad: what the value belongs to, for instance table, row, column and version; JSON values.
+    """
+    return FIELD_VERSION + floe_encrypt(
+        key, rfc8785.dumps(dict(aad)), data, segment_size=FIELD_SEGMENT
+    )
+
+
+def open_field(blob: bytes, key: bytes, aad: Mapping[str, str | int]) -> bytes:
+    """Open what `seal_field` made; `Tampered` when it was changed, moved to another place or sealed by another key."""
+    try:
+        if blob[:1] != FIELD_VERSION:
+            raise Tampered("it is not a sealed value")
+        return floe_decrypt(key, rfc8785.dumps(dict(aad)), blob[1:])
+    except Tampered as error:
+        where = ", ".join(f"{name} {value}" for name, value in sorted(aad.items()))
+        raise Tampered(
+            f"The sealed value of {where} is refused: {error}. Restore it from a backup.",
+            object=where,
+        ) from error
