@@ -119,7 +119,7 @@ class _Reader:
             return self.path.parent / value
         if hint is float and type(value) is int:
             return float(value)
-        # `type(...) is`, because True is an int to isinstance and `port = true` must not mean port 1.
+        # `type(...) is`: True is an int to isinstance, and `port = true` must not mean port 1.
         if type(value) is not hint:
             raise self.wrong(at, f"must be {_WORDS[hint]}, not {value!r}")
         return value

@@ -20,13 +20,13 @@ from typing import ClassVar
 
 
 class ApplianceError(Exception):
-    """What went wrong, for a program (`code`, `reason`, `metadata`, `fields`) and for a person (`message`).
+    """What went wrong: `code`, `reason`, `metadata` for a program, `message` for a person.
 
     Args:
         message: one sentence or two that say what is wrong and what to do next.
         fields: path of a request's field -> what is wrong with it.
         retry_after: seconds after which the same call may succeed; None when waiting does not help.
-        metadata: further facts for a program, such as `object="projects/p/models/m"`; values become text.
+        metadata: facts for a program, such as `object="projects/p/models/m"`; values become text.
     """
 
     code: ClassVar[str] = "INTERNAL"

@@ -73,10 +73,9 @@ def write_durably(path: Path, data: bytes, mode: int = 0o600) -> None:
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
-            os.rename(temporary, path)
+            temporary.rename(path)
         except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
+            temporary.unlink(missing_ok=True)
             raise
         sync_dir(path.parent)
 
@@ -100,9 +99,12 @@ def read_secret(path: Path) -> bytes:
                 f"{path} is a symbolic link: put the file itself there", path=path
             ) from error
         raise
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         _check_private(path, os.fstat(descriptor))
-        return file.read()
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(descriptor)
 
 
 def _check_private(path: Path, found: os.stat_result) -> None:

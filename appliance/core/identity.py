@@ -107,7 +107,8 @@ def parse_name(name: str) -> Principal:
         if slash and kind.collection == collection and kind is not PrincipalKind.ANONYMOUS:
             return Principal(kind, identifier)
     raise InvalidInput(
-        f"{shown(name)} names no caller: use users/{{user}}, serviceAccounts/{{service_account}} or nodes/{{node}}"
+        f"{shown(name)} names no caller: use users/{{user}}, "
+        "serviceAccounts/{service_account} or nodes/{node}"
     )
 
 

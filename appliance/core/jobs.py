@@ -69,7 +69,7 @@ def move(before: JobState, after: JobState) -> JobState:
 
 @dataclass(frozen=True)
 class Lease:
-    """Node `node` may act for `work` under `epoch` until `expires` (seconds on a monotonic clock)."""
+    """Node `node` may act for `work` under `epoch` until `expires` (seconds, monotonic)."""
 
     work: str
     epoch: int
@@ -109,5 +109,5 @@ def renew(lease: Lease, epoch: int, node: str, now: float, seconds: float) -> Le
 
 
 def stop_time(renewed_at: float, seconds: float) -> float:
-    """When a holder that renewed at `renewed_at` (its own clock) and hears nothing must have stopped."""
+    """When a holder that renewed at `renewed_at` (own clock) and hears nothing has stopped."""
     return renewed_at + seconds * STOP_AT

@@ -65,7 +65,7 @@ class JsonLines(logging.Formatter):
 
 
 def configure(process: str, stream: TextIO | None = None, level: int = logging.INFO) -> None:
-    """Send every log record and every warning of this process to `stream` (standard error) as JSON lines."""
+    """Send all log records and warnings of this process to `stream` (standard error) as JSON."""
     handler = logging.StreamHandler(stream)
     handler.setFormatter(JsonLines(process))
     root = logging.getLogger()

@@ -32,11 +32,9 @@ PATTERNS: dict[str, str] = {
     "dataset": "projects/{project}/datasets/{dataset}",
     "datasetVersion": "projects/{project}/datasets/{dataset}/versions/{version}",
     "tokenizer": "projects/{project}/tokenizers/{tokenizer}",
-    "tokenizerVersion": "projects/{project}/tokenizers/{tokenizer}/versions/{version}",
     "model": "projects/{project}/models/{model}",
     "modelVersion": "projects/{project}/models/{model}/versions/{version}",
     "job": "projects/{project}/jobs/{job}",
-    "report": "projects/{project}/reports/{report}",
     "endpoint": "projects/{project}/endpoints/{endpoint}",
     "replica": "projects/{project}/endpoints/{endpoint}/replicas/{replica}",
 }
@@ -225,11 +223,6 @@ def tokenizer(project_id: str, tokenizer_id: str) -> str:
     return str(Name.of("tokenizer", project_id, tokenizer_id))
 
 
-def tokenizer_version(project_id: str, tokenizer_id: str, version: int | str) -> str:
-    """`projects/{project}/tokenizers/{tokenizer}/versions/{version}`; versions count from 1."""
-    return str(Name.of("tokenizerVersion", project_id, tokenizer_id, str(version)))
-
-
 def model(project_id: str, model_id: str) -> str:
     """`projects/{project}/models/{model}`."""
     return str(Name.of("model", project_id, model_id))
@@ -243,11 +236,6 @@ def model_version(project_id: str, model_id: str, version: int | str) -> str:
 def job(project_id: str, job_id: str) -> str:
     """`projects/{project}/jobs/{job}`."""
     return str(Name.of("job", project_id, job_id))
-
-
-def report(project_id: str, report_id: str) -> str:
-    """`projects/{project}/reports/{report}`."""
-    return str(Name.of("report", project_id, report_id))
 
 
 def endpoint(project_id: str, endpoint_id: str) -> str:

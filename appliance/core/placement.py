@@ -142,7 +142,8 @@ def check_feasible(demand: Demand, nodes: Sequence[NodeCapacity]) -> None:
     largest = max(node.memory_total for node in empty)
     raise FailedPrecondition(
         f"the job needs {_needs(demand)}, but all nodes together can hold {most} of them when idle "
-        f"(the largest node has {largest / _GIB:.1f} GiB): ask for fewer ranks or less memory, or add a node",
+        f"(the largest node has {largest / _GIB:.1f} GiB): ask for fewer ranks or less memory, "
+        "or add a node",
         needed=demand.ranks,
         possible=most,
     )
