@@ -8,7 +8,7 @@ FIND_LINKS := $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)")
 PROTOS := $(shell find proto -name '*.proto')
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo test check bench lab attacks proto locks clean
+.PHONY: help setup demo test check bench lab attacks journeys proto locks clean
 
 help:  ## List what there is to do.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -26,6 +26,33 @@ $(STAMP): deploy/locks/uv.txt deploy/locks/dev.txt pyproject.toml
 proto: $(STAMP)  ## Generate appliance/api from proto/.
 	find appliance/api -name '*_pb2*' -delete
 	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=. --pyi_out=. --grpc_python_out=. $(PROTOS)
+
+check: $(STAMP)  ## Format, lint, types, import contracts, protos fresh.
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/buf lint proto
+	$(BIN)/buf format --exit-code --diff proto
+	$(BIN)/python deploy/checks/protos_fresh.py
+
+test: $(STAMP)  ## Every test that fits in 25 minutes on two cores.
+	$(BIN)/python -m pytest
+
+attacks: $(STAMP)  ## One attack per guard.
+	$(BIN)/python -m pytest -m attack
+
+journeys: $(STAMP)  ## The whole system, as its users drive it.
+	$(BIN)/python -m pytest tests/journeys --run-journeys
+
+demo: $(STAMP)  ## Raw text to a served model on this machine, with every step shown. KEEP=1 leaves it running.
+	$(BIN)/python -m deploy.demo $(if $(KEEP),--keep)
+
+bench: $(STAMP)  ## Measured claims, each against its alternative in the same run; JSON in build/bench/.
+	$(BIN)/python -m bench
+
+lab: $(STAMP)  ## Throw-away servers: Ansible converges, agents join, a job crosses two servers.
+	ansible/lab/run.sh
 
 LOCK = $(BIN)/uv pip compile --quiet --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--no-emit-find-links --no-annotate --no-header $(FIND_LINKS) --override deploy/locks/overrides.txt pyproject.toml
