@@ -1,0 +1,67 @@
+"""What all servicers share: how an RPC reaches its service, and how a stream follows a resource.
+
+A servicer is `class <Noun>Rpc(Servicer, <Noun>ServiceServicer)` in `rpc/<noun>.py`; each method
+only translates:
+
+    async def GetUser(self, request, context):
+        return await self._run(self._service.get, self.caller, request.name)
+
+Rules kept here:
+* services are synchronous and run in a pool of threads, so a slow disk never stops the event loop;
+* permissions, audit and errors are the gate's business; a servicer has no `try` and no `abort`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Executor
+from typing import TypeVar
+
+from appliance.control.events import Events
+from appliance.control.services.caller import Caller, current_caller
+
+T = TypeVar("T")
+
+LOOK_AGAIN = 15.0
+"""Seconds after which a watcher reads the state again even if nobody woke it."""
+
+
+class Servicer:
+    """Base of every servicer.
+
+    Args:
+        pool: threads the services run in; shared by all servicers.
+        events: wake-ups for Watch streams.
+    """
+
+    def __init__(self, pool: Executor, events: Events) -> None:
+        self._pool = pool
+        self._events = events
+
+    @property
+    def caller(self) -> Caller:
+        """Who makes the call being served."""
+        return current_caller()
+
+    async def _run(self, function: Callable[..., T], *arguments: object) -> T:
+        """Call a synchronous service method in the pool, in the context of this request."""
+        call = functools.partial(contextvars.copy_context().run, function, *arguments)
+        return await asyncio.get_running_loop().run_in_executor(self._pool, call)
+
+    async def _follow(
+        self, topic: str, read: Callable[[], T], ended: Callable[[T], bool]
+    ) -> AsyncIterator[T]:
+        """What `read` returns now and each time it is different, until `ended` says so."""
+        last: T | None = None
+        with self._events.watch(topic) as watch:
+            while True:
+                value = await self._run(read)
+                if value != last:
+                    yield value
+                    last = value
+                if ended(value):
+                    return
+                await watch.wait(LOOK_AGAIN)
