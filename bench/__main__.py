@@ -1,0 +1,22 @@
+"""Run every bench, or the ones named: `python -m bench sealed_load`."""
+
+import importlib
+import sys
+
+BENCHES = ("sealed_load", "gateway_relay", "hybrid_trainer")
+
+
+def main() -> int:
+    """Run the named benches in order; 2 for an unknown name."""
+    names = sys.argv[1:] or BENCHES
+    unknown = sorted(set(names) - set(BENCHES))
+    if unknown:
+        print(f"no bench named {', '.join(unknown)}; there are: {', '.join(BENCHES)}")
+        return 2
+    for name in names:
+        importlib.import_module(f"bench.{name}").main()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

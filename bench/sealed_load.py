@@ -1,0 +1,64 @@
+"""Opening a sealed file against reading the same bytes plain: what does encryption at rest cost?
+
+Both fill the same reused memory from files in the page cache, as loading weights into parameters does.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from appliance.crypto.keys import new_key
+from appliance.crypto.sealed import Place, SealedReader, SealedWriter
+from bench.measure import Contender, compare, timed
+
+SIZE = 256 << 20
+PLACE = Place(project="bench", object="object", file="weights")
+
+
+def main() -> None:
+    """Write 256 MiB plain and sealed, then load both in turn."""
+    target = memoryview(bytearray(SIZE))
+    key = new_key()
+    with tempfile.TemporaryDirectory() as scratch:
+        plain, sealed = Path(scratch) / "plain", Path(scratch) / "sealed"
+        data = os.urandom(SIZE)
+        plain.write_bytes(data)
+        with sealed.open("wb") as raw, SealedWriter(raw, key, PLACE) as writer:
+            writer.write(data)
+        del data
+
+        def load_sealed() -> None:
+            with sealed.open("rb") as raw:
+                _fill(SealedReader(raw, key, PLACE), target)
+
+        def load_plain() -> None:
+            with plain.open("rb", buffering=0) as raw:
+                _fill(raw, target)
+
+        def load_plain_copy() -> None:
+            plain.read_bytes()
+
+        gigabytes = SIZE / 1e9
+        compare(
+            "sealed_load",
+            "GB/s",
+            Contender("sealed, into memory", timed(load_sealed, gigabytes)),
+            Contender("plain readinto, same memory", timed(load_plain, gigabytes)),
+            Contender("plain read() into fresh memory", timed(load_plain_copy, gigabytes)),
+        )
+
+
+def _fill(source: object, target: memoryview) -> None:
+    done = 0
+    while done < len(target):
+        count = source.readinto(target[done:])  # type: ignore[attr-defined]  # both are raw readers
+        if not count:
+            message = f"the file ended at {done} of {len(target)} bytes"
+            raise SystemExit(message)
+        done += count
+
+
+if __name__ == "__main__":
+    main()
