@@ -1,0 +1,211 @@
+"""The state database: one writer, many readers, and no acknowledged change is lost.
+
+Rules kept here:
+* SQLite in WAL with `synchronous=FULL`, foreign keys on, schema not trusted, cell sizes checked,
+  file mode 0600;
+* SQLite below 3.51.3 is refused: in WAL mode it can corrupt the file (the WAL-reset bug);
+* a write transaction begins with BEGIN IMMEDIATE under one lock, so it never fails half-way for
+  want of the lock;
+* every committed write raises `meta.generation` by one; with a witness it also stores the audit
+  log's head;
+* callbacks run after the commit, in the committing thread, and never inside a transaction;
+* a reading connection cannot write (`query_only`).
+
+Services are synchronous and run in threads; no network call belongs inside a transaction. Called by
+`auth`, `services`, `scheduler` and the composition root.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from pysqlite3 import dbapi2 as sqlite
+from sqlalchemy import Connection, Engine, Executable, Row, create_engine, event, update
+from sqlalchemy.engine import URL, CursorResult
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from appliance.control.store import tables
+from appliance.core.errors import Exhausted, FailedPrecondition, Unavailable
+
+OLDEST_SQLITE = (3, 51, 3)
+BUSY_SECONDS = 30
+READERS = 8
+_FULL_DISK = "database or disk is full"
+_logger = logging.getLogger(__name__)
+
+Witness = Callable[[], tuple[int, bytes]]
+
+
+class Reading:
+    """A consistent view of the state. Rows are SQLAlchemy rows: `row.id`, `row._mapping`."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def all(self, statement: Executable) -> list[Row[Any]]:
+        """Every row of a SELECT."""
+        return list(self._connection.execute(statement))
+
+    def first(self, statement: Executable) -> Row[Any] | None:
+        """The first row of a SELECT, or None."""
+        return self._connection.execute(statement).first()
+
+    def value(self, statement: Executable) -> Any:  # noqa: ANN401 - a column of any type
+        """First column of the first row, or None."""
+        return self._connection.execute(statement).scalar()
+
+
+class Transaction(Reading):
+    """A write transaction: all of it, or nothing."""
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__(connection)
+        self._callbacks: list[Callable[[], None]] = []
+
+    def run(self, statement: Executable) -> int:
+        """Execute an INSERT, UPDATE or DELETE; the number of rows it changed.
+
+        Raises `sqlalchemy.exc.IntegrityError` when a constraint forbids it.
+        """
+        result: CursorResult[Any] = self._connection.execute(statement)  # type: ignore[assignment]  # DML
+        return result.rowcount
+
+    def after_commit(self, callback: Callable[[], None]) -> None:
+        """Call `callback` once the transaction is durable; not at all when it is rolled back."""
+        self._callbacks.append(callback)
+
+    def change_policy(self) -> int:
+        """Raise `meta.policy_version` because who may do what changes here; the new version."""
+        version = tables.meta.c.policy_version
+        self.run(update(tables.meta).values(policy_version=version + 1))
+        return int(self.value(tables.meta.select().with_only_columns(version)))
+
+
+class Database:
+    """The open state database.
+
+    Args:
+        path: of the SQLite file; its folder exists and is private.
+        witness: gives the size and root of the audit log, stored with each commit.
+    """
+
+    def __init__(self, path: Path, *, witness: Witness | None = None) -> None:
+        _check_version(sqlite.sqlite_version_info)
+        _create_private(path)
+        self.path = path
+        self._witness = witness
+        self._lock = threading.Lock()
+        self._writer = _engine(path, pool_size=1, read_only=False)
+        self._reader = _engine(path, pool_size=READERS, read_only=True)
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[Reading]:
+        """A consistent view that no later write changes."""
+        with _clear_errors(self.path), self._reader.connect() as connection, connection.begin():
+            yield Reading(connection)
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[Transaction]:
+        """The one write transaction; others wait. Leaving it commits, an exception rolls back.
+
+        Raises:
+            Exhausted: the disk is full; nothing changed.
+            Unavailable: the file cannot be written; nothing changed.
+        """
+        with _clear_errors(self.path):
+            with self._lock, self._writer.connect() as connection, connection.begin():
+                transaction = Transaction(connection)
+                yield transaction
+                self._count(transaction)
+            for callback in transaction._callbacks:  # noqa: SLF001 - the two classes are one unit
+                _call(callback)
+
+    def _count(self, transaction: Transaction) -> None:
+        values: dict[Any, Any] = {tables.meta.c.generation: tables.meta.c.generation + 1}
+        if self._witness is not None:
+            values[tables.meta.c.audit_size], values[tables.meta.c.audit_root] = self._witness()
+        transaction.run(update(tables.meta).values(values))
+
+    def migrator(self) -> Engine:
+        """The writing engine, for `appliance.control.store.migrate` alone."""
+        return self._writer
+
+    def close(self) -> None:
+        """Close every connection. No transaction may be open."""
+        self._reader.dispose()
+        self._writer.dispose()
+
+
+def _call(callback: Callable[[], None]) -> None:
+    try:
+        callback()
+    except Exception:
+        # The change is durable; what wanted to hear of it must not make it look failed.
+        _logger.exception("a callback after a commit failed")
+
+
+def _check_version(version: tuple[int, ...]) -> None:
+    if version < OLDEST_SQLITE:
+        found, wanted = (".".join(map(str, v)) for v in (version, OLDEST_SQLITE))
+        raise FailedPrecondition(
+            f"SQLite {found} can corrupt the state database; install the locked packages, which "
+            f"bring {wanted} or newer"
+        )
+
+
+def _create_private(path: Path) -> None:
+    """Make the file with mode 0600 before SQLite does; its WAL gets the same mode."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(path, flags, 0o600)
+    try:
+        os.fchmod(descriptor, 0o600)
+    finally:
+        os.close(descriptor)
+
+
+def _engine(path: Path, *, pool_size: int, read_only: bool) -> Engine:
+    engine = create_engine(
+        URL.create("sqlite", database=str(path)),
+        module=sqlite,
+        pool_size=pool_size,
+        max_overflow=0,
+        connect_args={"check_same_thread": False, "timeout": BUSY_SECONDS},
+    )
+
+    def set_up(connection: Any, _entry: ConnectionPoolEntry) -> None:  # noqa: ANN401 - a DBAPI connection
+        connection.isolation_level = None  # transactions begin and end where we say, not by guess
+        for pragma in (
+            "journal_mode=WAL",
+            "synchronous=FULL",
+            "foreign_keys=ON",
+            "trusted_schema=OFF",
+            "cell_size_check=ON",
+            f"query_only={'ON' if read_only else 'OFF'}",
+        ):
+            connection.execute(f"PRAGMA {pragma}")
+
+    def begin(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+
+    event.listen(engine, "connect", set_up)
+    event.listen(engine, "begin", begin)
+    return engine
+
+
+@contextlib.contextmanager
+def _clear_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OperationalError as error:
+        if _FULL_DISK in str(error.orig):
+            raise Exhausted(
+                f"no space left for {path}: free some space, then repeat", path=path
+            ) from error
+        raise Unavailable(f"the state database {path} cannot be used: {error.orig}") from error

@@ -1,0 +1,1 @@
+"""One revision per change of the schema; the number orders them."""

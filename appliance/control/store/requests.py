@@ -1,0 +1,95 @@
+"""A repeated request gets the first answer.
+
+Rules kept here: the answer is stored in the transaction of the effect, so there is either both or
+neither; the same request id with other contents is an error, not a second effect; an id belongs to
+one principal and one method.
+
+Called by the services behind every RPC that has a `request_id`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from datetime import datetime, timedelta
+
+from sqlalchemy import delete, insert, select
+
+from appliance.control.store.database import Reading, Transaction
+from appliance.control.store.tables import request
+from appliance.core.errors import InvalidInput
+
+KEPT = timedelta(days=1)
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+def check_id(request_id: str) -> str:
+    """Return a request id that is empty or a UUID in its usual form; InvalidInput otherwise."""
+    lowered = request_id.lower()
+    if lowered and _UUID.fullmatch(lowered) is None:
+        wrong = "must be a UUID such as 123e4567-e89b-42d3-a456-426614174000, or empty"
+        raise InvalidInput(f"request_id: {wrong}", fields={"request_id": wrong})
+    return lowered
+
+
+def answered(
+    state: Reading, *, principal: str, method: str, request_id: str, payload: bytes
+) -> bytes | None:
+    """The stored answer of an earlier call, or None when there was none or `request_id` is empty.
+
+    Args:
+        state: the transaction of the effect that would follow.
+        principal: subject of the caller.
+        method: full name of the RPC.
+        request_id: as the caller sent it.
+        payload: the deterministic serialisation of the request.
+
+    Raises:
+        InvalidInput: the id was used for a request with other contents.
+    """
+    request_id = check_id(request_id)
+    if not request_id:
+        return None
+    row = state.first(
+        select(request.c.payload_digest, request.c.response).where(
+            request.c.principal == principal,
+            request.c.method == method,
+            request.c.request_id == request_id,
+        )
+    )
+    if row is None:
+        return None
+    if row.payload_digest != hashlib.sha256(payload).digest():
+        wrong = "was used for a different request; choose a new one"
+        raise InvalidInput(f"request_id: {wrong}", fields={"request_id": wrong})
+    return bytes(row.response)
+
+
+def remember(  # noqa: PLR0913 - the columns of one row
+    transaction: Transaction,
+    *,
+    principal: str,
+    method: str,
+    request_id: str,
+    payload: bytes,
+    response: bytes,
+    now: datetime,
+) -> None:
+    """Store the answer in the transaction of the effect; nothing when `request_id` is empty."""
+    request_id = check_id(request_id)
+    if request_id:
+        transaction.run(
+            insert(request).values(
+                principal=principal,
+                method=method,
+                request_id=request_id,
+                payload_digest=hashlib.sha256(payload).digest(),
+                response=response,
+                create_time=now,
+            )
+        )
+
+
+def forget(transaction: Transaction, now: datetime) -> int:
+    """Delete answers older than a day; how many."""
+    return transaction.run(delete(request).where(request.c.create_time < now - KEPT))

@@ -1,0 +1,347 @@
+"""Every table of the control plane's state.
+
+Rules kept here:
+* these tables are the truth for people, roles, keys, artifacts, jobs, endpoints and nodes; whatever
+  is kept in memory is made from them;
+* types are portable (SQLite now, PostgreSQL possible): text, whole numbers, booleans, bytes, JSON
+  and `Moment`;
+* nothing here is a secret in clear: passwords are Argon2id hashes, tokens and recovery codes are
+  keyed digests, TOTP secrets and data keys are sealed under the keyring;
+* a `revision` rises by one with each change of a row that callers may watch; it is the etag.
+
+Called by `appliance.control.store`, `auth` and `services`. The first migration creates exactly
+this.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+    false,
+)
+
+from appliance.control.store.types import Moment
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+# One row. `generation` rises with every committed write, `policy_version` with every change of who
+# may do what; `audit_size` and `audit_root` are the audit log's head at the last commit, so that an
+# older copy of the log is noticed.
+meta = Table(
+    "meta",
+    metadata,
+    Column("id", Integer, CheckConstraint("id = 1", name="one_row"), primary_key=True),
+    Column("cluster_id", Text, nullable=False),
+    Column("generation", BigInteger, nullable=False, default=0),
+    Column("policy_version", BigInteger, nullable=False, default=1),
+    Column("audit_size", BigInteger, nullable=False, default=0),
+    Column("audit_root", LargeBinary, nullable=True),
+    Column("create_time", Moment, nullable=False),
+)
+
+user = Table(
+    "user",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("password_hash", Text, nullable=False),
+    Column("locked", Boolean, nullable=False, default=False, server_default=false()),
+    Column("create_time", Moment, nullable=False),
+)
+
+# Failed proofs in a row, per account; a row for a name nobody has is a bucket shared by many such
+# names.
+attempt = Table(
+    "attempt",
+    metadata,
+    Column("account", Text, primary_key=True),
+    Column("failures", Integer, nullable=False),
+    Column("next_time", Moment, nullable=False),
+)
+
+totp = Table(
+    "totp",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("user", Text, ForeignKey("user.id", ondelete="CASCADE"), nullable=False, unique=True),
+    Column("sealed_secret", LargeBinary, nullable=False),
+    Column("confirmed", Boolean, nullable=False),
+    Column("last_timecode", BigInteger, nullable=True),
+    Column("create_time", Moment, nullable=False),
+)
+
+recovery_code = Table(
+    "recovery_code",
+    metadata,
+    Column("user", Text, ForeignKey("user.id", ondelete="CASCADE"), primary_key=True),
+    Column("digest", LargeBinary, primary_key=True),
+)
+
+# `step`: VERIFY_TOTP | ENROLL_TOTP | COMPLETE.
+session = Table(
+    "session",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("user", Text, ForeignKey("user.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("digest", LargeBinary, nullable=False),
+    Column("step", Text, nullable=False),
+    Column("create_time", Moment, nullable=False),
+    Column("expire_time", Moment, nullable=False),
+    Column("seen_time", Moment, nullable=False),
+    Column("mfa_time", Moment, nullable=True),
+    Column("source", Text, nullable=False),
+)
+
+project = Table(
+    "project",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("description", Text, nullable=False),
+    Column("create_time", Moment, nullable=False),
+)
+
+# The project's key-encryption key, wrapped by the keyring's master key. The highest version wraps
+# new data keys.
+project_key = Table(
+    "project_key",
+    metadata,
+    Column("project", Text, ForeignKey("project.id"), primary_key=True),
+    Column("version", Integer, primary_key=True),
+    Column("wrapped_key", LargeBinary, nullable=False),
+    Column("create_time", Moment, nullable=False),
+)
+
+service_account = Table(
+    "service_account",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("project", Text, ForeignKey("project.id"), nullable=False, index=True),
+    Column("locked", Boolean, nullable=False, default=False, server_default=false()),
+    Column("create_time", Moment, nullable=False),
+)
+
+# Bearer tokens of service accounts.
+token = Table(
+    "token",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column(
+        "service_account",
+        Text,
+        ForeignKey("service_account.id", ondelete="CASCADE"),
+        nullable=False,
+        index=True,
+    ),
+    Column("digest", LargeBinary, nullable=False),
+    Column("create_time", Moment, nullable=False),
+    Column("expire_time", Moment, nullable=False),
+)
+
+# Who holds which role where. `subject` as in the policy (`user:alice`, `svc:app`), `domain` a
+# project id or `*`.
+binding = Table(
+    "binding",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("subject", Text, nullable=False),
+    Column("role", Text, nullable=False),
+    Column("domain", Text, nullable=False, index=True),
+    Column("creator", Text, nullable=False),
+    Column("create_time", Moment, nullable=False),
+    UniqueConstraint("subject", "role", "domain"),
+)
+
+# `kind`: dataset | tokenizer | model | checkpoints. `id` of checkpoints is the job's uid.
+artifact = Table(
+    "artifact",
+    metadata,
+    Column("project", Text, ForeignKey("project.id"), primary_key=True),
+    Column("kind", Text, primary_key=True),
+    Column("id", Text, primary_key=True),
+    Column("description", Text, nullable=False, default=""),
+    Column("creator", Text, nullable=False),
+    Column("create_time", Moment, nullable=False),
+)
+
+# `state`: pending | complete. `uid` is the folder and the object identity bound into the
+# ciphertext. `wrapped_key` is the data key wrapped by version `key_version` of the project's key.
+# `job` is a job's uid, `inputs` resource names.
+artifact_version = Table(
+    "artifact_version",
+    metadata,
+    Column("uid", Text, primary_key=True),
+    Column("project", Text, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("artifact", Text, nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("key_version", Integer, nullable=False),
+    Column("wrapped_key", LargeBinary, nullable=False),
+    Column("folder", Text, nullable=False),
+    Column("manifest_digest", Text, nullable=False, default=""),
+    Column("facts", JSON, nullable=False, default=dict),
+    Column("size_bytes", BigInteger, nullable=False, default=0),
+    Column("creator", Text, nullable=False),
+    Column("job", Text, nullable=True, index=True),
+    Column("inputs", JSON, nullable=False, default=list),
+    Column("create_time", Moment, nullable=False),
+    Column("complete_time", Moment, nullable=True),
+    ForeignKeyConstraint(
+        ["project", "kind", "artifact"], ["artifact.project", "artifact.kind", "artifact.id"]
+    ),
+    ForeignKeyConstraint(
+        ["project", "key_version"], ["project_key.project", "project_key.version"]
+    ),
+    UniqueConstraint("project", "kind", "artifact", "number"),
+)
+
+# `spec` is the proto JSON of the member `kind` of the job's oneof. `placement` is a list of
+# {"node", "ranks", "devices", "memory_bytes"}, `outputs` slot -> artifact version uid.
+job = Table(
+    "job",
+    metadata,
+    Column("uid", Text, primary_key=True),
+    Column("project", Text, ForeignKey("project.id"), nullable=False),
+    Column("id", Text, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("spec", JSON, nullable=False),
+    Column("state", Text, nullable=False, index=True),
+    Column("reason", Text, nullable=False, default=""),
+    Column("message", Text, nullable=False, default=""),
+    Column("cancel_requested", Boolean, nullable=False, default=False, server_default=false()),
+    Column("epoch", BigInteger, nullable=False, default=0),
+    Column("lease_expire_time", Moment, nullable=True),
+    Column("placement", JSON, nullable=False, default=list),
+    Column("progress", JSON, nullable=False, default=dict),
+    Column("restarts", Integer, nullable=False, default=0),
+    Column("outputs", JSON, nullable=False, default=dict),
+    Column("result", JSON, nullable=False, default=dict),
+    Column("checkpoint_step", BigInteger, nullable=False, default=0),
+    Column("checkpoint_digest", Text, nullable=False, default=""),
+    Column("creator", Text, nullable=False),
+    Column("create_time", Moment, nullable=False),
+    Column("start_time", Moment, nullable=True),
+    Column("end_time", Moment, nullable=True),
+    Column("revision", BigInteger, nullable=False, default=1),
+    UniqueConstraint("project", "id"),
+)
+
+job_metric = Table(
+    "job_metric",
+    metadata,
+    Column("job", Text, ForeignKey("job.uid", ondelete="CASCADE"), primary_key=True),
+    Column("epoch", BigInteger, primary_key=True),
+    Column("step", BigInteger, primary_key=True),
+    Column("values", JSON, nullable=False),
+)
+
+endpoint = Table(
+    "endpoint",
+    metadata,
+    Column("uid", Text, primary_key=True),
+    Column("project", Text, ForeignKey("project.id"), nullable=False),
+    Column("id", Text, nullable=False),
+    Column("model_version", Text, ForeignKey("artifact_version.uid"), nullable=False),
+    Column("replicas", Integer, nullable=False),
+    Column("tensor_parallel", Integer, nullable=False),
+    Column("max_sequence_length", Integer, nullable=False),
+    Column("cache_bytes", BigInteger, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("reason", Text, nullable=False, default=""),
+    Column("creator", Text, nullable=False),
+    Column("create_time", Moment, nullable=False),
+    Column("revision", BigInteger, nullable=False, default=1),
+    UniqueConstraint("project", "id"),
+)
+
+# `placement` is one {"node", "ranks", "devices", "memory_bytes"}, empty while the replica waits for
+# devices.
+replica = Table(
+    "replica",
+    metadata,
+    Column("endpoint", Text, ForeignKey("endpoint.uid", ondelete="CASCADE"), primary_key=True),
+    Column("id", Text, primary_key=True),
+    Column("node", Text, ForeignKey("node.id"), nullable=True, index=True),
+    Column("state", Text, nullable=False),
+    Column("reason", Text, nullable=False, default=""),
+    Column("epoch", BigInteger, nullable=False, default=0),
+    Column("lease_expire_time", Moment, nullable=True),
+    Column("placement", JSON, nullable=False, default=dict),
+    Column("address", Text, nullable=False, default=""),
+    Column("restarts", Integer, nullable=False, default=0),
+    Column("certificate_serial", Text, nullable=False, default=""),
+    Column("start_time", Moment, nullable=True),
+    Column("ready_time", Moment, nullable=True),
+)
+
+# `state`: READY | LOST | EVICTED. `facts`: devices, device_kind, memory_bytes, address,
+# agent_version. `certificate_generation` rises with each renewal; an older one presented means that
+# the key was copied.
+node = Table(
+    "node",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("state", Text, nullable=False),
+    Column("facts", JSON, nullable=False, default=dict),
+    Column("certificate_generation", Integer, nullable=False, default=1),
+    Column("certificate_serial", Text, nullable=False, default=""),
+    Column("create_time", Moment, nullable=False),
+    Column("seen_time", Moment, nullable=True),
+)
+
+# `state`: READY | EVICTED.
+gateway = Table(
+    "gateway",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("state", Text, nullable=False),
+    Column("certificate_serial", Text, nullable=False, default=""),
+    Column("create_time", Moment, nullable=False),
+)
+
+join_token = Table(
+    "join_token",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("node", Text, nullable=False),
+    Column("digest", LargeBinary, nullable=False),
+    Column("creator", Text, nullable=False),
+    Column("create_time", Moment, nullable=False),
+    Column("expire_time", Moment, nullable=False),
+    Column("used_time", Moment, nullable=True),
+)
+
+# Answers of calls that carried a request id, so that a repeat gets the same answer.
+request = Table(
+    "request",
+    metadata,
+    Column("principal", Text, primary_key=True),
+    Column("method", Text, primary_key=True),
+    Column("request_id", Text, primary_key=True),
+    Column("payload_digest", LargeBinary, nullable=False),
+    Column("response", LargeBinary, nullable=False),
+    Column("create_time", Moment, nullable=False),
+)
+
+Index("ix_session_expire_time", session.c.expire_time)
+Index("ix_request_create_time", request.c.create_time)
