@@ -91,7 +91,7 @@ def upgrade() -> None:
         sa.Column("create_time", Moment(), nullable=False),
         sa.PrimaryKeyConstraint("principal", "method", "request_id", name=op.f("pk_request")),
     )
-        batch_op.create_index("ix_request_create_time", ["create_time"], unique=False)
+    op.create_index("ix_request_create_time", "request", ["create_time"], unique=False)
 
     op.create_table(
         "user",
@@ -176,7 +176,9 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_service_account")),
     )
-    op.create_index(op.f("ix_service_account_project"), "service_account", ["project"], unique=False)
+    op.create_index(
+        op.f("ix_service_account_project"), "service_account", ["project"], unique=False
+    )
 
     op.create_table(
         "session",
@@ -194,7 +196,7 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_session")),
     )
-        batch_op.create_index("ix_session_expire_time", ["expire_time"], unique=False)
+    op.create_index("ix_session_expire_time", "session", ["expire_time"], unique=False)
     op.create_index(op.f("ix_session_user"), "session", ["user"], unique=False)
 
     op.create_table(
@@ -273,8 +275,7 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_token")),
     )
-    op.create_index(op.f("ix_token_service_account"), "token", ["service_account"], unique=False
-        )
+    op.create_index(op.f("ix_token_service_account"), "token", ["service_account"], unique=False)
 
     op.create_table(
         "endpoint",
@@ -327,4 +328,3 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("endpoint", "id", name=op.f("pk_replica")),
     )
     op.create_index(op.f("ix_replica_node"), "replica", ["node"], unique=False)
-
