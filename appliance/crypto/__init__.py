@@ -1,1 +1,1 @@
-"""Keys, sealed storage, signatures and certificates: the only package that imports `cryptography`."""
+"""Keys, sealed storage, signatures and certificates; alone in importing `cryptography`."""

@@ -1,15 +1,14 @@
-"""Artifacts: datasets, tokenizers, checkpoints and models, each a folder of sealed files and a manifest.
+"""Artifacts: datasets, tokenizers, checkpoints and models, each a folder of sealed files.
 
-One writer and one reader for all of them. The manifest is RFC 8785 JSON in the clear, `{epoch, extra, files, format,
-mac, object, project}`; it lists every file with its sizes and its tag, holds no text of users, and is authenticated by
-a key derived from the data key of the artifact version.
+One writer and one reader for all of them; `manifest.json` says which files belong to the artifact.
 
-The attack: somebody with write access to the storage deletes, adds, renames, swaps or rolls back files or whole
-folders, or mixes the files of two checkpoints. Rules kept here:
-* a file appears under its name when it is complete and durable; the manifest appears last, so an artifact without one
-  is not there;
-* the reader checks the manifest, its digest where the database knows it, and that the folder holds exactly the files
-  of the manifest, before it opens any; every file must be the very writing that the manifest names;
+The attack: somebody with write access to the storage deletes, adds, renames, swaps or rolls back
+files or whole folders, or mixes the files of two checkpoints. Rules kept here:
+* a file appears under its name when it is complete and durable; the manifest appears last, so an
+  artifact without one is not there;
+* the reader checks the manifest, its digest where the database knows it, and that the folder holds
+  exactly the files of the manifest, before it opens any; every file must be the very writing that
+  the manifest names;
 * a writer of an older epoch does not replace what a newer one finished.
 
 Called by the control plane (upload, import, download), by jobs and by workers.
@@ -17,14 +16,10 @@ Called by the control plane (upload, import, download), by jobs and by workers.
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import rfc8785
 from fsspec import AbstractFileSystem
 
 from appliance.core.errors import (
@@ -37,50 +32,29 @@ from appliance.core.errors import (
     Tampered,
 )
 from appliance.crypto.floe import check_key
-from appliance.crypto.folder import PARTIAL, Folder, NewFile, check_file_name
-from appliance.crypto.keys import derive_key
+from appliance.crypto.folder import PARTIAL, Folder, NewFile
+from appliance.crypto.manifest import (
+    LARGEST_MANIFEST,
+    FileEntry,
+    Manifest,
+    check_file_name,
+    manifest_digest,
+    tampered,
+)
 from appliance.crypto.sealed import Place, SealedReader, SealedWriter
-from appliance.crypto.signing import equal, hmac_sha256
+
+__all__ = ["ArtifactReader", "ArtifactWriter", "FileEntry", "manifest_digest"]
 
 MANIFEST = "manifest.json"
-FORMAT = "sealed-artifact-1"
-MAC_PURPOSE = "artifact manifest 1"
-LARGEST_MANIFEST = 64 << 20
 
-
-def manifest_digest(manifest: bytes) -> str:
-    """SHA-256 of a manifest, hex: what the database keeps to notice an older one."""
-    return hashlib.sha256(manifest).hexdigest()
-
-
-@dataclass(frozen=True)
-class FileEntry:
-    """One file of an artifact: its name, its sizes in bytes, and the tag of this writing of it."""
-
-    file: str
-    plain_size: int
-    sealed_size: int
-    tag: str
-
-    def as_json(self) -> dict[str, str | int]:
-        """As it stands in a manifest, and as ranks send it to each other."""
-        return {name: getattr(self, name) for name in ("file", "plain_size", "sealed_size", "tag")}
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> FileEntry:
-        """Read what `as_json` made; `InvalidInput` when it is something else."""
-        names = [field.name for field in dataclasses.fields(cls)]
-        if sorted(value) != sorted(names):
-            raise InvalidInput(f"An entry of an artifact has the members {', '.join(names)}.")
-        entry = cls(**value)
-        check_file_name(entry.file)
-        return entry
+Settle = Callable[[str, FileEntry | None], None]
 
 
 class ArtifactWriter:
-    """Writes one artifact. Several processes may each have one for the same folder and write different files.
+    """Writes one artifact, alone or together with writers of other files of it elsewhere.
 
-    One of them adopts the entries of the others and finishes. Nothing is there for readers before `finish`.
+    Several processes may each have one for the same folder; one of them adopts the entries of the
+    others and finishes. Nothing is there for readers before `finish`.
 
     Args:
         fs: an fsspec file system.
@@ -91,8 +65,15 @@ class ArtifactWriter:
         epoch: of the job that writes; an older one does not replace what a newer one finished.
     """
 
-    def __init__(
-        self, fs: AbstractFileSystem, folder: str, key: bytes, project: str, object: str, *, epoch: int = 0
+    def __init__(  # noqa: PLR0913  # where it lies, what opens it, what it is
+        self,
+        fs: AbstractFileSystem,
+        folder: str,
+        key: bytes,
+        project: str,
+        object: str,  # noqa: A002  # the word of the format and of the errors
+        *,
+        epoch: int = 0,
     ) -> None:
         check_key(key)
         self.project = project
@@ -104,7 +85,10 @@ class ArtifactWriter:
         self._open: set[str] = set()
 
     def create(self, file: str) -> SealedWriter:
-        """Begin a file; use it as a context manager. It gets its name when the block ends well, or not at all."""
+        """Begin a file; a context manager.
+
+        The file gets its name when the block ends well, or not at all.
+        """
         if file == MANIFEST or file in self._entries or file in self._open:
             raise AlreadyExists(
                 f"The artifact {self.object} already has a file {file}.", object=self.object
@@ -112,7 +96,7 @@ class ArtifactWriter:
         place = Place(self.project, self.object, check_file_name(file))
         new = self._folder.create(file)
         try:
-            writer = _ArtifactFile(new, self._key, place, self)
+            writer = _ArtifactFile(new, self._key, place, self._settle)
         except BaseException:
             new.discard()
             raise
@@ -131,14 +115,19 @@ class ArtifactWriter:
             writer.write(data)
 
     def adopt(self, entries: Iterable[FileEntry]) -> None:
-        """Take in files that other writers of this artifact made; `AlreadyExists` when a file is there twice."""
+        """Take in files that other writers of this artifact made; its own may be among them.
+
+        Raises:
+            AlreadyExists: two different files have one name.
+        """
         for entry in entries:
-            if entry.file in self._entries or entry.file in self._open:
+            known = self._entries.get(entry.file, entry)
+            if known != entry or entry.file in self._open or entry.file == MANIFEST:
                 raise AlreadyExists(
                     f"Two writers of the artifact {self.object} made a file {entry.file}.",
                     object=self.object,
                 )
-            self._entries[check_file_name(entry.file)] = entry
+            self._entries[entry.file] = entry
 
     def entries(self) -> list[FileEntry]:
         """The finished files, those adopted included, by name."""
@@ -147,7 +136,8 @@ class ArtifactWriter:
     def finish(self, extra: Mapping[str, Any] | None = None) -> bytes:
         """Write the manifest, with which the artifact begins to exist; returns its bytes.
 
-        Files in the folder that are not part of the artifact, which a broken earlier attempt left, are deleted first.
+        Files in the folder that are not part of the artifact, which a broken earlier attempt left,
+        are deleted first.
 
         Args:
             extra: numbers and ids for readers; kept in the clear, so nothing that a user wrote.
@@ -160,65 +150,68 @@ class ArtifactWriter:
             what = f"{', '.join(sorted(self._open))} still open" if self._open else "no files"
             raise FailedPrecondition(f"The artifact {self.object} cannot be finished with {what}.")
         self._check_epoch()
-        found = self._folder.list()
-        for entry in self.entries():
-            if found.get(entry.file) != entry.sealed_size:
-                raise FailedPrecondition(
-                    f"The file {entry.file} of the artifact {self.object} is not there whole; write it again."
-                )
-        for name in found:
-            if name not in self._entries and name != MANIFEST:
-                self._folder.remove(name)
-        manifest = self._manifest(dict(extra or {}))
+        self._tidy()
+        files = tuple(self.entries())
+        content = Manifest(self.project, self.object, self.epoch, files, extra or {})
+        manifest = content.encode(self._key)
         new = self._folder.create(MANIFEST)
         try:
-            with self._folder.guarded(MANIFEST):
-                _write_all(new, manifest)
+            new.write(manifest)
             new.commit()
         except BaseException:
             new.discard()
             raise
         return manifest
 
-    def finished(self, writer: _ArtifactFile, entry: FileEntry | None) -> None:
-        """A file was closed (with its entry) or given up; only the files themselves call this."""
-        self._open.discard(writer.place.file)
+    def _settle(self, file: str, entry: FileEntry | None) -> None:
+        """A file was closed, and has an entry, or was given up."""
+        self._open.discard(file)
         if entry is not None:
-            self._entries[entry.file] = entry
+            self._entries[file] = entry
+
+    def _tidy(self) -> None:
+        """Make sure that the folder holds the files of the artifact and nothing else."""
+        found = self._folder.list()
+        for entry in self.entries():
+            if found.get(entry.file) != entry.sealed_size:
+                raise FailedPrecondition(
+                    f"The file {entry.file} of the artifact {self.object} is not there whole;"
+                    " write it again."
+                )
+        for name in found:
+            if name in self._entries or name == MANIFEST:
+                continue
+            try:
+                self._folder.remove(name)
+            except OSError as error:
+                raise FailedPrecondition(
+                    f"{name} does not belong into {self._folder} and cannot be deleted: {error}."
+                    " Delete it, then repeat."
+                ) from error
 
     def _check_epoch(self) -> None:
         try:
             raw = _read_manifest(self._folder)
-            epoch = _parse_manifest(raw, self._key, self.project, self.object)["epoch"]
+            epoch = Manifest.decode(raw, self._key, self.project, self.object).epoch
         except (NotFound, Tampered):
             # What is not an authentic manifest of this artifact has no epoch, and is replaced.
             return
         if epoch > self.epoch:
             raise LeaseLost(
-                f"The artifact {self.object} was finished by epoch {epoch}; epoch {self.epoch} must stop.",
+                f"The artifact {self.object} was finished by epoch {epoch};"
+                f" epoch {self.epoch} must stop.",
                 object=self.object,
             )
-
-    def _manifest(self, extra: dict[str, Any]) -> bytes:
-        document: dict[str, Any] = {
-            "format": FORMAT,
-            "project": self.project,
-            "object": self.object,
-            "epoch": self.epoch,
-            "files": [entry.as_json() for entry in self.entries()],
-            "extra": extra,
-        }
-        return rfc8785.dumps({**document, "mac": _mac(document, self._key)})
 
 
 class _ArtifactFile(SealedWriter):
     """A sealed file that takes its name when it is closed."""
 
-    def __init__(self, new: NewFile, key: bytes, place: Place, artifact: ArtifactWriter) -> None:
+    def __init__(self, new: NewFile, key: bytes, place: Place, settle: Settle) -> None:
         self._new = new
-        self._artifact = artifact
+        self._settle = settle
         self._done = False
-        super().__init__(new.raw, key, place)
+        super().__init__(new, key, place)
 
     def close(self) -> None:
         """Finish, make durable, rename, and enter the file in the artifact."""
@@ -231,8 +224,8 @@ class _ArtifactFile(SealedWriter):
             self.abort()
             raise
         self._done = True
-        entry = FileEntry(self.place.file, self.plain_size, self.sealed_size, self.tag)
-        self._artifact.finished(self, entry)
+        file = self.place.file
+        self._settle(file, FileEntry(file, self.plain_size, self.sealed_size, self.tag))
 
     def abort(self) -> None:
         """Drop the file."""
@@ -240,7 +233,7 @@ class _ArtifactFile(SealedWriter):
             return
         self._done = True
         super().abort()
-        self._artifact.finished(self, None)
+        self._settle(self.place.file, None)
         self._new.discard()
 
 
@@ -257,17 +250,18 @@ class ArtifactReader:
 
     Raises:
         NotFound: there is no manifest, so no complete artifact.
-        Tampered: the manifest or the list of files is not what was written, or a manifest on record is gone.
+        Tampered: the manifest or the list of files is not what was written, or a manifest on record
+            is gone.
         Stale: the manifest is authentic but not the one on record.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # where it lies, what opens it, what it is
         self,
         fs: AbstractFileSystem,
         folder: str,
         key: bytes,
         project: str,
-        object: str,
+        object: str,  # noqa: A002  # the word of the format and of the errors
         *,
         digest: str | None = None,
     ) -> None:
@@ -281,28 +275,33 @@ class ArtifactReader:
         except NotFound as error:
             if digest is None:
                 raise
-            raise _tampered(project, object, "its manifest is gone") from error
-        self.manifest: dict[str, Any] = _parse_manifest(raw, key, project, object)
+            raise tampered(project, object, "its manifest is gone") from error
+        self._manifest = Manifest.decode(raw, key, project, object)
         self.digest = manifest_digest(raw)
         if digest is not None and digest != self.digest:
             raise Stale(
-                f"The artifact {object} of project {project} is intact but is not the version on record: the storage"
-                " was rolled back. Restore the recorded version from a backup.",
+                f"The artifact {object} of project {project} is intact but is not the version on"
+                " record: the storage was rolled back. Restore the recorded version from a backup.",
                 project=project,
                 object=object,
             )
-        self._entries = {e.file: e for e in map(FileEntry.from_json, self.manifest["files"])}
+        self._entries = {entry.file: entry for entry in self._manifest.files}
         self._check_folder()
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """The manifest as JSON, without its `mac`."""
+        return self._manifest.document()
 
     @property
     def epoch(self) -> int:
         """Epoch of the job that wrote the artifact."""
-        return int(self.manifest["epoch"])
+        return self._manifest.epoch
 
     @property
     def extra(self) -> dict[str, Any]:
         """What the writer gave to `finish`."""
-        return dict(self.manifest["extra"])
+        return dict(self._manifest.extra)
 
     def files(self) -> list[str]:
         """Names of the files, sorted."""
@@ -323,7 +322,7 @@ class ArtifactReader:
         try:
             raw = self._folder.open(file)
         except NotFound as error:
-            raise _tampered(self.project, self.object, f"the file {file} is missing") from error
+            raise tampered(self.project, self.object, f"the file {file} is missing") from error
         place = Place(self.project, self.object, file)
         try:
             return SealedReader(raw, self._key, place, expect_tag=entry.tag, closes_raw=True)
@@ -345,59 +344,20 @@ class ArtifactReader:
         found.pop(MANIFEST, None)
         for name, size in sorted(found.items()):
             if name not in self._entries:
-                raise _tampered(self.project, self.object, f"it has a file too many, {name}")
+                raise tampered(self.project, self.object, f"it has a file too many, {name}")
             if size != self._entries[name].sealed_size:
-                raise _tampered(self.project, self.object, f"the file {name} has another size")
+                raise tampered(self.project, self.object, f"the file {name} has another size")
         missing = sorted(set(self._entries) - set(found))
         if missing:
-            raise _tampered(self.project, self.object, f"the file {missing[0]} is missing")
-
-
-def _tampered(project: str, object: str, why: str) -> Tampered:
-    return Tampered(
-        f"The artifact {object} of project {project} is refused: {why}."
-        " Restore it from a backup or make it again.",
-        project=project,
-        object=object,
-    )
-
-
-def _mac(document: dict[str, Any], key: bytes) -> str:
-    return hmac_sha256(derive_key(key, MAC_PURPOSE), rfc8785.dumps(document)).hex()
+            raise tampered(self.project, self.object, f"the file {missing[0]} is missing")
 
 
 def _read_manifest(folder: Folder) -> bytes:
+    parts = []
+    left = LARGEST_MANIFEST + 1
     with folder.open(MANIFEST) as file:
         # An unbuffered file may give less than it is asked for.
-        parts = []
-        left = LARGEST_MANIFEST + 1
         while left and (part := file.read(left)):
             parts.append(part)
             left -= len(part)
-        return b"".join(parts)
-
-
-def _parse_manifest(raw: bytes, key: bytes, project: str, object: str) -> dict[str, Any]:
-    """The manifest, when it is canonical, authentic and of this artifact."""
-    try:
-        document = json.loads(raw)
-        if (
-            len(raw) > LARGEST_MANIFEST
-            or not isinstance(document, dict)
-            or rfc8785.dumps(document) != raw
-        ):
-            raise _tampered(project, object, "its manifest is not in canonical form")
-    except (ValueError, RecursionError) as error:
-        raise _tampered(project, object, "its manifest cannot be read") from error
-    mac = document.pop("mac", None)
-    if not isinstance(mac, str) or not equal(mac.encode(), _mac(document, key).encode()):
-        raise _tampered(project, object, "its manifest was changed, or belongs to another key")
-    if (document["format"], document["project"], document["object"]) != (FORMAT, project, object):
-        raise _tampered(project, object, "its manifest belongs to another artifact")
-    return document
-
-
-def _write_all(new: NewFile, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[new.raw.write(view) :]
+    return b"".join(parts)

@@ -1,13 +1,18 @@
 """The appliance's own certificate authority, and who a peer's certificate says it is.
 
-The attack: a joiner asks for a certificate of another identity, a CA certificate or one for servers; a peer presents
-a certificate that expired, was made for another purpose, or by another authority. gRPC checks the chain once per
-connection and neither purpose nor expiry after that. Rules kept here:
-* of a certificate request only the public key is used, after its signature proved that the asker holds the key;
-* identity is exactly one `spiffe://<cluster>/<kind>/<id>` name; common names and DNS names are for people and TLS;
-* a leaf says explicitly that it is no CA and what it is for; `peer_identity` refuses what it does not say.
+The attack: a joiner asks for a certificate of another identity, a CA certificate or one for
+servers; a peer presents a certificate that expired, was made for another purpose, or by another
+authority. gRPC checks the chain once per connection and neither purpose nor expiry after that.
+Rules kept here:
+* of a certificate request only the public key is used, after its signature proved that the asker
+  holds the key;
+* identity is exactly one `spiffe://<cluster>/<kind>/<id>` name; common names and DNS names are for
+  people and TLS;
+* a leaf says explicitly that it is no CA and what it is for; `peer_identity` refuses what it does
+  not say.
 
-Called by the control plane (`Authority`), by whoever joins (`new_private_key`, `make_csr`) and by every mTLS server.
+Called by the control plane (`Authority`), by whoever joins (`new_private_key`, `make_csr`) and by
+every mTLS server.
 """
 
 from __future__ import annotations
@@ -53,7 +58,7 @@ def new_private_key() -> bytes:
 
 
 def make_csr(key_pem: bytes) -> bytes:
-    """A certificate request (PKCS #10 PEM) that proves possession of the key and asks for nothing else."""
+    """A certificate request (PKCS #10 PEM) that proves possession of the key; asks for no more."""
     builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
     request = builder.sign(_load_private(key_pem), hashes.SHA256())
     return request.public_bytes(serialization.Encoding.PEM)
@@ -75,7 +80,7 @@ def public_key_of(csr_pem: bytes) -> ec.EllipticCurvePublicKey:
 
 @dataclass(frozen=True)
 class Authority:
-    """The certificate authority of one cluster; `private_key_pem` is secret and lives in the keyring."""
+    """The certificate authority of a cluster; `private_key_pem` is secret, kept in the keyring."""
 
     cluster: str
     certificate_pem: bytes
@@ -101,10 +106,10 @@ class Authority:
         )
 
     def fingerprint(self) -> str:
-        """SHA-256 of the certificate (DER), hex: what a joiner is given to recognise this authority."""
+        """SHA-256 of the certificate (DER), hex: by it a joiner recognises this authority."""
         return fingerprint(self.certificate_pem)
 
-    def issue(
+    def issue(  # noqa: PLR0913  # what a certificate says has no smaller parts
         self,
         subject: bytes | ec.EllipticCurvePublicKey,
         principal: Principal,
@@ -121,7 +126,8 @@ class Authority:
         Args:
             subject: a certificate request (PEM), of which only the key is used, or a public key.
             principal: whose certificate it is; becomes the SPIFFE name.
-            server: may be shown by servers; adds the DNS name `appliance`, which every client of ours expects.
+            server: may be shown by servers; adds the DNS name `appliance`, which every client of
+                ours expects.
             client: may be shown by clients.
             dns: further DNS names of a server.
             ips: IP addresses of a server.
@@ -140,7 +146,8 @@ class Authority:
         authority = x509.load_pem_x509_certificate(self.certificate_pem)
         end = min(now + lifetime, authority.not_valid_after_utc)
         names = _names(spiffe_id(self.cluster, principal), server=server, dns=dns, ips=ips)
-        purposes = [PURPOSES["server"]] * server + [PURPOSES["client"]] * client
+        wanted = {"server": server, "client": client}
+        purposes = [PURPOSES[purpose] for purpose, yes in wanted.items() if yes]
         builder = _builder(
             _name(principal.subject), authority.subject, public, now - CLOCK_SKEW, end
         )
@@ -175,7 +182,8 @@ def peer_identity(
         ca_pem: check the issuer's signature too, where TLS has not done so already.
 
     Raises:
-        Unauthenticated: not readable, not valid now, a CA, not for this purpose, or not of this cluster.
+        Unauthenticated: not readable, not valid now, a CA, not for this purpose, or not of this
+            cluster.
     """
     certificate = _load_peer(cert_pem)
     if not certificate.not_valid_before_utc <= now < certificate.not_valid_after_utc:

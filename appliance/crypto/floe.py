@@ -1,15 +1,19 @@
-"""The FLOE chunked authenticated encryption: headers, derived keys and single segments, without any input or output.
+"""FLOE, a chunked authenticated encryption: headers, derived keys, segments; no input or output.
 
-FLOE (Fast Lightweight Online Encryption, Snowflake Labs' public specification, Eurocrypt 2026) with AES-256-GCM and
-HKDF-Expand-SHA-384. A stream is `parameters (10 bytes) | IV (32) | header tag (32) | segment...`; a segment is
-`marker (4) | nonce (12) | ciphertext | GCM tag (16)`.
+FLOE (Fast Lightweight Online Encryption, Snowflake Labs' public specification, Eurocrypt 2026) with
+AES-256-GCM and HKDF-Expand-SHA-384. A stream is `parameters (10 bytes) | IV (32) | header tag (32)
+| segment...`; a segment is `marker (4) | nonce (12) | ciphertext | GCM tag (16)`.
 
 Rules kept here:
-* every stream has its own keys, derived from a random 256-bit IV, so one key may seal any number of streams;
-* the header tag commits to key, IV, parameters and associated data: another key fails before any segment is read;
-* a segment authenticates its position and whether it is the last, so cutting, swapping, repeating or joining fails;
+* every stream has its own keys, derived from a random 256-bit IV, so one key may seal any number of
+  streams;
+* the header tag commits to key, IV, parameters and associated data: another key fails before any
+  segment is read;
+* a segment authenticates its position and whether it is the last, so cutting, swapping, repeating
+  or joining fails;
 * the segment key changes every 2**20 segments, far below the limits of random GCM nonces;
-* OpenSSL writes the plaintext before it has checked the tag. Whoever opens a segment gets zeros when the check fails.
+* OpenSSL writes the plaintext before it has checked the tag. Whoever opens a segment gets zeros
+  when the check fails.
 
 Called by `appliance.crypto.sealed`, which gives a stream its place in the store.
 """
@@ -55,15 +59,16 @@ def check_key(key: bytes) -> None:
 
 @dataclass(frozen=True)
 class Parameters:
-    """What a reader has to know about a stream; in the clear at its start, and authenticated by the header tag."""
+    """What a reader has to know about a stream; in the clear, authenticated by the header tag."""
 
     segment_size: int = SEGMENT_SIZE
 
     def __post_init__(self) -> None:
-        """Refuse segment sizes that are useless or that would let a forged header ask for much memory."""
+        """Refuse useless segment sizes, and those that let a forged header ask for much memory."""
         if not SMALLEST_SEGMENT <= self.segment_size <= LARGEST_SEGMENT:
             raise InvalidInput(
-                f"A segment has {SMALLEST_SEGMENT} to {LARGEST_SEGMENT} bytes, not {self.segment_size}."
+                f"A segment has {SMALLEST_SEGMENT} to {LARGEST_SEGMENT} bytes,"
+                f" not {self.segment_size}."
             )
 
     @property
@@ -77,7 +82,7 @@ class Parameters:
 
     @classmethod
     def decode(cls, data: bytes) -> Parameters:
-        """Read the ten bytes; anything this code does not write, within the size limits, is `Tampered`."""
+        """Read the ten bytes; `Tampered` for other algorithms and impossible sizes."""
         aead, digest, segment_size, iv_size = _PARAMETERS.unpack(data)
         if (aead, digest, iv_size) != (0, 0, IV_SIZE):
             raise Tampered("its header names an algorithm that is not FLOE with AES-256-GCM")
@@ -89,13 +94,13 @@ class Parameters:
 
 @dataclass(frozen=True)
 class Geometry:
-    """Where the segments of a stream lie, from the length of its body (everything after the header)."""
+    """Where the segments lie, from the length of a stream's body (all that follows the header)."""
 
     segment_size: int
     body_size: int
 
     def __post_init__(self) -> None:
-        """A body holds at least one segment and a segment at least its overhead; all else was cut."""
+        """A body has at least one segment, a segment at least its overhead; all else was cut."""
         if self.body_size < OVERHEAD or self.span(self.count - 1)[1] < OVERHEAD:
             raise Tampered("it was cut short")
         if self.count > MOST_SEGMENTS:
@@ -144,7 +149,11 @@ class Stream:
 
     @classmethod
     def open(cls, key: bytes, aad: bytes, header: bytes) -> Stream:
-        """The stream that `header` (74 bytes) begins; `Tampered` when the header tag does not commit to this key and aad."""
+        """The stream that `header` (74 bytes) begins.
+
+        Raises:
+            Tampered: its tag does not commit to this key, these parameters and this aad.
+        """
         if len(header) != HEADER_SIZE:
             raise Tampered("it was cut short")
         parameters = Parameters.decode(header[: _PARAMETERS.size])
@@ -156,9 +165,9 @@ class Stream:
         return stream
 
     def seal_into(
-        self, position: int, last: bool, plain: bytes | bytearray | memoryview, out: memoryview
+        self, position: int, plain: bytes | bytearray | memoryview, out: memoryview, *, last: bool
     ) -> None:
-        """Seal one segment; `out` has exactly `len(plain) + OVERHEAD` bytes and does not overlap `plain`."""
+        """Seal one segment into `out`: `len(plain) + OVERHEAD` bytes, apart from `plain`."""
         if position >= MOST_SEGMENTS:
             raise InvalidInput("A sealed file cannot be longer than 2**40 segments; split it.")
         nonce = os.urandom(NONCE_SIZE)
@@ -169,7 +178,7 @@ class Stream:
             nonce, plain, _SEGMENT_AAD.pack(position, last), out[MARKER_SIZE + NONCE_SIZE :]
         )
 
-    def open_into(self, position: int, last: bool, segment: memoryview, out: memoryview) -> None:
+    def open_into(self, position: int, segment: memoryview, out: memoryview, *, last: bool) -> None:
         """Open one segment into `out`, which has exactly `len(segment) - OVERHEAD` bytes.
 
         Raises:
@@ -214,14 +223,13 @@ def floe_encrypt(
     for position in range(count):
         piece = source[position * step : (position + 1) * step]
         start = position * segment_size
-        stream.seal_into(
-            position, position == count - 1, piece, target[start : start + len(piece) + OVERHEAD]
-        )
+        out = target[start : start + len(piece) + OVERHEAD]
+        stream.seal_into(position, piece, out, last=position == count - 1)
     return stream.header + bytes(sealed)
 
 
 def floe_decrypt(key: bytes, aad: bytes, sealed: bytes) -> bytes:
-    """Decrypt what `floe_encrypt`, or any FLOE implementation with these algorithms, made; `Tampered` otherwise."""
+    """Decrypt what `floe_encrypt`, or any FLOE with these algorithms, made; else `Tampered`."""
     stream = Stream.open(key, aad, sealed[:HEADER_SIZE])
     body = memoryview(sealed)[HEADER_SIZE:]
     geometry = Geometry(stream.parameters.segment_size, len(body))
@@ -231,7 +239,6 @@ def floe_decrypt(key: bytes, aad: bytes, sealed: bytes) -> bytes:
         offset, length = geometry.span(position)
         start = position * stream.parameters.plain_segment
         out = target[start : start + length - OVERHEAD]
-        stream.open_into(
-            position, position == geometry.count - 1, body[offset : offset + length], out
-        )
+        segment = body[offset : offset + length]
+        stream.open_into(position, segment, out, last=position == geometry.count - 1)
     return bytes(plain)

@@ -1,10 +1,11 @@
 """One folder of an object store, local or remote, in which a file appears whole or not at all.
 
-Rules kept here: a new file is written under a name of its own kind (`.<file>.<random>.partial`), made durable, and
-renamed; on a local file system that is fsync of the file, rename, fsync of the folder, and links are never followed.
-A full disk is one clear sentence.
+Rules kept here: a new file is written under a name of its own kind (`.<file>.<random>.partial`),
+made durable, and renamed; on a local file system that is fsync of the file, rename, fsync of the
+folder, and links are never followed. A full disk is one clear sentence.
 
-Called by `appliance.crypto.artifacts`. Knows nothing about keys: what it stores is sealed by its caller.
+Called by `appliance.crypto.artifacts`. Knows nothing about keys: what it stores is sealed by its
+caller.
 """
 
 from __future__ import annotations
@@ -25,36 +26,35 @@ from appliance.core.errors import Exhausted, InvalidInput, NotFound, Tampered
 from appliance.core.files import sync_dir
 
 PARTIAL = re.compile(r"\.[A-Za-z0-9._-]+\.[0-9a-f]{16}\.partial")
-FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
-
-
-def check_file_name(file: str) -> str:
-    """The name itself; `InvalidInput` unless it is a plain name such as `model-00001-of-00002.safetensors`."""
-    if not FILE_NAME.fullmatch(file):
-        raise InvalidInput(
-            f"{file!r} cannot name a file of an artifact: use letters, digits, dots, underscores and hyphens."
-        )
-    return file
 
 
 class NewFile:
-    """A file on its way: write to `raw`, then `commit` or `discard`."""
+    """A file on its way: `write` all of it, then `commit` or `discard`."""
 
     def __init__(self, folder: Folder, file: str, raw: BinaryIO, partial: str) -> None:
-        self.raw = raw
+        self._raw = raw
         self._folder = folder
         self._file = file
         self._partial = partial
 
-    def commit(self) -> None:
-        """Make it durable and give it its name, replacing an older file of that name in one step."""
+    def write(self, data: bytes | memoryview, /) -> int:
+        """Append all the bytes; returns how many."""
+        view = memoryview(data)
         with self._folder.guarded(self._file):
-            self._folder.publish(self.raw, self._partial, self._file)
+            while view:
+                # An unbuffered file may take less than it is given.
+                view = view[self._raw.write(view) :]
+        return len(data)
+
+    def commit(self) -> None:
+        """Make it durable and give it its name; an older file of that name is replaced."""
+        with self._folder.guarded(self._file):
+            self._folder.publish(self._raw, self._partial, self._file)
 
     def discard(self) -> None:
         """Drop it."""
         with contextlib.suppress(OSError):
-            self.raw.close()
+            self._raw.close()
         self._folder.remove(self._partial)
 
 
@@ -93,7 +93,7 @@ class Folder:
 
     def create(self, file: str) -> NewFile:
         """Begin a file; the folder and those above it are made when they are missing."""
-        partial = f".{check_file_name(file)}.{secrets.token_hex(8)}.partial"
+        partial = f".{file}.{secrets.token_hex(8)}.partial"
         with self.guarded(file):
             if self._local is None:
                 self._fs.makedirs(self._path, exist_ok=True)
@@ -115,7 +115,10 @@ class Folder:
         sync_dir(self._local)
 
     def list(self) -> dict[str, int | None]:
-        """Every name in the folder with its size in bytes, or None for what is no plain file; empty without a folder."""
+        """Every name in the folder with its size in bytes, None for what is no plain file.
+
+        Empty when there is no folder.
+        """
         if self._local is not None:
             return self._list_local(self._local)
         self._fs.invalidate_cache(self._path)

@@ -1,14 +1,16 @@
 """The key hierarchy: root key, keyring, project keys, data keys.
 
-The root key lies in a file of mode 0600 and opens the keyring. The keyring's master key wraps one key per project; a
-project key wraps one data key per artifact version; a data key seals the files of that version. Wrapped keys are
-stored in the state database, so that deleting one row makes the data unreadable and changing a key above rewraps
-small values instead of files.
+The root key lies in a file of mode 0600 and opens the keyring. The keyring's master key wraps one
+key per project; a project key wraps one data key per artifact version; a data key seals the files
+of that version. Wrapped keys are stored in the state database, so that deleting one row makes the
+data unreadable and changing a key above rewraps small values instead of files.
 
 Rules kept here:
-* a wrapped key opens only in the context it was wrapped for: moved to another row, project or version it is refused;
+* a wrapped key opens only in the context it was wrapped for: moved to another row, project or
+  version it is refused;
 * the keyring is bound to its cluster and its generation;
-* no key appears in a `repr` or in the text of an error; nothing here is ever in argv, environment or logs.
+* no key appears in a `repr` or in the text of an error; nothing here is ever in argv, environment
+  or logs.
 
 Called by the control plane, which alone has a root key; jobs and workers see data keys only.
 """
@@ -61,14 +63,14 @@ def wrap(kek: bytes, key: bytes, context: Mapping[str, str | int]) -> bytes:
 
 
 def unwrap(kek: bytes, blob: bytes, context: Mapping[str, str | int]) -> bytes:
-    """Open what `wrap` made; `Tampered` when it was changed, moved, or wrapped under another key."""
+    """Open what `wrap` made; `Tampered` when changed, moved, or wrapped under another key."""
     key = open_field(blob, kek, _wrapping(context))
     check_key(key)
     return key
 
 
 def _wrapping(context: Mapping[str, str | int]) -> dict[str, str]:
-    # One level deeper than a field's names, so a wrapped key is never taken for a field or a field for a key.
+    # One level deeper than the names of a field, so that neither is ever taken for the other.
     return {"wrapped key": rfc8785.dumps(dict(context)).decode()}
 
 
@@ -87,7 +89,8 @@ class RootKey:
         """Make a root key file of mode 0600 and return its key.
 
         Raises:
-            AlreadyExists: there is a file; it is left alone, since losing a root key loses all data.
+            AlreadyExists: there is a file; it is left alone, since losing a root key loses all
+                data.
         """
         root = cls(new_key())
         path = Path(path)
@@ -113,7 +116,11 @@ class RootKey:
 
     @classmethod
     def read(cls, path: Path) -> RootKey:
-        """Read a root key file; `FailedPrecondition` when it is missing, open to others or not a root key."""
+        """Read a root key file.
+
+        Raises:
+            FailedPrecondition: it is missing, open to others, or not a root key.
+        """
         data = read_secret(Path(path))
         if len(data) != KEY_SIZE:
             raise FailedPrecondition(
@@ -128,9 +135,10 @@ class RootKey:
 class Keyring:
     """The keys of one cluster; on disk only as the blob that `seal` returns.
 
-    `master` wraps the project keys; `field_key` seals secret columns; `pepper` goes into password hashes;
-    `token_hmac` hashes tokens; `audit_sign` signs checkpoints of the audit log and `manifest_sign` manifests; `ca`
-    issues certificates. `generation` counts the keyrings of the cluster, so that an older one can be noticed.
+    `master` wraps the project keys; `field_key` seals secret columns; `pepper` goes into password
+    hashes; `token_hmac` hashes tokens; `audit_sign` signs checkpoints of the audit log and
+    `manifest_sign` manifests; `ca` issues certificates. `generation` counts the keyrings of the
+    cluster, so that an older one can be noticed.
     """
 
     cluster_id: str
@@ -145,7 +153,7 @@ class Keyring:
 
     @classmethod
     def create(cls, root: RootKey, cluster_id: str) -> Keyring:
-        """A new keyring of generation 1, proved to open under `root` before anything depends on it."""
+        """A new keyring of generation 1, proved to open under `root` before anything needs it."""
         keyring = cls(
             cluster_id=cluster_id,
             generation=1,
@@ -181,7 +189,8 @@ class Keyring:
         """Open a stored keyring.
 
         Raises:
-            Tampered: it was changed, belongs to another cluster, or was sealed under another root key.
+            Tampered: it was changed, belongs to another cluster, or was sealed under another root
+                key.
         """
         start = len(KEYRING_MAGIC) + GENERATION_SIZE
         if blob[: len(KEYRING_MAGIC)] != KEYRING_MAGIC or len(blob) < start:

@@ -1,29 +1,31 @@
-"""Sealed files and sealed values: everything the appliance stores outside its processes goes through here.
+"""Sealed files and sealed values: what the appliance stores goes through here.
 
-A sealed file is `SLE1 | header length (4 bytes, big endian) | header | FLOE stream`. The header is RFC 8785 JSON
-`{"file", "object", "project"}`, its SHA-256 the associated data of the stream. A sealed value (a database column, a
-wrapped key) is the byte 1 and a FLOE stream whose associated data is RFC 8785 JSON of what it belongs to.
+A sealed file is `SLE1 | header length (4 bytes, big endian) | header | FLOE stream`. The header is
+RFC 8785 JSON `{"file", "object", "project"}`, its SHA-256 the associated data of the stream. A
+sealed value (a database column, a wrapped key) is the byte 1 and a FLOE stream whose associated
+data is RFC 8785 JSON of what it belongs to.
 
-The attack: somebody can read and write the storage. They copy, edit, cut, extend, swap, join or roll back files and
-rows. Rules kept here:
-* the *reader* says which place it expects. The header of the file is compared with it, never believed or parsed;
-* opening proves key and place before a segment is read, and proves the last segment, hence the size, before any read;
+The attack: somebody can read and write the storage. They copy, edit, cut, extend, swap, join or
+roll back files and rows. Rules kept here:
+* the *reader* says which place it expects. The header of the file is compared with it, never
+  believed or parsed;
+* opening proves key and place before a segment is read, and proves the last segment, hence the
+  size, before any read;
 * no byte of a segment that fails its check reaches the caller: the target holds zeros instead;
 * a file whose writer did not close has no last segment and cannot be opened;
 * `expect_tag` pins one writing of a file: an older authentic one is `Stale`.
 
-Called by `appliance.crypto.artifacts` for files, by `appliance.crypto.keys` and the store for values.
+Called by `appliance.crypto.artifacts` for files, by `appliance.crypto.keys` and the store for
+values.
 """
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, BinaryIO, Self
+from typing import TYPE_CHECKING, BinaryIO, Protocol, Self
 
 import rfc8785
 
@@ -38,58 +40,40 @@ from appliance.crypto.floe import (
     floe_decrypt,
     floe_encrypt,
 )
+from appliance.crypto.place import MAGIC, Place
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
 
-MAGIC = b"SLE1"
-LENGTH_SIZE = 4
+__all__ = [
+    "Place",
+    "SealedReader",
+    "SealedWriter",
+    "floe_decrypt",
+    "floe_encrypt",
+    "open_bytes",
+    "open_field",
+    "seal_bytes",
+    "seal_field",
+]
+
 FIELD_VERSION = b"\x01"
 FIELD_SEGMENT = 1 << 16
 PEEK_SIZE = 8192
-LARGEST_HEADER = 4096
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a ciphertext belongs. The reader supplies the place it expects, and a file of another place is refused."""
+class Sink(Protocol):
+    """What a sealed file is written to: any writable binary file."""
 
-    project: str
-    object: str
-    file: str
-
-    def __str__(self) -> str:
-        """For messages."""
-        return f"file {self.file} of object {self.object} in project {self.project}"
-
-    def prefix(self) -> bytes:
-        """What a sealed file of this place begins with: magic, header length, header."""
-        header = rfc8785.dumps({"file": self.file, "object": self.object, "project": self.project})
-        if len(header) > LARGEST_HEADER or not (self.project and self.object and self.file):
-            raise InvalidInput(
-                "A place needs a project, an object and a file, and short names for them."
-            )
-        return MAGIC + len(header).to_bytes(LENGTH_SIZE, "big") + header
-
-    def aad(self) -> bytes:
-        """The associated data of the stream: SHA-256 of the header."""
-        return hashlib.sha256(self.prefix()[len(MAGIC) + LENGTH_SIZE :]).digest()
-
-    def tampered(self, why: Tampered | str) -> Tampered:
-        """The error that names this place."""
-        return Tampered(
-            f"The {self} is refused: {why}. Restore it from a backup or make the object again.",
-            project=self.project,
-            object=self.object,
-            file=self.file,
-        )
+    def write(self, data: memoryview, /) -> int:
+        """Take some or all of the bytes; returns how many."""
 
 
 class SealedWriter:
     """Encrypts a file while it is written; memory: two segments, whatever the size of the file.
 
-    Leaving a `with` block closes it; leaving by an exception aborts it, and what was written can never be opened.
-    The writer does not close `raw`.
+    Leaving a `with` block closes it; leaving by an exception aborts it, and what was written can
+    never be opened. The writer does not close `raw`.
 
     Args:
         raw: a writable binary file, at the position where the sealed file begins.
@@ -97,11 +81,12 @@ class SealedWriter:
         place: where the file belongs.
         segment_size: bytes of a sealed segment.
 
-    After `close`: `plain_size` and `sealed_size` in bytes, and `tag`, which names this writing of the file (hex).
+    After `close`: `plain_size` and `sealed_size` in bytes, and `tag`, which names this writing of
+    the file (hex).
     """
 
     def __init__(
-        self, raw: BinaryIO, key: bytes, place: Place, *, segment_size: int = SEGMENT_SIZE
+        self, raw: Sink, key: bytes, place: Place, *, segment_size: int = SEGMENT_SIZE
     ) -> None:
         self.place = place
         self.plain_size = 0
@@ -183,7 +168,7 @@ class SealedWriter:
         if len(self._sealed) < length:
             self._sealed = memoryview(bytearray(length))
         out = self._sealed[:length]
-        self._stream.seal_into(self._position, last, plain, out)
+        self._stream.seal_into(self._position, plain, out, last=last)
         self._position += 1
         self._put(out)
 
@@ -199,10 +184,10 @@ class SealedWriter:
 
 
 class SealedReader(io.RawIOBase):
-    """Reads a sealed file from anywhere in it; memory: two segments. Not for use by several threads at once.
+    """Reads a sealed file from anywhere in it; memory: two segments; for one thread at a time.
 
-    Reading whole segments decrypts straight into the caller's buffer. For many small reads wrap it in
-    `io.BufferedReader`; iterating over lines is quick as it is.
+    Reading whole segments decrypts straight into the caller's buffer. For many small reads wrap it
+    in `io.BufferedReader`; iterating over lines is quick as it is.
 
     Args:
         raw: a readable, seekable binary file that holds the sealed file and nothing else.
@@ -212,7 +197,8 @@ class SealedReader(io.RawIOBase):
         closes_raw: close `raw` together with the reader.
 
     Raises:
-        Tampered: it is not an intact sealed file of this place and key; names project, object and file.
+        Tampered: it is not an intact sealed file of this place and key; names project, object and
+            file.
         Stale: it is intact, but not the writing that `expect_tag` names.
     """
 
@@ -278,7 +264,9 @@ class SealedReader(io.RawIOBase):
         return self._offset
 
     def readinto(self, buffer: WriteableBuffer, /) -> int:
-        """Fill the buffer, or as much of it as there is; returns the number of bytes, 0 at the end."""
+        """Fill the buffer, as far as there is data; returns the number of bytes, 0 at the end."""
+        if self.closed:
+            raise ValueError("read from a closed file")
         view = memoryview(buffer)
         view = view.cast("B") if view.nbytes else memoryview(bytearray())
         view = view[: max(0, self.size - self._offset)]
@@ -319,6 +307,8 @@ class SealedReader(io.RawIOBase):
         """Forget the plaintext that is held; a second call does nothing."""
         if not self.closed and self._closes_raw:
             self._raw.close()
+        self._cached = -1
+        self._plain = memoryview(b"")
         super().close()
 
     def _open_header(self, key: bytes) -> Stream:
@@ -337,8 +327,8 @@ class SealedReader(io.RawIOBase):
         if expected is None or hmac.compare_digest(expected, self.tag):
             return
         raise Stale(
-            f"The {self.place} is intact but is not the version on record: the storage was rolled back or files"
-            " were mixed. Restore the recorded version from a backup.",
+            f"The {self.place} is intact but is not the version on record: the storage was"
+            " rolled back or files were mixed. Restore the recorded version from a backup.",
             project=self.place.project,
             object=self.place.object,
             file=self.place.file,
@@ -359,7 +349,7 @@ class SealedReader(io.RawIOBase):
         if self._fill(segment) != length:
             raise self.place.tampered("it was cut short while it was read")
         try:
-            self._stream.open_into(index, index == self._geometry.count - 1, segment, out)
+            self._stream.open_into(index, segment, out, last=index == self._geometry.count - 1)
         except Tampered as error:
             raise self.place.tampered(error) from error
 
@@ -401,14 +391,22 @@ def seal_field(data: bytes, key: bytes, aad: Mapping[str, str | int]) -> bytes:
 
 
 def open_field(blob: bytes, key: bytes, aad: Mapping[str, str | int]) -> bytes:
-    """Open what `seal_field` made; `Tampered` when it was changed, moved to another place or sealed by another key."""
+    """Open what `seal_field` made.
+
+    Raises:
+        Tampered: it was changed, moved to another place or sealed by another key.
+    """
     try:
-        if blob[:1] != FIELD_VERSION:
-            raise Tampered("it is not a sealed value")
-        return floe_decrypt(key, rfc8785.dumps(dict(aad)), blob[1:])
+        return floe_decrypt(key, rfc8785.dumps(dict(aad)), _field_stream(blob))
     except Tampered as error:
         where = ", ".join(f"{name} {value}" for name, value in sorted(aad.items()))
         raise Tampered(
             f"The sealed value of {where} is refused: {error}. Restore it from a backup.",
             object=where,
         ) from error
+
+
+def _field_stream(blob: bytes) -> bytes:
+    if blob[:1] != FIELD_VERSION:
+        raise Tampered("it is not a sealed value")
+    return blob[1:]

@@ -1,7 +1,8 @@
-"""Signatures and keyed hashes: Ed25519, HMAC-SHA-256, and signed notes for checkpoints of the audit log.
+"""Signatures and keyed hashes: Ed25519, HMAC-SHA-256, signed notes for checkpoints of a log.
 
-Rules kept here: verifying returns nothing or raises, and never answers False; a private key shows itself in no
-`repr`; a note is accepted only with exactly one signature of the expected name and key.
+Rules kept here: verifying returns nothing or raises, and never answers False; a private key shows
+itself in no `repr`; a note is accepted only with exactly one signature of the expected name and
+key.
 
 Called by the audit log (checkpoints), `appliance.crypto.keys` and `appliance.crypto.artifacts`.
 """
@@ -149,31 +150,17 @@ def open_note(note: bytes, name: str, key: VerifyKey) -> str:
         Tampered: it is no note, or there is not exactly one valid signature of this name and key.
     """
     try:
-        if len(note) > LARGEST_NOTE:
-            raise Tampered("it is too long")
-        text, found, signatures = note.decode().rpartition("\n\n")
-        text += "\n"
-        _check_note(text, name)
-        if not found or not signatures.endswith("\n"):
-            raise Tampered("it has no signature")
-        ours = [
-            blob[NOTE_KEY_ID_SIZE:]
-            for signer, blob in map(_signature, signatures[:-1].split("\n"))
-            if signer == name and blob[:NOTE_KEY_ID_SIZE] == _key_id(name, key)
-        ]
-        if len(ours) != 1:
-            raise Tampered("it has not exactly one signature of the expected key")
-        key.verify(text.encode(), ours[0])
+        return _checked_text(note, name, key)
     except (Tampered, InvalidInput, UnicodeDecodeError, binascii.Error) as error:
         raise Tampered(f"The signed note of {name} is refused: {error}", object=name) from error
-    return text
 
 
 @dataclass(frozen=True)
 class SignedNote:
-    """A checkpoint of a log (C2SP tlog-checkpoint): which log, how many records, and the root of its Merkle tree.
+    """A checkpoint of a log (C2SP tlog-checkpoint): which log, how many records, which Merkle root.
 
-    `origin` names the log and the key; `size` counts records; `root` is the RFC 6962 root hash, 32 bytes.
+    `origin` names the log and the key; `size` counts records; `root` is the RFC 6962 root hash, 32
+    bytes.
     """
 
     origin: str
@@ -190,7 +177,7 @@ class SignedNote:
 
     @classmethod
     def open(cls, note: bytes, key: VerifyKey, origin: str) -> SignedNote:
-        """Check the signature, then read the checkpoint; `Tampered` when either is not what it should be."""
+        """Check the signature, then read the checkpoint; `Tampered` when either is wrong."""
         lines = open_note(note, origin, key).split("\n")
         try:
             checkpoint = cls(lines[0], int(lines[1]), base64.b64decode(lines[2], validate=True))
@@ -200,6 +187,25 @@ class SignedNote:
         if "\n".join(lines) != checkpoint.text() or checkpoint.origin != origin:
             raise Tampered(f"The note of {origin} is no checkpoint of this log.", object=origin)
         return checkpoint
+
+
+def _checked_text(note: bytes, name: str, key: VerifyKey) -> str:
+    if len(note) > LARGEST_NOTE:
+        raise Tampered("it is too long")
+    text, found, signatures = note.decode().rpartition("\n\n")
+    text += "\n"
+    _check_note(text, name)
+    if not found or not signatures.endswith("\n"):
+        raise Tampered("it has no signature")
+    ours = [
+        blob[NOTE_KEY_ID_SIZE:]
+        for signer, blob in map(_signature, signatures[:-1].split("\n"))
+        if signer == name and blob[:NOTE_KEY_ID_SIZE] == _key_id(name, key)
+    ]
+    if len(ours) != 1:
+        raise Tampered("it has not exactly one signature of the expected key")
+    key.verify(text.encode(), ours[0])
+    return text
 
 
 def _check_note(text: str, name: str) -> None:
