@@ -132,6 +132,20 @@ class Unavailable(ApplianceError):
     reason = "UNAVAILABLE"
 
 
+class Cancelled(ApplianceError):
+    """The caller left before the answer was complete."""
+
+    code = "CANCELLED"
+    reason = "CANCELLED"
+
+
+class UnknownMethod(ApplianceError):
+    """The server has no such call; it may be older than its caller."""
+
+    code = "UNIMPLEMENTED"
+    reason = "UNKNOWN_METHOD"
+
+
 class Tampered(ApplianceError):
     """Stored or received bytes are not what was written. `metadata["object"]` names them."""
 
@@ -164,6 +178,8 @@ BY_REASON: dict[str, type[ApplianceError]] = {
         FailedPrecondition,
         Exhausted,
         Unavailable,
+        Cancelled,
+        UnknownMethod,
         Tampered,
         Stale,
         Internal,

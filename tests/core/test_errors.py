@@ -29,6 +29,8 @@ ALL = [
         (errors.FailedPrecondition, "FAILED_PRECONDITION", "FAILED_PRECONDITION"),
         (errors.Exhausted, "RESOURCE_EXHAUSTED", "RESOURCE_EXHAUSTED"),
         (errors.Unavailable, "UNAVAILABLE", "UNAVAILABLE"),
+        (errors.Cancelled, "CANCELLED", "CANCELLED"),
+        (errors.UnknownMethod, "UNIMPLEMENTED", "UNKNOWN_METHOD"),
         (errors.Tampered, "DATA_LOSS", "OBJECT_TAMPERED"),
         (errors.Stale, "DATA_LOSS", "STALE_OBJECT"),
         (errors.Internal, "INTERNAL", "INTERNAL"),
