@@ -1,0 +1,114 @@
+"""The sealed artifacts a job reads and makes.
+
+Rules kept here:
+* an input is opened with the digest on record: changed or rolled back storage is refused before a
+  byte is used;
+* an output begins to exist with its manifest, which is written last, and is reported after that.
+
+Called by `Context`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import fsspec
+from fsspec import AbstractFileSystem
+
+from appliance.core.errors import InvalidInput
+from appliance.crypto.artifacts import ArtifactReader, ArtifactWriter, FileEntry, manifest_digest
+from appliance.jobs.runtime.gather import gather
+from appliance.jobs.runtime.orders import Artifact
+from appliance.jobs.runtime.reporter import Reporter
+
+
+@dataclass(frozen=True)
+class ObjectStore:
+    """A file system and the folder on it under which all artifacts lie."""
+
+    fs: AbstractFileSystem
+    root: str
+
+    @classmethod
+    def at(cls, url: str) -> ObjectStore:
+        """The store behind an fsspec URL such as `file:///srv/objects`."""
+        try:
+            fs, root = fsspec.core.url_to_fs(url)
+        except (ValueError, ImportError) as error:
+            raise InvalidInput(f"the object store {url} cannot be used: {error}") from error
+        return cls(fs, root.rstrip("/"))
+
+    def path(self, folder: str) -> str:
+        """Path on the file system of a folder of the store; `InvalidInput` for one outside it."""
+        parts = folder.split("/")
+        if not all(parts) or "." in parts or ".." in parts:
+            raise InvalidInput(f"{folder!r} is not a folder of the object store")
+        return f"{self.root}/{folder}"
+
+    def reader(self, artifact: Artifact) -> ArtifactReader:
+        """Open an artifact of the digest on record. Raises NotFound, Tampered, Stale."""
+        return ArtifactReader(
+            self.fs,
+            self.path(artifact.folder),
+            artifact.key,
+            artifact.project,
+            artifact.object,
+            digest=artifact.digest or None,
+        )
+
+
+class OutputWriter(ArtifactWriter):
+    """Writes one output of a job; `finish` also reports it.
+
+    Args:
+        store: where it goes.
+        artifact: folder, identity and key.
+        slot: which output of the job it is.
+        epoch: of the lease.
+        report: of this rank.
+        fence: asked before the manifest is written; raises LeaseLost.
+    """
+
+    def __init__(  # noqa: PLR0913  # what a rank is, named at the one call
+        self,
+        store: ObjectStore,
+        artifact: Artifact,
+        *,
+        slot: str,
+        epoch: int,
+        report: Reporter,
+        fence: Callable[[], None],
+    ) -> None:
+        folder = store.path(artifact.folder)
+        super().__init__(
+            store.fs, folder, artifact.key, artifact.project, artifact.object, epoch=epoch
+        )
+        self._slot = slot
+        self._place = artifact.folder
+        self._report = report
+        self._fence = fence
+
+    def finish(self, extra: Mapping[str, Any] | None = None) -> bytes:
+        """Write the manifest and report the output.
+
+        `extra` becomes facts of its resource (in the clear, small).
+        """
+        self._fence()
+        manifest = super().finish(extra)
+        digest = manifest_digest(manifest)
+        self._report.output(self._slot, self._place, digest, extra or {})
+        return manifest
+
+    def finish_together(self, rank: int, extra: Mapping[str, Any] | None = None) -> None:
+        """Finish an output of which every rank has written files.
+
+        Every rank calls; returns when it is complete.
+        """
+        others = gather([entry.as_json() for entry in self.entries()])
+        if rank == 0:
+            for entries in others[1:]:
+                self.adopt(map(FileEntry.from_json, entries))
+            self.finish(extra)
+        gather(None)

@@ -1,0 +1,28 @@
+"""Which function runs a kind of job. The one table; a kind is added here and in `proto/`."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+
+from appliance.core.errors import InvalidInput
+from appliance.jobs.runtime.context import Context
+
+Run = Callable[[Context], None]
+
+KINDS: Mapping[str, str] = {
+    "prepare": "appliance.jobs.prepare.job:run",
+    "train": "appliance.jobs.train.job:run",
+    "quantize": "appliance.jobs.compress.quantize:run",
+    "evaluate": "appliance.jobs.assess.evaluate:run",
+}
+"""Kind (member of the oneof `spec` of a job) -> `module:function`."""
+
+
+def load(kind: str, kinds: Mapping[str, str]) -> Run:
+    """The function of a kind. Raises InvalidInput when this node does not know it."""
+    if kind not in kinds:
+        raise InvalidInput(f"this node cannot run jobs of kind {kind[:40]}: update its software")
+    module, _, function = kinds[kind].partition(":")
+    run: Run = getattr(importlib.import_module(module), function)
+    return run
