@@ -1,7 +1,7 @@
-"""How every bench here measures: ours and its alternatives in turn, several rounds, medians and ratios.
+"""How every bench measures: ours and its alternatives in turn, several rounds, medians, ratios.
 
-Machines are shared and noisy. A single time says little; the ratio of medians of interleaved rounds
-says which is faster, and by how much. Each bench prints one table and writes `build/bench/NAME.json`.
+Machines are shared and noisy. A single time says little; the median ratio of interleaved rounds
+says which is faster, and by how much. Each bench prints a table and writes build/bench/NAME.json.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Opening a sealed file against reading the same bytes plain: what does encryption at rest cost?
 
-Both fill the same reused memory from files in the page cache, as loading weights into parameters does.
+Both fill the same reused memory from files in the page cache, as loading weights into parameters
+does.
 """
 
 from __future__ import annotations

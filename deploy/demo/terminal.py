@@ -1,0 +1,121 @@
+"""A person at a terminal, played by a program: types `appliance` commands, reads what they print.
+
+The demo has no other way in. What it types is echoed, so that its log reads like a session.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pexpect
+import pyotp
+
+
+class CommandFailedError(Exception):
+    """A command ended with another exit code than expected."""
+
+
+class Terminal:
+    """Runs `appliance` commands with a home of their own.
+
+    Args:
+        program: path of the `appliance` command.
+        home: folder for configuration and sessions; nothing of the caller's own is touched.
+    """
+
+    def __init__(self, program: Path, home: Path) -> None:
+        self._program = str(program)
+        home.mkdir(parents=True, exist_ok=True)
+        self._env = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(home),
+            "XDG_CONFIG_HOME": str(home / "config"),
+            "LANG": "C.UTF-8",
+            "TERM": "dumb",
+            "COLUMNS": "120",
+        }
+
+    def run(
+        self, *arguments: str, stdin: str = "", expect: int = 0, timeout: float = 600
+    ) -> subprocess.CompletedProcess[str]:
+        """Type one command and wait for its end.
+
+        Raises:
+            CommandFailedError: the exit code is not `expect`; the message holds what was printed.
+        """
+        print("  $ appliance " + " ".join(_quoted(argument) for argument in arguments), flush=True)
+        done = subprocess.run(
+            [self._program, *arguments],
+            input=stdin,
+            env=self._env,
+            text=True,
+            capture_output=True,
+            timeout=timeout,
+            check=False,
+        )
+        if done.returncode != expect:
+            message = (
+                f"`appliance {' '.join(arguments)}` ended with {done.returncode}, "
+                f"expected {expect}:\n{done.stdout}{done.stderr}"
+            )
+            raise CommandFailedError(message)
+        return done
+
+    def json(self, *arguments: str, stdin: str = "", timeout: float = 600) -> Any:
+        """Type one command with `-o json` and return what it printed."""
+        return json.loads(self.run(*arguments, "-o", "json", stdin=stdin, timeout=timeout).stdout)
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """Type one command and let it run; the caller ends it."""
+        print("  $ appliance " + " ".join(_quoted(argument) for argument in arguments), flush=True)
+        return subprocess.Popen(
+            [self._program, *arguments],
+            env=self._env,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+
+    def first_login(self, user: str, password: str) -> str:
+        """Log in on a real terminal, enrol an authenticator; return its secret (base32)."""
+        print(f"  $ appliance login --user {user}", flush=True)
+        child = pexpect.spawn(
+            self._program,
+            ["login", "--user", user],
+            env=self._env,
+            encoding="utf-8",
+            timeout=60,
+            dimensions=(60, 200),
+        )
+        child.expect("[Pp]assword.*: ?")
+        child.sendline(password)
+        child.expect(r"otpauth://\S+secret=([A-Z2-7]+)")
+        secret = child.match.group(1)
+        child.expect("[Cc]ode.*: ?")
+        child.sendline(pyotp.TOTP(secret).now())
+        child.expect(pexpect.EOF)
+        codes = len(re.findall(r"[a-z2-7]{4}(?:-[a-z2-7]{2,}){3,}", child.before.lower()))
+        child.close()
+        if child.exitstatus != 0:
+            raise CommandFailedError(child.before)
+        print(f"    authenticator enrolled with a QR code; {codes} recovery codes shown once")
+        return str(secret)
+
+
+def next_code(secret: str, used: str) -> str:
+    """Return a code that differs from `used`, waiting for the next time step when it must."""
+    totp = pyotp.TOTP(secret)
+    while totp.now() == used:
+        time.sleep(1)
+    return totp.now()
+
+
+def _quoted(argument: str) -> str:
+    return f'"{argument}"' if " " in argument else argument
