@@ -18,17 +18,18 @@ servers that only machines call.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import logging
 import re
 import time
 import uuid
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import grpc
 import grpc.aio
@@ -40,6 +41,7 @@ from appliance.core.errors import (
     Cancelled,
     Denied,
     Internal,
+    InvalidInput,
     Unauthenticated,
     UnknownMethod,
 )
@@ -52,11 +54,21 @@ from appliance.wire.status import to_status
 logger = logging.getLogger(__name__)
 
 RECHECK_SECONDS = 4.0
-"""Time between two judgements of a stream; with a call in between below the required five seconds."""
+"""Time between two judgements of a stream: what was revoked ends within five seconds."""
 
 caller: ContextVar[Principal] = ContextVar("caller", default=ANONYMOUS)
 """Who made the call being served; set by the door, read by services."""
 
+FIRST_MESSAGE_SECONDS = 20.0
+"""Time a caller has to say what a stream is about."""
+
+Handler = grpc.RpcMethodHandler[Any, Any]
+Context = grpc.aio.ServicerContext[Any, Any]
+Behaviour = Callable[[Any, Any], Any]
+"""A service's function: (request or stream, context) to an awaitable or an async generator."""
+
+_UNKNOWN = "unknown"
+_LONGEST_METHOD = 200
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 Entered = TypeVar("Entered")
@@ -80,7 +92,7 @@ class Call:
     request: Message | None
     metadata: Mapping[str, str | bytes]
     request_id: str
-    context: grpc.aio.ServicerContext[Any, Any]
+    context: Context
 
     @property
     def resource(self) -> str:
@@ -99,7 +111,7 @@ class Call:
         return next(iter(found), None) if found else None
 
 
-class Door(grpc.aio.ServerInterceptor, Generic[Entered]):
+class Door(grpc.aio.ServerInterceptor[Any, Any], Generic[Entered]):
     """The frame of a door; a subclass says who may enter."""
 
     def __init__(
@@ -126,135 +138,116 @@ class Door(grpc.aio.ServerInterceptor, Generic[Entered]):
     async def leave(
         self, call: Call, entered: Entered | None, error: ApplianceError | None
     ) -> None:
-        """Take note of the outcome: `entered` is None when `enter` raised, `error` when it went well.
+        """Take note of the outcome; `entered` is None when `enter` raised, `error` without one.
 
         An error raised here is what the caller sees.
         """
 
+    # The base class promises a handler always, but gRPC itself answers None for unknown methods.
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler | None:
+    ) -> Handler:
         """Put the door in front of a method's handler; also of one that does not exist."""
         method = handler_call_details.method
-        handler: grpc.RpcMethodHandler | None = await continuation(handler_call_details)
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            unknown = UnknownMethod("the server does not know this call")
+            return grpc.stream_stream_rpc_method_handler(self._refusing(method, unknown))
         if method.startswith(HEALTH_SERVICE):
             return handler
-        if handler is None:
-            error: ApplianceError = UnknownMethod("the server does not know this call")
-            return grpc.stream_stream_rpc_method_handler(self._refusing(method, error))
         rule = self.rules.get(method)
         if rule is None:
             logger.error("no rule for %s: refused", method)
-            error = Denied("no access rule allows this call")
-            return _same_kind(handler, self._refusing(method, error))
+            closed = Denied("no access rule allows this call")
+            return _same_kind(handler, self._refusing(method, closed))
         return _same_kind(handler, self._guarding(rule, handler))
 
-    def _refusing(self, method: str, error: ApplianceError) -> Callable[..., Awaitable[None]]:
+    def _refusing(self, method: str, error: ApplianceError) -> Behaviour:
         """Behaviour of a method that is refused before anybody is asked."""
-        rule = Rule(method[:200], permission="")
+        rule = Rule(method[:_LONGEST_METHOD], permission="")
 
-        async def refuse(_: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-            call = self._call(rule, None, context)
-            await self.leave(call, None, error)
-            await context.abort_with_status(to_status(error, call.request_id))
+        async def refuse(_: object, context: Context) -> None:
+            call = _call(rule, context)
+            started = time.perf_counter()
+            self._count_start(_UNKNOWN)
+            try:
+                await self.leave(call, None, error)
+            finally:
+                self._count_end(_UNKNOWN, error, started)
+            await _abort(call, error)
 
         return refuse
 
-    def _guarding(
-        self, rule: Rule, handler: grpc.RpcMethodHandler
-    ) -> Callable[..., Awaitable[Any]]:
+    def _guarding(self, rule: Rule, handler: Handler) -> Behaviour:
         """Behaviour of a method behind the door."""
         behaviour = _behaviour(handler)
 
-        async def guarded(
-            incoming: Any,  # noqa: ANN401 - a message or a stream of them, of any type
-            context: grpc.aio.ServicerContext[Any, Any],
-        ) -> object:
-            request, incoming = await _first(rule, incoming)
-            call = self._call(rule, request, context)
-
-            async def serve() -> object:
-                answer = behaviour(incoming, context)
-                if not inspect.isasyncgen(answer):
-                    return await answer
-                async for message in answer:
-                    await context.write(message)
-                return None
-
-            return await self._pass(call, serve)
+        async def guarded(incoming: object, context: Context) -> object:
+            return await self._pass(_call(rule, context), incoming, behaviour)
 
         return guarded
 
-    def _call(
-        self, rule: Rule, request: Message | None, context: grpc.aio.ServicerContext[Any, Any]
-    ) -> Call:
-        metadata = {key.lower(): value for key, value in context.invocation_metadata() or ()}
-        asked = metadata.get("x-request-id", "")
-        wanted = isinstance(asked, str) and _REQUEST_ID.fullmatch(asked)
-        request_id = str(asked) if wanted else uuid.uuid4().hex
-        log.request_id.set(request_id)
-        return Call(rule, request, metadata, request_id, context)
-
-    async def _pass(self, call: Call, serve: Callable[[], Awaitable[object]]) -> object:
-        """One call from `enter` to its status."""
+    async def _pass(self, call: Call, incoming: object, behaviour: Behaviour) -> object:
+        """One call from its first message to its status."""
         started = time.perf_counter()
         error: ApplianceError | None = None
         answer: object = None
-        if self._metrics:
-            self._metrics.started(call.rule.method)
+        self._count_start(call.rule.method)
         try:
-            answer = await self._noted(call, serve)
+            answer = await self._noted(call, incoming, behaviour)
         except ApplianceError as raised:
             error = raised
-        except asyncio.CancelledError:
-            error = Cancelled("the caller left")
-            raise
-        except grpc.aio.AbortError:
-            error = Internal("ended by the service")
+        except BaseException as raised:
+            error = _meaning(raised)
             raise
         finally:
-            if self._metrics:
-                code, reason = (error.code, error.reason) if error else ("OK", "")
-                seconds = time.perf_counter() - started
-                self._metrics.finished(call.rule.method, code, reason, seconds)
+            self._count_end(call.rule.method, error, started)
         if error is not None:
-            await call.context.abort_with_status(to_status(error, call.request_id))
+            await _abort(call, error)
         return answer
 
-    async def _noted(self, call: Call, serve: Callable[[], Awaitable[object]]) -> object:
+    async def _noted(self, call: Call, incoming: object, behaviour: Behaviour) -> object:
         """Enter, serve, and leave exactly once, whatever happens."""
         entered: Entered | None = None
         try:
+            request, incoming = await _first(call.rule, incoming)
+            call = replace(call, request=request)
             entered = await self.enter(call)
-            work = self._watched(call, entered, serve) if call.rule.streaming else serve()
-            answer = await work
-        except ApplianceError as error:
-            await self.leave(call, entered, error)
-            raise
-        except asyncio.CancelledError:
-            await self.leave(call, entered, Cancelled("the caller left"))
-            raise
-        except grpc.aio.AbortError:
-            await self.leave(call, entered, Internal("ended by the service"))
+            serve = _serve(behaviour, incoming, call.context)
+            if call.rule.streaming:
+                answer = await self._watched(call, entered, serve)
+            else:
+                answer = await serve
+        except (ApplianceError, asyncio.CancelledError, grpc.aio.AbortError) as ended:
+            await self.leave(call, entered, _meaning(ended))
             raise
         except Exception as bug:
             logger.exception("%s failed", call.rule.method)
-            error = Internal(
+            hidden = Internal(
                 "something went wrong in the server; its log has the details under request id "
                 f"{call.request_id}"
             )
-            await self.leave(call, entered, error)
-            raise error from bug
+            await self.leave(call, entered, hidden)
+            raise hidden from bug
         await self.leave(call, entered, None)
         return answer
 
+    def _count_start(self, method: str) -> None:
+        if self._metrics is not None:
+            self._metrics.started(method)
+
+    def _count_end(self, method: str, error: ApplianceError | None, started: float) -> None:
+        if self._metrics is not None:
+            code, reason = (error.code, error.reason) if error else ("OK", "")
+            self._metrics.finished(method, code, reason, time.perf_counter() - started)
+
     async def _watched(
-        self, call: Call, entered: Entered, serve: Callable[[], Awaitable[object]]
+        self, call: Call, entered: Entered, serve: Coroutine[None, None, object]
     ) -> object:
         """Serve a stream; end it as soon as `recheck` says so."""
-        work = asyncio.ensure_future(serve())
+        work = asyncio.create_task(serve)
         try:
             while True:
                 done, _ = await asyncio.wait({work}, timeout=self._recheck_seconds)
@@ -270,40 +263,83 @@ class Door(grpc.aio.ServerInterceptor, Generic[Entered]):
                     work.exception()
 
 
-def _behaviour(handler: grpc.RpcMethodHandler) -> Callable[..., Any]:
+def _call(rule: Rule, context: Context) -> Call:
+    """The call before its request was read; from here on the log carries its id."""
+    metadata = {key.lower(): value for key, value in context.invocation_metadata() or ()}
+    asked = metadata.get("x-request-id")
+    usable = isinstance(asked, str) and _REQUEST_ID.fullmatch(asked)
+    request_id = str(asked) if usable else uuid.uuid4().hex
+    log.request_id.set(request_id)
+    return Call(rule, None, metadata, request_id, context)
+
+
+def _meaning(ended: BaseException) -> ApplianceError:
+    """What the end of a call means for metrics and for `leave`."""
+    if isinstance(ended, ApplianceError):
+        return ended
+    if isinstance(ended, asyncio.CancelledError):
+        return Cancelled("the caller left")
+    return Internal("the service ended the call itself")
+
+
+async def _abort(call: Call, error: ApplianceError) -> None:
+    """End the call with the error's status."""
+    # grpc-stubs is older than this method of the asyncio context.
+    await cast("Any", call.context).abort_with_status(to_status(error, call.request_id))
+
+
+async def _serve(behaviour: Behaviour, incoming: object, context: Context) -> object:
+    """What the service answers; a stream of answers is sent from here."""
+    answer = behaviour(incoming, context)
+    if not inspect.isasyncgen(answer):
+        return await answer
+    async with contextlib.aclosing(answer):
+        async for message in answer:
+            await context.write(message)
+    return None
+
+
+def _behaviour(handler: Handler) -> Behaviour:
     """The one function a handler has."""
-    found: Callable[..., Any] = (
-        handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
+    functions = (
+        handler.unary_unary,
+        handler.unary_stream,
+        handler.stream_unary,
+        handler.stream_stream,
     )
-    return found
+    return cast("Behaviour", next(function for function in functions if function is not None))
 
 
-def _same_kind(
-    handler: grpc.RpcMethodHandler, behaviour: Callable[..., Awaitable[Any]]
-) -> grpc.RpcMethodHandler:
+def _same_kind(handler: Handler, behaviour: Behaviour) -> Handler:
     """A handler like `handler` with another behaviour."""
-    make = {
+    make: Callable[..., Handler] = {
         (False, False): grpc.unary_unary_rpc_method_handler,
         (False, True): grpc.unary_stream_rpc_method_handler,
         (True, False): grpc.stream_unary_rpc_method_handler,
         (True, True): grpc.stream_stream_rpc_method_handler,
     }[handler.request_streaming, handler.response_streaming]
-    made: grpc.RpcMethodHandler = make(
+    return make(
         behaviour,
         request_deserializer=handler.request_deserializer,
         response_serializer=handler.response_serializer,
     )
-    return made
 
 
-async def _first(rule: Rule, incoming: Any) -> tuple[Message | None, Any]:  # noqa: ANN401 - any message
-    """The request that names the resource, and the requests for the service, the first included."""
+async def _first(
+    rule: Rule,
+    incoming: Any,  # noqa: ANN401 - a message or a stream of them, of any type
+) -> tuple[Message | None, object]:
+    """The request that names the resource, and what the service gets, the first one included."""
     if not rule.request_streaming:
         return incoming, incoming
     if not rule.resource:
         return None, incoming
     stream = aiter(incoming)
-    first: Message | None = await anext(stream, None)
+    try:
+        async with asyncio.timeout(FIRST_MESSAGE_SECONDS):
+            first: Message | None = await anext(stream, None)
+    except TimeoutError as error:
+        raise InvalidInput("the first message of the stream did not come in time") from error
 
     async def whole() -> AsyncIterator[Message]:
         if first is not None:
@@ -327,7 +363,7 @@ class MachineDoor(Door[Principal]):
         recheck_seconds: time between two judgements of a stream.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - three facts, and four that have defaults
         self,
         rules: Mapping[str, Rule],
         cluster: str,

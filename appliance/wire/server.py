@@ -66,7 +66,7 @@ class Listener:
     address: str
     setting: str
     credentials: grpc.ServerCredentials
-    interceptors: Sequence[grpc.aio.ServerInterceptor]
+    interceptors: Sequence[grpc.aio.ServerInterceptor[Any, Any]]
     services: Sequence[Service]
     rules: Mapping[str, Rule]
     options: Sequence[tuple[str, int]] = ()
@@ -98,7 +98,8 @@ def _cannot_listen(error: OSError, address: str, setting: str) -> FailedPrecondi
     port = address.rpartition(":")[2]
     if error.errno == errno.EADDRINUSE:
         return FailedPrecondition(
-            f"port {port} is in use: stop what listens on {address}, or set {setting} to another port",
+            f"port {port} is in use: stop what listens on {address}, "
+            f"or set {setting} to another port",
             address=address,
         )
     if error.errno in (errno.EACCES, errno.EPERM):
@@ -130,7 +131,8 @@ class Server:
         grace: float = GRACE_SECONDS,
     ) -> None:
         self._servers: list[grpc.aio.Server] = []
-        self._health = health.aio.HealthServicer()
+        # grpc-stubs does not know the asyncio flavour.
+        self._health = cast("Any", health).aio.HealthServicer()
         self._metrics_address = metrics_address
         self._metrics_setting = metrics_setting
         self._registry = registry or CollectorRegistry()
@@ -173,7 +175,7 @@ class Server:
             await server.start()
 
     async def set_serving(self, service: str = "", *, serving: bool) -> None:
-        """Say in health whether a service (or, with none named, the whole server) can do its work."""
+        """Say in health whether a service (none named: the whole server) can do its work."""
         states = health_pb2.HealthCheckResponse
         state = states.SERVING if serving else states.NOT_SERVING
         await self._health.set(service, state)
@@ -213,12 +215,13 @@ class Server:
         host, port = split_address(self._metrics_address, self._metrics_setting)
         if not _is_loopback(host):
             raise InvalidInput(
-                f"{self._metrics_setting}: metrics are shown on loopback only, such as 127.0.0.1:{port}"
+                f"{self._metrics_setting}: metrics are shown on loopback only, "
+                f"such as 127.0.0.1:{port}"
             )
         check_free(self._metrics_address, self._metrics_setting)
         httpd, thread = start_http_server(port, addr=host, registry=self._registry)
         self._metrics = (httpd, thread)
-        self.metrics_port = cast("int", httpd.server_address[1])
+        self.metrics_port = httpd.server_port
 
 
 def _is_loopback(host: str) -> bool:
@@ -228,17 +231,19 @@ def _is_loopback(host: str) -> bool:
 
 
 class _Recorder:
-    """Stands between the generated registration code and the server, and notes what is registered."""
+    """Stands between the generated registration and the server; notes what is registered."""
 
     def __init__(self, server: grpc.aio.Server) -> None:
         self._server = server
         self.methods: set[str] = set()
 
-    def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
+    def add_generic_rpc_handlers(
+        self, handlers: Sequence[grpc.GenericRpcHandler[Any, Any]]
+    ) -> None:
         self._server.add_generic_rpc_handlers(tuple(handlers))
 
     def add_registered_method_handlers(
-        self, service: str, handlers: Mapping[str, grpc.RpcMethodHandler]
+        self, service: str, handlers: Mapping[str, grpc.RpcMethodHandler[Any, Any]]
     ) -> None:
         self.methods |= {f"/{service}/{method}" for method in handlers}
         # grpc-stubs is older than this method, which all generated code calls.

@@ -135,7 +135,7 @@ def from_rpc_error(error: grpc.RpcError) -> ApplianceError:
     `metadata["request_id"]` names the call in the server's log when the server said it; never
     raises.
     """
-    # The errors of both flavours (`grpc.aio` and threads) are calls too; their type does not say so.
+    # Errors of both flavours (`grpc.aio` and threads) are calls too; their type does not say so.
     failed = cast("grpc.Call", error)
     try:
         status = rpc_status.from_call(failed)
