@@ -9,7 +9,7 @@ Rules kept here:
 from __future__ import annotations
 
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from appliance.core.errors import Internal
@@ -27,6 +27,8 @@ class Caller:
         credential: id of the session or token, or serial of the certificate, that proved it.
         mfa_time: last proof of the second factor; None for machines and applications.
         expire_time: when the credential ends.
+        notes: facts a service adds to the audit record of this call, such as who an anonymous
+            caller turned out to be (`principal`); never a secret and never text of a dataset.
     """
 
     principal: Principal = ANONYMOUS
@@ -35,6 +37,7 @@ class Caller:
     credential: str = ""
     mfa_time: datetime | None = None
     expire_time: datetime | None = None
+    notes: dict[str, str] = field(default_factory=dict, compare=False)
 
 
 _current: ContextVar[Caller] = ContextVar("caller")

@@ -1,0 +1,27 @@
+"""Small words every service uses for resources: "there is none", and moments in an answer."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from appliance.core.errors import NotFound
+
+
+def missing(name: str) -> NotFound:
+    """There is no such resource.
+
+    The gate says the very same to a caller who may not know that there is one, so every service
+    uses this text and no other.
+    """
+    return NotFound(f"there is no {name}, or you hold no role there", name=name)
+
+
+def timestamp(moment: datetime | None) -> Timestamp | None:
+    """An aware datetime as protobuf writes it; None stays None, which leaves a field unset."""
+    if moment is None:
+        return None
+    stamp = Timestamp()
+    stamp.FromDatetime(moment)
+    return stamp
