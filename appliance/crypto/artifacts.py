@@ -46,6 +46,8 @@ from appliance.crypto.sealed import Place, SealedReader, SealedWriter
 __all__ = ["ArtifactReader", "ArtifactWriter", "FileEntry", "manifest_digest"]
 
 MANIFEST = "manifest.json"
+SIGNATURE = "manifest.sig"
+"""Ed25519 signature of the manifest, put beside it by the control plane when it registers it."""
 
 Settle = Callable[[str, FileEntry | None], None]
 
@@ -89,7 +91,7 @@ class ArtifactWriter:
 
         The file gets its name when the block ends well, or not at all.
         """
-        if file == MANIFEST or file in self._entries or file in self._open:
+        if file in {MANIFEST, SIGNATURE} or file in self._entries or file in self._open:
             raise AlreadyExists(
                 f"The artifact {self.object} already has a file {file}.", object=self.object
             )
@@ -342,6 +344,7 @@ class ArtifactReader:
     def _check_folder(self) -> None:
         found = {n: size for n, size in self._folder.list().items() if not PARTIAL.fullmatch(n)}
         found.pop(MANIFEST, None)
+        found.pop(SIGNATURE, None)
         for name, size in sorted(found.items()):
             if name not in self._entries:
                 raise tampered(self.project, self.object, f"it has a file too many, {name}")

@@ -151,14 +151,13 @@ class Folder:
         except FileNotFoundError as error:
             raise NotFound(f"There is no {file} in {self}.", path=f"{self}/{file}") from error
         except OSError as error:
-            if error.errno != errno.ELOOP:
+            # What a link, a socket or a device without a driver answers.
+            if error.errno not in {errno.ELOOP, errno.ENXIO, errno.ENODEV}:
                 raise
-            raise Tampered(
-                f"{file} in {self} is a link. Put the file itself there.", object=file
-            ) from error
+            raise self._not_plain(file) from error
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)
-            raise Tampered(f"{file} in {self} is not a plain file.", object=file)
+            raise self._not_plain(file)
         return os.fdopen(descriptor, "rb", buffering=0)
 
     def remove(self, file: str) -> None:
@@ -168,6 +167,11 @@ class Folder:
                 self._fs.rm_file(self._full(file))
             else:
                 (self._local / file).unlink()
+
+    def _not_plain(self, file: str) -> Tampered:
+        return Tampered(
+            f"{file} in {self} is not a plain file. Restore it from a backup.", object=file
+        )
 
     def _full(self, name: str) -> str:
         return f"{self._path}/{name}"

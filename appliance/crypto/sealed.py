@@ -313,13 +313,13 @@ class SealedReader(io.RawIOBase):
 
     def _open_header(self, key: bytes) -> Stream:
         prefix = self.place.prefix()
-        found = self._raw.read(len(prefix))
+        found = self._take(len(prefix))
         if found[: len(MAGIC)] != MAGIC:
             raise self.place.tampered("it is not a sealed file")
         if found != prefix:
             raise self.place.tampered("it was sealed for another place, or its header was changed")
         try:
-            return Stream.open(key, self.place.aad(), self._raw.read(HEADER_SIZE))
+            return Stream.open(key, self.place.aad(), self._take(HEADER_SIZE))
         except Tampered as error:
             raise self.place.tampered(error) from error
 
@@ -352,6 +352,10 @@ class SealedReader(io.RawIOBase):
             self._stream.open_into(index, segment, out, last=index == self._geometry.count - 1)
         except Tampered as error:
             raise self.place.tampered(error) from error
+
+    def _take(self, size: int) -> bytes:
+        data = bytearray(size)
+        return bytes(data[: self._fill(memoryview(data))])
 
     def _fill(self, target: memoryview) -> int:
         filled = 0

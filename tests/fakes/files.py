@@ -1,0 +1,46 @@
+"""Binary files that count, run full or give little at a time."""
+
+import errno
+import io
+
+
+class CountingFile(io.BytesIO):
+    """Knows which parts of it were read."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self.reads: list[tuple[int, int]] = []
+
+    def readinto(self, buffer: memoryview) -> int:
+        start = self.tell()
+        count = super().readinto(buffer)
+        self.reads.append((start, count))
+        return count
+
+    def read_behind(self, offset: int) -> int:
+        """Bytes that were read at or behind an offset."""
+        return sum(max(0, start + count - max(start, offset)) for start, count in self.reads)
+
+
+class SmallPieces(io.BytesIO):
+    """Takes and gives at most seven bytes at a time, as an unbuffered file may."""
+
+    def write(self, data: memoryview) -> int:
+        return super().write(memoryview(data)[:7])
+
+    def readinto(self, buffer: memoryview) -> int:
+        return super().readinto(memoryview(buffer)[:7])
+
+
+class FullDisk:
+    """Takes a number of bytes, then there is no space left."""
+
+    def __init__(self, space: int) -> None:
+        self.space = space
+        self.data = bytearray()
+
+    def write(self, data: memoryview) -> int:
+        if len(self.data) + len(data) > self.space:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        self.data += data
+        return len(data)
