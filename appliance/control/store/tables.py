@@ -171,7 +171,8 @@ binding = Table(
     UniqueConstraint("subject", "role", "domain"),
 )
 
-# `kind`: dataset | tokenizer | model | checkpoints. `id` of checkpoints is the job's uid.
+# `kind`: dataset | tokenizer | model | checkpoints. `id` of checkpoints is the job's uid. `job` is
+# the uid of the job that made it, with which it goes when the job makes no version of it.
 artifact = Table(
     "artifact",
     metadata,
@@ -180,6 +181,7 @@ artifact = Table(
     Column("id", Text, primary_key=True),
     Column("description", Text, nullable=False, default=""),
     Column("creator", Text, nullable=False),
+    Column("job", Text, nullable=True),
     Column("create_time", Moment, nullable=False),
 )
 
@@ -216,7 +218,9 @@ artifact_version = Table(
 )
 
 # `spec` is the proto JSON of the member `kind` of the job's oneof. `placement` is a list of
-# {"node", "ranks", "devices", "memory_bytes"}, `outputs` slot -> artifact version uid.
+# {"node", "rank_base", "devices", "memory_bytes", "port", "ended"}, `outputs` slot -> uid of the
+# artifact version. When a lease ends is kept in memory alone: a control plane that starts gives
+# every holder a whole lease to come back in.
 job = Table(
     "job",
     metadata,
@@ -228,9 +232,7 @@ job = Table(
     Column("state", Text, nullable=False, index=True),
     Column("reason", Text, nullable=False, default=""),
     Column("message", Text, nullable=False, default=""),
-    Column("cancel_requested", Boolean, nullable=False, default=False, server_default=false()),
     Column("epoch", BigInteger, nullable=False, default=0),
-    Column("lease_expire_time", Moment, nullable=True),
     Column("placement", JSON, nullable=False, default=list),
     Column("progress", JSON, nullable=False, default=dict),
     Column("restarts", Integer, nullable=False, default=0),
@@ -274,8 +276,7 @@ endpoint = Table(
     UniqueConstraint("project", "id"),
 )
 
-# `placement` is one {"node", "ranks", "devices", "memory_bytes"}, empty while the replica waits for
-# devices.
+# `placement` is one entry as in `job`, empty while the replica waits for devices.
 replica = Table(
     "replica",
     metadata,
@@ -285,7 +286,6 @@ replica = Table(
     Column("state", Text, nullable=False),
     Column("reason", Text, nullable=False, default=""),
     Column("epoch", BigInteger, nullable=False, default=0),
-    Column("lease_expire_time", Moment, nullable=True),
     Column("placement", JSON, nullable=False, default=dict),
     Column("address", Text, nullable=False, default=""),
     Column("restarts", Integer, nullable=False, default=0),

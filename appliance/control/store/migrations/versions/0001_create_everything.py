@@ -108,6 +108,7 @@ def upgrade() -> None:
         sa.Column("id", sa.Text(), nullable=False),
         sa.Column("description", sa.Text(), nullable=False),
         sa.Column("creator", sa.Text(), nullable=False),
+        sa.Column("job", sa.Text(), nullable=True),
         sa.Column("create_time", Moment(), nullable=False),
         sa.ForeignKeyConstraint(
             ["project"], ["project.id"], name=op.f("fk_artifact_project_project")
@@ -124,9 +125,7 @@ def upgrade() -> None:
         sa.Column("state", sa.Text(), nullable=False),
         sa.Column("reason", sa.Text(), nullable=False),
         sa.Column("message", sa.Text(), nullable=False),
-        sa.Column("cancel_requested", sa.Boolean(), server_default=sa.text("0"), nullable=False),
         sa.Column("epoch", sa.BigInteger(), nullable=False),
-        sa.Column("lease_expire_time", Moment(), nullable=True),
         sa.Column("placement", sa.JSON(), nullable=False),
         sa.Column("progress", sa.JSON(), nullable=False),
         sa.Column("restarts", sa.Integer(), nullable=False),
@@ -311,7 +310,6 @@ def upgrade() -> None:
         sa.Column("state", sa.Text(), nullable=False),
         sa.Column("reason", sa.Text(), nullable=False),
         sa.Column("epoch", sa.BigInteger(), nullable=False),
-        sa.Column("lease_expire_time", Moment(), nullable=True),
         sa.Column("placement", sa.JSON(), nullable=False),
         sa.Column("address", sa.Text(), nullable=False),
         sa.Column("restarts", sa.Integer(), nullable=False),
