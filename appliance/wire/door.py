@@ -29,7 +29,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coro
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeAlias, TypeVar, cast
 
 import grpc
 import grpc.aio
@@ -62,8 +62,8 @@ caller: ContextVar[Principal] = ContextVar("caller", default=ANONYMOUS)
 FIRST_MESSAGE_SECONDS = 20.0
 """Time a caller has to say what a stream is about."""
 
-Handler = grpc.RpcMethodHandler[Any, Any]
-Context = grpc.aio.ServicerContext[Any, Any]
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Behaviour = Callable[[Any, Any], Any]
 """A service's function: (request or stream, context) to an awaitable or an async generator."""
 
@@ -111,7 +111,7 @@ class Call:
         return next(iter(found), None) if found else None
 
 
-class Door(grpc.aio.ServerInterceptor[Any, Any], Generic[Entered]):
+class Door(grpc.aio.ServerInterceptor, Generic[Entered]):  # type: ignore[type-arg]  # generic in the stubs only
     """The frame of a door; a subclass says who may enter."""
 
     def __init__(

@@ -1,0 +1,257 @@
+"""The server: ports, health, limits, metrics, and an end that lets calls finish."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import urllib.request
+from collections.abc import AsyncIterator
+
+import grpc
+import grpc.aio
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from prometheus_client import CollectorRegistry, Counter
+
+from appliance.api.inference.v1 import worker_service_pb2, worker_service_pb2_grpc
+from appliance.core.errors import FailedPrecondition, InvalidInput
+from appliance.core.identity import PrincipalKind
+from appliance.wire.door import MachineDoor
+from appliance.wire.rules import RuleMissing, rules_of
+from appliance.wire.server import Listener, Server, Service, split_address
+from tests.fakes.wire import CLUSTER, connect, failure, issued, server_credentials, serving
+
+RULES = rules_of([worker_service_pb2.DESCRIPTOR.services_by_name["WorkerService"]])
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+ATTACH = "/appliance.api.inference.v1.WorkerService/Attach"
+
+
+class Worker(worker_service_pb2_grpc.WorkerServiceServicer):
+    """Answers the first message at once and ends when it is let go."""
+
+    def __init__(self) -> None:
+        self.go = asyncio.Event()
+
+    async def Attach(
+        self, request_iterator: AsyncIterator[worker_service_pb2.AttachRequest], context: object
+    ) -> AsyncIterator[worker_service_pb2.AttachResponse]:
+        yield worker_service_pb2.AttachResponse()
+        await self.go.wait()
+        yield worker_service_pb2.AttachResponse()
+
+
+def listener(address: str = "127.0.0.1:0", worker: Worker | None = None) -> Listener:
+    return Listener(
+        address,
+        "listen.machines",
+        server_credentials(),
+        [MachineDoor(RULES, CLUSTER, {PrincipalKind.GATEWAY})],
+        [Service(worker or Worker(), worker_service_pb2_grpc.add_WorkerServiceServicer_to_server)],
+        RULES,
+    )
+
+
+def gateway(port: int) -> grpc.aio.Channel:
+    return connect(port, issued(PrincipalKind.GATEWAY, "g1"))
+
+
+async def health(channel: grpc.aio.Channel, service: str = "") -> int:
+    stub = health_pb2_grpc.HealthStub(channel)
+    answer = await stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=10)
+    status: int = answer.status
+    return status
+
+
+async def test_health_follows_what_the_process_says() -> None:
+    async with (
+        serving([], [], {}, require_client=False) as running,
+        connect(running.port) as channel,
+    ):
+        assert await health(channel) == SERVING
+        await running.server.set_serving(serving=False)
+        assert await health(channel) == NOT_SERVING
+        await running.server.set_serving("engine", serving=True)
+        assert await health(channel, "engine") == SERVING
+        error = await failure(lambda: health(channel, "unknown"))
+        assert error.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_two_listeners_with_different_doors() -> None:
+    server = Server()
+    machines = server.bind(listener())
+    people = server.bind(
+        Listener("127.0.0.1:0", "listen.api", server_credentials(require_client=False), [], [], {})
+    )
+    await server.start()
+    try:
+        async with connect(people) as channel:
+            assert await health(channel) == SERVING
+        async with connect(machines) as channel:
+            error = await failure(lambda: health(channel))
+            assert error.code() is grpc.StatusCode.UNAVAILABLE
+        async with gateway(machines) as channel:
+            assert await health(channel) == SERVING
+    finally:
+        await server.stop()
+
+
+async def test_a_taken_port_is_named_with_its_setting() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        server = Server()
+        with pytest.raises(FailedPrecondition) as raised:
+            server.bind(listener(f"127.0.0.1:{port}"))
+    assert str(raised.value) == (
+        f"port {port} is in use: stop what listens on 127.0.0.1:{port}, "
+        "or set listen.machines to another port"
+    )
+    await server.stop()
+
+
+async def test_two_servers_never_share_a_port() -> None:
+    first, second = Server(), Server()
+    port = first.bind(listener())
+    await first.start()
+    try:
+        with pytest.raises(FailedPrecondition, match="is in use"):
+            second.bind(listener(f"127.0.0.1:{port}"))
+    finally:
+        await first.stop()
+        await second.stop()
+
+
+async def test_an_address_of_another_machine() -> None:
+    with pytest.raises(FailedPrecondition, match=r"cannot listen on 192\.0\.2\.1:7443 .*this mach"):
+        Server().bind(listener("192.0.2.1:7443"))
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [("127.0.0.1:7443", ("127.0.0.1", 7443)), ("[::1]:0", ("::1", 0)), ("h.lan:1", ("h.lan", 1))],
+)
+def test_addresses(address: str, expected: tuple[str, int]) -> None:
+    assert split_address(address, "listen") == expected
+
+
+@pytest.mark.parametrize(
+    "address", ["", "7443", ":7443", "h:", "h:x", "h:-1", "h:65536", "h:\uff11"]
+)
+def test_what_is_no_address(address: str) -> None:
+    with pytest.raises(InvalidInput, match=r"^listen: "):
+        split_address(address, "listen")
+
+
+@pytest.mark.attack
+async def test_no_server_with_a_method_without_a_rule() -> None:
+    unruly = Listener(
+        "127.0.0.1:0",
+        "listen",
+        server_credentials(),
+        [],
+        [Service(Worker(), worker_service_pb2_grpc.add_WorkerServiceServicer_to_server)],
+        {},
+    )
+    with pytest.raises(RuleMissing, match=ATTACH):
+        Server().bind(unruly)
+
+
+async def test_a_stop_lets_running_calls_end() -> None:
+    worker = Worker()
+    server = Server(grace=10.0)
+    port = server.bind(listener(worker=worker))
+    running = asyncio.create_task(server.run())
+    async with gateway(port) as channel:
+        await channel.channel_ready()
+        stream = worker_service_pb2_grpc.WorkerServiceStub(channel).Attach(timeout=20)
+        await stream.write(worker_service_pb2.AttachRequest())
+        assert await stream.read() == worker_service_pb2.AttachResponse()
+        os.kill(os.getpid(), signal.SIGTERM)
+        async with gateway(port) as late, asyncio.timeout(10):
+            await _until_refused(late)
+        worker.go.set()
+        assert await stream.read() == worker_service_pb2.AttachResponse()
+        assert await stream.read() is grpc.aio.EOF
+    async with asyncio.timeout(10):
+        await running
+
+
+async def _until_refused(channel: grpc.aio.Channel) -> None:
+    """Ask again and again until the server no longer takes new calls."""
+    with contextlib.suppress(grpc.aio.AioRpcError):
+        while await health(channel) == SERVING:
+            pass
+
+
+async def test_a_server_without_a_signal_can_be_asked_to_stop() -> None:
+    server = Server()
+    server.bind(listener())
+    running = asyncio.create_task(server.run())
+    server.request_stop()
+    async with asyncio.timeout(10):
+        await running
+
+
+async def test_metrics_are_shown_on_loopback() -> None:
+    registry = CollectorRegistry()
+    Counter("kept", "Kept documents.", registry=registry).inc(3)
+    server = Server(metrics_address="127.0.0.1:0", registry=registry)
+    await server.start()
+    url = f"http://127.0.0.1:{server.metrics_port}/metrics"
+
+    def read() -> bytes:
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            return bytes(answer.read())
+
+    try:
+        assert b"kept_total 3.0" in await asyncio.to_thread(read)
+    finally:
+        await server.stop()
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.1", "localhost"])
+async def test_metrics_are_shown_nowhere_else(host: str) -> None:
+    server = Server(metrics_address=f"{host}:0")
+    with pytest.raises(InvalidInput, match="loopback only"):
+        await server.start()
+    await server.stop()
+
+
+async def test_a_taken_metrics_port() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        server = Server(metrics_address=f"127.0.0.1:{taken.getsockname()[1]}")
+        with pytest.raises(FailedPrecondition, match="or set metrics to another port"):
+            await server.start()
+    await server.stop()
+
+
+@pytest.mark.attack
+async def test_oversize_messages_and_metadata_are_refused() -> None:
+    async with (
+        serving([], [], {}, require_client=False) as running,
+        connect(running.port) as channel,
+    ):
+        check = channel.unary_unary("/grpc.health.v1.Health/Check")
+        for sent, metadata in (
+            (bytes(4 * (1 << 20) + 1), ()),
+            (b"", (("x", "y" * 20_000),)),
+        ):
+            error = await failure(lambda s=sent, m=metadata: check(s, metadata=m, timeout=10))
+            assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert await health(channel) == SERVING
+
+
+@pytest.mark.attack
+async def test_a_silent_connection_is_closed() -> None:
+    options = (("grpc.server_handshake_timeout_ms", 200),)
+    async with serving([], [], {}, require_client=False, options=options) as running:
+        reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
+        async with asyncio.timeout(10):
+            assert await reader.read() == b""
+        writer.close()
