@@ -305,6 +305,7 @@ node = Table(
     Column("facts", JSON, nullable=False, default=dict),
     Column("certificate_generation", Integer, nullable=False, default=1),
     Column("certificate_serial", Text, nullable=False, default=""),
+    Column("previous_serial", Text, nullable=False, default=""),
     Column("create_time", Moment, nullable=False),
     Column("seen_time", Moment, nullable=True),
 )

@@ -70,6 +70,7 @@ def upgrade() -> None:
         sa.Column("facts", sa.JSON(), nullable=False),
         sa.Column("certificate_generation", sa.Integer(), nullable=False),
         sa.Column("certificate_serial", sa.Text(), nullable=False),
+        sa.Column("previous_serial", sa.Text(), nullable=False),
         sa.Column("create_time", Moment(), nullable=False),
         sa.Column("seen_time", Moment(), nullable=True),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_node")),
