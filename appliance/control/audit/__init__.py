@@ -1,0 +1,1 @@
+"""The audit chain: what was asked, by whom, and how it ended."""
