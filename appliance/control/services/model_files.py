@@ -258,8 +258,9 @@ def _format(config: dict[str, Any]) -> str:
     ):
         raise _wrong("config.json", "has a quantization that is not compressed-tensors")
     groups = quantization.get("config_groups")
-    group = next(iter(groups.values()), None) if isinstance(groups, dict) else None
-    if not isinstance(group, dict) or len(groups) != 1:
+    found = list(groups.values()) if isinstance(groups, dict) else []
+    group = found[0] if len(found) == 1 else None
+    if not isinstance(group, dict):
         raise _wrong("config.json", "has a quantization without exactly one group")
     weights, inputs = group.get("weights"), group.get("input_activations")
     if _is_int8(weights) and _is_int8(inputs):

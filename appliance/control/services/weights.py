@@ -16,6 +16,7 @@ Pure. Called by `services.models` while files come in.
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -77,6 +78,10 @@ class HeaderCheck:
             self._end = LENGTH_SIZE + length + self._parse(header)
             self._start.clear()
 
+    def skip(self, count: int) -> None:
+        """Count bytes behind the header without looking at them."""
+        self._size += count
+
     def finish(self) -> None:
         """The file has ended. Raises InvalidInput unless its size is what the header says."""
         if self._end is None:
@@ -122,6 +127,19 @@ class HeaderCheck:
 
     def _wrong(self, why: str) -> InvalidInput:
         return InvalidInput(f"{self._file} {why}.", fields={self._file: why})
+
+
+def read_header(file: str, reader: io.RawIOBase, size: int) -> dict[str, Tensor]:
+    """The checked entries of a stored file of `size` bytes, of which only the header is read."""
+    check = HeaderCheck(file)
+    start = reader.read(LENGTH_SIZE) or b""
+    check.feed(start)
+    length = int.from_bytes(start, "little")
+    header = reader.read(length) or b""
+    check.feed(header)
+    check.skip(size - len(start) - len(header))
+    check.finish()
+    return check.tensors
 
 
 def _whole_numbers(value: object, most: int) -> bool:

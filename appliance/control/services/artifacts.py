@@ -1,0 +1,374 @@
+"""Versions of datasets, tokenizers, models and checkpoints: one way for all of them to come to be.
+
+A version is allocated (row `pending`, identity, data key, folder), written by whoever has its key,
+and registered (row `complete`) once it is seen to be whole. Rules kept here:
+* what is registered was read back first: manifest authentic under the data key, the expected
+  digest and epoch, and the folder holds exactly its files;
+* the manifest of a registered version is signed (`manifest.sig`, Ed25519 over the manifest), so
+  that it can be told from what somebody with write access to the storage and a stolen data key
+  made; digest and signature are checked again before its key is handed out;
+* what is dropped loses its row, that is its key, first and its files afterwards.
+
+The attack: an artifact swapped, rolled back or forged in the object store; an output of a node that
+has lost its lease. Called by every service that makes or reads artifacts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Row, delete, func, insert, select, update
+
+from appliance.control.services.artifact_rows import COMPLETE, PENDING, of_artifact, version_name
+from appliance.control.services.keys import Keys
+from appliance.control.store import tables
+from appliance.control.store.database import Database, Reading, Transaction
+from appliance.control.store.objects import ObjectStore, new_uid
+from appliance.core import names
+from appliance.core.errors import AlreadyExists, LeaseLost, NotFound, Tampered
+from appliance.crypto.artifacts import (
+    MANIFEST,
+    SIGNATURE,
+    ArtifactReader,
+    ArtifactWriter,
+    manifest_digest,
+)
+from appliance.crypto.folder import Folder
+from appliance.crypto.manifest import LARGEST_MANIFEST
+from appliance.crypto.signing import SigningKey
+
+CHECKPOINTS = "checkpoints"
+_SIGNATURE_SIZE = 64
+_logger = logging.getLogger(__name__)
+_artifact = tables.artifact.c
+_version = tables.artifact_version.c
+
+
+@dataclass(frozen=True)
+class Version:
+    """A version to write or to read: its identity, where it lies, and its data key (secret)."""
+
+    uid: str
+    project: str
+    kind: str
+    artifact: str
+    number: int
+    folder: str
+    digest: str
+    key: bytes = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        """Resource name of the version; of a tokenizer, which has one only, the tokenizer's."""
+        return version_name(self.project, self.kind, self.artifact, self.number)
+
+
+@dataclass(frozen=True)
+class Made:
+    """Who or what made a version: a person's name, the job's uid, the versions it was made from."""
+
+    creator: str
+    job: str | None = None
+    inputs: tuple[str, ...] = ()
+
+
+class Artifacts:
+    """Allocates, registers, opens and drops versions.
+
+    Args:
+        database: the state.
+        keys: makes and opens data keys.
+        store: where the folders lie.
+        signer: signs manifests.
+        clock: the time, aware.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        keys: Keys,
+        store: ObjectStore,
+        signer: SigningKey,
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._database = database
+        self._keys = keys
+        self._store = store
+        self._signer = signer
+        self._clock = clock
+
+    def allocate(
+        self, transaction: Transaction, project: str, kind: str, artifact: str, made: Made
+    ) -> Version:
+        """A pending version with a new identity and a new key; the artifact is made when missing.
+
+        Raises AlreadyExists for a second version of a tokenizer.
+        """
+        now = self._clock()
+        _ensure(transaction, (project, kind, artifact), made, now)
+        number = 1 + int(
+            transaction.value(
+                select(func.coalesce(func.max(_version.number), 0)).where(
+                    *of_artifact(project, kind, artifact)
+                )
+            )
+        )
+        if kind == "tokenizer" and number > 1:
+            name = names.tokenizer(project, artifact)
+            raise AlreadyExists(f"{name} exists already: choose another name", name=name)
+        uid = new_uid()
+        data_key = self._keys.create_data_key(transaction, project, uid)
+        folder = self._store.folder(project, uid)
+        transaction.run(
+            insert(tables.artifact_version).values(
+                uid=uid,
+                project=project,
+                kind=kind,
+                artifact=artifact,
+                number=number,
+                state=PENDING,
+                key_version=data_key.key_version,
+                wrapped_key=data_key.wrapped,
+                folder=folder,
+                creator=made.creator,
+                job=made.job,
+                inputs=list(made.inputs),
+                create_time=now,
+            )
+        )
+        return Version(uid, project, kind, artifact, number, folder, "", data_key.key)
+
+    def writer(self, version: Version, *, epoch: int = 0) -> ArtifactWriter:
+        """A writer for a pending version."""
+        return ArtifactWriter(
+            self._store.filesystem,
+            self._store.path(version.folder),
+            version.key,
+            version.project,
+            version.uid,
+            epoch=epoch,
+        )
+
+    def verify(self, version: Version, digest: str, *, epoch: int = 0) -> ArtifactReader:
+        """A reader of what was written for a pending version, once it is seen to be whole.
+
+        Raises:
+            Tampered: it is not whole, or not what `digest` says.
+            LeaseLost: another epoch wrote it.
+        """
+        reader = ArtifactReader(
+            self._store.filesystem,
+            self._store.path(version.folder),
+            version.key,
+            version.project,
+            version.uid,
+            digest=digest,
+        )
+        if reader.epoch != epoch:
+            raise LeaseLost(f"epoch {reader.epoch} wrote {version.name}, not {epoch}")
+        return reader
+
+    def verify_checkpoint(
+        self, version: Version, step: int, digest: str, *, epoch: int | None = None
+    ) -> None:
+        """Check that a checkpoint of a series is complete; of one epoch unless None.
+
+        Raises as `verify`.
+        """
+        part = f"step-{step:08d}"
+        reader = ArtifactReader(
+            self._store.filesystem,
+            self._store.path(f"{version.folder}/{part}"),
+            version.key,
+            version.project,
+            f"{version.uid}/{part}",
+            digest=digest,
+        )
+        if epoch is not None and reader.epoch != epoch:
+            raise LeaseLost(f"epoch {reader.epoch} wrote the checkpoint of step {step}")
+
+    def sign(self, version: Version, digest: str) -> None:
+        """Sign the manifest of a verified version, beside it."""
+        folder = Folder(self._store.filesystem, self._store.path(version.folder))
+        manifest = _read(folder, MANIFEST, LARGEST_MANIFEST)
+        if manifest_digest(manifest) != digest:
+            raise Tampered(
+                f"the manifest of {version.name} changed while it was registered",
+                object=version.uid,
+            )
+        new = folder.create(SIGNATURE)
+        try:
+            new.write(self._signer.sign(manifest))
+            new.commit()
+        except BaseException:
+            new.discard()
+            raise
+
+    def register(
+        self,
+        transaction: Transaction,
+        version: Version,
+        reader: ArtifactReader,
+        facts: Mapping[str, Any],
+    ) -> None:
+        """A verified, signed version is complete from here on."""
+        changed = transaction.run(
+            update(tables.artifact_version)
+            .where(_version.uid == version.uid, _version.state == PENDING)
+            .values(
+                state=COMPLETE,
+                manifest_digest=reader.digest,
+                facts=dict(facts),
+                size_bytes=sum(reader.entry(file).plain_size for file in reader.files()),
+                complete_time=self._clock(),
+            )
+        )
+        if changed != 1:
+            raise LeaseLost(f"{version.name} was given up while it was being made")
+
+    def read(self, state: Reading, row: Row[Any]) -> Version:
+        """The version of a row, with its key opened."""
+        key = self._keys.data_key(state, row.project, row.uid, row.key_version, row.wrapped_key)
+        return Version(
+            row.uid,
+            row.project,
+            row.kind,
+            row.artifact,
+            row.number,
+            row.folder,
+            row.manifest_digest,
+            key,
+        )
+
+    def open(self, row: Row[Any]) -> ArtifactReader:
+        """A reader of a complete version: digest on record, signature of ours.
+
+        Raises Tampered or Stale naming the object.
+        """
+        with self._database.read() as state:
+            version = self.read(state, row)
+        return self.open_version(version)
+
+    def open_version(self, version: Version) -> ArtifactReader:
+        """As `open`, for a version whose key is open."""
+        path = self._store.path(version.folder)
+        reader = ArtifactReader(
+            self._store.filesystem,
+            path,
+            version.key,
+            version.project,
+            version.uid,
+            digest=version.digest,
+        )
+        folder = Folder(self._store.filesystem, path)
+        try:
+            signature = _read(folder, SIGNATURE, _SIGNATURE_SIZE)
+            manifest = _read(folder, MANIFEST, LARGEST_MANIFEST)
+            self._signer.verify_key.verify(manifest, signature)
+        except (NotFound, Tampered) as error:
+            raise Tampered(
+                f"{version.name} is refused: its manifest is not signed by this appliance. "
+                "Restore it from a backup or make it again.",
+                project=version.project,
+                object=version.uid,
+            ) from error
+        return reader
+
+    def drop(self, transaction: Transaction, rows: Iterable[Row[Any]]) -> None:
+        """Forget pending versions: their keys now, their files after the commit.
+
+        An artifact that a job made goes with its last version.
+        """
+        for row in rows:
+            transaction.run(
+                delete(tables.artifact_version).where(
+                    _version.uid == row.uid, _version.state == PENDING
+                )
+            )
+            left = select(_version.uid).where(*of_artifact(row.project, row.kind, row.artifact))
+            if row.job is not None and transaction.first(left) is None:
+                transaction.run(
+                    delete(tables.artifact).where(
+                        _artifact.project == row.project,
+                        _artifact.kind == row.kind,
+                        _artifact.id == row.artifact,
+                        _artifact.job == row.job,
+                    )
+                )
+            transaction.after_commit(functools.partial(self.remove, row.folder))
+
+    def give_up(self, version: Version) -> None:
+        """Drop one pending version, in a transaction of its own."""
+        with self._database.write() as transaction:
+            rows = select(tables.artifact_version).where(_version.uid == version.uid)
+            self.drop(transaction, transaction.all(rows))
+
+    def remove(self, folder: str) -> None:
+        """Delete a folder and what is in it; one that cannot be deleted is left behind."""
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                self._store.filesystem.rm(self._store.path(folder), recursive=True)
+        except OSError:
+            _logger.exception("a folder that nobody needs could not be deleted: %s", folder)
+
+    def tidy(self) -> int:
+        """At start: drop uploads that were cut, and folders that no row knows; how many."""
+        with self._database.write() as transaction:
+            stale = transaction.all(
+                select(tables.artifact_version).where(
+                    _version.state == PENDING, _version.job.is_(None)
+                )
+            )
+            self.drop(transaction, stale)
+        with self._database.read() as state:
+            known = {row.folder for row in state.all(select(_version.folder))}
+            projects = [row.id for row in state.all(select(tables.project.c.id))]
+        orphans = [f for p in projects for f in self._folders(p) if f not in known]
+        for folder in orphans:
+            self.remove(folder)
+        return len(stale) + len(orphans)
+
+    def _folders(self, project: str) -> list[str]:
+        try:
+            found = self._store.filesystem.ls(self._store.path(project), detail=False)
+        except FileNotFoundError:
+            return []
+        return [f"{project}/{str(path).rstrip('/').rpartition('/')[2]}" for path in found]
+
+
+def _ensure(
+    transaction: Transaction, artifact: tuple[str, str, str], made: Made, now: datetime
+) -> None:
+    """The row of the dataset, tokenizer, model or series that a version belongs to."""
+    project, kind, identifier = artifact
+    known = select(_artifact.id).where(
+        _artifact.project == project, _artifact.kind == kind, _artifact.id == identifier
+    )
+    if transaction.first(known) is None:
+        transaction.run(
+            insert(tables.artifact).values(
+                project=project,
+                kind=kind,
+                id=identifier,
+                creator=made.creator,
+                job=made.job,
+                create_time=now,
+            )
+        )
+
+
+def _read(folder: Folder, file: str, most: int) -> bytes:
+    """A small file of a folder. Raises NotFound."""
+    parts: list[bytes] = []
+    left = most + 1
+    with folder.open(file) as raw:
+        while left and (part := raw.read(left)):
+            parts.append(part)
+            left -= len(part)
+    return b"".join(parts)

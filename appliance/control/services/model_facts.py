@@ -1,0 +1,76 @@
+"""What a model version is, read from its own sealed files rather than from what its maker says.
+
+The facts of a row: `architecture`, `parameters`, `format`, `context_length`, and the sizes that
+decide where the model can run. Called by `services.models` (import) and by the life of jobs, for
+what a job made.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from appliance.control.services import model_files, weights
+from appliance.control.services.model_files import ModelConfig
+from appliance.control.services.weights import Tensor
+from appliance.core.errors import InvalidInput
+from appliance.crypto.artifacts import ArtifactReader
+
+INDEX = "model.safetensors.index.json"
+
+
+def facts(
+    config: ModelConfig, files: Mapping[str, Mapping[str, Tensor]], size: int
+) -> dict[str, Any]:
+    """The facts of a model.
+
+    Args:
+        config: its checked configuration.
+        files: tensors by weight file.
+        size: bytes of all weight files.
+
+    Raises:
+        InvalidInput: the tensors are not those of the configuration.
+    """
+    tensors = {name: tensor for found in files.values() for name, tensor in found.items()}
+    if len(tensors) != sum(len(found) for found in files.values()):
+        raise InvalidInput("The same tensor is in two weight files; save the model again.")
+    return {
+        "architecture": config.architecture,
+        "parameters": weights.count_parameters(config, tensors),
+        "format": config.format,
+        "context_length": config.context_length,
+        "layers": config.layers,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "attention_heads": config.attention_heads,
+        "key_value_heads": config.key_value_heads,
+        "vocabulary_size": config.vocabulary_size,
+        "largest_tensor": max(math.prod(tensor.shape) for tensor in tensors.values()),
+        "weight_bytes": size,
+    }
+
+
+def inspect(reader: ArtifactReader) -> dict[str, Any]:
+    """The facts of a sealed model.
+
+    Raises InvalidInput when it is not one that could be imported, Tampered when it was changed.
+    """
+    names = reader.files()
+    for name in names:
+        if not model_files.check_name(name):
+            raise InvalidInput(f"{name} is no file of a model.")
+    model_files.check_complete(names)
+    for name in names:
+        if not model_files.is_weights(name):
+            model_files.check_file(name, reader.read_bytes(name))
+    files: dict[str, dict[str, Tensor]] = {}
+    size = 0
+    for name in filter(model_files.is_weights, names):
+        with reader.open(name) as file:
+            files[name] = weights.read_header(name, file, file.size)
+        size += reader.entry(name).plain_size
+    if INDEX in names:
+        weights.check_index(reader.read_json(INDEX), files)
+    return facts(model_files.check_config(reader.read_json("config.json")), files, size)

@@ -1,0 +1,278 @@
+"""Models: named series of sealed model versions in the Hugging Face layout.
+
+Rules kept here:
+* files from outside are checked while they come in (`model_files`, `weights`); what could hold code
+  is refused by its name, before its bytes;
+* a version appears whole or not at all, and weights never come out again.
+
+Called by `rpc.models`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Row
+
+from appliance.api.models.v1 import model_pb2
+from appliance.api.models.v1 import model_service_pb2 as rpc
+from appliance.control.services import artifact_rows, model_facts, model_files, paging, weights
+from appliance.control.services.artifacts import Artifacts, Made, Version
+from appliance.control.services.caller import Caller
+from appliance.control.services.change import Changes
+from appliance.control.services.datasets import check_description
+from appliance.control.services.resources import timestamp
+from appliance.control.services.weights import HeaderCheck, Tensor
+from appliance.control.store.database import Database, Reading, Transaction
+from appliance.core import names
+from appliance.core.errors import InvalidInput
+from appliance.core.names import Name, shown
+from appliance.crypto.artifacts import manifest_digest
+from appliance.crypto.sealed import SealedWriter
+
+MOST_FILES = 1000
+
+
+class Models:
+    """Makes, fills and shows models."""
+
+    def __init__(
+        self,
+        database: Database,
+        changes: Changes,
+        artifacts: Artifacts,
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._database = database
+        self._changes = changes
+        self._artifacts = artifacts
+        self._clock = clock
+
+    def get(self, caller: Caller, name: str) -> model_pb2.Model:
+        """One model."""
+        del caller  # the gate has decided
+        with self._database.read() as state:
+            return _model(state, artifact_rows.artifact_row(state, Name.parse(name, "model")))
+
+    def list(self, caller: Caller, request: rpc.ListModelsRequest) -> rpc.ListModelsResponse:
+        """One page of the models of a project, by id."""
+        del caller
+        project = Name.parse(request.parent, "project", field="parent").id
+        size = paging.page_size(request.page_size)
+        after = paging.key_of(request.page_token, str)
+        with self._database.read() as state:
+            rows = state.all(artifact_rows.page_of_artifacts(project, "model", after, size))
+            page, token = paging.cut(rows, size, lambda row: (row.id,))
+            return rpc.ListModelsResponse(
+                models=[_model(state, row) for row in page], next_page_token=token
+            )
+
+    def create(self, caller: Caller, request: rpc.CreateModelRequest) -> model_pb2.Model:
+        """A model without versions."""
+
+        def work(transaction: Transaction) -> model_pb2.Model:
+            project = Name.parse(request.parent, "project", field="parent").id
+            identifier = names.check_id(request.model_id, "model_id")
+            description = check_description(request.model.description, "model.description")
+            name = Name.of("model", project, identifier)
+            now = self._clock()
+            creator = caller.principal.name
+            artifact_rows.create_artifact(transaction, name, description, creator, now)
+            return model_pb2.Model(
+                name=str(name), description=description, create_time=timestamp(now)
+            )
+
+        return self._changes.make(caller, request, model_pb2.Model, work)
+
+    def get_version(self, caller: Caller, name: str) -> model_pb2.ModelVersion:
+        """One version."""
+        del caller
+        with self._database.read() as state:
+            row = artifact_rows.version_row(state, Name.parse(name, "modelVersion"))
+            return version_resource(state, row)
+
+    def list_versions(
+        self, caller: Caller, request: rpc.ListModelVersionsRequest
+    ) -> rpc.ListModelVersionsResponse:
+        """One page of the versions of a model, newest first."""
+        del caller
+        name = Name.parse(request.parent, "model", field="parent")
+        size = paging.page_size(request.page_size)
+        with self._database.read() as state:
+            artifact_rows.artifact_row(state, name)
+            rows = state.all(
+                artifact_rows.page_of_versions(name, paging.key_of(request.page_token, int), size)
+            )
+            page, token = paging.cut(rows, size, lambda row: (row.number,))
+            return rpc.ListModelVersionsResponse(
+                versions=[version_resource(state, row) for row in page], next_page_token=token
+            )
+
+    def begin_import(self, caller: Caller, first: rpc.ImportModelVersionRequest) -> Import:
+        """Start an import with its first message, which names the model.
+
+        Raises NotFound when there is no such model.
+        """
+        name = Name.parse(first.parent, "model", field="parent")
+        if first.file or first.data:
+            raise InvalidInput("the first message names the model, files follow in later ones")
+        made = Made(caller.principal.name)
+        with self._database.write() as transaction:
+            artifact_rows.artifact_row(transaction, name)
+            version = self._artifacts.allocate(
+                transaction, name["project"], "model", name["model"], made
+            )
+        return Import(self._changes, self._artifacts, caller, first, version)
+
+
+class Import:
+    """One import under way: `add` each later message, `finish`, and always `abort` at last."""
+
+    def __init__(
+        self,
+        changes: Changes,
+        artifacts: Artifacts,
+        caller: Caller,
+        first: rpc.ImportModelVersionRequest,
+        version: Version,
+    ) -> None:
+        self._changes = changes
+        self._artifacts = artifacts
+        self._caller = caller
+        self._first = first
+        self._version = version
+        self._writer = artifacts.writer(version)
+        self._digest = hashlib.sha256()
+        self._file = ""
+        self._kept = False
+        self._seen: set[str] = set()
+        self._buffer = bytearray()
+        self._header: HeaderCheck | None = None
+        self._sealed: SealedWriter | None = None
+        self._tensors: dict[str, dict[str, Tensor]] = {}
+        self._texts: dict[str, bytes] = {}
+        self._weight_bytes = 0
+        self._over = False
+
+    def add(self, message: rpc.ImportModelVersionRequest) -> None:
+        """Take the next piece of a file. Raises InvalidInput; the import is over then."""
+        if message.parent or message.request_id:
+            raise InvalidInput("only the first message of an import names the model")
+        if message.file != self._file:
+            self._end_file()
+            self._begin_file(message.file)
+        self._digest.update(message.data)
+        if not self._kept:
+            return
+        if self._header is not None and self._sealed is not None:
+            self._header.feed(message.data)
+            self._sealed.write(message.data)
+            self._weight_bytes += len(message.data)
+            return
+        self._buffer += message.data
+        if len(self._buffer) > model_files.largest(self._file):
+            why = f"is larger than {model_files.largest(self._file)} bytes"
+            raise InvalidInput(f"{self._file} {why}.", fields={self._file: why})
+
+    def finish(self) -> model_pb2.ModelVersion:
+        """Check the whole, seal, sign and register it; or the first answer to a repeat."""
+        self._end_file()
+        facts = self._facts()
+        digest = manifest_digest(self._writer.finish())
+        reader = self._artifacts.verify(self._version, digest)
+        self._artifacts.sign(self._version, digest)
+        registered = False
+
+        def work(transaction: Transaction) -> model_pb2.ModelVersion:
+            nonlocal registered
+            self._artifacts.register(transaction, self._version, reader, facts)
+            registered = True
+            name = Name.parse(self._version.name, "modelVersion")
+            return version_resource(transaction, artifact_rows.version_row(transaction, name))
+
+        contents = rpc.ImportModelVersionRequest(
+            parent=self._first.parent, data=self._digest.digest()
+        )
+        answer = self._changes.make(
+            self._caller, self._first, model_pb2.ModelVersion, work, payload=contents
+        )
+        self._over = registered
+        return answer
+
+    def abort(self) -> None:
+        """Leave nothing, unless the import has been finished."""
+        if not self._over:
+            self._over = True
+            if self._sealed is not None:
+                self._sealed.abort()
+            self._artifacts.give_up(self._version)
+
+    def _begin_file(self, file: str) -> None:
+        kept = model_files.check_name(file)
+        if file in self._seen:
+            why = "comes in two places; send the pieces of a file after each other"
+            raise InvalidInput(f"{shown(file)} {why}.", fields={"file": why})
+        if len(self._seen) >= MOST_FILES:
+            raise InvalidInput(f"a model has at most {MOST_FILES} files")
+        self._seen.add(file)
+        self._digest.update(f"\0{file}\0".encode())
+        self._file, self._kept = file, kept
+        if model_files.is_weights(file):
+            self._header = HeaderCheck(file)
+            self._sealed = self._writer.create(file)
+
+    def _end_file(self) -> None:
+        if self._header is not None and self._sealed is not None:
+            self._header.finish()
+            self._sealed.close()
+            self._tensors[self._file] = self._header.tensors
+        elif self._kept:
+            data = bytes(self._buffer)
+            model_files.check_file(self._file, data)
+            with self._writer.create(self._file) as sealed:
+                sealed.write(data)
+            if self._file in {"config.json", model_facts.INDEX}:
+                self._texts[self._file] = data
+        self._buffer.clear()
+        self._header = self._sealed = None
+        self._kept = False
+
+    def _facts(self) -> dict[str, Any]:
+        model_files.check_complete(self._seen)
+        if model_facts.INDEX in self._texts:
+            index = model_files.read_json(model_facts.INDEX, self._texts[model_facts.INDEX])
+            weights.check_index(index, self._tensors)
+        config = model_files.read_json("config.json", self._texts["config.json"])
+        return model_facts.facts(
+            model_files.check_config(config), self._tensors, self._weight_bytes
+        )
+
+
+def _model(state: Reading, row: Row[Any]) -> model_pb2.Model:
+    return model_pb2.Model(
+        name=names.model(row.project, row.id),
+        description=row.description,
+        create_time=timestamp(row.create_time),
+        latest_version=artifact_rows.latest(state, row.project, "model", row.id),
+    )
+
+
+def version_resource(state: Reading, row: Row[Any]) -> model_pb2.ModelVersion:
+    """The resource of a complete version's row."""
+    return model_pb2.ModelVersion(
+        name=names.model_version(row.project, row.artifact, row.number),
+        uid=row.uid,
+        architecture=row.facts.get("architecture", ""),
+        parameters=row.facts.get("parameters", 0),
+        size_bytes=row.size_bytes,
+        format=row.facts.get("format", ""),
+        context_length=row.facts.get("context_length", 0),
+        manifest_digest=row.manifest_digest,
+        creator=row.creator,
+        job=artifact_rows.job_name(state, row.job),
+        inputs=row.inputs,
+        create_time=timestamp(row.complete_time),
+    )
