@@ -1,0 +1,153 @@
+"""From what a caller presents to who it is: bearer tokens of people and applications.
+
+Rules kept here:
+* every call looks the credential up in the database: an ended, revoked or locked one is refused at
+  the next call, and `recheck` does the same for an open stream;
+* a session without its second factor identifies nobody;
+* a proof of the second factor is fresh for five minutes; applications never have one;
+* the use of a session is noted at most once a minute, so that identifying is a read, not a write.
+
+The attack: a stolen, ended, half-finished or foreign token. Called by the gate and, for the view of
+the gateways, by the routing service.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Row, select
+
+from appliance.control.auth import tokens
+from appliance.control.auth.sessions import COMPLETE, IDLE, Clock, Sessions
+from appliance.control.auth.tokens import TokenKind
+from appliance.control.store.database import Database, Reading
+from appliance.control.store.tables import service_account, session, token, user
+from appliance.core.errors import MfaRequired, Unauthenticated
+from appliance.core.identity import Principal, PrincipalKind
+
+SCHEME = "Bearer "
+FRESH = timedelta(minutes=5)
+NOTED_EVERY = timedelta(minutes=1)
+
+
+@dataclass(frozen=True)
+class Proof:
+    """Who a credential proves. Holds no secret.
+
+    `credential` is the id of the session or token; `mfa_time` is None for applications.
+    """
+
+    principal: Principal
+    credential: str
+    expire_time: datetime
+    mfa_time: datetime | None = None
+
+
+@dataclass(frozen=True)
+class LiveCredential:
+    """What a gateway needs to recognise a bearer token: its id and the digest of its secret."""
+
+    id: str
+    digest: bytes
+    principal: Principal
+    expire_time: datetime
+
+
+def fresh_mfa(mfa_time: datetime | None, now: datetime) -> bool:
+    """Whether a second factor was proved within the last five minutes."""
+    return mfa_time is not None and timedelta() <= now - mfa_time <= FRESH
+
+
+class Credentials:
+    """Identifies callers by bearer token."""
+
+    def __init__(
+        self, *, database: Database, sessions: Sessions, token_key: bytes, clock: Clock
+    ) -> None:
+        self._database = database
+        self._sessions = sessions
+        self._token_key = token_key
+        self._clock = clock
+
+    def identify(self, authorization: str) -> Proof:
+        """Who presents this `authorization` metadata, `Bearer sla_…`.
+
+        Raises:
+            Unauthenticated: it is no live token.
+            MfaRequired: the session still needs its second factor.
+        """
+        if not authorization.startswith(SCHEME):
+            raise Unauthenticated("log in first: this call needs a bearer token")
+        text = authorization.removeprefix(SCHEME)
+        presented = tokens.parse(text, TokenKind.SESSION, TokenKind.SERVICE)
+        with self._database.read() as state:
+            if presented.kind is TokenKind.SERVICE:
+                row = self._service_token(state, presented.id)
+                if not tokens.matches(presented, row.digest, self._token_key):
+                    raise tokens.refused()
+                return _of_token(row)
+            found = self._sessions.find(state, text)
+        if self._clock() - found.seen_time >= NOTED_EVERY:
+            self._sessions.touch(found.id)
+        return _of_session(found)
+
+    def recheck(self, proof: Proof) -> Proof:
+        """Whether a proof still holds, for a stream that is open; raises as `identify` does."""
+        with self._database.read() as state:
+            if proof.principal.kind is PrincipalKind.SERVICE_ACCOUNT:
+                return _of_token(self._service_token(state, proof.credential))
+            found = self._sessions.live(state, proof.credential)
+        # An open stream is use: its session must not end for want of other calls.
+        if self._clock() - found.seen_time >= NOTED_EVERY:
+            self._sessions.touch(found.id)
+        return _of_session(found)
+
+    def live(self) -> list[LiveCredential]:
+        """Every complete session and every token whose owner is not locked, by id."""
+        now = self._clock()
+        with self._database.read() as state:
+            people = state.all(
+                select(session)
+                .join(user, user.c.id == session.c.user)
+                .where(
+                    ~user.c.locked,
+                    session.c.step == COMPLETE,
+                    session.c.expire_time > now,
+                    session.c.seen_time > now - IDLE,
+                )
+            )
+            applications = state.all(
+                select(token)
+                .join(service_account, service_account.c.id == token.c.service_account)
+                .where(~service_account.c.locked, token.c.expire_time > now)
+            )
+        found = [
+            LiveCredential(row.id, row.digest, proof.principal, proof.expire_time)
+            for rows, proves in ((people, _of_session), (applications, _of_token))
+            for row, proof in ((row, proves(row)) for row in rows)
+        ]
+        return sorted(found, key=lambda credential: credential.id)
+
+    def _service_token(self, state: Reading, token_id: str) -> Row[Any]:
+        row = state.first(
+            select(token)
+            .join(service_account, service_account.c.id == token.c.service_account)
+            .where(token.c.id == token_id, ~service_account.c.locked)
+        )
+        if row is None or self._clock() >= row.expire_time:
+            raise tokens.refused()
+        return row
+
+
+def _of_session(row: Row[Any]) -> Proof:
+    if row.step != COMPLETE:
+        raise MfaRequired("the second factor is missing: enter the code of the authenticator")
+    principal = Principal(PrincipalKind.USER, row.user)
+    return Proof(principal, row.id, row.expire_time, row.mfa_time)
+
+
+def _of_token(row: Row[Any]) -> Proof:
+    principal = Principal(PrincipalKind.SERVICE_ACCOUNT, row.service_account)
+    return Proof(principal, row.id, row.expire_time)

@@ -1,0 +1,163 @@
+"""Passwords: Argon2id over a peppered digest.
+
+Rules kept here:
+* RFC 9106's low-memory profile (t=3, m=64 MiB, p=4); older hashes are noticed and made anew;
+* the password is first keyed with the pepper (HMAC), which lies in the keyring and not in the
+  database, so a copy of the database cannot be searched;
+* normalised to NFC and nothing else: no trimming, no change of case; 12 characters to 1024 bytes;
+  no rules of composition, but the most common ones and the user's own name are refused;
+* two hashes at once: more callers are told to wait, so a flood of log-ins cannot take the memory;
+* an unknown user costs the same work as a known one.
+
+The attack: guessing on-line, guessing off-line from a stolen database, finding out who exists, and
+exhausting memory. Called by `sessions` and the user service.
+"""
+
+from __future__ import annotations
+
+import base64
+import secrets
+import threading
+import unicodedata
+from collections.abc import Callable
+from typing import TypeVar
+
+import argon2
+from argon2.exceptions import InvalidHashError, VerifyMismatchError
+
+from appliance.core.errors import Exhausted, FailedPrecondition, InvalidInput
+from appliance.crypto.signing import hmac_sha256
+
+SHORTEST = 12
+LONGEST_BYTES = 1024
+AT_ONCE = 2
+RETRY_SECONDS = 1.0
+FEWEST_DIFFERENT = 5
+_T = TypeVar("_T")
+_COMMON = frozenset(
+    [
+        "123456789012",
+        "1234567890123",
+        "12345678901234",
+        "123456123456",
+        "123123123123",
+        "111111111111",
+        "000000000000",
+        "qwertyuiop12",
+        "qwertyuiopas",
+        "qwerty123456",
+        "qwertyqwerty",
+        "qwertyuiop123",
+        "1qaz2wsx3edc",
+        "1q2w3e4r5t6y",
+        "password1234",
+        "passwordpassword",
+        "password12345",
+        "password123456",
+        "passw0rd1234",
+        "p@ssw0rd1234",
+        "adminadminadmin",
+        "administrator",
+        "administrator1",
+        "admin1234567",
+        "adminadmin12",
+        "letmeinletmein",
+        "welcome12345",
+        "welcomewelcome",
+        "changeme1234",
+        "changemechangeme",
+        "changeme12345",
+        "iloveyou1234",
+        "iloveyouiloveyou",
+        "abcdefghijkl",
+        "abcdefghijklm",
+        "abc123abc123",
+        "aaaaaaaaaaaa",
+        "correcthorsebatterystaple",
+        "appliance123",
+        "applianceappliance",
+        "secret123456",
+        "secretsecret",
+    ]
+) | {"correct horse battery staple"}
+
+
+class Passwords:
+    """Checks, hashes and verifies. `pepper` is the keyring's, 32 bytes."""
+
+    def __init__(self, pepper: bytes) -> None:
+        self._pepper = pepper
+        self._slots = threading.BoundedSemaphore(AT_ONCE)
+        self._hasher = argon2.PasswordHasher.from_parameters(argon2.profiles.RFC_9106_LOW_MEMORY)
+        # Verified for users that do not exist; made from random bytes, so that nothing matches it.
+        self._nobody = self._hasher.hash(secrets.token_bytes(32))
+
+    def check_new(self, password: str, *words: str) -> None:
+        """Raise InvalidInput when a new password is too short, too long or easy to guess.
+
+        Args:
+            password: the new password.
+            words: of the user, such as the id; a password made of one of them is refused.
+        """
+        text = unicodedata.normalize("NFC", password)
+        lowered = text.casefold()
+        why = ""
+        if len(text) < SHORTEST:
+            why = f"it has fewer than {SHORTEST} characters: take a longer one"
+        elif len(text.encode(errors="surrogatepass")) > LONGEST_BYTES:
+            why = f"it has more than {LONGEST_BYTES} bytes: take a shorter one"
+        elif lowered in _COMMON or len(set(lowered)) < FEWEST_DIFFERENT:
+            why = "it is one of the first that would be guessed: take another one"
+        elif any(_made_of(lowered, word.casefold()) for word in words):
+            why = "it is made of the user's own name: take another one"
+        elif not text.isprintable():
+            why = "it has characters that cannot be typed: take another one"
+        if why:
+            raise InvalidInput(f"this password is refused: {why}", fields={"password": why})
+
+    def hash(self, password: str) -> str:
+        """Hash a password, 64 MiB and some 100 ms of work. Raises Exhausted when busy."""
+        return self._work(lambda: self._hasher.hash(self._keyed(password)))
+
+    def verify(self, stored: str | None, password: str) -> bool:
+        """Whether `password` has the hash `stored`; with None the same work, and False.
+
+        Raises Exhausted when two hashes are already being computed.
+        """
+        found = self._work(lambda: self._matches(stored or self._nobody, password))
+        return found and stored is not None
+
+    def is_old(self, stored: str) -> bool:
+        """Whether a hash was made with weaker parameters than today's."""
+        return self._hasher.check_needs_rehash(stored)
+
+    def _matches(self, stored: str, password: str) -> bool:
+        try:
+            return self._hasher.verify(stored, self._keyed(password))
+        except VerifyMismatchError:
+            return False
+        except InvalidHashError as error:
+            raise FailedPrecondition(
+                "a stored password hash is damaged: restore the state from a backup"
+            ) from error
+
+    def _keyed(self, password: str) -> bytes:
+        text = unicodedata.normalize("NFC", password).encode(errors="surrogatepass")
+        return base64.b64encode(hmac_sha256(self._pepper, text[: LONGEST_BYTES + 1]))
+
+    def _work(self, work: Callable[[], _T]) -> _T:
+        if not self._slots.acquire(blocking=False):
+            raise Exhausted(
+                "too many people log in at this moment: try again in a second",
+                retry_after=RETRY_SECONDS,
+            )
+        try:
+            return work()
+        finally:
+            self._slots.release()
+
+
+def _made_of(text: str, word: str) -> bool:
+    """Whether a text is a word repeated, with at most a few digits or signs around."""
+    rest = text.replace(word, "") if word else text
+    return len(rest) < len(text) and len(rest) < FEWEST_DIFFERENT

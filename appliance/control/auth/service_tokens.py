@@ -1,0 +1,72 @@
+"""Bearer tokens of applications: shown once, at most 90 days, ended at once.
+
+Rules kept here: the secret is stored as a keyed digest alone; at most two tokens live at a time, so
+that one can be replaced without a gap but none piles up.
+
+Called by the service-account service, inside its transaction.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from sqlalchemy import delete, func, insert, select
+
+from appliance.control.auth import tokens
+from appliance.control.auth.tokens import TokenKind
+from appliance.control.store.database import Transaction
+from appliance.control.store.tables import token
+from appliance.core.errors import FailedPrecondition, InvalidInput, NotFound
+
+DAYS = 30
+MOST_DAYS = 90
+MOST_LIVE = 2
+
+
+@dataclass(frozen=True)
+class NewToken:
+    """A token of an application; `text` is shown once."""
+
+    id: str
+    text: str = field(repr=False)
+    create_time: datetime
+    expire_time: datetime
+
+
+def create(
+    transaction: Transaction, key: bytes, account: str, lifetime_days: int, now: datetime
+) -> NewToken:
+    """Make a token; 30 days when `lifetime_days` is zero.
+
+    Raises InvalidInput for more than 90 days, FailedPrecondition when two tokens live already.
+    """
+    days = lifetime_days or DAYS
+    if not 0 < days <= MOST_DAYS:
+        wrong = f"must be 1 to {MOST_DAYS}, or 0 for {DAYS}"
+        raise InvalidInput(f"lifetime_days: {wrong}", fields={"lifetime_days": wrong})
+    mine = token.c.service_account == account
+    transaction.run(delete(token).where(mine, token.c.expire_time <= now))
+    if transaction.value(select(func.count()).select_from(token).where(mine)) >= MOST_LIVE:
+        raise FailedPrecondition(
+            f"this application has {MOST_LIVE} live tokens: revoke one, then make the new one"
+        )
+    minted = tokens.mint(TokenKind.SERVICE, key)
+    ends = now + timedelta(days=days)
+    transaction.run(
+        insert(token).values(
+            id=minted.id,
+            service_account=account,
+            digest=minted.digest,
+            create_time=now,
+            expire_time=ends,
+        )
+    )
+    return NewToken(minted.id, minted.text, now, ends)
+
+
+def revoke(transaction: Transaction, account: str, token_id: str) -> None:
+    """End a token of an application. Raises NotFound when it has no such token."""
+    mine = token.c.service_account == account
+    if transaction.run(delete(token).where(mine, token.c.id == token_id)) == 0:
+        raise NotFound("this application has no such token")

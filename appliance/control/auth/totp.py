@@ -1,0 +1,131 @@
+"""The second factor: one-time codes (TOTP, RFC 6238), recovery codes. The only home of pyotp.
+
+Rules kept here:
+* a code is six ASCII digits before anything else looks at it: pyotp would also take full-width and
+  superscript digits, which makes one code many;
+* a code works once: the step it belongs to is stored in one statement that only succeeds when it is
+  later than the one before, so replays fail, also in parallel, after a restart and when the clock
+  steps back; one step to either side is accepted;
+* the secret (160 bits) is sealed for its user and its row, so it cannot be moved to another user;
+* ten recovery codes of 130 bits, stored as keyed digests, each deleted as it is used.
+
+The attack: replay, guessing, look-alike digits, moving a secret between rows. Called by `sessions`.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+import secrets
+from datetime import datetime
+
+import pyotp
+from sqlalchemy import delete, insert, or_, select, update
+
+from appliance.control.store.database import Reading, Transaction
+from appliance.control.store.tables import recovery_code, totp
+from appliance.core.errors import FailedPrecondition
+from appliance.crypto.sealed import open_field, seal_field
+from appliance.crypto.signing import hmac_sha256
+
+ISSUER = "appliance"
+WINDOW = 1
+SECRET_BYTES = 20
+RECOVERY_CODES = 10
+RECOVERY_LETTERS = 26
+_CODE = re.compile(r"[0-9]{6}", re.ASCII)
+_ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
+
+
+class Totp:
+    """Enrols and verifies. `field_key` seals secrets, `hmac_key` digests recovery codes."""
+
+    def __init__(self, field_key: bytes, hmac_key: bytes) -> None:
+        self._field_key = field_key
+        self._hmac_key = hmac_key
+
+    def is_enrolled(self, state: Reading, user: str) -> bool:
+        """Whether a user has proved an authenticator."""
+        return (
+            state.first(select(totp.c.id).where(totp.c.user == user, totp.c.confirmed)) is not None
+        )
+
+    def begin(self, transaction: Transaction, user: str, label: str, now: datetime) -> str:
+        """Give a user a new secret, replacing one that was never proved; its otpauth:// address.
+
+        Raises FailedPrecondition when the user has an authenticator already.
+        """
+        if self.is_enrolled(transaction, user):
+            raise FailedPrecondition("an authenticator is enrolled already: enter its code")
+        transaction.run(delete(totp).where(totp.c.user == user))
+        identifier = secrets.token_hex(16)
+        secret = base64.b32encode(secrets.token_bytes(SECRET_BYTES)).decode()
+        transaction.run(
+            insert(totp).values(
+                id=identifier,
+                user=user,
+                sealed_secret=seal_field(
+                    secret.encode(), self._field_key, _place(identifier, user)
+                ),
+                confirmed=False,
+                create_time=now,
+            )
+        )
+        return pyotp.TOTP(secret).provisioning_uri(name=label, issuer_name=ISSUER)
+
+    def verify(self, transaction: Transaction, user: str, code: str, now: datetime) -> bool:
+        """Whether `code` is right and was not used before; then it is used up."""
+        row = transaction.first(select(totp).where(totp.c.user == user))
+        if row is None or _CODE.fullmatch(code) is None:
+            return False
+        secret = open_field(row.sealed_secret, self._field_key, _place(row.id, user)).decode()
+        step = pyotp.TOTP(secret).verify_and_get_timecode(code, for_time=now, valid_window=WINDOW)
+        if step is None:
+            return False
+        fresh = or_(totp.c.last_timecode.is_(None), totp.c.last_timecode < step)
+        return (
+            transaction.run(
+                update(totp).where(totp.c.id == row.id, fresh).values(last_timecode=step)
+            )
+            == 1
+        )
+
+    def confirm(self, transaction: Transaction, user: str) -> list[str]:
+        """End an enrolment: the authenticator counts from now on. Ten new recovery codes."""
+        transaction.run(update(totp).where(totp.c.user == user).values(confirmed=True))
+        transaction.run(delete(recovery_code).where(recovery_code.c.user == user))
+        codes = [
+            "".join(secrets.choice(_ALPHABET) for _ in range(RECOVERY_LETTERS))
+            for _ in range(RECOVERY_CODES)
+        ]
+        transaction.run(
+            insert(recovery_code).values(
+                [{"user": user, "digest": self._digest(user, code)} for code in codes]
+            )
+        )
+        return ["-".join(re.findall(".{1,5}", code)) for code in codes]
+
+    def use_recovery_code(self, transaction: Transaction, user: str, code: str) -> bool:
+        """Whether `code` is an unused recovery code of the user; then it is used up."""
+        plain = code.replace("-", "").lower()
+        if len(plain) != RECOVERY_LETTERS or not plain.isascii():
+            return False
+        mine = recovery_code.c.user == user
+        digest = self._digest(user, plain)
+        return (
+            transaction.run(delete(recovery_code).where(mine, recovery_code.c.digest == digest))
+            == 1
+        )
+
+    def _digest(self, user: str, code: str) -> bytes:
+        return hmac_sha256(self._hmac_key, f"recovery code\n{user}\n{code}".encode())
+
+
+def _place(identifier: str, user: str) -> dict[str, str | int]:
+    return {
+        "table": "totp",
+        "row": identifier,
+        "column": "sealed_secret",
+        "user": user,
+        "version": 1,
+    }
