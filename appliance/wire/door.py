@@ -11,8 +11,7 @@ the service, `leave` (what came out), the status. Rules kept here:
   away during it.
 
 The attack: a call that reaches a service without a decision, or outlives it. `Door` is the frame;
-the control plane's gate and the gateway's access are doors, and `MachineDoor` is the one for
-servers that only machines call.
+the control plane's gate is one, `appliance.wire.machine_door` another.
 """
 
 from __future__ import annotations
@@ -25,10 +24,9 @@ import re
 import time
 import uuid
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from typing import Any, Generic, TypeAlias, TypeVar, cast
 
 import grpc
@@ -42,11 +40,9 @@ from appliance.core.errors import (
     Denied,
     Internal,
     InvalidInput,
-    Unauthenticated,
     UnknownMethod,
 )
-from appliance.core.identity import ANONYMOUS, Principal, PrincipalKind
-from appliance.crypto.certs import peer_identity
+from appliance.core.identity import ANONYMOUS, Principal
 from appliance.wire.metrics import CallMetrics
 from appliance.wire.rules import HEALTH_SERVICE, Rule, resource_of
 from appliance.wire.status import to_status
@@ -172,11 +168,14 @@ class Door(grpc.aio.ServerInterceptor, Generic[Entered]):  # type: ignore[type-a
             call = _call(rule, context)
             started = time.perf_counter()
             self._count_start(_UNKNOWN)
+            told = error
             try:
-                await self.leave(call, None, error)
+                await self._leave(call, None, error)
+            except ApplianceError as raised:
+                told = raised
             finally:
                 self._count_end(_UNKNOWN, error, started)
-            await _abort(call, error)
+            await _abort(call, told)
 
         return refuse
 
@@ -221,18 +220,25 @@ class Door(grpc.aio.ServerInterceptor, Generic[Entered]):  # type: ignore[type-a
             else:
                 answer = await serve
         except (ApplianceError, asyncio.CancelledError, grpc.aio.AbortError) as ended:
-            await self.leave(call, entered, _meaning(ended))
+            await self._leave(call, entered, _meaning(ended))
             raise
         except Exception as bug:
-            logger.exception("%s failed", call.rule.method)
-            hidden = Internal(
-                "something went wrong in the server; its log has the details under request id "
-                f"{call.request_id}"
-            )
-            await self.leave(call, entered, hidden)
+            hidden = _hidden(call, bug)
+            await self._leave(call, entered, hidden)
             raise hidden from bug
-        await self.leave(call, entered, None)
+        await self._leave(call, entered, None)
         return answer
+
+    async def _leave(
+        self, call: Call, entered: Entered | None, error: ApplianceError | None
+    ) -> None:
+        """`leave`, whose own bugs do not reach the caller either."""
+        try:
+            await self.leave(call, entered, error)
+        except ApplianceError:
+            raise
+        except Exception as bug:
+            raise _hidden(call, bug) from bug
 
     def _count_start(self, method: str) -> None:
         if self._metrics is not None:
@@ -280,6 +286,15 @@ def _meaning(ended: BaseException) -> ApplianceError:
     if isinstance(ended, asyncio.CancelledError):
         return Cancelled("the caller left")
     return Internal("the service ended the call itself")
+
+
+def _hidden(call: Call, bug: Exception) -> Internal:
+    """What a caller hears of a bug; the log hears the rest."""
+    logger.error("%s failed", call.rule.method, exc_info=bug)
+    return Internal(
+        "something went wrong in the server; its log has the details under request id "
+        f"{call.request_id}"
+    )
 
 
 async def _abort(call: Call, error: ApplianceError) -> None:
@@ -348,73 +363,3 @@ async def _first(
             yield message
 
     return first, whole()
-
-
-class MachineDoor(Door[Principal]):
-    """The door of a server that only machines call: the certificate says who, on every call.
-
-    Args:
-        rules: of all methods of the server.
-        cluster: id of the cluster the caller must belong to.
-        allowed: kinds of callers that may call.
-        evicted: whether a caller is refused now although its certificate still holds.
-        now: the time.
-        metrics: counts calls.
-        recheck_seconds: time between two judgements of a stream.
-    """
-
-    def __init__(  # noqa: PLR0913 - three facts, and four that have defaults
-        self,
-        rules: Mapping[str, Rule],
-        cluster: str,
-        allowed: Collection[PrincipalKind],
-        *,
-        evicted: Callable[[Principal], bool] = lambda _: False,
-        now: Callable[[], datetime] = lambda: datetime.now(UTC),
-        metrics: CallMetrics | None = None,
-        recheck_seconds: float = RECHECK_SECONDS,
-    ) -> None:
-        super().__init__(rules, metrics=metrics, recheck_seconds=recheck_seconds)
-        self._cluster = cluster
-        self._allowed = frozenset(allowed)
-        self._evicted = evicted
-        self._now = now
-
-    def identify(self, call: Call) -> Principal:
-        """Who calls. Raises Unauthenticated or Denied."""
-        certificate = call.certificate
-        if certificate is None:
-            raise Unauthenticated("this server asks for a certificate of the appliance")
-        principal = peer_identity(certificate, self._cluster, self._now(), need="client")
-        if principal.kind not in self._allowed:
-            raise Denied(f"{principal} may not call this server", principal=principal.name)
-        if self._evicted(principal):
-            raise Denied(f"{principal} was evicted", principal=principal.name)
-        return principal
-
-    async def enter(self, call: Call) -> Principal:
-        """Identify the caller."""
-        principal = self.identify(call)
-        caller.set(principal)
-        return principal
-
-    async def recheck(self, call: Call, entered: Principal) -> None:
-        """Identify it again."""
-        if self.identify(call) != entered:
-            raise Unauthenticated("the caller changed during the call")
-
-    async def leave(
-        self, call: Call, entered: Principal | None, error: ApplianceError | None
-    ) -> None:
-        """Log what was refused; what went well is in the metrics."""
-        if error is not None:
-            logger.warning(
-                "%s: %s",
-                error.reason,
-                error.message,
-                extra={
-                    "method": call.rule.method,
-                    "peer": call.peer,
-                    "principal": str(entered or ANONYMOUS),
-                },
-            )

@@ -43,7 +43,7 @@ class NotingDoor(Door[str]):
         self.notes: list[tuple[str, ...]] = []
         self.refusal: ApplianceError | None = None
         self.revoked = asyncio.Event()
-        self.leave_fails: ApplianceError | None = None
+        self.leave_fails: Exception | None = None
         self.left = asyncio.Event()
 
     async def enter(self, call: Call) -> str:
@@ -197,6 +197,8 @@ async def test_an_abort_by_the_service_is_noted() -> None:
     async with House() as house:
         error = await failure(lambda: house.get("abort"))
         assert (error.code(), error.details()) == (grpc.StatusCode.NOT_FOUND, "gone")
+        async with asyncio.timeout(5):
+            await house.door.left.wait()
         assert house.door.notes[-1] == ("leave", "GetDataset", "alice", "INTERNAL")
 
 
@@ -206,6 +208,21 @@ async def test_when_the_outcome_cannot_be_noted_the_caller_hears_of_it() -> None
         house.door.leave_fails = FailedPrecondition("the audit disk is full")
         error = from_rpc_error(await failure(house.get))
         assert str(error) == "the audit disk is full"
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("method", ["/x/y", "/appliance.api.data.v1.DatasetService/GetDataset"])
+async def test_a_bug_of_the_door_itself_says_nothing(
+    method: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with House() as house:
+        house.door.leave_fails = KeyError("the secret")
+        with caplog.at_level(logging.ERROR, "appliance.wire.door"):
+            call = house.channel.unary_unary(method)
+            error = from_rpc_error(await failure(lambda: call(b"", timeout=10)))
+    assert type(error) is Internal
+    assert "secret" not in str(error) + str(error.metadata)
+    assert "KeyError" in caplog.text
 
 
 @pytest.mark.attack

@@ -15,7 +15,8 @@ import pytest
 from appliance.api.inference.v1 import worker_service_pb2, worker_service_pb2_grpc
 from appliance.core.errors import Denied, Unauthenticated
 from appliance.core.identity import Principal, PrincipalKind
-from appliance.wire.door import MachineDoor, caller
+from appliance.wire.door import caller
+from appliance.wire.machine_door import MachineDoor
 from appliance.wire.rules import rules_of
 from appliance.wire.server import Service
 from appliance.wire.status import from_rpc_error

@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry, Counter
 from appliance.api.inference.v1 import worker_service_pb2, worker_service_pb2_grpc
 from appliance.core.errors import FailedPrecondition, InvalidInput
 from appliance.core.identity import PrincipalKind
-from appliance.wire.door import MachineDoor
+from appliance.wire.machine_door import MachineDoor
 from appliance.wire.rules import RuleMissing, rules_of
 from appliance.wire.server import Listener, Server, Service, split_address
 from tests.fakes.wire import CLUSTER, connect, failure, issued, server_credentials, serving
