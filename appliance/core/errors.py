@@ -132,6 +132,12 @@ class Unavailable(ApplianceError):
     reason = "UNAVAILABLE"
 
 
+class AuditUnavailable(Unavailable):
+    """The audit record could not be made durable, so nothing was done."""
+
+    reason = "AUDIT_UNAVAILABLE"
+
+
 class Cancelled(ApplianceError):
     """The caller left before the answer was complete."""
 
@@ -178,6 +184,7 @@ BY_REASON: dict[str, type[ApplianceError]] = {
         FailedPrecondition,
         Exhausted,
         Unavailable,
+        AuditUnavailable,
         Cancelled,
         UnknownMethod,
         Tampered,

@@ -29,6 +29,7 @@ ALL = [
         (errors.FailedPrecondition, "FAILED_PRECONDITION", "FAILED_PRECONDITION"),
         (errors.Exhausted, "RESOURCE_EXHAUSTED", "RESOURCE_EXHAUSTED"),
         (errors.Unavailable, "UNAVAILABLE", "UNAVAILABLE"),
+        (errors.AuditUnavailable, "UNAVAILABLE", "AUDIT_UNAVAILABLE"),
         (errors.Cancelled, "CANCELLED", "CANCELLED"),
         (errors.UnknownMethod, "UNIMPLEMENTED", "UNKNOWN_METHOD"),
         (errors.Tampered, "DATA_LOSS", "OBJECT_TAMPERED"),
