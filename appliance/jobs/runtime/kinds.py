@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 from appliance.core.errors import InvalidInput
-from appliance.jobs.runtime.context import Context
 
-Run = Callable[[Context], None]
+if TYPE_CHECKING:
+    from appliance.jobs.runtime.context import Context
+
+Run = Callable[["Context"], None]
 
 KINDS: Mapping[str, str] = {
     "prepare": "appliance.jobs.prepare.job:run",

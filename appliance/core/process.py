@@ -1,0 +1,66 @@
+"""What a process that holds keys does to itself before it reads them.
+
+The attacks: a core dump or a debugger shows the keys; the parent dies and the child works on,
+without anybody who could stop it. Rules kept here:
+* no core file, and no memory access by other processes of the same user (prctl(2),
+  PR_SET_DUMPABLE), which also closes `/proc/<pid>/environ` and `/proc/<pid>/fd` to them;
+* no rights gained by executing something (PR_SET_NO_NEW_PRIVS);
+* the kernel ends the child with its parent (PR_SET_PDEATHSIG), also when the parent was killed.
+
+Linux only. Called by the agent, by the leader of a job and by its ranks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import resource
+import signal
+from pathlib import Path
+
+from appliance.core.errors import FailedPrecondition
+
+PR_SET_PDEATHSIG = 1
+PR_SET_DUMPABLE = 4
+PR_SET_CHILD_SUBREAPER = 36
+PR_SET_NO_NEW_PRIVS = 38
+
+
+def _prctl(option: int, value: int) -> None:
+    if ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0):
+        raise FailedPrecondition(
+            f"the kernel refused prctl {option}: {os.strerror(ctypes.get_errno())}"
+        )
+
+
+def harden() -> None:
+    """Let nobody look into this process, and let it gain no rights. Inherited by children."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _prctl(PR_SET_DUMPABLE, 0)
+    _prctl(PR_SET_NO_NEW_PRIVS, 1)
+
+
+def prefer_as_victim() -> None:
+    """When memory runs out, let the kernel end this process before those that manage it.
+
+    To be called before `harden`, which takes the file away.
+    """
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("500")
+
+
+def die_with_parent(parent: int) -> None:
+    """End this process when process `parent`, which started it, ends.
+
+    Raises FailedPrecondition when it has ended already. The parent's thread that started this
+    process must live as long as the parent.
+    """
+    _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        raise FailedPrecondition("the process that started this one has ended")
+
+
+def adopt_orphans() -> None:
+    """Make this process the parent of all its descendants whose own parent ends."""
+    _prctl(PR_SET_CHILD_SUBREAPER, 1)

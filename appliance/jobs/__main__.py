@@ -1,0 +1,11 @@
+"""`python -m appliance.jobs`: the leader of one job on one node, started by the node's agent."""
+
+from __future__ import annotations
+
+import sys
+
+from appliance.jobs.runtime.kinds import KINDS
+from appliance.jobs.runtime.start import start
+
+if __name__ == "__main__":
+    sys.exit(start(sys.argv[1:], KINDS))

@@ -1,0 +1,179 @@
+"""One rank: a forked process that joins its gang, runs the kind, and says how it went.
+
+Rules kept here:
+* a rank dies with its leader, and at once on SIGTERM: it holds nothing that a checkpoint does not;
+* an ApplianceError is final: one error line, no restart, because bad input does not get better.
+  Whatever else goes wrong counts as a crash, and the gang starts again;
+* a collective that waits for a dead rank fails at once when the connection breaks, and after
+  `COLLECTIVE_SECONDS` in any case.
+
+Called by torch's elastic agent in the leader, after fork; keys are in memory that was inherited.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import fcntl
+import logging
+import os
+import signal
+import socket
+import struct
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import distributed
+
+from appliance.core.errors import ApplianceError, Exhausted, Internal
+from appliance.core.process import die_with_parent
+from appliance.jobs.runtime.context import CHECKPOINTS, Context
+from appliance.jobs.runtime.flags import Flags
+from appliance.jobs.runtime.gather import gather
+from appliance.jobs.runtime.kinds import Run
+from appliance.jobs.runtime.orders import CUDA, Orders
+from appliance.jobs.runtime.rendezvous import FixedRendezvous, rank_store
+from appliance.jobs.runtime.reporter import Reporter
+
+COLLECTIVE_SECONDS = 600
+"""Longest time that ranks may be apart, such as when rank 0 alone does something."""
+
+_SIOCGIFADDR = 0x8915
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Gang:
+    """What the leader hands to every rank it forks."""
+
+    orders: Orders = field(repr=False)
+    run: Run
+    reports: int
+    scratch: Path
+    flags: Flags
+    rendezvous: FixedRendezvous
+    leader: int
+
+
+def run_rank(gang: Gang) -> None:
+    """Entry point of a forked rank. Returns when all is done; ends the process otherwise."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    die_with_parent(gang.leader)
+    local_rank = int(os.environ["LOCAL_RANK"])
+    report = Reporter(gang.reports, gang.orders.rank_base + local_rank)
+    try:
+        _work(gang, report, local_rank)
+    except ApplianceError as error:
+        _give_up(gang, report, error)
+    except torch.OutOfMemoryError:
+        logger.exception("out of memory")
+        _give_up(
+            gang,
+            report,
+            Exhausted("the device ran out of memory: use a smaller batch or more ranks"),
+        )
+    except BaseException:
+        # Also BaseException: torch's checkpoint errors are not an Exception.
+        logger.exception("rank %s crashed", local_rank)
+        _leave()
+
+
+def _work(gang: Gang, report: Reporter, local_rank: int) -> None:
+    orders = gang.orders
+    rank = orders.rank_base + local_rank
+    if int(os.environ["RANK"]) != rank or int(os.environ["WORLD_SIZE"]) != orders.world_size:
+        raise Internal("the nodes of the job disagree about its ranks; start the job again")
+    device = _device(orders, local_rank)
+    if orders.world_size > 1:
+        _join(gang, rank)
+    context = Context(
+        orders=orders,
+        rank=rank,
+        local_rank=local_rank,
+        device=device,
+        report=report,
+        scratch=gang.scratch,
+        stopping=lambda: gang.flags.stopping,
+    )
+    _announce(context, gang.rendezvous.round)
+    gang.run(context)
+    # All end together: one that is done early would look dead to the others.
+    gather(None)
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def _announce(context: Context, number: int) -> None:
+    if number == 1:
+        context.report.event("started")
+    elif context.rank == 0:
+        kept = CHECKPOINTS in context.orders.outputs
+        step = context.checkpoints().newest_step() if kept else 0
+        context.report.event("rank_restart", restarts=number - 1, resumed_at_step=step)
+
+
+def _device(orders: Orders, local_rank: int) -> torch.device:
+    if orders.device_kind != CUDA:
+        return torch.device("cpu")
+    device = torch.device("cuda", orders.devices[local_rank])
+    torch.cuda.set_device(device)
+    return device
+
+
+def _join(gang: Gang, rank: int) -> None:
+    """Set up the process group over this round's store, on the interface the nodes meet on."""
+    orders, meeting = gang.orders, gang.rendezvous
+    interface = interface_to(meeting.host)
+    os.environ["GLOO_SOCKET_IFNAME"] = interface
+    os.environ["NCCL_SOCKET_IFNAME"] = interface
+    backend = "cpu:gloo,cuda:nccl" if orders.device_kind == CUDA else "gloo"
+    distributed.init_process_group(
+        backend,
+        store=rank_store(meeting.host, meeting.port, meeting.get_run_id(), meeting.round),
+        rank=rank,
+        world_size=orders.world_size,
+        timeout=dt.timedelta(seconds=COLLECTIVE_SECONDS),
+    )
+
+
+def interface_to(host: str) -> str:
+    """Name of the network interface whose address this machine uses towards `host`."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        # Connecting a datagram socket sends nothing; it chooses the source address.
+        probe.connect((host, 9))
+        address = probe.getsockname()[0]
+    if family == socket.AF_INET:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            for _, name in socket.if_nameindex():
+                if _address(probe, name) == address:
+                    return name
+    raise Internal(f"no network interface has the address towards {host}; use IPv4 between nodes")
+
+
+def _address(probe: socket.socket, name: str) -> str:
+    """IPv4 address of an interface (netdevice(7), SIOCGIFADDR); empty when it has none."""
+    request = struct.pack("256s", name.encode()[:15])
+    try:
+        answer = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, request)
+    except OSError:
+        return ""
+    return socket.inet_ntoa(answer[20:24])
+
+
+def _give_up(gang: Gang, report: Reporter, error: ApplianceError) -> None:
+    if gang.flags.settle():
+        logger.warning("the job cannot go on: %s", error.message)
+        report.error(error.reason, error.message)
+    _leave()
+
+
+def _leave() -> None:
+    """End without clean-up, which would wait for other ranks."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)

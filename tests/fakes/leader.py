@@ -1,0 +1,11 @@
+"""The leader of a job with the toy kind:
+
+`python -m tests.fakes.leader` takes the arguments of `python -m appliance.jobs`.
+"""
+
+import sys
+
+from appliance.jobs.runtime.start import start
+
+if __name__ == "__main__":
+    sys.exit(start(sys.argv[1:], {"prepare": "tests.fakes.toy_kind:run"}))

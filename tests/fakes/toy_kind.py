@@ -1,0 +1,64 @@
+"""A kind of job that counts, for tests; the `seed` of its PrepareSpec says what happens.
+
+It sums ranks by a collective each step, saves a checkpoint every second step, and makes a dataset.
+"""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import torch
+from torch import distributed
+
+from appliance.core.errors import InvalidInput
+from appliance.jobs.runtime.context import Context
+
+STEPS = 8
+QUIET, KILL, WRONG, SLOW, CRASH, ALWAYS = range(6)
+
+
+def run(context: Context) -> None:
+    what = context.spec.seed
+    series = context.checkpoints()
+    latest = series.latest()
+    step, total = 0, 0
+    if latest is not None:
+        step, reader = latest
+        total = reader.read_json(f"state-{context.rank}.json")["total"]
+    while step < STEPS:
+        context.fence()
+        step += 1
+        part = torch.tensor([float(step * (context.rank + 1))])
+        if distributed.is_initialized():
+            distributed.all_reduce(part)
+        total += int(part.item())
+        _mishap(context, what, step)
+        if step % 2 == 0:
+            state = {"total": total}
+            series.save(
+                step,
+                lambda writer: writer.write_json(f"state-{context.rank}.json", state),  # noqa: B023  # called at once
+            )
+        context.report.progress(step, STEPS, "counting", sum=float(total))
+    writer = context.output("dataset")
+    writer.write_json(f"total-{context.rank}.json", total)
+    writer.finish_together(context.rank, {"total": total})
+    context.report.result({"total": total}, {"short": 2})
+
+
+def _mishap(context: Context, what: int, step: int) -> None:
+    mark = Path(context.scratch) / "done"
+    if what == SLOW:
+        time.sleep(0.1)
+    if what == WRONG and step == 3 and context.rank == context.world_size - 1:
+        raise InvalidInput("the text is wrong: send another")
+    if what == ALWAYS and step == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if what in (KILL, CRASH) and step == 5 and context.rank == context.world_size - 1:
+        if mark.exists():
+            return
+        mark.touch()
+        if what == CRASH:
+            raise RuntimeError("a bug")
+        os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,187 @@
+"""Real leaders with real ranks: they finish, start again, stop, fail, and show no key."""
+
+from __future__ import annotations
+
+import base64
+import os
+import resource
+import select
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.gang import RunningGang, session_members
+from tests.fakes.job_context import FakeJob
+from tests.fakes.toy_kind import ALWAYS, CRASH, KILL, QUIET, SLOW, STEPS, WRONG
+
+RANKS = 2
+TOTAL = sum(range(1, STEPS + 1)) * sum(range(1, RANKS + 1))
+
+
+def toy(folder: Path, what: int, **changes: object) -> FakeJob:
+    job = FakeJob(folder, "prepare", {"seed": what}, world_size=RANKS)
+    job.add_output("dataset")
+    job.add_output("checkpoints")
+    job.orders |= changes
+    return job
+
+
+@pytest.fixture
+def gangs() -> Iterator[list[RunningGang]]:
+    started: list[RunningGang] = []
+    yield started
+    for gang in started:
+        gang.kill()
+
+
+def start(gangs: list[RunningGang], job: FakeJob) -> RunningGang:
+    gangs.append(RunningGang(job))
+    return gangs[-1]
+
+
+def test_two_ranks_finish(tmp_path: Path, gangs: list[RunningGang]) -> None:
+    job = toy(tmp_path, QUIET)
+    gang = start(gangs, job)
+    assert gang.wait() == 0, gang.log.read_text()
+    assert job.output("dataset").read_json("total-1.json") == TOTAL
+    assert job.lines("result")[0]["value"] == {"values": {"total": TOTAL}, "dropped": {"short": 2}}
+    assert [line["step"] for line in job.lines("progress")] == list(range(1, STEPS + 1))
+    assert job.lines("event") == [{"type": "event", "name": "started"}]
+    assert job.lines("error") == []
+
+
+@pytest.mark.parametrize("what", [KILL, CRASH])
+def test_a_lost_rank_restarts_the_gang_from_the_checkpoint(
+    tmp_path: Path, gangs: list[RunningGang], what: int
+) -> None:
+    job = toy(tmp_path, what)
+    gang = start(gangs, job)
+    assert gang.wait() == 0, gang.log.read_text()
+    assert job.output("dataset").read_json("total-0.json") == TOTAL
+    assert job.lines("event")[1] == {
+        "type": "event",
+        "name": "rank_restart",
+        "restarts": 1,
+        "resumed_at_step": 4,
+    }
+    steps, after = [line["step"] for line in job.lines("progress")], range(5, STEPS + 1)
+    # Rank 0 may or may not have reported step 5 before it noticed.
+    assert steps in ([*range(1, 5), *after], [*range(1, 6), *after])
+    assert job.lines("error") == []
+
+
+def test_a_rank_that_always_dies_ends_the_job_with_a_sentence(
+    tmp_path: Path, gangs: list[RunningGang]
+) -> None:
+    job = toy(tmp_path, ALWAYS)
+    gang = start(gangs, job)
+    assert gang.wait() == 1
+    (error,) = job.lines("error")
+    assert error["reason"] == "INTERNAL"
+    assert "SIGKILL, also after 3 restarts" in error["message"]
+    assert [line.get("restarts") for line in job.lines("event")] == [None, 1, 2, 3]
+
+
+def test_bad_input_ends_the_job_once_and_without_restart(
+    tmp_path: Path, gangs: list[RunningGang]
+) -> None:
+    job = toy(tmp_path, WRONG)
+    gang = start(gangs, job)
+    assert gang.wait() == 1
+    assert job.lines("error") == [
+        {
+            "type": "error",
+            "reason": "INVALID_INPUT",
+            "message": "the text is wrong: send another",
+        }
+    ]
+    assert job.lines("event") == [{"type": "event", "name": "started"}]
+
+
+def test_sigterm_stops_the_ranks_at_their_next_fence(
+    tmp_path: Path, gangs: list[RunningGang]
+) -> None:
+    job = toy(tmp_path, SLOW)
+    gang = start(gangs, job)
+    gang.until("progress", step=2)
+    gang.process.send_signal(signal.SIGTERM)
+    assert gang.wait() == 1
+    assert [line["reason"] for line in job.lines("error")] == ["LEASE_LOST"]
+    assert len(job.lines("progress")) < STEPS
+    assert session_members(gang.process.pid) == []
+
+
+def test_ranks_die_with_their_leader(tmp_path: Path, gangs: list[RunningGang]) -> None:
+    gang = start(gangs, toy(tmp_path, SLOW))
+    gang.until("progress", step=1)
+    ranks = [pid for pid in gang.family() if pid != gang.process.pid]
+    assert len(ranks) == RANKS
+    waiting = [os.pidfd_open(pid) for pid in ranks]
+    gang.process.kill()
+    gang.process.wait(10)
+    for descriptor in waiting:
+        assert select.select([descriptor], [], [], 10)[0]
+        os.close(descriptor)
+    assert session_members(gang.process.pid) == []
+
+
+def test_two_nodes_meet_and_follow_each_other_through_a_restart(
+    tmp_path: Path, gangs: list[RunningGang]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    first = toy(
+        tmp_path / "a",
+        KILL,
+        local_ranks=1,
+        devices=[0],
+        node_count=2,
+        rendezvous=f"127.0.0.1:{port}",
+    )
+    second = FakeJob(tmp_path / "b", "prepare", {}, world_size=RANKS)
+    second.orders = {**first.orders, "node_rank": 1, "rank_base": 1}
+    nodes = [start(gangs, second), start(gangs, first)]
+    assert [gang.wait() for gang in nodes] == [0, 0], nodes[0].log.read_text()
+    assert first.output("dataset").read_json("total-1.json") == TOTAL
+    assert first.lines("event")[1]["resumed_at_step"] == 4
+    assert second.lines() == []
+
+
+@pytest.mark.attack
+def test_no_key_is_in_arguments_environment_or_log(
+    tmp_path: Path, gangs: list[RunningGang]
+) -> None:
+    job = toy(tmp_path, SLOW)
+    gang = start(gangs, job)
+    gang.until("progress", step=1)
+    texts = [place["key"].encode() for place in job.orders["outputs"].values()]
+    secrets = [*texts, *(base64.b64decode(text) for text in texts)]
+    secrets += [base64.b64decode(text).hex().encode() for text in texts]
+    family = gang.family()
+    assert len(family) >= RANKS + 1
+    for pid in family:
+        shown = (
+            Path(f"/proc/{pid}/cmdline").read_bytes() + Path(f"/proc/{pid}/environ").read_bytes()
+        )
+        assert not [secret for secret in secrets if secret in shown]
+        assert resource.prlimit(pid, resource.RLIMIT_CORE) == (0, 0)
+        assert "NoNewPrivs:\t1" in Path(f"/proc/{pid}/status").read_text()
+    assert gang.wait() == 0
+    log = gang.log.read_bytes() + job.reports.read_bytes()
+    assert not [secret for secret in secrets if secret in log]
+
+
+def test_an_unknown_kind_is_one_sentence(tmp_path: Path, gangs: list[RunningGang]) -> None:
+    job = FakeJob(tmp_path, "quantize", {})
+    gang = start(gangs, job)
+    assert gang.wait() == 1
+    assert job.lines() == [
+        {
+            "type": "error",
+            "reason": "INVALID_INPUT",
+            "message": "this node cannot run jobs of kind quantize: update its software",
+        }
+    ]
