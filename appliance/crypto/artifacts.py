@@ -9,7 +9,7 @@ files or whole folders, or mixes the files of two checkpoints. Rules kept here:
 * the reader checks the manifest, its digest where the database knows it, and that the folder holds
   exactly the files of the manifest, before it opens any; every file must be the very writing that
   the manifest names;
-* a writer of an older epoch does not replace what a newer one finished.
+* a writer of an older epoch changes nothing in what a newer one finished.
 
 Called by the control plane (upload, import, download), by jobs and by workers.
 """
@@ -49,6 +49,7 @@ MANIFEST = "manifest.json"
 SIGNATURE = "manifest.sig"
 """Ed25519 signature of the manifest, put beside it by the control plane when it registers it."""
 
+Fence = Callable[[], None]
 Settle = Callable[[str, FileEntry | None], None]
 
 
@@ -64,7 +65,7 @@ class ArtifactWriter:
         key: the data key of the artifact version.
         project: id of the project.
         object: id of the object, such as `<uid>` or `<uid>/step-00000008`.
-        epoch: of the job that writes; an older one does not replace what a newer one finished.
+        epoch: of the job that writes; an older one changes nothing that a newer one finished.
     """
 
     def __init__(  # noqa: PLR0913  # where it lies, what opens it, what it is
@@ -90,15 +91,22 @@ class ArtifactWriter:
         """Begin a file; a context manager.
 
         The file gets its name when the block ends well, or not at all.
+
+        Raises:
+            AlreadyExists: this writer has such a file.
+            InvalidInput: it is no plain name.
+            LeaseLost: a newer epoch finished this artifact; also raised when the block ends.
+            Exhausted: no space is left; also raised by writing and when the block ends.
         """
         if file in {MANIFEST, SIGNATURE} or file in self._entries or file in self._open:
             raise AlreadyExists(
                 f"The artifact {self.object} already has a file {file}.", object=self.object
             )
         place = Place(self.project, self.object, check_file_name(file))
+        self._check_epoch()
         new = self._folder.create(file)
         try:
-            writer = _ArtifactFile(new, self._key, place, self._settle)
+            writer = _ArtifactFile(new, self._key, place, self._check_epoch, self._settle)
         except BaseException:
             new.discard()
             raise
@@ -209,8 +217,11 @@ class ArtifactWriter:
 class _ArtifactFile(SealedWriter):
     """A sealed file that takes its name when it is closed."""
 
-    def __init__(self, new: NewFile, key: bytes, place: Place, settle: Settle) -> None:
+    def __init__(
+        self, new: NewFile, key: bytes, place: Place, fence: Fence, settle: Settle
+    ) -> None:
         self._new = new
+        self._fence = fence
         self._settle = settle
         self._done = False
         super().__init__(new, key, place)
@@ -221,6 +232,7 @@ class _ArtifactFile(SealedWriter):
             return
         try:
             super().close()
+            self._fence()
             self._new.commit()
         except BaseException:
             self.abort()

@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from appliance.core.errors import InvalidInput, Tampered
 
 RAW_SIZE = 32
+ROOT_SIZE = 32
 NOTE_ALGORITHM = b"\x01"
 NOTE_KEY_ID_SIZE = 4
 SIGNATURE_PREFIX = "\N{EM DASH} "
@@ -167,6 +168,11 @@ class SignedNote:
     size: int
     root: bytes
 
+    def __post_init__(self) -> None:
+        """Refuse a negative size and a root that is no SHA-256 hash."""
+        if self.size < 0 or len(self.root) != ROOT_SIZE:
+            raise InvalidInput("A checkpoint has a size from 0 on and a root hash of 32 bytes.")
+
     def text(self) -> str:
         """The three lines that are signed."""
         return f"{self.origin}\n{self.size}\n{base64.b64encode(self.root).decode()}\n"
@@ -181,7 +187,7 @@ class SignedNote:
         lines = open_note(note, origin, key).split("\n")
         try:
             checkpoint = cls(lines[0], int(lines[1]), base64.b64decode(lines[2], validate=True))
-        except (IndexError, ValueError) as error:
+        except (IndexError, ValueError, InvalidInput) as error:
             raise Tampered(f"The note of {origin} is no checkpoint.", object=origin) from error
         # Written again it must be the same text: no second way to write a number, no further line.
         if "\n".join(lines) != checkpoint.text() or checkpoint.origin != origin:

@@ -135,7 +135,8 @@ def test_keys_have_32_bytes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "count", "plain"), [(32, 1, 0), (64, 1, 32), (96, 2, 32), (128, 2, 64), (129 + 31, 3, 64)]
+    ("body", "count", "plain"),
+    [(32, 1, 0), (64, 1, 32), (96, 2, 32), (128, 2, 64), (129 + 31, 3, 64)],
 )
 def test_geometry_counts_segments(body: int, count: int, plain: int) -> None:
     geometry = Geometry(64, body)

@@ -52,9 +52,7 @@ def text(size: int, seed: int = 0) -> bytes:
 # Round trips
 
 
-@pytest.mark.parametrize(
-    "size", [0, 1, BIG_STEP - 1, BIG_STEP, BIG_STEP + 1, 3 * SEGMENT_SIZE + 5]
-)
+@pytest.mark.parametrize("size", [0, 1, BIG_STEP - 1, BIG_STEP, BIG_STEP + 1, 3 * SEGMENT_SIZE + 5])
 def test_what_was_sealed_is_opened(size: int) -> None:
     plain = text(size)
 
@@ -185,14 +183,17 @@ def test_memory_is_a_few_segments_whatever_the_size(tmp_path: Path) -> None:
 
 def test_a_failed_block_leaves_a_file_that_cannot_be_opened() -> None:
     raw = io.BytesIO()
-    with (
-        pytest.raises(KeyError),
-        SealedWriter(raw, KEY, PLACE, segment_size=SMALL) as writer,
-    ):
-        writer.write(text(5 * STEP))
-        raise KeyError
+    writer = SealedWriter(raw, KEY, PLACE, segment_size=SMALL)
 
+    def fail() -> None:
+        with writer:
+            writer.write(text(5 * STEP))
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
     writer.close()
+
     with pytest.raises(Tampered):
         open_bytes(raw.getvalue(), KEY, PLACE)
 
@@ -359,7 +360,9 @@ def test_random_mutations_of_large_segments_are_refused() -> None:
 def mutate(rng: random.Random, sealed: bytes, other: bytes) -> bytes:
     start, end = sorted(rng.sample(range(len(sealed) + 1), 2))
     kinds: list[Callable[[], bytes]] = [
-        lambda: sealed[:start] + bytes([sealed[start] ^ 1 << rng.randrange(8)]) + sealed[start + 1 :],
+        lambda: (
+            sealed[:start] + bytes([sealed[start] ^ 1 << rng.randrange(8)]) + sealed[start + 1 :]
+        ),
         lambda: sealed[:start],
         lambda: sealed[start:],
         lambda: sealed[:start] + sealed[end:],
@@ -462,7 +465,9 @@ def test_a_place_cannot_be_split_in_two_ways() -> None:
     assert len({place.prefix() for place in places}) == len(places)
 
 
-@pytest.mark.parametrize("names", [("", "o", "f"), ("p", "", "f"), ("p", "o", ""), ("p" * 5000, "o", "f")])
+@pytest.mark.parametrize(
+    "names", [("", "o", "f"), ("p", "", "f"), ("p", "o", ""), ("p" * 5000, "o", "f")]
+)
 def test_an_incomplete_place_is_refused(names: tuple[str, str, str]) -> None:
     with pytest.raises(InvalidInput):
         Place(*names)
@@ -546,6 +551,7 @@ def test_a_segment_that_opens_under_two_keys_is_refused_at_the_header() -> None:
 
 def colliding_ciphertext(keys: list[bytes], nonce: bytes, aad: bytes) -> bytes:
     """Two blocks and a tag that AES-GCM accepts under both keys: one block solves the equation."""
+
     def block(key: bytes, data: bytes) -> int:
         encryptor = Cipher(algorithms.AES256(key), modes.ECB()).encryptor()
         return int.from_bytes(encryptor.update(data), "big")

@@ -16,21 +16,26 @@ from appliance.crypto.signing import (
     sign_note,
 )
 
+ROOT = base64.b64encode(bytes(32)).decode()
 # RFC 8032, 7.1, tests 1 and 3.
 RFC8032 = [
     (
         "9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60",
         "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a",
         "",
-        "e5564300c360ac729086e2cc806e828a84877f1eb8e5d974d873e065224901555fb8821590a33bacc61e39701cf9b46"
-        "bd25bf5f0595bbe24655141438e7a100b",
+        (
+            "e5564300c360ac729086e2cc806e828a84877f1eb8e5d974d873e065224901555fb8821590a33bacc61e3970"
+            "1cf9b46bd25bf5f0595bbe24655141438e7a100b"
+        ),
     ),
     (
         "c5aa8df43f9f837bedb7442f31dcb7b166d38535076f094b85ce3a2e0b4458f7",
         "fc51cd8e6218a1a38da47ed00230f0580816ed13ba3303ac5deb911548908025",
         "af82",
-        "6291d657deec24024827e69c3abe01a30ce548a284743a445e3680d7db5ac3ac18ff9b538d16f290ae67f760984dc65"
-        "94a7c15e9716ed28dc027beceea1ec40a",
+        (
+            "6291d657deec24024827e69c3abe01a30ce548a284743a445e3680d7db5ac3ac18ff9b538d16f290ae67f760"
+            "984dc6594a7c15e9716ed28dc027beceea1ec40a"
+        ),
     ),
 ]
 # The example of Go's golang.org/x/mod/sumdb/note, whose format C2SP signed-note describes.
@@ -178,7 +183,14 @@ def test_every_malformed_note_is_refused(change: object, signer: SigningKey) -> 
 
 @pytest.mark.parametrize(
     ("text", "name"),
-    [("no end", "log"), ("tab\t\n", "log"), ("a\r\n", "log"), ("a\n", "a b"), ("a\n", "a+b"), ("a\n", "")],
+    [
+        ("no end", "log"),
+        ("tab\t\n", "log"),
+        ("a\r\n", "log"),
+        ("a\n", "a b"),
+        ("a\n", "a+b"),
+        ("a\n", ""),
+    ],
 )
 def test_a_note_that_nobody_could_open_is_not_made(
     text: str, name: str, signer: SigningKey
@@ -207,12 +219,15 @@ def test_a_checkpoint_is_read_back(signer: SigningKey) -> None:
         "log\n",
         "log\n1\n",
         "log\nx\nAAAA\n",
-        "log\n01\nAAAA\n",
-        "log\n 1\nAAAA\n",
-        "log\n1_0\nAAAA\n",
+        f"log\n 1\n{ROOT}\n",
+        f"log\n1_0\n{ROOT}\n",
         "log\n1\nAAA\n",
-        "log\n1\nAAAA\nmore\n",
-        "gol\n1\nAAAA\n",
+        "log\n1\nAAAA\n",
+        f"gol\n1\n{ROOT}\n",
+        f"log\n-1\n{ROOT}\n",
+        f"log\n01\n{ROOT}\n",
+        f"log\n1\n{ROOT}\nmore\n",
+        f"log\n1\n {ROOT}\n",
     ],
 )
 def test_a_signed_note_that_is_no_checkpoint_is_refused(text: str, signer: SigningKey) -> None:

@@ -2,6 +2,10 @@
 
 import errno
 import io
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer, WriteableBuffer
 
 
 class CountingFile(io.BytesIO):
@@ -11,7 +15,7 @@ class CountingFile(io.BytesIO):
         super().__init__(data)
         self.reads: list[tuple[int, int]] = []
 
-    def readinto(self, buffer: memoryview) -> int:
+    def readinto(self, buffer: "WriteableBuffer", /) -> int:
         start = self.tell()
         count = super().readinto(buffer)
         self.reads.append((start, count))
@@ -25,10 +29,10 @@ class CountingFile(io.BytesIO):
 class SmallPieces(io.BytesIO):
     """Takes and gives at most seven bytes at a time, as an unbuffered file may."""
 
-    def write(self, data: memoryview) -> int:
+    def write(self, data: "ReadableBuffer", /) -> int:
         return super().write(memoryview(data)[:7])
 
-    def readinto(self, buffer: memoryview) -> int:
+    def readinto(self, buffer: "WriteableBuffer", /) -> int:
         return super().readinto(memoryview(buffer)[:7])
 
 
@@ -39,7 +43,7 @@ class FullDisk:
         self.space = space
         self.data = bytearray()
 
-    def write(self, data: memoryview) -> int:
+    def write(self, data: memoryview, /) -> int:
         if len(self.data) + len(data) > self.space:
             raise OSError(errno.ENOSPC, "No space left on device")
         self.data += data
