@@ -12,13 +12,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from appliance.control.auth.rules import EVERYWHERE
 from appliance.control.services.resources import missing
 from appliance.control.store import tables
 from appliance.control.store.database import Database
 from appliance.core.names import Name
-
-PLATFORM = "*"
-"""Domain of the policy that stands for the whole appliance."""
 
 
 @dataclass(frozen=True)
@@ -26,11 +24,11 @@ class Place:
     """Where a resource is.
 
     Args:
-        domain: a project's id, or `*`.
+        project: a project's id; None is the whole appliance.
         hidden: whoever holds no role there may not learn whether the resource exists.
     """
 
-    domain: str
+    project: str | None
     hidden: bool
 
 
@@ -47,15 +45,16 @@ class Places:
         place and that has none.
         """
         if not resource:
-            return Place(PLATFORM, hidden=False)
+            return Place(None, hidden=False)
         name = Name.parse(resource)
         if name.project is not None:
             return Place(name.project, hidden=True)
         if name.kind == "serviceAccount":
             return Place(self._look(tables.service_account.c.project, name), hidden=True)
         if name.kind == "binding":
-            return Place(self._look(tables.binding.c.domain, name), hidden=True)
-        return Place(PLATFORM, hidden=False)
+            domain = self._look(tables.binding.c.domain, name)
+            return Place(None if domain == EVERYWHERE else domain, hidden=True)
+        return Place(None, hidden=False)
 
     def _look(self, column: object, name: Name) -> str:
         table = column.table  # type: ignore[attr-defined]  # a column of one of the two tables

@@ -7,11 +7,11 @@ from datetime import datetime
 from typing import Any
 
 from appliance.api.projects.v1 import project_pb2, project_service_pb2
+from appliance.control.auth.rules import EVERYWHERE
 from appliance.control.services import paging
 from appliance.control.services.caller import Caller
 from appliance.control.services.change import Changes
 from appliance.control.services.keys import Keys
-from appliance.control.services.places import PLATFORM
 from appliance.control.services.resources import missing, timestamp
 from appliance.control.store import tables
 from appliance.control.store.database import Database, Transaction
@@ -62,7 +62,7 @@ class Projects:
             wanted = tables.project.select().order_by(project.id).limit(size + 1)
             if after is not None:
                 wanted = wanted.where(project.id > after[0])
-            if PLATFORM not in domains:
+            if EVERYWHERE not in domains:
                 wanted = wanted.where(project.id.in_(sorted(domains)))
             rows = state.all(wanted)
         page, token = paging.cut(rows, size, lambda row: (row.id,))

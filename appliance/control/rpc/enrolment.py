@@ -1,0 +1,28 @@
+"""EnrolmentService: see `appliance.control.services.enrolment`."""
+
+from __future__ import annotations
+
+from concurrent.futures import Executor
+from typing import Any
+
+import grpc.aio
+
+from appliance.api.agent.v1 import enrolment_service_pb2 as rpc
+from appliance.api.agent.v1.enrolment_service_pb2_grpc import EnrolmentServiceServicer
+from appliance.control.events import Events
+from appliance.control.rpc.servicer import Servicer
+from appliance.control.services.enrolment import Enrolment
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class EnrolmentRpc(Servicer, EnrolmentServiceServicer):
+    """Translates."""
+
+    def __init__(self, service: Enrolment, pool: Executor, events: Events) -> None:
+        super().__init__(pool, events)
+        self._service = service
+
+    async def Join(self, request: rpc.JoinRequest, context: Context) -> rpc.JoinResponse:
+        """Exchanges a join token and a certificate request for the node's certificate."""
+        return await self._run(self._service.join, self.caller, request)

@@ -1,0 +1,49 @@
+"""NodeService: see `appliance.control.services.nodes` and `enrolment`."""
+
+from __future__ import annotations
+
+from concurrent.futures import Executor
+from typing import Any
+
+import grpc.aio
+
+from appliance.api.nodes.v1 import node_pb2
+from appliance.api.nodes.v1 import node_service_pb2 as rpc
+from appliance.api.nodes.v1.node_service_pb2_grpc import NodeServiceServicer
+from appliance.control.events import Events
+from appliance.control.rpc.servicer import Servicer
+from appliance.control.services.enrolment import Enrolment
+from appliance.control.services.nodes import Nodes
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class NodeRpc(Servicer, NodeServiceServicer):
+    """Translates."""
+
+    def __init__(
+        self, service: Nodes, enrolment: Enrolment, pool: Executor, events: Events
+    ) -> None:
+        super().__init__(pool, events)
+        self._service = service
+        self._enrolment = enrolment
+
+    async def GetNode(self, request: rpc.GetNodeRequest, context: Context) -> node_pb2.Node:
+        """Returns one node."""
+        return await self._run(self._service.get, self.caller, request.name)
+
+    async def ListNodes(
+        self, request: rpc.ListNodesRequest, context: Context
+    ) -> rpc.ListNodesResponse:
+        """Returns one page of nodes."""
+        return await self._run(self._service.list, self.caller, request)
+
+    async def CreateJoinToken(
+        self, request: rpc.CreateJoinTokenRequest, context: Context
+    ) -> rpc.CreateJoinTokenResponse:
+        """Makes a token with which one server may join once."""
+        return await self._run(self._enrolment.create_join_token, self.caller, request)
+
+    async def EvictNode(self, request: rpc.EvictNodeRequest, context: Context) -> node_pb2.Node:
+        """Refuses the node from now on."""
+        return await self._run(self._service.evict, self.caller, request)

@@ -1,0 +1,146 @@
+"""Nodes: the servers that run work, as the rest of the appliance sees them; and putting one out.
+
+Rules kept here:
+* what a node has in use is counted from the work placed on it, not from what it says;
+* an evicted node is refused from the moment `evict` returns: its role is gone with the new policy,
+  its certificate by its state; its work is placed elsewhere by the scheduler.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from appliance.api.nodes.v1 import node_pb2, node_service_pb2
+from appliance.control.auth.policy import PolicyStore
+from appliance.control.events import ACCESS, NODES, QUEUE, ROUTING, Events
+from appliance.control.services import paging
+from appliance.control.services.caller import Caller
+from appliance.control.services.change import Changes
+from appliance.control.services.resources import missing, timestamp
+from appliance.control.store import tables
+from appliance.control.store.database import Database, Reading, Transaction
+from appliance.core import names
+from appliance.core.names import Name
+
+READY, LOST, EVICTED = "READY", "LOST", "EVICTED"
+_STATES = {
+    READY: node_pb2.Node.STATE_READY,
+    LOST: node_pb2.Node.STATE_LOST,
+    EVICTED: node_pb2.Node.STATE_EVICTED,
+}
+_HOLDING = ("STARTING", "RUNNING")
+
+
+@dataclass
+class Use:
+    """What work holds on one node."""
+
+    devices: int = 0
+    memory_bytes: int = 0
+
+
+def use_by_node(state: Reading) -> dict[str, Use]:
+    """What jobs and replicas hold, by node id."""
+    job, replica = tables.job, tables.replica
+    placements: list[dict[str, Any]] = []
+    for row in state.all(job.select().where(job.c.state.in_(_HOLDING))):
+        placements += row.placement
+    for row in state.all(replica.select().where(replica.c.node.is_not(None))):
+        placements += [row.placement] if row.placement else []
+    return _sum(placements)
+
+
+def _sum(placements: Iterable[dict[str, Any]]) -> dict[str, Use]:
+    used: dict[str, Use] = defaultdict(Use)
+    for placement in placements:
+        use = used[placement["node"]]
+        use.devices += len(placement["devices"])
+        use.memory_bytes += placement["memory_bytes"]
+    return used
+
+
+class Nodes:
+    """Shows and evicts nodes."""
+
+    def __init__(
+        self,
+        database: Database,
+        changes: Changes,
+        policies: PolicyStore,
+        events: Events,
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._database = database
+        self._changes = changes
+        self._policies = policies
+        self._events = events
+        self._clock = clock
+
+    def get(self, caller: Caller, name: str) -> node_pb2.Node:
+        """One node."""
+        del caller
+        identifier = Name.parse(name, "node").id
+        with self._database.read() as state:
+            row = state.first(tables.node.select().where(tables.node.c.id == identifier))
+            if row is None:
+                raise missing(name)
+            return _resource(row, use_by_node(state).get(row.id, Use()))
+
+    def list(
+        self, caller: Caller, request: node_service_pb2.ListNodesRequest
+    ) -> node_service_pb2.ListNodesResponse:
+        """One page of nodes, by name."""
+        del caller
+        size = paging.page_size(request.page_size)
+        after = paging.key_of(request.page_token, str)
+        wanted = tables.node.select().order_by(tables.node.c.id).limit(size + 1)
+        if after is not None:
+            wanted = wanted.where(tables.node.c.id > after[0])
+        with self._database.read() as state:
+            rows, used = state.all(wanted), use_by_node(state)
+        page, token = paging.cut(rows, size, lambda row: (row.id,))
+        return node_service_pb2.ListNodesResponse(
+            nodes=[_resource(row, used.get(row.id, Use())) for row in page], next_page_token=token
+        )
+
+    def evict(self, caller: Caller, request: node_service_pb2.EvictNodeRequest) -> node_pb2.Node:
+        """Refuse a node from now on."""
+        identifier = Name.parse(request.name, "node").id
+
+        def work(transaction: Transaction) -> node_pb2.Node:
+            self.put_out(transaction, identifier)
+            row = transaction.first(tables.node.select().where(tables.node.c.id == identifier))
+            return _resource(row, use_by_node(transaction).get(identifier, Use()))
+
+        return self._changes.make(caller, request, node_pb2.Node, work)
+
+    def put_out(self, transaction: Transaction, identifier: str) -> None:
+        """Evict a node inside a transaction. NotFound when there is none."""
+        changed = transaction.run(
+            tables.node.update().where(tables.node.c.id == identifier).values(state=EVICTED)
+        )
+        if not changed:
+            raise missing(names.node(identifier))
+        self._policies.changed(transaction)
+        transaction.after_commit(lambda: self._events.publish(ACCESS, NODES, QUEUE, ROUTING))
+
+
+def _resource(row: Any, use: Use) -> node_pb2.Node:  # noqa: ANN401  # a row of SQLAlchemy
+    facts = row.facts
+    return node_pb2.Node(
+        name=names.node(row.id),
+        state=_STATES[row.state],
+        devices=facts.get("devices", 0),
+        devices_used=use.devices,
+        device_kind=facts.get("device_kind", ""),
+        memory_bytes=facts.get("memory_bytes", 0),
+        memory_used_bytes=use.memory_bytes,
+        address=facts.get("address", ""),
+        agent_version=facts.get("agent_version", ""),
+        create_time=timestamp(row.create_time),
+        seen_time=timestamp(row.seen_time),
+    )

@@ -1,0 +1,56 @@
+"""The built-in roles, as they were read from `policies/`."""
+
+from __future__ import annotations
+
+from appliance.api.access.v1 import role_pb2, role_service_pb2
+from appliance.control.auth import roles
+from appliance.control.services import paging
+from appliance.control.services.caller import Caller
+from appliance.control.services.resources import missing
+from appliance.core import names
+from appliance.core.names import Name
+
+
+class RoleService:
+    """Shows roles.
+
+    Args:
+        built_in: the roles of this appliance.
+    """
+
+    def __init__(self, built_in: roles.Roles) -> None:
+        self._roles = built_in
+
+    def get(self, caller: Caller, name: str) -> role_pb2.Role:
+        """One role."""
+        del caller
+        role = self._roles.roles.get(Name.parse(name, "role").id)
+        if role is None:
+            raise missing(name)
+        return _resource(role)
+
+    def list(
+        self, caller: Caller, request: role_service_pb2.ListRolesRequest
+    ) -> role_service_pb2.ListRolesResponse:
+        """One page of roles, by name."""
+        del caller
+        size = paging.page_size(request.page_size)
+        after = paging.key_of(request.page_token, str)
+        left = [
+            role
+            for _, role in sorted(self._roles.roles.items())
+            if after is None or (role.id,) > after
+        ]
+        page, token = paging.cut(left[: size + 1], size, lambda role: (role.id,))
+        return role_service_pb2.ListRolesResponse(
+            roles=[_resource(role) for role in page], next_page_token=token
+        )
+
+
+def _resource(role: roles.Role) -> role_pb2.Role:
+    return role_pb2.Role(
+        name=names.role(role.id),
+        description=role.description,
+        permissions=role.permissions,
+        assignable=role.assignable,
+    )

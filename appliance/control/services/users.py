@@ -1,0 +1,156 @@
+"""People: created with a first password, locked and unlocked.
+
+Rules kept here:
+* a password is hashed before the transaction, never stored, never part of what is compared when a
+  request is repeated;
+* locking ends every session in the transaction that locks; the last administrator is not locked;
+* unlocking clears the count of failed tries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+from appliance.api.access.v1 import user_pb2, user_service_pb2
+from appliance.control.auth import attempts, sessions
+from appliance.control.auth.passwords import Passwords
+from appliance.control.events import ACCESS, ROUTING, Events
+from appliance.control.services import paging
+from appliance.control.services.bindings import guard_last_administrator
+from appliance.control.services.caller import Caller
+from appliance.control.services.change import Changes
+from appliance.control.services.resources import missing, timestamp
+from appliance.control.store import tables
+from appliance.control.store.database import Database, Reading, Transaction
+from appliance.core import names
+from appliance.core.errors import AlreadyExists
+from appliance.core.identity import Principal, PrincipalKind
+from appliance.core.names import Name
+from appliance.crypto.signing import hmac_sha256
+
+
+class Users:
+    """Manages people. `payload_key` keys the digest of a first password in a repeated request."""
+
+    def __init__(  # noqa: PLR0913  # what a person touches
+        self,
+        *,
+        database: Database,
+        changes: Changes,
+        passwords: Passwords,
+        payload_key: bytes,
+        events: Events,
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._database = database
+        self._changes = changes
+        self._passwords = passwords
+        self._payload_key = payload_key
+        self._events = events
+        self._clock = clock
+
+    def get(self, caller: Caller, name: str) -> user_pb2.User:
+        """One person."""
+        del caller
+        with self._database.read() as state:
+            return _read(state, Name.parse(name, "user").id)
+
+    def list(
+        self, caller: Caller, request: user_service_pb2.ListUsersRequest
+    ) -> user_service_pb2.ListUsersResponse:
+        """One page of people, by name."""
+        del caller
+        size = paging.page_size(request.page_size)
+        after = paging.key_of(request.page_token, str)
+        wanted = tables.user.select().order_by(tables.user.c.id).limit(size + 1)
+        if after is not None:
+            wanted = wanted.where(tables.user.c.id > after[0])
+        with self._database.read() as state:
+            rows = state.all(wanted)
+            enrolled = _enrolled(state, [row.id for row in rows])
+        page, token = paging.cut(rows, size, lambda row: (row.id,))
+        return user_service_pb2.ListUsersResponse(
+            users=[_resource(row, row.id in enrolled) for row in page], next_page_token=token
+        )
+
+    def create(self, caller: Caller, request: user_service_pb2.CreateUserRequest) -> user_pb2.User:
+        """A new person with a first password."""
+        identifier = names.check_id(request.user_id, "user_id")
+        self._passwords.check_new(request.password, identifier)
+        hashed = self._passwords.hash(request.password)
+        payload = user_service_pb2.CreateUserRequest()
+        payload.CopyFrom(request)
+        payload.password = hmac_sha256(self._payload_key, request.password.encode()).hex()
+
+        def work(transaction: Transaction) -> user_pb2.User:
+            return self.add(transaction, identifier, hashed)
+
+        return self._changes.make(caller, request, user_pb2.User, work, payload=payload)
+
+    def add(self, transaction: Transaction, identifier: str, hashed: str) -> user_pb2.User:
+        """Store a person whose password is hashed already; also for `init`."""
+        if transaction.first(tables.user.select().where(tables.user.c.id == identifier)):
+            name = names.user(identifier)
+            raise AlreadyExists(f"{name} exists already: choose another id", name=name)
+        transaction.run(
+            tables.user.insert().values(
+                id=identifier, password_hash=hashed, locked=False, create_time=self._clock()
+            )
+        )
+        return _read(transaction, identifier)
+
+    def lock(self, caller: Caller, request: user_service_pb2.LockUserRequest) -> user_pb2.User:
+        """Lock a person out: sessions end before this returns."""
+        identifier = Name.parse(request.name, "user").id
+
+        def work(transaction: Transaction) -> user_pb2.User:
+            _read(transaction, identifier)
+            guard_last_administrator(transaction, Principal(PrincipalKind.USER, identifier))
+            self._set_locked(transaction, identifier, locked=True)
+            sessions.revoke_all(transaction, identifier)
+            return _read(transaction, identifier)
+
+        return self._changes.make(caller, request, user_pb2.User, work)
+
+    def unlock(self, caller: Caller, request: user_service_pb2.UnlockUserRequest) -> user_pb2.User:
+        """Let a person in again and forget the failed tries."""
+        identifier = Name.parse(request.name, "user").id
+
+        def work(transaction: Transaction) -> user_pb2.User:
+            _read(transaction, identifier)
+            self._set_locked(transaction, identifier, locked=False)
+            attempts.clear(transaction, identifier)
+            return _read(transaction, identifier)
+
+        return self._changes.make(caller, request, user_pb2.User, work)
+
+    def _set_locked(self, transaction: Transaction, identifier: str, *, locked: bool) -> None:
+        transaction.run(
+            tables.user.update().where(tables.user.c.id == identifier).values(locked=locked)
+        )
+        transaction.after_commit(lambda: self._events.publish(ACCESS, ROUTING))
+
+
+def _read(state: Reading, identifier: str) -> user_pb2.User:
+    row = state.first(tables.user.select().where(tables.user.c.id == identifier))
+    if row is None:
+        raise missing(names.user(identifier))
+    return _resource(row, bool(_enrolled(state, [identifier])))
+
+
+def _enrolled(state: Reading, users: list[str]) -> set[str]:
+    totp = tables.totp
+    return {
+        row.user for row in state.all(totp.select().where(totp.c.user.in_(users), totp.c.confirmed))
+    }
+
+
+def _resource(row: Any, enrolled: bool) -> user_pb2.User:  # noqa: ANN401, FBT001  # a row of SQLAlchemy
+    return user_pb2.User(
+        name=names.user(row.id),
+        locked=row.locked,
+        totp_enrolled=enrolled,
+        create_time=timestamp(row.create_time),
+    )
