@@ -26,7 +26,7 @@ from appliance.api.common.v1 import access_pb2 as appliance_dot_api_dot_common_d
 from appliance.api.jobs.v1 import job_pb2 as appliance_dot_api_dot_jobs_dot_v1_dot_job__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*appliance/api/agent/v1/agent_service.proto\x12\x16\x61ppliance.api.agent.v1\x1a$appliance/api/common/v1/access.proto\x1a\x1f\x61ppliance/api/jobs/v1/job.proto\"\x80\x03\n\x0e\x43onnectRequest\x12.\n\x05hello\x18\x01 \x01(\x0b\x32\x1d.appliance.api.agent.v1.HelloH\x00\x12;\n\theartbeat\x18\x02 \x01(\x0b\x32&.appliance.api.agent.v1.AgentHeartbeatH\x00\x12;\n\x0cjob_progress\x18\x03 \x01(\x0b\x32#.appliance.api.agent.v1.JobProgressH\x00\x12@\n\ncheckpoint\x18\x04 \x01(\x0b\x32*.appliance.api.agent.v1.CheckpointCompleteH\x00\x12\x35\n\tjob_ended\x18\x05 \x01(\x0b\x32 .appliance.api.agent.v1.JobEndedH\x00\x12\x41\n\x0freplica_changed\x18\x06 \x01(\x0b\x32&.appliance.api.agent.v1.ReplicaChangedH\x00\x42\x08\n\x06report\"\x9f\x01\n\x05Hello\x12\x0f\n\x07\x64\x65vices\x18\x01 \x01(\x05\x12\x13\n\x0b\x64\x65vice_kind\x18\x02 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x03 \x01(\x03\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12\x15\n\ragent_version\x18\x05 \x01(\t\x12\x32\n\x07running\x18\x06 \x03(\x0b\x32!.appliance.api.agent.v1.WorkEpoch\"(\n\tWorkEpoch\x12\x0c\n\x04work\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\"D\n\x0e\x41gentHeartbeat\x12\x32\n\x07running\x18\x01 \x03(\x0b\x32!.appliance.api.agent.v1.WorkEpoch\"\x92\x01\n\x0bJobProgress\x12/\n\x04work\x18\x01 \x01(\x0b\x32!.appliance.api.agent.v1.WorkEpoch\x12\x31\n\x08progress\x18\x02 \x01(\x0b\x32\x1f.appliance.api.jobs.v1.Progress\x12\x10\n\x08restarts\x18\x03 \x01(\x05\x12\r\n\x05\x65vent\x18\x04 \x01(\t\"l\n\x12\x43heckpointComplete\x12/\n\x04work\x18\x01 \x01(\x0b\x32!.appliance.api.agent.v1.WorkEpoch\x12\x0c\n\x04step\x18\x02 \x01(\x03\x12\x17\n\x0fmanifest_digest\x18\x03 \x01(\t\"\xda\x01\n\x08JobEnded\x12/\n\x04work\x18\x01 \x01(\x0b\x32!.appliance.api.agent.v1.WorkEpoch\x12\x11\n\tsucceeded\x18\x02 \x01(\x08\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\x12\x37\n\x07outputs\x18\x05 \x03(\x0b\x32&.appliance.api.agent.v1.OutputComplete\x12\x30\n\x06result\x18\x06 \x01(\x0b\x32 .appliance.api.jobs.v1.JobResult\"F\n\x0eOutputComplete\x12\x0c\n\x04slot\x18\x01 \x01(\t\x12\x17\n\x0fmanifest_digest\x18\x02 \x01(\t\x12\r\n\x05\x66\x61\x63ts\x18\x03 \x01(\t\"\x81\x01\n\x0eReplicaChanged\x12/\n\x04work\x18\x01 \x01(\x0b\x32!.appliance.api.agent.v1.WorkEpoch\x12\r\n\x05ready\x18\x02 \x01(\x08\x12\r\n\x05\x65nded\x18\x03 \x01(\x08\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12\x0f\n\x07message\x18\x05 \x01(\t\"\xf4\x01\n\x0f\x43onnectResponse\x12\x35\n\tstart_job\x18\x01 \x01(\x0b\x32 .appliance.api.agent.v1.StartJobH\x00\x12=\n\rstart_replica\x18\x02 \x01(\x0b\x32$.appliance.api.agent.v1.StartReplicaH\x00\x12\x30\n\x04stop\x18\x03 \x01(\x0b\x32 .appliance.api.agent.v1.StopWorkH\x00\x12\x30\n\x06leases\x18\x04 \x01(\x0b\x32\x1e.appliance.api.agent.v1.LeasesH\x00\x42\x07\n\x05order\"\x82\x02\n\x08StartJob\x12/\n\x04work\x18\x01 \x01(\x0b\x32!.appliance.api.agent.v1.WorkEpoch\x12\'\n\x03job\x18\x02 \x01(\x0b\x32\x1a.appliance.api.jobs.v1.Job\x12\x11\n\trank_base\x18\x03 \x01(\x05\x12\x13\n\x0blocal_ranks\x18\x04 \x01(\x05\x12\x12\n\nworld_size\x18\x05 \x01(\x05\x12\x12\n\nnode_count\x18\x06 \x01(\x05\x12\x11\n\tnode_rank\x18\x07 \x01(\x05\x12\x0f\n\x07\x64\x65vices\x18\x08 \x03(\x05\x12\x12\n\nrendezvous\x18\t \x01(\t\x12\x14\n\x0cmemory_bytes\x18\n \x01(\x03\"\x94\x01\n\x0cStartReplica\x12/\n\x04work\x18\x01 \x01(\x0b\x32!.appliance.api.agent.v1.WorkEpoch\x12\x10\n\x08\x65ndpoint\x18\x02 \x01(\t\x12\x0f\n\x07\x64\x65vices\x18\x03 \x03(\x05\x12\x1b\n\x13max_sequence_length\x18\x04 \x01(\x05\x12\x13\n\x0b\x63\x61\x63he_bytes\x18\x05 \x01(\x03\"R\n\x08StopWork\x12/\n\x04work\x18\x01 \x01(\x0b\x32!.appliance.api.agent.v1.WorkEpoch\x12\x15\n\rgrace_seconds\x18\x02 \x01(\x01\"J\n\x06Leases\x12/\n\x04work\x18\x01 \x03(\x0b\x32!.appliance.api.agent.v1.WorkEpoch\x12\x0f\n\x07seconds\x18\x02 \x01(\x01\"b\n\x12ReleaseKeysRequest\x12/\n\x04work\x18\x01 \x01(\x0b\x32!.appliance.api.agent.v1.WorkEpoch\x12\x1b\n\x13\x63\x65rtificate_request\x18\x02 \x01(\t\"\xc1\x01\n\x13ReleaseKeysResponse\x12\x33\n\x06inputs\x18\x01 \x03(\x0b\x32#.appliance.api.agent.v1.ArtifactKey\x12\x34\n\x07outputs\x18\x02 \x03(\x0b\x32#.appliance.api.agent.v1.ArtifactKey\x12\x13\n\x0bresume_step\x18\x03 \x01(\x03\x12\x15\n\rresume_digest\x18\x04 \x01(\t\x12\x13\n\x0b\x63\x65rtificate\x18\x05 \x01(\t\"\x80\x01\n\x0b\x41rtifactKey\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0e\n\x06\x66older\x18\x03 \x01(\t\x12\x0e\n\x06object\x18\x04 \x01(\t\x12\x0f\n\x07project\x18\x05 \x01(\t\x12\x0b\n\x03key\x18\x06 \x01(\x0c\x12\x17\n\x0fmanifest_digest\x18\x07 \x01(\t\"6\n\x17RenewCertificateRequest\x12\x1b\n\x13\x63\x65rtificate_request\x18\x01 \x01(\t\"/\n\x18RenewCertificateResponse\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\t2\x8f\x03\n\x0c\x41gentService\x12s\n\x07\x43onnect\x12&.appliance.api.agent.v1.ConnectRequest\x1a\'.appliance.api.agent.v1.ConnectResponse\"\x13\x8a\xb5\x18\x0f\n\ragent.connect(\x01\x30\x01\x12\x7f\n\x0bReleaseKeys\x12*.appliance.api.agent.v1.ReleaseKeysRequest\x1a+.appliance.api.agent.v1.ReleaseKeysResponse\"\x17\x8a\xb5\x18\x13\n\x11\x61gent.releaseKeys\x12\x88\x01\n\x10RenewCertificate\x12/.appliance.api.agent.v1.RenewCertificateRequest\x1a\x30.appliance.api.agent.v1.RenewCertificateResponse\"\x11\x8a\xb5\x18\r\n\x0b\x61gent.renewb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*appliance/api/agent/v1/agent_service.proto\x12\x16\x61ppliance.api.agent.v1\x1a$appliance/api/common/v1/access.proto\x1a\x1f\x61ppliance/api/jobs/v1/job.proto\"\x80\x03\n\x0e\x43onnectRequest\x12.\n\x05hello\x18\x01 \x01(\x0b\x32\x1d.appliance.api.agent.v1.HelloH\x00\x12;\n\theartbeat\x18\x02 \x01(\x0b\x32&.appliance.api.agent.v1.AgentHeartbeatH\x00\x12;\n\x0cjob_progress\x18\x03 \x01(\x0b\x32#.appliance.api.agent.v1.JobProgressH\x00\x12@\n\ncheckpoint\x18\x04 \x01(\x0b\x32*.appliance.api.agent.v1.CheckpointCompleteH\x00\x12\x35\n\tjob_ended\x18\x05 \x01(\x0b\x32 .appliance.api.agent.v1.JobEndedH\x00\x12\x41\n\x0freplica_changed\x18\x06 \x01(\x0b\x32&.appliance.api.agent.v1.ReplicaChangedH\x00\x42\x08\n\x06report\"\x9f\x01\n\x05Hello\x12\x0f\n\x07\x64\x65vices\x18\x01 \x01(\x05\x12\x13\n\x0b\x64\x65vice_kind\x18\x02 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x03 \x01(\x03\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12\x15\n\ragent_version\x18\x05 \x01(\t\x12\x32\n\x07running\x18\x06 \x03(\x0b\x32!.appliance.api.agent.v1.WorkEpoch\"(\n\tWorkEpoch\x12\x0c\n\x04work\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\"V\n\x0e\x41gentHeartbeat\x12\x32\n\x07running\x18\x01 \x03(\x0b\x32!.appliance.api.agent.v1.WorkEpoch\x12\x10\n\x08sequence\x18\x02 \x01(\x03\"\x92\x01\n\x0bJobProgress\x12/\n\x04work\x18\x01 \x01(\x0b\x32!.appliance.api.agent.v1.WorkEpoch\x12\x31\n\x08progress\x18\x02 \x01(\x0b\x32\x1f.appliance.api.jobs.v1.Progress\x12\x10\n\x08restarts\x18\x03 \x01(\x05\x12\r\n\x05\x65vent\x18\x04 \x01(\t\"l\n\x12\x43heckpointComplete\x12/\n\x04work\x18\x01 \x01(\x0b\x32!.appliance.api.agent.v1.WorkEpoch\x12\x0c\n\x04step\x18\x02 \x01(\x03\x12\x17\n\x0fmanifest_digest\x18\x03 \x01(\t\"\xda\x01\n\x08JobEnded\x12/\n\x04work\x18\x01 \x01(\x0b\x32!.appliance.api.agent.v1.WorkEpoch\x12\x11\n\tsucceeded\x18\x02 \x01(\x08\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\x12\x37\n\x07outputs\x18\x05 \x03(\x0b\x32&.appliance.api.agent.v1.OutputComplete\x12\x30\n\x06result\x18\x06 \x01(\x0b\x32 .appliance.api.jobs.v1.JobResult\"F\n\x0eOutputComplete\x12\x0c\n\x04slot\x18\x01 \x01(\t\x12\x17\n\x0fmanifest_digest\x18\x02 \x01(\t\x12\r\n\x05\x66\x61\x63ts\x18\x03 \x01(\t\"\x81\x01\n\x0eReplicaChanged\x12/\n\x04work\x18\x01 \x01(\x0b\x32!.appliance.api.agent.v1.WorkEpoch\x12\r\n\x05ready\x18\x02 \x01(\x08\x12\r\n\x05\x65nded\x18\x03 \x01(\x08\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12\x0f\n\x07message\x18\x05 \x01(\t\"\xf4\x01\n\x0f\x43onnectResponse\x12\x35\n\tstart_job\x18\x01 \x01(\x0b\x32 .appliance.api.agent.v1.StartJobH\x00\x12=\n\rstart_replica\x18\x02 \x01(\x0b\x32$.appliance.api.agent.v1.StartReplicaH\x00\x12\x30\n\x04stop\x18\x03 \x01(\x0b\x32 .appliance.api.agent.v1.StopWorkH\x00\x12\x30\n\x06leases\x18\x04 \x01(\x0b\x32\x1e.appliance.api.agent.v1.LeasesH\x00\x42\x07\n\x05order\"\x82\x02\n\x08StartJob\x12/\n\x04work\x18\x01 \x01(\x0b\x32!.appliance.api.agent.v1.WorkEpoch\x12\'\n\x03job\x18\x02 \x01(\x0b\x32\x1a.appliance.api.jobs.v1.Job\x12\x11\n\trank_base\x18\x03 \x01(\x05\x12\x13\n\x0blocal_ranks\x18\x04 \x01(\x05\x12\x12\n\nworld_size\x18\x05 \x01(\x05\x12\x12\n\nnode_count\x18\x06 \x01(\x05\x12\x11\n\tnode_rank\x18\x07 \x01(\x05\x12\x0f\n\x07\x64\x65vices\x18\x08 \x03(\x05\x12\x12\n\nrendezvous\x18\t \x01(\t\x12\x14\n\x0cmemory_bytes\x18\n \x01(\x03\"\x94\x01\n\x0cStartReplica\x12/\n\x04work\x18\x01 \x01(\x0b\x32!.appliance.api.agent.v1.WorkEpoch\x12\x10\n\x08\x65ndpoint\x18\x02 \x01(\t\x12\x0f\n\x07\x64\x65vices\x18\x03 \x03(\x05\x12\x1b\n\x13max_sequence_length\x18\x04 \x01(\x05\x12\x13\n\x0b\x63\x61\x63he_bytes\x18\x05 \x01(\x03\"R\n\x08StopWork\x12/\n\x04work\x18\x01 \x01(\x0b\x32!.appliance.api.agent.v1.WorkEpoch\x12\x15\n\rgrace_seconds\x18\x02 \x01(\x01\"\\\n\x06Leases\x12/\n\x04work\x18\x01 \x03(\x0b\x32!.appliance.api.agent.v1.WorkEpoch\x12\x0f\n\x07seconds\x18\x02 \x01(\x01\x12\x10\n\x08sequence\x18\x03 \x01(\x03\"b\n\x12ReleaseKeysRequest\x12/\n\x04work\x18\x01 \x01(\x0b\x32!.appliance.api.agent.v1.WorkEpoch\x12\x1b\n\x13\x63\x65rtificate_request\x18\x02 \x01(\t\"\xc1\x01\n\x13ReleaseKeysResponse\x12\x33\n\x06inputs\x18\x01 \x03(\x0b\x32#.appliance.api.agent.v1.ArtifactKey\x12\x34\n\x07outputs\x18\x02 \x03(\x0b\x32#.appliance.api.agent.v1.ArtifactKey\x12\x13\n\x0bresume_step\x18\x03 \x01(\x03\x12\x15\n\rresume_digest\x18\x04 \x01(\t\x12\x13\n\x0b\x63\x65rtificate\x18\x05 \x01(\t\"\x80\x01\n\x0b\x41rtifactKey\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0e\n\x06\x66older\x18\x03 \x01(\t\x12\x0e\n\x06object\x18\x04 \x01(\t\x12\x0f\n\x07project\x18\x05 \x01(\t\x12\x0b\n\x03key\x18\x06 \x01(\x0c\x12\x17\n\x0fmanifest_digest\x18\x07 \x01(\t\"6\n\x17RenewCertificateRequest\x12\x1b\n\x13\x63\x65rtificate_request\x18\x01 \x01(\t\"/\n\x18RenewCertificateResponse\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\t2\x8f\x03\n\x0c\x41gentService\x12s\n\x07\x43onnect\x12&.appliance.api.agent.v1.ConnectRequest\x1a\'.appliance.api.agent.v1.ConnectResponse\"\x13\x8a\xb5\x18\x0f\n\ragent.connect(\x01\x30\x01\x12\x7f\n\x0bReleaseKeys\x12*.appliance.api.agent.v1.ReleaseKeysRequest\x1a+.appliance.api.agent.v1.ReleaseKeysResponse\"\x17\x8a\xb5\x18\x13\n\x11\x61gent.releaseKeys\x12\x88\x01\n\x10RenewCertificate\x12/.appliance.api.agent.v1.RenewCertificateRequest\x1a\x30.appliance.api.agent.v1.RenewCertificateResponse\"\x11\x8a\xb5\x18\r\n\x0b\x61gent.renewb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -46,37 +46,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WORKEPOCH']._serialized_start=690
   _globals['_WORKEPOCH']._serialized_end=730
   _globals['_AGENTHEARTBEAT']._serialized_start=732
-  _globals['_AGENTHEARTBEAT']._serialized_end=800
-  _globals['_JOBPROGRESS']._serialized_start=803
-  _globals['_JOBPROGRESS']._serialized_end=949
-  _globals['_CHECKPOINTCOMPLETE']._serialized_start=951
-  _globals['_CHECKPOINTCOMPLETE']._serialized_end=1059
-  _globals['_JOBENDED']._serialized_start=1062
-  _globals['_JOBENDED']._serialized_end=1280
-  _globals['_OUTPUTCOMPLETE']._serialized_start=1282
-  _globals['_OUTPUTCOMPLETE']._serialized_end=1352
-  _globals['_REPLICACHANGED']._serialized_start=1355
-  _globals['_REPLICACHANGED']._serialized_end=1484
-  _globals['_CONNECTRESPONSE']._serialized_start=1487
-  _globals['_CONNECTRESPONSE']._serialized_end=1731
-  _globals['_STARTJOB']._serialized_start=1734
-  _globals['_STARTJOB']._serialized_end=1992
-  _globals['_STARTREPLICA']._serialized_start=1995
-  _globals['_STARTREPLICA']._serialized_end=2143
-  _globals['_STOPWORK']._serialized_start=2145
-  _globals['_STOPWORK']._serialized_end=2227
-  _globals['_LEASES']._serialized_start=2229
-  _globals['_LEASES']._serialized_end=2303
-  _globals['_RELEASEKEYSREQUEST']._serialized_start=2305
-  _globals['_RELEASEKEYSREQUEST']._serialized_end=2403
-  _globals['_RELEASEKEYSRESPONSE']._serialized_start=2406
-  _globals['_RELEASEKEYSRESPONSE']._serialized_end=2599
-  _globals['_ARTIFACTKEY']._serialized_start=2602
-  _globals['_ARTIFACTKEY']._serialized_end=2730
-  _globals['_RENEWCERTIFICATEREQUEST']._serialized_start=2732
-  _globals['_RENEWCERTIFICATEREQUEST']._serialized_end=2786
-  _globals['_RENEWCERTIFICATERESPONSE']._serialized_start=2788
-  _globals['_RENEWCERTIFICATERESPONSE']._serialized_end=2835
-  _globals['_AGENTSERVICE']._serialized_start=2838
-  _globals['_AGENTSERVICE']._serialized_end=3237
+  _globals['_AGENTHEARTBEAT']._serialized_end=818
+  _globals['_JOBPROGRESS']._serialized_start=821
+  _globals['_JOBPROGRESS']._serialized_end=967
+  _globals['_CHECKPOINTCOMPLETE']._serialized_start=969
+  _globals['_CHECKPOINTCOMPLETE']._serialized_end=1077
+  _globals['_JOBENDED']._serialized_start=1080
+  _globals['_JOBENDED']._serialized_end=1298
+  _globals['_OUTPUTCOMPLETE']._serialized_start=1300
+  _globals['_OUTPUTCOMPLETE']._serialized_end=1370
+  _globals['_REPLICACHANGED']._serialized_start=1373
+  _globals['_REPLICACHANGED']._serialized_end=1502
+  _globals['_CONNECTRESPONSE']._serialized_start=1505
+  _globals['_CONNECTRESPONSE']._serialized_end=1749
+  _globals['_STARTJOB']._serialized_start=1752
+  _globals['_STARTJOB']._serialized_end=2010
+  _globals['_STARTREPLICA']._serialized_start=2013
+  _globals['_STARTREPLICA']._serialized_end=2161
+  _globals['_STOPWORK']._serialized_start=2163
+  _globals['_STOPWORK']._serialized_end=2245
+  _globals['_LEASES']._serialized_start=2247
+  _globals['_LEASES']._serialized_end=2339
+  _globals['_RELEASEKEYSREQUEST']._serialized_start=2341
+  _globals['_RELEASEKEYSREQUEST']._serialized_end=2439
+  _globals['_RELEASEKEYSRESPONSE']._serialized_start=2442
+  _globals['_RELEASEKEYSRESPONSE']._serialized_end=2635
+  _globals['_ARTIFACTKEY']._serialized_start=2638
+  _globals['_ARTIFACTKEY']._serialized_end=2766
+  _globals['_RENEWCERTIFICATEREQUEST']._serialized_start=2768
+  _globals['_RENEWCERTIFICATEREQUEST']._serialized_end=2822
+  _globals['_RENEWCERTIFICATERESPONSE']._serialized_start=2824
+  _globals['_RENEWCERTIFICATERESPONSE']._serialized_end=2871
+  _globals['_AGENTSERVICE']._serialized_start=2874
+  _globals['_AGENTSERVICE']._serialized_end=3273
 # @@protoc_insertion_point(module_scope)

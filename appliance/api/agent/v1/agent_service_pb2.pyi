@@ -49,10 +49,12 @@ class WorkEpoch(_message.Message):
     def __init__(self, work: _Optional[str] = ..., epoch: _Optional[int] = ...) -> None: ...
 
 class AgentHeartbeat(_message.Message):
-    __slots__ = ("running",)
+    __slots__ = ("running", "sequence")
     RUNNING_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     running: _containers.RepeatedCompositeFieldContainer[WorkEpoch]
-    def __init__(self, running: _Optional[_Iterable[_Union[WorkEpoch, _Mapping]]] = ...) -> None: ...
+    sequence: int
+    def __init__(self, running: _Optional[_Iterable[_Union[WorkEpoch, _Mapping]]] = ..., sequence: _Optional[int] = ...) -> None: ...
 
 class JobProgress(_message.Message):
     __slots__ = ("work", "progress", "restarts", "event")
@@ -175,12 +177,14 @@ class StopWork(_message.Message):
     def __init__(self, work: _Optional[_Union[WorkEpoch, _Mapping]] = ..., grace_seconds: _Optional[float] = ...) -> None: ...
 
 class Leases(_message.Message):
-    __slots__ = ("work", "seconds")
+    __slots__ = ("work", "seconds", "sequence")
     WORK_FIELD_NUMBER: _ClassVar[int]
     SECONDS_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     work: _containers.RepeatedCompositeFieldContainer[WorkEpoch]
     seconds: float
-    def __init__(self, work: _Optional[_Iterable[_Union[WorkEpoch, _Mapping]]] = ..., seconds: _Optional[float] = ...) -> None: ...
+    sequence: int
+    def __init__(self, work: _Optional[_Iterable[_Union[WorkEpoch, _Mapping]]] = ..., seconds: _Optional[float] = ..., sequence: _Optional[int] = ...) -> None: ...
 
 class ReleaseKeysRequest(_message.Message):
     __slots__ = ("work", "certificate_request")
