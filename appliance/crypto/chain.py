@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -116,7 +116,7 @@ def verify(
     *,
     older: bytes | None = None,
 ) -> Verified:
-    """Prove a log against its checkpoints.
+    """Prove a log against its checkpoints. Of a log in use, read the checkpoints first.
 
     Args:
         segments: the files `*.log` with their names, in order of name.
@@ -130,49 +130,108 @@ def verify(
             bad record.
         Stale: the log is authentic, but shorter than a checkpoint says.
     """
-    checkpoints = [SignedNote.open(note, key, origin) for note in notes]
     known = SignedNote.open(older, key, origin) if older is not None else None
-    signed = {note.size: note.root for note in checkpoints}
-    if len(signed) != len({(note.size, note.root) for note in checkpoints}):
-        raise Tampered("two signed checkpoints of one size contradict each other", object=origin)
-    if known is not None and signed.setdefault(known.size, known.root) != known.root:
-        raise Tampered(
-            f"the checkpoint kept elsewhere, of {known.size} records, is not of this log",
-            object=origin,
-        )
-    tree, covered = _walk(lines_of(segments), signed)
-    newest = max(signed, default=0)
-    if newest > tree.size:
-        raise Stale(
-            f"the audit log ends after {tree.size} records, but a signed checkpoint states "
-            f"{newest}: record {tree.size} and what follows is missing; somebody cut the log or put "
-            f"an older copy back",
-            object=f"audit record {tree.size}",
-            record=tree.size,
-        )
-    return Verified(tree.size, tree.root(), covered)
+    roots = {known.size: known.root} if known is not None else {}
+    walk = _walk(segments, notes, key, origin, roots)
+    return Verified(walk.tree.size, walk.tree.root(), walk.covered)
 
 
-def _walk(lines: Iterator[bytes], signed: dict[int, bytes]) -> tuple[Tree, int]:
-    """Follow the links and the checkpoints; the tree, and how many records are signed for."""
-    tree, covered = Tree(), 0
-    before, leaves = b"", [bytes.fromhex(FIRST_PREVIOUS)] * 2
+def grow(
+    segments: Iterable[tuple[str, BinaryIO]],
+    notes: Iterable[bytes],
+    key: VerifyKey,
+    origin: str,
+    *,
+    known: Mapping[int, bytes],
+) -> tuple[Tree, str]:
+    """Verify a log to go on with it: its tree, and what the next record names as `previous`.
+
+    Args:
+        segments: as in `verify`.
+        notes: as in `verify`.
+        key: as in `verify`.
+        origin: as in `verify`.
+        known: sizes of the log and the roots that were seen then, by whoever else remembers.
+
+    Raises:
+        Tampered: as `verify` does.
+    """
+    walk = _walk(segments, notes, key, origin, known)
+    return walk.tree, walk.leaves[-1].hex()
+
+
+def _roots(
+    notes: Iterable[bytes], key: VerifyKey, origin: str, known: Mapping[int, bytes]
+) -> dict[int, bytes]:
+    """The root that each size must have, by signed checkpoint or by somebody's memory."""
+    roots: dict[int, bytes] = {}
+    for note in notes:
+        checkpoint = SignedNote.open(note, key, origin)
+        if roots.setdefault(checkpoint.size, checkpoint.root) != checkpoint.root:
+            raise Tampered("two signed checkpoints contradict each other", object=origin)
+    for size, root in known.items():
+        if roots.setdefault(size, root) != root:
+            raise Tampered(
+                f"this is not the log that was seen elsewhere when it had {size} records: somebody "
+                f"put another one in its place",
+                object=origin,
+            )
+    return roots
+
+
+class _Walk:
+    """Follows the links of a log and compares its roots on the way."""
+
+    def __init__(self, roots: Mapping[int, bytes]) -> None:
+        self.tree = Tree()
+        self.covered = 0
+        self.leaves = [bytes.fromhex(FIRST_PREVIOUS)] * 2
+        self._roots = roots
+        self._before = b""
+
+    def step(self, line: bytes, following: bytes | None) -> None:
+        """Take the next record. Raises Tampered."""
+        position = self.tree.size
+        sequence, previous = _parse(line, position)
+        leaf = leaf_hash(line)
+        if sequence != position:
+            skips = previous == self.leaves[-2].hex() and line != self._before
+            _wrong_place(position, sequence, skips_one=skips)
+        if previous != self.leaves[-1].hex():
+            _wrong_link(position, self.covered, leaf, following)
+        self.tree.append(leaf)
+        size = self.tree.size
+        if size in self._roots:
+            if self._roots[size] != self.tree.root():
+                _wrong_root(self.covered, size)
+            self.covered = size
+        self._before, self.leaves = line, [self.leaves[-1], leaf]
+
+
+def _walk(
+    segments: Iterable[tuple[str, BinaryIO]],
+    notes: Iterable[bytes],
+    key: VerifyKey,
+    origin: str,
+    known: Mapping[int, bytes],
+) -> _Walk:
+    roots = _roots(notes, key, origin, known)
+    walk = _Walk(roots)
+    lines = lines_of(segments)
     line = next(lines, None)
     while line is not None:
         following = next(lines, None)
-        sequence, previous = _parse(line, tree.size)
-        leaf = leaf_hash(line)
-        if sequence != tree.size:
-            _wrong_place(tree.size, sequence, leaves[-2].hex() == previous and line != before)
-        if previous != leaves[-1].hex():
-            _wrong_link(tree.size, covered, leaf, following)
-        tree.append(leaf)
-        if tree.size in signed:
-            if signed[tree.size] != tree.root():
-                _wrong_root(covered, tree.size)
-            covered = tree.size
-        before, line, leaves = line, following, [leaves[-1], leaf]
-    return tree, covered
+        walk.step(line, following)
+        line = following
+    size, newest = walk.tree.size, max(roots, default=0)
+    if newest > size:
+        raise Stale(
+            f"the audit log ends after {size} records, but it had {newest}: record {size} and what "
+            f"follows is missing; somebody cut the log or put an older copy back",
+            object=f"audit record {size}",
+            record=size,
+        )
+    return walk
 
 
 def _parse(line: bytes, position: int) -> tuple[int, str]:
@@ -186,7 +245,7 @@ def _parse(line: bytes, position: int) -> tuple[int, str]:
     return sequence, previous
 
 
-def _wrong_place(position: int, sequence: int, skips_one: bool) -> None:  # noqa: FBT001 - private
+def _wrong_place(position: int, sequence: int, *, skips_one: bool) -> None:
     if sequence > position:
         raise bad_record(position, f"it is missing: record {sequence} stands in its place")
     if skips_one:

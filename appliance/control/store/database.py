@@ -93,14 +93,13 @@ class Database:
 
     Args:
         path: of the SQLite file; its folder exists and is private.
-        witness: gives the size and root of the audit log, stored with each commit.
     """
 
-    def __init__(self, path: Path, *, witness: Witness | None = None) -> None:
+    def __init__(self, path: Path) -> None:
         _check_version(sqlite.sqlite_version_info)
         _create_private(path)
         self.path = path
-        self._witness = witness
+        self._witness: Witness | None = None
         self._lock = threading.Lock()
         self._writer = _engine(path, pool_size=1, read_only=False)
         self._reader = _engine(path, pool_size=READERS, read_only=True)
@@ -132,6 +131,10 @@ class Database:
         if self._witness is not None:
             values[tables.meta.c.audit_size], values[tables.meta.c.audit_root] = self._witness()
         transaction.run(update(tables.meta).values(values))
+
+    def watch_log(self, witness: Witness) -> None:
+        """From now on store with each commit the size and root that `witness` says."""
+        self._witness = witness
 
     def migrator(self) -> Engine:
         """The writing engine, for `appliance.control.store.migrate` alone."""
