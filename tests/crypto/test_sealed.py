@@ -396,6 +396,20 @@ def test_no_byte_of_a_failed_segment_reaches_the_caller() -> None:
 
 
 @pytest.mark.attack
+def test_a_failed_segment_does_not_stand_in_for_a_good_one() -> None:
+    plain = text(3 * STEP)
+    changed = bytearray(seal(plain))
+    changed[BODY + 20] ^= 1
+    reader = SealedReader(io.BytesIO(changed), KEY, PLACE)
+    for start in (STEP, 2 * STEP, STEP + 5):
+        reader.seek(1)
+        with pytest.raises(Tampered):
+            reader.read(5)
+        reader.seek(start)
+        assert reader.read(5) == plain[start : start + 5]
+
+
+@pytest.mark.attack
 def test_what_is_cut_off_is_noticed_before_the_first_read() -> None:
     sealed = seal(text(10 * STEP))
     for count in range(10):
