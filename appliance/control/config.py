@@ -1,0 +1,75 @@
+"""Configuration of the control plane: `control.toml` in the data directory, written by `init`.
+
+Keys come as paths of files in the data directory, never as values. `appliance.core.config` reads
+it; docs/control.md shows the table that is made from it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Listen:
+    """Addresses the control plane answers on."""
+
+    api: str = field(
+        default="127.0.0.1:7443",
+        metadata={"doc": "people, applications and servers that join: TLS and bearer tokens"},
+    )
+    machines: str = field(
+        default="127.0.0.1:7444",
+        metadata={"doc": "nodes and gateways: TLS with a client certificate"},
+    )
+    metrics: str = field(
+        default="127.0.0.1:7445",
+        metadata={"doc": "Prometheus `/metrics`; on loopback only"},
+    )
+
+
+@dataclass(frozen=True)
+class GatewayAddresses:
+    """Where callers find the gateway, as `GetSystem` tells them."""
+
+    grpc: str = field(default="127.0.0.1:8443", metadata={"doc": "its gRPC address, `host:port`"})
+    openai: str = field(
+        default="https://127.0.0.1:8444/v1",
+        metadata={"doc": "its base URL for OpenAI clients"},
+    )
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much callers may ask for."""
+
+    anonymous_per_second: float = field(
+        default=2.0,
+        metadata={"doc": "calls without an identity, or with a refused one, from one address"},
+    )
+    anonymous_burst: int = field(default=60, metadata={"doc": "such calls that may come at once"})
+
+
+@dataclass(frozen=True)
+class ControlConfig:
+    """Everything a control plane is told."""
+
+    cluster_id: str = field(
+        metadata={"doc": "identifier of the appliance, part of every certificate; never changes"}
+    )
+    data: Path = field(
+        metadata={"doc": "data directory: keys, state, audit log; `.` is the folder of this file"},
+    )
+    objects: str = field(
+        default="",
+        metadata={"doc": "fsspec URL of sealed objects; folder `objects` of the data directory"},
+    )
+    threads: int = field(default=16, metadata={"doc": "threads that work on calls"})
+    listen: Listen = field(default_factory=Listen)
+    gateway: GatewayAddresses = field(default_factory=GatewayAddresses)
+    limits: Limits = field(default_factory=Limits)
+
+    @property
+    def objects_url(self) -> str:
+        """Where sealed objects lie."""
+        return self.objects or (self.data.resolve() / "objects").as_uri()

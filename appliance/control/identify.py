@@ -1,0 +1,169 @@
+"""Who makes this call: by bearer token on one listener, by client certificate on the other.
+
+Rules kept here:
+* asked on every call, and again while a stream runs: gRPC checks a certificate once per connection
+  and knows nothing of tokens, so an ended, revoked, locked or evicted one would live on;
+* one listener takes tokens only, the other certificates only; on the second a token is not read;
+* a node's certificate must be its newest or the one before (a stream opened with it goes on);
+* of a credential that is refused the owner is still found, for the audit record.
+
+The attacks: a stolen or ended token, a certificate of an evicted node, a copied node key, the
+certificate of a worker used to speak to the control plane. Called by the gate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Protocol
+
+from appliance.control.auth import tokens
+from appliance.control.auth.credentials import SCHEME, Credentials
+from appliance.control.auth.tokens import TokenKind
+from appliance.control.services.caller import Caller
+from appliance.control.services.enrolment import NodeCertificates
+from appliance.control.store import tables
+from appliance.control.store.database import Database
+from appliance.core.errors import ApplianceError, Unauthenticated
+from appliance.core.identity import ANONYMOUS, Principal, PrincipalKind
+from appliance.crypto.certs import not_after, peer_identity, serial_of
+from appliance.wire.door import Call
+
+EVICTED = "EVICTED"
+
+
+class Identify(Protocol):
+    """One way to find out who calls."""
+
+    def caller(self, call: Call) -> Caller:
+        """Who calls. Raises Unauthenticated or MfaRequired; never reads the request."""
+
+    def stranger(self, call: Call, refused: ApplianceError) -> Caller:
+        """A caller without rights, for the record of a call whose credential was `refused`."""
+
+
+class ByToken:
+    """Callers of the API listener: people and applications.
+
+    Args:
+        credentials: sessions and tokens.
+        database: to find the owner of a refused token.
+        token_key: the keyring's token key.
+    """
+
+    def __init__(self, credentials: Credentials, database: Database, token_key: bytes) -> None:
+        self._credentials = credentials
+        self._database = database
+        self._token_key = token_key
+
+    def caller(self, call: Call) -> Caller:
+        """The owner of the token; nobody for a call that needs no identity."""
+        if call.rule.anonymous:
+            return _nobody(call)
+        proof = self._credentials.identify(_authorization(call))
+        return Caller(
+            principal=proof.principal,
+            request_id=call.request_id,
+            source=call.peer,
+            credential=proof.credential,
+            mfa_time=proof.mfa_time,
+            expire_time=proof.expire_time,
+        )
+
+    def stranger(self, call: Call, refused: ApplianceError) -> Caller:
+        """Whose token it was, if the secret in it is right though it no longer works."""
+        del refused
+        text = _authorization(call).removeprefix(SCHEME)
+        try:
+            presented = tokens.parse(text, TokenKind.SESSION, TokenKind.SERVICE)
+        except Unauthenticated:
+            return _nobody(call)
+        session, token = tables.session, tables.token
+        table, owner, kind = (
+            (session, session.c.user, PrincipalKind.USER)
+            if presented.kind is TokenKind.SESSION
+            else (token, token.c.service_account, PrincipalKind.SERVICE_ACCOUNT)
+        )
+        with self._database.read() as state:
+            row = state.first(
+                table.select()
+                .with_only_columns(owner.label("owner"), table.c.digest)
+                .where(table.c.id == presented.id)
+            )
+        caller = _nobody(call)
+        if row is not None and tokens.matches(presented, row.digest, self._token_key):
+            caller.notes["principal"] = Principal(kind, row.owner).name
+        return caller
+
+
+class ByCertificate:
+    """Callers of the machine listener: nodes and gateways.
+
+    Args:
+        cluster: id of this appliance.
+        database: the state, which knows who was evicted.
+        certificates: which certificate of a node is its newest.
+        clock: the time, aware.
+    """
+
+    def __init__(
+        self,
+        cluster: str,
+        database: Database,
+        certificates: NodeCertificates,
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._cluster = cluster
+        self._database = database
+        self._certificates = certificates
+        self._clock = clock
+
+    def caller(self, call: Call) -> Caller:
+        """The machine a certificate was issued to, if it still holds."""
+        certificate = call.certificate
+        if certificate is None:
+            raise Unauthenticated("this listener asks for a certificate of the appliance")
+        principal = peer_identity(certificate, self._cluster, self._clock(), need="client")
+        serial = serial_of(certificate)
+        if principal.kind is PrincipalKind.NODE:
+            self._certificates.check(principal.id, serial)
+        elif principal.kind is PrincipalKind.GATEWAY:
+            self._check_gateway(principal, serial)
+        else:
+            raise Unauthenticated(
+                f"{principal} does not call the control plane", principal=principal.name
+            )
+        return Caller(
+            principal=principal,
+            request_id=call.request_id,
+            source=call.peer,
+            credential=serial,
+            expire_time=not_after(certificate),
+        )
+
+    def stranger(self, call: Call, refused: ApplianceError) -> Caller:
+        """Nobody, with the name in the refused certificate."""
+        caller = _nobody(call)
+        if "principal" in refused.metadata:
+            caller.notes["principal"] = refused.metadata["principal"]
+        return caller
+
+    def _check_gateway(self, principal: Principal, serial: str) -> None:
+        gateway = tables.gateway
+        with self._database.read() as state:
+            row = state.first(gateway.select().where(gateway.c.id == principal.id))
+        if row is None or row.state == EVICTED or row.certificate_serial != serial:
+            raise Unauthenticated(
+                f"{principal.name} has no right to call: its certificate was replaced or it was "
+                "evicted",
+                principal=principal.name,
+            )
+
+
+def _authorization(call: Call) -> str:
+    value = call.metadata.get("authorization", "")
+    return value if isinstance(value, str) else ""
+
+
+def _nobody(call: Call) -> Caller:
+    return Caller(principal=ANONYMOUS, request_id=call.request_id, source=call.peer)

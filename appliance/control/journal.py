@@ -1,0 +1,101 @@
+"""The gate's pen: one intent and one result for each call, one `denied` for each refused one.
+
+Rules kept here:
+* the intent is durable before this returns; if it cannot be, the call is refused;
+* the result names whoever an anonymous caller turned out to be (`Caller.notes`);
+* a result that cannot be written does not undo what happened: its intent stands, the log says so
+  loudly, and the caller is told that the outcome was not recorded.
+
+Called by the gate alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from appliance.control.audit.log import AuditLog
+from appliance.control.audit.record import Entry
+from appliance.control.services.caller import Caller
+from appliance.core.errors import AuditUnavailable
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Line:
+    """An intent in the log."""
+
+    sequence: int
+    method: str
+    resource: str
+
+
+class Journal:
+    """Writes the audit records of calls."""
+
+    def __init__(self, log: AuditLog) -> None:
+        self._log = log
+
+    async def intent(self, caller: Caller, method: str, resource: str, policy: int) -> Line:
+        """Record that a call is about to happen. Raises AuditUnavailable: then it must not."""
+        details: dict[str, object] = {"policy_version": policy}
+        if caller.credential:
+            details["credential"] = caller.credential
+        sequence = await self._append("intent", caller, method, resource, "", details)
+        return Line(sequence, method, resource)
+
+    async def result(self, line: Line, caller: Caller, outcome: str) -> None:
+        """Record what came out of a call."""
+        try:
+            await self._append(
+                "result",
+                caller,
+                line.method,
+                line.resource,
+                outcome,
+                {**caller.notes, "intent": line.sequence},
+            )
+        except AuditUnavailable as error:
+            logger.critical(
+                "the outcome of %s could not be recorded: %s",
+                line.method,
+                error.message,
+                extra={"intent": line.sequence, "outcome": outcome},
+            )
+            raise AuditUnavailable(
+                "the call ended, but its outcome could not be recorded: read the resource to see "
+                "what happened, and look at the disk of the control plane"
+            ) from error
+
+    async def denied(self, caller: Caller, method: str, resource: str, outcome: str) -> None:
+        """Record a call that was refused before it began. A log that is full does not hide why."""
+        try:
+            await self._append("denied", caller, method, resource, outcome, caller.notes)
+        except AuditUnavailable as error:
+            logger.critical("a refused call could not be recorded: %s", error.message)
+
+    async def _append(  # noqa: PLR0913, PLR0917  # the members of a record
+        self,
+        kind: str,
+        caller: Caller,
+        method: str,
+        resource: str,
+        outcome: str,
+        details: Mapping[str, object],
+    ) -> int:
+        rest = dict(details)
+        principal = caller.principal.name or str(rest.pop("principal", ""))
+        entry = Entry(
+            kind=kind,
+            request_id=caller.request_id,
+            principal=principal,
+            method=method,
+            resource=resource,
+            outcome=outcome,
+            source=caller.source,
+            details=rest,
+        )
+        return await asyncio.wrap_future(self._log.append(entry))
