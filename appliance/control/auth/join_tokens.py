@@ -29,10 +29,16 @@ class NewJoinToken:
     expire_time: datetime
 
 
-def create(
-    transaction: Transaction, key: bytes, node: str, creator: str, now: datetime
+def create(  # noqa: PLR0913 - the columns of one row
+    transaction: Transaction,
+    key: bytes,
+    node: str,
+    creator: str,
+    now: datetime,
+    *,
+    lifetime: timedelta = LIFETIME,
 ) -> NewJoinToken:
-    """Make a token with which one server may join as `node`."""
+    """Make a token with which one server may join as `node`, ten minutes unless said otherwise."""
     minted = tokens.mint(TokenKind.JOIN, key)
     transaction.run(
         insert(join_token).values(
@@ -41,10 +47,10 @@ def create(
             digest=minted.digest,
             creator=creator,
             create_time=now,
-            expire_time=now + LIFETIME,
+            expire_time=now + lifetime,
         )
     )
-    return NewJoinToken(minted.text, now + LIFETIME)
+    return NewJoinToken(minted.text, now + lifetime)
 
 
 def consume(transaction: Transaction, key: bytes, text: str, now: datetime) -> str:
