@@ -1,0 +1,127 @@
+"""Contexts and sessions in the user's configuration folder.
+
+`contexts.json` names the servers a person uses: address, CA certificate, default project, and which
+of them is current. The token of a session lies in a file of its own, 0600. Nothing secret is in
+`contexts.json`; a context can be copied to a colleague.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TypedDict
+
+from appliance.core.errors import FailedPrecondition, NotFound
+from appliance.core.files import make_private_dir, read_secret, write_durably
+from appliance.core.names import check_id
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One context: a server as one person uses it."""
+
+    name: str
+    server: str
+    ca_pem: str
+    project: str = ""
+    user: str = ""
+
+
+class _Document(TypedDict):
+    current: str
+    contexts: list[dict[str, str]]
+
+
+class Profiles:
+    """Reads and writes contexts below `folder` (default: $XDG_CONFIG_HOME/appliance)."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        home = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+        self._folder = folder or Path(home) / "appliance"
+        self._file = self._folder / "contexts.json"
+
+    def all(self) -> list[Profile]:
+        """Every context, by name."""
+        return [Profile(**entry) for entry in self._read()["contexts"]]
+
+    @property
+    def current(self) -> str:
+        """Name of the context in use; empty when there is none."""
+        return str(self._read()["current"])
+
+    def get(self, name: str = "") -> Profile:
+        """The named context, or the current one.
+
+        Raises:
+            NotFound: there is none of that name.
+            FailedPrecondition: no context is in use.
+        """
+        wanted = name or self.current
+        if not wanted:
+            raise FailedPrecondition(
+                "No server is chosen: add one with "
+                "`appliance context add NAME --server HOST:PORT --ca FILE`."
+            )
+        for profile in self.all():
+            if profile.name == wanted:
+                return profile
+        raise NotFound(f"There is no context {wanted!r}: see `appliance context list`.")
+
+    def put(self, profile: Profile, *, use: bool = True) -> None:
+        """Add or replace a context; `use` makes it the current one."""
+        check_id(profile.name, "name")
+        others = [each for each in self.all() if each.name != profile.name]
+        self._write([*others, profile], profile.name if use else self.current)
+
+    def use(self, name: str) -> None:
+        """Make a context the current one."""
+        self._write(self.all(), self.get(name).name)
+
+    def set_project(self, project: str, name: str = "") -> Profile:
+        """Choose the project that short names belong to."""
+        profile = replace(self.get(name), project=project)
+        self.put(profile, use=profile.name == self.current)
+        return profile
+
+    def remove(self, name: str) -> None:
+        """Forget a context and its session."""
+        gone = self.get(name)
+        self.forget_token(gone)
+        rest = [each for each in self.all() if each.name != gone.name]
+        self._write(rest, "" if self.current == gone.name else self.current)
+
+    def token(self, profile: Profile) -> str:
+        """The session's token; empty when nobody is logged in."""
+        path = self._token_file(profile)
+        return read_secret(path).decode().strip() if path.exists() else ""
+
+    def keep_token(self, profile: Profile, token: str) -> None:
+        """Keep the token of a session, 0600."""
+        make_private_dir(self._token_file(profile).parent)
+        write_durably(self._token_file(profile), token.encode())
+
+    def forget_token(self, profile: Profile) -> None:
+        """Forget the session's token."""
+        self._token_file(profile).unlink(missing_ok=True)
+
+    def _token_file(self, profile: Profile) -> Path:
+        return self._folder / "sessions" / profile.name
+
+    def _read(self) -> _Document:
+        if not self._file.exists():
+            return {"current": "", "contexts": []}
+        try:
+            document = json.loads(self._file.read_text())
+            return {"current": document["current"], "contexts": document["contexts"]}
+        except (ValueError, KeyError, TypeError) as error:
+            raise FailedPrecondition(
+                f"{self._file} cannot be read: mend or remove it, then add your contexts again."
+            ) from error
+
+    def _write(self, profiles: list[Profile], current: str) -> None:
+        make_private_dir(self._folder)
+        entries = sorted((asdict(each) for each in profiles), key=lambda entry: entry["name"])
+        document = {"current": current, "contexts": entries}
+        write_durably(self._file, json.dumps(document, indent=2).encode() + b"\n")
