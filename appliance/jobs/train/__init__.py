@@ -1,0 +1,1 @@
+"""Training of Llama-style models, cut over data, tensor and pipeline ranks."""

@@ -1,0 +1,48 @@
+"""The kind `train`: trains a Llama-style model on prepared tokens and makes a model version.
+
+Reads the dataset version of the spec; makes the output `model` and keeps checkpoints. Started by
+the runtime once per rank.
+"""
+
+from __future__ import annotations
+
+from appliance.jobs.runtime.context import Context
+from appliance.jobs.train import export
+from appliance.jobs.train.loop import Loop
+from appliance.jobs.train.model import llama_config
+from appliance.jobs.train.recipe import assemble
+from appliance.jobs.train.settings import Settings
+from appliance.jobs.train.tokens import Batches, TokenIndex, TokenStream
+
+
+def run(context: Context) -> None:
+    """Train, or go on training from the newest checkpoint, then write the model.
+
+    Raises:
+        InvalidInput: the spec, the mesh and the data do not fit together.
+        FailedPrecondition: the loss is no number any more.
+        LeaseLost: the job was told to stop.
+        Tampered: an input or a checkpoint is not what was written.
+    """
+    settings = Settings.from_spec(context.spec)
+    settings.check(context.world_size)
+    dataset = context.input(context.spec.dataset)
+    index = TokenIndex.read(dataset)
+    config = llama_config(settings.shape, index.vocabulary_size, index.end_of_text)
+    settings.check_vocabulary(config.vocab_size)
+    with TokenStream(dataset, index) as stream:
+        batches = Batches(stream, settings.sequence_length, settings.batch_size, settings.seed)
+        assembly = assemble(settings, config, context.rank, context.device)
+        loop = Loop(
+            assembly=assembly,
+            batches=batches,
+            rank=context.rank,
+            report=context.report,
+            checkpoints=context.checkpoints(),
+            fence=context.fence,
+        )
+        result = loop.run()
+    writer = context.output("model")
+    parameters = export.write(assembly, context.rank, dataset, writer)
+    writer.finish_together(context.rank, {"parameters": parameters})
+    context.report.result(result)

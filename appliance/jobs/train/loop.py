@@ -1,0 +1,138 @@
+"""The training loop: batch, forward and backward, gradients, update, report, checkpoint.
+
+Rules kept here:
+* the fence is asked every step;
+* everything that decides the next step (weights, moments, step count, data order) is in the
+  checkpoint or a function of seed and step, so a resumed run equals an unbroken one;
+* a loss that is no number ends the run at once, before a checkpoint can hold it.
+
+Called by `job`.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import distributed
+
+from appliance.core.errors import FailedPrecondition
+from appliance.jobs.runtime.checkpoints import CheckpointSeries
+from appliance.jobs.runtime.reporter import Reporter
+from appliance.jobs.train import checkpoint
+from appliance.jobs.train.optimizer import learning_rate
+from appliance.jobs.train.parallel.gradients import clip, settle
+from appliance.jobs.train.recipe import Assembly
+from appliance.jobs.train.tokens import Batches
+
+
+@dataclass
+class Loop:
+    """One rank's training run.
+
+    Args:
+        assembly: this rank's part of the model.
+        batches: the data.
+        rank: of this process.
+        report: says how it goes.
+        checkpoints: of this job.
+        fence: raises when the job must stop.
+    """
+
+    assembly: Assembly
+    batches: Batches
+    rank: int
+    report: Reporter
+    checkpoints: CheckpointSeries
+    fence: Callable[[], None]
+    losses: checkpoint.Losses | None = None
+    resumed_at: int | None = None
+    _speeds: list[float] = field(default_factory=list)
+
+    def run(self) -> dict[str, float]:
+        """Train to the last step; returns what the job found, by name."""
+        settings = self.assembly.settings
+        self._resume()
+        for step in range(self.assembly.optimizer.updates, settings.steps):
+            self.fence()
+            self._step(step)
+            done = step + 1
+            if done % settings.checkpoint_interval == 0 and self.losses is not None:
+                write = partial(checkpoint.write, self.assembly, self.rank, self.losses)
+                self.checkpoints.save(done, write)
+        return self._result()
+
+    def _resume(self) -> None:
+        found = self.checkpoints.latest()
+        if found is not None:
+            self.resumed_at, reader = found
+            self.losses = checkpoint.read(self.assembly, reader)
+
+    def _step(self, step: int) -> None:
+        settings, start = self.assembly.settings, time.perf_counter()
+        loss = self._forward_backward(step)
+        if not math.isfinite(loss):
+            raise FailedPrecondition(
+                f"The loss is no number any more at step {step + 1}. Lower learning_rate or raise"
+                " warmup_steps, and start a new job."
+            )
+        norm = self._finish_gradients()
+        rate = learning_rate(step, settings.steps, settings.warmup_steps, settings.learning_rate)
+        self.assembly.optimizer.update(rate)
+        self.losses = checkpoint.Losses(self.losses.first if self.losses else loss, loss)
+        tokens = settings.batch_size * settings.sequence_length
+        self._speeds.append(tokens / (time.perf_counter() - start))
+        self.report.progress(
+            step + 1,
+            settings.steps,
+            loss=loss,
+            tokens_per_second=self._speeds[-1],
+            grad_norm=norm,
+            learning_rate=rate,
+        )
+
+    def _forward_backward(self, step: int) -> float:
+        """Mean loss over the whole batch, in nats per token; the same on every rank."""
+        assembly = self.assembly
+        compute, at, device = assembly.forward_backward, assembly.mesh.at, assembly.device
+        inputs = targets = None
+        if compute.reads_inputs or compute.reads_targets:
+            rows = assembly.settings.rows_per_rank
+            inputs, targets = self.batches.rows(step, at.data * rows, rows)
+        loss = compute(
+            inputs.to(device) if inputs is not None and compute.reads_inputs else None,
+            targets.to(device) if targets is not None and compute.reads_targets else None,
+        )
+        total = torch.zeros((), device=device) if loss is None else loss
+        if distributed.is_initialized():
+            # Ranks without the last stage add nothing; those on the tensor axis add the same.
+            distributed.all_reduce(total)
+        return total.item() / (at.data_size * at.tensor_size)
+
+    def _finish_gradients(self) -> float:
+        assembly = self.assembly
+        settle(assembly.parameters)
+        # Tied weights before the norm: it is the sum of both gradients that counts.
+        if assembly.tied_embedding is not None:
+            assembly.tied_embedding.add_up(assembly.parameters)
+        return clip(
+            assembly.parameters,
+            assembly.mesh.at,
+            assembly.settings.gradient_clip,
+            tied=assembly.config.tie_word_embeddings,
+        )
+
+    def _result(self) -> dict[str, float]:
+        result = {"steps": float(self.assembly.optimizer.updates)}
+        if self.losses is not None:
+            result |= {"loss_first": self.losses.first, "loss_last": self.losses.last}
+        if self._speeds:
+            result["tokens_per_second"] = statistics.median(self._speeds)
+        if self.resumed_at is not None:
+            result["resumed_at_step"] = float(self.resumed_at)
+        return result

@@ -1,0 +1,1 @@
+"""One file per parallelism; `appliance.jobs.train.recipe` applies them in order."""
