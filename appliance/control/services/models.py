@@ -161,6 +161,8 @@ class Import:
         """Take the next piece of a file. Raises InvalidInput; the import is over then."""
         if message.parent or message.request_id:
             raise InvalidInput("only the first message of an import names the model")
+        if not message.file:
+            raise InvalidInput("a piece has no name of its file", fields={"file": "is empty"})
         if message.file != self._file:
             self._end_file()
             self._begin_file(message.file)

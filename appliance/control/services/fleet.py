@@ -1,0 +1,129 @@
+"""The agents that are connected now, and the orders on their way to them.
+
+Rules kept here:
+* one session per node: an agent that connects again replaces its older session, which ends;
+* an order is given to a connected agent or refused at once; nothing is kept for one that is away,
+  because its lease decides what happens then;
+* orders wait in a bounded queue; an agent that does not take them is cut off.
+
+Called by `rpc.agents` (sessions) and by the life of jobs and replicas (orders), from several
+threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from dataclasses import dataclass
+
+from appliance.api.agent.v1 import agent_service_pb2 as rpc
+
+MOST_WAITING = 1000
+
+
+@dataclass(frozen=True)
+class NodeFacts:
+    """What a node said of itself when it connected; memory in bytes."""
+
+    node: str
+    devices: int
+    device_kind: str
+    memory_bytes: int
+    address: str
+    agent_version: str
+
+
+class Session:
+    """One connected agent. Made inside the event loop that reads its orders."""
+
+    def __init__(self, facts: NodeFacts) -> None:
+        self.facts = facts
+        self._loop = asyncio.get_running_loop()
+        self._orders: asyncio.Queue[rpc.ConnectResponse | None] = asyncio.Queue()
+        self._lock = threading.Lock()
+        self._waiting = 0
+        self._open = True
+
+    def send(self, order: rpc.ConnectResponse) -> bool:
+        """Queue an order, from any thread; False when the session is over."""
+        with self._lock:
+            if not self._open:
+                return False
+            self._waiting += 1
+            full = self._waiting > MOST_WAITING
+        if full:
+            self.close()
+            return False
+        return self._put(order)
+
+    def close(self) -> None:
+        """End the session once the orders before have been read, from any thread."""
+        with self._lock:
+            if not self._open:
+                return
+            self._open = False
+        self._put(None)
+
+    async def next(self) -> rpc.ConnectResponse | None:
+        """The next order; None when the session is over."""
+        order = await self._orders.get()
+        with self._lock:
+            self._waiting -= 1
+        return order
+
+    def _put(self, order: rpc.ConnectResponse | None) -> bool:
+        # A loop that is closed has no agents left; the server is stopping.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._orders.put_nowait, order)
+            return True
+        return False
+
+
+class Fleet:
+    """The connected agents by node."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._sessions: dict[str, Session] = {}
+
+    def enter(self, session: Session) -> None:
+        """Take in a session; an older one of the same node ends."""
+        with self._lock:
+            older = self._sessions.get(session.facts.node)
+            self._sessions[session.facts.node] = session
+        if older is not None:
+            older.close()
+
+    def leave(self, session: Session) -> bool:
+        """Forget a session that has ended; whether it was still the node's."""
+        with self._lock:
+            current = self._sessions.get(session.facts.node) is session
+            if current:
+                del self._sessions[session.facts.node]
+        session.close()
+        return current
+
+    def drop(self, node: str) -> None:
+        """Cut a node off."""
+        with self._lock:
+            session = self._sessions.pop(node, None)
+        if session is not None:
+            session.close()
+
+    def send(self, node: str, order: rpc.ConnectResponse) -> bool:
+        """Give an order to a node; False when its agent is not connected."""
+        with self._lock:
+            session = self._sessions.get(node)
+        return session is not None and session.send(order)
+
+    def nodes(self) -> list[NodeFacts]:
+        """The connected nodes, by id."""
+        with self._lock:
+            return [self._sessions[node].facts for node in sorted(self._sessions)]
+
+    def facts(self, node: str) -> NodeFacts | None:
+        """What a connected node is; None when its agent is away."""
+        with self._lock:
+            session = self._sessions.get(node)
+        return None if session is None else session.facts

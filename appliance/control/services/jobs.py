@@ -1,0 +1,251 @@
+"""Jobs: accepted, shown, cancelled.
+
+Rules kept here:
+* a job is accepted only when everything that can be known before devices are taken is right: its
+  inputs exist in its own project, are of the right kind, and this caller may read them; its degrees
+  divide what they split; some node could hold each of its ranks;
+* accepting is one row in one transaction; the scheduler does the rest;
+* a cancelled job has ended when `CancelJob` returns: nothing its nodes still say counts.
+
+Called by `rpc.jobs`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+
+from google.protobuf import json_format
+from google.protobuf.message import Message
+from sqlalchemy import insert, select
+from sqlalchemy.exc import IntegrityError
+
+from appliance.api.jobs.v1 import job_pb2
+from appliance.api.jobs.v1 import job_service_pb2 as rpc
+from appliance.control.auth.policy import PolicyStore
+from appliance.control.events import QUEUE, Events
+from appliance.control.services import artifact_rows, capacity, job_rows, job_specs, paging
+from appliance.control.services.caller import Caller
+from appliance.control.services.change import Changes
+from appliance.control.services.job_specs import Input, Problems
+from appliance.control.services.resources import missing
+from appliance.control.services.runs import Runs
+from appliance.control.store import tables
+from appliance.control.store.database import Database, Reading, Transaction
+from appliance.control.store.objects import new_uid
+from appliance.core import names
+from appliance.core.errors import AlreadyExists, InvalidInput, NotFound
+from appliance.core.jobs import JobState
+from appliance.core.names import Name, shown
+
+_READ = {"datasetVersion": "datasets.get", "modelVersion": "models.get"}
+_LESS_MEMORY = {
+    "train": "use more pipeline or tensor ranks, a smaller batch or more microbatches",
+    "prepare": "name fewer or smaller datasets",
+    "evaluate": "use a smaller window or a larger node",
+    "quantize": "use a larger node",
+}
+_job = tables.job.c
+
+
+class Jobs:
+    """Accepts, shows and cancels jobs."""
+
+    def __init__(  # noqa: PLR0913, PLR0917  # the parts of the control plane it acts on
+        self,
+        database: Database,
+        changes: Changes,
+        policies: PolicyStore,
+        runs: Runs,
+        events: Events,
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._database = database
+        self._changes = changes
+        self._policies = policies
+        self._runs = runs
+        self._events = events
+        self._clock = clock
+
+    def get(self, caller: Caller, name: str) -> job_pb2.Job:
+        """One job."""
+        del caller  # the gate has decided
+        with self._database.read() as state:
+            return job_rows.resource(state, job_rows.by_name(state, Name.parse(name, "job")))
+
+    def list(self, caller: Caller, request: rpc.ListJobsRequest) -> rpc.ListJobsResponse:
+        """One page of the jobs of a project, newest first."""
+        del caller
+        project = Name.parse(request.parent, "project", field="parent").id
+        size = paging.page_size(request.page_size)
+        wanted = select(tables.job).where(_job.project == project)
+        after = paging.key_of(request.page_token, str)
+        with self._database.read() as state:
+            if after is not None:
+                last = job_rows.by_uid(state, str(after[0]))
+                if last is None:
+                    raise missing(f"{request.parent}/jobs")
+                wanted = wanted.where(
+                    (_job.create_time < last.create_time)
+                    | ((_job.create_time == last.create_time) & (_job.uid < last.uid))
+                )
+            rows = state.all(
+                wanted.order_by(_job.create_time.desc(), _job.uid.desc()).limit(size + 1)
+            )
+            page, token = paging.cut(rows, size, lambda row: (row.uid,))
+            return rpc.ListJobsResponse(
+                jobs=[job_rows.resource(state, row) for row in page], next_page_token=token
+            )
+
+    def create(self, caller: Caller, request: rpc.CreateJobRequest) -> job_pb2.Job:
+        """Accept a job.
+
+        Raises InvalidInput with a sentence for each field that is wrong, AlreadyExists,
+        FailedPrecondition when no node could hold it.
+        """
+
+        def work(transaction: Transaction) -> job_pb2.Job:
+            project = Name.parse(request.parent, "project", field="parent").id
+            if (
+                transaction.first(select(tables.project).where(tables.project.c.id == project))
+                is None
+            ):
+                raise missing(request.parent)
+            identifier = names.check_id(request.job_id, "job_id")
+            kind = request.job.WhichOneof("spec")
+            if kind is None:
+                wrong = f"must hold one of {', '.join(job_specs.KINDS)}"
+                raise InvalidInput(f"job {wrong}", fields={"job": wrong})
+            spec: Message = getattr(request.job, kind)
+            self._check(transaction, caller, project, kind, spec)
+            uid = new_uid()
+            try:
+                transaction.run(
+                    insert(tables.job).values(
+                        uid=uid,
+                        project=project,
+                        id=identifier,
+                        kind=kind,
+                        spec=json_format.MessageToDict(spec),
+                        state=JobState.QUEUED,
+                        creator=caller.principal.name,
+                        create_time=self._clock(),
+                    )
+                )
+            except IntegrityError as error:
+                name = names.job(project, identifier)
+                raise AlreadyExists(
+                    f"{name} exists already: choose another id", name=name
+                ) from error
+            transaction.after_commit(lambda: self._events.publish(QUEUE))
+            return job_rows.resource(
+                transaction, job_rows.by_name(transaction, Name.of("job", project, identifier))
+            )
+
+        return self._changes.make(caller, request, job_pb2.Job, work)
+
+    def cancel(self, caller: Caller, request: rpc.CancelJobRequest) -> job_pb2.Job:
+        """End a job on request. Raises FailedPrecondition when it has ended."""
+        name = Name.parse(request.name, "job")
+
+        def work(transaction: Transaction) -> job_pb2.Job:
+            row = job_rows.by_name(transaction, name)
+            self._runs.end_in(
+                transaction,
+                row,
+                JobState.CANCELLED,
+                reason="CANCELLED",
+                message=f"cancelled by {caller.principal.name}",
+                end_time=self._clock(),
+            )
+            transaction.after_commit(lambda: self._runs.stop(row.uid, row.epoch))
+            return job_rows.resource(transaction, job_rows.by_name(transaction, name))
+
+        return self._changes.make(caller, request, job_pb2.Job, work)
+
+    def metrics(
+        self, caller: Caller, request: rpc.ListJobMetricsRequest
+    ) -> rpc.ListJobMetricsResponse:
+        """One page of the measurements of a job, by step, then by epoch."""
+        del caller
+        size = paging.page_size(request.page_size)
+        after = paging.key_of(request.page_token, int, int)
+        metric = tables.job_metric.c
+        with self._database.read() as state:
+            job = job_rows.by_name(state, Name.parse(request.name, "job"))
+            wanted = select(tables.job_metric).where(metric.job == job.uid)
+            if after is not None:
+                step, epoch = after
+                wanted = wanted.where(
+                    (metric.step > step) | ((metric.step == step) & (metric.epoch > epoch))
+                )
+            rows = state.all(wanted.order_by(metric.step, metric.epoch).limit(size + 1))
+        page, token = paging.cut(rows, size, lambda row: (row.step, row.epoch))
+        return rpc.ListJobMetricsResponse(
+            metrics=[
+                job_pb2.JobMetric(step=row.step, epoch=row.epoch, values=row._mapping["values"])  # noqa: SLF001  # SQLAlchemy's public name; `.values` is a method of a row
+                for row in page
+            ],
+            next_page_token=token,
+        )
+
+    def _check(
+        self, state: Reading, caller: Caller, project: str, kind: str, spec: Message
+    ) -> None:
+        problems = Problems()
+        inputs = self._inputs(state, caller, project, kind, spec, problems)
+        self._check_outputs(state, project, kind, spec, problems)
+        job_specs.check(kind, spec, inputs, problems)
+        problems.raise_if_any()
+        demand = job_specs.demand(kind, spec, inputs)
+        capacity.check(state, demand, "rank", _LESS_MEMORY[kind])
+
+    def _inputs(  # noqa: PLR0913, PLR0917  # what one check needs
+        self,
+        state: Reading,
+        caller: Caller,
+        project: str,
+        kind: str,
+        spec: Message,
+        problems: Problems,
+    ) -> dict[str, Input]:
+        """What the job reads, by field; what is wrong with the rest goes to `problems`."""
+        policy = self._policies.current()
+        found: dict[str, Input] = {}
+        for path, (text, pattern) in job_specs.inputs_of(kind, spec).items():
+            name = job_specs.parse_name(text, pattern, path, project, problems)
+            if name is None:
+                continue
+            if not policy.allowed(caller.principal, project, _READ[pattern]):
+                problems.add(path, f"may not be read by {caller.principal.name}")
+                continue
+            try:
+                row = artifact_rows.version_row(state, name)
+            except NotFound:
+                problems.add(path, f"names {shown(text)}, which does not exist or is not complete")
+                continue
+            found[path] = Input(row.kind, row.facts, row.size_bytes)
+        return found
+
+    def _check_outputs(
+        self, state: Reading, project: str, kind: str, spec: Message, problems: Problems
+    ) -> None:
+        for path, text, pattern in job_specs.outputs_of(kind, spec).values():
+            name = job_specs.parse_name(text, pattern, path, project, problems)
+            if name is None:
+                continue
+            try:
+                names.check_id(name.id, path)
+            except InvalidInput as error:
+                problems.add(path, error.fields[path])
+                continue
+            taken = _exists(state, name) if pattern == "tokenizer" else False
+            problems.check(path, holds=not taken, sentence="exists already; choose another name")
+
+
+def _exists(state: Reading, name: Name) -> bool:
+    try:
+        artifact_rows.artifact_row(state, name)
+    except NotFound:
+        return False
+    return True

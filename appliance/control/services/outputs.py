@@ -1,0 +1,93 @@
+"""Facts of what a job made, read from its sealed files.
+
+Called by `services.run_reports` before an output is registered.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from google.protobuf.message import Message
+
+from appliance.api.jobs.v1 import job_pb2
+from appliance.control.services import model_facts
+from appliance.core.errors import InvalidInput
+from appliance.crypto.artifacts import ArtifactReader
+
+INDEX = "index.json"
+REPORT = "report.json"
+TOKENIZER = "tokenizer.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+_LARGEST_COUNT = 1 << 62
+
+
+def facts_of(slot: str, reader: ArtifactReader, kind: str, spec: Message) -> dict[str, Any]:
+    """The facts of an output.
+
+    Args:
+        slot: `dataset`, `tokenizer` or `model`.
+        reader: of the verified artifact.
+        kind: of the job.
+        spec: of the job.
+
+    Raises:
+        InvalidInput: it is not what this slot holds.
+    """
+    if slot == "model":
+        return model_facts.inspect(reader)
+    if slot == "dataset" and isinstance(spec, job_pb2.PrepareSpec):
+        return _dataset(reader, spec)
+    if slot == "tokenizer":
+        return _tokenizer(reader)
+    raise InvalidInput(f"a {kind} job makes no {slot}")
+
+
+def _dataset(reader: ArtifactReader, spec: job_pb2.PrepareSpec) -> dict[str, Any]:
+    _need(reader, INDEX, REPORT, TOKENIZER)
+    index, report = _object(reader, INDEX), _object(reader, REPORT)
+    tokens = index.get("tokens")
+    if not isinstance(tokens, dict):
+        raise InvalidInput(f"{INDEX} counts no tokens")
+    return {
+        "kind": "tokens",
+        "documents": _count(report, "kept", REPORT),
+        "tokens": sum(_count(tokens, split, INDEX) for split in tokens),
+        "vocabulary_size": _count(index, "vocabulary_size", INDEX),
+        "tokenizer": spec.output_tokenizer,
+    }
+
+
+def _tokenizer(reader: ArtifactReader) -> dict[str, Any]:
+    _need(reader, TOKENIZER, TOKENIZER_CONFIG)
+    tokenizer = _object(reader, TOKENIZER)
+    model, added = tokenizer.get("model"), tokenizer.get("added_tokens", [])
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    if not isinstance(vocabulary, dict) or not isinstance(added, list):
+        raise InvalidInput(f"{TOKENIZER} has no vocabulary")
+    words = set(vocabulary) | {str(token.get("content")) for token in added}
+    return {"vocabulary_size": len(words)}
+
+
+def _need(reader: ArtifactReader, *files: str) -> None:
+    for file in files:
+        if file not in reader.files():
+            raise InvalidInput(f"it has no {file}")
+
+
+def _object(reader: ArtifactReader, file: str) -> dict[str, Any]:
+    value = reader.read_json(file)
+    if not isinstance(value, dict):
+        raise InvalidInput(f"{file} is not a JSON object")
+    return value
+
+
+def _count(value: dict[str, Any], member: str, file: str) -> int:
+    # JSON of a protobuf message writes 64-bit numbers as text, and leaves zero out.
+    number = value.get(member, 0)
+    try:
+        count = int(number)
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(f"{file} has no number {member}") from error
+    if not 0 <= count <= _LARGEST_COUNT:
+        raise InvalidInput(f"{file} has an impossible {member}")
+    return count

@@ -1,0 +1,228 @@
+"""What agents report about a job: progress, checkpoints, and its end, with the outputs it made.
+
+Rules kept here:
+* nothing counts that is not said under the job's lease;
+* a checkpoint is recorded after it was seen to be complete in the object store;
+* a job has succeeded when every part has ended well and every output was read back, verified and
+  signed; then all outputs appear and the job ends in one transaction;
+* facts of outputs are read from the sealed files, not taken from the report.
+
+Called by `services.agents`, and at start for jobs that had just ended.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+from google.protobuf import json_format
+from sqlalchemy import Row, insert, update
+
+from appliance.api.agent.v1 import agent_service_pb2 as rpc
+from appliance.api.jobs.v1 import job_pb2
+from appliance.control.events import Events
+from appliance.control.services import job_rows, job_specs, outputs
+from appliance.control.services.artifacts import CHECKPOINTS, Artifacts, Version
+from appliance.control.services.leases import Leases
+from appliance.control.services.runs import Runs, pending
+from appliance.control.store import tables
+from appliance.control.store.database import Database, Transaction
+from appliance.core.errors import ApplianceError, FailedPrecondition, InvalidInput, LeaseLost
+from appliance.core.jobs import JobState
+from appliance.crypto.artifacts import ArtifactReader
+
+RETRIED = frozenset({"UNAVAILABLE", "LEASE_LOST", "RANK_LOST", "NODE_LOST", "LEADER_LOST"})
+"""Reasons for an end that another start may cure."""
+
+LONGEST_MESSAGE = 1000
+_MOST_METRICS = 100
+_DIGEST = 64
+_logger = logging.getLogger(__name__)
+_version = tables.artifact_version.c
+_metric = tables.job_metric.c
+
+Registered = tuple[Version, ArtifactReader, dict[str, Any]]
+
+
+class RunReports:
+    """Takes in reports about jobs."""
+
+    def __init__(  # noqa: PLR0913, PLR0917  # the parts of the control plane it acts on
+        self,
+        database: Database,
+        artifacts: Artifacts,
+        leases: Leases,
+        runs: Runs,
+        events: Events,
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._database = database
+        self._artifacts = artifacts
+        self._leases = leases
+        self._runs = runs
+        self._events = events
+        self._clock = clock
+
+    def progress(self, node: str, report: rpc.JobProgress) -> None:
+        """A job has come further; its first progress makes it RUNNING. Raises LeaseLost."""
+        if len(report.progress.metrics) > _MOST_METRICS:
+            raise InvalidInput(f"a job reports at most {_MOST_METRICS} measurements at a time")
+        with self._database.write() as transaction:
+            row = self._row(transaction, node, report.work)
+            values: dict[str, object] = {"restarts": max(row.restarts, report.restarts)}
+            if report.event:
+                values["message"] = report.event[:LONGEST_MESSAGE]
+            if report.HasField("progress"):
+                progress = job_pb2.Progress()
+                progress.CopyFrom(report.progress)
+                progress.message = progress.message[:LONGEST_MESSAGE]
+                values["progress"] = json_format.MessageToDict(progress)
+                self._measure(transaction, row, report.progress)
+            if row.state == JobState.STARTING:
+                values["start_time"] = row.start_time or self._clock()
+            to = JobState.RUNNING if row.state == JobState.STARTING else None
+            job_rows.change(transaction, self._events, row, to, **values)
+
+    def checkpoint(self, node: str, report: rpc.CheckpointComplete) -> None:
+        """A checkpoint is complete: verify it, then let later starts resume from it.
+
+        Raises LeaseLost for an older epoch, Tampered when it is not complete.
+        """
+        with self._database.read() as state:
+            row = self._row(state, node, report.work)
+            series = pending(state, row.uid, CHECKPOINTS)
+            if not series:
+                raise InvalidInput(f"a {row.kind} job has no checkpoints")
+            version = self._artifacts.read(state, series[0])
+        if report.step <= row.checkpoint_step:
+            return
+        self._artifacts.verify_checkpoint(
+            version, report.step, report.manifest_digest, epoch=row.epoch
+        )
+        with self._database.write() as transaction:
+            row = self._row(transaction, node, report.work)
+            job_rows.change(
+                transaction,
+                self._events,
+                row,
+                checkpoint_step=report.step,
+                checkpoint_digest=report.manifest_digest,
+            )
+
+    def ended(self, node: str, report: rpc.JobEnded) -> None:
+        """A job's part on a node has ended. Raises LeaseLost."""
+        work = report.work
+        # Also of a lease that is over: the process is gone, so its devices are free.
+        self._leases.gone(work.work, work.epoch, node)
+        share = self._leases.check(work.work, work.epoch, node)
+        if not report.succeeded:
+            self._failed(report)
+            self._leases.gone(work.work, work.epoch, node)
+            return
+        with self._database.write() as transaction:
+            row = self._row(transaction, node, work)
+            values: dict[str, object] = {}
+            if share.rank_base == 0:
+                self._note_outputs(transaction, row, report)
+                values["result"] = json_format.MessageToDict(report.result)
+            shares = self._leases.end_share(work.work, work.epoch, node)
+            values["placement"] = [other.as_json() for other in shares]
+            if row.state == JobState.STARTING:
+                values["start_time"] = row.start_time or self._clock()
+            to = JobState.RUNNING if row.state == JobState.STARTING else None
+            job_rows.change(transaction, self._events, row, to, **values)
+        if all(other.ended for other in shares):
+            self.finish(work.work, work.epoch)
+
+    def finish(self, uid: str, epoch: int) -> None:
+        """Every part has ended well: verify, sign and register what was made; the job has ended."""
+        with self._database.read() as state:
+            row = job_rows.by_uid(state, uid)
+        if row is None or row.epoch != epoch or row.state != JobState.RUNNING:
+            return
+        try:
+            made = self._made(row)
+        except ApplianceError as error:
+            _logger.warning("an output of job %s is refused: %s", uid, error.message)
+            self._runs.fail(row, error.reason, f"an output is refused: {error.message}")
+            return
+        with self._database.write() as transaction:
+            for version, reader, facts in made.values():
+                self._artifacts.register(transaction, version, reader, facts)
+            self._runs.end_in(
+                transaction,
+                row,
+                JobState.SUCCEEDED,
+                message="",
+                outputs={slot: version.uid for slot, (version, _, _) in made.items()},
+                end_time=self._clock(),
+            )
+        self._runs.stop(uid, epoch)
+
+    def _failed(self, report: rpc.JobEnded) -> None:
+        work = report.work
+        message = report.message[:LONGEST_MESSAGE] or "the job ended without saying why"
+        if report.reason in RETRIED:
+            self._runs.lost(work.work, work.epoch, message)
+            return
+        with self._database.read() as state:
+            row = job_rows.by_uid(state, work.work)
+        if row is not None and row.epoch == work.epoch:
+            self._runs.fail(row, report.reason or "INTERNAL", message)
+
+    def _row(self, state: Any, node: str, work: rpc.WorkEpoch) -> Row[Any]:  # noqa: ANN401  # Reading or Transaction
+        """The job of a report, whose lease the node holds."""
+        self._leases.check(work.work, work.epoch, node)
+        row = job_rows.by_uid(state, work.work)
+        if row is None or row.epoch != work.epoch:
+            raise LeaseLost(f"epoch {work.epoch} of {work.work} is over; stop its processes")
+        return row
+
+    def _measure(self, transaction: Transaction, row: Row[Any], progress: job_pb2.Progress) -> None:
+        """Keep the measurements of a step; of a step done twice, the later ones."""
+        if not progress.metrics:
+            return
+        values = dict(progress.metrics)
+        key = (
+            _metric.job == row.uid,
+            _metric.epoch == row.epoch,
+            _metric.step == progress.step,
+        )
+        if not transaction.run(update(tables.job_metric).where(*key).values(values=values)):
+            transaction.run(
+                insert(tables.job_metric).values(
+                    job=row.uid, epoch=row.epoch, step=progress.step, values=values
+                )
+            )
+
+    def _note_outputs(self, transaction: Transaction, row: Row[Any], report: rpc.JobEnded) -> None:
+        waiting = {found.kind: found for found in pending(transaction, row.uid)}
+        for output in report.outputs:
+            if output.slot not in waiting or output.slot == CHECKPOINTS:
+                raise InvalidInput(f"a {row.kind} job makes no {output.slot[:40]!r}")
+            if len(output.manifest_digest) != _DIGEST:
+                raise InvalidInput("the digest of an output is not a SHA-256")
+            transaction.run(
+                update(tables.artifact_version)
+                .where(_version.uid == waiting[output.slot].uid)
+                .values(manifest_digest=output.manifest_digest)
+            )
+
+    def _made(self, row: Row[Any]) -> dict[str, Registered]:
+        """Every output, verified and signed, by slot."""
+        spec = job_rows.spec_of(row)
+        with self._database.read() as state:
+            rows = {found.kind: found for found in pending(state, row.uid)}
+            found = {kind: self._artifacts.read(state, pending) for kind, pending in rows.items()}
+        made: dict[str, Registered] = {}
+        for slot in job_specs.outputs_of(row.kind, spec):
+            version = found.get(slot)
+            if version is None or not version.digest:
+                raise FailedPrecondition(f"the job ended well, but made no {slot}")
+            reader = self._artifacts.verify(version, version.digest, epoch=row.epoch)
+            facts = outputs.facts_of(slot, reader, row.kind, spec)
+            self._artifacts.sign(version, version.digest)
+            made[slot] = (version, reader, facts)
+        return made

@@ -1,0 +1,262 @@
+"""The life of a job on nodes: started under a new epoch, lost, given up, cancelled, taken up again.
+
+Rules kept here:
+* a start is one transaction: epoch, shares and the pending outputs of this epoch; orders go out
+  after it;
+* every start writes into folders of its own with keys of its own, so that what a lost node still
+  writes is nowhere and opens for nobody; only the series of checkpoints goes on;
+* a job that lost its lease goes back to the queue, at most `MOST_STARTS` times in all.
+
+Called by the scheduler and by `services.jobs` (cancel); what agents report about a run is in
+`services.run_reports`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Row, select
+
+from appliance.api.agent.v1 import agent_service_pb2 as rpc
+from appliance.control.events import Events
+from appliance.control.services import job_rows, job_specs
+from appliance.control.services.artifact_rows import PENDING
+from appliance.control.services.artifacts import CHECKPOINTS, Artifacts, Made
+from appliance.control.services.fleet import Fleet
+from appliance.control.services.leases import Leases, Share
+from appliance.control.store import tables
+from appliance.control.store.database import Database, Reading, Transaction
+from appliance.core.errors import ApplianceError, LeaseLost
+from appliance.core.jobs import TERMINAL, JobState
+from appliance.core.names import Name
+from appliance.core.placement import Demand, Placement
+
+MOST_STARTS = 3
+FIRST_PORT = 29400
+STOP_SECONDS = 5.0
+_CHECKPOINTED = frozenset({"train"})
+_LEASED = (JobState.STARTING, JobState.RUNNING)
+_job = tables.job.c
+_version = tables.artifact_version.c
+_logger = logging.getLogger(__name__)
+
+
+class Runs:
+    """Starts and ends jobs on nodes."""
+
+    def __init__(  # noqa: PLR0913, PLR0917  # the parts of the control plane it acts on
+        self,
+        database: Database,
+        artifacts: Artifacts,
+        leases: Leases,
+        fleet: Fleet,
+        events: Events,
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._database = database
+        self._artifacts = artifacts
+        self._leases = leases
+        self._fleet = fleet
+        self._events = events
+        self._clock = clock
+
+    def queued(self) -> list[tuple[Row[Any], Demand]]:
+        """Jobs that wait for devices, oldest first, and what each needs.
+
+        One whose inputs are gone fails here.
+        """
+        with self._database.read() as state:
+            rows = state.all(
+                select(tables.job)
+                .where(_job.state == JobState.QUEUED)
+                .order_by(_job.create_time, _job.uid)
+            )
+        found: list[tuple[Row[Any], Demand]] = []
+        for row in rows:
+            try:
+                with self._database.read() as state:
+                    inputs = job_rows.inputs_of(state, row)
+                found.append((row, job_specs.demand(row.kind, job_rows.spec_of(row), inputs)))
+            except ApplianceError as error:
+                self.fail(row, error.reason, error.message)
+        return found
+
+    def wait(self, row: Row[Any], why: str) -> None:
+        """Note why a queued job does not start yet."""
+        if row.message != why:
+            with self._database.write() as transaction:
+                job_rows.change(transaction, self._events, row, message=why)
+
+    def start(self, row: Row[Any], demand: Demand, placements: Sequence[Placement]) -> bool:
+        """Lease a queued job to these places and send the orders; whether it is on its way."""
+        shares = self._shares(demand, placements)
+        epoch = self._leases.grant(row.uid, row.epoch, shares)
+        try:
+            with self._database.write() as transaction:
+                started = {"epoch": epoch, "placement": [share.as_json() for share in shares]}
+                job_rows.change(
+                    transaction, self._events, row, JobState.STARTING, message="", **started
+                )
+                self._allocate(transaction, row)
+        except ApplianceError as error:
+            self._leases.release(row.uid, epoch)
+            if not isinstance(error, LeaseLost):
+                self.fail(row, error.reason, error.message)
+            return False
+        except BaseException:
+            self._leases.release(row.uid, epoch)
+            raise
+        for number, share in enumerate(shares):
+            if not self._fleet.send(share.node, self._order(row, epoch, number, shares)):
+                self.lost(row.uid, epoch, f"node {share.node} went away while the job started")
+                return False
+        return True
+
+    def lost(self, uid: str, epoch: int, why: str) -> None:
+        """A start of a job is over without a result: queue it again, or give it up."""
+        self.stop(uid, epoch)
+        with self._database.read() as state:
+            row = job_rows.by_uid(state, uid)
+        if row is None or row.epoch != epoch or row.state not in _LEASED:
+            return
+        if epoch >= MOST_STARTS:
+            sentence = f"given up after {epoch} starts; the last one ended because {why}"
+            self.fail(row, "LEASE_LOST", sentence)
+            return
+        with self._database.write() as transaction:
+            job_rows.change(
+                transaction,
+                self._events,
+                row,
+                JobState.QUEUED,
+                placement=[],
+                message=f"starts again: {why}",
+            )
+            self._drop(transaction, row, checkpoints=False)
+        _logger.warning("job %s starts again: %s", uid, why)
+
+    def fail(self, row: Row[Any], reason: str, message: str) -> None:
+        """End a job that cannot succeed."""
+        self.end(row, JobState.FAILED, reason=reason, message=message)
+
+    def end(self, row: Row[Any], to: JobState, *, reason: str, message: str) -> None:
+        """End a job without outputs: its pending versions and checkpoints go, its nodes stop."""
+        with self._database.write() as transaction:
+            now = self._clock()
+            self.end_in(transaction, row, to, reason=reason, message=message, end_time=now)
+        self.stop(row.uid, row.epoch)
+
+    def end_in(
+        self, transaction: Transaction, row: Row[Any], to: JobState, **values: object
+    ) -> None:
+        """The rows of `end`, in a transaction; `stop` comes after its commit."""
+        job_rows.change(transaction, self._events, row, to, **values)
+        self._drop(transaction, row, checkpoints=True)
+
+    def stop(self, uid: str, epoch: int) -> None:
+        """End a lease and tell its nodes to stop."""
+        for share in self._leases.release(uid, epoch):
+            self._fleet.send(share.node, stop_order(uid, epoch, STOP_SECONDS))
+
+    def take_up(self) -> list[Row[Any]]:
+        """At start: give the nodes of running jobs a whole lease to be heard of again.
+
+        Returns jobs whose every part had ended already: their outputs are still to be registered.
+        """
+        with self._database.read() as state:
+            rows = state.all(select(tables.job).where(_job.state.in_(_LEASED)))
+        for row in rows:
+            self._leases.take_up(row.uid, row.epoch, shares_of(row))
+        return [
+            row for row in rows if all(share.ended for share in shares_of(row)) and row.placement
+        ]
+
+    def tidy(self) -> None:
+        """At start: drop pending versions of jobs that have ended or are gone."""
+        with self._database.write() as transaction:
+            rows = transaction.all(
+                select(tables.artifact_version)
+                .outerjoin(tables.job, _job.uid == _version.job)
+                .where(
+                    _version.state == PENDING,
+                    _version.job.is_not(None),
+                    (_job.uid.is_(None)) | (_job.state.in_(tuple(TERMINAL))),
+                )
+            )
+            self._artifacts.drop(transaction, rows)
+
+    def _shares(self, demand: Demand, placements: Sequence[Placement]) -> list[Share]:
+        port = 0
+        if len(placements) > 1:
+            used = self._leases.ports(placements[0].node)
+            port = next(port for port in range(FIRST_PORT, 1 << 16) if port not in used)
+        shares: list[Share] = []
+        base = 0
+        for placed in placements:
+            memory = placed.ranks * demand.memory_per_rank
+            first = port if base == 0 else 0
+            shares.append(Share(placed.node, base, placed.device_indices, memory, first))
+            base += placed.ranks
+        return shares
+
+    def _allocate(self, transaction: Transaction, row: Row[Any]) -> None:
+        """Pending versions for what this start makes; the checkpoints go on."""
+        spec = job_rows.spec_of(row)
+        names = [name for name, _ in job_specs.inputs_of(row.kind, spec).values()]
+        made = Made(row.creator, row.uid, tuple(names))
+        for slot, (_, name, kind) in job_specs.outputs_of(row.kind, spec).items():
+            artifact = Name.parse(name, kind).id
+            self._artifacts.allocate(transaction, row.project, slot, artifact, made)
+        if row.kind in _CHECKPOINTED and not pending(transaction, row.uid, CHECKPOINTS):
+            self._artifacts.allocate(transaction, row.project, CHECKPOINTS, row.uid, made)
+
+    def _drop(self, transaction: Transaction, row: Row[Any], *, checkpoints: bool) -> None:
+        rows = pending(transaction, row.uid)
+        if not checkpoints:
+            rows = [found for found in rows if found.kind != CHECKPOINTS]
+        self._artifacts.drop(transaction, rows)
+
+    def _order(
+        self, row: Row[Any], epoch: int, number: int, shares: Sequence[Share]
+    ) -> rpc.ConnectResponse:
+        share, first = shares[number], self._fleet.facts(shares[0].node)
+        with self._database.read() as state:
+            job = job_rows.resource(state, row)
+        host = first.address if first is not None and len(shares) > 1 else "127.0.0.1"
+        return rpc.ConnectResponse(
+            start_job=rpc.StartJob(
+                work=rpc.WorkEpoch(work=row.uid, epoch=epoch),
+                job=job,
+                rank_base=share.rank_base,
+                local_ranks=len(share.devices),
+                world_size=sum(len(other.devices) for other in shares),
+                node_count=len(shares),
+                node_rank=number,
+                devices=share.devices,
+                rendezvous=f"{host}:{shares[0].port}",
+                memory_bytes=share.memory_bytes,
+            )
+        )
+
+
+def pending(state: Reading, uid: str, kind: str | None = None) -> list[Row[Any]]:
+    """Pending versions of a job; of one kind unless None."""
+    wanted = select(tables.artifact_version).where(_version.job == uid, _version.state == PENDING)
+    if kind is not None:
+        wanted = wanted.where(_version.kind == kind)
+    return state.all(wanted)
+
+
+def shares_of(row: Row[Any]) -> list[Share]:
+    """The shares in a job's row."""
+    return [Share.from_json(share) for share in row.placement]
+
+
+def stop_order(work: str, epoch: int, grace_seconds: float) -> rpc.ConnectResponse:
+    """The order to stop a piece of work."""
+    return rpc.ConnectResponse(
+        stop=rpc.StopWork(work=rpc.WorkEpoch(work=work, epoch=epoch), grace_seconds=grace_seconds)
+    )
