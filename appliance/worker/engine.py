@@ -1,0 +1,184 @@
+"""One vLLM engine: started, asked for answers, asked how it is.
+
+Rules kept here:
+* the engine and its ranks are forked from this process, which has imported everything they need:
+  they start in seconds, and inherit what must not be written down;
+* nothing of the engine waits for a request of its own: outputs of a step reach the sinks of their
+  requests in one turn of the event loop, without a task for each;
+* the engine counts as hanging or not by its steps, each of which it reports, tokens or none.
+
+The only user of vLLM's `AsyncLLM` (0.32). Constructed by `appliance.worker.main`; called by the
+service.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.inputs.engine import tokens_input
+from vllm.model_executor.models.registry import ModelRegistry
+from vllm.outputs import RequestOutput
+from vllm.platforms import current_platform
+from vllm.sampling_params import RequestOutputKind, SamplingParams
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.metrics.loggers import StatLoggerBase
+
+from appliance.core.errors import Unavailable
+from appliance.worker.admission import ARCHITECTURES, architecture_of, dtype_of
+from appliance.worker.loader import LOAD_FORMAT, register
+from appliance.worker.outputs import LENGTH, STOP, Output, Pulse
+from appliance.worker.requests import Limits, Request
+
+MOST_RUNNING = 128
+"""Answers in one step; more wait."""
+STOP_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to start an engine.
+
+    Attributes:
+        folder: holds the checked `config.json` and nothing else.
+        config: the same, as a value.
+        tensor_parallel: ranks.
+        sequence_length: most tokens of a prompt and its answer.
+        cache_bytes: of the key-value cache, of all ranks together.
+    """
+
+    folder: Path
+    config: Mapping[str, Any]
+    tensor_parallel: int
+    sequence_length: int
+    cache_bytes: int
+
+
+class _StepLogger(StatLoggerBase):  # type: ignore[misc]  # vLLM has no types that mypy follows
+    """vLLM's own way to hear of each step."""
+
+    def __init__(self, pulse: Pulse) -> None:
+        self._pulse = pulse
+
+    def record(self, scheduler_stats: Any, *_: Any, **__: Any) -> None:  # noqa: ANN401  # vLLM's own signature
+        """A step ended."""
+        if scheduler_stats is not None:
+            waiting = scheduler_stats.num_waiting_reqs + scheduler_stats.num_skipped_waiting_reqs
+            self._pulse.beat(scheduler_stats.num_running_reqs, waiting)
+
+    def log_engine_initialized(self) -> None:
+        """Nothing to say."""
+
+
+class Engine:
+    """A running engine. Construct it before the event loop and before gRPC: it forks.
+
+    Raises whatever vLLM raises; why a rank failed is in the family's `fault`.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        register()
+        _know_architecture(architecture_of(settings.config))
+        self.pulse = Pulse()
+        config = _engine_args(settings).create_engine_config()
+        # vLLM asks for new interpreters on CPUs; forked ranks are what this worker is built on.
+        os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
+        self._llm = AsyncLLM.from_vllm_config(
+            config,
+            stat_loggers=[lambda *_: _StepLogger(self.pulse)],
+            disable_log_stats=True,
+        )
+        self.limits = Limits(
+            sequence_length=config.model_config.max_model_len,
+            vocabulary=config.model_config.get_vocab_size(),
+        )
+
+    async def submit(
+        self, identifier: str, request: Request, sink: Callable[[Output], None]
+    ) -> None:
+        """Start an answer; `sink` gets its outputs, one a step, and must not wait.
+
+        Raises Unavailable when the engine is dead.
+        """
+
+        def put(output: RequestOutput | Exception) -> None:
+            sink(_output_of(output))
+
+        try:
+            collector = await self._llm.add_request(
+                identifier, tokens_input(request.prompt), _sampling_of(request)
+            )
+        except Exception as error:
+            raise Unavailable("the engine did not take the request") from error
+        # From here on the engine's outputs go straight to the sink; nothing ran since it was added.
+        collector.put = put
+        early = collector.get_nowait()
+        if early is not None:
+            put(early)
+
+    async def abort(self, identifiers: list[str]) -> None:
+        """Forget answers; their slots are free with the engine's next step."""
+        await self._llm.abort(identifiers)
+
+    def stop(self) -> None:
+        """End the engine's processes."""
+        self._llm.shutdown(timeout=STOP_SECONDS)
+
+
+def _output_of(output: RequestOutput | Exception) -> Output:
+    if isinstance(output, Exception):
+        return Output([], failed=True)
+    made = output.outputs[0]
+    finish = made.finish_reason or ""
+    return Output(list(made.token_ids), finish, failed=finish not in ("", STOP, LENGTH))
+
+
+def _sampling_of(request: Request) -> SamplingParams:
+    return SamplingParams(
+        max_tokens=request.max_tokens,
+        temperature=request.temperature,
+        top_p=request.top_p,
+        top_k=request.top_k,
+        seed=request.seed,
+        stop_token_ids=request.end_token_ids,
+        ignore_eos=True,
+        detokenize=False,
+        output_kind=RequestOutputKind.DELTA,
+        skip_clone=True,
+    )
+
+
+def _engine_args(settings: Settings) -> AsyncEngineArgs:
+    cpu = current_platform.is_cpu()
+    return AsyncEngineArgs(
+        model=str(settings.folder),
+        load_format=LOAD_FORMAT,
+        skip_tokenizer_init=True,
+        trust_remote_code=False,
+        # The gateway decides how to choose tokens, not a file of the model.
+        generation_config="vllm",
+        dtype=dtype_of(settings.config),
+        max_model_len=settings.sequence_length,
+        max_num_seqs=MOST_RUNNING,
+        tensor_parallel_size=settings.tensor_parallel,
+        distributed_executor_backend="mp",
+        kv_cache_memory_bytes=settings.cache_bytes // settings.tensor_parallel,
+        worker_cls="appliance.worker.rank.BoundWorker" if cpu else "auto",
+        enforce_eager=cpu,
+        disable_log_stats=True,
+        enable_log_requests=False,
+        seed=0,
+    )
+
+
+def _know_architecture(name: str) -> None:
+    """Import the model's code here: vLLM would start an interpreter to look at it, and each rank import it again."""
+    if current_platform.is_cpu():
+        module = import_module(f"vllm.model_executor.models.{ARCHITECTURES[name]}")
+        ModelRegistry.register_model(name, getattr(module, name))
+        import_module("appliance.worker.rank")

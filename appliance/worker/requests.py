@@ -1,0 +1,93 @@
+"""What a gateway may ask of the engine: a `Submit` checked and made definite.
+
+Rules kept here: what the engine would choke on never reaches it, where it could end all answers;
+what is refused is refused with a sentence for the caller. Called by `appliance.worker.service`;
+pure.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from appliance.api.inference.v1 import generation_pb2, worker_service_pb2
+from appliance.core.errors import InvalidInput
+
+HOTTEST = 2.0
+MOST_END_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the engine can: tokens of a prompt with its answer, and token ids of the vocabulary."""
+
+    sequence_length: int
+    vocabulary: int
+
+
+@dataclass(frozen=True)
+class Request:
+    """One answer to make.
+
+    Attributes:
+        prompt: token ids, at least one.
+        max_tokens: most tokens to answer with, at least one and what the context leaves at most.
+        temperature: 0 takes the likeliest token always.
+        top_p: share of the probability to choose from, in (0, 1].
+        top_k: tokens to choose from; 0: all.
+        seed: of the choice; None: random.
+        end_token_ids: tokens that end the answer, which they are part of.
+    """
+
+    prompt: list[int]
+    max_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    seed: int | None
+    end_token_ids: list[int]
+
+
+def request_of(submit: worker_service_pb2.Submit, limits: Limits) -> Request:
+    """The request of a message. Raises InvalidInput with a sentence for the caller."""
+    prompt = list(submit.prompt_token_ids)
+    ends = list(submit.end_token_ids)
+    sampling = submit.sampling
+    left = limits.sequence_length - len(prompt)
+    if not prompt:
+        raise InvalidInput("the prompt is empty: send at least one token")
+    if left < 1:
+        raise InvalidInput(
+            f"the prompt has {len(prompt)} tokens, but prompt and answer together may have "
+            f"{limits.sequence_length}: send a shorter one"
+        )
+    if max(prompt) >= limits.vocabulary or (ends and max(ends) >= limits.vocabulary):
+        raise InvalidInput(
+            f"a token id is not in the model's vocabulary of {limits.vocabulary}: the prompt was made with another "
+            "tokenizer"
+        )
+    if len(ends) > MOST_END_TOKENS:
+        raise InvalidInput(f"there are more than {MOST_END_TOKENS} end tokens")
+    _check_sampling(sampling)
+    return Request(
+        prompt=prompt,
+        max_tokens=min(sampling.max_tokens or left, left),
+        temperature=sampling.temperature,
+        top_p=sampling.top_p or 1.0,
+        top_k=sampling.top_k,
+        seed=sampling.seed if sampling.HasField("seed") else None,
+        end_token_ids=[] if sampling.ignore_end else ends,
+    )
+
+
+def _check_sampling(sampling: generation_pb2.Sampling) -> None:
+    if sampling.max_tokens < 0:
+        raise InvalidInput("max_tokens must not be negative")
+    if not (math.isfinite(sampling.temperature) and 0 <= sampling.temperature <= HOTTEST):
+        raise InvalidInput(f"temperature must be between 0 and {HOTTEST:g}")
+    if not (math.isfinite(sampling.top_p) and 0 <= sampling.top_p <= 1):
+        raise InvalidInput("top_p must be between 0 and 1")
+    if sampling.top_k < 0:
+        raise InvalidInput("top_k must not be negative")
+    if sampling.stop:
+        raise InvalidInput("a worker does not look for stop texts: the gateway does")
