@@ -8,7 +8,8 @@ only translates:
 
 Rules kept here:
 * services are synchronous and run in a pool of threads, so a slow disk never stops the event loop;
-* permissions, audit and errors are the gate's business; a servicer has no `try` and no `abort`.
+* permissions, audit and errors are the gate's business; a servicer has no `try` and no `abort`;
+* work that has begun ends, also when its caller leaves, so that the audit result is true.
 """
 
 from __future__ import annotations
@@ -16,12 +17,17 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
+import importlib
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
-from typing import TypeVar
+from typing import TypeVar, cast
+
+from google.protobuf.descriptor import ServiceDescriptor
 
 from appliance.control.events import Events
 from appliance.control.services.caller import Caller, current_caller
+from appliance.core.errors import Internal
+from appliance.wire.server import Service
 
 T = TypeVar("T")
 
@@ -49,7 +55,13 @@ class Servicer:
     async def _run(self, function: Callable[..., T], *arguments: object) -> T:
         """Call a synchronous service method in the pool, in the context of this request."""
         call = functools.partial(contextvars.copy_context().run, function, *arguments)
-        return await asyncio.get_running_loop().run_in_executor(self._pool, call)
+        work = asyncio.get_running_loop().run_in_executor(self._pool, call)
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            # The caller has left, but a change under way ends one way or the other: what is
+            # recorded as its outcome must be what happened.
+            return await work
 
     async def _follow(
         self, topic: str, read: Callable[[], T], ended: Callable[[T], bool]
@@ -65,3 +77,25 @@ class Servicer:
                 if ended(value):
                     return
                 await watch.wait(LOOK_AGAIN)
+
+
+def descriptor_of(kind: type[Servicer]) -> ServiceDescriptor:
+    """The proto service a servicer's class implements."""
+    module, base = _generated(kind)
+    services = importlib.import_module(module.removesuffix("_grpc")).DESCRIPTOR.services_by_name
+    return cast("ServiceDescriptor", services[base.removesuffix("Servicer")])
+
+
+def service_of(servicer: Servicer) -> Service:
+    """A servicer with the generated function that registers it, for a listener."""
+    module, base = _generated(type(servicer))
+    register = getattr(importlib.import_module(module), f"add_{base}_to_server")
+    return Service(servicer, register)
+
+
+def _generated(kind: type[Servicer]) -> tuple[str, str]:
+    """Module and name of the generated class a servicer inherits from."""
+    for base in kind.__mro__:
+        if base.__module__.endswith("_pb2_grpc"):
+            return base.__module__, base.__name__
+    raise Internal(f"{kind.__name__} implements no service of the protos")

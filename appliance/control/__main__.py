@@ -1,0 +1,117 @@
+"""`python -m appliance.control --config control.toml` serves; `… init` makes a data directory.
+
+Rules kept here: the password is read from standard input, never from an argument; what goes wrong
+is one sentence on standard error and exit code 1, a wrong command line is 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from appliance.control import setup
+from appliance.control.config import ControlConfig
+from appliance.control.main import Control
+from appliance.core import config, log
+from appliance.core.errors import ApplianceError, InvalidInput
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command line; the exit code: 0, 1 when something is wrong, 2 for wrong usage."""
+    os.umask(0o077)
+    parsed = _parser().parse_args(arguments)
+    try:
+        if parsed.command == "init":
+            return _init(parsed)
+        if parsed.config is None:
+            raise InvalidInput("name the configuration with --config, or make one with `init`")
+        log.configure("control")
+        for library in ("alembic", "casbin"):
+            logging.getLogger(library).setLevel(logging.WARNING)
+        with contextlib.suppress(KeyboardInterrupt):
+            asyncio.run(_serve(config.load(ControlConfig, parsed.config)))
+    except ApplianceError as error:
+        print(f"error: {error.message}", file=sys.stderr)  # noqa: T201  # said to whoever starts it
+        return 1
+    return 0
+
+
+async def _serve(settings: ControlConfig) -> None:
+    control = Control.build(settings, lambda: datetime.now(UTC))
+    try:
+        await control.run()
+    finally:
+        await control.close()
+
+
+def _init(parsed: argparse.Namespace) -> int:
+    ports = dict(setup.PORTS)
+    for choice in parsed.port:
+        name, equals, number = choice.partition("=")
+        if not equals or name not in ports or not number.isascii() or not number.isdigit():
+            raise InvalidInput(
+                f"--port {choice}: write NAME=NUMBER with one of {', '.join(sorted(ports))}"
+            )
+        ports[name] = int(number)
+    plan = setup.Plan(
+        data=parsed.data_dir,
+        administrator=parsed.admin,
+        listen=parsed.listen,
+        address=parsed.address,
+        ports=ports,
+        node_name=parsed.node,
+        gateway_name=parsed.gateway,
+    )
+    password = sys.stdin.readline().removesuffix("\n")
+    made = setup.init(plan, password)
+    print(  # noqa: T201  # the answer of the command
+        json.dumps(
+            {
+                "data": str(made.data),
+                "cluster_id": made.cluster_id,
+                "ca_fingerprint": made.ca_fingerprint,
+            }
+        )
+    )
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m appliance.control", description="The control plane."
+    )
+    parser.add_argument("--config", type=Path, help="control.toml in the data directory")
+    commands = parser.add_subparsers(dest="command")
+    init = commands.add_parser("init", help="make the data directory of a new appliance")
+    init.add_argument("--data-dir", type=Path, required=True)
+    init.add_argument("--admin", required=True, help="id of the first administrator")
+    init.add_argument(
+        "--password-stdin",
+        action="store_true",
+        required=True,
+        help="read the administrator's password from the first line of standard input",
+    )
+    init.add_argument("--listen", default="127.0.0.1", help="host to listen on")
+    init.add_argument("--address", default="127.0.0.1", help="host under which others reach it")
+    init.add_argument("--node", default="node-1", help="id of the node on this server")
+    init.add_argument("--gateway", default="gateway-1", help="id of the gateway on this server")
+    init.add_argument(
+        "--port",
+        action="append",
+        default=[],
+        metavar="NAME=NUMBER",
+        help=f"another port than {', '.join(f'{n}={p}' for n, p in setup.PORTS.items())}",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

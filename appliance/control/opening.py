@@ -1,0 +1,132 @@
+"""Open a data directory: what must be in order before the control plane serves anybody.
+
+Checked here, each with one sentence that says what to do:
+* the folder is private and no other control plane uses it;
+* root key and keyring are files of this user alone, and belong to this appliance;
+* the state database is whole, of this version, and of the same appliance as the keyring;
+* the audit log is whole, signed by this keyring, and not older than what the state has seen;
+* the clock is not before what was recorded last.
+
+The attacks: a keyring, state or log swapped for an older or a foreign one; a clock set back to make
+ended credentials live again. Called by the composition root.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from appliance.control.audit import witness
+from appliance.control.audit.log import AuditLog
+from appliance.control.config import ControlConfig, DataDirectory, audit_origin
+from appliance.control.store import migrate, tables
+from appliance.control.store.database import Database
+from appliance.core.errors import FailedPrecondition
+from appliance.core.files import make_private_dir, read_secret
+from appliance.crypto.keys import Keyring, RootKey
+
+CLOCK_TOLERANCE = timedelta(minutes=5)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An open data directory. `close` it when the process ends."""
+
+    data: DataDirectory
+    keyring: Keyring
+    database: Database
+    log: AuditLog
+    lock: int
+
+    def close(self) -> None:
+        """Sign the last checkpoint, close everything, let others use the folder."""
+        self.log.close()
+        self.database.close()
+        os.close(self.lock)
+
+
+def open_data(settings: ControlConfig, clock: Callable[[], datetime]) -> Opened:
+    """Check and open the data directory of a configuration.
+
+    Raises:
+        FailedPrecondition: something is missing, open to others, in use or of another version.
+        Tampered: keyring or audit log were changed; Stale when the log is an older copy.
+    """
+    data = DataDirectory(settings.data)
+    if not data.root_key.exists():
+        raise FailedPrecondition(
+            f"{data.path} holds no appliance: make one with `appliance init`", path=data.path
+        )
+    make_private_dir(data.path)
+    lock = _lock(data)
+    try:
+        root = RootKey.read(data.root_key)
+        keyring = Keyring.open(read_secret(data.keyring), root, settings.cluster_id)
+        database = Database(data.state)
+    except BaseException:
+        os.close(lock)
+        raise
+    try:
+        log = _open_log(data, keyring, database, clock)
+    except BaseException:
+        database.close()
+        os.close(lock)
+        raise
+    database.watch_log(log.head)
+    return Opened(data, keyring, database, log, lock)
+
+
+def _lock(data: DataDirectory) -> int:
+    make_private_dir(data.run)
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(data.run / "control.lock", flags, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise FailedPrecondition(
+            f"another control plane uses {data.path}: stop it first", path=data.path
+        ) from error
+    return descriptor
+
+
+def _open_log(
+    data: DataDirectory, keyring: Keyring, database: Database, clock: Callable[[], datetime]
+) -> AuditLog:
+    found = migrate.check(database)
+    if found != keyring.cluster_id:
+        raise FailedPrecondition(
+            f"{data.state} belongs to appliance {found}, the keyring to {keyring.cluster_id}: "
+            "restore both from the same backup"
+        )
+    log = AuditLog.open(
+        data.audit,
+        keyring.audit_sign,
+        audit_origin(keyring.cluster_id),
+        clock,
+        known=witness.known(database),
+    )
+    try:
+        _check_clock(database, log, clock())
+    except BaseException:
+        log.close()
+        raise
+    return log
+
+
+def _check_clock(database: Database, log: AuditLog, now: datetime) -> None:
+    with database.read() as state:
+        latest: datetime = state.value(
+            tables.meta.select().with_only_columns(tables.meta.c.create_time)
+        )
+    for record in log.newest():
+        latest = max(latest, datetime.fromisoformat(record["time"]))
+        break
+    if now < latest - CLOCK_TOLERANCE:
+        raise FailedPrecondition(
+            f"the clock says {now:%Y-%m-%d %H:%M:%S}Z, but the last record is of "
+            f"{latest:%Y-%m-%d %H:%M:%S}Z: set the clock right, then start again"
+        )

@@ -1,0 +1,331 @@
+"""`init`: make the data directory of a new appliance, all of it or nothing.
+
+Rules kept here:
+* everything is made in a hidden folder beside the target and renamed into place at the end, so a
+  full disk, a crash or a bad password leaves nothing half-made and an existing appliance untouched;
+* a folder that holds an appliance, or anything else, is refused;
+* folders are 0700, keys and tokens 0600; the password comes as an argument of a function, never of
+  a command line.
+
+Called by `python -m appliance.control init`, which the command runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import ipaddress
+import json
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from appliance.control.audit.log import AuditLog
+from appliance.control.audit.record import Entry
+from appliance.control.auth import join_tokens
+from appliance.control.auth.passwords import Passwords
+from appliance.control.auth.policy import PolicyStore
+from appliance.control.auth.roles import Roles
+from appliance.control.auth.rules import EVERYWHERE, Link
+from appliance.control.config import DataDirectory, audit_origin
+from appliance.control.events import Events
+from appliance.control.services.bindings import ADMINISTRATOR, Bindings
+from appliance.control.services.change import Changes
+from appliance.control.services.users import Users
+from appliance.control.store import migrate, tables
+from appliance.control.store.database import Database
+from appliance.core import names
+from appliance.core.errors import AlreadyExists, Exhausted, FailedPrecondition
+from appliance.core.files import make_private_dir, sync_dir, write_durably
+from appliance.core.identity import Principal, PrincipalKind
+from appliance.crypto.certs import make_csr, new_private_key, serial_of
+from appliance.crypto.keys import Keyring, RootKey
+
+GATEWAY_LIFETIME = timedelta(days=397)
+FIRST_JOIN = timedelta(hours=24)
+PORTS: Mapping[str, int] = {
+    "api": 7443,
+    "machines": 7444,
+    "metrics": 7445,
+    "node-health": 7446,
+    "node-metrics": 7447,
+    "gateway": 8443,
+    "openai": 8444,
+    "gateway-metrics": 8445,
+}
+"""Ports of an appliance on one server; metrics and health are on loopback always."""
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `init` is asked for.
+
+    Args:
+        data: the folder to make.
+        administrator: id of the first administrator.
+        listen: host to listen on.
+        address: host under which nodes, gateways and callers reach this server.
+        ports: by name, all of `PORTS`.
+        node_name, gateway_name: ids of the node and the gateway on this server.
+    """
+
+    data: Path
+    administrator: str
+    listen: str = "127.0.0.1"
+    address: str = "127.0.0.1"
+    ports: Mapping[str, int] = field(default_factory=lambda: dict(PORTS))
+    node_name: str = "node-1"
+    gateway_name: str = "gateway-1"
+
+
+@dataclass(frozen=True)
+class Made:
+    """What `init` has made."""
+
+    data: Path
+    cluster_id: str
+    ca_fingerprint: str
+
+
+def init(plan: Plan, password: str) -> Made:
+    """Make the data directory.
+
+    Raises:
+        AlreadyExists: there is an appliance already.
+        FailedPrecondition: the folder holds something else.
+        InvalidInput: an id or the password is refused.
+        Exhausted: the disk is full. In every case nothing was made.
+    """
+    names.check_id(plan.administrator, "admin")
+    names.check_id(plan.node_name, "node")
+    names.check_id(plan.gateway_name, "gateway")
+    target = plan.data.absolute()
+    _check_target(target)
+    with _beside(target) as folder:
+        made = _fill(plan, DataDirectory(folder), password)
+        folder.rename(target)
+    sync_dir(target.parent)
+    return Made(target, made.cluster_id, made.ca.fingerprint())
+
+
+def _check_target(target: Path) -> None:
+    if DataDirectory(target).config.exists() or DataDirectory(target).root_key.exists():
+        raise AlreadyExists(
+            f"{target} already holds an appliance, which was left as it is: start it with "
+            "`appliance up`, or choose another data directory",
+            path=target,
+        )
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise FailedPrecondition(
+            f"{target} is not an empty folder: choose another data directory", path=target
+        )
+
+
+@contextlib.contextmanager
+def _beside(target: Path) -> Iterator[Path]:
+    """A private folder beside the target, gone when the work in it fails."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder = make_private_dir(target.parent / f".{target.name}.{secrets.token_hex(8)}")
+    except OSError as error:
+        raise _unusable(target, error) from error
+    try:
+        yield folder
+    except OSError as error:
+        raise _unusable(target, error) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _unusable(target: Path, error: OSError) -> Exhausted | FailedPrecondition:
+    if error.errno in _FULL:
+        return Exhausted(
+            f"no space left for {target}, nothing was made: free some space, then repeat",
+            path=target,
+        )
+    return FailedPrecondition(f"{target} cannot be made ({error.strerror}), nothing was made")
+
+
+def _fill(plan: Plan, data: DataDirectory, password: str) -> Keyring:
+    cluster_id = secrets.token_hex(8)
+    root = RootKey.create(data.root_key)
+    keyring = Keyring.create(root, cluster_id)
+    write_durably(data.keyring, keyring.seal(root))
+    write_durably(data.authority, keyring.ca.certificate_pem, mode=0o644)
+    for folder in (data.audit, data.objects, data.gateway, data.node, data.run):
+        make_private_dir(folder)
+    gateway_key = new_private_key()
+    certificate = _gateway_certificate(plan, keyring, gateway_key)
+    token = _write_state(plan, data, keyring, password, serial_of(certificate))
+    write_durably(data.config, _control_toml(plan, cluster_id))
+    write_durably(data.gateway / "key.pem", gateway_key)
+    write_durably(data.gateway / "cert.pem", certificate)
+    write_durably(data.gateway / "ca.pem", keyring.ca.certificate_pem, mode=0o644)
+    write_durably(data.gateway / "gateway.toml", _gateway_toml(plan, cluster_id))
+    write_durably(data.node / "join.token", token.encode())
+    write_durably(data.node / "ca.pem", keyring.ca.certificate_pem, mode=0o644)
+    write_durably(data.node / "node.toml", _node_toml(plan, keyring))
+    return keyring
+
+
+def _gateway_certificate(plan: Plan, keyring: Keyring, key: bytes) -> bytes:
+    """For the gateway's calls and for its listeners; names and addresses clients may use."""
+    hosts, addresses = ["localhost"], ["127.0.0.1"]
+    try:
+        addresses.append(str(ipaddress.ip_address(plan.address)))
+    except ValueError:
+        hosts.append(plan.address)
+    return keyring.ca.issue(
+        make_csr(key),
+        Principal(PrincipalKind.GATEWAY, plan.gateway_name),
+        server=True,
+        client=True,
+        dns=hosts,
+        ips=dict.fromkeys(addresses),
+        lifetime=GATEWAY_LIFETIME,
+    )
+
+
+def _write_state(
+    plan: Plan, data: DataDirectory, keyring: Keyring, password: str, gateway_serial: str
+) -> str:
+    """Make the state and the audit log with the first administrator; the node's join token."""
+    passwords = Passwords(keyring.pepper)
+    passwords.check_new(password, plan.administrator)
+    hashed = passwords.hash(password)
+    database = Database(data.state)
+    try:
+        migrate.create(database, keyring.cluster_id, _now())
+        log = AuditLog.open(data.audit, keyring.audit_sign, audit_origin(keyring.cluster_id), _now)
+        try:
+            administrator = names.user(plan.administrator)
+            entry = Entry("intent", principal=administrator, method="init")
+            log.append(entry).result()
+            database.watch_log(log.head)
+            token = _write_rows(plan, database, keyring, hashed, gateway_serial)
+            entry = Entry("result", principal=administrator, method="init", outcome="OK")
+            log.append(entry).result()
+        finally:
+            log.close()
+    finally:
+        database.close()
+    return token
+
+
+def _write_rows(
+    plan: Plan, database: Database, keyring: Keyring, hashed: str, gateway_serial: str
+) -> str:
+    events, now = Events(), _now()
+    changes = Changes(database, _now)
+    policies = PolicyStore(database, Roles.load())
+    bindings = Bindings(database, changes, policies, events, _now)
+    users = Users(
+        database=database,
+        changes=changes,
+        passwords=Passwords(keyring.pepper),
+        payload_key=keyring.token_hmac,
+        events=events,
+        clock=_now,
+    )
+    first = Principal(PrincipalKind.USER, plan.administrator)
+    with database.write() as transaction:
+        users.add(transaction, plan.administrator, hashed)
+        transaction.run(
+            tables.gateway.insert().values(
+                id=plan.gateway_name,
+                state="READY",
+                certificate_serial=gateway_serial,
+                create_time=now,
+            )
+        )
+        token = join_tokens.create(
+            transaction,
+            keyring.token_hmac,
+            plan.node_name,
+            first.name,
+            now,
+            lifetime=FIRST_JOIN,
+        )
+        bindings.bind(
+            transaction, Link(first.subject, ADMINISTRATOR, EVERYWHERE), creator=first.name
+        )
+    return token.text
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _control_toml(plan: Plan, cluster_id: str) -> bytes:
+    openai = _host_port(plan.address, plan.ports["openai"])
+    return _toml(
+        {
+            "": {"cluster_id": cluster_id, "data": "."},
+            "listen": {
+                "api": _host_port(plan.listen, plan.ports["api"]),
+                "machines": _host_port(plan.listen, plan.ports["machines"]),
+                "metrics": _host_port("127.0.0.1", plan.ports["metrics"]),
+            },
+            "gateway": {
+                "grpc": _host_port(plan.address, plan.ports["gateway"]),
+                "openai": f"https://{openai}/v1",
+            },
+        }
+    )
+
+
+def _gateway_toml(plan: Plan, cluster_id: str) -> bytes:
+    return _toml(
+        {
+            "": {
+                "cluster_id": cluster_id,
+                "control": _host_port(plan.address, plan.ports["machines"]),
+                "key": "key.pem",
+                "certificate": "cert.pem",
+                "ca": "ca.pem",
+            },
+            "listen": {
+                "grpc": _host_port(plan.listen, plan.ports["gateway"]),
+                "openai": _host_port(plan.listen, plan.ports["openai"]),
+            },
+        }
+    )
+
+
+def _node_toml(plan: Plan, keyring: Keyring) -> bytes:
+    objects = DataDirectory(plan.data.absolute()).objects
+    return _toml(
+        {
+            "": {
+                "objects": objects.as_uri(),
+                "join_token": "join.token",
+                "state": "state",
+                "address": plan.address,
+                "health": _host_port("127.0.0.1", plan.ports["node-health"]),
+                "metrics": _host_port("127.0.0.1", plan.ports["node-metrics"]),
+            },
+            "control": {
+                "join": _host_port(plan.address, plan.ports["api"]),
+                "machines": _host_port(plan.address, plan.ports["machines"]),
+                "ca": "ca.pem",
+                "ca_fingerprint": keyring.ca.fingerprint(),
+            },
+        }
+    )
+
+
+def _host_port(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _toml(tables_: dict[str, dict[str, str]]) -> bytes:
+    """TOML of texts; a JSON string is a TOML basic string."""
+    lines: list[str] = []
+    for name, values in tables_.items():
+        lines += [f"\n[{name}]"] if name else []
+        lines += [f"{key} = {json.dumps(value)}" for key, value in values.items()]
+    return ("\n".join(lines) + "\n").encode()
