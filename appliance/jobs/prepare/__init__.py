@@ -1,0 +1,1 @@
+"""Prepare jobs: text versions in; clean, deduplicated, redacted tokens with a tokenizer out."""

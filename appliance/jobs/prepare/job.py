@@ -1,0 +1,239 @@
+"""Run a prepare job: decide about every document once, then learn a vocabulary, then write tokens.
+
+Three passes over the sealed input. The first decides which documents stay, with a memory of a few
+hundred bytes per document; the second and third derive the clean text of those again, so that no
+plaintext is ever set down between passes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from array import array
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from tokenizers import Tokenizer
+
+from appliance.api.jobs.v1 import job_pb2
+from appliance.core.errors import InvalidInput
+from appliance.crypto.artifacts import ArtifactWriter
+from appliance.jobs.prepare import vocabulary
+from appliance.jobs.prepare.corpus import Corpus, Document
+from appliance.jobs.prepare.duplicates import ExactDuplicates, NearDuplicates
+from appliance.jobs.prepare.normalize import normalize
+from appliance.jobs.prepare.personal_data import redact
+from appliance.jobs.prepare.quality import fault
+from appliance.jobs.prepare.report import Step, dropped_by_reason
+from appliance.jobs.prepare.shards import ShardWriter, dtype_for
+from appliance.jobs.runtime.context import Context
+
+TRAIN, VALIDATION, DROPPED = 1, 2, 0
+_EVERY = 200
+"""Documents between two reports of progress."""
+_BATCH = 256
+"""Documents tokenized at once."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The spec with its defaults filled in."""
+
+    vocabulary_size: int
+    threshold: float
+    validation_fraction: float
+    keep_personal_data: bool
+    minimum_characters: int
+    shard_tokens: int
+    seed: int
+
+    @classmethod
+    def of(cls, spec: job_pb2.PrepareSpec) -> Settings:
+        """Read a spec; zero means the default."""
+        return cls(
+            vocabulary_size=spec.vocabulary_size or 8192,
+            threshold=spec.near_duplicate_threshold or 0.8,
+            validation_fraction=spec.validation_fraction or 0.02,
+            keep_personal_data=spec.keep_personal_data,
+            minimum_characters=spec.minimum_characters or 200,
+            shard_tokens=spec.shard_tokens or 1 << 20,
+            seed=spec.seed,
+        )
+
+
+@dataclass
+class Decisions:
+    """What the first pass found: the split of every document, and the account of every step."""
+
+    splits: array[int] = field(default_factory=lambda: array("B"))
+    redactions: Counter[str] = field(default_factory=Counter)
+    steps: list[Step] = field(default_factory=list)
+
+
+def run(context: Context) -> None:
+    """Prepare the datasets of a `PrepareSpec` into the outputs `dataset` and `tokenizer`.
+
+    Raises:
+        InvalidInput: nothing is left, or the text is too small for the vocabulary.
+        Tampered: an input is not intact.
+    """
+    settings = Settings.of(context.spec)
+    corpus = Corpus([context.input(name) for name in context.spec.datasets])
+    decisions = decide(context, corpus, settings)
+    kept = sum(split != DROPPED for split in decisions.splits)
+    if TRAIN not in decisions.splits:
+        raise InvalidInput(
+            "no document is left to train on: loosen --minimum-characters or the near-duplicate"
+            " threshold, or add text; the reasons: "
+            + json.dumps(dropped_by_reason(decisions.steps))
+        )
+    texts = (
+        text
+        for split, _, text in kept_texts(context, corpus, decisions, settings, "learning")
+        if split == TRAIN
+    )
+    tokenizer = vocabulary.train(texts, settings.vocabulary_size)
+    dataset = context.output("dataset")
+    tokens = write_tokens(context, corpus, decisions, settings, tokenizer, dataset)
+    report = {
+        "documents": len(decisions.splits),
+        "kept": kept,
+        "tokens": tokens,
+        "steps": [step.as_json() for step in decisions.steps],
+        "redactions": dict(decisions.redactions),
+        "vocabulary_size": settings.vocabulary_size,
+    }
+    dataset.write_json("report.json", report)
+    _write_tokenizer(dataset, tokenizer)
+    sizes = {"vocabulary_size": settings.vocabulary_size}
+    dataset.finish(
+        {
+            "kind": "tokens",
+            "documents": kept,
+            "tokens": tokens,
+            "tokenizer": context.spec.output_tokenizer,
+            **sizes,
+        }
+    )
+    output = context.output("tokenizer")
+    _write_tokenizer(output, tokenizer)
+    output.finish(sizes)
+    context.report.result(
+        {"documents": len(decisions.splits), "kept": kept, "tokens": tokens, **sizes},
+        dropped_by_reason(decisions.steps),
+    )
+
+
+def decide(context: Context, corpus: Corpus, settings: Settings) -> Decisions:
+    """First pass: take every document through the steps, in order, until one drops it."""
+    steps = [
+        Step(name)
+        for name in ("normalize", "exact_duplicates", "near_duplicates", "personal_data", "quality")
+    ]
+    normalizing, exact, near, personal, quality = steps
+    decisions = Decisions(steps=steps)
+    repeated = ExactDuplicates()
+    similar = NearDuplicates(settings.threshold, lambda number: normalize(corpus[number].text))
+    for document in corpus:
+        decisions.splits.append(DROPPED)
+        _progress(context, document.number, "deciding")
+        text = normalize(document.text)
+        if not text:
+            normalizing.drop("empty", document.id, "")
+            continue
+        normalizing.keep(changed=text != document.text)
+        clean, found = redact(text)
+        if repeated.is_repeated(text):
+            exact.drop("exact_duplicate", document.id, clean)
+            continue
+        exact.keep()
+        if similar.original_of(document.number, text) is not None:
+            near.drop("near_duplicate", document.id, clean)
+            continue
+        near.keep()
+        if settings.keep_personal_data:
+            clean, found = text, Counter()
+        personal.keep(changed=bool(found))
+        decisions.redactions.update(found)
+        if reason := fault(clean, settings.minimum_characters):
+            quality.drop(reason, document.id, clean)
+            continue
+        quality.keep()
+        decisions.splits[-1] = split_of(document.id, settings)
+    return decisions
+
+
+def split_of(document_id: str, settings: Settings) -> int:
+    """The split of a document: a pure function of its id and the seed, whatever else there is."""
+    digest = hashlib.sha256(f"{settings.seed}:{document_id}".encode()).digest()
+    place = int.from_bytes(digest[:8], "big") / 2**64
+    return VALIDATION if place < settings.validation_fraction else TRAIN
+
+
+def kept_texts(
+    context: Context, corpus: Corpus, decisions: Decisions, settings: Settings, what: str
+) -> Iterator[tuple[int, Document, str]]:
+    """A later pass: split, document and clean text of every document that stays."""
+    for document in corpus:
+        _progress(context, document.number, what, len(decisions.splits))
+        split = decisions.splits[document.number]
+        if split != DROPPED:
+            text = normalize(document.text)
+            yield split, document, text if settings.keep_personal_data else redact(text)[0]
+
+
+def write_tokens(  # noqa: PLR0913 - the last pass needs what all others made
+    context: Context,
+    corpus: Corpus,
+    decisions: Decisions,
+    settings: Settings,
+    tokenizer: Tokenizer,
+    dataset: ArtifactWriter,
+) -> int:
+    """Third pass: tokens into shards, held-out text into `validation.jsonl`; return the tokens."""
+    dtype = dtype_for(settings.vocabulary_size)
+    with (
+        dataset.create("validation.jsonl") as held_out,
+        ShardWriter(dataset, "train", dtype, settings.shard_tokens) as train,
+        ShardWriter(dataset, "validation", dtype, settings.shard_tokens) as validation,
+    ):
+        batch: list[tuple[int, Document, str]] = []
+
+        def flush() -> None:
+            encoded = tokenizer.encode_batch([text for _, _, text in batch])
+            for (split, document, text), encoding in zip(batch, encoded, strict=True):
+                writer = train if split == TRAIN else validation
+                writer.write([*encoding.ids, vocabulary.END_OF_TEXT_ID])
+                if split == VALIDATION:
+                    line = json.dumps({"id": document.id, "text": text}, ensure_ascii=False)
+                    held_out.write(line.encode() + b"\n")
+            batch.clear()
+
+        for entry in kept_texts(context, corpus, decisions, settings, "writing tokens"):
+            batch.append(entry)
+            if len(batch) == _BATCH:
+                flush()
+        flush()
+    index = {
+        "format": "tokens",
+        "dtype": "uint16" if dtype.itemsize == 2 else "uint32",
+        "vocabulary_size": settings.vocabulary_size,
+        "end_of_text": vocabulary.END_OF_TEXT_ID,
+        "tokens": {writer.split: writer.tokens for writer in (train, validation)},
+        "shards": train.shards + validation.shards,
+    }
+    dataset.write_json("index.json", index)
+    return train.tokens + validation.tokens
+
+
+def _write_tokenizer(output: ArtifactWriter, tokenizer: Tokenizer) -> None:
+    with output.create("tokenizer.json") as file:
+        file.write(tokenizer.to_str().encode())
+    output.write_json("tokenizer_config.json", vocabulary.hugging_face_config())
+
+
+def _progress(context: Context, number: int, what: str, total: int = 0) -> None:
+    if number % _EVERY == 0:
+        context.fence()
+        context.report.progress(number, total, what)

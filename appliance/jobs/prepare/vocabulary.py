@@ -1,0 +1,57 @@
+"""Train a byte-level BPE tokenizer (Sennrich et al. 2016; bytes as in GPT-2) on the training split.
+
+Byte-level: any text can be written, nothing is unknown. Training is deterministic for the same
+texts in the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+from appliance.core.errors import InvalidInput
+
+END_OF_TEXT = "<|endoftext|>"
+END_OF_TEXT_ID = 0
+SMALLEST = 512
+LARGEST = 1 << 16
+
+
+def train(texts: Iterator[str], size: int) -> Tokenizer:
+    """Return a tokenizer of exactly `size` entries; entry 0 is the end of text.
+
+    Raises:
+        InvalidInput: the texts are too few for so many entries.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    found = tokenizer.get_vocab_size()
+    if found != size:
+        raise InvalidInput(
+            f"the text gives a vocabulary of {found} entries, {size} were asked for: ask for fewer"
+            " (--vocabulary-size) or add text"
+        )
+    return tokenizer
+
+
+def hugging_face_config(context_length: int = 1 << 20) -> dict[str, Any]:
+    """`tokenizer_config.json` for the tokenizer, as transformers reads it."""
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": END_OF_TEXT,
+        "eos_token": END_OF_TEXT,
+        "pad_token": END_OF_TEXT,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": context_length,
+    }
