@@ -1,0 +1,247 @@
+"""The agent's one stream to the control plane: reports go up, orders come down.
+
+Rules kept here:
+* the node dials out; nothing listens for orders;
+* one task writes, one reads; a heartbeat goes up every second, reports four times a second;
+* a stream that is silent for `SILENCE_SECONDS` is given up; the next try waits a little longer each
+  time, and a random part of that, so that not all nodes come at once;
+* work goes on while the control plane is away, until its lease is over;
+* the certificate is renewed at half its life, and the stream opened again with the new one.
+
+Called by the composition root.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import grpc
+import grpc.aio
+
+from appliance.api.agent.v1 import agent_service_pb2 as rpc
+from appliance.api.agent.v1 import agent_service_pb2_grpc
+from appliance.core.errors import ApplianceError, Unavailable
+from appliance.node.documents import Place
+from appliance.node.identity import Identity, IdentityStore
+from appliance.node.launcher import Launcher
+from appliance.node.metrics import NodeMetrics
+from appliance.node.works import Commands, Works
+from appliance.wire.status import from_rpc_error
+
+HEARTBEAT_SECONDS = 1.0
+REPORT_SECONDS = 0.25
+TICK_SECONDS = 0.2
+SILENCE_SECONDS = 10.0
+FIRST_BACKOFF = 0.2
+LONGEST_BACKOFF = 5.0
+RENEW_AGAIN_SECONDS = 60.0
+CALL_SECONDS = 20.0
+CLOSE_SECONDS = 5.0
+
+_END = cast("Any", grpc.aio).EOF
+"""What reading a stream gives at its end; grpc-stubs do not know it."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Rhythm:
+    """Times of the agent, in seconds; tests shorten them."""
+
+    heartbeat: float = HEARTBEAT_SECONDS
+    report: float = REPORT_SECONDS
+    tick: float = TICK_SECONDS
+    silence: float = SILENCE_SECONDS
+    first_backoff: float = FIRST_BACKOFF
+    longest_backoff: float = LONGEST_BACKOFF
+
+
+class Agent:
+    """One node's agent.
+
+    Args:
+        store: where the node's identity is kept and renewed.
+        hello: what the node is; `running` is filled in here.
+        place: what documents need to know of the node.
+        launcher: starts processes.
+        commands: what it starts.
+        metrics: of the agent.
+        on_connected: told whether the control plane is connected, each time that changes.
+        clock: seconds, monotonic.
+        rhythm: times.
+    """
+
+    def __init__(  # noqa: PLR0913  # the composition root hands everything over
+        self,
+        store: IdentityStore,
+        hello: rpc.Hello,
+        place: Place,
+        launcher: Launcher,
+        commands: Commands,
+        *,
+        metrics: NodeMetrics,
+        on_connected: Callable[[bool], Any] = lambda _: None,
+        clock: Callable[[], float] = time.monotonic,
+        rhythm: Rhythm | None = None,
+    ) -> None:
+        self._store = store
+        self._identity = store.load()
+        self._hello = hello
+        self._metrics = metrics
+        self._on_connected = on_connected
+        self._clock = clock
+        self._rhythm = rhythm or Rhythm()
+        self._channel: grpc.aio.Channel | None = None
+        self._sequence = 0
+        self._heard = False
+        self._again = asyncio.Event()
+        self.works = Works(
+            launcher, commands, place, self.release, lambda: self._identity, metrics, clock
+        )
+
+    @property
+    def identity(self) -> Identity:
+        """Who this node is now."""
+        return self._identity
+
+    async def run(self) -> None:
+        """Serve the control plane until cancelled; then all work is ended."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._stay_connected())
+                tasks.create_task(self._keep_leases())
+                tasks.create_task(self._keep_identity())
+        finally:
+            await self.works.close(CLOSE_SECONDS)
+
+    async def release(self, request: rpc.ReleaseKeysRequest) -> rpc.ReleaseKeysResponse:
+        """Ask for keys over the connection of the stream. Raises what the control plane says."""
+        if self._channel is None:
+            raise Unavailable("the control plane is not connected")
+        stub = agent_service_pb2_grpc.AgentServiceStub(self._channel)
+        try:
+            answer: rpc.ReleaseKeysResponse = await stub.ReleaseKeys(request, timeout=CALL_SECONDS)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+        return answer
+
+    async def _stay_connected(self) -> None:
+        backoff = self._rhythm.first_backoff
+        while True:
+            self._heard = False
+            self._again.clear()
+            try:
+                async with self._store.machines(self._identity) as connection:
+                    await self._one_stream(connection)
+            except ApplianceError as error:
+                logger.warning("the control plane is not connected: %s", error)
+            finally:
+                self._set_channel(None)
+            backoff = self._rhythm.first_backoff if self._heard else backoff * 2
+            backoff = min(backoff, self._rhythm.longest_backoff)
+            # Not a secret: it only spreads the nodes.
+            await asyncio.sleep(backoff * random.uniform(0.5, 1))  # noqa: S311
+
+    async def _one_stream(self, connection: grpc.aio.Channel) -> None:
+        """One stream from hello to its end. Raises what ended it."""
+        call = agent_service_pb2_grpc.AgentServiceStub(connection).Connect()
+        self._sequence = 0
+        self.works.leases.new_stream()
+        tasks: list[asyncio.Task[None]] = []
+        try:
+            hello = rpc.Hello()
+            hello.CopyFrom(self._hello)
+            hello.running.extend(self.works.running())
+            await _write(call, rpc.ConnectRequest(hello=hello))
+            self._set_channel(connection)
+            self._metrics.connections.inc()
+            tasks = [
+                asyncio.create_task(self._write_all(call)),
+                asyncio.create_task(self._read_all(call)),
+                asyncio.create_task(self._wait_again()),
+            ]
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            call.cancel()
+
+    async def _wait_again(self) -> None:
+        await self._again.wait()
+
+    async def _write_all(self, call: Any) -> None:  # noqa: ANN401  # gRPC's stream has no type
+        for message in self.works.standing():
+            await _write(call, message)
+        beat_at = self._clock()
+        while True:
+            now = self._clock()
+            if now >= beat_at:
+                beat_at = now + self._rhythm.heartbeat
+                self._sequence += 1
+                self.works.leases.heartbeat(self._sequence, now)
+                beat = rpc.AgentHeartbeat(running=self.works.running(), sequence=self._sequence)
+                await _write(call, rpc.ConnectRequest(heartbeat=beat))
+            for message in self.works.drain(self._sequence):
+                await _write(call, message)
+            await asyncio.sleep(self._rhythm.report)
+
+    async def _read_all(self, call: Any) -> None:  # noqa: ANN401  # gRPC's stream has no type
+        while True:
+            try:
+                async with asyncio.timeout(self._rhythm.silence):
+                    order = await call.read()
+            except TimeoutError as error:
+                raise Unavailable("it has been silent for too long") from error
+            if order is _END:
+                raise Unavailable("it ended the stream")
+            if not self._heard:
+                self._heard = True
+                self._on_connected(True)
+                self._metrics.connected.set(1)
+                logger.info("connected to %s", self._store.control.machines)
+            await self.works.obey(order)
+
+    async def _keep_leases(self) -> None:
+        while True:
+            self.works.tick()
+            await asyncio.sleep(self._rhythm.tick)
+
+    async def _keep_identity(self) -> None:
+        while True:
+            left = (self._identity.renew_at - self._store.now()).total_seconds()
+            await asyncio.sleep(min(max(left, 0), RENEW_AGAIN_SECONDS))
+            if self._store.now() < self._identity.renew_at:
+                continue
+            try:
+                self._identity = await self._store.renew(self._identity)
+                logger.info("renewed the certificate of nodes/%s", self._identity.node)
+                self._again.set()
+            except ApplianceError as error:
+                logger.warning("the certificate could not be renewed: %s", error)
+                await asyncio.sleep(RENEW_AGAIN_SECONDS)
+
+    def _set_channel(self, channel: grpc.aio.Channel | None) -> None:
+        self._channel = channel
+        if channel is None and self._heard:
+            self._on_connected(False)
+            self._metrics.connected.set(0)
+
+
+async def _write(call: Any, message: rpc.ConnectRequest) -> None:  # noqa: ANN401  # gRPC's stream has no type
+    with contextlib.suppress(asyncio.InvalidStateError):
+        await call.write(message)
+        return
+    # The stream is over; reading says why.
+    raise Unavailable("the stream is over")

@@ -1,0 +1,217 @@
+"""Who this node is: its key and certificate, how it gets them, and when it needs new ones.
+
+Rules kept here:
+* the authority is pinned before the first byte is sent: its certificate must have the fingerprint
+  that came with the join token, and TLS trusts nothing else;
+* the private key is made here and never leaves; a new one with each renewal;
+* key and certificate are one file, so a crash leaves the old pair or the new, never half of each;
+* the join token's file is removed once it has been used.
+
+The attacks: somebody between node and control plane answers the join; a copied state folder (the
+control plane notices when both renew). Called by the composition root and the agent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import grpc
+import grpc.aio
+
+from appliance.api.agent.v1 import (
+    agent_service_pb2,
+    agent_service_pb2_grpc,
+    enrolment_service_pb2,
+    enrolment_service_pb2_grpc,
+)
+from appliance.core.errors import FailedPrecondition, Unauthenticated
+from appliance.core.files import read_secret, write_durably
+from appliance.core.names import Name
+from appliance.crypto.certs import fingerprint, make_csr, new_private_key, not_after
+from appliance.crypto.signing import equal
+from appliance.node.config import Control
+from appliance.wire.status import from_rpc_error
+from appliance.wire.tls import channel
+
+CALL_SECONDS = 20.0
+FILE = "identity.json"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A node's name, cluster, key and certificate.
+
+    `renew_at` is the middle of the latter's life.
+    """
+
+    node: str
+    cluster: str
+    key_pem: bytes = field(repr=False)
+    certificate_pem: bytes
+    ca_pem: bytes
+    renew_at: datetime
+
+    def document(self) -> bytes:
+        """As it stands in its file; a secret."""
+        return json.dumps(
+            {
+                "node": self.node,
+                "cluster": self.cluster,
+                "key": base64.b64encode(self.key_pem).decode(),
+                "certificate": self.certificate_pem.decode(),
+                "ca_certificate": self.ca_pem.decode(),
+                "renew_at": self.renew_at.isoformat(),
+            }
+        ).encode()
+
+    @classmethod
+    def parse(cls, document: bytes) -> Identity:
+        """Read what `document` made. Raises FailedPrecondition when it is something else."""
+        try:
+            value = json.loads(document)
+            return cls(
+                node=value["node"],
+                cluster=value["cluster"],
+                key_pem=base64.b64decode(value["key"]),
+                certificate_pem=value["certificate"].encode(),
+                ca_pem=value["ca_certificate"].encode(),
+                renew_at=datetime.fromisoformat(value["renew_at"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            kind = type(error).__name__
+            raise FailedPrecondition(
+                f"the identity of this node cannot be read ({kind}): remove its state folder and"
+                " join again with a new token"
+            ) from None
+
+
+@dataclass
+class IdentityStore:
+    """The identity of this node, on disk and in memory.
+
+    Args:
+        folder: private folder of the agent.
+        control: where and who the control plane is.
+        now: the time, aware.
+    """
+
+    folder: Path
+    control: Control
+    now: Callable[[], datetime] = lambda: datetime.now(UTC)
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self.folder / FILE
+
+    def exists(self) -> bool:
+        """Whether this node has joined."""
+        return self.path.exists()
+
+    def load(self) -> Identity:
+        """The identity. Raises FailedPrecondition when it is missing, open to others or over."""
+        identity = Identity.parse(read_secret(self.path))
+        if not_after(identity.certificate_pem) <= self.now():
+            raise FailedPrecondition(
+                f"the certificate of nodes/{identity.node} has ended: join again with a new token"
+                f" (`appliance node token {identity.node}`), after removing {self.path}"
+            )
+        return identity
+
+    async def join(self, token_file: Path) -> Identity:
+        """Exchange the one-use token for a certificate, store it, and remove the token's file.
+
+        Raises:
+            FailedPrecondition: no token, or the authority is not the one that was announced.
+            Unauthenticated: the token is unknown, used or over.
+        """
+        ca_pem = self.pinned_ca()
+        token = read_secret(token_file).decode("ascii", "replace").strip()
+        key = new_private_key()
+        request = enrolment_service_pb2.JoinRequest(
+            token=token, certificate_request=make_csr(key).decode()
+        )
+        async with channel(self.control.join, ca_pem) as connection:
+            stub = enrolment_service_pb2_grpc.EnrolmentServiceStub(connection)
+            try:
+                answer = await stub.Join(request, timeout=CALL_SECONDS)
+            except grpc.RpcError as error:
+                raise from_rpc_error(error) from error
+        node = Name.parse(answer.node, "node").id
+        identity = self._keep(node, answer.cluster_id, key, answer.certificate, ca_pem)
+        await asyncio.to_thread(token_file.unlink)
+        logger.info("joined as nodes/%s", node)
+        return identity
+
+    async def renew(self, identity: Identity) -> Identity:
+        """A new key and certificate for the same node, stored when this returns."""
+        key = new_private_key()
+        request = agent_service_pb2.RenewCertificateRequest(
+            certificate_request=make_csr(key).decode()
+        )
+        async with self.machines(identity) as connection:
+            stub = agent_service_pb2_grpc.AgentServiceStub(connection)
+            try:
+                answer = await stub.RenewCertificate(request, timeout=CALL_SECONDS)
+            except grpc.RpcError as error:
+                raise from_rpc_error(error) from error
+        return self._keep(identity.node, identity.cluster, key, answer.certificate, identity.ca_pem)
+
+    def machines(self, identity: Identity) -> grpc.aio.Channel:
+        """A channel to the control plane as this node."""
+        return channel(
+            self.control.machines,
+            identity.ca_pem,
+            identity.key_pem,
+            identity.certificate_pem,
+        )
+
+    def pinned_ca(self) -> bytes:
+        """The authority's certificate, when it is the one that was announced.
+
+        Raises FailedPrecondition.
+        """
+        try:
+            ca_pem = self.control.ca.read_bytes()
+        except OSError as error:
+            raise FailedPrecondition(
+                f"{self.control.ca} cannot be read: copy the CA certificate of the appliance there"
+            ) from error
+        announced = self.control.ca_fingerprint.replace(":", "").lower()
+        if not announced:
+            raise FailedPrecondition(
+                "control.ca_fingerprint is not set: take it from where the join token was made"
+            )
+        if not equal(fingerprint(ca_pem).encode(), announced.encode()):
+            raise FailedPrecondition(
+                f"{self.control.ca} is not the authority that the join token came with: do not"
+                " join, and find out who replaced it"
+            )
+        return ca_pem
+
+    def _keep(
+        self, node: str, cluster: str, key: bytes, certificate: str, ca_pem: bytes
+    ) -> Identity:
+        if not certificate:
+            raise Unauthenticated("the control plane gave no certificate")
+        pem = certificate.encode()
+        now = self.now()
+        identity = Identity(
+            node=node,
+            cluster=cluster,
+            key_pem=key,
+            certificate_pem=pem,
+            ca_pem=ca_pem,
+            renew_at=now + (not_after(pem) - now) / 2,
+        )
+        write_durably(self.path, identity.document())
+        return identity

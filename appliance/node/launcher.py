@@ -1,0 +1,337 @@
+"""Starts work in process trees of their own, watches them, and ends them whole.
+
+Rules kept here:
+* nothing secret is in arguments or environment: orders go through a pipe that only the new process
+  has; the environment is a short list, not the agent's own;
+* a work is a session of its own; when its first process ends, or must end, nothing of it is left,
+  also not what tried to leave (the agent adopts orphans);
+* the end is noticed by a descriptor of the process (pidfd_open(2)), not by asking;
+* what a work writes is kept up to a size, with bearer tokens taken out, in a private folder;
+* the core limit is zero before the process has read anything.
+
+Called by the agent. `Running` is one work; its callbacks run in the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from appliance.core.errors import InvalidInput
+from appliance.core.files import make_private_dir
+from appliance.node.cgroup import Cgroup
+from appliance.node.logs import CappedLog
+from appliance.node.processes import Process, kill_tree, tree
+
+LOOK_SECONDS = 1.0
+REPORTS_LIMIT = 1 << 16
+DRAIN_SECONDS = 5.0
+KEPT_RUNS = 50
+INHERITED = (
+    "HOME",
+    "LANG",
+    "LC_ALL",
+    "LD_LIBRARY_PATH",
+    "PATH",
+    "PYTHONPYCACHEPREFIX",
+    "TZ",
+    "VIRTUAL_ENV",
+)
+"""Variables that a work gets from the agent; all others are set here or not at all."""
+
+_WORK = re.compile(r"[A-Za-z0-9]+(-[A-Za-z0-9]+)*(/[A-Za-z0-9]+(-[A-Za-z0-9]+)*)?")
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a work ended.
+
+    Its exit code (negative: the signal that killed it), and whether memory ran out.
+    """
+
+    code: int
+    out_of_memory: bool = False
+
+    def sentence(self) -> str:
+        """For a person."""
+        if self.out_of_memory:
+            return "it used more memory than it was given: give it more, or use smaller batches"
+        if self.code < 0:
+            return f"its process was killed by {signal.Signals(-self.code).name}"
+        return f"its process ended with code {self.code}; its log on the node says why"
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What to start.
+
+    Attributes:
+        work: uid of the job, or `{endpoint uid}/{replica id}`.
+        epoch: of the lease.
+        command: program and first arguments.
+        document: the orders; secret.
+        memory_bytes: limit of the whole tree, where cgroups are delegated; 0 for none.
+    """
+
+    work: str
+    epoch: int
+    command: Sequence[str]
+    document: Mapping[str, Any] = field(repr=False)
+    memory_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where things of works go: logs below `runs`, temporary files below `scratch`."""
+
+    runs: Path
+    scratch: Path
+
+
+class Launcher:
+    """Starts works.
+
+    Args:
+        folders: private folders.
+        environment: variables besides those of `INHERITED`.
+        log_bytes: of log to keep for each work.
+        cgroup: delegated cgroup v2 folder, if there is one.
+    """
+
+    def __init__(
+        self,
+        folders: Folders,
+        environment: Mapping[str, str],
+        *,
+        log_bytes: int,
+        cgroup: Path | None = None,
+    ) -> None:
+        self._folders = folders
+        self._environment = dict(environment)
+        self._log_bytes = log_bytes
+        self._cgroup = cgroup
+        make_private_dir(folders.runs)
+        make_private_dir(folders.scratch)
+
+    async def start(
+        self,
+        launch: Launch,
+        on_line: Callable[[dict[str, Any]], None],
+        on_end: Callable[[Ended], None],
+    ) -> Running:
+        """Start a work; `on_line` gets each of its reports, then `on_end` is called once.
+
+        Raises:
+            InvalidInput: the name of the work cannot be one.
+            FailedPrecondition: the cgroup cannot be used.
+            OSError: the process cannot be started.
+        """
+        name = folder_name(launch.work, launch.epoch)
+        run = make_private_dir(self._folders.runs / name)
+        scratch = make_private_dir(self._folders.scratch / name)
+        self._forget_old_runs()
+        group = Cgroup(self._cgroup, name, launch.memory_bytes) if self._cgroup else None
+        log = CappedLog(run / "log", self._log_bytes)
+        running = Running(
+            launch, scratch=scratch, group=group, log=log, on_line=on_line, on_end=on_end
+        )
+        await running.begin(self._variables(scratch))
+        return running
+
+    def _variables(self, scratch: Path) -> dict[str, str]:
+        inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
+        return {**inherited, **self._environment, "TMPDIR": str(scratch)}
+
+    def _forget_old_runs(self) -> None:
+        runs = sorted(self._folders.runs.iterdir(), key=lambda path: path.stat().st_mtime)
+        for old in runs[:-KEPT_RUNS]:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def folder_name(work: str, epoch: int) -> str:
+    """Name of a work's folders; InvalidInput when the work's own could lead somewhere else."""
+    if not _WORK.fullmatch(work) or len(work) > 200 or epoch < 0:
+        raise InvalidInput(f"{work[:40]!r} cannot name a piece of work")
+    return f"{work.replace('/', '.')}.{epoch}"
+
+
+class Running:
+    """One work that was started; made by `Launcher.start`."""
+
+    def __init__(  # noqa: PLR0913  # made in one place
+        self,
+        launch: Launch,
+        *,
+        scratch: Path,
+        group: Cgroup | None,
+        log: CappedLog,
+        on_line: Callable[[dict[str, Any]], None],
+        on_end: Callable[[Ended], None],
+    ) -> None:
+        self.work = launch.work
+        self.epoch = launch.epoch
+        self._launch = launch
+        self._scratch = scratch
+        self._group = group
+        self._log = log
+        self._on_line = on_line
+        self._on_end = on_end
+        self._seen: set[Process] = set()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._watch: asyncio.Task[None] | None = None
+        self._stopping: asyncio.Task[None] | None = None
+
+    @property
+    def pid(self) -> int:
+        """Of the first process, which leads the session."""
+        return self._process.pid if self._process else 0
+
+    async def begin(self, variables: Mapping[str, str]) -> None:
+        """Start the process, hand over the orders, and watch. Only the launcher calls this."""
+        orders_read, orders_write = os.pipe()
+        reports_read, reports_write = os.pipe()
+        output_read, output_write = os.pipe()
+        command = [*self._launch.command, "--work", self.work, "--epoch", str(self.epoch)]
+        command += ["--orders-fd", str(orders_read), "--reports-fd", str(reports_write)]
+        try:
+            # On the main thread: the kernel ends the child with the thread that started it.
+            self._process = subprocess.Popen(  # noqa: ASYNC220  # takes milliseconds
+                command,
+                pass_fds=(orders_read, reports_write),
+                stdin=subprocess.DEVNULL,
+                stdout=output_write,
+                stderr=output_write,
+                cwd=self._scratch,
+                env=dict(variables),
+                start_new_session=True,
+            )
+        except OSError:
+            for descriptor in (orders_write, reports_read, output_read):
+                os.close(descriptor)
+            self._tidy()
+            raise
+        finally:
+            for descriptor in (orders_read, reports_write, output_write):
+                os.close(descriptor)
+        ended = await self._ended()
+        reports = await _reader(reports_read)
+        output = await _reader(output_read)
+        with contextlib.suppress(OSError):
+            resource.prlimit(self.pid, resource.RLIMIT_CORE, (0, 0))
+            if self._group is not None:
+                self._group.add(self.pid)
+        readers = [
+            asyncio.create_task(self._read_reports(reports)),
+            asyncio.create_task(self._read_output(output)),
+        ]
+        self._watch = asyncio.create_task(self._follow(ended, readers))
+        document = json.dumps(self._launch.document).encode()
+        await asyncio.to_thread(_hand_over, orders_write, document)
+
+    def stop(self, grace_seconds: float) -> None:
+        """Tell it to stop (SIGTERM to the first process), and end all of it after the grace."""
+        if self._stopping is None and self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.send_signal(signal.SIGTERM)
+            self._stopping = asyncio.create_task(self._end_after(grace_seconds))
+
+    async def kill(self) -> None:
+        """End all of it now."""
+        if self._group is not None:
+            self._group.kill()
+        self._look()
+        gone = await asyncio.to_thread(kill_tree, self.pid, self._seen)
+        if not gone:
+            logger.error("processes of %s cannot be killed", self.work)
+
+    async def wait(self) -> None:
+        """Until nothing of it is left and `on_end` has been called."""
+        if self._watch is not None:
+            await self._watch
+
+    async def _end_after(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+        await self.kill()
+
+    async def _ended(self) -> asyncio.Event:
+        event = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        descriptor = os.pidfd_open(self.pid)
+
+        def notice() -> None:
+            loop.remove_reader(descriptor)
+            os.close(descriptor)
+            event.set()
+
+        loop.add_reader(descriptor, notice)
+        return event
+
+    async def _follow(self, ended: asyncio.Event, readers: Sequence[asyncio.Task[None]]) -> None:
+        """Watch until the first process ends, clear away what it left, and tell."""
+        while not ended.is_set():
+            self._look()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(ended.wait(), LOOK_SECONDS)
+        if self._stopping is not None:
+            self._stopping.cancel()
+        # Before the root is collected: until then its number cannot become another process'.
+        await self.kill()
+        code = self._process.wait() if self._process else 0
+        # What it still said is in the pipes; a process that could keep them open is gone.
+        _, late = await asyncio.wait(readers, timeout=DRAIN_SECONDS)
+        for task in late:
+            task.cancel()
+        out_of_memory = self._group is not None and self._group.out_of_memory()
+        self._tidy()
+        self._on_end(Ended(code, out_of_memory))
+
+    def _look(self) -> None:
+        """Remember who belongs to the tree, so that nobody gets lost who leaves it later."""
+        self._seen = tree(self.pid, self._seen)
+
+    async def _read_reports(self, pipe: asyncio.StreamReader) -> None:
+        async for line in pipe:
+            try:
+                value = json.loads(line)
+                self._on_line(value if isinstance(value, dict) else {})
+            except (ValueError, KeyError, TypeError):
+                # The work is not trusted to speak well; the rest of its reports still counts.
+                logger.warning("%s sent a report that cannot be read", self.work)
+
+    async def _read_output(self, pipe: asyncio.StreamReader) -> None:
+        while chunk := await pipe.read(REPORTS_LIMIT):
+            self._log.write(chunk)
+
+    def _tidy(self) -> None:
+        self._log.close()
+        shutil.rmtree(self._scratch, ignore_errors=True)
+        if self._group is not None:
+            self._group.close()
+
+
+async def _reader(descriptor: int) -> asyncio.StreamReader:
+    reader = asyncio.StreamReader(limit=REPORTS_LIMIT)
+    await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(descriptor, "rb", buffering=0)
+    )
+    return reader
+
+
+def _hand_over(descriptor: int, document: bytes) -> None:
+    # A process that died early reads nothing; its exit says so.
+    with contextlib.suppress(BrokenPipeError), os.fdopen(descriptor, "wb") as pipe:
+        pipe.write(document)

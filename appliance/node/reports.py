@@ -1,0 +1,160 @@
+"""What a work on this node says, turned into messages for the control plane.
+
+Rules kept here:
+* progress with measurements is kept step by step; progress without is replaced by newer progress;
+* of errors the first counts: what follows is its consequence;
+* a job has succeeded only when its process ended with code 0;
+* a line that cannot be understood changes nothing (the launcher logs it).
+
+Pure. Called by the agent, which owns one of these per work.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from appliance.api.agent.v1 import agent_service_pb2 as rpc
+from appliance.api.jobs.v1 import job_pb2
+from appliance.node.launcher import Ended
+
+MOST_WAITING = 10_000
+"""Progress reports that wait at most; a control plane that is away for longer misses the oldest."""
+
+
+@dataclass
+class JobReports:
+    """The reports of one job under one lease."""
+
+    work: rpc.WorkEpoch
+    restarts: int = 0
+    outputs: dict[str, rpc.OutputComplete] = field(default_factory=dict)
+    checkpoint: rpc.CheckpointComplete | None = None
+    _waiting: list[rpc.ConnectRequest] = field(default_factory=list)
+    _progress: job_pb2.Progress = field(default_factory=job_pb2.Progress)
+    _result: job_pb2.JobResult | None = None
+    _error: tuple[str, str] | None = None
+
+    def take(self, line: dict[str, Any]) -> None:
+        """One report line. Raises KeyError, TypeError or ValueError when it is none."""
+        match line["type"]:
+            case "progress":
+                self._take_progress(line)
+            case "event":
+                self._take_event(line)
+            case "checkpoint":
+                self.checkpoint = rpc.CheckpointComplete(
+                    work=self.work, step=int(line["step"]), manifest_digest=str(line["digest"])
+                )
+                self._add(rpc.ConnectRequest(checkpoint=self.checkpoint))
+            case "output":
+                slot = str(line["slot"])
+                self.outputs[slot] = rpc.OutputComplete(
+                    slot=slot,
+                    manifest_digest=str(line["digest"]),
+                    facts=json.dumps(line.get("facts", {}), sort_keys=True),
+                )
+            case "result":
+                self._result = _result(line["value"])
+            case "error" if self._error is None:
+                self._error = (str(line["reason"]), str(line["message"]))
+            case "error":
+                pass
+            case _:
+                raise ValueError("no such report")
+
+    def drain(self) -> list[rpc.ConnectRequest]:
+        """What has not been sent yet, oldest first."""
+        waiting, self._waiting = self._waiting, []
+        return waiting
+
+    def ended(self, how: Ended) -> rpc.ConnectRequest:
+        """The last word on the job."""
+        succeeded = how.code == 0
+        reason, message = "", ""
+        if not succeeded:
+            reason, message = self._error or ("INTERNAL", f"the job failed: {how.sentence()}")
+            if how.out_of_memory:
+                reason, message = "RESOURCE_EXHAUSTED", f"the job failed: {how.sentence()}"
+        ended = rpc.JobEnded(
+            work=self.work,
+            succeeded=succeeded,
+            reason=reason,
+            message=message,
+            outputs=[self.outputs[slot] for slot in sorted(self.outputs)],
+            result=self._result if succeeded else None,
+        )
+        return rpc.ConnectRequest(job_ended=ended)
+
+    def _take_progress(self, line: dict[str, Any]) -> None:
+        metrics = {str(name): float(value) for name, value in line["metrics"].items()}
+        self._progress = job_pb2.Progress(
+            step=int(line["step"]),
+            total=int(line["total"]),
+            message=str(line.get("message", "")),
+            metrics=metrics,
+        )
+        newest = self._waiting[-1].job_progress if self._waiting else None
+        plain = newest is not None and newest.work.work and not newest.event
+        if newest is not None and plain and not newest.progress.metrics:
+            self._waiting.pop()
+        self._add(self._message())
+
+    def _take_event(self, line: dict[str, Any]) -> None:
+        self.restarts = int(line.get("restarts", self.restarts))
+        rest = [f"{name}={line[name]}" for name in sorted(line) if name not in ("type", "name")]
+        self._add(self._message(" ".join([str(line["name"]), *rest])))
+
+    def _message(self, event: str = "") -> rpc.ConnectRequest:
+        progress = rpc.JobProgress(
+            work=self.work, progress=self._progress, restarts=self.restarts, event=event
+        )
+        return rpc.ConnectRequest(job_progress=progress)
+
+    def _add(self, message: rpc.ConnectRequest) -> None:
+        self._waiting.append(message)
+        if len(self._waiting) > MOST_WAITING:
+            del self._waiting[0]
+
+
+def _result(value: dict[str, Any]) -> job_pb2.JobResult:
+    return job_pb2.JobResult(
+        values={str(name): float(number) for name, number in value["values"].items()},
+        dropped={str(reason): int(count) for reason, count in value["dropped"].items()},
+    )
+
+
+@dataclass
+class ReplicaReports:
+    """The reports of one replica under one lease."""
+
+    work: rpc.WorkEpoch
+    ready: rpc.ConnectRequest | None = None
+    _error: str = ""
+    _waiting: list[rpc.ConnectRequest] = field(default_factory=list)
+
+    def take(self, line: dict[str, Any]) -> None:
+        """One report line. Raises KeyError, TypeError or ValueError when it is none."""
+        match line["type"]:
+            case "ready":
+                changed = rpc.ReplicaChanged(
+                    work=self.work, ready=True, address=str(line["address"])
+                )
+                self.ready = rpc.ConnectRequest(replica_changed=changed)
+                self._waiting.append(self.ready)
+            case "error":
+                self._error = self._error or str(line["message"])
+            case _:
+                raise ValueError("no such report")
+
+    def drain(self) -> list[rpc.ConnectRequest]:
+        """What has not been sent yet."""
+        waiting, self._waiting = self._waiting, []
+        return waiting
+
+    def ended(self, how: Ended) -> rpc.ConnectRequest:
+        """The last word on the replica."""
+        message = self._error or f"the replica ended: {how.sentence()}"
+        changed = rpc.ReplicaChanged(work=self.work, ended=True, message=message)
+        return rpc.ConnectRequest(replica_changed=changed)

@@ -1,0 +1,288 @@
+"""The work on this node: started on order, reported, stopped on order or when its lease is over.
+
+Rules kept here:
+* keys are asked for when a work starts, and only then; the control plane gives them for work that
+  is leased to this node now;
+* of one piece of work only the newest epoch runs: a newer order ends the older first;
+* a work whose lease is over is ended without a word: whoever has the lease now speaks for it. The
+  same when the agent itself stops: the lease decides what happens next;
+* the last word on a work is repeated on every new stream until the control plane has let its lease
+  go.
+
+The attack: a node that is cut off goes on writing for a job that another node has taken over.
+Called by the agent's stream; runs in the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+
+from appliance.api.agent.v1 import agent_service_pb2 as rpc
+from appliance.core.errors import ApplianceError, Internal, LeaseLost, Unavailable
+from appliance.crypto.certs import make_csr, new_private_key
+from appliance.node import documents
+from appliance.node.documents import Credentials, Place
+from appliance.node.identity import Identity
+from appliance.node.launcher import Ended, Launch, Launcher, Running
+from appliance.node.leases import Leases, Work
+from appliance.node.metrics import NodeMetrics
+from appliance.node.reports import JobReports, ReplicaReports
+
+LOST_GRACE = 2.0
+"""Seconds that a work has to save what it can when its lease is over; well below a third of one."""
+
+RELEASE_AGAIN_SECONDS = 0.5
+
+Release = Callable[[rpc.ReleaseKeysRequest], Awaitable[rpc.ReleaseKeysResponse]]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Commands:
+    """Programs, with their first arguments, that a job's leader and a replica's worker are."""
+
+    job: Sequence[str]
+    replica: Sequence[str]
+
+
+@dataclass
+class _Entry:
+    """One piece of work under one lease."""
+
+    work: Work
+    reports: JobReports | ReplicaReports
+    memory_bytes: int
+    running: Running | None = None
+    starting: asyncio.Task[None] | None = None
+    silent: bool = False
+
+    @property
+    def kind(self) -> str:
+        return "job" if isinstance(self.reports, JobReports) else "replica"
+
+
+@dataclass
+class _LastWord:
+    """The end of a work, and after which heartbeat of this stream it was sent (None: not yet)."""
+
+    messages: list[rpc.ConnectRequest]
+    after: int | None = None
+
+
+@dataclass
+class Works:
+    """All work of this node.
+
+    Args:
+        launcher: starts processes.
+        commands: what it starts.
+        place: of this node.
+        release: asks the control plane for keys.
+        identity: who this node is now.
+        clock: seconds, monotonic.
+    """
+
+    launcher: Launcher
+    commands: Commands
+    place: Place
+    release: Release
+    identity: Callable[[], Identity]
+    metrics: NodeMetrics
+    clock: Callable[[], float]
+    leases: Leases = field(default_factory=Leases)
+    _entries: dict[Work, _Entry] = field(default_factory=dict)
+    _ended: dict[Work, _LastWord] = field(default_factory=dict)
+
+    def running(self) -> list[rpc.WorkEpoch]:
+        """Work that this node holds, started or starting."""
+        return [rpc.WorkEpoch(work=work, epoch=epoch) for work, epoch in self._entries]
+
+    def standing(self) -> list[rpc.ConnectRequest]:
+        """What a control plane must know that may have missed it: said again on a new stream."""
+        messages: list[rpc.ConnectRequest] = []
+        for entry in self._entries.values():
+            reports = entry.reports
+            if isinstance(reports, ReplicaReports) and reports.ready is not None:
+                messages.append(reports.ready)
+            if isinstance(reports, JobReports) and reports.checkpoint is not None:
+                messages.append(rpc.ConnectRequest(checkpoint=reports.checkpoint))
+        for word in self._ended.values():
+            word.after = None
+        return messages
+
+    def drain(self, sequence: int) -> list[rpc.ConnectRequest]:
+        """What is to be sent now; `sequence` is of the newest heartbeat sent."""
+        messages = [
+            message for entry in self._entries.values() for message in entry.reports.drain()
+        ]
+        for word in self._ended.values():
+            if word.after is None:
+                word.after = sequence
+                messages += word.messages
+        return messages
+
+    async def obey(self, order: rpc.ConnectResponse) -> None:
+        """Carry out one order; what takes time goes on by itself."""
+        match order.WhichOneof("order"):
+            case "start_job":
+                await self._start_job(order.start_job)
+            case "start_replica":
+                await self._start_replica(order.start_replica)
+            case "stop":
+                self._stop(order.stop)
+            case "leases":
+                self._renew(order.leases)
+            case _:
+                logger.warning("an order of an unknown kind was ignored: update this node")
+
+    def tick(self) -> None:
+        """End work whose lease is over; to be called several times a second."""
+        for work in self.leases.over(self.clock()):
+            logger.error("the lease on %s epoch %s is over: ending it", *work)
+            self.metrics.lost.inc()
+            self.leases.end(work)
+            self._end_silently(self._entries[work], LOST_GRACE)
+
+    async def close(self, grace_seconds: float) -> None:
+        """End all work, silently."""
+        entries = list(self._entries.values())
+        for entry in entries:
+            self._end_silently(entry, grace_seconds)
+        for entry in entries:
+            if entry.running is not None:
+                await entry.running.wait()
+
+    async def _start_job(self, order: rpc.StartJob) -> None:
+        reports = JobReports(order.work)
+        entry = await self._admit(order.work, reports, order.memory_bytes)
+        if entry is not None:
+
+            async def document() -> dict[str, object]:
+                keys = await self._keys(entry, rpc.ReleaseKeysRequest(work=order.work))
+                return documents.job(order, keys, self.place)
+
+            self._launch(entry, self.commands.job, document)
+
+    async def _start_replica(self, order: rpc.StartReplica) -> None:
+        entry = await self._admit(order.work, ReplicaReports(order.work), 0)
+        if entry is not None:
+
+            async def document() -> dict[str, object]:
+                key = new_private_key()
+                request = rpc.ReleaseKeysRequest(
+                    work=order.work, certificate_request=make_csr(key).decode()
+                )
+                keys = await self._keys(entry, request)
+                identity = self.identity()
+                credentials = Credentials(key, keys.certificate, identity.ca_pem, identity.cluster)
+                return documents.replica(order, keys, self.place, credentials)
+
+            self._launch(entry, self.commands.replica, document)
+
+    async def _admit(
+        self, order: rpc.WorkEpoch, reports: JobReports | ReplicaReports, memory_bytes: int
+    ) -> _Entry | None:
+        """Make room for an order; None when it is not to be carried out."""
+        work = (order.work, order.epoch)
+        epochs = [epoch for name, epoch in [*self._entries, *self._ended] if name == order.work]
+        if any(epoch >= order.epoch for epoch in epochs):
+            logger.info("%s epoch %s was ordered before", *work)
+            return None
+        for old in [entry for entry in self._entries.values() if entry.work[0] == order.work]:
+            self._end_silently(old, 0)
+            if old.running is not None:
+                await old.running.wait()
+        entry = _Entry(work, reports, memory_bytes)
+        self._entries[work] = entry
+        self.leases.begin(work, self.clock())
+        self.metrics.running.labels(entry.kind).inc()
+        return entry
+
+    def _launch(
+        self,
+        entry: _Entry,
+        command: Sequence[str],
+        document: Callable[[], Awaitable[dict[str, object]]],
+    ) -> None:
+        entry.starting = asyncio.create_task(self._begin(entry, command, document))
+
+    async def _begin(
+        self,
+        entry: _Entry,
+        command: Sequence[str],
+        document: Callable[[], Awaitable[dict[str, object]]],
+    ) -> None:
+        name, epoch = entry.work
+        try:
+            launch = Launch(name, epoch, command, await document(), entry.memory_bytes)
+            entry.running = await self.launcher.start(
+                launch, entry.reports.take, lambda how: self._finish(entry, how)
+            )
+        except LeaseLost as error:
+            logger.warning("%s epoch %s is not to be started: %s", name, epoch, error)
+            entry.silent = True
+            self._finish(entry, Ended(1))
+        except (ApplianceError, OSError) as error:
+            logger.warning("%s epoch %s cannot be started: %s", name, epoch, error)
+            known = error if isinstance(error, ApplianceError) else Internal(str(error))
+            entry.reports.take({"type": "error", "reason": known.reason, "message": known.message})
+            self._finish(entry, Ended(1))
+        else:
+            logger.info("started %s epoch %s as process %s", name, epoch, entry.running.pid)
+
+    async def _keys(
+        self, entry: _Entry, request: rpc.ReleaseKeysRequest
+    ) -> rpc.ReleaseKeysResponse:
+        """Ask for keys, again while the control plane is away; the lease ends it."""
+        while True:
+            try:
+                return await self.release(request)
+            except Unavailable as error:
+                logger.info("no keys for %s yet: %s", entry.work[0], error)
+                await asyncio.sleep(RELEASE_AGAIN_SECONDS)
+
+    def _finish(self, entry: _Entry, how: Ended) -> None:
+        """A work is over and nothing of it is left."""
+        if self._entries.pop(entry.work, None) is None:
+            return
+        self.leases.end(entry.work)
+        outcome = "lost" if entry.silent else ("succeeded" if how.code == 0 else "failed")
+        self.metrics.running.labels(entry.kind).dec()
+        self.metrics.ended.labels(entry.kind, outcome).inc()
+        logger.info("%s epoch %s ended with code %s", *entry.work, how.code)
+        if not entry.silent:
+            messages = [*entry.reports.drain(), entry.reports.ended(how)]
+            self._ended[entry.work] = _LastWord(messages)
+
+    def _stop(self, order: rpc.StopWork) -> None:
+        entry = self._entries.get((order.work.work, order.work.epoch))
+        if entry is None:
+            return
+        if entry.running is not None:
+            entry.running.stop(order.grace_seconds)
+        elif entry.starting is not None:
+            entry.starting.cancel()
+            entry.reports.take(
+                {"type": "error", "reason": "LEASE_LOST", "message": "stopped before it started"}
+            )
+            self._finish(entry, Ended(1))
+
+    def _end_silently(self, entry: _Entry, grace_seconds: float) -> None:
+        entry.silent = True
+        if entry.running is not None:
+            entry.running.stop(grace_seconds)
+        elif entry.starting is not None:
+            entry.starting.cancel()
+            self._finish(entry, Ended(1))
+
+    def _renew(self, leases: rpc.Leases) -> None:
+        works = [(work.work, work.epoch) for work in leases.work]
+        self.leases.renew(works, leases.seconds, leases.sequence)
+        for work, word in list(self._ended.items()):
+            known = word.after is not None and leases.sequence > word.after
+            if known and work not in works:
+                del self._ended[work]

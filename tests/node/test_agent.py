@@ -1,0 +1,381 @@
+"""An agent, a control plane that only speaks the protocol, and real work processes."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import dataclasses
+import os
+import signal
+import stat
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from appliance.api.agent.v1 import agent_service_pb2 as rpc
+from appliance.api.jobs.v1 import job_pb2
+from appliance.core.errors import FailedPrecondition, Unauthenticated
+from appliance.node.agent import Agent, Rhythm
+from appliance.node.config import Control
+from appliance.node.documents import Place
+from appliance.node.identity import IdentityStore
+from appliance.node.launcher import Folders, Launcher
+from appliance.node.metrics import NodeMetrics
+from appliance.node.works import Commands
+from tests.fakes.control_plane import CLUSTER, NODE, FakeControlPlane
+from tests.fakes.gang import ROOT, session_members
+from tests.fakes.job_context import FakeJob
+from tests.fakes.toy_kind import QUIET, SLOW, STEPS
+
+COMMANDS = Commands(
+    job=(sys.executable, "-m", "tests.fakes.leader"),
+    replica=(sys.executable, "-m", "tests.fakes.worker"),
+)
+FAST = Rhythm(heartbeat=0.1, report=0.05, tick=0.05, silence=5, first_backoff=0.05)
+
+Start = Callable[[], Awaitable[Agent]]
+
+
+@pytest.fixture
+async def control(tmp_path: Path) -> AsyncIterator[FakeControlPlane]:
+    async with FakeControlPlane(tmp_path) as plane:
+        yield plane
+
+
+def store(control: FakeControlPlane, folder: Path) -> IdentityStore:
+    addresses = Control(
+        join=f"127.0.0.1:{control.join_port}",
+        machines=f"127.0.0.1:{control.machine_port}",
+        ca=control.ca_file,
+        ca_fingerprint=control.authority.fingerprint(),
+    )
+    return IdentityStore(folder, addresses)
+
+
+def token_file(control: FakeControlPlane, folder: Path) -> Path:
+    path = folder / "join.token"
+    path.touch(0o600)
+    path.write_text(f"{control.token}\n")
+    return path
+
+
+@pytest.fixture
+async def start(control: FakeControlPlane, tmp_path: Path) -> AsyncIterator[Start]:
+    running: list[asyncio.Task[None]] = []
+
+    async def begin() -> Agent:
+        identities = store(control, tmp_path)
+        await identities.join(token_file(control, tmp_path))
+        launcher = Launcher(
+            Folders(tmp_path / "runs", tmp_path / "scratch"),
+            {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+            log_bytes=1 << 20,
+        )
+        agent = Agent(
+            identities,
+            rpc.Hello(devices=2, device_kind="cpu", address="127.0.0.1"),
+            Place(f"file://{tmp_path}/objects", "127.0.0.1", "cpu"),
+            launcher,
+            COMMANDS,
+            metrics=NodeMetrics(CollectorRegistry()),
+            rhythm=FAST,
+        )
+        running.append(asyncio.create_task(agent.run()))
+        return agent
+
+    yield begin
+    for task in running:
+        task.cancel()
+    await asyncio.gather(*running, return_exceptions=True)
+
+
+def order(control: FakeControlPlane, folder: Path, what: int, epoch: int = 1) -> rpc.StartJob:
+    """A toy job whose outputs the fake control plane has keys for, under a lease."""
+    job = FakeJob(folder, "prepare", {"seed": what}, world_size=2)
+    job.add_output("dataset")
+    job.add_output("checkpoints")
+    uid = "0a" * 16
+    control.keys[uid] = rpc.ReleaseKeysResponse(
+        outputs=[
+            rpc.ArtifactKey(
+                name=place["name"],
+                kind=slot,
+                folder=place["folder"],
+                object=place["object"],
+                project="p",
+                key=base64.b64decode(place["key"]),
+            )
+            for slot, place in job.orders["outputs"].items()
+        ]
+    )
+    control.leases.add((uid, epoch))
+    return rpc.StartJob(
+        work=rpc.WorkEpoch(work=uid, epoch=epoch),
+        job=job_pb2.Job(name="projects/p/jobs/count", prepare=job_pb2.PrepareSpec(seed=what)),
+        local_ranks=2,
+        world_size=2,
+        node_count=1,
+        devices=[0, 1],
+        rendezvous="127.0.0.1:0",
+    )
+
+
+async def test_joins_with_a_pinned_authority_and_keeps_its_key_to_itself(
+    control: FakeControlPlane, tmp_path: Path
+) -> None:
+    identities = store(control, tmp_path)
+    token = token_file(control, tmp_path)
+    identity = await identities.join(token)
+    assert (identity.node, identity.cluster) == (NODE, CLUSTER)
+    assert not token.exists()
+    assert stat.S_IMODE(identities.path.stat().st_mode) == 0o600
+    assert identities.load() == identity
+    assert identity.key_pem.decode() not in repr(identity)
+    middle = identity.renew_at - datetime.now(UTC)
+    assert timedelta(hours=11) < middle < timedelta(hours=13)
+
+
+@pytest.mark.attack
+async def test_another_authority_than_announced_gets_no_token(
+    control: FakeControlPlane, tmp_path: Path
+) -> None:
+    identities = store(control, tmp_path)
+    for fingerprint in ("", "0" * 64):
+        changed = dataclasses.replace(identities.control, ca_fingerprint=fingerprint)
+        with pytest.raises(FailedPrecondition):
+            await IdentityStore(tmp_path, changed).join(token_file(control, tmp_path))
+    assert control.token
+
+
+@pytest.mark.attack
+async def test_a_used_token_joins_nobody(control: FakeControlPlane, tmp_path: Path) -> None:
+    identities = store(control, tmp_path)
+    token = token_file(control, tmp_path)
+    control.token = ""
+    with pytest.raises(Unauthenticated):
+        await identities.join(token)
+    assert not identities.exists()
+
+
+async def test_an_ended_certificate_says_what_to_do(
+    control: FakeControlPlane, tmp_path: Path
+) -> None:
+    control.lifetime = timedelta(seconds=1)
+    identities = store(control, tmp_path)
+    await identities.join(token_file(control, tmp_path))
+    identities.now = lambda: datetime.now(UTC) + timedelta(minutes=1)
+    with pytest.raises(FailedPrecondition, match="join again"):
+        identities.load()
+
+
+async def test_a_job_runs_to_its_end(
+    control: FakeControlPlane, start: Start, tmp_path: Path
+) -> None:
+    await start()
+    session = await control.session()
+    hello = await session.until("hello")
+    assert (hello.devices, hello.device_kind, list(hello.running)) == (2, "cpu", [])
+    session.send(start_job=order(control, tmp_path, QUIET))
+    ended = await session.until("job_ended")
+    assert (ended.succeeded, ended.reason, ended.message) == (True, "", "")
+    assert [(output.slot, output.facts) for output in ended.outputs] == [
+        ("dataset", '{"total": 108}')
+    ]
+    assert len(ended.outputs[0].manifest_digest) == 64
+    assert dict(ended.result.values) == {"total": 108}
+    assert dict(ended.result.dropped) == {"short": 2}
+    progress = session.of("job_progress")
+    assert [p.progress.step for p in progress if not p.event] == list(range(1, STEPS + 1))
+    assert [p.event for p in progress if p.event] == ["started"]
+    assert [c.step for c in session.of("checkpoint")] == [2, 4, 6, 8]
+    log = tmp_path / "runs" / f"{'0a' * 16}.1" / "log"
+    assert stat.S_IMODE(log.stat().st_mode) == 0o600
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+
+def shown_of(pid: int) -> tuple[bytes, bytes]:
+    """Environment and arguments of a process."""
+    folder = Path(f"/proc/{pid}")
+    return (folder / "environ").read_bytes(), (folder / "cmdline").read_bytes()
+
+
+@pytest.mark.attack
+async def test_no_key_is_in_any_process_of_the_work(
+    control: FakeControlPlane, start: Start, tmp_path: Path
+) -> None:
+    agent = await start()
+    session = await control.session()
+    session.send(start_job=order(control, tmp_path, SLOW))
+    await session.until("job_progress", event="")
+    (entry,) = agent.works._entries.values()
+    family = session_members(entry.running.pid)
+    assert len(family) == 3
+    keys = [key.key for key in control.keys["0a" * 16].outputs]
+    secrets = [*keys, *map(base64.b64encode, keys), *(key.hex().encode() for key in keys)]
+    secrets.append(agent.identity.key_pem.splitlines()[1])
+    for pid in family:
+        environment, arguments = shown_of(pid)
+        shown = environment + arguments
+        assert not [secret for secret in secrets if secret in shown]
+        assert b"PYTEST" not in environment
+
+
+async def test_a_stopped_job_ends_and_nothing_is_left(
+    control: FakeControlPlane, start: Start, tmp_path: Path
+) -> None:
+    agent = await start()
+    session = await control.session()
+    started = order(control, tmp_path, SLOW)
+    session.send(start_job=started)
+    await session.until("job_progress", event="")
+    pid = next(iter(agent.works._entries.values())).running.pid
+    session.send(stop=rpc.StopWork(work=started.work, grace_seconds=20))
+    ended = await session.until("job_ended")
+    assert (ended.succeeded, ended.reason) == (False, "LEASE_LOST")
+    assert session_members(pid) == []
+
+
+@pytest.mark.attack
+async def test_work_whose_lease_is_over_is_ended_without_a_word(
+    control: FakeControlPlane, start: Start, tmp_path: Path
+) -> None:
+    agent = await start()
+    session = await control.session()
+    session.send(start_job=order(control, tmp_path, SLOW))
+    await session.until("job_progress", event="")
+    (entry,) = agent.works._entries.values()
+    agent.works.clock = lambda: time.monotonic() + 1000
+    await entry.running.wait()
+    assert session_members(entry.running.pid) == []
+    await session.beats(2)
+    assert session.of("job_ended") == []
+    assert not session.of("heartbeat")[-1].running
+
+
+async def test_work_goes_on_while_the_control_plane_is_away(
+    control: FakeControlPlane, start: Start, tmp_path: Path
+) -> None:
+    await start()
+    first = await control.session()
+    first.send(start_job=order(control, tmp_path, SLOW))
+    await first.until("job_progress", event="")
+    first.close()
+    second = await control.session()
+    hello = await second.until("hello")
+    assert [(work.work, work.epoch) for work in hello.running] == [("0a" * 16, 1)]
+    ended = await second.until("job_ended")
+    assert ended.succeeded
+    # Said again, because nobody has let the lease go.
+    second.close()
+    third = await control.session()
+    assert (await third.until("job_ended")).succeeded
+    control.leases.clear()
+    await third.beats(5)
+    third.close()
+    fourth = await control.session()
+    await fourth.beats(3)
+    assert fourth.of("job_ended") == []
+
+
+async def test_an_order_of_an_older_epoch_is_ignored_and_a_newer_one_replaces(
+    control: FakeControlPlane, start: Start, tmp_path: Path
+) -> None:
+    agent = await start()
+    session = await control.session()
+    session.send(start_job=order(control, tmp_path / "a", SLOW, epoch=2))
+    await session.until("job_progress", event="")
+    pid = next(iter(agent.works._entries.values())).running.pid
+    session.send(start_job=order(control, tmp_path / "b", SLOW, epoch=1))
+    session.send(start_job=order(control, tmp_path / "c", QUIET, epoch=3))
+    ended = await session.until("job_ended")
+    assert ended.work.epoch == 3
+    assert session_members(pid) == []
+    assert [asked.work.epoch for asked in control.asked] == [2, 3]
+
+
+async def test_work_that_is_not_leased_is_not_started(
+    control: FakeControlPlane, start: Start, tmp_path: Path
+) -> None:
+    await start()
+    session = await control.session()
+    refused = order(control, tmp_path, QUIET)
+    control.keys.clear()
+    session.send(start_job=refused)
+    await session.beats(10)
+    assert len(control.asked) == 1
+    assert session.of("job_ended") == []
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+@pytest.mark.attack
+async def test_a_work_cannot_name_a_folder_elsewhere(
+    control: FakeControlPlane, start: Start, tmp_path: Path
+) -> None:
+    await start()
+    session = await control.session()
+    bad = order(control, tmp_path, QUIET)
+    control.keys["../../x"] = control.keys["0a" * 16]
+    bad.work.work = "../../x"
+    session.send(start_job=bad)
+    ended = await session.until("job_ended")
+    assert (ended.succeeded, ended.reason) == (False, "INVALID_INPUT")
+
+
+def serve(control: FakeControlPlane, length: int = 64) -> rpc.StartReplica:
+    work = "0b" * 16 + "/0"
+    model = rpc.ArtifactKey(name="m", kind="model", folder="p/x", object="x", project="p", key=b"k")
+    control.keys[work] = rpc.ReleaseKeysResponse(inputs=[model], certificate="CERTIFICATE")
+    control.leases.add((work, 1))
+    return rpc.StartReplica(
+        work=rpc.WorkEpoch(work=work, epoch=1),
+        endpoint="projects/p/endpoints/e",
+        devices=[0],
+        max_sequence_length=length,
+        cache_bytes=1 << 20,
+    )
+
+
+async def test_a_replica_says_when_it_is_ready_and_that_it_has_ended(
+    control: FakeControlPlane, start: Start
+) -> None:
+    agent = await start()
+    session = await control.session()
+    session.send(start_replica=serve(control))
+    ready = await session.until("replica_changed")
+    assert (ready.ready, ready.ended, ready.address) == (True, False, "127.0.0.1:4242")
+    assert control.asked[0].certificate_request.startswith("-----BEGIN CERTIFICATE REQUEST")
+    session.close()
+    again = await control.session()
+    assert (await again.until("replica_changed")).ready
+    os.kill(next(iter(agent.works._entries.values())).running.pid, signal.SIGKILL)
+    ended = await again.until("replica_changed", ended=True)
+    assert ended.message == "the replica ended: its process was killed by SIGKILL"
+
+
+async def test_a_replica_that_cannot_start_says_why(
+    control: FakeControlPlane, start: Start
+) -> None:
+    await start()
+    session = await control.session()
+    session.send(start_replica=serve(control, length=13))
+    ended = await session.until("replica_changed")
+    assert (ended.ready, ended.ended, ended.message) == (False, True, "no room")
+
+
+async def test_renews_its_certificate_at_half_life_and_connects_with_the_new(
+    control: FakeControlPlane, start: Start, tmp_path: Path
+) -> None:
+    control.lifetime = timedelta(seconds=2)
+    agent = await start()
+    first = await control.session()
+    before = agent.identity
+    control.lifetime = timedelta(hours=1)
+    second = await control.session()
+    assert second.serial != first.serial
+    assert agent.identity.key_pem != before.key_pem
+    assert store(control, tmp_path).load() == agent.identity
