@@ -20,19 +20,45 @@ import functools
 import importlib
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
-from typing import TypeVar, cast
+from typing import Protocol, TypeVar, cast
 
 from google.protobuf.descriptor import ServiceDescriptor
 
 from appliance.control.events import Events
 from appliance.control.services.caller import Caller, current_caller
-from appliance.core.errors import Internal
+from appliance.core.errors import Internal, InvalidInput
 from appliance.wire.server import Service
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+M = TypeVar("M")
+M_contra = TypeVar("M_contra", contravariant=True)
 
 LOOK_AGAIN = 15.0
 """Seconds after which a watcher reads the state again even if nobody woke it."""
+
+
+def _stop_if_left() -> None:
+    """Raise CancelledError when the call being served was cancelled, also if that was absorbed."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
+
+
+class Intake(Protocol[M_contra, T_co]):
+    """What takes in a caller's stream: `begin` made it, `abort` is called last in any case."""
+
+    def add(self, message: M_contra) -> None:
+        """Take a message after the first."""
+
+    def close(self) -> None:
+        """The stream has ended: check and seal what came."""
+
+    def finish(self) -> T_co:
+        """Let it appear."""
+
+    def abort(self) -> None:
+        """Leave nothing, unless it has appeared."""
 
 
 class Servicer:
@@ -63,6 +89,33 @@ class Servicer:
             # recorded as its outcome must be what happened.
             return await work
 
+    async def _look(self, function: Callable[..., T], *arguments: object) -> T:
+        """As `_run` inside a stream: one whose caller has left goes no further."""
+        value = await self._run(function, *arguments)
+        _stop_if_left()
+        return value
+
+    async def _take_in(
+        self, begin: Callable[[Caller, M], Intake[M, T]], messages: AsyncIterator[M]
+    ) -> T:
+        """A caller's whole stream as one thing that appears at its end, or not at all.
+
+        A connection that breaks looks like the end of the stream until gRPC says otherwise; hence
+        the work of `close` lies between the last message and the decision to `finish`.
+        """
+        first = await anext(messages, None)
+        if first is None:
+            raise InvalidInput("the stream is empty: its first message names what to fill")
+        intake = await self._run(begin, self.caller, first)
+        try:
+            _stop_if_left()
+            async for message in messages:
+                await self._look(intake.add, message)
+            await self._look(intake.close)
+            return await self._run(intake.finish)
+        finally:
+            await self._run(intake.abort)
+
     async def _follow(
         self, topic: str, read: Callable[[], T], ended: Callable[[T], bool]
     ) -> AsyncIterator[T]:
@@ -70,7 +123,7 @@ class Servicer:
         last: T | None = None
         with self._events.watch(topic) as watch:
             while True:
-                value = await self._run(read)
+                value = await self._look(read)
                 if value != last:
                     yield value
                     last = value

@@ -7,6 +7,8 @@ Called by the services of jobs and endpoints.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sqlalchemy import select
 
 from appliance.control.services.memory import readable
@@ -37,7 +39,38 @@ def check(state: Reading, demand: Demand, unit: str, advice: str) -> None:
         unit: what `memory_per_rank` is counted for, `rank` or `device`.
         advice: how to need less memory.
     """
+    _check_memory(known(state), demand, unit, advice)
+    check_feasible(demand, known(state))
+
+
+def check_one_node(state: Reading, demand: Demand, unit: str, advice: str) -> None:
+    """As `check`, for work whose ranks must all be on one node."""
     nodes = known(state)
+    _check_memory(nodes, demand, unit, advice)
+    largest = max((node.devices_total for node in nodes), default=0)
+    if nodes and demand.ranks > largest:
+        raise FailedPrecondition(
+            f"it needs {demand.ranks} devices on one node; the largest node has {largest}",
+            needed=demand.ranks,
+            offered=largest,
+        )
+    for node in nodes:
+        if fits(demand, node):
+            return
+    if not nodes:
+        check_feasible(demand, nodes)
+    raise FailedPrecondition(
+        f"no node has {demand.ranks} devices with {readable(demand.memory_per_rank)} each: {advice}"
+    )
+
+
+def fits(demand: Demand, node: NodeCapacity) -> bool:
+    """Whether all ranks fit on one idle node."""
+    enough = demand.ranks * demand.memory_per_rank <= node.memory_total
+    return enough and demand.ranks <= node.devices_total
+
+
+def _check_memory(nodes: Sequence[NodeCapacity], demand: Demand, unit: str, advice: str) -> None:
     offered = max((node.memory_total for node in nodes), default=0)
     if nodes and demand.memory_per_rank > offered:
         raise FailedPrecondition(
@@ -46,4 +79,3 @@ def check(state: Reading, demand: Demand, unit: str, advice: str) -> None:
             needed=demand.memory_per_rank,
             offered=offered,
         )
-    check_feasible(demand, nodes)

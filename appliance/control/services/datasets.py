@@ -27,9 +27,9 @@ from appliance.control.services.resources import timestamp
 from appliance.control.services.uploads import Documents
 from appliance.control.store.database import Database, Reading, Transaction
 from appliance.core import names
-from appliance.core.errors import FailedPrecondition, InvalidInput, Tampered
+from appliance.core.errors import FailedPrecondition, Internal, InvalidInput, Tampered
 from appliance.core.names import Name
-from appliance.crypto.artifacts import manifest_digest
+from appliance.crypto.artifacts import ArtifactReader, manifest_digest
 
 LONGEST_DESCRIPTION = 1000
 REPORT = "report.json"
@@ -157,7 +157,7 @@ class Datasets:
 
 
 class Upload:
-    """One upload under way: `add` each later message, `finish`, and always `abort` at last."""
+    """One upload under way: `add` each later message, `close`, `finish`; `abort` at last."""
 
     def __init__(
         self,
@@ -174,6 +174,7 @@ class Upload:
         self._version = version
         self._writer = artifacts.writer(version)
         self._documents = Documents(self._writer)
+        self._reader: ArtifactReader | None = None
         self._over = False
 
     def add(self, message: rpc.UploadDatasetVersionRequest) -> None:
@@ -182,12 +183,18 @@ class Upload:
             raise InvalidInput("only the first message of an upload names the dataset")
         self._documents.add(message.documents)
 
-    def finish(self) -> dataset_pb2.DatasetVersion:
-        """Seal, sign and register the version; or the first answer, when this is a repeat."""
+    def close(self) -> None:
+        """The stream has ended: seal and sign what came. Raises InvalidInput when it was empty."""
         self._documents.close()
         digest = manifest_digest(self._writer.finish())
-        reader = self._artifacts.verify(self._version, digest)
+        self._reader = self._artifacts.verify(self._version, digest)
         self._artifacts.sign(self._version, digest)
+
+    def finish(self) -> dataset_pb2.DatasetVersion:
+        """Register the version; or the first answer, when this is a repeat."""
+        reader = self._reader
+        if reader is None:
+            raise Internal("an upload is finished before it was closed")
         facts = {"kind": "text", "documents": self._documents.count, "tokens": 0}
         registered = False
 

@@ -51,7 +51,7 @@ _job = tables.job.c
 class Jobs:
     """Accepts, shows and cancels jobs."""
 
-    def __init__(  # noqa: PLR0913, PLR0917  # the parts of the control plane it acts on
+    def __init__(  # noqa: PLR0913  # the parts of the control plane it acts on
         self,
         database: Database,
         changes: Changes,
@@ -200,7 +200,7 @@ class Jobs:
         demand = job_specs.demand(kind, spec, inputs)
         capacity.check(state, demand, "rank", _LESS_MEMORY[kind])
 
-    def _inputs(  # noqa: PLR0913, PLR0917  # what one check needs
+    def _inputs(  # noqa: PLR0913  # what one check needs
         self,
         state: Reading,
         caller: Caller,

@@ -28,9 +28,9 @@ from appliance.control.services.resources import timestamp
 from appliance.control.services.weights import HeaderCheck, Tensor
 from appliance.control.store.database import Database, Reading, Transaction
 from appliance.core import names
-from appliance.core.errors import InvalidInput
+from appliance.core.errors import Internal, InvalidInput
 from appliance.core.names import Name, shown
-from appliance.crypto.artifacts import manifest_digest
+from appliance.crypto.artifacts import ArtifactReader, manifest_digest
 from appliance.crypto.sealed import SealedWriter
 
 MOST_FILES = 1000
@@ -129,7 +129,7 @@ class Models:
 
 
 class Import:
-    """One import under way: `add` each later message, `finish`, and always `abort` at last."""
+    """One import under way: `add` each later message, `close`, `finish`; `abort` at last."""
 
     def __init__(
         self,
@@ -155,6 +155,8 @@ class Import:
         self._tensors: dict[str, dict[str, Tensor]] = {}
         self._texts: dict[str, bytes] = {}
         self._weight_bytes = 0
+        self._facts: dict[str, Any] = {}
+        self._reader: ArtifactReader | None = None
         self._over = False
 
     def add(self, message: rpc.ImportModelVersionRequest) -> None:
@@ -179,18 +181,24 @@ class Import:
             why = f"is larger than {model_files.largest(self._file)} bytes"
             raise InvalidInput(f"{self._file} {why}.", fields={self._file: why})
 
-    def finish(self) -> model_pb2.ModelVersion:
-        """Check the whole, seal, sign and register it; or the first answer to a repeat."""
+    def close(self) -> None:
+        """The stream has ended: check the whole, seal and sign it. Raises InvalidInput."""
         self._end_file()
-        facts = self._facts()
+        self._facts = self._check()
         digest = manifest_digest(self._writer.finish())
-        reader = self._artifacts.verify(self._version, digest)
+        self._reader = self._artifacts.verify(self._version, digest)
         self._artifacts.sign(self._version, digest)
+
+    def finish(self) -> model_pb2.ModelVersion:
+        """Register the version; or the first answer, when this is a repeat."""
+        reader = self._reader
+        if reader is None:
+            raise Internal("an import is finished before it was closed")
         registered = False
 
         def work(transaction: Transaction) -> model_pb2.ModelVersion:
             nonlocal registered
-            self._artifacts.register(transaction, self._version, reader, facts)
+            self._artifacts.register(transaction, self._version, reader, self._facts)
             registered = True
             name = Name.parse(self._version.name, "modelVersion")
             return version_resource(transaction, artifact_rows.version_row(transaction, name))
@@ -242,7 +250,7 @@ class Import:
         self._header = self._sealed = None
         self._kept = False
 
-    def _facts(self) -> dict[str, Any]:
+    def _check(self) -> dict[str, Any]:
         model_files.check_complete(self._seen)
         if model_facts.INDEX in self._texts:
             index = model_files.read_json(model_facts.INDEX, self._texts[model_facts.INDEX])

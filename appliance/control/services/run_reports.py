@@ -49,7 +49,7 @@ Registered = tuple[Version, ArtifactReader, dict[str, Any]]
 class RunReports:
     """Takes in reports about jobs."""
 
-    def __init__(  # noqa: PLR0913, PLR0917  # the parts of the control plane it acts on
+    def __init__(  # noqa: PLR0913  # the parts of the control plane it acts on
         self,
         database: Database,
         artifacts: Artifacts,

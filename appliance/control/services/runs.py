@@ -47,7 +47,7 @@ _logger = logging.getLogger(__name__)
 class Runs:
     """Starts and ends jobs on nodes."""
 
-    def __init__(  # noqa: PLR0913, PLR0917  # the parts of the control plane it acts on
+    def __init__(  # noqa: PLR0913  # the parts of the control plane it acts on
         self,
         database: Database,
         artifacts: Artifacts,

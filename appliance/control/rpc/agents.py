@@ -1,0 +1,82 @@
+"""AgentService: see `appliance.control.services.agents`, `release` and `enrolment`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from concurrent.futures import Executor
+from typing import Any
+
+import grpc.aio
+
+from appliance.api.agent.v1 import agent_service_pb2 as rpc
+from appliance.api.agent.v1.agent_service_pb2_grpc import AgentServiceServicer
+from appliance.control.events import Events
+from appliance.control.rpc.servicer import Servicer
+from appliance.control.services.agents import Agents
+from appliance.control.services.enrolment import Enrolment
+from appliance.control.services.fleet import Session
+from appliance.control.services.release import Release
+from appliance.core.errors import InvalidInput
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class AgentRpc(Servicer, AgentServiceServicer):
+    """Translates."""
+
+    def __init__(
+        self,
+        agents: Agents,
+        release: Release,
+        enrolment: Enrolment,
+        pool: Executor,
+        events: Events,
+    ) -> None:
+        super().__init__(pool, events)
+        self._agents = agents
+        self._release = release
+        self._enrolment = enrolment
+
+    async def Connect(
+        self, request_iterator: AsyncIterator[rpc.ConnectRequest], context: Context
+    ) -> AsyncIterator[rpc.ConnectResponse]:
+        """The agent's stream: reports go up, orders come down."""
+        caller = self.caller
+        first = await anext(request_iterator, None)
+        if first is None:
+            raise InvalidInput("the first message of an agent must be its hello")
+        session = Session(self._agents.facts_of(caller, first))
+        reader: asyncio.Task[None] | None = None
+        try:
+            await self._run(self._agents.connect, caller, first.hello, session)
+            reader = asyncio.create_task(self._read(request_iterator, session))
+            while (order := await session.next()) is not None:
+                yield order
+            if reader.done():
+                # What made the reader end is the stream's error.
+                reader.result()
+        finally:
+            if reader is not None:
+                reader.cancel()
+            await self._run(self._agents.leave, session)
+
+    async def ReleaseKeys(
+        self, request: rpc.ReleaseKeysRequest, context: Context
+    ) -> rpc.ReleaseKeysResponse:
+        """Returns the data keys of work that is leased to the calling node now."""
+        return await self._run(self._release.keys, self.caller, request)
+
+    async def RenewCertificate(
+        self, request: rpc.RenewCertificateRequest, context: Context
+    ) -> rpc.RenewCertificateResponse:
+        """Replaces the node's certificate before it ends."""
+        return await self._run(self._enrolment.renew, self.caller, request)
+
+    async def _read(self, reports: AsyncIterator[rpc.ConnectRequest], session: Session) -> None:
+        """Take in reports in their order until the agent stops sending; then end the session."""
+        try:
+            async for report in reports:
+                await self._look(self._agents.report, session.facts.node, report)
+        finally:
+            session.close()

@@ -1,0 +1,67 @@
+"""JobService: see `appliance.control.services.jobs`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from concurrent.futures import Executor
+from typing import Any
+
+import grpc.aio
+
+from appliance.api.jobs.v1 import job_pb2
+from appliance.api.jobs.v1 import job_service_pb2 as rpc
+from appliance.api.jobs.v1.job_service_pb2_grpc import JobServiceServicer
+from appliance.control.events import Events
+from appliance.control.rpc.servicer import Servicer
+from appliance.control.services.jobs import Jobs
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+_ENDED = frozenset(
+    {job_pb2.Job.STATE_SUCCEEDED, job_pb2.Job.STATE_FAILED, job_pb2.Job.STATE_CANCELLED}
+)
+
+
+class JobRpc(Servicer, JobServiceServicer):
+    """Translates."""
+
+    def __init__(self, service: Jobs, pool: Executor, events: Events) -> None:
+        super().__init__(pool, events)
+        self._service = service
+
+    async def GetJob(self, request: rpc.GetJobRequest, context: Context) -> job_pb2.Job:
+        """Returns one job."""
+        return await self._run(self._service.get, self.caller, request.name)
+
+    async def ListJobs(
+        self, request: rpc.ListJobsRequest, context: Context
+    ) -> rpc.ListJobsResponse:
+        """Returns one page of jobs, newest first."""
+        return await self._run(self._service.list, self.caller, request)
+
+    async def CreateJob(self, request: rpc.CreateJobRequest, context: Context) -> job_pb2.Job:
+        """Accepts a job and queues it."""
+        return await self._run(self._service.create, self.caller, request)
+
+    async def CancelJob(self, request: rpc.CancelJobRequest, context: Context) -> job_pb2.Job:
+        """Ends a job on request."""
+        return await self._run(self._service.cancel, self.caller, request)
+
+    async def WatchJob(
+        self, request: rpc.WatchJobRequest, context: Context
+    ) -> AsyncIterator[job_pb2.Job]:
+        """Streams the job now and each time it changes, until it ends."""
+        caller = self.caller
+
+        def read() -> job_pb2.Job:
+            return self._service.get(caller, request.name)
+
+        async for job in self._follow(request.name, read, lambda job: job.state in _ENDED):
+            yield job
+
+    async def ListJobMetrics(
+        self, request: rpc.ListJobMetricsRequest, context: Context
+    ) -> rpc.ListJobMetricsResponse:
+        """Returns one page of measurements, by step."""
+        return await self._run(self._service.metrics, self.caller, request)

@@ -1,0 +1,54 @@
+"""RoutingService: see `appliance.control.services.routing`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from concurrent.futures import Executor
+from typing import Any
+
+import grpc.aio
+
+from appliance.api.serving.v1 import routing_service_pb2 as rpc
+from appliance.api.serving.v1.routing_service_pb2_grpc import RoutingServiceServicer
+from appliance.control.events import ACCESS, ROUTING, Events
+from appliance.control.rpc.servicer import Servicer
+from appliance.control.services.routing import Routing, unchanged
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+PULSE_SECONDS = 1.0
+"""How often a gateway hears that its view still holds."""
+
+
+class RoutingRpc(Servicer, RoutingServiceServicer):
+    """Translates."""
+
+    def __init__(self, service: Routing, pool: Executor, events: Events) -> None:
+        super().__init__(pool, events)
+        self._service = service
+
+    async def WatchRouting(
+        self, request: rpc.WatchRoutingRequest, context: Context
+    ) -> AsyncIterator[rpc.RoutingView]:
+        """Streams the whole view now, each time it changes, and a sign of life once a second."""
+        last: rpc.RoutingView | None = None
+        with self._events.watch(ROUTING, ACCESS) as watch:
+            while True:
+                view = await self._look(self._service.follow, last)
+                same = last is not None and view.version == last.version
+                yield unchanged(view) if same else view
+                last = view
+                await watch.wait(PULSE_SECONDS)
+
+    async def GetServedTokenizer(
+        self, request: rpc.GetServedTokenizerRequest, context: Context
+    ) -> rpc.ServedTokenizer:
+        """Returns the tokenizer of a served model version."""
+        return await self._run(self._service.tokenizer, self.caller, request)
+
+    async def ReportUsage(
+        self, request: rpc.ReportUsageRequest, context: Context
+    ) -> rpc.ReportUsageResponse:
+        """Records inference calls in the audit chain."""
+        return await self._run(self._service.report, self.caller, request)

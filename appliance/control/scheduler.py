@@ -1,0 +1,112 @@
+"""The scheduler: what is queued or lost gets devices, what has lost its lease starts elsewhere.
+
+One pass looks at everything again, so a wake-up that is lost costs a second and nothing else. Rules
+kept here:
+* all ranks of a job are placed, or none; the oldest job first, but a smaller one may pass a job
+  that does not fit now; replicas before jobs, because somebody waits for their answers;
+* only connected nodes get work, and only what no lease holds is free;
+* a pass that fails is logged and repeated; it never takes the control plane down.
+
+The decisions are pure and elsewhere (`core.placement`, `core.jobs`, `services.leases`); what they
+cause is in `services.runs` and `services.replicas`. Called by the composition root, which runs one
+for each appliance.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from concurrent.futures import Executor
+
+from appliance.control.events import NODES, QUEUE, Events
+from appliance.control.services.agents import Agents
+from appliance.control.services.artifacts import Artifacts
+from appliance.control.services.fleet import Fleet
+from appliance.control.services.leases import Leases
+from appliance.control.services.replicas import Replicas
+from appliance.control.services.run_reports import RunReports
+from appliance.control.services.runs import Runs
+from appliance.core.errors import Exhausted
+from appliance.core.placement import NodeCapacity, place
+
+PASS_SECONDS = 1.0
+_logger = logging.getLogger(__name__)
+
+
+class Scheduler:
+    """Runs passes until it is cancelled."""
+
+    def __init__(  # noqa: PLR0913  # the parts of the control plane it drives
+        self,
+        artifacts: Artifacts,
+        leases: Leases,
+        fleet: Fleet,
+        agents: Agents,
+        runs: Runs,
+        reports: RunReports,
+        replicas: Replicas,
+    ) -> None:
+        self._artifacts = artifacts
+        self._leases = leases
+        self._fleet = fleet
+        self._agents = agents
+        self._runs = runs
+        self._reports = reports
+        self._replicas = replicas
+
+    def recover(self) -> None:
+        """At start, before any agent is let in: take up what was under way, drop what was cut."""
+        self._agents.away()
+        self._runs.tidy()
+        self._artifacts.tidy()
+        self._replicas.take_up()
+        for row in self._runs.take_up():
+            self._reports.finish(row.uid, row.epoch)
+
+    def look(self) -> None:
+        """One pass."""
+        self._agents.evicted()
+        for work, epoch, node in self._leases.expired():
+            why = f"node {node} has not been heard of for {self._leases.seconds:.0f} s"
+            if "/" in work:
+                self._replicas.lost(work, epoch, why)
+            else:
+                self._runs.lost(work, epoch, why)
+        self._place_replicas()
+        self._place_jobs()
+
+    async def run(self, pool: Executor, events: Events) -> None:
+        """Pass after pass: when something changed, and every second."""
+        loop = asyncio.get_running_loop()
+        with events.watch(QUEUE, NODES) as watch:
+            while True:
+                try:
+                    await loop.run_in_executor(pool, self.look)
+                except Exception:
+                    # Whatever it was, the next pass reads everything anew.
+                    _logger.exception("a pass of the scheduler failed; the next one follows")
+                await watch.wait(PASS_SECONDS)
+
+    def _place_replicas(self) -> None:
+        for wanted in self._replicas.wanted():
+            try:
+                placement = self._replicas.choose(wanted, self._capacities())
+            except Exhausted as error:
+                self._replicas.wait(wanted, error.message)
+                continue
+            self._replicas.start(wanted, placement)
+
+    def _place_jobs(self) -> None:
+        for row, demand in self._runs.queued():
+            try:
+                placements = place(demand, self._capacities())
+            except Exhausted as error:
+                self._runs.wait(row, error.message)
+                continue
+            self._runs.start(row, demand, placements)
+
+    def _capacities(self) -> list[NodeCapacity]:
+        return [
+            self._leases.capacity(facts.node, facts.devices, facts.memory_bytes)
+            for facts in self._fleet.nodes()
+        ]

@@ -1,0 +1,244 @@
+"""The agents' stream: who is connected, what they report, and what they are told.
+
+Rules kept here:
+* a node is what its certificate says, never what a message says;
+* a report under a lease that is over changes nothing; its sender is told to stop that work;
+* a report that makes no sense, or names what is not there, fails its own work and nothing else.
+
+The attack: a compromised node that reports for the work of others, or floods the state with reports
+that cannot be true. Called by `rpc.agents`, one message at a time for each node.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import re
+import threading
+from collections.abc import Callable, Iterable
+from datetime import datetime
+
+from sqlalchemy import select, update
+
+from appliance.api.agent.v1 import agent_service_pb2 as rpc
+from appliance.control.events import NODES, QUEUE, Events
+from appliance.control.services import job_rows
+from appliance.control.services.caller import Caller
+from appliance.control.services.fleet import Fleet, NodeFacts, Session
+from appliance.control.services.leases import Leases
+from appliance.control.services.nodes import EVICTED, LOST, READY
+from appliance.control.services.replicas import Replicas
+from appliance.control.services.run_reports import RunReports
+from appliance.control.services.runs import Runs, stop_order
+from appliance.control.store import tables
+from appliance.control.store.database import Database
+from appliance.core.errors import (
+    ApplianceError,
+    FailedPrecondition,
+    InvalidInput,
+    LeaseLost,
+    NotFound,
+    Tampered,
+    Unauthenticated,
+)
+
+MOST_DEVICES = 1024
+MOST_MEMORY = 1 << 50
+MOST_RUNNING = 4096
+SEEN_SECONDS = 10.0
+"""How often the time a node was last heard of is written down."""
+
+_KINDS = frozenset({"cpu", "cuda"})
+_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?")
+_node = tables.node.c
+_logger = logging.getLogger(__name__)
+
+
+class Agents:
+    """Takes in what agents say."""
+
+    def __init__(  # noqa: PLR0913  # the parts of the control plane it acts on
+        self,
+        database: Database,
+        leases: Leases,
+        fleet: Fleet,
+        runs: Runs,
+        reports: RunReports,
+        replicas: Replicas,
+        events: Events,
+        clock: Callable[[], datetime],
+        monotonic: Callable[[], float],
+    ) -> None:
+        self._database = database
+        self._leases = leases
+        self._fleet = fleet
+        self._runs = runs
+        self._reports = reports
+        self._replicas = replicas
+        self._events = events
+        self._clock = clock
+        self._monotonic = monotonic
+        self._lock = threading.Lock()
+        self._seen: dict[str, float] = {}
+
+    @staticmethod
+    def facts_of(caller: Caller, first: rpc.ConnectRequest) -> NodeFacts:
+        """What the first message of a stream says of the calling node. Raises InvalidInput."""
+        if first.WhichOneof("report") != "hello":
+            raise InvalidInput("the first message of an agent must be its hello")
+        hello = first.hello
+        fits = (
+            1 <= hello.devices <= MOST_DEVICES
+            and hello.device_kind in _KINDS
+            and 0 < hello.memory_bytes <= MOST_MEMORY
+            and _is_host(hello.address)
+            and len(hello.agent_version) <= 64
+        )
+        if not fits:
+            raise InvalidInput(
+                "the hello of the agent makes no sense: it names devices (1 or more), their kind "
+                "(cpu or cuda), memory in bytes and the address of the node"
+            )
+        return NodeFacts(
+            caller.principal.id,
+            hello.devices,
+            hello.device_kind,
+            hello.memory_bytes,
+            hello.address,
+            hello.agent_version,
+        )
+
+    def connect(self, caller: Caller, hello: rpc.Hello, session: Session) -> None:
+        """An agent is there: note what it is and take up what it still runs."""
+        node, facts = caller.principal.id, session.facts
+        with self._database.write() as transaction:
+            changed = transaction.run(
+                update(tables.node)
+                .where(_node.id == node, _node.state != EVICTED)
+                .values(
+                    state=READY,
+                    seen_time=self._clock(),
+                    facts={
+                        "devices": facts.devices,
+                        "device_kind": facts.device_kind,
+                        "memory_bytes": facts.memory_bytes,
+                        "address": facts.address,
+                        "agent_version": facts.agent_version,
+                    },
+                )
+            )
+        if not changed:
+            raise Unauthenticated(f"{caller.principal.name} was evicted; join again")
+        running = _running(hello.running)
+        self._fleet.enter(session)
+        self._renew(node, running, sequence=0)
+        self._replicas.unannounced(node, running)
+        self._events.publish(NODES, QUEUE)
+
+    def leave(self, session: Session) -> None:
+        """The stream of an agent has ended."""
+        if not self._fleet.leave(session):
+            return
+        node = session.facts.node
+        with self._database.write() as transaction:
+            transaction.run(
+                update(tables.node)
+                .where(_node.id == node, _node.state == READY)
+                .values(state=LOST, seen_time=self._clock())
+            )
+        self._events.publish(NODES)
+
+    def report(self, node: str, message: rpc.ConnectRequest) -> None:
+        """Take in one message.
+
+        Raises InvalidInput for a message out of order, and what means that the state cannot be
+        written; the stream ends then, and the agent connects again.
+        """
+        kind = message.WhichOneof("report")
+        if kind is None or kind == "hello":
+            raise InvalidInput("an agent says hello once, and no message is empty")
+        if kind == "heartbeat":
+            self._heartbeat(node, message.heartbeat)
+            return
+        work: rpc.WorkEpoch = getattr(message, kind).work
+        try:
+            self._dispatch(node, kind, message)
+        except LeaseLost:
+            self._fleet.send(node, stop_order(work.work, work.epoch, 0.0))
+        except (InvalidInput, Tampered, FailedPrecondition, NotFound) as error:
+            _logger.warning(
+                "a report of %s about %s is refused: %s", node, work.work, error.message
+            )
+            self._refuse(work, error)
+
+    def away(self) -> None:
+        """At start: nobody is connected yet."""
+        with self._database.write() as transaction:
+            transaction.run(update(tables.node).where(_node.state == READY).values(state=LOST))
+
+    def evicted(self) -> None:
+        """Cut off nodes that were evicted: their streams and their leases end."""
+        connected = [facts.node for facts in self._fleet.nodes()]
+        with self._database.read() as state:
+            rows = state.all(select(_node.id).where(_node.state == EVICTED))
+        for row in rows:
+            self._leases.expire(row.id)
+            if row.id in connected:
+                self._fleet.drop(row.id)
+
+    def _dispatch(self, node: str, kind: str, message: rpc.ConnectRequest) -> None:
+        match kind:
+            case "job_progress":
+                self._reports.progress(node, message.job_progress)
+            case "checkpoint":
+                self._reports.checkpoint(node, message.checkpoint)
+            case "job_ended":
+                self._reports.ended(node, message.job_ended)
+            case "replica_changed":
+                self._replicas.changed(node, message.replica_changed)
+
+    def _refuse(self, work: rpc.WorkEpoch, error: ApplianceError) -> None:
+        """End the work whose report cannot be right."""
+        if "/" in work.work:
+            self._replicas.lost(work.work, work.epoch, error.message)
+            return
+        with self._database.read() as state:
+            row = job_rows.by_uid(state, work.work)
+        if row is not None and row.epoch == work.epoch:
+            self._runs.fail(row, error.reason, error.message)
+
+    def _heartbeat(self, node: str, heartbeat: rpc.AgentHeartbeat) -> None:
+        self._renew(node, _running(heartbeat.running), heartbeat.sequence)
+        now = self._monotonic()
+        with self._lock:
+            due = now - self._seen.get(node, -SEEN_SECONDS) >= SEEN_SECONDS
+            if due:
+                self._seen[node] = now
+        if due:
+            with self._database.write() as transaction:
+                transaction.run(
+                    update(tables.node).where(_node.id == node).values(seen_time=self._clock())
+                )
+
+    def _renew(self, node: str, running: list[tuple[str, int]], sequence: int) -> None:
+        """Renew the leases of what runs; tell the node what it holds and what it must stop."""
+        for work, epoch in self._leases.renew(node, running):
+            self._fleet.send(node, stop_order(work, epoch, 0.0))
+        held = [rpc.WorkEpoch(work=work, epoch=epoch) for work, epoch in self._leases.of_node(node)]
+        leases = rpc.Leases(work=held, seconds=self._leases.seconds, sequence=sequence)
+        self._fleet.send(node, rpc.ConnectResponse(leases=leases))
+
+
+def _running(works: Iterable[rpc.WorkEpoch]) -> list[tuple[str, int]]:
+    found = [(work.work, work.epoch) for work in works]
+    if len(found) > MOST_RUNNING:
+        raise InvalidInput(f"a node runs at most {MOST_RUNNING} pieces of work")
+    return found
+
+
+def _is_host(address: str) -> bool:
+    try:
+        ipaddress.ip_address(address)
+    except ValueError:
+        return _HOST.fullmatch(address) is not None
+    return True

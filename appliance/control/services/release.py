@@ -1,0 +1,165 @@
+"""Keys for work: what a node needs to do what is leased to it now, and nothing else.
+
+Rules kept here:
+* a node gets keys only for work whose lease it holds at this moment under the current epoch (S27);
+  after the lease is lost, the node evicted or the work ended, it gets LeaseLost;
+* the key of an input is handed out after the input was seen to be the version on record with our
+  signature, so nobody computes on what was swapped;
+* a replica's certificate says what it is, is for servers only, and names its node's address.
+
+The attack: a compromised node asks for the keys of other work, or of work it has lost. Called by
+`rpc.agents`.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Row, select, update
+
+from appliance.api.agent.v1 import agent_service_pb2 as rpc
+from appliance.control.services import job_rows
+from appliance.control.services.artifacts import CHECKPOINTS, Artifacts, Version
+from appliance.control.services.caller import Caller
+from appliance.control.services.endpoints import model_name
+from appliance.control.services.leases import Leases
+from appliance.control.services.runs import pending
+from appliance.control.store import tables
+from appliance.control.store.database import Database
+from appliance.core.errors import LeaseLost
+from appliance.core.identity import Principal, PrincipalKind
+from appliance.core.jobs import JobState
+from appliance.crypto.certs import Authority, serial_of
+
+REPLICA_LIFETIME = timedelta(days=30)
+"""A worker keeps its certificate as long as it runs; it cannot renew one."""
+
+_LEASED = (JobState.STARTING, JobState.RUNNING)
+
+
+class Release:
+    """Hands out keys and replicas' certificates."""
+
+    def __init__(
+        self,
+        database: Database,
+        artifacts: Artifacts,
+        leases: Leases,
+        authority: Authority,
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._database = database
+        self._artifacts = artifacts
+        self._leases = leases
+        self._authority = authority
+        self._clock = clock
+
+    def keys(self, caller: Caller, request: rpc.ReleaseKeysRequest) -> rpc.ReleaseKeysResponse:
+        """The data keys of work that is leased to the calling node now.
+
+        Raises LeaseLost when it is not, Tampered or Stale when an input is not what is on record.
+        """
+        node, work = caller.principal.id, request.work
+        caller.notes["work"] = f"{work.work}@{work.epoch}"
+        self._leases.check(work.work, work.epoch, node)
+        answer = self._replica(node, request) if "/" in work.work else self._job(work)
+        # What was checked took time; the lease may have been lost in it.
+        self._leases.check(work.work, work.epoch, node)
+        return answer
+
+    def _job(self, work: rpc.WorkEpoch) -> rpc.ReleaseKeysResponse:
+        with self._database.read() as state:
+            row = job_rows.by_uid(state, work.work)
+            if row is None or row.epoch != work.epoch or row.state not in _LEASED:
+                raise LeaseLost(f"epoch {work.epoch} of {work.work} is over; stop its processes")
+            inputs = [
+                (name, self._artifacts.read(state, found))
+                for name, found in job_rows.input_versions(state, row)
+            ]
+            outputs = [self._artifacts.read(state, found) for found in pending(state, row.uid)]
+        for _, version in inputs:
+            self._artifacts.open_version(version)
+        for version in outputs:
+            if version.kind == CHECKPOINTS and row.checkpoint_step:
+                self._artifacts.verify_checkpoint(
+                    version, row.checkpoint_step, row.checkpoint_digest
+                )
+        return rpc.ReleaseKeysResponse(
+            inputs=[_key(version, name) for name, version in inputs],
+            outputs=[_key(version, version.name) for version in outputs],
+            resume_step=row.checkpoint_step,
+            resume_digest=row.checkpoint_digest,
+        )
+
+    def _replica(self, node: str, request: rpc.ReleaseKeysRequest) -> rpc.ReleaseKeysResponse:
+        uid, _, identifier = request.work.work.partition("/")
+        replica, endpoint = tables.replica.c, tables.endpoint.c
+        version = tables.artifact_version.c
+        with self._database.read() as state:
+            row = state.first(
+                select(tables.replica).where(replica.endpoint == uid, replica.id == identifier)
+            )
+            served = state.first(select(tables.endpoint).where(endpoint.uid == uid))
+            if row is None or served is None or row.epoch != request.work.epoch:
+                raise LeaseLost(f"{request.work.work} is over; stop its processes")
+            name = model_name(state, served)
+            found = state.first(
+                select(tables.artifact_version).where(version.uid == served.model_version)
+            )
+            if found is None:
+                raise LeaseLost(f"the model of {request.work.work} is gone; stop its processes")
+            model = self._artifacts.read(state, found)
+            at = state.first(select(tables.node).where(tables.node.c.id == node))
+        self._artifacts.open_version(model)
+        certificate = self._certificate(row, at, request.certificate_request)
+        return rpc.ReleaseKeysResponse(inputs=[_key(model, name)], certificate=certificate.decode())
+
+    def _certificate(self, row: Row[Any], node: Row[Any] | None, request: str) -> bytes:
+        dns, ips = _host(node.facts.get("address", "") if node is not None else "")
+        certificate = self._authority.issue(
+            request.encode(),
+            Principal(PrincipalKind.REPLICA, f"{row.endpoint}-{row.id}"),
+            server=True,
+            client=False,
+            dns=dns,
+            ips=ips,
+            lifetime=REPLICA_LIFETIME,
+            now=self._clock(),
+        )
+        replica = tables.replica.c
+        with self._database.write() as transaction:
+            transaction.run(
+                update(tables.replica)
+                .where(
+                    replica.endpoint == row.endpoint,
+                    replica.id == row.id,
+                    replica.epoch == row.epoch,
+                )
+                .values(certificate_serial=serial_of(certificate))
+            )
+        return certificate
+
+
+def _host(address: str) -> tuple[list[str], list[str]]:
+    """DNS names and IP addresses for a certificate of a server at this address."""
+    if not address:
+        return [], []
+    try:
+        return [], [str(ipaddress.ip_address(address))]
+    except ValueError:
+        return [address], []
+
+
+def _key(version: Version, name: str) -> rpc.ArtifactKey:
+    return rpc.ArtifactKey(
+        name=name,
+        kind=version.kind,
+        folder=version.folder,
+        object=version.uid,
+        project=version.project,
+        key=version.key,
+        manifest_digest=version.digest,
+    )
