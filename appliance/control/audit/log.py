@@ -48,7 +48,7 @@ _Pending = tuple[Prepared, "Future[int]"]
 class AuditLog:
     """An open log. Use `AuditLog.open`; `close` when the process ends."""
 
-    def __init__(  # noqa: PLR0913, PLR0917 - called by `open` alone
+    def __init__(  # noqa: PLR0913 - called by `open` alone
         self, files: Segments, tree: Tree, previous: str, key: SigningKey, origin: str, clock: Clock
     ) -> None:
         self._files = files

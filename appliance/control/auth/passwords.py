@@ -24,7 +24,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import argon2
-from argon2.exceptions import InvalidHashError, VerifyMismatchError
+from argon2.exceptions import InvalidHashError, VerificationError, VerifyMismatchError
 
 from appliance.core.errors import Exhausted, FailedPrecondition, InvalidInput
 from appliance.crypto.signing import hmac_sha256
@@ -34,6 +34,7 @@ LONGEST_BYTES = 1024
 AT_ONCE = 2
 RETRY_SECONDS = 1.0
 FEWEST_DIFFERENT = 5
+RFC_9106 = argon2.PasswordHasher.from_parameters(argon2.profiles.RFC_9106_LOW_MEMORY)
 _T = TypeVar("_T")
 _COMMON = re.compile(
     # Runs on a keyboard, counted digits, and words that everybody tries, once or twice over.
@@ -44,12 +45,12 @@ _COMMON = re.compile(
 
 
 class Passwords:
-    """Checks, hashes and verifies. `pepper` is the keyring's, 32 bytes."""
+    """Checks, hashes and verifies. `pepper` is the keyring's; `hasher` Argon2id's parameters."""
 
-    def __init__(self, pepper: bytes) -> None:
+    def __init__(self, pepper: bytes, hasher: argon2.PasswordHasher = RFC_9106) -> None:
         self._pepper = pepper
         self._slots = threading.BoundedSemaphore(AT_ONCE)
-        self._hasher = argon2.PasswordHasher.from_parameters(argon2.profiles.RFC_9106_LOW_MEMORY)
+        self._hasher = hasher
         # Verified for users that do not exist; made from random bytes, so that nothing matches it.
         self._nobody = self._hasher.hash(secrets.token_bytes(32))
 
@@ -97,7 +98,7 @@ class Passwords:
             return self._hasher.verify(stored, self._keyed(password))
         except VerifyMismatchError:
             return False
-        except InvalidHashError as error:
+        except (InvalidHashError, VerificationError) as error:
             raise FailedPrecondition(
                 "a stored password hash is damaged: restore the state from a backup"
             ) from error

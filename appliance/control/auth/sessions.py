@@ -157,7 +157,7 @@ class Sessions:
             return self._totp.verify(transaction, row.user, code, self._clock())
         return self._totp.use_recovery_code(transaction, row.user, recovery_code)
 
-    def _open(  # noqa: PLR0913, PLR0917 - the columns of one row
+    def _open(  # noqa: PLR0913 - the columns of one row
         self,
         transaction: Transaction,
         owner: str,

@@ -20,6 +20,7 @@ import secrets
 from datetime import datetime
 
 import pyotp
+import pyotp.exceptions
 from sqlalchemy import delete, insert, or_, select, update
 
 from appliance.control.store.database import Reading, Transaction
@@ -79,8 +80,10 @@ class Totp:
         if row is None or _CODE.fullmatch(code) is None:
             return False
         secret = open_field(row.sealed_secret, self._field_key, _place(row.id, user)).decode()
-        step = pyotp.TOTP(secret).verify_and_get_timecode(code, for_time=now, valid_window=WINDOW)
-        if step is None:
+        try:
+            device = pyotp.TOTP(secret)
+            step = device.verify_and_get_timecode(code, for_time=now, valid_window=WINDOW)
+        except pyotp.exceptions.OTPVerificationError:
             return False
         fresh = or_(totp.c.last_timecode.is_(None), totp.c.last_timecode < step)
         return (

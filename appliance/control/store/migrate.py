@@ -17,6 +17,7 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import insert, inspect, select
+from sqlalchemy.exc import DatabaseError
 
 from appliance.control.store import tables
 from appliance.control.store.database import Database
@@ -57,9 +58,12 @@ def check(database: Database) -> str:
         FailedPrecondition: it is damaged, empty, or of another version; the sentence says what to
         do.
     """
-    with database.migrator().begin() as connection:
-        damage = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar_one()
-        found = MigrationContext.configure(connection).get_current_revision()
+    try:
+        with database.migrator().begin() as connection:
+            damage = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar_one()
+            found = MigrationContext.configure(connection).get_current_revision()
+    except DatabaseError as error:
+        damage, found = error.orig, None
     if damage != "ok":
         raise FailedPrecondition(f"{database.path} is damaged ({damage}); restore it from a backup")
     scripts = ScriptDirectory(str(MIGRATIONS))

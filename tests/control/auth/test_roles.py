@@ -1,0 +1,106 @@
+"""The built-in roles and permissions: complete, in words, the same as in the protos."""
+
+import importlib
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+from appliance.control.auth.roles import Roles
+from appliance.core.errors import FailedPrecondition
+from appliance.wire.rules import Rule, rules_of
+
+ROOT = Path(__file__).parents[3]
+MACHINES = {"agent", "routing", "workers"}
+
+
+def _rules() -> Iterable[Rule]:
+    files = sorted((ROOT / "appliance" / "api").rglob("*_service_pb2.py"))
+    services = [
+        service
+        for path in files
+        for service in importlib.import_module(
+            ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        ).DESCRIPTOR.services_by_name.values()
+    ]
+    return rules_of(services).values()
+
+
+def test_permissions_are_those_of_the_protos(roles: Roles) -> None:
+    assert set(roles.permissions) == {rule.permission for rule in _rules() if rule.permission}
+
+
+def test_every_permission_has_words(roles: Roles) -> None:
+    assert [name for name, words in roles.permissions.items() if not words.endswith(".")] == []
+
+
+def test_the_roles(roles: Roles) -> None:
+    found = {
+        role.id: (role.assignable, role.platform_only, len(role.permissions))
+        for role in roles.roles.values()
+    }
+    assert found == {
+        "administrator": (True, True, 42),
+        "auditor": (True, True, 9),
+        "owner": (True, False, 29),
+        "developer": (True, False, 21),
+        "viewer": (True, False, 11),
+        "inference": (True, False, 2),
+        "node": (False, True, 3),
+        "gateway": (False, True, 3),
+    }
+
+
+def test_an_administrator_may_do_what_people_can_do_and_no_machine_s_work(roles: Roles) -> None:
+    people = {name for name in roles.permissions if name.partition(".")[0] not in MACHINES}
+    assert set(roles.roles["administrator"].permissions) == people
+
+
+def test_no_permission_is_in_no_role(roles: Roles) -> None:
+    given = {item for role in roles.roles.values() for item in role.permissions}
+    assert set(roles.permissions) - given == set()
+
+
+def test_roles_below_owner_give_no_roles_and_no_tokens(roles: Roles) -> None:
+    for name in ("developer", "viewer", "inference"):
+        nouns = {item.partition(".")[0] for item in roles.roles[name].permissions}
+        assert nouns <= {"datasets", "tokenizers", "models", "jobs", "endpoints", "projects"}
+
+
+def test_reading_roles_change_nothing(roles: Roles) -> None:
+    verbs = {
+        item.partition(".")[2]
+        for name in ("auditor", "viewer")
+        for item in roles.roles[name].permissions
+    }
+    assert verbs == {"get", "list", "export"}
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "why"),
+    [
+        ("roles.yaml", "    - jobs.create\n", "    - jobs.craete\n", "unknown or doubled"),
+        (
+            "roles.yaml",
+            "    - jobs.list\n",
+            "    - jobs.list\n    - jobs.list\n",
+            "unknown or doubled",
+        ),
+        ("roles.yaml", "assignable: true", "assignable: perhaps", "is not a bool"),
+        ("roles.yaml", "scope: any", "scope: galaxy", "neither platform nor any"),
+        ("roles.yaml", "viewer:\n", "owner:\n", "the same key twice"),
+        ("roles.yaml", "viewer:\n", "View er:\n", "needs exactly"),
+        ("permissions.yaml", "jobs.get:", "jobs.*:", "is not `nouns.verb"),
+        ("permissions.yaml", "jobs.get: ", "jobs.get\n", "could not find expected"),
+    ],
+)
+def test_a_typing_error_stops_the_start(
+    file: str, old: str, new: str, why: str, tmp_path: Path, roles: Roles
+) -> None:
+    source = ROOT / "policies"
+    for path in source.iterdir():
+        (tmp_path / path.name).write_text(path.read_text())
+    assert Roles.load(tmp_path) == roles
+    (tmp_path / file).write_text((tmp_path / file).read_text().replace(old, new))
+    with pytest.raises(FailedPrecondition, match=why):
+        Roles.load(tmp_path)

@@ -1,0 +1,441 @@
+"""Log-in, second factor, and the life of a session, from the first token to the last."""
+
+import threading
+from datetime import timedelta
+from urllib.parse import parse_qs, urlsplit
+
+import pyotp
+import pytest
+from sqlalchemy import delete, select, update
+
+from appliance.control.auth import attempts, join_tokens, service_tokens, sessions
+from appliance.control.auth.attempts import Attempts
+from appliance.control.auth.credentials import Credentials, Proof, fresh_mfa
+from appliance.control.auth.sessions import Completed, Sessions
+from appliance.control.auth.totp import Totp
+from appliance.control.store import tables
+from appliance.control.store.database import Database
+from appliance.core.errors import (
+    Exhausted,
+    FailedPrecondition,
+    InvalidInput,
+    MfaRequired,
+    NotFound,
+    Unauthenticated,
+)
+from appliance.core.identity import ANONYMOUS, Principal, PrincipalKind
+from tests.fakes.state import (
+    FastPasswords,
+    StandingClock,
+    add_application,
+    add_project,
+    add_user,
+)
+
+KEY = b"t" * 32
+PASSWORD = "tall grass by the mill"
+ALICE = Principal(PrincipalKind.USER, "alice")
+
+
+class House:
+    """The parts of a log-in, a user, and the user's authenticator."""
+
+    def __init__(self, state: Database, clock: StandingClock) -> None:
+        self.state, self.clock = state, clock
+        passwords = FastPasswords()
+        add_user(state, "alice", passwords.hash(PASSWORD))
+        self.sessions = Sessions(
+            database=state,
+            passwords=passwords,
+            totp=Totp(b"f" * 32, KEY),
+            attempts=Attempts(state, KEY),
+            token_key=KEY,
+            clock=clock,
+        )
+        self.credentials = Credentials(
+            database=state, sessions=self.sessions, token_key=KEY, clock=clock
+        )
+        self.device: pyotp.TOTP
+
+    def login(self, password: str = PASSWORD, user: str = "alice") -> sessions.Started:
+        return self.sessions.login(user, password, "ipv4:10.0.0.1:5")
+
+    def enrol(self) -> Completed:
+        started = self.login()
+        uri = self.sessions.enroll_totp(started.token)
+        self.device = pyotp.TOTP(parse_qs(urlsplit(uri).query)["secret"][0])
+        return self.prove(started.token)
+
+    def prove(self, token: str) -> Completed:
+        return self.sessions.verify_totp(token, code=self.device.at(self.clock()))
+
+    def identify(self, token: str) -> Proof:
+        return self.credentials.identify(f"Bearer {token}")
+
+
+@pytest.fixture
+def house(state: Database, clock: StandingClock) -> House:
+    return House(state, clock)
+
+
+def test_from_the_first_log_in_to_a_complete_session(house: House) -> None:
+    started = house.login()
+    assert (started.step, started.principal) == ("ENROLL_TOTP", ALICE)
+    uri = house.sessions.enroll_totp(started.token)
+    assert uri.startswith("otpauth://totp/appliance:alice?secret=")
+    house.device = pyotp.TOTP(parse_qs(urlsplit(uri).query)["secret"][0])
+    done = house.prove(started.token)
+    assert (done.principal, len(done.recovery_codes)) == (ALICE, 10)
+    assert done.expire_time == house.clock() + timedelta(hours=12)
+    proof = house.identify(done.token)
+    assert (proof.principal, proof.mfa_time) == (ALICE, house.clock())
+    house.clock.forward(30)
+    again = house.login()
+    assert again.step == "VERIFY_TOTP"
+    assert house.prove(again.token).recovery_codes == []
+
+
+@pytest.mark.attack
+def test_a_half_finished_session_identifies_nobody(house: House) -> None:
+    started = house.login()
+    with pytest.raises(MfaRequired, match="enter the code"):
+        house.identify(started.token)
+    assert house.credentials.live() == []
+
+
+@pytest.mark.attack
+def test_the_token_from_before_the_second_factor_ends_with_it(house: House) -> None:
+    started = house.login()
+    uri = house.sessions.enroll_totp(started.token)
+    house.device = pyotp.TOTP(parse_qs(urlsplit(uri).query)["secret"][0])
+    done = house.prove(started.token)
+    assert done.token != started.token
+    with pytest.raises(Unauthenticated):
+        house.identify(started.token)
+
+
+@pytest.mark.attack
+def test_unknown_user_wrong_password_and_locked_user_answer_alike(house: House) -> None:
+    add_user(house.state, "bob", FastPasswords().hash(PASSWORD), locked=True)
+    answers = set()
+    for user, password in (
+        ("nobody", PASSWORD),
+        ("alice", "wrong password 1"),
+        ("bob", PASSWORD),
+        ("bob", "wrong password 1"),
+        ("no such id!", PASSWORD),
+        ("", ""),
+    ):
+        with pytest.raises(Unauthenticated) as raised:
+            house.login(password, user)
+        answers.add((raised.value.message, raised.value.reason, str(raised.value.metadata)))
+    assert len(answers) == 1
+
+
+@pytest.mark.attack
+def test_an_unknown_user_costs_the_same_work(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    verified: list[str] = []
+    passwords = house.sessions._passwords
+    real = passwords._matches
+    monkeypatch.setattr(
+        passwords,
+        "_matches",
+        lambda stored, text: verified.append(stored[:9]) or real(stored, text),
+    )
+    for user in ("alice", "nobody"):
+        with pytest.raises(Unauthenticated):
+            house.login("wrong password 1", user)
+    assert verified == ["$argon2id", "$argon2id"]
+
+
+@pytest.mark.attack
+def test_one_code_among_many_at_once_works_once(house: House) -> None:
+    house.enrol()
+    house.clock.forward(60)
+    token = house.login().token
+    code = house.device.at(house.clock())
+    with house.state.write() as transaction:
+        attempts.clear(transaction, "alice")
+    ready, outcomes = threading.Barrier(5), []
+
+    def prove() -> None:
+        ready.wait(10)
+        try:
+            house.sessions.verify_totp(token, code=code)
+        except Unauthenticated:
+            outcomes.append("refused")
+        else:
+            outcomes.append("done")
+
+    threads = [threading.Thread(target=prove) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(outcomes) == ["done"] + ["refused"] * 4
+
+
+@pytest.mark.attack
+def test_guessing_codes_is_slowed_down(house: House) -> None:
+    house.enrol()
+    house.clock.forward(60)
+    token = house.login().token
+    for _ in range(4):
+        with pytest.raises(Unauthenticated, match="wrong or was used"):
+            house.sessions.verify_totp(token, code="000000")
+    with pytest.raises(Exhausted, match="wait"):
+        house.prove(token)
+    house.clock.forward(1)
+    house.prove(token)
+
+
+def test_a_recovery_code_stands_in_once(house: House) -> None:
+    codes = house.enrol().recovery_codes
+    house.sessions.verify_totp(house.login().token, recovery_code=codes[0])
+    with pytest.raises(Unauthenticated):
+        house.sessions.verify_totp(house.login().token, recovery_code=codes[0])
+
+
+@pytest.mark.attack
+def test_a_recovery_code_cannot_end_an_enrolment(house: House) -> None:
+    started = house.login()
+    house.sessions.enroll_totp(started.token)
+    for code in ("", "a" * 26):
+        with pytest.raises(Unauthenticated):
+            house.sessions.verify_totp(started.token, recovery_code=code)
+
+
+@pytest.mark.attack
+def test_a_second_authenticator_needs_the_first(house: House) -> None:
+    house.enrol()
+    token = house.login().token
+    with pytest.raises(FailedPrecondition, match="enter its code"):
+        house.sessions.enroll_totp(token)
+
+
+def test_a_session_ends_after_twelve_hours_and_after_half_an_hour_without_use(
+    house: House,
+) -> None:
+    token = house.enrol().token
+    for _ in range(28):
+        house.clock.forward(25 * 60)
+        house.identify(token)
+    house.clock.forward(20 * 60 - 1)
+    house.identify(token)
+    house.clock.forward(1)
+    with pytest.raises(Unauthenticated):
+        house.identify(token)
+    token = house.prove(house.login().token).token
+    house.clock.forward(30 * 60)
+    with pytest.raises(Unauthenticated):
+        house.identify(token)
+
+
+def test_proving_again_makes_the_proof_fresh_and_the_session_no_longer(house: House) -> None:
+    first = house.enrol()
+    house.clock.forward(301)
+    proof = house.identify(first.token)
+    assert not fresh_mfa(proof.mfa_time, house.clock())
+    second = house.prove(first.token)
+    proof = house.identify(second.token)
+    assert fresh_mfa(proof.mfa_time, house.clock())
+    assert second.expire_time == first.expire_time
+    with pytest.raises(Unauthenticated):
+        house.identify(first.token)
+
+
+def test_how_long_a_proof_is_fresh(clock: StandingClock) -> None:
+    now = clock()
+    ages = [timedelta(), timedelta(minutes=5), timedelta(minutes=5, seconds=1), timedelta(days=-1)]
+    assert [fresh_mfa(now - age, now) for age in ages] == [True, True, False, False]
+    assert not fresh_mfa(None, now)
+
+
+@pytest.mark.attack
+def test_a_locked_user_is_out_at_once(house: House) -> None:
+    token = house.enrol().token
+    proof = house.identify(token)
+    with house.state.write() as transaction:
+        transaction.run(update(tables.user).values(locked=True))
+    for call in (lambda: house.identify(token), lambda: house.credentials.recheck(proof)):
+        with pytest.raises(Unauthenticated):
+            call()
+    assert house.credentials.live() == []
+    with pytest.raises(Unauthenticated):
+        house.prove(token)
+
+
+@pytest.mark.attack
+def test_a_session_that_was_ended_is_out_at_once(house: House) -> None:
+    token = house.enrol().token
+    proof = house.identify(token)
+    house.sessions.logout(proof.credential)
+    with pytest.raises(Unauthenticated):
+        house.identify(token)
+    house.clock.forward(30)
+    token = house.prove(house.login().token).token
+    with house.state.write() as transaction:
+        assert sessions.revoke_all(transaction, "alice") == 1
+    with pytest.raises(Unauthenticated):
+        house.identify(token)
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("text", ["", "Bearer", "Bearer ", "Basic YTpi", "bearer sla_ses_0", "sla"])
+def test_what_is_no_bearer_token_identifies_nobody(house: House, text: str) -> None:
+    with pytest.raises(Unauthenticated):
+        house.credentials.identify(text)
+
+
+@pytest.mark.attack
+def test_the_secret_of_another_session_does_not_fit(house: House) -> None:
+    token = house.enrol().token
+    with house.state.write() as transaction:
+        transaction.run(update(tables.session).values(digest=b"\0" * 32))
+    with pytest.raises(Unauthenticated):
+        house.identify(token)
+
+
+def test_whose_token_it_is(house: House) -> None:
+    started = house.login()
+    assert house.sessions.principal_of(started.token) == ALICE
+    assert house.sessions.principal_of("sla") == ANONYMOUS
+
+
+def test_a_hash_of_old_parameters_is_renewed_at_log_in(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(house.sessions._passwords, "is_old", lambda stored: True)
+    with house.state.read() as reading:
+        before = reading.value(select(tables.user.c.password_hash))
+    house.login()
+    with house.state.read() as reading:
+        assert reading.value(select(tables.user.c.password_hash)) != before
+    house.login()
+
+
+def test_nothing_secret_shows_itself(house: House) -> None:
+    started = house.login()
+    done = house.enrol()
+    shown = repr(started) + repr(done) + repr(house.identify(done.token))
+    assert not [word for word in (started.token, done.token, *done.recovery_codes) if word in shown]
+
+
+# --- applications and servers ---------------------------------------------------------------------
+
+
+def _application(house: House) -> service_tokens.NewToken:
+    add_project(house.state, "red")
+    add_application(house.state, "app", "red")
+    return _token(house)
+
+
+def _token(house: House, days: int = 0) -> service_tokens.NewToken:
+    with house.state.write() as transaction:
+        return service_tokens.create(transaction, KEY, "app", days, house.clock())
+
+
+def test_an_application_s_token(house: House) -> None:
+    made = _application(house)
+    proof = house.identify(made.text)
+    assert proof.principal == Principal(PrincipalKind.SERVICE_ACCOUNT, "app")
+    assert (proof.mfa_time, proof.credential) == (None, made.id)
+    assert proof.expire_time == house.clock() + timedelta(days=30)
+    assert house.credentials.recheck(proof) == proof
+    live = house.credentials.live()
+    assert [(found.id, found.principal) for found in live] == [(made.id, proof.principal)]
+    house.clock.forward(30 * 86400)
+    with pytest.raises(Unauthenticated):
+        house.identify(made.text)
+    assert house.credentials.live() == []
+
+
+def test_a_token_is_replaced_without_a_gap_and_without_piling_up(house: House) -> None:
+    first = _application(house)
+    second = _token(house)
+    with pytest.raises(FailedPrecondition, match="revoke one"):
+        _token(house)
+    with house.state.write() as transaction:
+        service_tokens.revoke(transaction, "app", first.id)
+    with pytest.raises(Unauthenticated):
+        house.identify(first.text)
+    assert house.identify(second.text).credential == second.id
+    with pytest.raises(NotFound), house.state.write() as transaction:
+        service_tokens.revoke(transaction, "other", second.id)
+
+
+@pytest.mark.parametrize("days", [-1, 91, 10**9])
+def test_no_token_lives_longer_than_ninety_days(house: House, days: int) -> None:
+    _application(house)
+    with pytest.raises(InvalidInput, match="lifetime_days"):
+        _token(house, days)
+
+
+@pytest.mark.attack
+def test_a_locked_application_is_out_at_once(house: House) -> None:
+    made = _application(house)
+    proof = house.identify(made.text)
+    with house.state.write() as transaction:
+        transaction.run(update(tables.service_account).values(locked=True))
+    for call in (lambda: house.identify(made.text), lambda: house.credentials.recheck(proof)):
+        with pytest.raises(Unauthenticated):
+            call()
+    with house.state.write() as transaction:
+        transaction.run(delete(tables.service_account))
+    with pytest.raises(Unauthenticated):
+        house.identify(made.text)
+
+
+def _join_token(house: House) -> join_tokens.NewJoinToken:
+    with house.state.write() as transaction:
+        return join_tokens.create(transaction, KEY, "gpu-1", "user:alice", house.clock())
+
+
+def _join(house: House, text: str) -> str:
+    with house.state.write() as transaction:
+        return join_tokens.consume(transaction, KEY, text, house.clock())
+
+
+@pytest.mark.attack
+def test_a_join_token_works_once_and_for_ten_minutes(house: House) -> None:
+    token = _join_token(house).text
+    assert _join(house, token) == "gpu-1"
+    late = _join_token(house).text
+    house.clock.forward(600)
+    answers = set()
+    for text in (token, late, "sla", house.login().token):
+        with pytest.raises(Unauthenticated) as raised:
+            _join(house, text)
+        answers.add(raised.value.message)
+    assert len(answers) == 1
+
+
+@pytest.mark.attack
+def test_of_two_servers_with_one_token_one_joins(house: House) -> None:
+    token, joined = _join_token(house).text, []
+
+    def join() -> None:
+        try:
+            joined.append(_join(house, token))
+        except Unauthenticated:
+            joined.append("refused")
+
+    threads = [threading.Thread(target=join) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(joined) == ["gpu-1", "refused", "refused", "refused"]
+
+
+def test_a_join_that_fails_later_keeps_the_token(house: House) -> None:
+    token = _join_token(house).text
+
+    def fail() -> None:
+        with house.state.write() as transaction:
+            join_tokens.consume(transaction, KEY, token, house.clock())
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert _join(house, token) == "gpu-1"

@@ -1,0 +1,81 @@
+"""A state database in a temporary folder, a clock that stands still, and cheap password hashing."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import argon2
+from sqlalchemy import insert
+
+from appliance.control.auth.passwords import Passwords
+from appliance.control.store import migrate, tables
+from appliance.control.store.database import Database
+
+CLUSTER = "lab"
+START = datetime(2026, 11, 22, 12, tzinfo=UTC)
+
+
+class StandingClock:
+    """Says the same moment until it is moved."""
+
+    def __init__(self, now: datetime = START) -> None:
+        self.now = now
+
+    def __call__(self) -> datetime:
+        return self.now
+
+    def forward(self, seconds: float) -> None:
+        self.now += timedelta(seconds=seconds)
+
+
+class FastPasswords(Passwords):
+    """The same rules with the cheapest Argon2id there is."""
+
+    def __init__(self, pepper: bytes = b"p" * 32) -> None:
+        super().__init__(pepper, hasher=argon2.PasswordHasher(1, 8, 1))
+
+
+def make_state(folder: Path, now: datetime = START) -> Database:
+    """A new, initialised state database."""
+    database = Database(folder / "state.db")
+    migrate.create(database, CLUSTER, now)
+    return database
+
+
+def add_user(
+    database: Database, name: str, password_hash: str = "", *, locked: bool = False
+) -> None:
+    with database.write() as transaction:
+        transaction.run(
+            insert(tables.user).values(
+                id=name, password_hash=password_hash, locked=locked, create_time=START
+            )
+        )
+
+
+def add_project(database: Database, name: str) -> None:
+    with database.write() as transaction:
+        transaction.run(insert(tables.project).values(id=name, description="", create_time=START))
+
+
+def add_application(database: Database, name: str, project: str) -> None:
+    with database.write() as transaction:
+        transaction.run(
+            insert(tables.service_account).values(id=name, project=project, create_time=START)
+        )
+
+
+def add_binding(database: Database, subject: str, role: str, domain: str) -> None:
+    with database.write() as transaction:
+        transaction.run(
+            insert(tables.binding).values(
+                id=f"{subject}-{role}-{domain}",
+                subject=subject,
+                role=role,
+                domain=domain,
+                creator="user:root",
+                create_time=START,
+            )
+        )
+        transaction.change_policy()
