@@ -1,0 +1,21 @@
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.appliance import Appliance, make_data_directory, running
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data directory of a new appliance; copy it."""
+    return make_data_directory(tmp_path_factory.mktemp("template") / "data")
+
+
+@pytest.fixture
+async def appliance(template: Path, tmp_path: Path) -> AsyncIterator[Appliance]:
+    """A running control plane."""
+    async with running(template, tmp_path / "data") as started:
+        yield started

@@ -1,0 +1,432 @@
+"""The door: what it lets in, what it says to whom, and what it writes down."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import threading
+from collections.abc import AsyncIterator, Callable
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from appliance.api.access.v1 import (
+    service_account_service_pb2,
+    service_account_service_pb2_grpc,
+    user_service_pb2,
+    user_service_pb2_grpc,
+)
+from appliance.api.audit.v1 import audit_service_pb2, audit_service_pb2_grpc
+from appliance.api.auth.v1 import auth_service_pb2, auth_service_pb2_grpc
+from appliance.api.projects.v1 import project_service_pb2, project_service_pb2_grpc
+from appliance.control.auth.rules import Link
+from appliance.control.config import ControlConfig, Limits
+from appliance.control.main import Control
+from appliance.control.rpc.servicer import Servicer
+from appliance.control.store import tables
+from appliance.core.errors import (
+    AuditUnavailable,
+    Denied,
+    Exhausted,
+    FreshMfaRequired,
+    Internal,
+    InvalidInput,
+    MfaRequired,
+    NotFound,
+    Unauthenticated,
+    UnknownMethod,
+)
+from appliance.wire.rules import RuleMissing
+from tests.fakes.appliance import ADMINISTRATOR, Appliance, bearer, error_of, running, settings_of
+
+
+def users(appliance: Appliance) -> user_service_pb2_grpc.UserServiceStub:
+    return appliance.api(user_service_pb2_grpc.UserServiceStub)
+
+
+def auth(appliance: Appliance) -> auth_service_pb2_grpc.AuthServiceStub:
+    return appliance.api(auth_service_pb2_grpc.AuthServiceStub)
+
+
+async def test_a_call_leaves_an_intent_and_a_result_with_its_caller(appliance: Appliance) -> None:
+    token = appliance.session(ADMINISTRATOR)
+    request = user_service_pb2.GetUserRequest(name="users/alice")
+    await users(appliance).GetUser(request, metadata=bearer(token, "call-1"))
+    records = [record for record in appliance.records() if record["request_id"] == "call-1"]
+    assert [
+        (record["kind"], record["principal"], record["resource"], record["outcome"])
+        for record in records
+    ] == [
+        ("intent", "users/alice", "users/alice", ""),
+        ("result", "users/alice", "users/alice", "OK"),
+    ]
+    assert records[0]["method"] == "/appliance.api.access.v1.UserService/GetUser"
+    assert records[0]["source"].startswith("ipv4:127.0.0.1:")
+    assert records[1]["details"]["intent"] == records[0]["sequence"]
+
+
+async def test_a_refused_call_is_recorded_with_its_callers_name(appliance: Appliance) -> None:
+    appliance.project("mine")
+    appliance.user("vera", ("viewer", "mine"))
+    token = appliance.session("vera")
+    error = await error_of(
+        appliance.api(project_service_pb2_grpc.ProjectServiceStub).CreateProject(
+            project_service_pb2.CreateProjectRequest(project_id="other"),
+            metadata=bearer(token, "call-1"),
+        )
+    )
+    assert isinstance(error, Denied)
+    assert error.message == (
+        "user:vera may not do this: it needs projects.create on the whole appliance "
+        "(in role administrator), which an administrator can give"
+    )
+    assert error.metadata["permission"] == "projects.create"
+    (record,) = [record for record in appliance.records() if record["request_id"] == "call-1"]
+    assert (record["kind"], record["principal"], record["outcome"]) == (
+        "denied",
+        "users/vera",
+        "PERMISSION_DENIED",
+    )
+
+
+@pytest.mark.attack
+async def test_another_projects_resources_look_like_missing_ones(appliance: Appliance) -> None:
+    appliance.project("mine")
+    appliance.project("theirs")
+    appliance.service_account("their-app", "theirs")
+    appliance.user("olga", ("owner", "mine"))
+    metadata = bearer(appliance.session("olga"))
+    accounts = appliance.api(service_account_service_pb2_grpc.ServiceAccountServiceStub)
+    projects = appliance.api(project_service_pb2_grpc.ProjectServiceStub)
+    get_account = service_account_service_pb2.GetServiceAccountRequest
+    get_project = project_service_pb2.GetProjectRequest
+    for method, request, there, absent in (
+        (accounts.GetServiceAccount, get_account, "serviceAccounts/their-app", "absent-ap"),
+        (projects.GetProject, get_project, "projects/theirs", "absent"),
+    ):
+        foreign = await error_of(method(request(name=there), metadata=metadata))
+        collection, name = there.split("/")
+        missing = await error_of(method(request(name=f"{collection}/{absent}"), metadata=metadata))
+        assert isinstance(foreign, NotFound)
+        assert isinstance(missing, NotFound)
+        assert foreign.message == missing.message.replace(absent, name)
+    listed = await projects.ListProjects(
+        project_service_pb2.ListProjectsRequest(), metadata=metadata
+    )
+    assert [project.name for project in listed.projects] == ["projects/mine"]
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize(
+    "name", ["projects/mine/../theirs", "projects/mine/", "users/role:owner", "mine", "projects/"]
+)
+async def test_a_crafted_name_is_never_judged_as_the_whole_appliance(
+    appliance: Appliance, name: str
+) -> None:
+    metadata = bearer(appliance.session(ADMINISTRATOR))
+    stub = appliance.api(project_service_pb2_grpc.ProjectServiceStub)
+    error = await error_of(
+        stub.GetProject(project_service_pb2.GetProjectRequest(name=name), metadata=metadata)
+    )
+    assert isinstance(error, InvalidInput)
+
+
+@pytest.mark.attack
+async def test_half_a_log_in_opens_nothing(appliance: Appliance) -> None:
+    token = appliance.session(ADMINISTRATOR, step="VERIFY_TOTP")
+    error = await error_of(
+        auth(appliance).WhoAmI(auth_service_pb2.WhoAmIRequest(), metadata=bearer(token, "call-1"))
+    )
+    assert type(error) is MfaRequired
+    (record,) = [record for record in appliance.records() if record["request_id"] == "call-1"]
+    assert (record["kind"], record["principal"], record["outcome"]) == (
+        "denied",
+        "users/alice",
+        "MFA_REQUIRED",
+    )
+
+
+async def test_dangerous_calls_need_a_second_factor_of_the_last_five_minutes(
+    appliance: Appliance,
+) -> None:
+    appliance.user("bob")
+    request = user_service_pb2.LockUserRequest(name="users/bob")
+    token = appliance.session(ADMINISTRATOR, mfa_age=timedelta(minutes=4))
+    await users(appliance).LockUser(request, metadata=bearer(token))
+    appliance.clock.forward(minutes=2)
+    error = await error_of(users(appliance).LockUser(request, metadata=bearer(token)))
+    assert type(error) is FreshMfaRequired
+    await users(appliance).GetUser(
+        user_service_pb2.GetUserRequest(name="users/bob"), metadata=bearer(token)
+    )
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("token", ["", "x", "sla_ses_0_0_0", "Bearer", "sla_join_x"])
+async def test_what_is_no_token_identifies_nobody(appliance: Appliance, token: str) -> None:
+    error = await error_of(
+        auth(appliance).WhoAmI(
+            auth_service_pb2.WhoAmIRequest(), metadata=(("authorization", token),)
+        )
+    )
+    assert type(error) is Unauthenticated
+
+
+async def test_an_unknown_method_is_refused_and_recorded(appliance: Appliance) -> None:
+    token = appliance.session(ADMINISTRATOR)
+    channel = appliance.channel(appliance.control.api_port)
+    error = await error_of(
+        channel.unary_unary("/appliance.api.access.v1.UserService/Become")(
+            b"", metadata=bearer(token, "call-1")
+        )
+    )
+    assert isinstance(error, UnknownMethod)
+    (record,) = [record for record in appliance.records() if record["request_id"] == "call-1"]
+    assert (record["kind"], record["principal"], record["method"]) == (
+        "denied",
+        "users/alice",
+        "/appliance.api.access.v1.UserService/Become",
+    )
+
+
+@pytest.mark.attack
+async def test_the_server_says_nothing_about_itself(appliance: Appliance) -> None:
+    channel = appliance.channel(appliance.control.api_port)
+    for method in (
+        "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+        "/grpc.channelz.v1.Channelz/GetServers",
+    ):
+        assert isinstance(await error_of(channel.unary_unary(method)(b"")), UnknownMethod)
+    system = channel.unary_unary("/appliance.api.system.v1.SystemService/GetSystem")
+    assert type(await error_of(system(b""))) is Unauthenticated
+
+
+class Stage(Servicer, audit_service_pb2_grpc.AuditServiceServicer):
+    """A stream that never ends, a bug, and slow work, behind the real gate."""
+
+    def __init__(self, control: Control) -> None:
+        super().__init__(control._pool, control.base.events)
+        self.began = threading.Event()
+        self.go_on = threading.Event()
+
+    async def ExportRecords(
+        self, request: audit_service_pb2.ExportRecordsRequest, context: object
+    ) -> AsyncIterator[audit_service_pb2.ExportRecordsResponse]:
+        yield audit_service_pb2.ExportRecordsResponse(lines=b"first")
+        await asyncio.Event().wait()
+
+    async def ListRecords(
+        self, request: audit_service_pb2.ListRecordsRequest, context: object
+    ) -> audit_service_pb2.ListRecordsResponse:
+        raise KeyError("what nobody may see")
+
+    async def GetCheckpoint(
+        self, request: audit_service_pb2.GetCheckpointRequest, context: object
+    ) -> audit_service_pb2.GetCheckpointResponse:
+        return await self._run(self._work)
+
+    def _work(self) -> audit_service_pb2.GetCheckpointResponse:
+        self.began.set()
+        self.go_on.wait(10.0)
+        return audit_service_pb2.GetCheckpointResponse()
+
+
+@pytest.fixture
+async def staged(template: Path, tmp_path: Path) -> AsyncIterator[tuple[Appliance, Stage]]:
+    made: list[Stage] = []
+
+    def stage(control: Control) -> list[Servicer]:
+        made.append(Stage(control))
+        return [made[0]]
+
+    async with running(template, tmp_path / "data", stage=stage) as started:
+        yield started, made[0]
+
+
+def lock(appliance: Appliance, _binding: str) -> None:
+    with appliance.database.write() as transaction:
+        transaction.run(tables.user.update().where(tables.user.c.id == "olga").values(locked=True))
+
+
+def unbind(appliance: Appliance, binding: str) -> None:
+    with appliance.database.write() as transaction:
+        transaction.run(
+            tables.binding.delete().where(tables.binding.c.id == binding.removeprefix("bindings/"))
+        )
+        appliance.control.base.policies.changed(transaction)
+
+
+def log_out(appliance: Appliance, _binding: str) -> None:
+    with appliance.database.write() as transaction:
+        transaction.run(tables.session.delete().where(tables.session.c.user == "olga"))
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize(
+    ("revoke", "reason"),
+    [(lock, "UNAUTHENTICATED"), (unbind, "PERMISSION_DENIED"), (log_out, "UNAUTHENTICATED")],
+)
+async def test_an_open_stream_ends_within_two_seconds_of_losing_the_right(
+    staged: tuple[Appliance, Stage], revoke: Callable[[Appliance, str], None], reason: str
+) -> None:
+    appliance, _ = staged
+    appliance.user("olga")
+    binding = appliance.bind(Link("user:olga", "auditor", "*"))
+    stream = aiter(
+        appliance.staged(audit_service_pb2_grpc.AuditServiceStub).ExportRecords(
+            audit_service_pb2.ExportRecordsRequest(),
+            metadata=bearer(appliance.session("olga"), "call-1"),
+        )
+    )
+    assert (await anext(stream)).lines == b"first"
+    revoke(appliance, binding)
+    error = await asyncio.wait_for(error_of(stream), 2.0)
+    assert error.reason == reason
+    await settled(appliance, "call-1", 2)
+    assert appliance.records()[-1]["kind"] == "result"
+    assert appliance.records()[-1]["outcome"] == reason
+
+
+async def settled(appliance: Appliance, request_id: str, count: int) -> list[dict[str, object]]:
+    """The records of a call, once there are so many."""
+    while True:
+        found = [each for each in appliance.records() if each["request_id"] == request_id]
+        if len(found) >= count:
+            return found
+        await asyncio.sleep(0.01)
+
+
+@pytest.mark.attack
+async def test_a_bug_shows_its_request_id_and_nothing_of_the_inside(
+    staged: tuple[Appliance, Stage], caplog: pytest.LogCaptureFixture
+) -> None:
+    appliance, _ = staged
+    error = await error_of(
+        appliance.staged(audit_service_pb2_grpc.AuditServiceStub).ListRecords(
+            audit_service_pb2.ListRecordsRequest(),
+            metadata=bearer(appliance.session(ADMINISTRATOR), "call-1"),
+        )
+    )
+    assert isinstance(error, Internal)
+    assert "call-1" in error.message
+    assert "nobody may see" not in error.message
+    assert "what nobody may see" in caplog.text
+    assert appliance.records()[-1]["outcome"] == "INTERNAL"
+
+
+async def test_the_record_of_a_call_whose_caller_left_says_what_happened(
+    staged: tuple[Appliance, Stage],
+) -> None:
+    appliance, stage = staged
+    call = appliance.staged(audit_service_pb2_grpc.AuditServiceStub).GetCheckpoint(
+        audit_service_pb2.GetCheckpointRequest(),
+        metadata=bearer(appliance.session(ADMINISTRATOR), "call-1"),
+    )
+    await asyncio.to_thread(stage.began.wait, 5.0)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    await asyncio.sleep(0.05)
+    stage.go_on.set()
+    records = await settled(appliance, "call-1", 2)
+    assert [record["outcome"] for record in records] == ["", "OK"]
+
+
+async def test_no_record_no_change(appliance: Appliance) -> None:
+    """S38: the disk of the log fails; nothing is created, and nothing else is answered."""
+    token = appliance.session(ADMINISTRATOR)
+    stub = appliance.api(project_service_pb2_grpc.ProjectServiceStub)
+    files = appliance.control.base.opened.log._files
+
+    def fail(_lines: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    files.append = fail
+    error = await error_of(
+        stub.CreateProject(
+            project_service_pb2.CreateProjectRequest(project_id="late"), metadata=bearer(token)
+        )
+    )
+    assert isinstance(error, AuditUnavailable)
+    with appliance.database.read() as state:
+        assert state.all(tables.project.select()) == []
+
+
+@pytest.mark.attack
+async def test_an_address_that_does_not_say_who_it_is_is_slowed_down(
+    template: Path, tmp_path: Path
+) -> None:
+    def settings(folder: Path) -> ControlConfig:
+        slow = Limits(anonymous_per_second=0.001, anonymous_burst=3)
+        return settings_of(folder, limits=slow)
+
+    async with running(template, tmp_path / "data", settings=settings) as appliance:
+        before = len(appliance.records())
+        who = auth_service_pb2.WhoAmIRequest()
+        errors = [
+            type(await error_of(auth(appliance).WhoAmI(who, metadata=bearer("guess"))))
+            for _ in range(5)
+        ]
+        assert errors == [Unauthenticated] * 3 + [Exhausted] * 2
+        assert len(appliance.records()) == before + 3
+        answer = await auth(appliance).WhoAmI(
+            who, metadata=bearer(appliance.session(ADMINISTRATOR))
+        )
+        assert answer.principal == "users/alice"
+
+
+@pytest.mark.attack
+async def test_passwords_codes_and_tokens_are_in_no_record(appliance: Appliance) -> None:
+    secret = "a canary in a password"
+    await error_of(
+        auth(appliance).Login(auth_service_pb2.LoginRequest(user="alice", password=secret))
+    )
+    await error_of(
+        auth(appliance).Login(auth_service_pb2.LoginRequest(user=secret, password=secret))
+    )
+    token = appliance.session(ADMINISTRATOR)
+    await error_of(
+        auth(appliance).VerifyTotp(auth_service_pb2.VerifyTotpRequest(token=token, code="918273"))
+    )
+    text = (appliance.folder / "audit" / "000000000000.log").read_text()
+    assert [part for part in (secret, "918273", token.split("_")[3]) if part in text] == []
+    outcomes = [
+        (record["principal"], record["outcome"])
+        for record in appliance.records()
+        if record["kind"] == "result"
+    ]
+    assert outcomes[1:] == [
+        ("users/alice", "UNAUTHENTICATED"),
+        ("", "UNAUTHENTICATED"),
+        ("users/alice", "UNAUTHENTICATED"),
+    ]
+
+
+async def test_the_server_does_not_start_with_an_rpc_that_has_no_rule(
+    appliance: Appliance,
+) -> None:
+    class Stranger(Servicer, health_pb2_grpc.HealthServicer):
+        pass
+
+    control = appliance.control
+    with pytest.raises(RuleMissing) as refused:
+        control._listener(
+            "api",
+            control._identities()[0],
+            [Stranger(control._pool, control.base.events)],
+            b"",
+            b"",
+        )
+    assert "/grpc.health.v1.Health/Check: no rule" in refused.value.message
+
+
+async def test_health_answers_without_an_identity_and_without_a_record(
+    appliance: Appliance,
+) -> None:
+    before = len(appliance.records())
+    health = appliance.api(health_pb2_grpc.HealthStub)
+    answer = await health.Check(health_pb2.HealthCheckRequest())
+    assert answer.status == health_pb2.HealthCheckResponse.SERVING
+    assert len(appliance.records()) == before
