@@ -58,7 +58,8 @@ def weight_files(files: Iterable[str]) -> list[str]:
             weights.append(file)
         elif not _DATA.fullmatch(file):
             raise InvalidInput(
-                f"the model has a file {file}, which could hold code: remove it and import the model again",
+                f"the model has a file {file}, which could hold code: remove it, then import the "
+                "model again",
                 file=file,
             )
     if not weights:
@@ -139,7 +140,8 @@ def sequence_length(config: Mapping[str, Any], wanted: int) -> int:
         raise _refused("max_position_embeddings", "must say how many tokens the model can take")
     if wanted > longest:
         raise InvalidInput(
-            f"the endpoint asks for sequences of {wanted} tokens, but the model takes at most {longest}",
+            f"the endpoint asks for sequences of {wanted} tokens, but the model takes at most "
+            f"{longest}",
             fields={"max_sequence_length": f"at most {longest}"},
         )
     return wanted or longest
@@ -162,8 +164,8 @@ def check_cache(config: Mapping[str, Any], length: int, cache_bytes: int) -> Non
     needed = 2 * layers * key_heads * head_size * size * blocks * CACHE_BLOCK
     if cache_bytes < needed:
         raise FailedPrecondition(
-            f"the key-value cache of {cache_bytes} bytes cannot hold one sequence of {length} tokens: give the "
-            f"endpoint at least {needed} bytes of cache, or shorter sequences",
+            f"the key-value cache of {cache_bytes} bytes cannot hold one sequence of {length} "
+            f"tokens: give the endpoint at least {needed} bytes of cache, or shorter sequences",
             needed=needed,
         )
 
@@ -174,8 +176,8 @@ def check_ranks(config: Mapping[str, Any], ranks: int) -> None:
     key_heads = _number(config, "num_key_value_heads", heads)
     if heads % ranks or (key_heads % ranks and ranks % key_heads):
         raise InvalidInput(
-            f"{ranks} tensor-parallel ranks cannot share {heads} attention heads ({key_heads} of keys): choose a "
-            "number that divides both",
+            f"{ranks} tensor-parallel ranks cannot share {heads} attention heads ({key_heads} of "
+            "keys): choose a number that divides both",
             fields={"tensor_parallel": "does not divide the model's heads"},
         )
 

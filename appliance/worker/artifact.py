@@ -1,4 +1,4 @@
-"""Opens the sealed model of the orders. Called by `appliance.worker.main` and by the loader of each rank."""
+"""Opens the sealed model of the orders. Called by `main` and by the loader of each rank."""
 
 from __future__ import annotations
 

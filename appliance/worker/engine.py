@@ -177,7 +177,10 @@ def _engine_args(settings: Settings) -> AsyncEngineArgs:
 
 
 def _know_architecture(name: str) -> None:
-    """Import the model's code here: vLLM would start an interpreter to look at it, and each rank import it again."""
+    """Import the model's code before the fork.
+
+    vLLM would start an interpreter to look at it, and each rank would import it again.
+    """
     if current_platform.is_cpu():
         module = import_module(f"vllm.model_executor.models.{ARCHITECTURES[name]}")
         ModelRegistry.register_model(name, getattr(module, name))

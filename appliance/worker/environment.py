@@ -1,4 +1,4 @@
-"""The surroundings an engine needs: which cores or GPUs it has, and the variables its libraries read.
+"""The surroundings of an engine: its cores or GPUs, and the variables its libraries read.
 
 Rules kept here:
 * the variables are complete before torch or vLLM is imported: libgomp reads its own when it is
@@ -75,6 +75,9 @@ def on_cpus(ranks: Sequence[Sequence[int]], private: Path) -> dict[str, str]:
         "OMP_NUM_THREADS": str(max(len(cores) for cores in ranks)),
         # Idle OpenMP threads that spin take the core away from the engine's scheduler.
         "GOMP_SPINCOUNT": "0",
+        # vLLM runs eagerly on CPUs, but some functions would still be compiled: seconds of g++ in
+        # the first step of every start, on servers that need no compiler.
+        "TORCH_COMPILE_DISABLE": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "|".join(",".join(map(str, cores)) for cores in ranks),
     }
 

@@ -11,6 +11,7 @@ Called by vLLM, in forked processes.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any, cast
 
 import torch
 from vllm.config import ModelConfig
@@ -48,7 +49,8 @@ class SealedLoader(BaseModelLoader):  # type: ignore[misc]  # vLLM has no types 
         """
         held = HOLDER.get()
         try:
-            loaded = model.load_weights(_weights(held))
+            # Every model of vLLM has this method; torch's base class does not name it.
+            loaded: set[str] | None = cast("Any", model).load_weights(_weights(held))
             if model_config.quantization is None and loaded is not None:
                 _check_complete(model, loaded)
         except ApplianceError as error:
@@ -69,7 +71,8 @@ def _check_complete(model: torch.nn.Module, loaded: set[str]) -> None:
     missing = sorted({name for name, _ in model.named_parameters()} - loaded)
     if missing:
         raise InvalidInput(
-            f"the model's weights have no value for {missing[0]} ({len(missing)} such): import the model again"
+            f"the model's weights have no value for {missing[0]} ({len(missing)} such): "
+            "import the model again"
         )
 
 

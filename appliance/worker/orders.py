@@ -117,8 +117,8 @@ def parse(document: bytes) -> Orders:
     )
     if len(orders.devices) % orders.tensor_parallel:
         raise InvalidInput(
-            f"{len(orders.devices)} devices cannot be shared by {orders.tensor_parallel} tensor-parallel ranks: "
-            "give each rank as many as the others",
+            f"{len(orders.devices)} devices cannot be shared by {orders.tensor_parallel} "
+            "tensor-parallel ranks: give each rank as many as the others",
             fields={"devices": "not a multiple of tensor_parallel"},
         )
     return orders

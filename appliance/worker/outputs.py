@@ -1,4 +1,7 @@
-"""What an engine says: outputs of answers, and how it is. Made by the engine, read by the service; pure."""
+"""What an engine says: outputs of answers, and how it is.
+
+Made by the engine, read by the service; pure.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,10 @@ LENGTH = "length"
 
 @dataclass(frozen=True)
 class Output:
-    """New tokens of one answer; `finish` is empty, `stop` or `length`; `failed`: the engine lost it."""
+    """New tokens of one answer.
+
+    `finish` is empty, `stop` or `length`; `failed`: the engine lost the answer.
+    """
 
     tokens: list[int]
     finish: str = ""

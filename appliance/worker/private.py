@@ -1,4 +1,4 @@
-"""The worker's private folder in memory: the checked configuration while the engine starts, sockets, caches.
+"""The worker's private folder in memory: the configuration that vLLM reads, sockets, caches.
 
 Rules kept here: it lies on tmpfs with mode 0700, holds no weights, and goes away with the worker;
 what a killed worker left is removed by the next one. Called by `appliance.worker.main`.
@@ -43,7 +43,7 @@ class PrivateFolder:
         (self.path / CONFIG).write_text(json.dumps(config), encoding="utf-8")
 
     def engine_is_up(self) -> None:
-        """Remove the configuration, and the names of the segments that all ranks have open by now."""
+        """Remove the configuration, and the names of segments that all ranks have open by now."""
         (self.path / CONFIG).unlink(missing_ok=True)
         for meeting in self.path.glob(RENDEZVOUS):
             for segment in self._memory.glob(f"{meeting.name}*"):

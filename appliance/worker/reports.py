@@ -26,11 +26,11 @@ class Reports:
         os.set_inheritable(descriptor, False)
 
     def ready(self, address: str, metrics: str) -> None:
-        """The engine made its first token: gateways may attach at `address`, metrics are at `metrics`."""
+        """The engine made its first token: where gateways attach, and where metrics are."""
         self._write({"type": "ready", "address": address, "metrics": metrics})
 
     def error(self, error: BaseException) -> None:
-        """Why the worker is about to exit. What is no ApplianceError is a bug: only its kind is told."""
+        """Why the worker is about to exit; of a bug only its kind is told."""
         if not isinstance(error, ApplianceError):
             error = Internal(
                 f"The worker met an unexpected {type(error).__name__}; its log says where."
@@ -56,7 +56,7 @@ def error_line(error: ApplianceError) -> dict[str, object]:
 
 
 def encode(line: dict[str, object]) -> bytes:
-    """One line with its newline. ASCII, at most six bytes a character, two texts: fits a pipe's write."""
+    """One line with its newline, short enough for one write to a pipe."""
     data = json.dumps(line, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
     if len(data) > LARGEST_LINE:
         shorter = {k: v[:300] if isinstance(v, str) else v for k, v in line.items()}

@@ -63,8 +63,8 @@ def request_of(submit: worker_service_pb2.Submit, limits: Limits) -> Request:
         )
     if max(prompt) >= limits.vocabulary or (ends and max(ends) >= limits.vocabulary):
         raise InvalidInput(
-            f"a token id is not in the model's vocabulary of {limits.vocabulary}: the prompt was made with another "
-            "tokenizer"
+            f"a token id is not in the model's vocabulary of {limits.vocabulary}: the prompt was "
+            "made with another tokenizer"
         )
     if len(ends) > MOST_END_TOKENS:
         raise InvalidInput(f"there are more than {MOST_END_TOKENS} end tokens")

@@ -2,7 +2,7 @@
 
 Rules kept here:
 * nothing listens before the engine has made a token, and gateways alone may call;
-* SIGTERM drains: heartbeats say so, health says NOT_SERVING, what is in work ends, then the process.
+* SIGTERM drains: heartbeats and health say so, what is in work ends, then the process.
 
 Called by `appliance.worker.main` inside the event loop.
 """

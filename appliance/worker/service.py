@@ -168,7 +168,7 @@ class _Stream:
             await self._engine.abort([self._full(identifier)])
 
     async def write(self, context: Context) -> None:
-        """Send what there is, and a heartbeat when one is due. Raises Unavailable, never returns."""
+        """Send what there is, and a heartbeat when one is due, until it raises Unavailable."""
         due = time.monotonic()
         while True:
             with contextlib.suppress(TimeoutError):

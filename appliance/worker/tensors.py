@@ -122,7 +122,7 @@ def read_tensor(reader: PlainReader, entry: Entry) -> torch.Tensor:
     raw = torch.empty(entry.end - entry.begin, dtype=torch.uint8, device="cpu")
     if raw.numel():
         reader.seek(entry.begin)
-        if reader.readinto(memoryview(raw.numpy())) != raw.numel():
+        if reader.readinto(raw.numpy().data) != raw.numel():
             raise InvalidInput(f"the weights end within the tensor {entry.name}")
     return raw.view(entry.dtype).reshape(entry.shape)
 
