@@ -10,6 +10,7 @@ Called by `python -m appliance.control` and by tests that need a whole control p
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -21,14 +22,15 @@ from prometheus_client import CollectorRegistry
 from appliance.control import parts
 from appliance.control.access import Access
 from appliance.control.config import ControlConfig
+from appliance.control.foundation import Clock, Foundation, People
 from appliance.control.gate import Gate
 from appliance.control.identify import ByCertificate, ByToken, Identify
 from appliance.control.journal import Journal
 from appliance.control.limits import SourceLimit
 from appliance.control.opening import Opened, open_data
-from appliance.control.parts import Clock, Foundation, People
 from appliance.control.rpc.servicer import Servicer, descriptor_of, service_of
 from appliance.control.services.places import Places
+from appliance.control.work import Work
 from appliance.core.identity import Principal, PrincipalKind
 from appliance.crypto.certs import make_csr, new_private_key
 from appliance.crypto.keys import Keyring
@@ -62,18 +64,29 @@ class Control:
         )
         # A policy that cannot be made stops the start, not the first call.
         self.base.policies.current()
+        self.work = Work(self.base, self.people, time.monotonic)
+        # Before an agent can call: what was under way when the last process ended.
+        self.work.scheduler.recover()
         ring = opened.keyring
         key = new_private_key()
         certificate = _certificate(ring, key)
         people, machines = self._identities()
         self.api_port = self.server.bind(
             self._listener(
-                "api", people, parts.api(self.base, self.people, self._pool), key, certificate
+                "api",
+                people,
+                parts.api(self.base, self.people, self.work, self._pool),
+                key,
+                certificate,
             )
         )
         self.machines_port = self.server.bind(
             self._listener(
-                "machines", machines, parts.machines(self.base, self._pool), key, certificate
+                "machines",
+                machines,
+                parts.machines(self.base, self.work, self._pool),
+                key,
+                certificate,
             )
         )
 
@@ -97,7 +110,12 @@ class Control:
         logger.info(
             "serving", extra={"api_port": self.api_port, "machines_port": self.machines_port}
         )
-        await self.server.run()
+        scheduling = asyncio.create_task(self.work.scheduler.run(self._pool, self.base.events))
+        try:
+            await self.server.run()
+        finally:
+            scheduling.cancel()
+            await asyncio.wait({scheduling})
 
     async def close(self) -> None:
         """Close what `build` opened, after the server has stopped."""

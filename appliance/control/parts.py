@@ -9,21 +9,11 @@ Called by `appliance.control.main`, the composition root.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import Executor
-from datetime import datetime
 from importlib import metadata
 
-from appliance.control.auth.attempts import Attempts
-from appliance.control.auth.credentials import Credentials
-from appliance.control.auth.passwords import Passwords
-from appliance.control.auth.policy import PolicyStore
-from appliance.control.auth.roles import Roles
-from appliance.control.auth.sessions import Sessions
-from appliance.control.auth.totp import Totp
-from appliance.control.config import ControlConfig
-from appliance.control.events import Events
-from appliance.control.opening import Opened
+from appliance.control import work
+from appliance.control.foundation import Foundation, People
 from appliance.control.rpc.audit import AuditRpc
 from appliance.control.rpc.auth import AuthRpc
 from appliance.control.rpc.bindings import BindingRpc
@@ -38,15 +28,14 @@ from appliance.control.rpc.users import UserRpc
 from appliance.control.services.audit import Audit
 from appliance.control.services.authentication import Authentication
 from appliance.control.services.bindings import Bindings
-from appliance.control.services.change import Changes
-from appliance.control.services.enrolment import Enrolment, NodeCertificates
-from appliance.control.services.keys import Keys
+from appliance.control.services.enrolment import Enrolment
 from appliance.control.services.nodes import Nodes
 from appliance.control.services.projects import Projects
 from appliance.control.services.roles import RoleService
 from appliance.control.services.service_accounts import ServiceAccounts
 from appliance.control.services.system import Facts, System
 from appliance.control.services.users import Users
+from appliance.control.work import Work
 from appliance.wire.rules import Rule, rules_of
 
 API: tuple[type[Servicer], ...] = (
@@ -60,12 +49,11 @@ API: tuple[type[Servicer], ...] = (
     ServiceAccountRpc,
     SystemRpc,
     UserRpc,
+    *work.API,
 )
 """What people and applications call, and servers that join."""
-MACHINES: tuple[type[Servicer], ...] = ()
+MACHINES: tuple[type[Servicer], ...] = work.MACHINES
 """What nodes and gateways call."""
-
-Clock = Callable[[], datetime]
 
 
 def rules() -> dict[str, Rule]:
@@ -73,51 +61,7 @@ def rules() -> dict[str, Rule]:
     return rules_of([descriptor_of(kind) for kind in (*API, *MACHINES)])
 
 
-class Foundation:
-    """What most services need.
-
-    Args:
-        opened: the open data directory.
-        settings: the configuration.
-        clock: the time, aware.
-    """
-
-    def __init__(self, opened: Opened, settings: ControlConfig, clock: Clock) -> None:
-        self.opened = opened
-        self.settings = settings
-        self.clock = clock
-        self.database = opened.database
-        self.keyring = opened.keyring
-        self.events = Events()
-        self.changes = Changes(self.database, clock)
-        self.policies = PolicyStore(self.database, Roles.load())
-        self.keys = Keys(self.keyring)
-        self.certificates = NodeCertificates(self.database)
-
-
-class People:
-    """Passwords, codes, sessions and tokens."""
-
-    def __init__(self, base: Foundation) -> None:
-        ring = base.keyring
-        self.passwords = Passwords(ring.pepper)
-        self.sessions = Sessions(
-            database=base.database,
-            passwords=self.passwords,
-            totp=Totp(ring.field_key, ring.token_hmac),
-            attempts=Attempts(base.database, ring.token_hmac),
-            token_key=ring.token_hmac,
-            clock=base.clock,
-        )
-        self.credentials = Credentials(
-            database=base.database,
-            sessions=self.sessions,
-            token_key=ring.token_hmac,
-            clock=base.clock,
-        )
-
-
-def api(base: Foundation, people: People, pool: Executor) -> list[Servicer]:
+def api(base: Foundation, people: People, does: Work, pool: Executor) -> list[Servicer]:
     """The servicers of the API listener, one for each of `API`."""
     events = base.events
     nodes = Nodes(base.database, base.changes, base.policies, events, base.clock)
@@ -136,13 +80,14 @@ def api(base: Foundation, people: People, pool: Executor) -> list[Servicer]:
         ServiceAccountRpc(_service_accounts(base), pool, events),
         SystemRpc(System(_facts(base), rules(), base.policies), pool, events),
         UserRpc(_users(base, people), pool, events),
+        *does.api(pool),
     ]
 
 
-def machines(base: Foundation, pool: Executor) -> list[Servicer]:
+def machines(base: Foundation, does: Work, pool: Executor) -> list[Servicer]:
     """The servicers of the machine listener, one for each of `MACHINES`."""
-    del base, pool
-    return []
+    nodes = Nodes(base.database, base.changes, base.policies, base.events, base.clock)
+    return does.machines(enrolment(base, nodes), pool)
 
 
 def enrolment(base: Foundation, nodes: Nodes) -> Enrolment:

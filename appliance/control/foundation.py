@@ -1,0 +1,71 @@
+"""What every part of the control plane is built on: the open data directory, and people's proofs.
+
+Rule kept here: everything is made once, and given on as arguments.
+
+Called by the composition root; `appliance.control.parts` and `appliance.control.work` build on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+
+from appliance.control.auth.attempts import Attempts
+from appliance.control.auth.credentials import Credentials
+from appliance.control.auth.passwords import Passwords
+from appliance.control.auth.policy import PolicyStore
+from appliance.control.auth.roles import Roles
+from appliance.control.auth.sessions import Sessions
+from appliance.control.auth.totp import Totp
+from appliance.control.config import ControlConfig
+from appliance.control.events import Events
+from appliance.control.opening import Opened
+from appliance.control.services.change import Changes
+from appliance.control.services.enrolment import NodeCertificates
+from appliance.control.services.keys import Keys
+
+Clock = Callable[[], datetime]
+
+
+class Foundation:
+    """What most services need.
+
+    Args:
+        opened: the open data directory.
+        settings: the configuration.
+        clock: the time, aware.
+    """
+
+    def __init__(self, opened: Opened, settings: ControlConfig, clock: Clock) -> None:
+        self.opened = opened
+        self.settings = settings
+        self.clock = clock
+        self.database = opened.database
+        self.keyring = opened.keyring
+        self.events = Events()
+        self.changes = Changes(self.database, clock)
+        self.policies = PolicyStore(self.database, Roles.load())
+        self.keys = Keys(self.keyring)
+        self.certificates = NodeCertificates(self.database)
+
+
+class People:
+    """Passwords, codes, sessions and tokens."""
+
+    def __init__(self, base: Foundation) -> None:
+        ring = base.keyring
+        self.passwords = Passwords(ring.pepper)
+        self.sessions = Sessions(
+            database=base.database,
+            passwords=self.passwords,
+            totp=Totp(ring.field_key, ring.token_hmac),
+            attempts=Attempts(base.database, ring.token_hmac),
+            token_key=ring.token_hmac,
+            clock=base.clock,
+        )
+        self.credentials = Credentials(
+            database=base.database,
+            sessions=self.sessions,
+            token_key=ring.token_hmac,
+            clock=base.clock,
+        )

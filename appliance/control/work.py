@@ -1,0 +1,137 @@
+"""Every service of data, models, jobs and serving, built on the foundation of the control plane.
+
+Rules kept here: each part gets what it needs as arguments and nothing else; who needs another part
+comes after it.
+
+Called by `appliance.control.main`; `appliance.control.parts` asks it for its servicers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Executor
+
+from appliance.control.foundation import Foundation, People
+from appliance.control.rpc.agents import AgentRpc
+from appliance.control.rpc.datasets import DatasetRpc
+from appliance.control.rpc.endpoints import EndpointRpc
+from appliance.control.rpc.jobs import JobRpc
+from appliance.control.rpc.models import ModelRpc
+from appliance.control.rpc.routing import RoutingRpc
+from appliance.control.rpc.servicer import Servicer
+from appliance.control.rpc.tokenizers import TokenizerRpc
+from appliance.control.scheduler import Scheduler
+from appliance.control.services.agents import Agents
+from appliance.control.services.artifacts import Artifacts
+from appliance.control.services.datasets import Datasets
+from appliance.control.services.endpoints import Endpoints
+from appliance.control.services.enrolment import Enrolment
+from appliance.control.services.fleet import Fleet
+from appliance.control.services.jobs import Jobs
+from appliance.control.services.leases import Leases
+from appliance.control.services.models import Models
+from appliance.control.services.release import Release
+from appliance.control.services.replicas import Replicas
+from appliance.control.services.routing import Routing
+from appliance.control.services.run_reports import RunReports
+from appliance.control.services.runs import Runs
+from appliance.control.services.tokenizers import Tokenizers
+from appliance.control.store.objects import open_store
+
+API: tuple[type[Servicer], ...] = (DatasetRpc, EndpointRpc, JobRpc, ModelRpc, TokenizerRpc)
+"""What people and applications call."""
+MACHINES: tuple[type[Servicer], ...] = (AgentRpc, RoutingRpc)
+"""What nodes and gateways call."""
+
+
+class Work:
+    """Artifacts, jobs, replicas, and what drives them.
+
+    Args:
+        base: database, keys, policies, events.
+        people: their live credentials are part of the gateways' view.
+        monotonic: seconds that only rise; leases are counted on it.
+    """
+
+    def __init__(self, base: Foundation, people: People, monotonic: Callable[[], float]) -> None:
+        self.artifacts = Artifacts(
+            base.database,
+            base.keys,
+            open_store(base.settings.objects_url),
+            base.keyring.manifest_sign,
+            base.clock,
+        )
+        self.leases = Leases(monotonic)
+        self.fleet = Fleet()
+        self.runs = Runs(
+            base.database, self.artifacts, self.leases, self.fleet, base.events, base.clock
+        )
+        self.reports = RunReports(
+            base.database, self.artifacts, self.leases, self.runs, base.events, base.clock
+        )
+        self.replicas = Replicas(
+            base.database, self.leases, self.fleet, base.events, base.clock, monotonic
+        )
+        self.agents = Agents(
+            database=base.database,
+            leases=self.leases,
+            fleet=self.fleet,
+            runs=self.runs,
+            reports=self.reports,
+            replicas=self.replicas,
+            events=base.events,
+            clock=base.clock,
+            monotonic=monotonic,
+        )
+        self.scheduler = Scheduler(
+            artifacts=self.artifacts,
+            leases=self.leases,
+            fleet=self.fleet,
+            agents=self.agents,
+            runs=self.runs,
+            reports=self.reports,
+            replicas=self.replicas,
+        )
+        self._base = base
+        self._people = people
+
+    def api(self, pool: Executor) -> list[Servicer]:
+        """One servicer for each of `API`."""
+        base, events = self._base, self._base.events
+        return [
+            DatasetRpc(
+                Datasets(base.database, base.changes, self.artifacts, base.clock), pool, events
+            ),
+            EndpointRpc(
+                Endpoints(
+                    base.database, base.changes, base.policies, self.replicas, events, base.clock
+                ),
+                pool,
+                events,
+            ),
+            JobRpc(
+                Jobs(base.database, base.changes, base.policies, self.runs, events, base.clock),
+                pool,
+                events,
+            ),
+            ModelRpc(Models(base.database, base.changes, self.artifacts, base.clock), pool, events),
+            TokenizerRpc(Tokenizers(base.database), pool, events),
+        ]
+
+    def machines(self, enrolment: Enrolment, pool: Executor) -> list[Servicer]:
+        """One servicer for each of `MACHINES`."""
+        base, events = self._base, self._base.events
+        release = Release(base.database, self.artifacts, self.leases, base.keyring.ca, base.clock)
+        routing = Routing(
+            database=base.database,
+            policies=base.policies,
+            credentials=self._people.credentials,
+            artifacts=self.artifacts,
+            log=base.opened.log,
+            token_key=base.keyring.token_hmac,
+            clock=base.clock,
+        )
+        return [
+            AgentRpc(self.agents, release, enrolment, pool, events),
+            RoutingRpc(routing, pool, events),
+        ]
