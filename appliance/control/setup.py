@@ -287,6 +287,7 @@ def _gateway_toml(plan: Plan, cluster_id: str) -> bytes:
                 "key": "key.pem",
                 "certificate": "cert.pem",
                 "ca": "ca.pem",
+                "metrics": _host_port("127.0.0.1", plan.ports["gateway-metrics"]),
             },
             "listen": {
                 "grpc": _host_port(plan.listen, plan.ports["gateway"]),

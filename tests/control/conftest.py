@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -12,6 +13,12 @@ from tests.fakes.appliance import Appliance, make_data_directory, running
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The data directory of a new appliance; copy it."""
     return make_data_directory(tmp_path_factory.mktemp("template") / "data")
+
+
+@pytest.fixture
+def copy(template: Path, tmp_path: Path) -> Path:
+    """A data directory of its own."""
+    return Path(shutil.copytree(template, tmp_path / "data"))
 
 
 @pytest.fixture

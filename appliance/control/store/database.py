@@ -107,7 +107,7 @@ class Database:
     @contextlib.contextmanager
     def read(self) -> Iterator[Reading]:
         """A consistent view that no later write changes."""
-        with _clear_errors(self.path), self._reader.connect() as connection, connection.begin():
+        with clear_errors(self.path), self._reader.connect() as connection, connection.begin():
             yield Reading(connection)
 
     @contextlib.contextmanager
@@ -118,7 +118,7 @@ class Database:
             Exhausted: the disk is full; nothing changed.
             Unavailable: the file cannot be written; nothing changed.
         """
-        with _clear_errors(self.path):
+        with clear_errors(self.path):
             with self._lock, self._writer.connect() as connection, connection.begin():
                 transaction = Transaction(connection)
                 yield transaction
@@ -203,7 +203,8 @@ def _engine(path: Path, *, pool_size: int, read_only: bool) -> Engine:
 
 
 @contextlib.contextmanager
-def _clear_errors(path: Path) -> Iterator[None]:
+def clear_errors(path: Path) -> Iterator[None]:
+    """Turn what SQLite says about a disk into an error with a sentence."""
     try:
         yield
     except OperationalError as error:

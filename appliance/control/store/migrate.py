@@ -20,7 +20,7 @@ from sqlalchemy import insert, inspect, select
 from sqlalchemy.exc import DatabaseError
 
 from appliance.control.store import tables
-from appliance.control.store.database import Database
+from appliance.control.store.database import Database, clear_errors
 from appliance.core.errors import AlreadyExists, FailedPrecondition
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -31,7 +31,9 @@ def create(database: Database, cluster_id: str, now: datetime) -> None:
 
     Raises AlreadyExists when the database has tables.
     """
-    if inspect(database.migrator()).get_table_names():
+    with clear_errors(database.path):
+        found = inspect(database.migrator()).get_table_names()
+    if found:
         raise AlreadyExists(f"{database.path} already holds the state of an appliance")
     upgrade(database)
     with database.write() as transaction:
@@ -46,7 +48,7 @@ def upgrade(database: Database) -> None:
     """Run the migrations that are missing, each in one transaction."""
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
-    with database.migrator().begin() as connection:
+    with clear_errors(database.path), database.migrator().begin() as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
 
