@@ -12,7 +12,6 @@ The attack: forging records or lines through names in a request. Called by `log`
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -102,7 +101,7 @@ def _clean(value: object, depth: int) -> Any:  # noqa: ANN401 - JSON
     if isinstance(value, int):
         return value if abs(value) <= LARGEST_NUMBER else _text(str(value))
     if isinstance(value, float):
-        return value if math.isfinite(value) else str(value)
+        return value if abs(value) <= LARGEST_NUMBER else str(value)  # NaN compares as false
     if depth and isinstance(value, Mapping):
         some = list(value.items())[:MOST_MEMBERS]
         return {_text(str(key)): _clean(item, depth - 1) for key, item in some}
