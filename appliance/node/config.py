@@ -15,13 +15,13 @@ def _doc(text: str) -> dict[str, str]:
 class Control:
     """Where the control plane is, and how to recognise it."""
 
+    ca: Path = field(metadata=_doc("CA certificate of the appliance, PEM"))
     join: str = field(
         default="127.0.0.1:7443", metadata=_doc("`host:port` of the API, to join through")
     )
     machines: str = field(
         default="127.0.0.1:7444", metadata=_doc("`host:port` of the listener for machines")
     )
-    ca: Path = field(default=Path("ca.pem"), metadata=_doc("CA certificate of the appliance, PEM"))
     ca_fingerprint: str = field(
         default="",
         metadata=_doc(
@@ -54,16 +54,14 @@ class NodeConfig:
     """The agent of one node."""
 
     objects: str = field(metadata=_doc("object store that all nodes share, an fsspec URL"))
-    control: Control = field(default_factory=Control)
-    devices: Devices = field(default_factory=Devices)
+    control: Control
     join_token: Path = field(
-        default=Path("join.token"),
-        metadata=_doc("file with the one-use join token; removed when the node has joined"),
+        metadata=_doc("file with the one-use join token; removed when the node has joined")
     )
     state: Path = field(
-        default=Path("state"),
-        metadata=_doc("private folder for the node's identity and the logs of its work"),
+        metadata=_doc("private folder for the node's identity and the logs of its work")
     )
+    devices: Devices = field(default_factory=Devices)
     scratch: Path | None = field(
         default=None,
         metadata=_doc(

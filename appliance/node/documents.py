@@ -88,8 +88,9 @@ def replica(
         "devices": list(order.devices),
         "tensor_parallel": max(len(order.devices), 1),
         "max_sequence_length": order.max_sequence_length,
-        "cache_bytes": order.cache_bytes,
-        "listen": f"{place.address}:0",
+        # The order says it for each device, a worker is told it for all of them.
+        "cache_bytes": order.cache_bytes * max(len(order.devices), 1),
+        "listen": f"[{place.address}]:0" if ":" in place.address else f"{place.address}:0",
         "key_pem": credentials.key_pem.decode(),
         "cert_pem": credentials.certificate_pem,
         "ca_pem": credentials.ca_pem.decode(),

@@ -74,7 +74,9 @@ class JobReports:
         succeeded = how.code == 0
         reason, message = "", ""
         if not succeeded:
-            reason, message = self._error or ("INTERNAL", f"the job failed: {how.sentence()}")
+            # Killed from outside, without a word: another start may go better.
+            reason = "LEADER_LOST" if how.code < 0 else "INTERNAL"
+            reason, message = self._error or (reason, f"the job failed: {how.sentence()}")
             if how.out_of_memory:
                 reason, message = "RESOURCE_EXHAUSTED", f"the job failed: {how.sentence()}"
         ended = rpc.JobEnded(

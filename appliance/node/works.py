@@ -4,8 +4,8 @@ Rules kept here:
 * keys are asked for when a work starts, and only then; the control plane gives them for work that
   is leased to this node now;
 * of one piece of work only the newest epoch runs: a newer order ends the older first;
-* a work whose lease is over is ended without a word: whoever has the lease now speaks for it. The
-  same when the agent itself stops: the lease decides what happens next;
+* a work whose lease is over is ended, and said to be; it counts no more for whoever has it now;
+* when the agent itself stops, its work ends without a word: the lease decides what happens next;
 * the last word on a work is repeated on every new stream until the control plane has let its lease
   go.
 
@@ -145,7 +145,7 @@ class Works:
             logger.error("the lease on %s epoch %s is over: ending it", *work)
             self.metrics.lost.inc()
             self.leases.end(work)
-            self._end_silently(self._entries[work], LOST_GRACE)
+            self._end(self._entries[work], LOST_GRACE, "the node lost its lease on this work")
 
     async def close(self, grace_seconds: float) -> None:
         """End all work, silently."""
@@ -262,17 +262,18 @@ class Works:
         entry = self._entries.get((order.work.work, order.work.epoch))
         if entry is None:
             return
-        if entry.running is not None:
-            entry.running.stop(order.grace_seconds)
-        elif entry.starting is not None:
-            entry.starting.cancel()
-            entry.reports.take(
-                {"type": "error", "reason": "LEASE_LOST", "message": "stopped before it started"}
-            )
-            self._finish(entry, Ended(1))
+        self._end(entry, order.grace_seconds, "the node was told to stop this work")
+
+    def _end(self, entry: _Entry, grace_seconds: float, why: str) -> None:
+        """End a work; what it says itself about its end counts no more."""
+        entry.reports.take({"type": "error", "reason": LeaseLost.reason, "message": why})
+        self._stop_or_cancel(entry, grace_seconds)
 
     def _end_silently(self, entry: _Entry, grace_seconds: float) -> None:
         entry.silent = True
+        self._stop_or_cancel(entry, grace_seconds)
+
+    def _stop_or_cancel(self, entry: _Entry, grace_seconds: float) -> None:
         if entry.running is not None:
             entry.running.stop(grace_seconds)
         elif entry.starting is not None:

@@ -1,4 +1,4 @@
-"""The leader of a job with the toy kind:
+"""The leader of a job with the toy kind.
 
 `python -m tests.fakes.leader` takes the arguments of `python -m appliance.jobs`.
 """
@@ -7,5 +7,10 @@ import sys
 
 from appliance.jobs.runtime.start import start
 
-if __name__ == "__main__":
+
+def main() -> None:
     sys.exit(start(sys.argv[1:], {"prepare": "tests.fakes.toy_kind:run"}))
+
+
+if __name__ == "__main__":
+    main()

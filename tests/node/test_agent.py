@@ -18,7 +18,6 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from appliance.api.agent.v1 import agent_service_pb2 as rpc
-from appliance.api.jobs.v1 import job_pb2
 from appliance.core.errors import FailedPrecondition, Unauthenticated
 from appliance.node.agent import Agent, Rhythm
 from appliance.node.config import Control
@@ -29,8 +28,8 @@ from appliance.node.metrics import NodeMetrics
 from appliance.node.works import Commands
 from tests.fakes.control_plane import CLUSTER, NODE, FakeControlPlane
 from tests.fakes.gang import ROOT, session_members
-from tests.fakes.job_context import FakeJob
 from tests.fakes.toy_kind import QUIET, SLOW, STEPS
+from tests.fakes.toy_order import toy_order
 
 COMMANDS = Commands(
     job=(sys.executable, "-m", "tests.fakes.leader"),
@@ -94,37 +93,6 @@ async def start(control: FakeControlPlane, tmp_path: Path) -> AsyncIterator[Star
     await asyncio.gather(*running, return_exceptions=True)
 
 
-def order(control: FakeControlPlane, folder: Path, what: int, epoch: int = 1) -> rpc.StartJob:
-    """A toy job whose outputs the fake control plane has keys for, under a lease."""
-    job = FakeJob(folder, "prepare", {"seed": what}, world_size=2)
-    job.add_output("dataset")
-    job.add_output("checkpoints")
-    uid = "0a" * 16
-    control.keys[uid] = rpc.ReleaseKeysResponse(
-        outputs=[
-            rpc.ArtifactKey(
-                name=place["name"],
-                kind=slot,
-                folder=place["folder"],
-                object=place["object"],
-                project="p",
-                key=base64.b64decode(place["key"]),
-            )
-            for slot, place in job.orders["outputs"].items()
-        ]
-    )
-    control.leases.add((uid, epoch))
-    return rpc.StartJob(
-        work=rpc.WorkEpoch(work=uid, epoch=epoch),
-        job=job_pb2.Job(name="projects/p/jobs/count", prepare=job_pb2.PrepareSpec(seed=what)),
-        local_ranks=2,
-        world_size=2,
-        node_count=1,
-        devices=[0, 1],
-        rendezvous="127.0.0.1:0",
-    )
-
-
 async def test_joins_with_a_pinned_authority_and_keeps_its_key_to_itself(
     control: FakeControlPlane, tmp_path: Path
 ) -> None:
@@ -180,7 +148,7 @@ async def test_a_job_runs_to_its_end(
     session = await control.session()
     hello = await session.until("hello")
     assert (hello.devices, hello.device_kind, list(hello.running)) == (2, "cpu", [])
-    session.send(start_job=order(control, tmp_path, QUIET))
+    session.send(start_job=toy_order(control, tmp_path, QUIET))
     ended = await session.until("job_ended")
     assert (ended.succeeded, ended.reason, ended.message) == (True, "", "")
     assert [(output.slot, output.facts) for output in ended.outputs] == [
@@ -210,7 +178,7 @@ async def test_no_key_is_in_any_process_of_the_work(
 ) -> None:
     agent = await start()
     session = await control.session()
-    session.send(start_job=order(control, tmp_path, SLOW))
+    session.send(start_job=toy_order(control, tmp_path, SLOW))
     await session.until("job_progress", event="")
     (entry,) = agent.works._entries.values()
     family = session_members(entry.running.pid)
@@ -230,7 +198,7 @@ async def test_a_stopped_job_ends_and_nothing_is_left(
 ) -> None:
     agent = await start()
     session = await control.session()
-    started = order(control, tmp_path, SLOW)
+    started = toy_order(control, tmp_path, SLOW)
     session.send(start_job=started)
     await session.until("job_progress", event="")
     pid = next(iter(agent.works._entries.values())).running.pid
@@ -241,19 +209,20 @@ async def test_a_stopped_job_ends_and_nothing_is_left(
 
 
 @pytest.mark.attack
-async def test_work_whose_lease_is_over_is_ended_without_a_word(
+async def test_work_whose_lease_is_over_is_ended(
     control: FakeControlPlane, start: Start, tmp_path: Path
 ) -> None:
     agent = await start()
     session = await control.session()
-    session.send(start_job=order(control, tmp_path, SLOW))
+    session.send(start_job=toy_order(control, tmp_path, SLOW))
     await session.until("job_progress", event="")
     (entry,) = agent.works._entries.values()
     agent.works.clock = lambda: time.monotonic() + 1000
     await entry.running.wait()
     assert session_members(entry.running.pid) == []
+    ended = await session.until("job_ended")
+    assert (ended.succeeded, ended.reason) == (False, "LEASE_LOST")
     await session.beats(2)
-    assert session.of("job_ended") == []
     assert not session.of("heartbeat")[-1].running
 
 
@@ -262,7 +231,7 @@ async def test_work_goes_on_while_the_control_plane_is_away(
 ) -> None:
     await start()
     first = await control.session()
-    first.send(start_job=order(control, tmp_path, SLOW))
+    first.send(start_job=toy_order(control, tmp_path, SLOW))
     await first.until("job_progress", event="")
     first.close()
     second = await control.session()
@@ -287,11 +256,11 @@ async def test_an_order_of_an_older_epoch_is_ignored_and_a_newer_one_replaces(
 ) -> None:
     agent = await start()
     session = await control.session()
-    session.send(start_job=order(control, tmp_path / "a", SLOW, epoch=2))
+    session.send(start_job=toy_order(control, tmp_path / "a", SLOW, epoch=2))
     await session.until("job_progress", event="")
     pid = next(iter(agent.works._entries.values())).running.pid
-    session.send(start_job=order(control, tmp_path / "b", SLOW, epoch=1))
-    session.send(start_job=order(control, tmp_path / "c", QUIET, epoch=3))
+    session.send(start_job=toy_order(control, tmp_path / "b", SLOW, epoch=1))
+    session.send(start_job=toy_order(control, tmp_path / "c", QUIET, epoch=3))
     ended = await session.until("job_ended")
     assert ended.work.epoch == 3
     assert session_members(pid) == []
@@ -303,7 +272,7 @@ async def test_work_that_is_not_leased_is_not_started(
 ) -> None:
     await start()
     session = await control.session()
-    refused = order(control, tmp_path, QUIET)
+    refused = toy_order(control, tmp_path, QUIET)
     control.keys.clear()
     session.send(start_job=refused)
     await session.beats(10)
@@ -318,7 +287,7 @@ async def test_a_work_cannot_name_a_folder_elsewhere(
 ) -> None:
     await start()
     session = await control.session()
-    bad = order(control, tmp_path, QUIET)
+    bad = toy_order(control, tmp_path, QUIET)
     control.keys["../../x"] = control.keys["0a" * 16]
     bad.work.work = "../../x"
     session.send(start_job=bad)

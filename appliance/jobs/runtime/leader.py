@@ -35,6 +35,7 @@ from appliance.jobs.runtime.reporter import Reporter
 
 MAX_RESTARTS = 3
 MONITOR_SECONDS = 0.1
+RANK_LOST = "RANK_LOST"
 EXIT_SECONDS = 60
 """How long the leader of a node that is done waits for the other nodes."""
 
@@ -86,8 +87,7 @@ def lead(document: bytes, reports: int, kinds: Mapping[str, str]) -> int:
         return 1
     if result.is_failed():
         if flags.settle():
-            crash = _crashed(result.failures)
-            report.error(crash.reason, crash.message)
+            report.error(*_crashed(result.failures))
         return 1
     return 0
 
@@ -121,14 +121,10 @@ def _run(orders: Orders, reports: int, kinds: Mapping[str, str], flags: Flags) -
     return GangAgent(spec, DefaultLogsSpecs(log_dir=os.devnull), flags).run()
 
 
-def _crashed(failures: Mapping[int, Any]) -> Internal:
+def _crashed(failures: Mapping[int, Any]) -> tuple[str, str]:
+    """Reason and sentence. A killed rank is worth another start elsewhere, a bug is not."""
     ended = next(iter(failures.values()), None)
-    if ended is None:
-        how = "a rank ended"
-    elif ended.exitcode < 0:
-        how = f"a rank was killed by {signal.Signals(-ended.exitcode).name}"
-    else:
-        how = "a rank crashed"
-    return Internal(
-        f"{how}, also after {MAX_RESTARTS} restarts; the log of this job on its node says where"
-    )
+    again = f", also after {MAX_RESTARTS} restarts; the log of this job on its node says where"
+    if ended is not None and ended.exitcode < 0:
+        return RANK_LOST, f"a rank was killed by {signal.Signals(-ended.exitcode).name}{again}"
+    return Internal.reason, f"a rank crashed{again}"

@@ -80,7 +80,7 @@ def test_a_rank_that_always_dies_ends_the_job_with_a_sentence(
     gang = start(gangs, job)
     assert gang.wait() == 1
     (error,) = job.lines("error")
-    assert error["reason"] == "INTERNAL"
+    assert error["reason"] == "RANK_LOST"
     assert "SIGKILL, also after 3 restarts" in error["message"]
     assert [line.get("restarts") for line in job.lines("event")] == [None, 1, 2, 3]
 

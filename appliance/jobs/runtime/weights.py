@@ -1,0 +1,162 @@
+"""Weights of a sealed model, one tensor at a time: out of sealed files, and into new ones.
+
+Rules kept here: a tensor's plaintext exists in the tensor alone; nothing is unpickled; the files of
+a new model are planned before the first is written, since their headers come first.
+
+Called by the kinds that take a model: quantize, evaluate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from appliance.core.errors import InvalidInput
+from appliance.crypto.artifacts import ArtifactReader, ArtifactWriter
+from appliance.crypto.tensors import SIZES, Entry, header, read_entries
+
+DTYPES: dict[str, torch.dtype] = {
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+    "I8": torch.int8,
+    "I16": torch.int16,
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+INDEX = "model.safetensors.index.json"
+LARGEST_FILE = 4 << 30
+"""Bytes of data in one file of a new model."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A tensor to be written."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of data."""
+        return self.dtype.itemsize * torch.Size(self.shape).numel()
+
+
+class Weights:
+    """The tensors of a sealed model.
+
+    Raises:
+        InvalidInput: it has no weights, or a file is not in the safetensors format.
+        Tampered: a file is not what was sealed.
+    """
+
+    def __init__(self, model: ArtifactReader) -> None:
+        self._model = model
+        self._entries: dict[str, tuple[str, Entry]] = {}
+        for file in sorted(model.files()):
+            if file.endswith(".safetensors"):
+                with model.open(file) as reader:
+                    for entry in read_entries(reader):
+                        self._entries[entry.name] = (file, entry)
+        if not self._entries:
+            raise InvalidInput("the model has no weights: it needs model.safetensors")
+
+    def plans(self) -> list[Plan]:
+        """Every tensor, in the order of the files."""
+        return [
+            Plan(name, _dtype(entry.dtype), entry.shape)
+            for name, (_, entry) in self._entries.items()
+        ]
+
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Name and value of every tensor, in the order of `plans`; each is the caller's alone."""
+        opened, reader = "", None
+        try:
+            for name, (file, entry) in self._entries.items():
+                if reader is None or file != opened:
+                    if reader is not None:
+                        reader.close()
+                    opened, reader = file, self._model.open(file)
+                raw = torch.empty(entry.end - entry.begin, dtype=torch.uint8)
+                reader.seek(entry.begin)
+                reader.readinto(raw.numpy().data)
+                yield name, raw.view(_dtype(entry.dtype)).reshape(entry.shape)
+        finally:
+            if reader is not None:
+                reader.close()
+
+
+def write(output: ArtifactWriter, plans: Sequence[Plan], tensors: Iterator[torch.Tensor]) -> None:
+    """Write the weight files of a model, and their index when there are several.
+
+    Args:
+        output: the new model.
+        plans: every tensor, in order.
+        tensors: their values, in the same order.
+    """
+    groups = _files(plans)
+    weight_map: dict[str, str] = {}
+    for number, group in enumerate(groups, 1):
+        several = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
+        file = several if len(groups) > 1 else "model.safetensors"
+        weight_map.update((plan.name, file) for plan in group)
+        with output.create(file) as sink:
+            sink.write(header((plan.name, NAMES[plan.dtype], plan.shape) for plan in group))
+            for plan in group:
+                tensor = next(tensors)
+                if (tensor.dtype, tuple(tensor.shape)) != (plan.dtype, plan.shape):
+                    raise InvalidInput(f"{plan.name} is not what was planned")
+                sink.write(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    if len(groups) > 1:
+        total = sum(plan.size for plan in plans)
+        output.write_json(INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def linear_names(config: dict[str, Any]) -> set[str]:
+    """Names of the linear layers inside the decoder of a model with this `config.json`.
+
+    The output projection is not among them: quantizing it costs quality and saves little.
+    """
+    model = skeleton(config)
+    return {
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and name != "lm_head"
+    }
+
+
+def skeleton(config: dict[str, Any]) -> torch.nn.Module:
+    """The model of a `config.json` without memory for its weights, in 32-bit floats."""
+    from transformers import AutoConfig, AutoModelForCausalLM  # noqa: PLC0415 - seconds to import
+
+    plain = {key: value for key, value in config.items() if key != "quantization_config"}
+    made = AutoConfig.for_model(plain.pop("model_type"), **plain)
+    with torch.device("meta"):
+        model: torch.nn.Module = AutoModelForCausalLM.from_config(made, dtype=torch.float32)
+    return model
+
+
+def _files(plans: Sequence[Plan]) -> list[list[Plan]]:
+    groups: list[list[Plan]] = [[]]
+    size = 0
+    for plan in plans:
+        if groups[-1] and size + plan.size > LARGEST_FILE:
+            groups.append([])
+            size = 0
+        groups[-1].append(plan)
+        size += plan.size
+    return groups
+
+
+def _dtype(name: str) -> torch.dtype:
+    if name not in DTYPES or name not in SIZES:
+        raise InvalidInput(f"weights of the type {name} cannot be read by this kind of job")
+    return DTYPES[name]

@@ -1,0 +1,206 @@
+"""Work in process trees: whole ends, short environments, capped logs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import signal
+import stat
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from appliance.core.errors import FailedPrecondition, InvalidInput
+from appliance.node.cgroup import Cgroup
+from appliance.node.launcher import Ended, Folders, Launch, Launcher, Running, folder_name
+from appliance.node.logs import CappedLog
+from appliance.node.processes import Process, kill_tree, tree
+from tests.fakes.gang import session_members
+
+READ = """
+import json, os, sys
+arguments = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+with os.fdopen(int(arguments["--orders-fd"]), "rb") as pipe:
+    orders = json.load(pipe)
+reports = int(arguments["--reports-fd"])
+def say(**line):
+    os.write(reports, json.dumps(line).encode() + b"\\n")
+"""
+
+
+class Work:
+    """Starts one script and keeps what it says."""
+
+    def __init__(self, folder: Path, log_bytes: int = 1 << 16) -> None:
+        self.folder = folder
+        self.launcher = Launcher(
+            Folders(folder / "runs", folder / "scratch"), {"SET": "here"}, log_bytes=log_bytes
+        )
+        self.lines: list[dict[str, Any]] = []
+        self.ended: list[Ended] = []
+        self.said = asyncio.Event()
+
+    def take(self, line: dict[str, Any]) -> None:
+        self.lines.append(line)
+        self.said.set()
+
+    async def start(self, script: str, document: dict[str, Any] | None = None) -> Running:
+        command = [sys.executable, "-c", READ + script]
+        launch = Launch("ab/0", 3, command, document or {})
+        return await self.launcher.start(launch, self.take, self.ended.append)
+
+    async def run(self, script: str, document: dict[str, Any] | None = None) -> Ended:
+        running = await self.start(script, document)
+        async with asyncio.timeout(30):
+            await running.wait()
+        (ended,) = self.ended
+        return ended
+
+    def log(self) -> Path:
+        return self.folder / "runs" / "ab.0.3" / "log"
+
+
+async def test_orders_come_through_a_pipe_and_reports_go_back(tmp_path: Path) -> None:
+    work = Work(tmp_path)
+    # Longer than a pipe holds.
+    script = "say(got=len(orders['key']), cwd=os.getcwd())"
+    assert await work.run(script, {"key": "k" * 100_000}) == Ended(0)
+    assert work.lines == [{"got": 100_000, "cwd": str(tmp_path / "scratch" / "ab.0.3")}]
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+
+@pytest.mark.attack
+async def test_the_environment_is_a_short_list(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SECRET_OF_THE_AGENT", "x")
+    work = Work(tmp_path)
+    await work.run("say(names=sorted(os.environ))")
+    allowed = {"HOME", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "PATH", "SET", "TMPDIR"}
+    allowed |= {"PYTHONPYCACHEPREFIX", "TZ", "VIRTUAL_ENV"}
+    assert set(work.lines[0]["names"]) <= allowed
+    assert {"PATH", "SET", "TMPDIR"} <= set(work.lines[0]["names"])
+
+
+async def test_a_report_that_cannot_be_read_harms_nobody(tmp_path: Path) -> None:
+    work = Work(tmp_path)
+    ended = await work.run("os.write(reports, b'{\\n'); say(fine=1)")
+    assert (ended, work.lines) == (Ended(0), [{"fine": 1}])
+
+
+async def test_an_exit_code_and_a_signal_become_sentences(tmp_path: Path) -> None:
+    work = Work(tmp_path)
+    assert (await work.run("sys.exit(7)")).sentence() == (
+        "its process ended with code 7; its log on the node says why"
+    )
+    work.ended.clear()
+    ended = await work.run("os.kill(os.getpid(), 9)")
+    assert ended == Ended(-9)
+    assert ended.sentence() == "its process was killed by SIGKILL"
+    assert "more memory" in Ended(-9, out_of_memory=True).sentence()
+
+
+CHILD_THAT_LEAVES = """
+import time
+if os.fork() == 0:
+    if os.fork() == 0:
+        os.setsid()
+        say(pid=os.getpid())
+        time.sleep(60)
+    time.sleep(60)
+"""
+
+
+async def test_nothing_is_left_when_the_first_process_ends(tmp_path: Path) -> None:
+    work = Work(tmp_path)
+    running = await work.start(CHILD_THAT_LEAVES + "time.sleep(60)")
+    await work.said.wait()
+    left = work.lines[0]["pid"]
+    gone = os.pidfd_open(left)
+    running._look()
+    os.kill(running.pid, signal.SIGKILL)
+    async with asyncio.timeout(20):
+        await running.wait()
+    assert session_members(running.pid) == []
+    loop, event = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(gone, event.set)
+    async with asyncio.timeout(5):
+        await event.wait()
+    loop.remove_reader(gone)
+    os.close(gone)
+
+
+async def test_stop_asks_first_and_kills_after_the_grace(tmp_path: Path) -> None:
+    work = Work(tmp_path)
+    script = "import signal\nsignal.signal(15, lambda *_: say(asked=1))\nsay(up=1)\n"
+    running = await work.start(script + "while True: signal.pause()")
+    await work.said.wait()
+    running.stop(0.3)
+    async with asyncio.timeout(20):
+        await running.wait()
+    assert work.lines == [{"up": 1}, {"asked": 1}]
+    assert work.ended == [Ended(-9)]
+
+
+async def test_no_core_file_and_a_private_log(tmp_path: Path) -> None:
+    work = Work(tmp_path)
+    running = await work.start("print('hello'); sys.stdout.flush(); say(up=1); sys.stdin.read()")
+    assert resource.prlimit(running.pid, resource.RLIMIT_CORE) == (0, 0)
+    await running.wait()
+    assert work.log().read_text() == "hello\n"
+    assert stat.S_IMODE(work.log().stat().st_mode) == 0o600
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("work", ["", "..", "a/../b", "/a", "a/b/c", "a b", "a\n", "a" * 201])
+def test_a_work_cannot_name_a_folder_elsewhere(work: str) -> None:
+    with pytest.raises(InvalidInput):
+        folder_name(work, 1)
+
+
+def test_a_log_keeps_the_newest_and_no_token(tmp_path: Path) -> None:
+    log = CappedLog(tmp_path / "log", 200)
+    for number in range(50):
+        log.write(f"line {number}\n".encode())
+    log.write(b"token sla_ses_abc_SECRET_crc")
+    log.close()
+    newer, older = (tmp_path / "log").read_text(), (tmp_path / "log.1").read_text()
+    assert len(newer) + len(older) <= 200
+    assert newer.endswith("line 49\ntoken sla_ses_abc_[redacted]\n")
+    assert older.splitlines()[-1] == f"line {int(newer.split()[1]) - 1}"
+
+
+@pytest.mark.attack
+async def test_a_number_that_another_process_has_now_is_not_signalled() -> None:
+    process = await asyncio.create_subprocess_exec("sleep", "60", start_new_session=True)
+    (real,) = tree(process.pid)
+    stranger = Process(real.pid, real.started - 1)
+    assert kill_tree(2**22 + 1, {stranger})
+    assert process.returncode is None
+    assert session_members(process.pid) == [process.pid]
+    process.kill()
+    await process.wait()
+
+
+def test_a_cgroup_holds_the_limit_and_the_process(tmp_path: Path) -> None:
+    group = Cgroup(tmp_path, "work.1", 1 << 30)
+    group.add(42)
+    folder = tmp_path / "work.1"
+    assert (folder / "memory.max").read_text() == str(1 << 30)
+    assert (folder / "cgroup.procs").read_text() == "42"
+    (folder / "memory.events").write_text("oom 1\noom_kill 2\n")
+    assert group.out_of_memory()
+    group.kill()
+    assert (folder / "cgroup.kill").read_text() == "1"
+
+
+def test_a_folder_that_is_not_delegated_says_so(tmp_path: Path) -> None:
+    with pytest.raises(FailedPrecondition, match="delegate"):
+        Cgroup(tmp_path / "missing", "work.1", 0)
+
+
+def test_orders_are_not_shown() -> None:
+    assert "secret" not in repr(Launch("a", 1, ["x"], {"key": "secret"}))

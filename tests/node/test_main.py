@@ -1,0 +1,131 @@
+"""The agent as a process: it joins, shows its health, and takes its work with it when it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import grpc.aio
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from tests.fakes.control_plane import FakeControlPlane
+from tests.fakes.gang import ROOT, session_members
+from tests.fakes.toy_kind import SLOW
+from tests.fakes.toy_order import toy_order
+
+AGENT = """
+import asyncio, sys
+from pathlib import Path
+from appliance.core.config import load
+from appliance.node.config import NodeConfig
+from appliance.node.main import serve
+from appliance.node.works import Commands
+commands = Commands(job=(sys.executable, "-c", {leader!r}), replica=())
+asyncio.run(serve(load(NodeConfig, Path(sys.argv[1])), commands))
+"""
+LEADER = "import sys; sys.path.insert(0, {root!r}); from tests.fakes.leader import main; main()"
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def configure(control: FakeControlPlane, folder: Path, health: int) -> Path:
+    token = folder / "join.token"
+    token.touch(0o600)
+    token.write_text(control.token)
+    file = folder / "node.toml"
+    file.write_text(
+        f'objects = "file://{folder}/objects"\n'
+        'join_token = "join.token"\n'
+        'state = "state"\n'
+        f'health = "127.0.0.1:{health}"\n'
+        f'metrics = "127.0.0.1:{free_port()}"\n'
+        f'[control]\nca = "ca.pem"\nca_fingerprint = "{control.authority.fingerprint()}"\n'
+        f'join = "127.0.0.1:{control.join_port}"\n'
+        f'machines = "127.0.0.1:{control.machine_port}"\n'
+        '[devices]\nkind = "cpu"\ncount = 2\n'
+    )
+    return file
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+async def test_an_agent_takes_its_work_with_it(tmp_path: Path, number: signal.Signals) -> None:
+    health = free_port()
+    leader = LEADER.format(root=str(ROOT))
+    async with FakeControlPlane(tmp_path) as control:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-c",
+            AGENT.format(leader=leader),
+            str(configure(control, tmp_path, health)),
+        )
+        try:
+            session = await control.session()
+            session.send(start_job=toy_order(control, tmp_path, SLOW))
+            await session.until("job_progress", event="")
+            assert await serving(health)
+            (leader_pid,) = [pid for pid in children_of(process.pid) if pid in session_members(pid)]
+            waiting = [os.pidfd_open(pid) for pid in session_members(leader_pid)]
+            assert len(waiting) == 3
+            process.send_signal(number)
+            async with asyncio.timeout(30):
+                code = await process.wait()
+            assert code == (0 if number == signal.SIGTERM else -number)
+            for descriptor in waiting:
+                await ended(descriptor)
+            assert session_members(leader_pid) == []
+            assert session.of("job_ended") == []
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+
+
+async def test_a_wrong_authority_is_one_sentence(tmp_path: Path) -> None:
+    async with FakeControlPlane(tmp_path) as control:
+        file = configure(control, tmp_path, free_port())
+        text = file.read_text().replace(control.authority.fingerprint(), "0" * 64)
+        file.write_text(text)
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "appliance.node",
+            "--config",
+            str(file),
+            stderr=asyncio.subprocess.PIPE,
+        )
+        _, said = await process.communicate()
+        assert process.returncode == 1
+        assert b"is not the authority that the join token came with" in said
+        assert b"Traceback" not in said
+        assert control.token.encode() not in said
+
+
+async def serving(port: int) -> bool:
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=5)
+        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+def children_of(pid: int) -> list[int]:
+    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [int(child) for child in text.split()]
+
+
+async def ended(descriptor: int) -> None:
+    event = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_reader(descriptor, event.set)
+    async with asyncio.timeout(10):
+        await event.wait()
+    loop.remove_reader(descriptor)
+    os.close(descriptor)
