@@ -79,9 +79,7 @@ def dataset_files() -> dict[str, bytes | object]:
     """A prepared dataset in two uneven shards."""
     data = tokens()
     parts = {"train-00000.bin": data[:1001], "train-00001.bin": data[1001:]}
-    shards = [
-        {"file": file, "tokens": len(part), "split": "train"} for file, part in parts.items()
-    ]
+    shards = [{"file": file, "tokens": len(part), "split": "train"} for file, part in parts.items()]
     index = {
         "format": "tokens",
         "dtype": "uint16",
@@ -159,9 +157,7 @@ def train_plainly(job: FakeJob) -> PlainRun:
         for name, weight in model.named_parameters():
             shape = tuple(weight.shape)
             whole = tuple((0, size) for size in shape)
-            weight.copy_(
-                first_weights(name, shape, whole, settings.seed, config.initializer_range)
-            )
+            weight.copy_(first_weights(name, shape, whole, settings.seed, config.initializer_range))
     groups = [
         {"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": 0.1},
         {"params": [p for p in model.parameters() if p.dim() == 1], "weight_decay": 0.0},

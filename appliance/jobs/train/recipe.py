@@ -108,4 +108,5 @@ def _arithmetic(device: torch.device) -> AbstractContextManager[None]:
     """Weights and optimiser are float32 everywhere; GPUs multiply in bfloat16."""
     if device.type == "cpu":
         return nullcontext()
-    return torch.autocast(device.type, dtype=torch.bfloat16)
+    # No cache of converted weights: they belong to one microbatch, FSDP frees them after it.
+    return torch.autocast(device.type, dtype=torch.bfloat16, cache_enabled=False)

@@ -1,0 +1,136 @@
+"""A run whose ranks are killed in the middle ends with the same bits as one that was left alone."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from appliance.core.errors import FailedPrecondition, InvalidInput, LeaseLost, Tampered
+from appliance.jobs.train.job import run
+from tests.fakes.gang import RunningGang
+from tests.fakes.job_context import FakeJob
+from tests.fakes.training import (
+    checkpoint,
+    continued,
+    measured,
+    run_ranks,
+    training_job,
+)
+
+LONG = {"steps": 40, "checkpoint_interval": 8}
+
+
+def bits(job: FakeJob, step: int) -> dict[str, bytes]:
+    """Weights and moments of a checkpoint, and the model, as bytes by file."""
+    stored, model = checkpoint(job, step), job.output("model")
+    found = {f"checkpoint/{file}": stored.read_bytes(file) for file in stored.files()}
+    return found | {f"model/{file}": model.read_bytes(file) for file in model.files()}
+
+
+@pytest.mark.timeout(180)
+def test_ranks_killed_in_the_middle_change_nothing(tmp_path: Path) -> None:
+    layout = {"data": 2, "pipeline": 2, "tie": True}
+    calm = training_job(tmp_path / "calm", **layout, **LONG)
+    run_ranks([calm])
+    stormy = training_job(tmp_path / "stormy", **layout, **LONG)
+    gang = RunningGang(stormy, module="appliance.jobs")
+    try:
+        gang.until("progress", step=10)
+        ranks = [process for process in gang.family() if process != gang.process.pid]
+        for process in ranks[:2]:
+            os.kill(process, signal.SIGKILL)
+        assert gang.wait(120) == 0, gang.log.read_text()
+    finally:
+        gang.kill()
+    restart = next(line for line in stormy.lines("event") if line["name"] == "rank_restart")
+    resumed = restart["resumed_at_step"]
+    assert resumed >= 8
+    assert resumed % 8 == 0
+    assert stormy.lines("result")[0]["value"]["values"]["resumed_at_step"] == resumed
+    assert measured(stormy, "loss")[-(40 - resumed) :] == measured(calm, "loss")[resumed:]
+    assert bits(stormy, 40) == bits(calm, 40)
+
+
+def stopped_job(folder: Path) -> FakeJob:
+    """A one-rank job that was stopped after its checkpoint of step 4."""
+    job = training_job(folder, steps=6, checkpoint_interval=4)
+    context, asked = job.context(), []
+
+    def stopping() -> bool:
+        asked.append(True)
+        return bool(job.lines("checkpoint"))
+
+    object.__setattr__(context, "stopping", stopping)
+    with pytest.raises(LeaseLost):
+        run(context)
+    assert not job.lines("output")
+    return job
+
+
+def test_one_rank_resumes_to_the_same_bits(tmp_path: Path) -> None:
+    job = stopped_job(tmp_path / "job")
+    run(job.context())
+    calm = training_job(tmp_path / "calm", steps=6, checkpoint_interval=4)
+    run(calm.context())
+    assert bits(job, 4) == bits(calm, 4)
+    assert measured(job, "loss") == measured(calm, "loss")
+    job_result, calm_result = (
+        {
+            name: value
+            for name, value in one.lines("result")[0]["value"]["values"].items()
+            if name.startswith("loss") or name == "steps"
+        }
+        for one in (job, calm)
+    )
+    assert job_result == calm_result
+
+
+def test_a_finished_run_that_lost_its_export_only_exports(tmp_path: Path) -> None:
+    job = training_job(tmp_path, steps=4, checkpoint_interval=4)
+    run(job.context())
+    first = job.output("model").read_bytes("model.safetensors")
+    run(job.context())
+    assert job.output("model").read_bytes("model.safetensors") == first
+    one, other = (line["value"]["values"] for line in job.lines("result"))
+    assert other["loss_last"] == one["loss_last"]
+    assert len(job.lines("progress")) == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [({"seed": 8}, "seed"), ({"sequence_length": 8}, "sequence_length"), ({"steps": 7}, "steps")],
+)
+def test_the_checkpoint_of_another_run_is_refused(
+    tmp_path: Path, change: dict[str, int], what: str
+) -> None:
+    job = stopped_job(tmp_path / "job")
+    settings = {"steps": 6, "checkpoint_interval": 4} | change
+    other = continued(tmp_path / "other", job, **settings)
+    with pytest.raises(InvalidInput) as caught:
+        run(other.context())
+    assert caught.value.message.startswith(f"The checkpoint was made with {what} ")
+
+
+@pytest.mark.attack
+def test_a_changed_checkpoint_is_refused(tmp_path: Path) -> None:
+    job = stopped_job(tmp_path)
+    place = job.orders["outputs"]["checkpoints"]["folder"]
+    file = tmp_path / "objects" / place / "step-00000004" / "rank-00000.safetensors"
+    sealed = bytearray(file.read_bytes())
+    sealed[len(sealed) // 2] ^= 1
+    file.write_bytes(sealed)
+    with pytest.raises(Tampered) as caught:
+        run(job.context())
+    assert "rank-00000.safetensors" in caught.value.message
+    assert not job.lines("output")
+
+
+def test_a_loss_that_is_no_number_ends_the_run_with_a_sentence(tmp_path: Path) -> None:
+    job = training_job(tmp_path, learning_rate=1e30, warmup_steps=0)
+    with pytest.raises(FailedPrecondition) as caught:
+        run(job.context())
+    assert "Lower learning_rate" in caught.value.message
+    assert not job.lines("checkpoint")
