@@ -1,1 +1,4 @@
-"""The state database and the location of sealed objects; the only home of SQLAlchemy."""
+"""The state database and the location of sealed objects.
+
+The only place that opens a database; `auth` and `services` write statements over `tables`.
+"""
