@@ -1,0 +1,1 @@
+"""Assess jobs: measure what a model is worth before it is served."""
