@@ -67,5 +67,5 @@ def file_of(entries: dict[str, Any], data: bytes) -> bytes:
     ids=["empty", "pickle", "huge", "size", "gap", "tail", "negative", "dtype", "shape"],
 )
 def test_a_header_that_lies_is_refused(data: bytes) -> None:
-    with pytest.raises(InvalidInput, match="model.safetensors"):
+    with pytest.raises(InvalidInput, match=r"model\.safetensors"):
         read_entries(sealed(data))
