@@ -65,7 +65,7 @@ class Scheduler:
 
     def look(self) -> None:
         """One pass."""
-        self._agents.evicted()
+        self._agents.end_refused()
         for work, epoch, node in self._leases.expired():
             why = f"node {node} has not been heard of for {self._leases.seconds:.0f} s"
             if "/" in work:

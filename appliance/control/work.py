@@ -62,7 +62,7 @@ class Work:
             base.clock,
         )
         self.leases = Leases(monotonic)
-        self.fleet = Fleet()
+        self.fleet = Fleet(monotonic)
         self.runs = Runs(
             base.database, self.artifacts, self.leases, self.fleet, base.events, base.clock
         )

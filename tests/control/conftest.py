@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.fakes.appliance import Appliance, make_data_directory, running
+from tests.fakes.lab import Lab, new_lab
 
 
 @pytest.fixture(scope="session")
@@ -25,4 +26,11 @@ def copy(template: Path, tmp_path: Path) -> Path:
 async def appliance(template: Path, tmp_path: Path) -> AsyncIterator[Appliance]:
     """A running control plane."""
     async with running(template, tmp_path / "data") as started:
+        yield started
+
+
+@pytest.fixture
+def lab(template: Path, tmp_path: Path) -> Iterator[Lab]:
+    """A control plane and a project, without sockets; its time is moved by hand."""
+    with new_lab(template, tmp_path / "data") as started:
         yield started

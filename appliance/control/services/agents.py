@@ -157,6 +157,7 @@ class Agents:
         kind = message.WhichOneof("report")
         if kind is None or kind == "hello":
             raise InvalidInput("an agent says hello once, and no message is empty")
+        self._fleet.hear(node)
         if kind == "heartbeat":
             self._heartbeat(node, message.heartbeat)
             return
@@ -176,15 +177,14 @@ class Agents:
         with self._database.write() as transaction:
             transaction.run(update(tables.node).where(_node.state == READY).values(state=LOST))
 
-    def evicted(self) -> None:
-        """Cut off nodes that were evicted: their streams and their leases end."""
-        connected = [facts.node for facts in self._fleet.nodes()]
+    def end_refused(self) -> None:
+        """Cut off nodes that were evicted, with their leases, and end streams that are silent."""
+        self._fleet.end_silent(self._leases.seconds)
         with self._database.read() as state:
             rows = state.all(select(_node.id).where(_node.state == EVICTED))
         for row in rows:
             self._leases.expire(row.id)
-            if row.id in connected:
-                self._fleet.drop(row.id)
+            self._fleet.drop(row.id)
 
     def _dispatch(self, node: str, kind: str, message: rpc.ConnectRequest) -> None:
         match kind:

@@ -4,6 +4,8 @@ Rules kept here:
 * one session per node: an agent that connects again replaces its older session, which ends;
 * an order is given to a connected agent or refused at once; nothing is kept for one that is away,
   because its lease decides what happens then;
+* a node that has been silent for three heartbeats gets no new work, although its connection may
+  look alive; after a lease without a word its session is ended;
 * orders wait in a bounded queue; an agent that does not take them is cut off.
 
 Called by `rpc.agents` (sessions) and by the life of jobs and replicas (orders), from several
@@ -15,11 +17,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from appliance.api.agent.v1 import agent_service_pb2 as rpc
 
 MOST_WAITING = 1000
+SILENT_SECONDS = 6.0
+"""Three heartbeats."""
 
 
 @dataclass(frozen=True)
@@ -81,17 +86,24 @@ class Session:
 
 
 class Fleet:
-    """The connected agents by node."""
+    """The connected agents by node.
 
-    def __init__(self) -> None:
+    Args:
+        monotonic: seconds that only rise.
+    """
+
+    def __init__(self, monotonic: Callable[[], float]) -> None:
+        self._monotonic = monotonic
         self._lock = threading.Lock()
         self._sessions: dict[str, Session] = {}
+        self._heard: dict[str, float] = {}
 
     def enter(self, session: Session) -> None:
         """Take in a session; an older one of the same node ends."""
         with self._lock:
             older = self._sessions.get(session.facts.node)
             self._sessions[session.facts.node] = session
+            self._heard[session.facts.node] = self._monotonic()
         if older is not None:
             older.close()
 
@@ -103,6 +115,23 @@ class Fleet:
                 del self._sessions[session.facts.node]
         session.close()
         return current
+
+    def hear(self, node: str) -> None:
+        """A node has said something."""
+        with self._lock:
+            self._heard[node] = self._monotonic()
+
+    def end_silent(self, seconds: float) -> None:
+        """End the sessions that have been silent for so long."""
+        with self._lock:
+            now = self._monotonic()
+            silent = [
+                session
+                for node, session in self._sessions.items()
+                if now - self._heard[node] >= seconds
+            ]
+        for session in silent:
+            session.close()
 
     def drop(self, node: str) -> None:
         """Cut a node off."""
@@ -118,9 +147,14 @@ class Fleet:
         return session is not None and session.send(order)
 
     def nodes(self) -> list[NodeFacts]:
-        """The connected nodes, by id."""
+        """The nodes that may get work, by id."""
         with self._lock:
-            return [self._sessions[node].facts for node in sorted(self._sessions)]
+            now = self._monotonic()
+            return [
+                session.facts
+                for node, session in sorted(self._sessions.items())
+                if now - self._heard[node] < SILENT_SECONDS
+            ]
 
     def facts(self, node: str) -> NodeFacts | None:
         """What a connected node is; None when its agent is away."""

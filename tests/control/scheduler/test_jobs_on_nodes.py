@@ -1,0 +1,368 @@
+"""Jobs from the queue to their end, over agents that live, die, lie and come back."""
+
+from __future__ import annotations
+
+import pytest
+
+from appliance.api.agent.v1 import agent_service_pb2 as agent
+from appliance.api.jobs.v1 import job_pb2, job_service_pb2
+from appliance.control.store import tables
+from appliance.core.errors import FailedPrecondition, LeaseLost
+from tests.fakes import tiny_model
+from tests.fakes.lab import ALICE, GIB, PROJECT, Lab, prepared_files, write
+
+Job = job_pb2.Job
+MODEL = {"model": tiny_model.files()}
+
+
+async def test_a_job_goes_from_the_queue_to_a_registered_signed_output(lab: Lab) -> None:
+    node = await lab.connected("n1")
+    dataset = lab.tokens()
+    lab.train("t1", dataset)
+    assert lab.job().state == Job.STATE_QUEUED
+    lab.look()
+    await node.take()
+    order = node.started[0]
+    assert (order.world_size, order.local_ranks, list(order.devices)) == (1, 1, [0])
+    assert (order.rendezvous, order.job.train.dataset) == ("127.0.0.1:0", dataset)
+    assert (lab.job().state, list(lab.job().nodes)) == (Job.STATE_STARTING, ["nodes/n1"])
+
+    keys = node.keys(order.work)
+    assert [key.name for key in keys.inputs] == [dataset]
+    assert node.reader(keys.inputs[0]).read_bytes("index.json") == b"{}"
+    assert {key.kind: key.name for key in keys.outputs}[
+        "model"
+    ] == "projects/demo/models/m-t1/versions/1"
+
+    node.progress(order.work, 5, loss=2.5)
+    assert (lab.job().state, lab.job().progress.metrics["loss"]) == (Job.STATE_RUNNING, 2.5)
+    node.succeed(order.work, MODEL)
+
+    job = lab.job()
+    assert (job.state, job.state_reason) == (Job.STATE_SUCCEEDED, "")
+    assert list(job.outputs) == ["projects/demo/models/m-t1/versions/1"]
+    assert dict(job.result.values) == {"loss_last": 1.5}
+    model = lab.models.get_version(ALICE, job.outputs[0])
+    assert (model.parameters, model.format, model.job) == (
+        tiny_model.PARAMETERS,
+        "bfloat16",
+        "projects/demo/jobs/t1",
+    )
+    assert list(model.inputs) == [dataset]
+    # The series of checkpoints is no longer needed, and the output is readable under its signature.
+    assert [row.kind for row in lab.rows(tables.artifact_version)] == ["dataset", "model"]
+    assert lab.work.leases.of_node("n1") == []
+
+
+async def test_all_ranks_of_two_nodes_or_none(lab: Lab) -> None:
+    one = await lab.connected("n1", devices=2)
+    lab.node("n2", devices=2)  # joined, never connected
+    with pytest.raises(FailedPrecondition, match="4 ranks"):
+        lab.train("t0", mesh=job_pb2.Mesh(data=2, tensor=2))
+    two = await lab.connected("n3", devices=2)
+    two.disconnect()
+    lab.train("t1", mesh=job_pb2.Mesh(data=2, tensor=2))
+    lab.look()
+    await one.take()
+    assert one.started == []
+    assert "waiting for 4 ranks" in lab.job().state_reason
+    await two.connect()
+    lab.look()
+    await one.take()
+    await two.take()
+    first, second = one.started[0], two.started[0]
+    assert (first.rank_base, second.rank_base) == (0, 2)
+    assert (first.node_rank, second.node_rank, first.node_count) == (0, 1, 2)
+    assert first.rendezvous == second.rendezvous == "127.0.0.1:29400"
+    two.succeed(second.work)
+    assert lab.job().state == Job.STATE_RUNNING
+    one.succeed(first.work, MODEL)
+    assert lab.job().state == Job.STATE_SUCCEEDED
+
+
+async def test_a_small_job_passes_one_that_does_not_fit_now(lab: Lab) -> None:
+    node = await lab.connected("n1", devices=2)
+    lab.train("running", mesh=job_pb2.Mesh(data=1))
+    lab.look()
+    lab.train("big", mesh=job_pb2.Mesh(data=2))
+    lab.train("small")
+    lab.look()
+    await node.take()
+    assert [order.job.name.rpartition("/")[2] for order in node.started] == ["running", "small"]
+
+
+async def test_a_lost_agent_gives_the_job_to_another_node_which_resumes(lab: Lab) -> None:
+    one = await lab.connected("n1")
+    lab.train("t1")
+    lab.look()
+    await one.take()
+    work = one.started[0].work
+    one.progress(work, 10, loss=2.0)
+    digest = one.save_checkpoint(work, 10)
+    two = await lab.connected("n2")
+    lab.forward(14.9)
+    two.heartbeat()
+    lab.look()
+    assert lab.job().epoch == 1
+    lab.forward(0.2)
+    lab.look()
+    lab.look()
+    await two.take()
+    job = lab.job()
+    assert (job.epoch, list(job.nodes), job.state) == (2, ["nodes/n2"], Job.STATE_STARTING)
+    keys = two.keys(two.started[0].work)
+    assert (keys.resume_step, keys.resume_digest) == (10, digest)
+    old = {key.kind: key.folder for key in keys.outputs}
+
+    # The node that was cut off speaks again: nothing it says counts, and it is told to stop.
+    with pytest.raises(LeaseLost):
+        one.keys(work)
+    one.progress(work, 11, loss=9.0)
+    one.report(checkpoint=agent.CheckpointComplete(work=work, step=99, manifest_digest="0" * 64))
+    assert one.running == {(work.work, 1)}
+    await one.connect()
+    assert one.running == set()
+    assert lab.job().progress.step == 10
+    two.succeed(two.started[0].work, MODEL)
+    assert lab.job().state == Job.STATE_SUCCEEDED
+    assert len(set(old.values())) == 2
+
+
+async def test_heartbeats_keep_a_lease_and_answer_with_it(lab: Lab) -> None:
+    node = await lab.connected("n1")
+    lab.train("t1")
+    lab.look()
+    await node.take()
+    for _ in range(10):
+        lab.forward(5)
+        node.heartbeat()
+        lab.look()
+    await node.take()
+    assert lab.job().epoch == 1
+    last = node.leases[-1]
+    assert [(work.work, work.epoch) for work in last.work] == sorted(node.running)
+    assert (last.seconds, last.sequence) == (15.0, 7)
+
+
+async def test_a_job_is_given_up_after_three_starts(lab: Lab) -> None:
+    node = await lab.connected("n1")
+    lab.train("t1")
+    for epoch in (1, 2, 3):
+        lab.look()
+        await node.take()
+        assert node.started[-1].work.epoch == epoch
+        node.fail(node.started[-1].work, "LEADER_LOST", "the job failed: killed")
+    job = lab.job()
+    assert job.state == Job.STATE_FAILED
+    assert job.state_reason == (
+        "given up after 3 starts; the last one ended because the job failed: killed"
+    )
+    assert [row.kind for row in lab.rows(tables.artifact_version)] == ["dataset"]
+    assert {path.name for path in (lab.objects / PROJECT).iterdir()} == {
+        row.uid for row in lab.rows(tables.artifact_version)
+    }
+
+
+async def test_an_error_of_the_job_is_final_and_keeps_its_sentence(lab: Lab) -> None:
+    node = await lab.connected("n1")
+    lab.train("t1")
+    lab.look()
+    await node.take()
+    node.fail(node.started[0].work, "INVALID_INPUT", "the loss is not finite: lower learning_rate")
+    job = lab.job()
+    assert (job.state, job.state_reason) == (
+        Job.STATE_FAILED,
+        "the loss is not finite: lower learning_rate",
+    )
+    # Nothing of the job stays: not the model it would have made, not its checkpoints.
+    assert lab.rows(tables.artifact_version)[0].kind == "dataset"
+    assert [row.kind for row in lab.rows(tables.artifact)] == ["dataset"]
+
+
+async def test_when_one_of_two_nodes_fails_the_other_is_stopped(lab: Lab) -> None:
+    one = await lab.connected("n1", devices=1)
+    two = await lab.connected("n2", devices=1)
+    lab.train("t1", mesh=job_pb2.Mesh(data=2))
+    lab.look()
+    await one.take()
+    await two.take()
+    two.fail(two.started[0].work, "INTERNAL", "a rank crashed")
+    await one.take()
+    assert one.stopped == [(one.started[0].work.work, 1)]
+    assert lab.job().state == Job.STATE_FAILED
+    # Devices of the stopped part stay taken until its node no longer reports it.
+    assert lab.work.leases.capacity("n1", 1, GIB).free == []
+    assert lab.work.leases.capacity("n2", 1, GIB).free == [0]
+    one.heartbeat()
+    assert lab.work.leases.capacity("n1", 1, GIB).free == [0]
+
+
+async def test_cancel_ends_a_job_at_once_wherever_it_is(lab: Lab) -> None:
+    node = await lab.connected("n1")
+    lab.train("t1")
+    lab.look()
+    await node.take()
+    lab.train("t2", mesh=job_pb2.Mesh(data=4))
+    for name in ("t1", "t2"):
+        request = job_service_pb2.CancelJobRequest(name=f"projects/{PROJECT}/jobs/{name}")
+        job = lab.jobs.cancel(ALICE, request)
+        assert (job.state, job.state_reason) == (Job.STATE_CANCELLED, "cancelled by users/alice")
+        with pytest.raises(FailedPrecondition, match="has ended"):
+            lab.jobs.cancel(ALICE, request)
+    await node.take()
+    assert node.stopped == [(node.started[0].work.work, 1)]
+    node.report(job_ended=agent.JobEnded(work=node.started[0].work, succeeded=True))
+    assert lab.job("t1").state == Job.STATE_CANCELLED
+
+
+async def test_a_control_plane_that_starts_again_takes_up_what_runs(lab: Lab) -> None:
+    node = await lab.connected("n1")
+    lab.train("t1")
+    lab.look()
+    await node.take()
+    work = node.started[0].work
+    node.progress(work, 3, loss=2.0)
+    lab.restart()
+    assert [row.state for row in lab.rows(tables.node)] == ["LOST"]
+    lab.look()
+    await node.connect()
+    lab.look()
+    await node.take()
+    assert len(node.started) == 1
+    assert (lab.job().epoch, lab.job().state) == (1, Job.STATE_RUNNING)
+    lab.forward(10)
+    node.heartbeat()
+    lab.forward(10)
+    lab.look()
+    node.progress(work, 4, loss=1.9)
+    node.succeed(work, MODEL)
+    assert lab.job().state == Job.STATE_SUCCEEDED
+
+
+async def test_ends_that_were_reported_before_a_restart_are_not_forgotten(lab: Lab) -> None:
+    one = await lab.connected("n1", devices=1)
+    two = await lab.connected("n2", devices=1)
+    lab.train("t1", mesh=job_pb2.Mesh(data=2))
+    lab.look()
+    await one.take()
+    await two.take()
+    one.succeed(one.started[0].work, MODEL)
+    lab.restart()
+    await one.connect()
+    await two.connect()
+    lab.forward(20)
+    two.lab = lab
+    lab.forward(-10)
+    two.succeed(two.started[0].work)
+    assert lab.job().state == Job.STATE_SUCCEEDED
+
+
+async def test_a_restart_between_the_last_end_and_the_registration_finishes_the_job(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = await lab.connected("n1")
+    lab.train("t1")
+    lab.look()
+    await node.take()
+    monkeypatch.setattr(lab.work.reports, "finish", lambda uid, epoch: None)
+    node.succeed(node.started[0].work, MODEL)
+    assert lab.job().state == Job.STATE_RUNNING
+    lab.restart()
+    assert lab.job().state == Job.STATE_SUCCEEDED
+
+
+async def test_an_evicted_node_loses_its_stream_its_keys_and_its_job_at_once(lab: Lab) -> None:
+    one = await lab.connected("n1")
+    lab.train("t1")
+    lab.look()
+    await one.take()
+    with lab.database.write() as transaction:
+        lab.nodes.put_out(transaction, "n1")
+    two = await lab.connected("n2")
+    lab.look()
+    lab.look()
+    await one.take()
+    await two.take()
+    assert one.cut
+    assert len(two.started) == 1
+    with pytest.raises(LeaseLost):
+        one.keys(one.started[0].work)
+
+
+@pytest.mark.parametrize("change", ["byte", "missing", "epoch", "config"])
+async def test_an_output_that_is_not_what_was_reported_fails_the_job(lab: Lab, change: str) -> None:
+    node = await lab.connected("n1")
+    lab.train("t1")
+    lab.look()
+    await node.take()
+    work = node.started[0].work
+    key = next(key for key in node.keys(work).outputs if key.kind == "model")
+    files = dict(tiny_model.files())
+    if change == "config":
+        files["config.json"] = files["config.json"].replace(
+            b'"hidden_size"', b'"auto_map": 1, "hidden_size"'
+        )
+    digest = write(node.writer(key, 7 if change == "epoch" else 1), files)
+    if change == "byte":
+        path = lab.objects / key.folder / "manifest.json"
+        path.write_bytes(path.read_bytes().replace(b'"epoch":1', b'"epoch":2'))
+    if change == "missing":
+        (lab.objects / key.folder / "model.safetensors").unlink()
+    outputs = [agent.OutputComplete(slot="model", manifest_digest=digest)]
+    node.report(job_ended=agent.JobEnded(work=work, succeeded=True, outputs=outputs))
+    job = lab.job()
+    assert job.state == Job.STATE_FAILED
+    assert job.state_reason.startswith("an output is refused: ")
+    assert list(job.outputs) == []
+    assert [row.kind for row in lab.rows(tables.artifact_version)] == ["dataset"]
+
+
+async def test_a_checkpoint_that_is_not_complete_fails_the_job_and_is_not_recorded(
+    lab: Lab,
+) -> None:
+    node = await lab.connected("n1")
+    lab.train("t1")
+    lab.look()
+    await node.take()
+    work = node.started[0].work
+    node.progress(work, 5)
+    node.save_checkpoint(work, 5)
+    key = next(key for key in node.keys(work).outputs if key.kind == "checkpoints")
+    (lab.objects / key.folder / "step-00000005" / "weights").unlink()
+    node.report(checkpoint=agent.CheckpointComplete(work=work, step=10, manifest_digest="0" * 64))
+    assert lab.job().state == Job.STATE_FAILED
+    assert lab.rows(tables.job)[0].checkpoint_step == 5
+
+
+async def test_a_prepare_job_makes_a_dataset_and_a_tokenizer_with_a_report(lab: Lab) -> None:
+    node = await lab.connected("n1")
+    raw = lab.text()
+    spec = job_pb2.PrepareSpec(
+        datasets=[raw],
+        output_dataset="projects/demo/datasets/clean",
+        output_tokenizer="projects/demo/tokenizers/words",
+    )
+    lab.jobs.create(
+        ALICE,
+        job_service_pb2.CreateJobRequest(
+            parent="projects/demo", job_id="p1", job=job_pb2.Job(prepare=spec)
+        ),
+    )
+    lab.look()
+    await node.take()
+    node.succeed(node.started[0].work, prepared_files())
+    job = lab.job("p1")
+    assert (job.state, list(job.outputs)) == (
+        Job.STATE_SUCCEEDED,
+        ["projects/demo/datasets/clean/versions/1", "projects/demo/tokenizers/words"],
+    )
+    version = lab.datasets.get_version(ALICE, job.outputs[0])
+    assert (version.documents, version.tokens, version.tokenizer) == (
+        4,
+        107,
+        "projects/demo/tokenizers/words",
+    )
+    report = lab.datasets.prepare_report(ALICE, version.name)
+    assert (report.kept, dict(report.steps[0].dropped)) == (4, {"same": 1})
+    with pytest.raises(FailedPrecondition, match="was uploaded"):
+        lab.datasets.prepare_report(ALICE, raw)

@@ -1,0 +1,385 @@
+"""Control plane and nodes in one process, without sockets: time stands still until a test moves it.
+
+The control plane is the real one (state, keys, policies, scheduler) on a copy of a real data
+directory; agents are stand-ins that speak to its services as the stream does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import select
+
+from appliance.api.agent.v1 import agent_service_pb2 as agent
+from appliance.api.jobs.v1 import job_pb2, job_service_pb2
+from appliance.control.foundation import Foundation, People
+from appliance.control.opening import open_data
+from appliance.control.parts import enrolment
+from appliance.control.services.artifacts import Made
+from appliance.control.services.caller import Caller
+from appliance.control.services.datasets import Datasets
+from appliance.control.services.endpoints import Endpoints
+from appliance.control.services.fleet import Session
+from appliance.control.services.jobs import Jobs
+from appliance.control.services.models import Models
+from appliance.control.services.nodes import Nodes
+from appliance.control.services.release import Release
+from appliance.control.services.routing import Routing
+from appliance.control.store import tables
+from appliance.control.work import Work
+from appliance.core.identity import Principal, PrincipalKind
+from appliance.crypto.artifacts import ArtifactReader, ArtifactWriter, manifest_digest
+from tests.fakes import tiny_model
+from tests.fakes.appliance import settings_of
+
+GIB = 1 << 30
+PROJECT = "demo"
+ALICE = Caller(principal=Principal(PrincipalKind.USER, "alice"), request_id="r-1", source="test")
+
+
+class Time:
+    """Wall clock and monotonic clock, moved together by hand."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._start = datetime.now(UTC)
+
+    def wall(self) -> datetime:
+        return self._start + timedelta(seconds=self.seconds)
+
+    def monotonic(self) -> float:
+        return 1000.0 + self.seconds
+
+
+class Lab:
+    """One control plane; `restart` ends it as kill -9 does and starts another on the same state."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.time = Time()
+        self._open()
+
+    def _open(self) -> None:
+        settings = settings_of(self.folder)
+        self.base = Foundation(open_data(settings, self.time.wall), settings, self.time.wall)
+        people = People(self.base)
+        self.work = Work(self.base, people, self.time.monotonic)
+        self.work.scheduler.recover()
+        base, work = self.base, self.work
+        self.database = base.database
+        self.datasets = Datasets(base.database, base.changes, work.artifacts, base.clock)
+        self.models = Models(base.database, base.changes, work.artifacts, base.clock)
+        self.jobs = Jobs(
+            base.database, base.changes, base.policies, work.runs, base.events, base.clock
+        )
+        self.endpoints = Endpoints(
+            base.database, base.changes, base.policies, work.replicas, base.events, base.clock
+        )
+        self.release = Release(
+            base.database, work.artifacts, work.leases, base.keyring.ca, base.clock
+        )
+        self.routing = Routing(
+            base.database,
+            base.policies,
+            people.credentials,
+            work.artifacts,
+            base.opened.log,
+            base.keyring.token_hmac,
+            base.clock,
+        )
+        self.nodes = Nodes(base.database, base.changes, base.policies, base.events, base.clock)
+        self.enrolment = enrolment(base, self.nodes)
+
+    def restart(self) -> None:
+        self.close()
+        self._open()
+
+    def close(self) -> None:
+        self.base.opened.close()
+
+    def look(self) -> None:
+        self.work.scheduler.look()
+
+    def forward(self, seconds: float) -> None:
+        self.time.seconds += seconds
+
+    @property
+    def objects(self) -> Path:
+        return self.folder / "objects"
+
+    def project(self, name: str = PROJECT) -> None:
+        with self.database.write() as transaction:
+            transaction.run(
+                tables.project.insert().values(
+                    id=name, description="", create_time=self.time.wall()
+                )
+            )
+            self.base.keys.create_project_key(transaction, name, self.time.wall())
+
+    def version(self, kind: str, name: str, files: Mapping[str, bytes], facts: Any) -> str:
+        """A complete, signed version made outside of any job; its resource name."""
+        artifacts = self.work.artifacts
+        with self.database.write() as transaction:
+            version = artifacts.allocate(transaction, PROJECT, kind, name, Made("users/alice"))
+        digest = write(artifacts.writer(version), files)
+        reader = artifacts.verify(version, digest)
+        artifacts.sign(version, digest)
+        with self.database.write() as transaction:
+            artifacts.register(transaction, version, reader, facts)
+        return version.name
+
+    def tokens(self, name: str = "clean", vocabulary: int = 512) -> str:
+        facts = {"kind": "tokens", "documents": 3, "tokens": 9, "vocabulary_size": vocabulary}
+        return self.version("dataset", name, {"index.json": b"{}"}, facts)
+
+    def text(self, name: str = "raw") -> str:
+        facts = {"kind": "text", "documents": 1, "tokens": 0}
+        return self.version("dataset", name, {"part-00000.jsonl": b"{}\n"}, facts)
+
+    def model(self, name: str = "base", **facts: Any) -> str:
+        known = {
+            "architecture": "LlamaForCausalLM",
+            "parameters": tiny_model.PARAMETERS,
+            "format": "bfloat16",
+            "context_length": 128,
+            "attention_heads": 4,
+            "key_value_heads": 2,
+            "intermediate_size": 32,
+            "vocabulary_size": 64,
+            "largest_tensor": 1024,
+            "weight_bytes": 8192,
+        }
+        return self.version("model", name, tiny_model.files(), known | facts)
+
+    def train(self, name: str = "t1", dataset: str = "", **changes: Any) -> job_pb2.Job:
+        """A small train job, queued."""
+        return self.jobs.create(
+            ALICE, train_request(name, dataset or self.tokens(f"d-{name}"), **changes)
+        )
+
+    def job(self, name: str = "t1") -> job_pb2.Job:
+        return self.jobs.get(ALICE, f"projects/{PROJECT}/jobs/{name}")
+
+    def rows(self, table: Any) -> list[Any]:
+        with self.database.read() as state:
+            return state.all(select(table))
+
+    def node(self, name: str, **offers: Any) -> FakeAgent:
+        """A node that has joined; its agent is not connected yet."""
+        with self.database.write() as transaction:
+            transaction.run(
+                tables.node.insert().values(
+                    id=name, state="LOST", certificate_serial=name, create_time=self.time.wall()
+                )
+            )
+            self.base.policies.changed(transaction)
+        return FakeAgent(self, name, **offers)
+
+    async def connected(self, name: str, **offers: Any) -> FakeAgent:
+        made = self.node(name, **offers)
+        await made.connect()
+        return made
+
+
+def train_request(name: str, dataset: str, **changes: Any) -> job_service_pb2.CreateJobRequest:
+    spec = job_pb2.TrainSpec(
+        dataset=dataset,
+        output_model=f"projects/{PROJECT}/models/m-{name}",
+        architecture=job_pb2.Architecture(
+            layers=4,
+            hidden_size=64,
+            intermediate_size=128,
+            attention_heads=4,
+            key_value_heads=2,
+            context_length=128,
+            tie_embeddings=True,
+        ),
+        steps=20,
+        batch_size=8,
+        sequence_length=64,
+    )
+    spec.MergeFrom(job_pb2.TrainSpec(**changes))
+    return job_service_pb2.CreateJobRequest(
+        parent=f"projects/{PROJECT}", job_id=name, job=job_pb2.Job(train=spec)
+    )
+
+
+def write(writer: ArtifactWriter, files: Mapping[str, bytes]) -> str:
+    """Write an artifact; the digest of its manifest."""
+    for file, data in files.items():
+        with writer.create(file) as sealed:
+            sealed.write(data)
+    return manifest_digest(writer.finish())
+
+
+class FakeAgent:
+    """A node's agent: takes orders when told to, reports what a test says."""
+
+    def __init__(self, lab: Lab, node: str, devices: int = 4, memory: int = 8 * GIB) -> None:
+        self.lab = lab
+        self.node = node
+        self.caller = Caller(principal=Principal(PrincipalKind.NODE, node))
+        self.hello = agent.Hello(
+            devices=devices,
+            device_kind="cpu",
+            memory_bytes=memory,
+            address="127.0.0.1",
+            agent_version="1",
+        )
+        self.running: set[tuple[str, int]] = set()
+        self.started: list[agent.StartJob | agent.StartReplica] = []
+        self.stopped: list[tuple[str, int]] = []
+        self.leases: list[agent.Leases] = []
+        self.session: Session | None = None
+        self.cut = False
+
+    async def connect(self) -> None:
+        """Open a stream to the control plane that runs now, and announce what runs here."""
+        self.hello.ClearField("running")
+        self.hello.running.extend(_works(self.running))
+        agents = self.lab.work.agents
+        self.session = Session(agents.facts_of(self.caller, agent.ConnectRequest(hello=self.hello)))
+        agents.connect(self.caller, self.hello, self.session)
+        await self.take()
+
+    def disconnect(self) -> None:
+        assert self.session is not None
+        self.lab.work.agents.leave(self.session)
+
+    async def take(self) -> None:
+        """Carry out the orders that have come."""
+        assert self.session is not None
+        for _ in range(3):
+            await asyncio.sleep(0)
+        while not self.session._orders.empty():
+            order = await self.session.next()
+            if order is None:
+                self.cut = True
+                return
+            kind = order.WhichOneof("order")
+            if kind == "start_job":
+                self.started.append(order.start_job)
+                self.running.add((order.start_job.work.work, order.start_job.work.epoch))
+            elif kind == "start_replica":
+                self.started.append(order.start_replica)
+                self.running.add((order.start_replica.work.work, order.start_replica.work.epoch))
+            elif kind == "stop":
+                work = (order.stop.work.work, order.stop.work.epoch)
+                self.stopped.append(work)
+                self.running.discard(work)
+            else:
+                self.leases.append(order.leases)
+
+    def report(self, **report: Any) -> None:
+        self.lab.work.agents.report(self.node, agent.ConnectRequest(**report))
+
+    def heartbeat(self) -> None:
+        self.report(heartbeat=agent.AgentHeartbeat(running=_works(self.running), sequence=7))
+
+    def progress(self, work: agent.WorkEpoch, step: int, **metrics: float) -> None:
+        progress = job_pb2.Progress(step=step, total=20, metrics=metrics)
+        self.report(job_progress=agent.JobProgress(work=work, progress=progress))
+
+    def keys(self, work: agent.WorkEpoch, csr: str = "") -> agent.ReleaseKeysResponse:
+        request = agent.ReleaseKeysRequest(work=work, certificate_request=csr)
+        return self.lab.release.keys(self.caller, request)
+
+    def writer(self, key: agent.ArtifactKey, epoch: int, part: str = "") -> ArtifactWriter:
+        store = self.lab.work.artifacts._store
+        end = f"/{part}" if part else ""
+        return ArtifactWriter(
+            store.filesystem,
+            store.path(key.folder) + end,
+            key.key,
+            key.project,
+            key.object + end,
+            epoch=epoch,
+        )
+
+    def reader(self, key: agent.ArtifactKey) -> ArtifactReader:
+        store = self.lab.work.artifacts._store
+        return ArtifactReader(
+            store.filesystem,
+            store.path(key.folder),
+            key.key,
+            key.project,
+            key.object,
+            digest=key.manifest_digest,
+        )
+
+    def save_checkpoint(self, work: agent.WorkEpoch, step: int) -> str:
+        key = next(key for key in self.keys(work).outputs if key.kind == "checkpoints")
+        digest = write(self.writer(key, work.epoch, f"step-{step:08d}"), {"weights": b"w" * 50})
+        self.report(
+            checkpoint=agent.CheckpointComplete(work=work, step=step, manifest_digest=digest)
+        )
+        return digest
+
+    def succeed(
+        self, work: agent.WorkEpoch, files: Mapping[str, Mapping[str, bytes]] | None = None
+    ) -> None:
+        """Write every output and end well; on other nodes than the first just end well."""
+        outputs = [
+            agent.OutputComplete(
+                slot=key.kind,
+                manifest_digest=write(self.writer(key, work.epoch), (files or {})[key.kind]),
+            )
+            for key in self.keys(work).outputs
+            if key.kind in (files or {})
+        ]
+        result = job_pb2.JobResult(values={"loss_last": 1.5})
+        self.running.discard((work.work, work.epoch))
+        self.report(
+            job_ended=agent.JobEnded(work=work, succeeded=True, outputs=outputs, result=result)
+        )
+
+    def fail(self, work: agent.WorkEpoch, reason: str, message: str = "it broke") -> None:
+        self.running.discard((work.work, work.epoch))
+        self.report(job_ended=agent.JobEnded(work=work, reason=reason, message=message))
+
+    def ready(self, work: agent.WorkEpoch, address: str = "127.0.0.1:5000") -> None:
+        self.report(replica_changed=agent.ReplicaChanged(work=work, ready=True, address=address))
+
+    def gone(self, work: agent.WorkEpoch, message: str = "killed") -> None:
+        self.running.discard((work.work, work.epoch))
+        self.report(replica_changed=agent.ReplicaChanged(work=work, ended=True, message=message))
+
+
+def _works(running: set[tuple[str, int]]) -> list[agent.WorkEpoch]:
+    return [agent.WorkEpoch(work=work, epoch=epoch) for work, epoch in sorted(running)]
+
+
+def prepared_files(vocabulary: int = 3) -> dict[str, dict[str, bytes]]:
+    """What a prepare job makes, by slot."""
+    words = {f"w{number}": number for number in range(vocabulary)}
+    tokenizer = json.dumps({"model": {"vocab": words}, "added_tokens": []}).encode()
+    index = {"vocabulary_size": vocabulary, "tokens": {"train": 100, "validation": 7}}
+    report = {"documents": "5", "kept": "4", "steps": [{"name": "exact", "dropped": {"same": "1"}}]}
+    return {
+        "dataset": {
+            "index.json": json.dumps(index).encode(),
+            "report.json": json.dumps(report).encode(),
+            "tokenizer.json": tokenizer,
+        },
+        "tokenizer": {"tokenizer.json": tokenizer, "tokenizer_config.json": b"{}"},
+    }
+
+
+@contextmanager
+def new_lab(template: Path, folder: Path) -> Iterator[Lab]:
+    shutil.copytree(template, folder)
+    folder.chmod(0o700)
+    lab = Lab(folder)
+    lab.project()
+    try:
+        yield lab
+    finally:
+        lab.close()
+
