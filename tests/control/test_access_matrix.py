@@ -1,0 +1,273 @@
+"""Every RPC of the control plane, as every kind of caller, against one reviewed table.
+
+A real server on two listeners, real certificates and tokens. The answer is read from the audit log:
+`intent` means the call reached its service, `denied` that the door refused it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+import yaml
+from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+
+from appliance.control import parts
+from appliance.control.auth.rules import Link
+from appliance.control.rpc.servicer import descriptor_of
+from appliance.control.store import tables
+from appliance.core.identity import PrincipalKind
+from appliance.wire.rules import Rule
+from appliance.wire.status import from_rpc_error
+from tests.fakes.appliance import ADMINISTRATOR, Appliance, Machine, bearer
+
+TABLE = yaml.safe_load((Path(__file__).parent / "access_matrix.yaml").read_text())
+PREFIX = "/appliance.api."
+LOG_OUT = "auth.v1.AuthService/Logout"
+ALLOWED, UNREACHABLE = "allowed", "UNREACHABLE"
+
+
+def members(names: list[str]) -> Iterator[str]:
+    """The callers in a list of callers and groups."""
+    for name in names:
+        if name in TABLE["groups"]:
+            yield from members(TABLE["groups"][name])
+        else:
+            yield name
+
+
+def expected() -> dict[tuple[str, str], str]:
+    """(method, caller) -> outcome; a caller who is named twice for a method is an error."""
+    found: dict[tuple[str, str], str] = {}
+    for method, outcomes in TABLE["methods"].items():
+        for outcome, names in outcomes.items():
+            for caller in members(names):
+                assert (method, caller) not in found, f"{method}: {caller} stands there twice"
+                found[method, caller] = outcome
+    return found
+
+
+def methods() -> dict[str, tuple[Rule, MethodDescriptor, bool]]:
+    """Every RPC: its rule, its descriptor, and whether it is on the machine listener."""
+    rules = parts.rules()
+    found = {}
+    for kinds, on_machines in ((parts.API, False), (parts.MACHINES, True)):
+        for kind in kinds:
+            service = descriptor_of(kind)
+            for method in service.methods:
+                path = f"/{service.full_name}/{method.name}"
+                found[path.removeprefix(PREFIX)] = (rules[path], method, on_machines)
+    return found
+
+
+def test_the_table_is_complete() -> None:
+    wanted = {(method, caller) for method in methods() for caller in TABLE["callers"]}
+    assert set(expected()) == wanted
+
+
+@dataclass(frozen=True)
+class Someone:
+    """A caller: a token, or a certificate, or both, or neither."""
+
+    token: str = ""
+    machine: Machine | None = None
+
+
+@dataclass
+class Cast:
+    """Every caller of the table, on one appliance."""
+
+    appliance: Appliance
+    binding: str
+
+    @classmethod
+    def of(cls, appliance: Appliance) -> Cast:
+        for project in ("mine", "theirs"):
+            appliance.project(project)
+        appliance.user("auditor", ("auditor", "*"))
+        appliance.user("viewer-everywhere", ("viewer", "*"))
+        for role in ("owner", "developer", "viewer", "inference"):
+            appliance.user(role, (role, "mine"))
+        appliance.user("owner-elsewhere", ("owner", "theirs"))
+        appliance.user("nobody")
+        appliance.user("locked", ("administrator", "*"), locked=True)
+        appliance.user("bound")
+        return cls(appliance, appliance.bind(Link("user:bound", "viewer", "mine")))
+
+    def people(self) -> dict[str, Someone]:
+        """Fresh sessions for people, half and whole, live and ended."""
+        session = self.appliance.session
+        return {
+            "partial": Someone(session(ADMINISTRATOR, step="VERIFY_TOTP")),
+            "expired": Someone(session(ADMINISTRATOR, lifetime=timedelta(seconds=-1))),
+            "locked": Someone(session("locked")),
+            "administrator": Someone(session(ADMINISTRATOR)),
+            "administrator-stale": Someone(session(ADMINISTRATOR, mfa_age=timedelta(minutes=6))),
+            **{
+                name: Someone(session(name))
+                for name in (
+                    *("auditor", "viewer-everywhere", "owner", "developer", "viewer"),
+                    *("inference", "owner-elsewhere", "nobody"),
+                )
+            },
+        }
+
+    def others(self) -> dict[str, Someone]:
+        """Applications and machines."""
+        start = self.appliance
+        found = {
+            "anonymous": Someone(),
+            "application": Someone(start.service_account("app", "mine")),
+            "application-expired": Someone(start.service_account("app-expired", "mine")),
+            "application-locked": Someone(start.service_account("app-locked", "mine")),
+            "application-elsewhere": Someone(start.service_account("app-theirs", "theirs")),
+            "node": Someone(machine=start.node("gpu-1")),
+            "gateway": Someone(machine=start.gateway()),
+            "node-evicted": Someone(machine=start.node("gpu-2", state="EVICTED")),
+            "node-unknown": Someone(machine=start.certificate(PrincipalKind.NODE, "gpu-9")),
+            "replica": Someone(machine=start.certificate(PrincipalKind.REPLICA, "r1")),
+        }
+        token, account = tables.token, tables.service_account
+        with start.database.write() as transaction:
+            ended = token.update().where(token.c.service_account == "app-expired")
+            transaction.run(ended.values(expire_time=start.clock() - timedelta(seconds=1)))
+            locked = account.update().where(account.c.id == "app-locked")
+            transaction.run(locked.values(locked=True))
+        return found
+
+
+def request_for(rule: Rule, method: MethodDescriptor, binding: str) -> Message:
+    """About project `mine`, or about nothing in particular; never one that changes something."""
+    request: Message = GetMessageClass(method.input_type)()
+    noun = rule.permission.split(".")[0]
+    names = {
+        "bindings": binding if rule.resource == "name" else "projects/mine",
+        "nodes": "nodes/absent",
+        "roles": "roles/viewer",
+        "serviceAccounts": "serviceAccounts/app" if rule.resource == "name" else "projects/mine",
+        "users": "users/absent",
+        "projects": "projects/mine",
+    }
+    default = "projects/mine" if rule.resource == "parent" else f"projects/mine/{noun}/absent"
+    *path, last = rule.resource.split(".")
+    target = request
+    for part in path:
+        target = getattr(target, part)
+    if last:
+        setattr(target, last, names.get(noun, default))
+    # What passes the door must stop at the service's first check.
+    for field, value in (("request_id", "not-a-uuid"), ("lifetime_days", -1)):
+        if field in method.input_type.fields_by_name:
+            setattr(request, field, value)
+    return request
+
+
+async def call(channel: grpc.aio.Channel, rule: Rule, request: Message, metadata: Any) -> str:
+    """Make a call, leave a stream after its first message; the reason of its error."""
+    kinds = {
+        (False, False): channel.unary_unary,
+        (False, True): channel.unary_stream,
+        (True, False): channel.stream_unary,
+        (True, True): channel.stream_stream,
+    }
+    make = kinds[rule.request_streaming, rule.response_streaming](
+        rule.method, request_serializer=type(request).SerializeToString
+    )
+
+    async def requests() -> AsyncIterator[Message]:
+        if rule.resource:
+            yield request
+
+    made = make(requests() if rule.request_streaming else request, metadata=metadata, timeout=30.0)
+    try:
+        if rule.response_streaming:
+            async for _ in made:
+                break
+        else:
+            await made
+    except grpc.aio.AioRpcError as error:
+        return from_rpc_error(error).reason
+    except asyncio.CancelledError:
+        # How gRPC ends a stream of requests whose connection never came about.
+        return UNREACHABLE
+    finally:
+        made.cancel()
+    return "OK"
+
+
+async def test_every_rpc_answers_every_caller_as_the_table_says(appliance: Appliance) -> None:
+    players = Cast.of(appliance)
+    others, people = players.others(), players.people()
+    base = appliance.control
+    said: dict[tuple[str, str], str] = {}
+    before = len(appliance.records())
+
+    async def ask(name: str, caller: str, someone: Someone) -> None:
+        rule, method, on_machines = methods()[name]
+        port = base.machines_port if on_machines else base.api_port
+        said[name, caller] = await call(
+            appliance.channel(port, someone.machine),
+            rule,
+            request_for(rule, method, players.binding),
+            bearer(someone.token, request_id(name, caller)),
+        )
+
+    for name in methods():
+        everybody = {**others, **(players.people() if name == LOG_OUT else people)}
+        await asyncio.gather(*(ask(name, *each) for each in everybody.items()))
+    kinds, outcomes = await recorded(appliance, before)
+    got = {}
+    for (name, caller), reason in said.items():
+        key = request_id(name, caller)
+        if kinds[key] == Counter(intent=1, result=1):
+            got[name, caller] = ALLOWED
+        elif kinds[key] == Counter(denied=1):
+            assert outcomes[key] == reason
+            got[name, caller] = reason
+        else:
+            assert kinds[key] == Counter()
+            assert reason in {UNREACHABLE, "UNAVAILABLE"}
+            got[name, caller] = UNREACHABLE
+    assert got == expected()
+
+
+def request_id(method: str, caller: str) -> str:
+    """Names one call in the audit log."""
+    return f"{method.replace('/', '.')}.{caller}"[-64:]
+
+
+async def recorded(
+    appliance: Appliance, before: int
+) -> tuple[dict[str, Counter[str]], dict[str, str]]:
+    """Kinds of records and outcome of each call, once every intent has its result."""
+    while True:
+        kinds: dict[str, Counter[str]] = defaultdict(Counter)
+        outcomes: dict[str, str] = {}
+        records = appliance.records()[before:]
+        for record in records:
+            kinds[record["request_id"]][record["kind"]] += 1
+            outcomes[record["request_id"]] = record["outcome"]
+        if all(found["intent"] == found["result"] for found in kinds.values()):
+            return kinds, outcomes
+        await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize("part", ["callers", "groups"])
+def test_every_name_in_the_table_is_used(part: str) -> None:
+    used = {
+        name
+        for outcomes in (*TABLE["methods"].values(), TABLE["groups"])
+        for names in outcomes.values()
+        for name in names
+    }
+    assert set(TABLE[part]) - used == set()
