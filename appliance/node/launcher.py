@@ -244,9 +244,10 @@ class Running:
 
     def stop(self, grace_seconds: float) -> None:
         """Tell it to stop (SIGTERM to the first process), and end all of it after the grace."""
-        if self._stopping is None and self._process is not None:
+        if self._stopping is None and self._process and self._process.returncode is None:
+            # Not `send_signal`: that would collect the process, and free its number.
             with contextlib.suppress(ProcessLookupError):
-                self._process.send_signal(signal.SIGTERM)
+                os.kill(self.pid, signal.SIGTERM)
             self._stopping = asyncio.create_task(self._end_after(grace_seconds))
 
     async def kill(self) -> None:
@@ -254,6 +255,9 @@ class Running:
         if self._group is not None:
             self._group.kill()
         self._look()
+        # Needs no /proc, which a hardened unit may hide; the root has not been collected yet.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
         gone = await asyncio.to_thread(kill_tree, self.pid, self._seen)
         if not gone:
             logger.error("processes of %s cannot be killed", self.work)

@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry
 from appliance.api.agent.v1 import agent_service_pb2 as rpc
 from appliance.core import log
 from appliance.core.config import load
-from appliance.core.errors import ApplianceError
+from appliance.core.errors import ApplianceError, Unavailable
 from appliance.core.files import make_private_dir
 from appliance.core.process import adopt_orphans, harden
 from appliance.node import devices
@@ -35,6 +35,8 @@ COMMANDS = Commands(
     job=(sys.executable, "-P", "-m", "appliance.jobs"),
     replica=(sys.executable, "-P", "-m", "appliance.worker"),
 )
+
+JOIN_AGAIN_SECONDS = 1.0
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +62,7 @@ async def serve(config: NodeConfig, commands: Commands) -> None:
     make_private_dir(config.state)
     store = IdentityStore(config.state, config.control)
     if not store.exists():
-        await store.join(config.join_token)
+        await _join(store, config.join_token)
     offered = _offer(config)
     registry = CollectorRegistry()
     server = Server(metrics_address=config.metrics, registry=registry)
@@ -100,6 +102,18 @@ async def serve(config: NodeConfig, commands: Commands) -> None:
     await asyncio.gather(working, serving, return_exceptions=True)
     for task in done:
         task.result()
+
+
+async def _join(store: IdentityStore, token_file: Path) -> None:
+    """Join; wait for a control plane that is not up yet."""
+    while True:
+        try:
+            await store.join(token_file)
+        except Unavailable as error:
+            logger.warning("cannot join yet: %s", error)
+            await asyncio.sleep(JOIN_AGAIN_SECONDS)
+        else:
+            return
 
 
 def _offer(config: NodeConfig) -> Offer:

@@ -32,7 +32,7 @@ class JobReports:
     outputs: dict[str, rpc.OutputComplete] = field(default_factory=dict)
     checkpoint: rpc.CheckpointComplete | None = None
     _waiting: list[rpc.ConnectRequest] = field(default_factory=list)
-    _progress: job_pb2.Progress = field(default_factory=job_pb2.Progress)
+    _progress: job_pb2.Progress | None = None
     _result: job_pb2.JobResult | None = None
     _error: tuple[str, str] | None = None
 

@@ -44,6 +44,7 @@ def test_a_restart_is_told_with_its_numbers() -> None:
     (message,) = reports.drain()
     assert message.job_progress.event == "rank_restart restarts=2 resumed_at_step=40"
     assert message.job_progress.restarts == 2
+    assert not message.job_progress.HasField("progress")
 
 
 def test_of_errors_the_first_counts() -> None:
