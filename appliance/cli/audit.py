@@ -1,0 +1,156 @@
+"""`appliance audit`: read the chain of records, export it, verify it offline."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from appliance.cli import output
+from appliance.cli.command import command as make
+from appliance.cli.command import output_option
+from appliance.cli.files import write_public
+from appliance.cli.output import field
+from appliance.core.errors import FailedPrecondition
+
+if TYPE_CHECKING:
+    from appliance.cli.session import Session
+
+EXPORT_SECONDS = 3600.0
+FILE = click.Path(path_type=Path, dir_okay=False)
+EXISTING = click.Path(path_type=Path, dir_okay=False, exists=True)
+COLUMNS = [
+    ("RECORD", field("sequence")),
+    ("TIME", field("time")),
+    ("KIND", field("kind")),
+    ("PRINCIPAL", field("principal")),
+    ("METHOD", lambda row: row["method"].rpartition(".")[2]),
+    ("RESOURCE", field("resource")),
+    ("OUTCOME", field("outcome")),
+    ("FROM", field("source")),
+]
+
+command = click.Group("audit", help="Read and verify the audit chain.")
+
+
+@make("list", "AuditService.ListRecords", group=command)
+@click.option("--principal", default="", metavar="NAME", help="Only of users/U and the like.")
+@click.option("--outcome", default="", help="Only with this outcome, such as PERMISSION_DENIED.")
+@click.option("--resource", default="", metavar="NAME", help="Only about this and what is below.")
+@click.option(
+    "--limit",
+    type=click.IntRange(0),
+    default=100,
+    show_default=True,
+    help="Newest records to show; 0 for all.",
+)
+def list_(session: Session, limit: int, **only: str) -> None:
+    """List records, newest first."""
+    rows = session.list("AuditService.ListRecords", "records", limit=limit, **only)
+    session.show(rows, COLUMNS)
+
+
+@make("export", "AuditService.ExportRecords", group=command)
+@click.option("--out", required=True, type=FILE, help="File for the records.")
+def export(session: Session, out: Path) -> None:
+    """Write the whole chain to a file, exactly as it is stored."""
+    written = 0
+    part = out.with_name(f".{out.name}.part")
+    try:
+        with part.open("wb") as file:
+            for piece in session.stream("AuditService.ExportRecords", timeout=EXPORT_SECONDS):
+                written += file.write(piece.lines)
+        part.replace(out)
+    finally:
+        part.unlink(missing_ok=True)
+    click.echo(f"{written} bytes in {out}", err=True)
+
+
+@make("checkpoint", "AuditService.GetCheckpoint", group=command)
+@click.option("--out", type=FILE, help="File for the signed checkpoint.")
+@click.option("--public-key-out", type=FILE, help="File for the key to verify it with.")
+def checkpoint(session: Session, out: Path | None, public_key_out: Path | None) -> None:
+    """Show the newest signed checkpoint; keep it elsewhere to notice a replaced chain."""
+    found = session.call("AuditService.GetCheckpoint")
+    if out is not None:
+        write_public(out, found.checkpoint.note.encode())
+    if public_key_out is not None:
+        write_public(public_key_out, found.public_key.encode())
+    if session.shared.output == "table":
+        click.echo(found.checkpoint.note, nl=False)
+    else:
+        session.show(found)
+
+
+@command.command("verify", params=[output_option()])
+@click.option("--records", type=EXISTING, help="File of `audit export`.")
+@click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Data directory of the appliance, instead.",
+)
+@click.option("--public-key", required=True, type=EXISTING, help="Key of `audit checkpoint`.")
+@click.option("--checkpoint", "note", type=EXISTING, help="A checkpoint that was kept elsewhere.")
+def verify(
+    records: Path | None, data_dir: Path | None, public_key: Path, note: Path | None, output: str
+) -> None:
+    """Prove the chain offline, or name the first bad record."""
+    if (records is None) == (data_dir is None):
+        raise click.UsageError("give one of --records and --data-dir")
+    from appliance.crypto.chain import notes_of  # noqa: PLC0415 - imports cryptography
+
+    older = note.read_bytes() if note else None
+    # Checkpoints are read before the records: the chain may grow meanwhile.
+    notes: list[bytes] = []
+    if data_dir is not None:
+        listed = data_dir / "audit" / "checkpoints"
+        notes = notes_of(listed.read_bytes()) if listed.exists() else []
+    _verify(list(_segments(records, data_dir)), notes, older, public_key.read_bytes(), output)
+
+
+def _segments(records: Path | None, data_dir: Path | None) -> Iterator[tuple[str, Path]]:
+    from appliance.crypto.chain import LOG_SUFFIX, segment_name  # noqa: PLC0415 - as above
+
+    if records is not None:
+        yield segment_name(0), records
+    elif data_dir is not None:
+        yield from (
+            (path.name, path) for path in sorted((data_dir / "audit").glob(f"*{LOG_SUFFIX}"))
+        )
+
+
+def _verify(
+    segments: list[tuple[str, Path]],
+    notes: list[bytes],
+    older: bytes | None,
+    public_key: bytes,
+    form: str,
+) -> None:
+    from appliance.crypto import chain  # noqa: PLC0415 - imports cryptography
+    from appliance.crypto.signing import VerifyKey  # noqa: PLC0415
+
+    # The note's first line names the log; the signature over it is checked with the key.
+    first = older or (notes[-1] if notes else None)
+    if first is None:
+        raise FailedPrecondition(
+            "without a checkpoint nothing is proved: add --checkpoint with a file of "
+            "`appliance audit checkpoint --out`"
+        )
+    origin = first.partition(b"\n")[0].decode(errors="replace")
+    with ExitStack() as opened:
+        streams = [(name, opened.enter_context(path.open("rb"))) for name, path in segments]
+        key = VerifyKey.from_pem(public_key)
+        proved = chain.verify(streams, notes, key, origin, older=older)
+    facts: dict[str, Any] = {
+        "records": proved.size,
+        "signed": proved.covered,
+        "root": proved.root.hex(),
+        "origin": origin,
+    }
+    output.show(facts, form)
+    if proved.covered < proved.size:
+        rest = proved.size - proved.covered
+        click.echo(f"the newest {rest} records are chained, and not signed yet", err=True)

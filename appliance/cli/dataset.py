@@ -1,0 +1,126 @@
+"""`appliance dataset`: text goes in, and what was made of it can be judged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from appliance.cli.command import command as make
+from appliance.cli.output import field, last, plain, state
+from appliance.cli.progress import bytes_bar
+
+if TYPE_CHECKING:
+    from appliance.cli.session import Session
+
+COLUMNS = [
+    ("DATASET", last()),
+    ("LATEST", last("latest_version")),
+    ("DESCRIPTION", field("description")),
+    ("CREATED", field("create_time")),
+]
+VERSIONS = [
+    ("VERSION", field("name")),
+    ("KIND", state("kind")),
+    ("DOCUMENTS", field("documents")),
+    ("TOKENS", field("tokens")),
+    ("BYTES", field("size_bytes")),
+    ("MADE BY", lambda row: row["job"] or row["creator"]),
+    ("CREATED", field("create_time")),
+]
+STEPS = [
+    ("STEP", field("name")),
+    ("IN", field("documents_in")),
+    ("OUT", field("documents_out")),
+    ("CHANGED", field("changed")),
+    (
+        "DROPPED",
+        lambda row: ", ".join(f"{why} {count}" for why, count in sorted(row["dropped"].items())),
+    ),
+]
+
+command = click.Group("dataset", help="Upload text; see what was made of it.")
+
+
+@make("create", "DatasetService.CreateDataset", group=command, project=True)
+@click.argument("dataset_id", metavar="DATASET")
+@click.option("--description", default="", help="What is in it.")
+def create(session: Session, dataset_id: str, description: str) -> None:
+    """Create an empty dataset."""
+    made = session.call(
+        "DatasetService.CreateDataset",
+        parent=session.parent,
+        dataset_id=dataset_id,
+        dataset={"description": description},
+    )
+    session.show(made, COLUMNS)
+
+
+@make("upload", "DatasetService.UploadDatasetVersion", group=command, project=True)
+@click.argument("name", metavar="DATASET")
+@click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=Path)
+def upload(session: Session, name: str, paths: tuple[Path, ...]) -> None:
+    """Upload text as a new sealed version, all of it or nothing.
+
+    PATH is a file or a folder of .txt, .md, .rst (one document each) or .jsonl (one document per
+    line: an object with `text`, and `id` and `source` if you like).
+    """
+    from appliance.client import uploads  # noqa: PLC0415 - imports protobuf
+
+    parent = session.name("dataset", name)
+    files = uploads.text_files(paths)
+    total = sum(file.stat().st_size for file in files)
+    with bytes_bar(f"{len(files)} files", total) as advance:
+        messages = uploads.dataset_messages(
+            parent, session.request_id, uploads.documents(files, advance)
+        )
+        made = session.upload("DatasetService.UploadDatasetVersion", messages)
+    session.show(made, VERSIONS)
+
+
+@make("get", "DatasetService.GetDataset", group=command, project=True)
+@click.argument("name", metavar="DATASET")
+def get(session: Session, name: str) -> None:
+    """Show one dataset."""
+    session.show(session.call("DatasetService.GetDataset", name=session.name("dataset", name)))
+
+
+@make("list", "DatasetService.ListDatasets", group=command, project=True)
+def list_(session: Session) -> None:
+    """List the datasets of a project."""
+    rows = session.list("DatasetService.ListDatasets", "datasets", parent=session.parent)
+    session.show(rows, COLUMNS)
+
+
+@make("versions", "DatasetService.ListDatasetVersions", group=command, project=True)
+@click.argument("name", metavar="DATASET")
+def versions(session: Session, name: str) -> None:
+    """List the versions of a dataset, newest first."""
+    parent = session.name("dataset", name)
+    method = "DatasetService.ListDatasetVersions"
+    session.show(session.list(method, "versions", parent=parent), VERSIONS)
+
+
+@make("report", "DatasetService.GetPrepareReport", group=command, project=True)
+@click.argument("name", metavar="DATASET/VERSION")
+@click.option("--examples", is_flag=True, help="Show dropped documents too.")
+def report(session: Session, name: str, *, examples: bool) -> None:
+    """Show what a prepare job kept and dropped, step by step."""
+    full = session.name("datasetVersion", name)
+    found = plain(session.call("DatasetService.GetPrepareReport", name=full))
+    if session.shared.output != "table":
+        session.show(found)
+        return
+    session.show(found["steps"], STEPS)
+    kept, documents, tokens = (found[key] for key in ("kept", "documents", "tokens"))
+    click.echo(f"{kept} of {documents} documents kept; {tokens} tokens")
+    if found["redactions"]:
+        redactions = ", ".join(f"{k} {n}" for k, n in sorted(found["redactions"].items()))
+        click.echo(f"personal data replaced: {redactions}")
+    if examples:
+        rows = [
+            each | {"step": step["name"]} for step in found["steps"] for each in step["examples"]
+        ]
+        names = ("step", "reason", "document_id", "excerpt")
+        session.show(rows, [(key.upper().replace("_", " "), field(key)) for key in names])

@@ -1,0 +1,157 @@
+"""`appliance endpoint`: serve model versions with replicas."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from appliance.cli.command import command as make
+from appliance.cli.following import changes, wait_options
+from appliance.cli.output import field, last, plain, state
+from appliance.core.errors import FailedPrecondition, NotFound
+
+if TYPE_CHECKING:
+    from appliance.cli.session import Session
+
+READY, STOPPING, FAILED = "STATE_READY", "STATE_STOPPING", "STATE_FAILED"
+
+
+def _ready(row: dict[str, Any]) -> str:
+    replicas = row["replica_status"]
+    return f"{sum(each['state'] == READY for each in replicas)}/{row['replicas'] or 1}"
+
+
+COLUMNS = [
+    ("ENDPOINT", last()),
+    ("STATE", state()),
+    ("READY", _ready),
+    ("DEVICES EACH", field("tensor_parallel")),
+    ("MODEL", field("model")),
+    ("WHY", field("state_reason")),
+]
+
+command = click.Group("endpoint", help="Serve models.")
+
+
+@make(
+    "create",
+    "EndpointService.CreateEndpoint",
+    "EndpointService.WatchEndpoint",
+    group=command,
+    project=True,
+)
+@click.argument("endpoint_id", metavar="ENDPOINT")
+@click.option("--model", required=True, metavar="MODEL/VERSION", help="Version to serve.")
+@click.option("--replicas", type=click.IntRange(1), default=1, show_default=True)
+@click.option(
+    "--tensor-parallel",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Devices each replica is split over.",
+)
+@click.option(
+    "--max-sequence-length",
+    type=click.IntRange(1),
+    help="Longest prompt and answer together, in tokens.  [default: 2048 or the model's context]",
+)
+@click.option(
+    "--cache-bytes",
+    type=click.IntRange(1),
+    help="Memory for the key-value cache of each device.  [default: 1 GiB]",
+)
+@wait_options
+def create(
+    session: Session,
+    endpoint_id: str,
+    *,
+    wait: bool,
+    timeout: float | None,
+    **shape: Any,
+) -> None:
+    """Start to serve a model version."""
+    shape["model"] = session.name("modelVersion", shape["model"])
+    made = session.call(
+        "EndpointService.CreateEndpoint",
+        parent=session.parent,
+        endpoint_id=endpoint_id,
+        endpoint={key: value for key, value in shape.items() if value is not None},
+    )
+    final = _until_ready(session, made.name, timeout) if wait else plain(made)
+    session.show(final, COLUMNS)
+    if wait and final["state"] != READY:
+        raise FailedPrecondition(
+            f"{made.name} cannot be served: {final['state_reason'] or state()(final)}"
+        )
+
+
+@make("get", "EndpointService.GetEndpoint", group=command, project=True)
+@click.argument("name", metavar="ENDPOINT")
+def get(session: Session, name: str) -> None:
+    """Show one endpoint with its replicas."""
+    session.show(session.call("EndpointService.GetEndpoint", name=session.name("endpoint", name)))
+
+
+@make("list", "EndpointService.ListEndpoints", group=command, project=True)
+def list_(session: Session) -> None:
+    """List the endpoints of a project."""
+    rows = session.list("EndpointService.ListEndpoints", "endpoints", parent=session.parent)
+    session.show(rows, COLUMNS)
+
+
+@make("watch", "EndpointService.WatchEndpoint", group=command, project=True)
+@click.argument("name", metavar="ENDPOINT")
+def watch(session: Session, name: str) -> None:
+    """Print each change of an endpoint until it is deleted; Ctrl-C ends the watching alone."""
+    for row in _follow(session, session.name("endpoint", name), None):
+        as_json = session.shared.output == "json"
+        click.echo(json.dumps(row, ensure_ascii=False) if as_json else _line(row))
+
+
+@make(
+    "delete",
+    "EndpointService.DeleteEndpoint",
+    "EndpointService.WatchEndpoint",
+    group=command,
+    project=True,
+)
+@click.argument("name", metavar="ENDPOINT")
+@wait_options
+def delete(session: Session, name: str, *, wait: bool, timeout: float | None) -> None:
+    """Drain the replicas and take an endpoint down."""
+    full = session.name("endpoint", name)
+    session.call("EndpointService.DeleteEndpoint", name=full)
+    if wait:
+        for row in _follow(session, full, timeout):
+            click.echo(_line(row), err=True)
+    session.show({"name": full, "deleted": wait})
+
+
+def _until_ready(session: Session, name: str, timeout: float | None) -> dict[str, Any]:
+    row: dict[str, Any] = {}
+    said = ""
+    for row in _follow(session, name, timeout):
+        if (line := _line(row)) != said:
+            click.echo(line, err=True)
+            said = line
+        if row["state"] in (READY, STOPPING, FAILED):
+            return row
+    raise NotFound(f"{name} was deleted while it was waited for")
+
+
+def _follow(session: Session, name: str, timeout: float | None) -> Iterator[dict[str, Any]]:
+    """Each change of an endpoint; the end of it is the end of the endpoint."""
+    try:
+        for endpoint in changes(session, "EndpointService.WatchEndpoint", name, timeout):
+            yield plain(endpoint)
+    except NotFound:
+        return
+
+
+def _line(row: dict[str, Any]) -> str:
+    replicas = ", ".join(f"{each['id']} {state()(each)}" for each in row["replica_status"])
+    why = f": {row['state_reason']}" if row["state_reason"] else ""
+    return f"{last()(row)} {state()(row)}{why}  [{replicas}]"

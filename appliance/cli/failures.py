@@ -1,0 +1,77 @@
+"""Every failure of the command as one sentence, a hint, and the exit code that says its kind.
+
+Exit codes: 0 done; 1 refused or failed; 2 wrong usage; 3 declined, or timed out while waiting;
+4 log in or prove the second factor; 5 not allowed; 6 not found; 7 the server cannot be reached;
+130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import click
+
+from appliance.cli.prompts import Declined
+from appliance.core import errors
+
+FAILED, USAGE, TIMED_OUT, LOG_IN, NOT_ALLOWED, NOT_FOUND, UNREACHABLE = range(1, 8)
+INTERRUPTED = 130
+
+# The first class that fits decides.
+_CODES: tuple[tuple[type[errors.ApplianceError], int, str], ...] = (
+    (errors.FreshMfaRequired, LOG_IN, "repeat it in a terminal, or give --code-file"),
+    (errors.Unauthenticated, LOG_IN, "log in with `appliance login`"),
+    (errors.Denied, NOT_ALLOWED, "`appliance whoami` shows your roles; an owner can give more"),
+    (errors.NotFound, NOT_FOUND, "list what there is with the noun's `list` command"),
+    (errors.Unavailable, UNREACHABLE, "`appliance status` shows whether the server answers"),
+)
+
+
+class WaitTimedOut(Exception):
+    """`--wait` ended before the work did; the work goes on."""
+
+
+def explain(error: Exception) -> int:
+    """Print what went wrong to stderr and return the exit code."""
+    if isinstance(error, click.exceptions.Exit):
+        return error.exit_code
+    if isinstance(error, click.Abort):
+        _say("interrupted; work on the server goes on")
+        return INTERRUPTED
+    if isinstance(error, click.ClickException):
+        error.show()
+        return error.exit_code
+    if isinstance(error, WaitTimedOut | Declined):
+        _say(str(error))
+        return TIMED_OUT
+    if isinstance(error, errors.ApplianceError):
+        return _explain_ours(error)
+    if isinstance(error, OSError):
+        _say(f"error: {error.strerror or error}: {error.filename or ''}".rstrip(": "))
+        return FAILED
+    logging.getLogger(__name__).debug("unexpected", exc_info=error)
+    _say(f"error: {type(error).__name__}: {error}")
+    _say("hint: this is a fault of the command; run it with APPLIANCE_DEBUG=1 for a trace")
+    return FAILED
+
+
+def _explain_ours(error: errors.ApplianceError) -> int:
+    _say(f"error: {error.message}")
+    for field, problem in error.fields.items():
+        _say(f"  {field}: {problem}")
+    code, hint = FAILED, ""
+    for kind, number, advice in _CODES:
+        if isinstance(error, kind):
+            code, hint = number, advice
+            break
+    if hint:
+        _say(f"hint: {hint}")
+    if error.retry_after is not None:
+        _say(f"hint: try again in {error.retry_after:.0f} s")
+    if request := error.metadata.get("request_id"):
+        _say(f"request: {request} ({error.reason})")
+    return code
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)

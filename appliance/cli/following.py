@@ -1,0 +1,81 @@
+"""Follow a resource until something holds: over cut streams, up to a time limit.
+
+Rules kept here: a stream that breaks is opened again, for a while; Ctrl-C and the time limit end
+the watching alone, never the work.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from appliance.cli.failures import WaitTimedOut
+from appliance.core.errors import Unavailable
+
+if TYPE_CHECKING:
+    from appliance.cli.session import Session
+
+PATIENCE = 60.0
+"""Seconds for which a server may be away."""
+_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)([smh]?)")
+
+
+class Duration(click.ParamType[float]):
+    """Seconds, written `90`, `90s`, `15m` or `2h`."""
+
+    name = "duration"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Seconds of a text."""
+        if isinstance(value, float):
+            return value
+        found = _DURATION.fullmatch(str(value))
+        if found is None:
+            self.fail(f"{value!r} is no duration: write 90s, 15m or 2h", param, ctx)
+        return float(found[1]) * _UNITS[found[2]]
+
+
+def wait_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`--wait` and `--timeout`."""
+    function = click.option(
+        "--timeout",
+        type=Duration(),
+        metavar="TIME",
+        help="Longest time to wait, such as 15m.  [default: no limit]",
+    )(function)
+    return click.option("--wait", is_flag=True, help="Wait until it is done.")(function)
+
+
+def changes(session: Session, method: str, name: str, timeout: float | None) -> Iterator[Any]:
+    """The resource now and each time it changes, until the server ends the stream.
+
+    Raises:
+        WaitTimedOut: `timeout` seconds have passed.
+        Unavailable: the server was away for `PATIENCE` seconds.
+        ApplianceError: the server refuses.
+    """
+    end = None if timeout is None else time.monotonic() + timeout
+    gone_since: float | None = None
+    while True:
+        left = None if end is None else end - time.monotonic()
+        if left is not None and left <= 0:
+            raise WaitTimedOut(f"{name} was not done in {timeout:.0f} s; it goes on")
+        try:
+            for resource in session.stream(method, timeout=left, name=name):
+                gone_since = None
+                yield resource
+        except Unavailable:
+            now = time.monotonic()
+            gone_since = gone_since or now
+            if now - gone_since > PATIENCE:
+                raise
+            time.sleep(1.0 if left is None else min(1.0, max(left, 0.0)))
+        else:
+            return

@@ -1,0 +1,200 @@
+"""`appliance job`: prepare data, train, quantize, evaluate, and follow the work."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from appliance.cli import job_specs
+from appliance.cli.command import command as make
+from appliance.cli.following import changes, wait_options
+from appliance.cli.job_view import COLUMNS, Lines, ended_well, view
+from appliance.cli.output import field, plain
+from appliance.core.errors import ApplianceError, InvalidInput
+
+if TYPE_CHECKING:
+    from appliance.cli.session import Session
+
+CREATE, WATCH = "JobService.CreateJob", "JobService.WatchJob"
+
+command = click.Group("job", help="Prepare data, train, quantize, evaluate.")
+
+
+class JobFailed(ApplianceError):
+    """A job that was waited for did not succeed."""
+
+    code = "ABORTED"
+    reason = "JOB_FAILED"
+
+
+def _kind(name: str, text: str) -> Callable[[Callable[..., None]], click.Command]:
+    """A command that submits one kind of job."""
+
+    def decorate(function: Callable[..., None]) -> click.Command:
+        function = job_specs.options(job_specs.KINDS[name])(function)
+        function = _validate_only(wait_options(function))
+        function = click.argument("job_id", metavar="JOB")(function)
+        return make(name, CREATE, WATCH, group=command, project=True, help=text)(function)
+
+    return decorate
+
+
+def _validate_only(function: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option("--validate-only", is_flag=True, help="Check everything, change nothing.")(
+        function
+    )
+
+
+@_kind("prepare", "Clean text and turn it into tokens.")
+def prepare(session: Session, job_id: str, **values: Any) -> None:
+    """Submit a prepare job."""
+    _submit(session, job_id, "prepare", values)
+
+
+@_kind("train", "Train a model from scratch.")
+@click.option("--mesh", metavar="AXIS=N,...", help="All degrees at once: data=2,tensor=2.")
+def train(session: Session, job_id: str, mesh: str | None, **values: Any) -> None:
+    """Submit a train job."""
+    for axis, degree in (job_specs.mesh_of(mesh) if mesh else {}).items():
+        if values[axis] not in (None, degree):
+            raise click.UsageError(
+                f"--mesh {mesh} and --{axis} {values[axis]} contradict each other"
+            )
+        values[axis] = degree
+    _submit(session, job_id, "train", values)
+
+
+@_kind("quantize", "Make a smaller version of a model.")
+def quantize(session: Session, job_id: str, **values: Any) -> None:
+    """Submit a quantize job."""
+    _submit(session, job_id, "quantize", values)
+
+
+@_kind("evaluate", "Measure the perplexity of a model on held-out text.")
+def evaluate(session: Session, job_id: str, **values: Any) -> None:
+    """Submit an evaluate job."""
+    _submit(session, job_id, "evaluate", values)
+
+
+@make("create", CREATE, WATCH, group=command, project=True)
+@click.argument("job_id", metavar="JOB")
+@click.option(
+    "-f",
+    "--file",
+    "file",
+    required=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path, allow_dash=True),
+    help="YAML or JSON of one spec, such as `train: {steps: 100, ...}`.",
+)
+@_validate_only
+@wait_options
+def create(session: Session, job_id: str, file: Path, **how: Any) -> None:
+    """Submit a job from a file."""
+    text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
+    _send(session, job_id, _parsed(text, str(file)), **how)
+
+
+@make("get", "JobService.GetJob", group=command, project=True)
+@click.argument("name", metavar="JOB")
+def get(session: Session, name: str) -> None:
+    """Show one job."""
+    session.show(session.call("JobService.GetJob", name=session.name("job", name)))
+
+
+@make("list", "JobService.ListJobs", group=command, project=True)
+def list_(session: Session) -> None:
+    """List the jobs of a project, newest first."""
+    session.show(session.list("JobService.ListJobs", "jobs", parent=session.parent), COLUMNS)
+
+
+@make("watch", WATCH, group=command, project=True)
+@click.argument("name", metavar="JOB")
+@wait_options
+def watch(session: Session, name: str, *, wait: bool, timeout: float | None) -> None:
+    """Show a job while it works; Ctrl-C ends the watching, not the job."""
+    del wait  # it always does
+    full = session.name("job", name)
+    job: dict[str, Any] = {}
+    with view(session.shared.output) as show:
+        for each in changes(session, WATCH, full, timeout):
+            job = plain(each)
+            show(job)
+    _check_ended_well(job)
+
+
+@make("metrics", "JobService.ListJobMetrics", group=command, project=True)
+@click.argument("name", metavar="JOB")
+def metrics(session: Session, name: str) -> None:
+    """List the measurements of a job, step by step."""
+    rows = session.list("JobService.ListJobMetrics", "metrics", name=session.name("job", name))
+    names = sorted({key for row in rows for key in row["values"]})
+    columns = [("STEP", field("step")), *((key.upper(), field(f"values.{key}")) for key in names)]
+    session.show(rows, columns)
+
+
+@make("cancel", "JobService.CancelJob", group=command, project=True)
+@click.argument("name", metavar="JOB")
+def cancel(session: Session, name: str) -> None:
+    """Ask a job to stop."""
+    session.show(session.call("JobService.CancelJob", name=session.name("job", name)), COLUMNS)
+
+
+def _submit(session: Session, job_id: str, kind: str, values: dict[str, Any]) -> None:
+    how = {key: values.pop(key) for key in ("wait", "timeout", "validate_only")}
+    spec = job_specs.spec_of(job_specs.KINDS[kind], values, session.name)
+    _send(session, job_id, {kind: spec}, **how)
+
+
+def _send(
+    session: Session,
+    job_id: str,
+    job: dict[str, Any],
+    *,
+    wait: bool,
+    timeout: float | None,
+    validate_only: bool,
+) -> None:
+    """Submit, and with `wait` follow to the end: the result on stdout, the way there on stderr."""
+    made = session.call(
+        CREATE, parent=session.parent, job_id=job_id, job=job, validate_only=validate_only
+    )
+    final = plain(made)
+    if wait and not validate_only:
+        lines = Lines(err=True)
+        for each in changes(session, WATCH, made.name, timeout):
+            final = plain(each)
+            lines(final)
+    session.show(final, COLUMNS)
+    if wait and not validate_only:
+        _check_ended_well(final)
+
+
+def _check_ended_well(job: dict[str, Any]) -> None:
+    if not ended_well(job):
+        state = job.get("state", "").removeprefix("STATE_").lower()
+        raise JobFailed(
+            f"{job.get('name')} {state}: {job.get('state_reason') or 'no reason given'}"
+        )
+
+
+def _parsed(text: str, source: str) -> dict[str, Any]:
+    """The job in a YAML or JSON document (JSON is YAML). Raises InvalidInput."""
+    import yaml  # noqa: PLC0415 - only this command needs it
+    from google.protobuf.json_format import ParseDict, ParseError  # noqa: PLC0415 - as above
+
+    from appliance.api.jobs.v1 import job_pb2  # noqa: PLC0415 - as above
+
+    try:
+        document = yaml.safe_load(text)
+        job = ParseDict(document, job_pb2.Job())
+    except (yaml.YAMLError, ParseError, AttributeError, TypeError) as error:
+        said = " ".join(str(error).split())
+        raise InvalidInput(f"{source} is no job: {said}") from error
+    kind = job.WhichOneof("spec")
+    if kind is None:
+        raise InvalidInput(f"{source} has no spec: write one of {', '.join(job_specs.KINDS)}")
+    return {kind: getattr(job, kind)}

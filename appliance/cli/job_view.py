@@ -1,0 +1,124 @@
+"""How a job looks while it works: a line for each change, or one live table on a terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import click
+
+from appliance.cli.output import field, last, safe, state
+
+Job = dict[str, Any]
+SPECS = ("prepare", "train", "quantize", "evaluate")
+
+
+def kind_of(job: Job) -> str:
+    """Which spec the job has."""
+    return next((kind for kind in SPECS if kind in job), "")
+
+
+def step_of(job: Job) -> str:
+    """`12/100`, or what is known of it."""
+    progress = job.get("progress") or {}
+    step, total = int(progress.get("step", 0)), int(progress.get("total", 0))
+    return f"{step}/{total}" if total else str(step or "")
+
+
+def metrics_of(job: Job) -> str:
+    """`loss 3.21, 1.2e+04 tokens/s`."""
+    found = (job.get("progress") or {}).get("metrics") or {}
+    parts = [f"{name.replace('_', ' ')} {value:.6g}" for name, value in sorted(found.items())]
+    return ", ".join(parts)
+
+
+COLUMNS = [
+    ("JOB", last()),
+    ("KIND", kind_of),
+    ("STATE", state()),
+    ("STEP", step_of),
+    ("RESTARTS", field("restarts")),
+    ("OUTPUTS", field("outputs")),
+    ("WHY", field("state_reason")),
+]
+
+
+def ended_well(job: Job) -> bool:
+    """Whether it has succeeded."""
+    return bool(job.get("state") == "STATE_SUCCEEDED")
+
+
+def line(job: Job) -> str:
+    """One line that says how far the job is."""
+    parts = [f"{last()(job)}  {state()(job):9}"]
+    if step := step_of(job):
+        parts.append(f"step {step}")
+    parts += [
+        text for text in (metrics_of(job), (job.get("progress") or {}).get("message")) if text
+    ]
+    if job.get("restarts"):
+        parts.append(f"restarts {job['restarts']}")
+    if job.get("state_reason"):
+        parts.append(job["state_reason"])
+    return safe("  ".join(parts))
+
+
+class Lines:
+    """Prints a line for each change, not the same one twice."""
+
+    def __init__(self, *, err: bool) -> None:
+        self._err = err
+        self._said = ""
+
+    def __call__(self, job: Job) -> None:
+        """Print the job if there is something new to say."""
+        if (text := line(job)) != self._said:
+            click.echo(text, err=self._err)
+            self._said = text
+
+
+@contextlib.contextmanager
+def view(form: str) -> Iterator[Callable[[Job], None]]:
+    """Shows jobs on stdout: JSON lines, YAML documents, a live table on a terminal, or lines."""
+    if form == "json":
+        yield lambda job: click.echo(json.dumps(job, ensure_ascii=False))
+    elif form == "yaml":
+        import yaml  # noqa: PLC0415 - only who asks for it pays for it
+
+        yield lambda job: click.echo(
+            "---\n" + yaml.safe_dump(job, sort_keys=False, allow_unicode=True), nl=False
+        )
+    elif sys.stdout.isatty():
+        with _live() as show:
+            yield show
+    else:
+        yield Lines(err=False)
+
+
+@contextlib.contextmanager
+def _live() -> Iterator[Callable[[Job], None]]:
+    from rich.live import Live  # noqa: PLC0415 - a quarter of a second that `--help` saves
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    def table(job: Job) -> Table:
+        made = Table.grid(padding=(0, 2))
+        facts = {
+            "job": job["name"],
+            "state": state()(job),
+            "step": step_of(job),
+            "doing": (job.get("progress") or {}).get("message", ""),
+            "measured": metrics_of(job),
+            "nodes": field("nodes")(job),
+            "restarts": field("restarts")(job),
+            "why": job.get("state_reason", ""),
+        }
+        for key, value in facts.items():
+            made.add_row(Text(key, style="bold"), Text(safe(value)))
+        return made
+
+    with Live(refresh_per_second=4) as live:
+        yield lambda job: live.update(table(job), refresh=True)

@@ -1,0 +1,138 @@
+"""An appliance on this machine: what its data directory says about its processes.
+
+Called by `init`, `up`, `down` and the supervisor. The configuration files belong to the processes;
+only addresses are read here.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from appliance.core.errors import FailedPrecondition, NotFound
+from appliance.core.files import make_private_dir
+
+
+@dataclass(frozen=True)
+class Program:
+    """One process of the appliance.
+
+    Attributes:
+        name: `control`, `node` or `gateway`; its log is run/NAME.log.
+        config: its configuration file.
+        health: address of its health service.
+        ca: CA certificate of that address; None when it is plain text on loopback.
+        listens: every address it listens on, with the setting that names it.
+    """
+
+    name: str
+    config: Path
+    health: str
+    ca: Path | None
+    listens: tuple[tuple[str, str], ...]
+
+
+class Local:
+    """A data directory made by `appliance init`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+        self.run = self.path / "run"
+        self._lock = self.run / "supervisor.pid"
+
+    def programs(self) -> tuple[Program, ...]:
+        """The processes, in the order in which they are started.
+
+        Raises:
+            NotFound: there is no appliance in the folder.
+            FailedPrecondition: a configuration file cannot be read.
+        """
+        control, node, gateway = (
+            self._toml(self.path / name)
+            for name in ("control.toml", "node/node.toml", "gateway/gateway.toml")
+        )
+        try:
+            return (
+                self._control(control["listen"]),
+                self._node(node),
+                self._gateway(gateway, gateway["listen"]),
+            )
+        except (KeyError, TypeError) as error:
+            raise FailedPrecondition(
+                f"an address is missing in the configuration below {self.path}: {error}"
+            ) from error
+
+    @property
+    def ca(self) -> Path:
+        """The CA certificate."""
+        return self.path / "ca.pem"
+
+    @property
+    def api(self) -> str:
+        """Address of the control plane for people and applications."""
+        return self.programs()[0].health
+
+    def log(self, name: str) -> Path:
+        """Log of a process."""
+        return self.run / f"{name}.log"
+
+    @contextmanager
+    def only_one(self) -> Iterator[None]:
+        """Be the one that runs this appliance. Raises FailedPrecondition when there is another."""
+        make_private_dir(self.run)
+        with self._lock.open("a+", encoding="ascii") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise FailedPrecondition(
+                    f"the appliance in {self.path} is already running: stop it with "
+                    f"`appliance down --data-dir {self.path}`"
+                ) from error
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            yield
+            file.truncate(0)
+
+    def supervisor(self) -> int | None:
+        """The process that runs this appliance; None when it does not run."""
+        try:
+            with self._lock.open("r", encoding="ascii") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return None
+        except BlockingIOError:
+            text = self._lock.read_text(encoding="ascii")
+            return int(text) if text.isdecimal() else None
+        return None
+
+    def _control(self, listen: dict[str, str]) -> Program:
+        listens = tuple((listen[key], f"listen.{key} in control.toml") for key in listen)
+        return Program("control", self.path / "control.toml", listen["api"], self.ca, listens)
+
+    def _node(self, node: dict[str, Any]) -> Program:
+        listens = tuple((node[key], f"{key} in node/node.toml") for key in ("health", "metrics"))
+        return Program("node", self.path / "node" / "node.toml", node["health"], None, listens)
+
+    def _gateway(self, gateway: dict[str, Any], listen: dict[str, str]) -> Program:
+        listens = [(listen[key], f"listen.{key} in gateway/gateway.toml") for key in listen]
+        listens.append((gateway["metrics"], "metrics in gateway/gateway.toml"))
+        config = self.path / "gateway" / "gateway.toml"
+        return Program("gateway", config, listen["grpc"], self.ca, tuple(listens))
+
+    def _toml(self, path: Path) -> dict[str, Any]:
+        try:
+            return tomllib.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise NotFound(
+                f"{self.path} holds no appliance ({path.name} is missing): make one with "
+                "`appliance init`"
+            ) from error
+        except tomllib.TOMLDecodeError as error:
+            raise FailedPrecondition(f"{path} is not TOML: {error}") from error

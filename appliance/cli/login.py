@@ -1,0 +1,99 @@
+"""`appliance login`: password, then the second factor; the first time, enrol an authenticator."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from appliance.cli import prompts
+from appliance.cli.command import command as make
+from appliance.core.errors import InvalidInput, MfaRequired, Unauthenticated
+
+if TYPE_CHECKING:
+    from appliance.cli.session import Session
+
+TRIES = 3
+COMPLETE, VERIFY, ENROLL = 1, 2, 3  # SessionStep
+
+
+@make("login", "AuthService.Login", "AuthService.EnrollTotp", "AuthService.VerifyTotp")
+@click.option("--user", metavar="U", help="Your id.  [default: the one of the last time]")
+@click.option("--password-file", metavar="FILE", help="Your password; `-` is standard input.")
+@click.option(
+    "--recovery-code-file",
+    metavar="FILE",
+    help="A recovery code instead of the authenticator; `-` is standard input.",
+)
+def command(
+    session: Session, user: str | None, password_file: str | None, recovery_code_file: str | None
+) -> None:
+    """Log in with password and authenticator."""
+    profile = session.profile
+    user = user or profile.user or _ask_user()
+    password = prompts.password(password_file, f"Password of {user}")
+    begun = session.call("AuthService.Login", user=user, password=password)
+    if begun.next_step == ENROLL:
+        _show_secret(session.call("AuthService.EnrollTotp", token=begun.token).provisioning_uri)
+    done = _prove(session, begun.token, recovery_code_file)
+    session.profiles.put(replace(profile, user=user), use=False)
+    session.profiles.keep_token(profile, done.token)
+    _finish(session, user, done)
+
+
+def _ask_user() -> str:
+    if not prompts.interactive():
+        raise click.UsageError("say who you are with --user")
+    typed: str = click.prompt("User", err=True)
+    return typed
+
+
+def _show_secret(uri: str) -> None:
+    """Print the authenticator's secret as a QR code and as text; it is shown once."""
+    import qrcode  # noqa: PLC0415 - only a first log-in needs it
+
+    picture = io.StringIO()
+    code = qrcode.QRCode(border=2)
+    code.add_data(uri)
+    code.print_ascii(out=picture, invert=True)
+    click.echo("Scan this with an authenticator app; it is shown once:", err=True)
+    click.echo(picture.getvalue() + uri, err=True)
+
+
+def _prove(session: Session, token: str, recovery_code_file: str | None) -> Any:
+    """Prove the second factor; a person may mistype it."""
+    if recovery_code_file is not None:
+        code = prompts.first_line(recovery_code_file)
+        return session.call("AuthService.VerifyTotp", token=token, recovery_code=code)
+    tries = TRIES if prompts.interactive() and session.shared.code_file is None else 1
+    while True:
+        tries -= 1
+        code_or_none = prompts.code(session.shared.code_file)
+        if code_or_none is None:
+            raise MfaRequired(
+                "The password is right, and a code is needed too: log in in a terminal, or give "
+                "--code-file FILE."
+            )
+        try:
+            return session.call("AuthService.VerifyTotp", token=token, code=code_or_none)
+        except (InvalidInput, Unauthenticated) as error:
+            if tries == 0:
+                raise
+            click.echo(error.message, err=True)
+
+
+def _finish(session: Session, user: str, done: Any) -> None:
+    facts = {
+        "token_expire_time": done.expire_time.ToJsonString(),
+        "recovery_codes": list(done.recovery_codes),
+    }
+    if session.shared.output != "table":
+        session.show(facts)
+        return
+    click.echo(f"logged in as {user} until {facts['token_expire_time']}", err=True)
+    if done.recovery_codes:
+        click.echo("Recovery codes, shown once; each works once. Keep them offline:", err=True)
+        for code in done.recovery_codes:
+            click.echo(code)

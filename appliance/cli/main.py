@@ -1,0 +1,76 @@
+"""The `appliance` command: which nouns there are, and what every one of them shares.
+
+Rules kept here: a noun's module is imported when it is used, so that `--help` and completion need
+neither gRPC nor rich; every error of ours ends in one sentence, a hint and the exit code for it;
+data goes to stdout, talk to stderr.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+NOUNS = {
+    "ask": "Ask a served model.",
+    "audit": "Read and verify the audit chain.",
+    "binding": "Give and take away roles.",
+    "completion": "Print the completion script of a shell.",
+    "context": "Choose the server and the project to work with.",
+    "dataset": "Upload text; see what was made of it.",
+    "down": "Stop an appliance on this machine.",
+    "endpoint": "Serve models.",
+    "init": "Make the data directory of a new appliance.",
+    "job": "Prepare data, train, quantize, evaluate.",
+    "login": "Log in with password and authenticator.",
+    "logout": "End the session.",
+    "model": "Take in models; see their versions.",
+    "node": "See and add servers.",
+    "project": "Manage projects.",
+    "role": "See the built-in roles.",
+    "service-account": "Manage applications and their tokens.",
+    "status": "Say what the server is and where it answers.",
+    "up": "Start an appliance on this machine.",
+    "user": "Manage people.",
+    "whoami": "Say who you are and what you may do.",
+}
+"""Every command with its line in `--help`; its module is `appliance.cli.NOUN`."""
+
+
+class Nouns(click.Group):
+    """Finds a command in the module of its name."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        """Every command, sorted."""
+        return sorted(NOUNS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """Import the command's module and return its `command`."""
+        if cmd_name not in NOUNS:
+            return None
+        module = importlib.import_module(f"appliance.cli.{cmd_name.replace('-', '_')}")
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        """Write the list without importing any of them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(sorted(NOUNS.items()))
+
+
+@click.command(cls=Nouns, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="appliance")
+def appliance() -> None:
+    """A secure LLM appliance: raw text in, a served model out."""
+
+
+def main() -> None:
+    """Run the command; the process ends with its exit code."""
+    try:
+        code = appliance.main(standalone_mode=False)
+    except Exception as error:  # noqa: BLE001 - one place turns every failure into a sentence
+        from appliance.cli.failures import explain  # noqa: PLC0415 - imports gRPC's errors
+
+        code = explain(error)
+    sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,102 @@
+"""`appliance model`: take in models; see their versions. Weights never come out again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from appliance.cli.command import command as make
+from appliance.cli.output import field, last
+from appliance.cli.progress import bytes_bar
+from appliance.core.errors import AlreadyExists
+from appliance.core.names import Name
+
+if TYPE_CHECKING:
+    from appliance.cli.session import Session
+
+COLUMNS = [
+    ("MODEL", last()),
+    ("LATEST", last("latest_version")),
+    ("DESCRIPTION", field("description")),
+    ("CREATED", field("create_time")),
+]
+VERSIONS = [
+    ("VERSION", field("name")),
+    ("ARCHITECTURE", field("architecture")),
+    ("FORMAT", field("format")),
+    ("PARAMETERS", field("parameters")),
+    ("CONTEXT", field("context_length")),
+    ("BYTES", field("size_bytes")),
+    ("MADE BY", lambda row: row["job"] or row["creator"]),
+]
+
+command = click.Group("model", help="Take in models; see their versions.")
+
+
+@make("create", "ModelService.CreateModel", group=command, project=True)
+@click.argument("model_id", metavar="MODEL")
+@click.option("--description", default="", help="What it is for.")
+def create(session: Session, model_id: str, description: str) -> None:
+    """Create a model without versions."""
+    made = session.call(
+        "ModelService.CreateModel",
+        parent=session.parent,
+        model_id=model_id,
+        model={"description": description},
+    )
+    session.show(made, COLUMNS)
+
+
+@make(
+    "import",
+    "ModelService.CreateModel",
+    "ModelService.ImportModelVersion",
+    group=command,
+    project=True,
+)
+@click.argument("name", metavar="MODEL")
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+def import_(session: Session, name: str, folder: Path) -> None:
+    """Take in a model as a new sealed version; the model is created when it is missing.
+
+    FOLDER has the Hugging Face layout: config.json, tokenizer, *.safetensors.
+    """
+    from appliance.client import uploads  # noqa: PLC0415 - imports protobuf
+
+    full = Name.parse(session.name("model", name), "model")
+    files = uploads.model_files(folder)
+    try:
+        session.call("ModelService.CreateModel", parent=str(full.parent), model_id=full.id)
+    except AlreadyExists:
+        click.echo(f"{full} gets a new version", err=True)
+    total = sum(file.stat().st_size for file in files)
+    with bytes_bar(f"{len(files)} files", total) as advance:
+        messages = uploads.model_messages(str(full), session.request_id, files, advance)
+        made = session.upload("ModelService.ImportModelVersion", messages)
+    session.show(made, VERSIONS)
+
+
+@make("get", "ModelService.GetModel", group=command, project=True)
+@click.argument("name", metavar="MODEL")
+def get(session: Session, name: str) -> None:
+    """Show one model."""
+    session.show(session.call("ModelService.GetModel", name=session.name("model", name)))
+
+
+@make("list", "ModelService.ListModels", group=command, project=True)
+def list_(session: Session) -> None:
+    """List the models of a project."""
+    rows = session.list("ModelService.ListModels", "models", parent=session.parent)
+    session.show(rows, COLUMNS)
+
+
+@make("versions", "ModelService.ListModelVersions", group=command, project=True)
+@click.argument("name", metavar="MODEL")
+def versions(session: Session, name: str) -> None:
+    """List the versions of a model, newest first."""
+    parent = session.name("model", name)
+    session.show(
+        session.list("ModelService.ListModelVersions", "versions", parent=parent), VERSIONS
+    )

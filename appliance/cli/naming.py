@@ -1,0 +1,58 @@
+"""Short names on the command line become resource names.
+
+`docs/3` in project `demo` is `projects/demo/datasets/docs/versions/3`. Full names are taken as they
+are.
+"""
+
+from __future__ import annotations
+
+import click
+
+from appliance.core import names
+from appliance.core.errors import InvalidInput
+
+
+def complete(kind: str, text: str, project: str) -> str:
+    """The resource name that `text` means.
+
+    Args:
+        kind: a key of `names.PATTERNS`.
+        text: a full name, an id, or `ID/VERSION` of a version.
+        project: id of the project that short names belong to; may be empty.
+
+    Raises:
+        InvalidInput: it is no name of this kind.
+        click.UsageError: a short name needs a project and none is chosen.
+    """
+    pattern = names.PATTERNS[kind]
+    if text.startswith(pattern.split("/")[0] + "/"):
+        return str(names.Name.parse(text, kind))
+    ids = [part for part in text.split("/") if part != "versions"]
+    if pattern.startswith("projects/{project}/"):
+        ids = [needed(project), *ids]
+    try:
+        return str(names.Name.of(kind, *ids))
+    except InvalidInput as error:
+        short = {"datasetVersion": "DATASET/VERSION", "modelVersion": "MODEL/VERSION"}
+        raise InvalidInput(
+            f"{names.shown(text)} is no {_words(kind)}: write {short.get(kind, 'its id')} "
+            f"or {pattern}"
+        ) from error
+
+
+def needed(project: str) -> str:
+    """The project's id without `projects/`. Raises click.UsageError when none is chosen."""
+    if not project:
+        raise click.UsageError(
+            "no project is chosen: give --project P, or `appliance context set-project P`"
+        )
+    return project.removeprefix("projects/")
+
+
+def parent(project: str) -> str:
+    """`projects/{project}` of the chosen project."""
+    return names.project(needed(project))
+
+
+def _words(kind: str) -> str:
+    return "".join(f" {c.lower()}" if c.isupper() else c for c in kind)

@@ -1,0 +1,78 @@
+"""`appliance node`: the servers that run jobs and replicas."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from appliance.cli.command import command as make
+from appliance.cli.files import write_secret
+from appliance.cli.output import field, last, state
+from appliance.cli.prompts import agree
+
+if TYPE_CHECKING:
+    from appliance.cli.session import Session
+
+
+def _memory(row: dict[str, Any]) -> str:
+    used, total = (int(row[key]) / (1 << 30) for key in ("memory_used_bytes", "memory_bytes"))
+    return f"{used:.1f}/{total:.1f} GiB"
+
+
+COLUMNS = [
+    ("NODE", last()),
+    ("STATE", state()),
+    ("DEVICES", lambda row: f"{row['devices_used']}/{row['devices']} {row['device_kind']}"),
+    ("MEMORY", _memory),
+    ("ADDRESS", field("address")),
+    ("SEEN", field("seen_time")),
+]
+
+command = click.Group("node", help="See and add servers.")
+
+
+@make("list", "NodeService.ListNodes", group=command)
+def list_(session: Session) -> None:
+    """List every node."""
+    session.show(session.list("NodeService.ListNodes", "nodes"), COLUMNS)
+
+
+@make("get", "NodeService.GetNode", group=command)
+@click.argument("name", metavar="NODE")
+def get(session: Session, name: str) -> None:
+    """Show one node."""
+    session.show(session.call("NodeService.GetNode", name=session.name("node", name)))
+
+
+@make("create-join-token", "NodeService.CreateJoinToken", group=command)
+@click.argument("node_id", metavar="NODE")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write the token to this file, 0600, instead of printing it.",
+)
+def create_join_token(session: Session, node_id: str, out: Path | None) -> None:
+    """Make a token with which one server may join once, within ten minutes."""
+    made = session.call("NodeService.CreateJoinToken", node_id=node_id)
+    facts = {
+        "token": made.token,
+        "ca_fingerprint": made.ca_fingerprint,
+        "expire_time": made.expire_time.ToJsonString(),
+    }
+    if out is not None:
+        write_secret(out, facts.pop("token"))
+        click.echo(f"the token is in {out}, readable by you alone", err=True)
+    session.show(facts)
+
+
+@make("evict", "NodeService.EvictNode", group=command)
+@click.argument("name", metavar="NODE")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def evict(session: Session, name: str, *, yes: bool) -> None:
+    """Refuse a node from now on; its work starts elsewhere."""
+    full = session.name("node", name)
+    if not yes:
+        agree(f"Evict {full}? It can never come back with its present identity.")
+    session.show(session.call("NodeService.EvictNode", name=full), COLUMNS)

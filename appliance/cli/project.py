@@ -1,0 +1,47 @@
+"""`appliance project`: tenants, each with a key of its own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from appliance.cli.command import command as make
+from appliance.cli.output import field, last
+
+if TYPE_CHECKING:
+    from appliance.cli.session import Session
+
+COLUMNS = [
+    ("PROJECT", last()),
+    ("DESCRIPTION", field("description")),
+    ("CREATED", field("create_time")),
+]
+
+command = click.Group("project", help="Manage projects.")
+
+
+@make("create", "ProjectService.CreateProject", group=command)
+@click.argument("project_id", metavar="PROJECT")
+@click.option("--description", default="", help="What it is for.")
+def create(session: Session, project_id: str, description: str) -> None:
+    """Create a project and its key."""
+    made = session.call(
+        "ProjectService.CreateProject",
+        project_id=project_id,
+        project={"description": description},
+    )
+    session.show(made, COLUMNS)
+
+
+@make("get", "ProjectService.GetProject", group=command)
+@click.argument("name", metavar="PROJECT")
+def get(session: Session, name: str) -> None:
+    """Show one project."""
+    session.show(session.call("ProjectService.GetProject", name=session.name("project", name)))
+
+
+@make("list", "ProjectService.ListProjects", group=command)
+def list_(session: Session) -> None:
+    """List the projects you hold a role in."""
+    session.show(session.list("ProjectService.ListProjects", "projects"), COLUMNS)

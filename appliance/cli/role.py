@@ -1,0 +1,34 @@
+"""`appliance role`: the built-in roles."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from appliance.cli.command import command as make
+from appliance.cli.output import field, last
+
+if TYPE_CHECKING:
+    from appliance.cli.session import Session
+
+COLUMNS = [
+    ("ROLE", last()),
+    ("FOR PEOPLE", field("assignable")),
+    ("DESCRIPTION", field("description")),
+]
+
+command = click.Group("role", help="See the built-in roles.")
+
+
+@make("get", "RoleService.GetRole", group=command)
+@click.argument("name", metavar="ROLE")
+def get(session: Session, name: str) -> None:
+    """Show one role with its permissions."""
+    session.show(session.call("RoleService.GetRole", name=session.name("role", name)))
+
+
+@make("list", "RoleService.ListRoles", group=command)
+def list_(session: Session) -> None:
+    """List every role."""
+    session.show(session.list("RoleService.ListRoles", "roles"), COLUMNS)

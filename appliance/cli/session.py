@@ -1,0 +1,196 @@
+"""One run of a command against one server: its identity, its calls, and how it prints.
+
+Rules kept here: only the RPCs that the command has named are called; a call that needs a fresh
+second factor is repeated once after a code was given; a changing call carries a request id, so that
+the command can be repeated with `--request-id`.
+"""
+
+# ruff: noqa: ANN401 - generated messages have no types of their own
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from appliance.cli import naming, output, prompts
+from appliance.cli.command import Shared
+from appliance.client.connection import DEADLINE, Connection
+from appliance.client.methods import Method, find
+from appliance.client.pages import all_pages
+from appliance.client.profiles import Profile, Profiles
+from appliance.core import names
+from appliance.core.errors import FreshMfaRequired
+from appliance.core.files import read_secret
+
+TOKEN_FILE = "APPLIANCE_TOKEN_FILE"  # noqa: S105 - names a variable
+_VERIFY = "AuthService.VerifyTotp"
+
+
+class Session:
+    """Calls a server for one command; a `with` block closes its connections."""
+
+    def __init__(self, shared: Shared) -> None:
+        self.shared = shared
+        self.profiles = Profiles()
+        self._profile: Profile | None = None
+        self._token: str | None = None
+        self._connections: list[Connection] = []
+
+    @property
+    def profile(self) -> Profile:
+        """The context in use. Raises FailedPrecondition or NotFound when there is none."""
+        if self._profile is None:
+            self._profile = self.profiles.get(self.shared.context)
+        return self._profile
+
+    @property
+    def project(self) -> str:
+        """The project that short names belong to; empty when none is chosen."""
+        return self.shared.project or self.profile.project
+
+    @property
+    def request_id(self) -> str:
+        """The id of a change: the one given, or a new one."""
+        return self.shared.request_id or str(uuid.uuid4())
+
+    @property
+    def token(self) -> str:
+        """The bearer token: an application's when the environment names its file, else the session's."""
+        if self._token is None:
+            file = os.environ.get(TOKEN_FILE)
+            self._token = (
+                read_secret(Path(file)).decode().strip()
+                if file
+                else self.profiles.token(self.profile)
+            )
+        return self._token
+
+    def use_token(self, token: str) -> None:
+        """Call as somebody else from now on."""
+        self._token = token
+        self.close()
+
+    def name(self, kind: str, text: str) -> str:
+        """A resource name from what was typed; see `naming.complete`."""
+        project = self.shared.project
+        if not project and names.PATTERNS[kind].startswith("projects/{project}/"):
+            project = self.profile.project
+        return naming.complete(kind, text, project)
+
+    @property
+    def parent(self) -> str:
+        """`projects/{project}` of the chosen project."""
+        return naming.parent(self.project)
+
+    def connection(self, address: str = "") -> Connection:
+        """A connection to the control plane, or to another `host:port` of the appliance."""
+        wanted = address or self.profile.server
+        for known in self._connections:
+            if known.address == wanted:
+                return known
+        made = Connection(wanted, self.profile.ca_pem.encode(), self.token)
+        self._connections.append(made)
+        return made
+
+    def call(self, rpc: str, /, *, timeout: float | None = DEADLINE, **fields: Any) -> Any:
+        """One request, one response; nested messages are given as dictionaries."""
+        method = self._method(rpc)
+        request = self._request(method, fields)
+
+        def ask() -> Any:
+            connection = self.connection()
+            stub = connection.stub(method.stub)
+            return connection.call(getattr(stub, method.short), request, timeout=timeout)
+
+        return self._with_fresh_code(ask)
+
+    def list(
+        self, rpc: str, field: str, /, *, limit: int = 0, **fields: Any
+    ) -> list[dict[str, Any]]:
+        """Every resource of a list, as dictionaries; at most `limit` when it is set."""
+        method = self._method(rpc)
+        connection = self.connection()
+        stub = connection.stub(method.stub)
+        request = method.request(**fields)
+        found: list[dict[str, Any]] = []
+        for each in all_pages(connection, getattr(stub, method.short), request, field):
+            found.append(output.plain(each))
+            if len(found) == limit:
+                break
+        return found
+
+    def stream(
+        self, rpc: str, /, *, at: str = "", timeout: float | None = None, **fields: Any
+    ) -> Iterator[Any]:
+        """One request, a stream of responses, from the control plane or the server `at`."""
+        method = self._method(rpc)
+        connection = self.connection(at)
+        stub = connection.stub(method.stub)
+        return connection.stream(
+            getattr(stub, method.short), method.request(**fields), timeout=timeout
+        )
+
+    def upload(self, rpc: str, messages: Iterable[Any]) -> Any:
+        """A stream of requests, one response."""
+        method = self._method(rpc)
+        connection = self.connection()
+        stub = connection.stub(method.stub)
+        return connection.upload(getattr(stub, method.short), messages)
+
+    def show(self, value: Any, columns: Sequence[output.Column] | None = None) -> None:
+        """Print a message, a dictionary or a list as the command was asked to."""
+        shown = value if isinstance(value, list | dict) else output.plain(value)
+        output.show(shown, self.shared.output, columns)
+
+    def close(self) -> None:
+        """Close every connection."""
+        while self._connections:
+            self._connections.pop().close()
+
+    def __enter__(self) -> Self:
+        """The session itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close every connection."""
+        self.close()
+
+    def _method(self, name: str) -> Method:
+        if name not in self.shared.methods:
+            raise KeyError(f"the command does not say that it calls {name}")
+        return find(name)
+
+    def _request(self, method: Method, fields: dict[str, Any]) -> Any:
+        request = method.request(**fields)
+        if "request_id" in method.request.DESCRIPTOR.fields_by_name and not request.request_id:
+            request.request_id = self.request_id
+        return request
+
+    def _with_fresh_code(self, ask: Callable[[], Any]) -> Any:
+        try:
+            return ask()
+        except FreshMfaRequired:
+            if os.environ.get(TOKEN_FILE):
+                raise
+            code = prompts.code(self.shared.code_file)
+            if code is None:
+                raise
+        self._renew(code)
+        return ask()
+
+    def _renew(self, code: str) -> None:
+        method = find(_VERIFY)
+        connection = self.connection()
+        request = method.request(token=self.token, code=code)
+        answer = connection.call(connection.stub(method.stub).VerifyTotp, request)
+        self.profiles.keep_token(self.profile, answer.token)
+        self.use_token(answer.token)

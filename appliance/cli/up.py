@@ -1,0 +1,68 @@
+"""`appliance up`: control plane, node agent and gateway of a data directory, as one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+
+from appliance.cli.local import Local
+from appliance.cli.options import data_dir
+from appliance.core.errors import BY_REASON, FailedPrecondition
+from appliance.core.files import make_private_dir
+
+
+@click.command("up")
+@data_dir
+@click.option("--detach", is_flag=True, help="Go on in the background; `down` ends it.")
+def command(data_dir: Path, *, detach: bool) -> None:
+    """Start an appliance on this machine.
+
+    Starts control plane, node agent and gateway as separate processes, waits until they serve, and
+    starts again what ends by itself. Ctrl-C or `appliance down` ends all of it. Logs are in
+    run/*.log of the data directory.
+    """
+    local = Local(data_dir)
+    local.programs()
+    if detach:
+        _detach(local)
+        return
+    from appliance.cli.supervisor import Supervisor  # noqa: PLC0415 - imports gRPC
+
+    Supervisor(local, lambda text: click.echo(text, err=True)).run(lambda: _say_ready(local))
+
+
+def _say_ready(local: Local) -> None:
+    click.echo(f"the appliance is up: {local.api}", err=True)
+
+
+def _detach(local: Local) -> None:
+    make_private_dir(local.run)
+    reading, writing = os.pipe()
+    program = [sys.executable, "-P", "-m", "appliance.cli.supervisor"]
+    with local.log("supervisor").open("ab") as log:
+        subprocess.Popen(
+            [*program, "--data-dir", str(local.path), "--ready-fd", str(writing)],
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            pass_fds=[writing],
+            start_new_session=True,
+        )
+    os.close(writing)
+    with os.fdopen(reading, encoding="utf-8") as reports:
+        for line in reports:
+            told = json.loads(line)
+            if "say" in told:
+                click.echo(told["say"], err=True)
+            elif "error" in told:
+                raise BY_REASON.get(told["reason"], FailedPrecondition)(told["error"])
+            else:
+                _say_ready(local)
+                return
+    raise FailedPrecondition(f"the start broke off: read {local.log('supervisor')}")

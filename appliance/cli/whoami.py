@@ -1,0 +1,16 @@
+"""`appliance whoami`: who the server takes you for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from appliance.cli.command import command as make
+
+if TYPE_CHECKING:
+    from appliance.cli.session import Session
+
+
+@make("whoami", "AuthService.WhoAmI")
+def command(session: Session) -> None:
+    """Say who you are and what you may do."""
+    session.show(session.call("AuthService.WhoAmI"))

@@ -1,0 +1,34 @@
+"""Ask a server of the appliance whether it serves, without an identity."""
+
+from __future__ import annotations
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from appliance.core.errors import Unavailable
+from appliance.wire.status import from_rpc_error
+from appliance.wire.tls import sync_channel
+
+SECONDS = 5.0
+
+
+def check(address: str, ca_pem: bytes | None, *, timeout: float = SECONDS) -> None:
+    """Return when the server at `address` says that it serves.
+
+    Args:
+        address: `host:port`.
+        ca_pem: the appliance's CA certificate; None for a health port without TLS on loopback.
+        timeout: seconds to wait for the answer.
+
+    Raises:
+        Unavailable: it cannot be reached, is not of this appliance, or is starting or stopping.
+    """
+    channel = sync_channel(address, ca_pem) if ca_pem else grpc.insecure_channel(address)
+    with channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        try:
+            answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=timeout)
+        except grpc.RpcError as error:
+            raise Unavailable(f"{address}: {from_rpc_error(error)}") from error
+    if answer.status != health_pb2.HealthCheckResponse.SERVING:
+        raise Unavailable(f"{address} answers, but does not serve: it is starting or stopping")

@@ -1,0 +1,70 @@
+"""Find an RPC by its short name, `JobService.CreateJob`, and import its stubs when it is used.
+
+The one place that knows which generated module holds which service, so that callers name calls
+instead of importing three modules for each. Called by the command and by tests.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+from appliance.wire.rules import Rule, rules_of
+
+SERVICES = {
+    "AuditService": "audit.v1.audit_service",
+    "AuthService": "auth.v1.auth_service",
+    "BindingService": "access.v1.binding_service",
+    "DatasetService": "data.v1.dataset_service",
+    "EndpointService": "serving.v1.endpoint_service",
+    "InferenceService": "inference.v1.inference_service",
+    "JobService": "jobs.v1.job_service",
+    "ModelService": "models.v1.model_service",
+    "NodeService": "nodes.v1.node_service",
+    "ProjectService": "projects.v1.project_service",
+    "RoleService": "access.v1.role_service",
+    "ServiceAccountService": "access.v1.service_account_service",
+    "SystemService": "system.v1.system_service",
+    "TokenizerService": "data.v1.tokenizer_service",
+    "UserService": "access.v1.user_service",
+}
+"""Every service that people and applications call, and where its generated code lies."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """One RPC: its stub's class, its request's class, and the rule of its access.
+
+    The classes are generated and have no types of their own.
+    """
+
+    name: str
+    stub: Any
+    request: Any
+    rule: Rule
+
+    @property
+    def short(self) -> str:
+        """Its name within the service."""
+        return self.name.partition(".")[2]
+
+
+def find(name: str) -> Method:
+    """The RPC of a short name. Raises KeyError for one that does not exist."""
+    service, _, short = name.partition(".")
+    path = f"appliance.api.{SERVICES[service]}"
+    messages = importlib.import_module(f"{path}_pb2")
+    stubs = importlib.import_module(f"{path}_pb2_grpc")
+    descriptor = messages.DESCRIPTOR.services_by_name[service]
+    method = descriptor.methods_by_name[short]
+    request = importlib.import_module(
+        method.input_type.file.name.removesuffix(".proto").replace("/", ".") + "_pb2"
+    )
+    rule = rules_of([descriptor])[f"/{descriptor.full_name}/{short}"]
+    return Method(
+        name,
+        getattr(stubs, f"{service}Stub"),
+        getattr(request, method.input_type.name),
+        rule,
+    )
