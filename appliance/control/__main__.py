@@ -69,6 +69,7 @@ def _init(parsed: argparse.Namespace) -> int:
         ports=ports,
         node_name=parsed.node,
         gateway_name=parsed.gateway,
+        devices=parsed.devices,
     )
     password = sys.stdin.readline().removesuffix("\n")
     made = setup.init(plan, password)
@@ -103,6 +104,9 @@ def _parser() -> argparse.ArgumentParser:
     init.add_argument("--address", default="127.0.0.1", help="host under which others reach it")
     init.add_argument("--node", default="node-1", help="id of the node on this server")
     init.add_argument("--gateway", default="gateway-1", help="id of the gateway on this server")
+    init.add_argument(
+        "--devices", type=int, default=0, help="devices the node offers; 0: all it has"
+    )
     init.add_argument(
         "--port",
         action="append",

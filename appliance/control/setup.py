@@ -71,6 +71,7 @@ class Plan:
         address: host under which nodes, gateways and callers reach this server.
         ports: by name, all of `PORTS`.
         node_name, gateway_name: ids of the node and the gateway on this server.
+        devices: devices the node offers; 0: all it has.
     """
 
     data: Path
@@ -80,6 +81,7 @@ class Plan:
     ports: Mapping[str, int] = field(default_factory=lambda: dict(PORTS))
     node_name: str = "node-1"
     gateway_name: str = "gateway-1"
+    devices: int = 0
 
 
 @dataclass(frozen=True)
@@ -315,6 +317,7 @@ def _node_toml(plan: Plan, keyring: Keyring) -> bytes:
                 "ca": "ca.pem",
                 "ca_fingerprint": keyring.ca.fingerprint(),
             },
+            "devices": {"count": plan.devices},
         }
     )
 
@@ -323,8 +326,8 @@ def _host_port(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _toml(tables_: dict[str, dict[str, str]]) -> bytes:
-    """TOML of texts; a JSON string is a TOML basic string."""
+def _toml(tables_: dict[str, dict[str, str | int]]) -> bytes:
+    """TOML of texts and numbers; a JSON string is a TOML basic string."""
     lines: list[str] = []
     for name, values in tables_.items():
         lines += [f"\n[{name}]"] if name else []
