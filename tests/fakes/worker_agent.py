@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import grpc.aio
 
 from appliance.core.identity import Principal, PrincipalKind
 from appliance.crypto.artifacts import ArtifactWriter, manifest_digest
-from appliance.crypto.certs import Authority, new_private_key, public_key_of, make_csr
+from appliance.crypto.certs import Authority, make_csr, new_private_key
 from appliance.wire.tls import channel
 
 CLUSTER = "cluster-1"
@@ -182,7 +182,3 @@ def connect(address: str, identities: Identities, kind: PrincipalKind) -> grpc.a
     """A channel to a worker as a principal of some kind."""
     key, certificate = identities.issue(kind, "caller-1")
     return channel(address, identities.authority.certificate_pem, key, certificate)
-
-
-def now() -> datetime:
-    return datetime.now(UTC)

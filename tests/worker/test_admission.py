@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from appliance.core.errors import FailedPrecondition, InvalidInput
+from appliance.worker import admission
+
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "dtype": "bfloat16",
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_hidden_layers": 3,
+    "max_position_embeddings": 1024,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+    "_name_or_path": "/home/somebody/model",
+}
+
+
+def test_a_plain_configuration_passes_without_its_origin() -> None:
+    assert admission.checked_config(CONFIG) == {
+        k: v for k, v in CONFIG.items() if k != "_name_or_path"
+    }
+
+
+def test_compressed_tensors_pass() -> None:
+    quantized = CONFIG | {"quantization_config": {"quant_method": "compressed-tensors"}}
+    assert admission.checked_config(quantized)["quantization_config"] == {
+        "quant_method": "compressed-tensors"
+    }
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize(
+    ("change", "member"),
+    [
+        ({"auto_map": {"AutoModel": "evil.Model"}}, "auto_map"),
+        ({"rope_parameters": {"auto_map": {"x": "y"}}}, "rope_parameters.auto_map"),
+        ({"trust_remote_code": True}, "trust_remote_code"),
+        ({"architectures": ["EvilForCausalLM"]}, "architectures"),
+        ({"architectures": ["LlamaForCausalLM", "EvilForCausalLM"]}, "architectures"),
+        ({"architectures": "LlamaForCausalLM"}, "architectures"),
+        ({"tokenizer": "/etc/passwd"}, "tokenizer"),
+        ({"a": [{"b": "../../secret"}]}, "a[0].b"),
+        ({"draft": "https://example.invalid/model"}, "draft"),
+        ({"draft": "C:\\model"}, "draft"),
+        ({"impl": "modeling_evil.py"}, "impl"),
+        ({"dtype": "float64"}, "dtype"),
+        ({"quantization_config": {"quant_method": "evil"}}, "quantization_config"),
+        ({"quantization_config": "evil"}, "quantization_config"),
+    ],
+)
+def test_a_configuration_that_reaches_outside_is_refused(
+    change: dict[str, Any], member: str
+) -> None:
+    with pytest.raises(InvalidInput) as raised:
+        admission.checked_config(CONFIG | change)
+    assert list(raised.value.fields) == [f"config.{member}"]
+
+
+@pytest.mark.parametrize("value", [None, [], "x"])
+def test_what_is_no_object_is_refused(value: Any) -> None:
+    with pytest.raises(InvalidInput):
+        admission.checked_config(value)
+
+
+def test_weights_are_found_among_the_files() -> None:
+    files = ["config.json", "model-00002-of-00002.safetensors", "model-00001-of-00002.safetensors"]
+    assert admission.weight_files([*files, "tokenizer.json", "chat_template.jinja"]) == [
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+    ]
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize(
+    "file", ["modeling_evil.py", "pytorch_model.bin", "model.pt", "x.so", "weights.pkl", "noending"]
+)
+def test_a_file_that_could_hold_code_is_refused(file: str) -> None:
+    with pytest.raises(InvalidInput, match=file):
+        admission.weight_files(["config.json", "model.safetensors", file])
+
+
+def test_a_model_without_weights_is_refused() -> None:
+    with pytest.raises(InvalidInput):
+        admission.weight_files(["config.json"])
+
+
+def test_the_sequence_length_is_the_models_or_shorter() -> None:
+    assert admission.sequence_length(CONFIG, 0) == 1024
+    assert admission.sequence_length(CONFIG, 100) == 100
+    with pytest.raises(InvalidInput):
+        admission.sequence_length(CONFIG, 1025)
+    with pytest.raises(InvalidInput):
+        admission.sequence_length({}, 10)
+
+
+def test_the_cache_holds_one_longest_sequence_and_a_block() -> None:
+    # 2 (key, value) x 3 layers x 2 heads x 16 numbers x 2 bytes x 2 blocks x 128 tokens.
+    needed = 2 * 3 * 2 * 16 * 2 * 2 * 128
+    admission.check_cache(CONFIG, 100, needed)
+    with pytest.raises(FailedPrecondition) as raised:
+        admission.check_cache(CONFIG, 100, needed - 1)
+    assert raised.value.metadata == {"needed": str(needed)}
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_ranks_that_divide_the_heads_pass(ranks: int) -> None:
+    admission.check_ranks(CONFIG, ranks)
+
+
+@pytest.mark.parametrize("ranks", [3, 8])
+def test_ranks_that_do_not_divide_the_heads_are_refused(ranks: int) -> None:
+    with pytest.raises(InvalidInput):
+        admission.check_ranks(CONFIG, ranks)
+
+
+def test_a_number_that_is_none_is_refused() -> None:
+    with pytest.raises(InvalidInput):
+        admission.check_ranks(CONFIG | {"num_attention_heads": "4"}, 2)

@@ -1,0 +1,205 @@
+"""One real engine on one core, shared by the tests in their order; the last one kills it."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import os
+import signal
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from safetensors.torch import load_file
+
+from appliance.api.inference.v1 import worker_service_pb2_grpc
+from appliance.core.identity import PrincipalKind
+from tests.fakes import tiny_llama
+from tests.fakes.attach import answers, beat, submit
+from tests.fakes.served import Served
+from tests.fakes.worker_agent import Identities, WorkerProcess, connect
+
+pytestmark = pytest.mark.engine
+
+PROMPTS = [[1, 2, 3], [400], list(range(5, 60)), [7, 7, 7, 9]]
+COUNT = 24
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    found = Served(tmp_path_factory.mktemp("engine"))
+    yield found
+    found.worker.end()
+
+
+async def test_it_is_ready_and_says_where(served: Served) -> None:
+    assert served.ready["type"] == "ready"
+    served.stub()
+    async with served.channel as channel:
+        check = health_pb2_grpc.HealthStub(channel).Check
+        found = await check(health_pb2.HealthCheckRequest())
+    assert found.status == health_pb2.HealthCheckResponse.SERVING
+
+
+async def test_streamed_tokens_are_those_of_transformers(served: Served) -> None:
+    call = served.stub().Attach()
+    for index, prompt in enumerate(PROMPTS):
+        await call.write(submit(index, prompt, max_tokens=COUNT))
+    tokens, finished, messages = await answers(call, len(PROMPTS))
+    await served.channel.close()
+    expected = {i: tiny_llama.greedy(served.model, p, COUNT) for i, p in enumerate(PROMPTS)}
+    assert tokens == expected
+    assert set(finished.values()) == {2}
+    # A message for each step, not for each token.
+    assert messages < COUNT * len(PROMPTS) / 2
+
+
+async def test_an_end_token_ends_the_answer_unless_told_not_to(served: Served) -> None:
+    full = tiny_llama.greedy(served.model, PROMPTS[0], COUNT)
+    end = full[5]
+    first = full.index(end) + 1
+    call = served.stub().Attach()
+    await call.write(submit(1, PROMPTS[0], [end], max_tokens=COUNT))
+    await call.write(submit(2, PROMPTS[0], [end], max_tokens=COUNT, ignore_end=True))
+    tokens, finished, _ = await answers(call, 2)
+    await served.channel.close()
+    assert tokens == {1: full[:first], 2: full}
+    assert finished == {1: 1, 2: 2}
+
+
+async def test_a_continuation_goes_on_token_by_token(served: Served) -> None:
+    full = tiny_llama.greedy(served.model, PROMPTS[0], COUNT)
+    call = served.stub().Attach()
+    await call.write(submit(1, PROMPTS[0] + full[:10], max_tokens=COUNT - 10))
+    tokens, _, _ = await answers(call, 1)
+    await served.channel.close()
+    assert tokens == {1: full[10:]}
+
+
+async def test_the_same_seed_gives_the_same_answer(served: Served) -> None:
+    call = served.stub().Attach()
+    for identifier, seed in enumerate([5, 5, 6]):
+        await call.write(
+            submit(identifier, [1, 2], max_tokens=16, temperature=1.0, seed=seed, top_k=50)
+        )
+    tokens, _, _ = await answers(call, 3)
+    await served.channel.close()
+    assert tokens[0] == tokens[1] != tokens[2]
+
+
+async def test_a_gateway_that_leaves_frees_its_slots(served: Served) -> None:
+    watching = served.stub().Attach()
+    mine = served.channel
+    leaving = served.stub().Attach()
+    for identifier in range(4):
+        await leaving.write(submit(identifier, [3], max_tokens=0, ignore_end=True))
+    async with asyncio.timeout(20):
+        while (await beat(watching)).running < 4:
+            pass
+        leaving.cancel()
+        left = time.monotonic()
+        while (await beat(watching)).running:
+            pass
+    assert time.monotonic() - left < 1.5
+    await served.channel.close()
+    await mine.close()
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize(
+    "kind", [PrincipalKind.NODE, PrincipalKind.REPLICA, PrincipalKind.USER, PrincipalKind.CONTROL]
+)
+async def test_only_gateways_may_attach(served: Served, kind: PrincipalKind) -> None:
+    call = served.stub(kind).Attach()
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await call.read()
+    assert raised.value.code() is grpc.StatusCode.PERMISSION_DENIED
+    await served.channel.close()
+
+
+@pytest.mark.attack
+async def test_another_authority_s_gateway_is_refused(served: Served) -> None:
+    async with connect(served.ready["address"], Identities(), PrincipalKind.GATEWAY) as channel:
+        call = worker_service_pb2_grpc.WorkerServiceStub(channel).Attach()
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await call.read()
+    assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+def test_metrics_count_tokens_on_loopback(served: Served) -> None:
+    with urllib.request.urlopen(f"http://{served.ready['metrics']}/metrics") as response:
+        lines = response.read().decode().splitlines()
+    values = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+    assert float(values["appliance_worker_tokens"]) >= COUNT * len(PROMPTS)
+    assert float(values["appliance_worker_answers"]) == 0
+
+
+def _files_within_reach(worker: WorkerProcess, store: Path) -> Iterator[Path]:
+    """What lies in the store and in shared memory, and what the processes have open."""
+    yield from (p for root in (store, Path("/dev/shm")) for p in root.rglob("*") if p.is_file())
+    for pid in worker.family():
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            target = str(link.readlink())
+            if target.startswith(("/memfd:", "/")) and "/dev/" not in target:
+                yield link
+
+
+@pytest.mark.attack
+def test_no_weight_lies_anywhere_in_the_clear(served: Served) -> None:
+    weights = load_file(served.folder / "model.safetensors")
+    samples = [w.flatten()[8:24].numpy().tobytes() for w in weights.values() if w.dim() > 1]
+    files = list(_files_within_reach(served.worker, served.store.root))
+    found = []
+    for path in files:
+        try:
+            data = path.read_bytes()
+        except OSError:
+            continue
+        found += [path for sample in samples if sample in data]
+    assert found == []
+    assert (served.folder / "model.safetensors").read_bytes().count(samples[0]) == 1
+
+
+@pytest.mark.attack
+def test_the_key_is_in_no_argument_and_no_variable(served: Served) -> None:
+    key = served.store.key
+    forms = [key, key.hex().encode(), base64.b64encode(key)]
+    pids = served.worker.family()
+    assert len(pids) >= 3
+    for pid in pids:
+        for name in ("cmdline", "environ"):
+            data = Path(f"/proc/{pid}/{name}").read_bytes()
+            assert not any(form in data for form in forms)
+    assert not any(form in served.worker.log.read_bytes() for form in forms)
+
+
+def test_the_configuration_is_gone_while_it_serves(served: Served) -> None:
+    folders = list(Path("/dev/shm").glob(f"appliance-worker-{served.worker.process.pid}-*"))
+    assert len(folders) == 1
+    assert not (folders[0] / "config.json").exists()
+
+
+@pytest.mark.attack
+def test_when_the_engine_is_killed_all_of_the_worker_ends_at_once(served: Served) -> None:
+    worker = served.worker
+    engine = min(
+        pid
+        for pid in worker.children(worker.process.pid)
+        if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"VLLM::EngineCore")
+    )
+    os.kill(engine, signal.SIGKILL)
+    killed = time.monotonic()
+    assert worker.wait(5) == 1
+    assert time.monotonic() - killed < 1
+    limit = killed + 3
+    while worker.family() and time.monotonic() < limit:
+        time.sleep(0.02)
+    assert worker.family() == []
+    said = worker.report()
+    assert (said["type"], said["reason"]) == ("error", "UNAVAILABLE")
+    assert str(engine) in said["message"]
+    assert not list(Path("/dev/shm").glob(f"appliance-worker-{worker.process.pid}-*"))
