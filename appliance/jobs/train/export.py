@@ -110,16 +110,11 @@ def _write_weights(
         # All ranks of a stage go through its tensors in the same order, so that each part that is
         # sent meets a rank that waits for it.
         for name, target in ranks.items():
-            if name not in assembly.parameters or _elsewhere(name, assembly):
+            if name not in assembly.parameters:
                 continue
             whole = _bring_together(assembly, name, rank, target)
             if out is not None and whole is not None:
                 out.put(name, whole)
-
-
-def _elsewhere(name: str, assembly: Assembly) -> bool:
-    """Whether this rank's copy of a parameter is another stage's to write."""
-    return _pipeline_rank(name, assembly.settings) != assembly.mesh.pipeline
 
 
 @torch.no_grad()

@@ -232,10 +232,16 @@ class Settings:
                 f" makes {stages} stages, which do not divide {self.shape.layers} layers;"
                 " choose a degree or a number of layers that divides."
             }
-        if pieces % pipeline:
+        if STAGES_PER_RANK[self.schedule] > 1 and pieces % pipeline:
             return {
                 "microbatches": f"{pieces} microbatches are no multiple of the pipeline degree"
-                f" {pipeline}; choose a multiple, such as {2 * pipeline}."
+                f" {pipeline}, which {self.schedule} needs; choose a multiple, such as"
+                f" {2 * pipeline}."
+            }
+        if pieces < pipeline:
+            return {
+                "microbatches": f"{pieces} microbatches cannot fill {pipeline} pipeline ranks;"
+                f" choose at least {pipeline}, better {2 * pipeline}."
             }
         return {}
 

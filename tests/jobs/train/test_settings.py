@@ -101,7 +101,16 @@ WRONG: list[tuple[dict[str, Any], int, str, str]] = [
         {"mesh": {"pipeline": 2}, "microbatches": 1},
         2,
         "microbatches",
-        "1 microbatches are no multiple of the pipeline degree 2; choose a multiple, such as 4.",
+        "1 microbatches cannot fill 2 pipeline ranks; choose at least 2, better 4.",
+    ),
+    (
+        {"mesh": {"pipeline": 2}, "microbatches": 1, "pipeline_schedule": "Interleaved1F1B"},
+        2,
+        "microbatches",
+        (
+            "1 microbatches are no multiple of the pipeline degree 2, which Interleaved1F1B needs;"
+            " choose a multiple, such as 4."
+        ),
     ),
     (
         {"pipeline_schedule": "1F1P"},
