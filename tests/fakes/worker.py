@@ -1,21 +1,229 @@
-"""A worker that serves nothing: it says what it was ordered, and waits for its end."""
+"""A worker without an engine: the real service over mTLS, with a scripted way to fail.
 
-import argparse
-import json
-import os
-import signal
+Its model answers from the length of what it was given alone, so an answer that goes on elsewhere
+is the same only when the ids given were the prompt and everything generated, once each.
+"""
 
-parser = argparse.ArgumentParser()
-for name in ("--work", "--epoch", "--orders-fd", "--reports-fd"):
-    parser.add_argument(name, required=True)
-options = parser.parse_args()
-with os.fdopen(int(options.orders_fd), "rb") as pipe:
-    orders = json.load(pipe)
-reports = int(options.reports_fd)
-if orders["max_sequence_length"] == 13:
-    os.write(reports, b'{"type": "error", "reason": "EXHAUSTED", "message": "no room"}\n')
-    raise SystemExit(1)
-host = orders["listen"].removesuffix(":0")
-os.write(reports, b"not a report\n")
-os.write(reports, json.dumps({"type": "ready", "address": f"{host}:4242"}).encode() + b"\n")
-signal.pause()
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from appliance.api.inference.v1 import generation_pb2, worker_service_pb2, worker_service_pb2_grpc
+from appliance.core.identity import PrincipalKind
+from appliance.wire import tls
+from appliance.wire.machine_door import MachineDoor
+from appliance.wire.rules import rules_of
+from appliance.wire.server import Listener, Server, Service
+from tests.fakes.wire import CLUSTER, authority, issued
+
+STORY = "Es war einmal ein Modell 🤗, das über 日本語 sprach: naïve Fragen, kluge Antworten. "
+END = 257
+RULES = rules_of(worker_service_pb2.DESCRIPTOR.services_by_name.values())
+STOP = generation_pb2.FINISH_REASON_STOP
+LENGTH = generation_pb2.FINISH_REASON_LENGTH
+
+
+def tokenizer() -> Tokenizer:
+    """One token for each byte, and two special ones: 256 begins, 257 ends."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {letter: number for number, letter in enumerate(alphabet)}
+    made = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    made.add_special_tokens(["<s>", "</s>"])
+    return made
+
+
+STORY_IDS = tokenizer().encode(STORY).ids
+
+
+def next_token(ids: int) -> int:
+    """What the model says after so many tokens."""
+    return STORY_IDS[ids % len(STORY_IDS)]
+
+
+def story(prompt: int, tokens: int) -> list[int]:
+    """The whole answer to a prompt of some length."""
+    return [next_token(prompt + number) for number in range(tokens)]
+
+
+@dataclass
+class Script:
+    """How it fails; nothing set: it does not.
+
+    `die_after`: the stream breaks after so many tokens of an answer; `hang_after`: heartbeats go on,
+    steps do not; `end_after`: the model ends the answer.
+    """
+
+    die_after: int | None = None
+    hang_after: int | None = None
+    end_after: int | None = None
+    refuse: str = ""
+    wrong: bool = False
+    seconds: float = 0.0
+    silent: bool = False
+    draining: bool = False
+    code: grpc.StatusCode = grpc.StatusCode.UNAVAILABLE
+
+
+@dataclass
+class Worker:
+    """One replica."""
+
+    id: str
+    script: Script = field(default_factory=Script)
+    submits: list[Any] = field(default_factory=list)
+    aborts: list[int] = field(default_factory=list)
+    metadata: list[Any] = field(default_factory=list)
+    port: int = 0
+    running: int = 0
+    finished: int = 0
+    _server: Server | None = None
+
+    async def start(self) -> None:
+        pair = issued(PrincipalKind.REPLICA, self.id, server=True)
+        credentials = tls.server_credentials(
+            pair.key, pair.certificate, authority().certificate_pem, require_client=True
+        )
+        self._server = Server(grace=0.0)
+        self.port = self._server.bind(
+            Listener(
+                f"127.0.0.1:{self.port}",
+                "listen",
+                credentials,
+                [MachineDoor(RULES, CLUSTER, {PrincipalKind.GATEWAY})],
+                [
+                    Service(
+                        _Service(self),
+                        worker_service_pb2_grpc.add_WorkerServiceServicer_to_server,
+                    )
+                ],
+                RULES,
+            )
+        )
+        await self._server.start()
+
+    async def stop(self) -> None:
+        if self._server is not None:
+            server, self._server = self._server, None
+            await server.stop()
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+
+class _Service(worker_service_pb2_grpc.WorkerServiceServicer):
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+
+    async def Attach(self, request_iterator: AsyncIterator[Any], context: Any) -> None:
+        stream = _Stream(self._worker)
+        self._worker.metadata.append(context.invocation_metadata())
+        tasks = {
+            asyncio.create_task(stream.read(request_iterator)),
+            asyncio.create_task(stream.step()),
+            asyncio.create_task(stream.write(context)),
+        }
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._worker.running -= len(stream.answers)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        for task in done:
+            if isinstance(task.exception(), _DiedError):
+                await context.abort(self._worker.script.code, "died")
+            task.result()
+
+
+class _DiedError(Exception):
+    pass
+
+
+class _Stream:
+    """One gateway's answers: [ids so far, tokens made, tokens asked for, the submit]."""
+
+    def __init__(self, worker: Worker) -> None:
+        self.worker = worker
+        self.answers: dict[int, list[Any]] = {}
+        self.outputs: list[Any] = []
+        self.filled = asyncio.Event()
+        self.steps = 0
+
+    async def read(self, orders: AsyncIterator[Any]) -> None:
+        async for order in orders:
+            if order.HasField("abort"):
+                self.worker.aborts.append(order.abort.id)
+                if self.answers.pop(order.abort.id, None) is not None:
+                    self.worker.running -= 1
+                continue
+            submit = order.submit
+            self.worker.submits.append(submit)
+            if self.worker.script.refuse:
+                self.put(id=submit.id, refused=self.worker.script.refuse)
+                continue
+            count = len(submit.prompt_token_ids)
+            self.answers[submit.id] = [count, 0, submit.sampling.max_tokens, submit]
+            self.worker.running += 1
+            self.filled.set()
+
+    def put(self, **fields: Any) -> None:
+        self.outputs.append(worker_service_pb2.StepOutput(**fields))
+        self.filled.set()
+
+    async def step(self) -> None:
+        while True:
+            script = self.worker.script
+            await asyncio.sleep(script.seconds)
+            if not self.answers:
+                await asyncio.sleep(0.001)
+                continue
+            moved = False
+            for identifier in list(self.answers):
+                moved |= self._token(identifier, script)
+            self.steps += moved
+
+    def _token(self, identifier: int, script: Script) -> bool:
+        answer = self.answers[identifier]
+        count, made, most, _ = answer
+        if script.hang_after is not None and made >= script.hang_after:
+            return False
+        if script.die_after is not None and made >= script.die_after:
+            raise _DiedError
+        token = 100_000 if script.wrong else next_token(count)
+        if script.end_after is not None and made >= script.end_after:
+            token = END
+        answer[0], answer[1] = count + 1, made + 1
+        finish = STOP if token == END else LENGTH if made + 1 >= most else 0
+        self.put(id=identifier, token_ids=[token], finish_reason=finish)
+        if finish:
+            del self.answers[identifier]
+            self.worker.running -= 1
+            self.worker.finished += 1
+        return True
+
+    async def write(self, context: Any) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.05):
+                    await self.filled.wait()
+            self.filled.clear()
+            if self.worker.script.silent:
+                await asyncio.sleep(0.05)
+                continue
+            outputs, self.outputs = self.outputs, []
+            beat = worker_service_pb2.Heartbeat(
+                steps=self.steps,
+                running=len(self.answers),
+                draining=self.worker.script.draining,
+            )
+            await context.write(worker_service_pb2.AttachResponse(outputs=outputs, heartbeat=beat))

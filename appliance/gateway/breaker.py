@@ -1,0 +1,99 @@
+"""Takes a replica out of rotation after failures in a row, and lets it back after a proof.
+
+Rules kept here:
+* only what is the replica's fault is recorded, and at the end of an answer, not when it begins;
+* open means no answers at all; only a synthetic probe closes it again, after 1, 2, 4 … 30 s;
+* nothing is stored: a replica that starts anew gets a new breaker.
+
+Pure: time comes from the caller. Called by `appliance.gateway.links`.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+FIRST_PAUSE = 1.0
+LONGEST_PAUSE = 30.0
+
+
+class State(Enum):
+    """What a breaker lets through."""
+
+    CLOSED = "closed"
+    OPEN = "open"
+    HALF_OPEN = "half-open"
+
+
+class Breaker:
+    """Counts failures in a row of one replica.
+
+    Args:
+        failures: so many in a row open it.
+    """
+
+    def __init__(self, failures: int) -> None:
+        self._most = failures
+        self._failures = 0
+        self._pause = FIRST_PAUSE
+        self._due = 0.0
+        self.state = State.CLOSED
+
+    def succeeded(self) -> None:
+        """An answer ended well."""
+        if self.state is State.CLOSED:
+            self._failures = 0
+
+    def failed(self, now: float) -> bool:
+        """An answer failed by the replica's fault; whether this opened the breaker."""
+        if self.state is not State.CLOSED:
+            return False
+        self._failures += 1
+        if self._failures < self._most:
+            return False
+        self.state = State.OPEN
+        self._pause = FIRST_PAUSE
+        self._due = now + self._pause
+        return True
+
+    def probe_due(self, now: float) -> bool:
+        """Whether a probe may go out now."""
+        return self.state is State.OPEN and now >= self._due
+
+    def probe_sent(self) -> None:
+        """A probe is on its way; there is one at a time."""
+        self.state = State.HALF_OPEN
+
+    def probed(self, now: float, *, well: bool) -> None:
+        """The probe ended: well closes the breaker, otherwise the pause doubles."""
+        if well:
+            self.state = State.CLOSED
+            self._failures = 0
+            return
+        self.state = State.OPEN
+        self._pause = min(2 * self._pause, LONGEST_PAUSE)
+        self._due = now + self._pause
+
+
+class Budget:
+    """Keeps retries a share of calls, so that a failing fleet is not asked many times over.
+
+    Args:
+        share: retries each call earns.
+        spare: retries that a quiet gateway has, and the most that can be saved.
+    """
+
+    def __init__(self, share: float, spare: float = 10.0) -> None:
+        self._share = share
+        self._spare = spare
+        self._saved = spare
+
+    def earn(self) -> None:
+        """A call came."""
+        self._saved = min(self._spare, self._saved + self._share)
+
+    def spend(self) -> bool:
+        """Whether one retry is left; it is gone then."""
+        if self._saved < 1:
+            return False
+        self._saved -= 1
+        return True

@@ -1,0 +1,111 @@
+"""What a gateway can be told; the table in docs/gateway.md is made from this."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+def _doc(text: str) -> dict[str, str]:
+    return {"doc": text}
+
+
+@dataclass(frozen=True)
+class Listen:
+    """Where callers reach the gateway."""
+
+    grpc: str = field(
+        default="127.0.0.1:8443", metadata=_doc("`host:port` of the gRPC API, over TLS")
+    )
+    openai: str = field(
+        default="127.0.0.1:8444", metadata=_doc("`host:port` of the OpenAI-compatible API, HTTPS")
+    )
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one caller, and all together, may take."""
+
+    calls: int = field(default=1024, metadata=_doc("answers in work at a time, of all callers"))
+    calls_per_caller: int = field(
+        default=64, metadata=_doc("answers in work at a time, of one caller")
+    )
+    body_bytes: int = field(
+        default=1 << 20, metadata=_doc("largest request; a larger one is refused")
+    )
+    connections: int = field(
+        default=2048, metadata=_doc("open connections to the OpenAI-compatible API")
+    )
+    answer_seconds: float = field(
+        default=3600.0, metadata=_doc("longest time an answer may take; then it fails")
+    )
+    send_seconds: float = field(
+        default=30.0, metadata=_doc("time a caller may read nothing; then its answer ends")
+    )
+
+
+@dataclass(frozen=True)
+class Routing:
+    """How replicas are chosen, watched and replaced."""
+
+    wait_seconds: float = field(
+        default=30.0,
+        metadata=_doc("time an answer waits for a replica when none is ready but one may come"),
+    )
+    settle_seconds: float = field(
+        default=5.0,
+        metadata=_doc("time a replica that broke may come back before it counts as dead"),
+    )
+    silent_seconds: float = field(
+        default=0.85,
+        metadata=_doc("silence after which a replica is lost; heartbeats come each 0.25 s"),
+    )
+    stall_seconds: float = field(
+        default=10.0,
+        metadata=_doc("time a busy engine may make no step; then its answers go on elsewhere"),
+    )
+    first_token_seconds: float = field(
+        default=120.0, metadata=_doc("longest time to an answer's first token from one replica")
+    )
+    between_tokens_seconds: float = field(
+        default=60.0, metadata=_doc("longest time between two tokens from one replica")
+    )
+    retries: int = field(
+        default=2, metadata=_doc("further replicas to try for an answer without a token so far")
+    )
+    retry_share: float = field(
+        default=0.1, metadata=_doc("share of calls that may be retried, beyond a first few")
+    )
+    continuations: int = field(
+        default=8, metadata=_doc("times a begun answer may go on with another replica")
+    )
+    answers_per_replica: int = field(
+        default=512, metadata=_doc("answers in work at a time in one replica")
+    )
+    failures: int = field(
+        default=3, metadata=_doc("failures in a row that take a replica out of rotation")
+    )
+
+
+@dataclass(frozen=True)
+class GatewayConfig:
+    """One gateway."""
+
+    cluster_id: str = field(metadata=_doc("id of the appliance's cluster"))
+    control: str = field(
+        default="127.0.0.1:7444",
+        metadata=_doc("`host:port` of the control plane's listener for machines"),
+    )
+    key: Path = field(default=Path("key.pem"), metadata=_doc("private key, PEM, mode 0600"))
+    certificate: Path = field(
+        default=Path("cert.pem"), metadata=_doc("certificate of this gateway, PEM")
+    )
+    ca: Path = field(default=Path("ca.pem"), metadata=_doc("CA certificate of the appliance, PEM"))
+    listen: Listen = field(default_factory=Listen)
+    metrics: str = field(default="127.0.0.1:8445", metadata=_doc("loopback address of the metrics"))
+    view_seconds: float = field(
+        default=10.0,
+        metadata=_doc("age of the control plane's last word after which new calls are refused"),
+    )
+    limits: Limits = field(default_factory=Limits)
+    routing: Routing = field(default_factory=Routing)

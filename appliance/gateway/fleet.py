@@ -1,0 +1,157 @@
+"""All links of a gateway: follows the view, watches the links, and chooses among them.
+
+Rules kept here:
+* round robin over requests: of those that can take an answer, the one that was chosen longest ago,
+  by the replica's stable id; so a view, a restart or a flapping neighbour never shifts the turn;
+* a replica that was tried already is chosen only when no other can take the answer;
+* a replica that left the view takes no new answers, and keeps its old ones until they end;
+* the gateway's own pauses are not held against replicas.
+
+Called by `appliance.gateway.router` and, for the view, by `main`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping
+
+import grpc.aio
+
+from appliance.gateway.config import Routing
+from appliance.gateway.links import Link
+from appliance.gateway.snapshot import Place, Snapshot
+
+TICK_SECONDS = 0.1
+_OWN_PAUSE = 0.2
+"""A tick that is later than this was late by this process' own fault."""
+
+Connect = Callable[[str], grpc.aio.Channel]
+
+
+def choose(
+    candidates: Iterable[Place], tried: Collection[Place], turns: Mapping[tuple[str, str], int]
+) -> Place | None:
+    """The place whose replica had its last turn longest ago; untried ones first. Pure.
+
+    `turns` maps (endpoint, replica id) to the number of its last turn; those never chosen come
+    first, in the order of their ids.
+    """
+    places = sorted(candidates)
+    fresh = [place for place in places if place not in tried]
+    return min(
+        fresh or places,
+        key=lambda place: turns.get((place.endpoint, place.id), 0),
+        default=None,
+    )
+
+
+class Fleet:
+    """The links to all replicas of the view.
+
+    Args:
+        connect: makes a channel to `host:port` of a replica.
+        settings: time-outs and bounds.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self, connect: Connect, settings: Routing, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._connect = connect
+        self._settings = settings
+        self._clock = clock
+        self._links: dict[Place, Link] = {}
+        self._snapshot: Snapshot | None = None
+        self._turns: dict[tuple[str, str], int] = {}
+        self._turn = 0
+        self._waiting: set[asyncio.Future[None]] = set()
+
+    @property
+    def links(self) -> list[Link]:
+        """Every link, also those that are on their way out."""
+        return list(self._links.values())
+
+    def apply(self, snapshot: Snapshot) -> None:
+        """Open what is new in a snapshot, retire what is no longer there."""
+        self._snapshot = snapshot
+        wanted = {place for route in snapshot.routes.values() for place in route.places}
+        for place in wanted - self._links.keys():
+            channel = self._connect(place.address)
+            self._links[place] = Link(place, channel, self._settings, self._notify, self._clock)
+        for place, link in self._links.items():
+            link.retired = place not in wanted
+        replicas = {(place.endpoint, place.id) for place in wanted}
+        if len(self._turns) > 2 * len(replicas) + 1000:
+            self._turns = {key: turn for key, turn in self._turns.items() if key in replicas}
+        self._notify()
+
+    async def run(self) -> None:
+        """Watch the links for ever."""
+        last = self._clock()
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            now = self._clock()
+            late = now - last - TICK_SECONDS
+            last = now
+            self.tick(now, late if late > _OWN_PAUSE else 0.0)
+
+    def tick(self, now: float, lag: float) -> None:
+        """Let every link judge itself; drop those that are closed."""
+        for place, link in list(self._links.items()):
+            link.tick(now, lag)
+            if link.closed:
+                del self._links[place]
+
+    def take_turn(self, endpoint: str, tried: Collection[Place]) -> Link | None:
+        """The link for the next answer of an endpoint; None when none can take one."""
+        ready = {link.place: link for link in self._of(endpoint) if link.ready and not link.full}
+        place = choose(ready, tried, self._turns)
+        if place is None:
+            return None
+        self._turn += 1
+        self._turns[endpoint, place.id] = self._turn
+        return ready[place]
+
+    def has_other(self, endpoint: str, tried: Collection[Place]) -> bool:
+        """Whether an untried replica can take an answer now."""
+        return any(
+            link.ready and not link.full and link.place not in tried for link in self._of(endpoint)
+        )
+
+    def is_full(self, endpoint: str) -> bool:
+        """Whether replicas are ready, but each has as many answers as it may."""
+        ready = [link for link in self._of(endpoint) if link.ready]
+        return bool(ready) and all(link.full for link in ready)
+
+    def has_hope(self, endpoint: str) -> bool:
+        """Whether a replica may become ready: one starts, or broke only a moment ago."""
+        route = self._snapshot.routes.get(endpoint) if self._snapshot else None
+        if route is None:
+            return False
+        if route.coming:
+            return True
+        settled = self._clock() - self._settings.settle_seconds
+        return any(link.broken_at > settled for link in self._of(endpoint))
+
+    async def wait(self, seconds: float) -> None:
+        """Wait until something changed, or so long."""
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiting.add(waiter)
+        try:
+            await asyncio.wait({waiter}, timeout=seconds)
+        finally:
+            self._waiting.discard(waiter)
+
+    async def close(self) -> None:
+        """End all links."""
+        await asyncio.gather(*(link.close() for link in self._links.values()))
+        self._links.clear()
+
+    def _of(self, endpoint: str) -> list[Link]:
+        return [link for link in self._links.values() if link.place.endpoint == endpoint]
+
+    def _notify(self) -> None:
+        for waiter in self._waiting:
+            if not waiter.done():
+                waiter.set_result(None)

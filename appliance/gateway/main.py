@@ -1,0 +1,200 @@
+"""The composition root of the gateway: configuration in, both fronts out."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import signal
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc.aio
+import uvloop
+from prometheus_client import CollectorRegistry
+
+from appliance.api.inference.v1 import inference_service_pb2, inference_service_pb2_grpc
+from appliance.core import log
+from appliance.core.config import load
+from appliance.core.errors import ApplianceError
+from appliance.core.files import read_secret
+from appliance.core.process import harden
+from appliance.gateway.config import GatewayConfig
+from appliance.gateway.fleet import Fleet
+from appliance.gateway.http import HttpFront
+from appliance.gateway.metrics import GatewayMetrics, ReplicaStates
+from appliance.gateway.openai import OpenAi
+from appliance.gateway.pipeline import Parts, Pipeline
+from appliance.gateway.router import Router
+from appliance.gateway.service import GatewayDoor, InferenceService
+from appliance.gateway.snapshot import Snapshot
+from appliance.gateway.tokenize import Models
+from appliance.gateway.usage import UsageReports
+from appliance.gateway.view import Control, View
+from appliance.wire.metrics import CallMetrics
+from appliance.wire.rules import rules_of
+from appliance.wire.server import Listener, Server, Service
+from appliance.wire.tls import channel, server_credentials
+
+GRACE_SECONDS = 20.0
+"""Time that running answers have when the gateway stops."""
+FLUSH_SECONDS = 5.0
+LOOK_SECONDS = 0.5
+_MESSAGE_HEAD = 4096
+"""Bytes of a gRPC message beside the caller's text."""
+
+logger = logging.getLogger(__name__)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the gateway until SIGTERM or SIGINT; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="appliance.gateway", description="The gateway.")
+    parser.add_argument("--config", required=True, type=Path, help="its gateway.toml")
+    options = parser.parse_args(arguments)
+    log.configure("gateway")
+    try:
+        harden()
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(serve(load(GatewayConfig, options.config)))
+    except ApplianceError as error:
+        logger.error("%s", error)  # noqa: TRY400 - a sentence for a person
+        return 1
+    return 0
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Key and certificate of this gateway, and the authority it believes; PEM."""
+
+    key: bytes
+    certificate: bytes
+    ca: bytes
+
+    @classmethod
+    def read(cls, config: GatewayConfig) -> Identity:
+        """From the files of the configuration. Raises FailedPrecondition."""
+        return cls(read_secret(config.key), config.certificate.read_bytes(), config.ca.read_bytes())
+
+
+async def serve(config: GatewayConfig, *, started: asyncio.Event | None = None) -> None:
+    """Serve until SIGTERM or SIGINT, then let running answers end.
+
+    Raises:
+        FailedPrecondition: a port is in use or a file is missing.
+        InvalidInput: an address or a value of the configuration is wrong.
+    """
+    gateway = Gateway(config, Identity.read(config))
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    await gateway.run(stop, started)
+
+
+class Gateway:
+    """All parts of one gateway, put together; build it inside the running loop.
+
+    Args:
+        config: as read.
+        identity: as read.
+    """
+
+    def __init__(self, config: GatewayConfig, identity: Identity) -> None:
+        self._identity = identity
+        registry = CollectorRegistry()
+        self._metrics = GatewayMetrics(registry)
+        self._channel = channel(config.control, identity.ca, identity.key, identity.certificate)
+        self.view = View(config.view_seconds)
+        self._control = Control(self._channel, self.view)
+        self.fleet = Fleet(self._connect, config.routing)
+        registry.register(ReplicaStates(lambda: self.fleet.links))
+        self._models = Models(self._control.tokenizer)
+        self._usage = UsageReports(self._control.report)
+        router = Router(self.fleet, config.routing, moved=self._metrics.moved)
+        self.pipeline = Pipeline(
+            Parts(self.view, self._models, router, self._usage, self._metrics, config.limits)
+        )
+        self._server = Server(
+            metrics_address=config.metrics, registry=registry, grace=GRACE_SECONDS
+        )
+        self.grpc_port = self._server.bind(self._listener(config, CallMetrics(registry)))
+        self.http = HttpFront(
+            OpenAi(self.pipeline, config.limits).application(),
+            config.listen.openai,
+            config.certificate,
+            config.key,
+            connections=config.limits.connections,
+            grace=GRACE_SECONDS,
+        )
+
+    def _connect(self, address: str) -> grpc.aio.Channel:
+        return channel(address, self._identity.ca, self._identity.key, self._identity.certificate)
+
+    def _listener(self, config: GatewayConfig, calls: CallMetrics) -> Listener:
+        rules = rules_of(inference_service_pb2.DESCRIPTOR.services_by_name.values())
+        identity = self._identity
+        return Listener(
+            config.listen.grpc,
+            "listen.grpc",
+            server_credentials(
+                identity.key, identity.certificate, identity.ca, require_client=False
+            ),
+            [GatewayDoor(rules, self.pipeline, calls)],
+            [
+                Service(
+                    InferenceService(self.pipeline),
+                    inference_service_pb2_grpc.add_InferenceServiceServicer_to_server,
+                )
+            ],
+            rules,
+            (("grpc.max_receive_message_length", config.limits.body_bytes + _MESSAGE_HEAD),),
+        )
+
+    async def run(self, stop: asyncio.Event, started: asyncio.Event | None = None) -> None:
+        """Serve until `stop` is set, then drain. Raises what ended a part of it."""
+        parts: list[Coroutine[None, None, None]] = [
+            self._control.watch(self._changed),
+            self.fleet.run(),
+            self._usage.run(),
+            self._say_health(),
+        ]
+        await self._server.set_serving(serving=False)
+        await self._server.start()
+        self.http.start()
+        tasks = {asyncio.create_task(part) for part in parts}
+        stopped = asyncio.create_task(stop.wait())
+        if started is not None:
+            started.set()
+        try:
+            await asyncio.wait(
+                {stopped, self.http.task, *tasks}, return_when=asyncio.FIRST_COMPLETED
+            )
+        finally:
+            await self._drain()
+            for task in (*tasks, stopped):
+                task.cancel()
+            ended = await asyncio.gather(*tasks, return_exceptions=True)
+            await self._usage.flush(FLUSH_SECONDS)
+            await self.fleet.close()
+            await self._channel.close(None)
+        for outcome in ended:
+            if isinstance(outcome, Exception):
+                raise outcome
+
+    async def _drain(self) -> None:
+        """Refuse what is new, let what runs end."""
+        self.pipeline.draining = True
+        await asyncio.gather(self._server.stop(), self.http.stop())
+
+    def _changed(self, snapshot: Snapshot) -> None:
+        self.fleet.apply(snapshot)
+        self._models.apply(snapshot)
+
+    async def _say_health(self) -> None:
+        """Say whether calls can be decided; keep the two gauges that nobody else sets."""
+        while True:
+            await self._server.set_serving(serving=self.view.fresh)
+            self._metrics.view_age.set(self.view.age)
+            self._metrics.usage_waiting.set(len(self._usage))
+            await asyncio.sleep(LOOK_SECONDS)

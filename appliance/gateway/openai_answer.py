@@ -1,0 +1,136 @@
+"""Bodies of OpenAI-compatible answers: whole, in pieces, and errors. Pure.
+
+Called by `appliance.gateway.openai`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from appliance.api.inference.v1 import generation_pb2
+from appliance.core.errors import ApplianceError
+from appliance.gateway.pipeline import Call
+
+DONE = b"data: [DONE]\n\n"
+_FINISH = {
+    generation_pb2.FINISH_REASON_STOP: "stop",
+    generation_pb2.FINISH_REASON_LENGTH: "length",
+}
+# gRPC code: HTTP status, type and code of the error object.
+_STATUS: Mapping[str, tuple[int, str, str | None]] = {
+    "INVALID_ARGUMENT": (400, "invalid_request_error", None),
+    "FAILED_PRECONDITION": (400, "invalid_request_error", None),
+    "UNAUTHENTICATED": (401, "authentication_error", "invalid_api_key"),
+    "PERMISSION_DENIED": (403, "permission_error", None),
+    "NOT_FOUND": (404, "invalid_request_error", "model_not_found"),
+    "RESOURCE_EXHAUSTED": (429, "rate_limit_error", "rate_limit_exceeded"),
+    "UNAVAILABLE": (503, "service_unavailable_error", "service_unavailable"),
+    "CANCELLED": (499, "server_error", None),
+}
+_BUG = (500, "server_error", "internal_error")
+
+
+def status_of(error: ApplianceError) -> int:
+    """HTTP status of an error."""
+    return _STATUS.get(error.code, _BUG)[0]
+
+
+def error_object(error: ApplianceError) -> dict[str, Any]:
+    """The body that says what is wrong."""
+    _, kind, code = _STATUS.get(error.code, _BUG)
+    param = next(iter(error.fields), "model" if error.code == "NOT_FOUND" else None)
+    return {"error": {"message": error.message, "type": kind, "param": param, "code": code}}
+
+
+def error_headers(error: ApplianceError) -> dict[str, str]:
+    """Headers that go with an error."""
+    if error.retry_after is None:
+        return {}
+    return {"retry-after": str(max(1, math.ceil(error.retry_after)))}
+
+
+def encoded(value: object) -> bytes:
+    """Compact JSON."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def event(value: object) -> bytes:
+    """One server-sent event."""
+    return b"data: " + encoded(value) + b"\n\n"
+
+
+def usage_of(call: Call) -> dict[str, int]:
+    """What an answer took."""
+    return {
+        "prompt_tokens": call.prompt_tokens,
+        "completion_tokens": call.completion_tokens,
+        "total_tokens": call.prompt_tokens + call.completion_tokens,
+    }
+
+
+class Form:
+    """How answers to one request look.
+
+    Args:
+        chat: a conversation's answer, or a text's continuation.
+        model: as the caller wrote it.
+    """
+
+    def __init__(self, call: Call, model: str, *, chat: bool) -> None:
+        self._call = call
+        self._chat = chat
+        kind = "chatcmpl" if chat else "cmpl"
+        self._head: dict[str, Any] = {
+            "id": f"{kind}-{call.request_id}",
+            "created": int(time.time()),
+            "model": model,
+        }
+
+    def whole(self, text: str, finish: generation_pb2.FinishReason) -> dict[str, Any]:
+        """The answer in one body."""
+        content = (
+            {"message": {"role": "assistant", "content": text}} if self._chat else {"text": text}
+        )
+        return {
+            **self._head,
+            "object": "chat.completion" if self._chat else "text_completion",
+            "choices": [self._choice(content, finish)],
+            "usage": usage_of(self._call),
+        }
+
+    def first(self) -> bytes:
+        """What begins a stream: who speaks; nothing for a text."""
+        if not self._chat:
+            return b""
+        return self._piece({"delta": {"role": "assistant", "content": ""}}, None)
+
+    def piece(self, text: str, finish: generation_pb2.FinishReason) -> bytes:
+        """A piece of a stream; empty when there is nothing to say."""
+        if not self._chat:
+            return self._piece({"text": text}, finish) if text or finish else b""
+        said = self._piece({"delta": {"content": text}}, None) if text else b""
+        return said + (self._piece({"delta": {}}, finish) if finish else b"")
+
+    def numbers(self) -> bytes:
+        """The piece that says what it took."""
+        return event(
+            {**self._head, "object": self._kind, "choices": [], "usage": usage_of(self._call)}
+        )
+
+    @property
+    def _kind(self) -> str:
+        return "chat.completion.chunk" if self._chat else "text_completion"
+
+    def _piece(self, content: dict[str, Any], finish: generation_pb2.FinishReason | None) -> bytes:
+        choice = self._choice(content, finish)
+        return event({**self._head, "object": self._kind, "choices": [choice]})
+
+    def _choice(
+        self, content: dict[str, Any], finish: generation_pb2.FinishReason | None
+    ) -> dict[str, Any]:
+        reason = _FINISH.get(finish) if finish else None
+        return {"index": 0, **content, "logprobs": None, "finish_reason": reason}

@@ -1,0 +1,310 @@
+"""The one way of an inference call through the gateway, whichever front it came in by.
+
+Order: who is it and may they (`admit`), then words to tokens, tokens from a replica, tokens to text
+(`answer`), then what it took (`end`). Rules kept here:
+* nothing of a request is looked at closely before its caller is known and may ask;
+* every call that `begin` saw is ended once, and its outcome goes to the audit chain;
+* a running answer is judged again with each new view: a right that was taken away ends it;
+* text is never logged, reported or counted.
+
+The attacks: take all slots; ask on after a right has ended; leave no trace. Called by
+`appliance.gateway.service` and `appliance.gateway.openai`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass, field
+
+from appliance.api.inference.v1 import generation_pb2
+from appliance.api.serving.v1 import routing_service_pb2
+from appliance.core.errors import ApplianceError, Cancelled, Exhausted, InvalidInput, Unavailable
+from appliance.gateway import access
+from appliance.gateway.config import Limits
+from appliance.gateway.metrics import GatewayMetrics
+from appliance.gateway.router import STOP, Ask, Router
+from appliance.gateway.snapshot import Route
+from appliance.gateway.text import Detokenizer
+from appliance.gateway.tokenize import Message, Models, ServedModel, room
+from appliance.gateway.usage import UsageReports
+from appliance.gateway.view import View
+
+MOST_STOPS = 16
+LONGEST_STOP = 256
+HOTTEST = 2.0
+_LONGEST_NAME = 200
+_LARGEST_SEED = (1 << 63) - 1
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a caller asks: text, token ids or a conversation, exactly one; and how to answer."""
+
+    sampling: generation_pb2.Sampling
+    text: str | None = field(default=None, repr=False)
+    tokens: Sequence[int] | None = field(default=None, repr=False)
+    messages: Sequence[Message] | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Text and tokens since the piece before; `finish` is set on the last one."""
+
+    text: str
+    tokens: Sequence[int]
+    finish: generation_pb2.FinishReason
+
+
+@dataclass
+class Call:
+    """One inference call and what becomes of it.
+
+    Attributes:
+        endpoint: full resource name, as the caller asked for it.
+        started: monotonic seconds; `came`: seconds since 1970.
+        blocked: monotonic seconds since the caller takes nothing; 0 while it does.
+    """
+
+    front: str
+    request_id: str
+    endpoint: str
+    source: str
+    started: float
+    came: float
+    principal: str = ""
+    credential: str = ""
+    route: Route | None = None
+    version: int = -1
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    continuations: int = 0
+    first_token: float = 0.0
+    last_token: float = 0.0
+    blocked: float = 0.0
+
+
+def check_sampling(sampling: generation_pb2.Sampling) -> None:
+    """Raise InvalidInput for what no replica would take, naming the field."""
+    checks = {
+        "temperature": (
+            math.isfinite(sampling.temperature) and 0 <= sampling.temperature <= HOTTEST,
+            f"must be between 0 and {HOTTEST:g}",
+        ),
+        "top_p": (
+            math.isfinite(sampling.top_p) and 0 <= sampling.top_p <= 1,
+            "must be between 0 and 1",
+        ),
+        "top_k": (sampling.top_k >= 0, "must not be negative"),
+        "max_tokens": (sampling.max_tokens >= 0, "must not be negative"),
+        "seed": (abs(sampling.seed) <= _LARGEST_SEED, "is too large"),
+        "stop": (
+            len(sampling.stop) <= MOST_STOPS
+            and all(0 < len(stop) <= LONGEST_STOP for stop in sampling.stop),
+            f"may have {MOST_STOPS} texts of 1 to {LONGEST_STOP} characters",
+        ),
+    }
+    for name, (right, rule) in checks.items():
+        if not right:
+            raise InvalidInput(f"{name} {rule}", fields={name: rule})
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the pipeline works with."""
+
+    view: View
+    models: Models
+    router: Router
+    usage: UsageReports
+    metrics: GatewayMetrics
+    limits: Limits
+    clock: Callable[[], float] = time.monotonic
+    wall: Callable[[], float] = time.time
+
+
+class Pipeline:
+    """Admits, answers and ends calls."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._running: Counter[str] = Counter()
+        self._total = 0
+        self.draining = False
+
+    @property
+    def running(self) -> int:
+        """Admitted calls that have not ended."""
+        return self._total
+
+    def begin(self, front: str, request_id: str, endpoint: str, source: str) -> Call:
+        """A call came; the caller of this ends it, whatever happens."""
+        return Call(front, request_id, endpoint, source, self._parts.clock(), self._parts.wall())
+
+    def identify(self, authorization: str | bytes | None) -> tuple[str, str]:
+        """Principal and token id of a caller. Raises Unauthenticated, Unavailable."""
+        token = access.bearer(authorization)
+        return access.identify(self._parts.view.current(), token, self._parts.wall())
+
+    def endpoints(self, authorization: str | bytes | None) -> list[str]:
+        """Endpoints the caller may ask. Raises like `identify`."""
+        principal, _ = self.identify(authorization)
+        return access.allowed(self._parts.view.current(), principal)
+
+    def admit(self, call: Call, authorization: str | bytes | None) -> None:
+        """Decide whether the call goes on, and take its slot.
+
+        Raises:
+            Unauthenticated: nobody knows the caller.
+            NotFound: there is no such endpoint for it.
+            Exhausted: too many calls of it, or of all.
+            Unavailable: nothing can be decided or recorded now, or the gateway stops.
+        """
+        if self.draining:
+            raise Unavailable("the gateway stops: repeat the request", retry_after=1.0)
+        principal, credential = self.identify(authorization)
+        call.principal = principal
+        snapshot = self._parts.view.current()
+        route = access.route(snapshot, principal, call.endpoint)
+        self._parts.usage.check_room(self._total)
+        limits = self._parts.limits
+        if self._running[principal] >= limits.calls_per_caller:
+            raise Exhausted(
+                f"you have {limits.calls_per_caller} answers in work, as many as one caller may",
+                retry_after=1.0,
+            )
+        if self._total >= limits.calls:
+            raise Exhausted("the gateway has as many answers in work as it may", retry_after=1.0)
+        call.credential, call.route, call.version = credential, route, snapshot.version
+        self._running[principal] += 1
+        self._total += 1
+        self._parts.metrics.running.set(self._total)
+
+    def recheck(self, call: Call) -> None:
+        """Judge a running call again; raises when it must end."""
+        snapshot = self._parts.view.last
+        if snapshot is None:
+            return
+        access.still(snapshot, call.credential, call.principal, call.endpoint, self._parts.wall())
+        call.version = snapshot.version
+        now = self._parts.clock()
+        if call.blocked and now - call.blocked > self._parts.limits.send_seconds:
+            raise Exhausted("the answer ends, because its caller does not read it")
+
+    async def answer(self, call: Call, question: Question) -> AsyncGenerator[Piece, None]:
+        """Stream the answer of an admitted call; closing the generator ends it everywhere."""
+        if call.route is None:
+            raise InvalidInput("the call was not admitted")
+        check_sampling(question.sampling)
+        model = await self._parts.models.get(call.route)
+        prompt = await _tokens(model, question)
+        space = room(len(prompt), question.sampling.max_tokens, call.route.max_sequence_length)
+        call.prompt_tokens = space.prompt
+        text = Detokenizer(model.tokenizer, prompt, question.sampling.stop)
+        ask = _ask(call.endpoint, model, prompt, question.sampling, space.max_tokens)
+        async with contextlib.aclosing(self._parts.router.answer(ask)) as steps:
+            async for step in steps:
+                self._count(call, ask, len(step.tokens))
+                shown = text.add(step.tokens)
+                if step.finish:
+                    shown += text.flush()
+                finish = STOP if text.stopped else step.finish
+                call.blocked = self._parts.clock()
+                yield Piece(shown, step.tokens, finish)
+                call.blocked = 0.0
+                if finish:
+                    return
+                self._check(call)
+
+    def _count(self, call: Call, ask: Ask, tokens: int) -> None:
+        now = self._parts.clock()
+        if tokens and not call.completion_tokens:
+            call.first_token = now - call.started
+        call.last_token = now
+        call.completion_tokens += tokens
+        call.continuations = ask.continuations
+
+    def _check(self, call: Call) -> None:
+        """End an answer that takes too long, or whose right has ended."""
+        if self._parts.clock() - call.started > self._parts.limits.answer_seconds:
+            raise Unavailable("the answer took longer than an answer may: ask for fewer tokens")
+        snapshot = self._parts.view.last
+        if snapshot is not None and snapshot.version != call.version:
+            self.recheck(call)
+
+    def end(self, call: Call, error: ApplianceError | None) -> None:
+        """The call is over: free its slot, count it, report it."""
+        if call.route is not None:
+            self._running[call.principal] -= 1
+            if not self._running[call.principal]:
+                del self._running[call.principal]
+            self._total -= 1
+        self._parts.usage.add(self._usage(call, error))
+        self._measure(call, error.reason if error else "")
+
+    def _usage(self, call: Call, error: ApplianceError | None) -> routing_service_pb2.Usage:
+        usage = routing_service_pb2.Usage(
+            request_id=call.request_id,
+            principal=call.principal,
+            endpoint=call.endpoint[:_LONGEST_NAME],
+            reason=error.reason if error else "",
+            prompt_tokens=call.prompt_tokens,
+            completion_tokens=call.completion_tokens,
+            continuations=call.continuations,
+            first_token_seconds=call.first_token,
+            seconds=self._parts.clock() - call.started,
+            source=call.source,
+        )
+        usage.start_time.FromNanoseconds(int(call.came * 1e9))
+        return usage
+
+    def _measure(self, call: Call, reason: str) -> None:
+        metrics = self._parts.metrics
+        metrics.running.set(self._total)
+        metrics.requests.labels(call.front, reason).inc()
+        metrics.tokens.labels("in").inc(call.prompt_tokens)
+        metrics.tokens.labels("out").inc(call.completion_tokens)
+        if call.completion_tokens:
+            metrics.first_token.observe(call.first_token)
+        if call.completion_tokens > 1:
+            time_between = call.last_token - call.started - call.first_token
+            metrics.between.observe(time_between / (call.completion_tokens - 1))
+
+
+def meaning(ended: BaseException) -> ApplianceError:
+    """What the end of a call that was not an error of ours is reported as."""
+    return ended if isinstance(ended, ApplianceError) else Cancelled("the caller left")
+
+
+async def _tokens(model: ServedModel, question: Question) -> list[int]:
+    if question.messages is not None:
+        return await model.chat(question.messages)
+    if question.tokens is not None:
+        if any(not 0 <= token < model.vocabulary for token in question.tokens):
+            raise InvalidInput(
+                f"a token id is not in the model's vocabulary of {model.vocabulary}",
+                fields={"prompt": "has an unknown token id"},
+            )
+        return list(question.tokens)
+    if question.text is not None:
+        return await model.prompt(question.text)
+    raise InvalidInput(
+        "send a prompt or a conversation", fields={"prompt": "is missing, and chat too"}
+    )
+
+
+def _ask(
+    endpoint: str,
+    model: ServedModel,
+    prompt: list[int],
+    wanted: generation_pb2.Sampling,
+    max_tokens: int,
+) -> Ask:
+    sampling = generation_pb2.Sampling()
+    sampling.CopyFrom(wanted)
+    sampling.max_tokens = max_tokens
+    del sampling.stop[:]
+    return Ask(endpoint, prompt, sampling, model.ends, model.vocabulary)

@@ -1,0 +1,210 @@
+"""One answer from any replica: chooses one, and goes on with another when it is lost.
+
+Rules kept here (`docs/gateway.md` explains them):
+* before the first token an answer is tried again at once elsewhere, within a budget;
+* after it, the rest is asked of another replica by token ids: prompt and what was generated, with
+  as many tokens fewer; what has ended already is not asked for again;
+* tried replicas come last; a mere doubt moves an answer only when an untried replica is ready;
+* what the caller did wrong is never tried again and is no replica's failure;
+* whoever leaves an answer ends it in the replica at once.
+
+Called by `appliance.gateway.pipeline`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import time
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass, field
+
+from appliance.api.inference.v1 import generation_pb2
+from appliance.core.errors import ApplianceError, Exhausted, InvalidInput, Unavailable
+from appliance.gateway.breaker import Budget
+from appliance.gateway.config import Routing
+from appliance.gateway.fleet import Fleet
+from appliance.gateway.links import Attempt, Link, Submit
+from appliance.gateway.snapshot import Place
+
+logger = logging.getLogger(__name__)
+
+STOP = generation_pb2.FINISH_REASON_STOP
+LENGTH = generation_pb2.FINISH_REASON_LENGTH
+GOING_ON = generation_pb2.FINISH_REASON_UNSPECIFIED
+_LOOK_SECONDS = 0.25
+_SEED_BITS = 63
+
+
+@dataclass
+class Ask:
+    """What is asked of a replica, and how far the answer is.
+
+    Attributes:
+        prompt: token ids.
+        sampling: without stop texts; `max_tokens` is at least 1 and fits the context.
+        ends: token ids that end the answer.
+        vocabulary: token ids there are; a replica that answers with another one is broken.
+        generated: token ids so far.
+        continuations: times it went on with another replica.
+    """
+
+    endpoint: str
+    prompt: list[int]
+    sampling: generation_pb2.Sampling
+    ends: list[int]
+    vocabulary: int
+    generated: list[int] = field(default_factory=list)
+    continuations: int = 0
+    retries: int = 0
+    tried: set[Place] = field(default_factory=set)
+
+    def finished(self) -> generation_pb2.FinishReason:
+        """How the answer ended, by what was generated so far."""
+        if not self.generated:
+            return GOING_ON
+        if self.generated[-1] in self.ends and not self.sampling.ignore_end:
+            return STOP
+        return LENGTH if len(self.generated) >= self.sampling.max_tokens else GOING_ON
+
+    def submit(self) -> Submit:
+        """The order for the rest of the answer."""
+        sampling = generation_pb2.Sampling()
+        sampling.CopyFrom(self.sampling)
+        sampling.max_tokens -= len(self.generated)
+        if self.generated and sampling.HasField("seed"):
+            sampling.seed = seed_at(sampling.seed, len(self.generated))
+        return Submit(
+            prompt_token_ids=[*self.prompt, *self.generated],
+            sampling=sampling,
+            end_token_ids=self.ends,
+        )
+
+
+def seed_at(seed: int, position: int) -> int:
+    """The seed for the rest of an answer: random numbers of its beginning must not come again."""
+    digest = hashlib.sha256(f"{seed}/{position}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> (64 - _SEED_BITS)
+
+
+@dataclass(frozen=True)
+class Step:
+    """Tokens since the step before; `finish` is set on the last one."""
+
+    tokens: list[int]
+    finish: generation_pb2.FinishReason
+
+
+class Router:
+    """Answers from the replicas of a fleet.
+
+    Args:
+        moved: is called for each retry (False) and continuation (True).
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        settings: Routing,
+        *,
+        moved: Callable[[bool], None] = lambda _: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._fleet = fleet
+        self._settings = settings
+        self._budget = Budget(settings.retry_share)
+        self._moved = moved
+        self._clock = clock
+
+    async def answer(self, ask: Ask) -> AsyncGenerator[Step, None]:
+        """Stream the answer; closing the generator ends it in the replica.
+
+        Raises:
+            InvalidInput: the replica refuses the request itself.
+            Unavailable: no replica can answer, or too many failed.
+            Exhausted: every replica is full.
+        """
+        self._budget.earn()
+        while True:
+            finish = ask.finished()
+            if finish:
+                yield Step([], finish)
+                return
+            link = await self._link(ask)
+            attempt = link.submit(ask.submit())
+            try:
+                async with contextlib.aclosing(self._steps(ask, link, attempt)) as steps:
+                    async for step in steps:
+                        yield step
+                        if step.finish:
+                            return
+            finally:
+                link.forget(attempt)
+            link.failed()
+            ask.tried.add(link.place)
+            self._go_on(ask, attempt.lost)
+
+    async def _steps(self, ask: Ask, link: Link, attempt: Attempt) -> AsyncGenerator[Step, None]:
+        """What one replica makes of an answer; ends without a finish when it has to go on."""
+        tried = {*ask.tried, link.place}
+        while True:
+            await attempt.wait()
+            tokens = attempt.take()
+            finish = attempt.finish
+            if tokens and max(tokens) >= ask.vocabulary:
+                logger.error("replica %s answered with a token that does not exist", link.place.id)
+                return
+            tokens = tokens[: ask.sampling.max_tokens - len(ask.generated)]
+            ask.generated += tokens
+            if finish:
+                link.succeeded()
+            if tokens or finish:
+                yield Step(tokens, finish)
+            if finish:
+                return
+            if attempt.refused:
+                raise InvalidInput(attempt.refused)
+            if attempt.lost is not None or attempt.late:
+                return
+            if link.doubtful and self._fleet.has_other(ask.endpoint, tried):
+                return
+
+    def _go_on(self, ask: Ask, lost: ApplianceError | None) -> None:
+        """Decide whether a lost answer may go on. Raises Unavailable."""
+        begun = bool(ask.generated)
+        logger.warning(
+            "an answer %s after %d tokens: %s",
+            "goes on elsewhere" if begun else "is tried again",
+            len(ask.generated),
+            lost or "the replica is in doubt",
+        )
+        if begun:
+            ask.continuations += 1
+            allowed = ask.continuations <= self._settings.continuations
+        else:
+            ask.retries += 1
+            allowed = ask.retries <= self._settings.retries and self._budget.spend()
+        if not allowed:
+            raise Unavailable(
+                "replicas failed repeatedly at this request: repeat it later", retry_after=2.0
+            )
+        self._moved(begun)
+
+    async def _link(self, ask: Ask) -> Link:
+        """A link that can take the answer; waits for one that may come. Raises Unavailable."""
+        limit = self._clock() + self._settings.wait_seconds
+        while True:
+            link = self._fleet.take_turn(ask.endpoint, ask.tried)
+            if link is not None:
+                return link
+            if self._fleet.is_full(ask.endpoint):
+                raise Exhausted("every replica has as many answers as it may", retry_after=1.0)
+            left = limit - self._clock()
+            if left <= 0 or not self._fleet.has_hope(ask.endpoint):
+                raise Unavailable(
+                    f"no replica of {ask.endpoint} is ready: repeat the request later, "
+                    "or look at the endpoint's state",
+                    retry_after=5.0,
+                )
+            await self._fleet.wait(min(left, _LOOK_SECONDS))

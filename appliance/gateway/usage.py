@@ -1,0 +1,94 @@
+"""Brings the outcome of every call into the audit chain, in batches.
+
+Rules kept here:
+* every call that ends is reported once, refused and abandoned ones too, without any text;
+* what could not be reported waits; when as much waits as may, new calls are refused: nobody is
+  served unseen;
+* a batch is repeated until it is durable, in order.
+
+The attack: keep the audit from hearing, then ask on. Called by `appliance.gateway.pipeline`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+
+from appliance.api.serving.v1 import routing_service_pb2
+from appliance.core.errors import ApplianceError, AuditUnavailable
+
+logger = logging.getLogger(__name__)
+
+EACH_SECONDS = 0.5
+BATCH = 500
+MOST_WAITING = 20_000
+PAUSE_SECONDS = 1.0
+
+Usage = routing_service_pb2.Usage
+Report = Callable[[Sequence[Usage]], Awaitable[None]]
+
+
+class UsageReports:
+    """A bounded queue of ended calls.
+
+    Args:
+        report: makes a batch durable, or raises ApplianceError.
+        most: calls that may wait.
+    """
+
+    def __init__(self, report: Report, *, most: int = MOST_WAITING) -> None:
+        self._report = report
+        self._most = most
+        self._waiting: deque[Usage] = deque()
+
+    def __len__(self) -> int:
+        """Ended calls that wait."""
+        return len(self._waiting)
+
+    def check_room(self, running: int) -> None:
+        """Raise AuditUnavailable when the calls in work and those that wait fill the queue."""
+        if len(self._waiting) + running >= self._most:
+            raise AuditUnavailable(
+                "the audit log cannot keep up: repeat the request later", retry_after=5.0
+            )
+
+    def add(self, usage: Usage) -> None:
+        """A call ended."""
+        if len(self._waiting) >= self._most:
+            # Refused calls come on while the queue is full; they are in the log and the metrics.
+            logger.error("a usage is not reported", extra={"usage_request_id": usage.request_id})
+            return
+        self._waiting.append(usage)
+
+    async def run(self) -> None:
+        """Report for ever."""
+        while True:
+            await asyncio.sleep(EACH_SECONDS)
+            while self._waiting:
+                if not await self._send():
+                    await asyncio.sleep(PAUSE_SECONDS)
+
+    async def flush(self, seconds: float) -> None:
+        """Report what waits, for so long at most; what is left is logged."""
+        try:
+            async with asyncio.timeout(seconds):
+                while self._waiting and await self._send():
+                    pass
+        except TimeoutError:
+            logger.warning("the control plane takes no more reports")
+        if self._waiting:
+            logger.error("%d usages were not reported", len(self._waiting))
+
+    async def _send(self) -> bool:
+        """Report one batch; whether it is durable."""
+        batch = [self._waiting[index] for index in range(min(BATCH, len(self._waiting)))]
+        try:
+            await self._report(batch)
+        except ApplianceError as error:
+            logger.warning("usage cannot be reported now: %s", error)
+            return False
+        for _ in batch:
+            self._waiting.popleft()
+        return True

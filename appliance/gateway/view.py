@@ -1,0 +1,153 @@
+"""The gateway's connection to the control plane: a fresh view, tokenizers, reports.
+
+Rules kept here:
+* the view is replaced whole, never changed;
+* its age counts from the moment a message of the control plane arrived, by a clock that also goes
+  while the machine sleeps and that nobody can set;
+* older than the limit, there is no view: the gateway would decide by rights that may have ended.
+
+The attack: cut the gateway off and go on with a right that was taken away. Called by
+`appliance.gateway.main`; read by everything that decides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+
+import grpc
+import grpc.aio
+
+from appliance.api.serving.v1 import routing_service_pb2
+from appliance.api.serving.v1.routing_service_pb2_grpc import RoutingServiceStub
+from appliance.core.errors import Internal, Unavailable
+from appliance.gateway.snapshot import Snapshot
+from appliance.wire.status import from_rpc_error
+
+logger = logging.getLogger(__name__)
+
+CALL_SECONDS = 30.0
+SILENT_SECONDS = 5.0
+"""The control plane says something each second; after so long the stream is opened again."""
+RETRY_SECONDS = 0.5
+
+
+def boot_seconds() -> float:
+    """Seconds since the machine started, sleep included."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+class View:
+    """The newest snapshot, as long as it is young enough.
+
+    Args:
+        limit: seconds after which it is too old.
+        clock: seconds that only go forward.
+    """
+
+    def __init__(self, limit: float, clock: Callable[[], float] = boot_seconds) -> None:
+        self._limit = limit
+        self._clock = clock
+        self._snapshot: Snapshot | None = None
+        self._heard = 0.0
+
+    def take(self, message: routing_service_pb2.RoutingView) -> bool:
+        """Take in a message of the stream; whether the snapshot is another one now.
+
+        Raises Internal when it does not fit what came before: the stream has to be opened again.
+        """
+        if message.unchanged:
+            if self._snapshot is None or message.version != self._snapshot.version:
+                raise Internal("the control plane says that a view has not changed which we lack")
+            self._heard = self._clock()
+            return False
+        self._snapshot = Snapshot.of(message)
+        self._heard = self._clock()
+        return True
+
+    @property
+    def fresh(self) -> bool:
+        """Whether calls can be decided now."""
+        return self._snapshot is not None and self._clock() - self._heard <= self._limit
+
+    @property
+    def age(self) -> float:
+        """Seconds since the control plane was last heard."""
+        return self._clock() - self._heard
+
+    @property
+    def last(self) -> Snapshot | None:
+        """The newest snapshot, however old: for what is decided already."""
+        return self._snapshot
+
+    def current(self) -> Snapshot:
+        """The snapshot to decide by. Raises Unavailable when there is none young enough."""
+        if self._snapshot is None or not self.fresh:
+            raise Unavailable(
+                "the gateway has not heard from the control plane for a while and cannot say what "
+                "you may ask: repeat the call shortly",
+                retry_after=2.0,
+            )
+        return self._snapshot
+
+
+class Control:
+    """Calls the control plane over mTLS.
+
+    Args:
+        channel: to its listener for machines.
+        view: is kept fresh by `watch`.
+    """
+
+    def __init__(self, channel: grpc.aio.Channel, view: View) -> None:
+        self._stub = RoutingServiceStub(channel)
+        self._view = view
+
+    async def watch(self, changed: Callable[[Snapshot], None]) -> None:
+        """Follow the view for ever; `changed` gets each new snapshot. Reopens what breaks."""
+        while True:
+            try:
+                async for snapshot in self._stream():
+                    changed(snapshot)
+            except grpc.RpcError as error:
+                logger.warning("the control plane cannot be followed: %s", from_rpc_error(error))
+            except (TimeoutError, Internal) as error:
+                logger.warning("the control plane is followed anew: %s", error or "it was silent")
+            await asyncio.sleep(RETRY_SECONDS)
+
+    async def _stream(self) -> AsyncIterator[Snapshot]:
+        call = self._stub.WatchRouting(routing_service_pb2.WatchRoutingRequest())
+        messages = aiter(call)
+        try:
+            while True:
+                async with asyncio.timeout(SILENT_SECONDS):
+                    message = await anext(messages, None)
+                if message is None:
+                    return
+                if self._view.take(message):
+                    snapshot = self._view.last
+                    if snapshot is not None:
+                        yield snapshot
+        finally:
+            call.cancel()
+
+    async def tokenizer(self, endpoint: str) -> routing_service_pb2.ServedTokenizer:
+        """The tokenizer of an endpoint's model. Raises ApplianceError."""
+        request = routing_service_pb2.GetServedTokenizerRequest(endpoint=endpoint)
+        try:
+            answer: routing_service_pb2.ServedTokenizer = await self._stub.GetServedTokenizer(
+                request, timeout=CALL_SECONDS
+            )
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+        return answer
+
+    async def report(self, usages: Sequence[routing_service_pb2.Usage]) -> None:
+        """Make usages durable in the audit chain. Raises ApplianceError."""
+        request = routing_service_pb2.ReportUsageRequest(usages=usages)
+        try:
+            await self._stub.ReportUsage(request, timeout=CALL_SECONDS)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error

@@ -1,0 +1,138 @@
+"""A control plane that only knows routing: views as told, one tokenizer, usages noted."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterable
+from typing import Any
+
+from appliance.api.serving.v1 import endpoint_pb2, routing_service_pb2, routing_service_pb2_grpc
+from appliance.control.auth import tokens
+from appliance.core.errors import Unavailable
+from appliance.core.identity import PrincipalKind
+from appliance.crypto.tokens import TokenKind
+from appliance.wire.machine_door import MachineDoor
+from appliance.wire.rules import rules_of
+from appliance.wire.server import Listener, Server, Service
+from tests.fakes import worker as workers
+from tests.fakes.wire import CLUSTER, server_credentials
+from tests.fakes.worker import END, Worker
+
+RULES = rules_of(routing_service_pb2.DESCRIPTOR.services_by_name.values())
+ENDPOINT = "projects/p/endpoints/e"
+TEMPLATE = (
+    "{% for m in messages %}<s>{{ m.role }}: {{ m.content }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<s>assistant: {% endif %}"
+)
+KEY = bytes(range(32))
+
+
+class Control(routing_service_pb2_grpc.RoutingServiceServicer):
+    """Set fields of `view`, then `publish`."""
+
+    def __init__(self) -> None:
+        self.view = routing_service_pb2.RoutingView(token_key=KEY)
+        self.usages: list[Any] = []
+        self.broken = False
+        self.pulse = 0.2
+        self.tokenizer_calls = 0
+        self._changed = asyncio.Event()
+        self._server: Server | None = None
+        self.port = 0
+
+    def issue(
+        self,
+        principal: str = "serviceAccounts/app",
+        endpoints: Iterable[str] = (ENDPOINT,),
+        *,
+        expires: float | None = None,
+    ) -> str:
+        """A token and its grant; returns what the owner is shown."""
+        minted = tokens.mint(TokenKind.SERVICE, KEY)
+        credential = self.view.credentials.add(
+            id=minted.id, digest=minted.digest, principal=principal
+        )
+        credential.expire_time.FromSeconds(int(expires or time.time() + 3600))
+        self.view.grants.add(principal=principal, endpoints=endpoints)
+        return minted.text
+
+    def serve(self, *replicas: Worker, endpoint: str = ENDPOINT, longest: int = 512) -> None:
+        """Routes: the endpoint with these replicas; all of them ready."""
+        for route in [route for route in self.view.routes if route.endpoint == endpoint]:
+            self.view.routes.remove(route)
+        self.view.routes.add(
+            endpoint=endpoint,
+            model="projects/p/models/m/versions/1",
+            max_sequence_length=longest,
+            replicas=[
+                endpoint_pb2.Replica(
+                    id=replica.id,
+                    state="STATE_READY",
+                    epoch=1,
+                    address=replica.address,
+                )
+                for replica in replicas
+            ],
+        )
+
+    def publish(self) -> None:
+        self.view.version += 1
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def start(self) -> None:
+        self._server = Server(grace=0.0)
+        self.port = self._server.bind(
+            Listener(
+                f"127.0.0.1:{self.port}",
+                "listen",
+                server_credentials(),
+                [MachineDoor(RULES, CLUSTER, {PrincipalKind.GATEWAY})],
+                [Service(self, routing_service_pb2_grpc.add_RoutingServiceServicer_to_server)],
+                RULES,
+            )
+        )
+        await self._server.start()
+
+    async def stop(self) -> None:
+        if self._server is not None:
+            server, self._server = self._server, None
+            await server.stop()
+
+    async def WatchRouting(
+        self, request: Any, context: Any
+    ) -> AsyncIterator[routing_service_pb2.RoutingView]:
+        last = -1
+        while True:
+            changed = self._changed
+            if self.view.version == last:
+                yield routing_service_pb2.RoutingView(version=last, unchanged=True)
+            else:
+                yield self.view
+                last = self.view.version
+            try:
+                async with asyncio.timeout(self.pulse):
+                    await changed.wait()
+            except TimeoutError:
+                continue
+
+    async def GetServedTokenizer(
+        self, request: Any, context: Any
+    ) -> routing_service_pb2.ServedTokenizer:
+        self.tokenizer_calls += 1
+        return routing_service_pb2.ServedTokenizer(
+            tokenizer_json=workers.tokenizer().to_str().encode(),
+            chat_template=TEMPLATE,
+            end_token_ids=[END],
+            bos_token="<s>",
+            eos_token="</s>",
+        )
+
+    async def ReportUsage(
+        self, request: Any, context: Any
+    ) -> routing_service_pb2.ReportUsageResponse:
+        if self.broken:
+            raise Unavailable("the audit log cannot be written")
+        self.usages.extend(request.usages)
+        return routing_service_pb2.ReportUsageResponse()
