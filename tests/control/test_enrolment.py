@@ -1,0 +1,256 @@
+"""How a server becomes a node, stays one, and stops to be one."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections import Counter
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from appliance.api.agent.v1 import (
+    agent_service_pb2,
+    agent_service_pb2_grpc,
+    enrolment_service_pb2,
+    enrolment_service_pb2_grpc,
+)
+from appliance.api.nodes.v1 import node_pb2, node_service_pb2, node_service_pb2_grpc
+from appliance.control.store import tables
+from appliance.core.errors import InvalidInput, Unauthenticated
+from appliance.crypto.certs import make_csr, new_private_key
+from tests.fakes.appliance import ADMINISTRATOR, Appliance, Machine, bearer, error_of
+
+
+def nodes(appliance: Appliance) -> Any:
+    return appliance.api(node_service_pb2_grpc.NodeServiceStub)
+
+
+async def join_token(appliance: Appliance, node: str) -> node_service_pb2.CreateJoinTokenResponse:
+    return await nodes(appliance).CreateJoinToken(
+        node_service_pb2.CreateJoinTokenRequest(node_id=node),
+        metadata=bearer(appliance.session(ADMINISTRATOR)),
+    )
+
+
+def join(appliance: Appliance, token: str, csr: bytes) -> Any:
+    return appliance.api(enrolment_service_pb2_grpc.EnrolmentServiceStub).Join(
+        enrolment_service_pb2.JoinRequest(token=token, certificate_request=csr.decode())
+    )
+
+
+async def joined(appliance: Appliance, node: str) -> Machine:
+    key = new_private_key()
+    token = await join_token(appliance, node)
+    answer = await join(appliance, token.token, make_csr(key))
+    return Machine(key, answer.certificate.encode())
+
+
+def agent(appliance: Appliance, machine: Machine) -> Any:
+    return appliance.machines(agent_service_pb2_grpc.AgentServiceStub, machine)
+
+
+async def renewed(appliance: Appliance, machine: Machine) -> Machine:
+    key = new_private_key()
+    answer = await agent(appliance, machine).RenewCertificate(
+        agent_service_pb2.RenewCertificateRequest(certificate_request=make_csr(key).decode())
+    )
+    return Machine(key, answer.certificate.encode())
+
+
+def renew(appliance: Appliance, machine: Machine) -> Any:
+    return agent(appliance, machine).RenewCertificate(
+        agent_service_pb2.RenewCertificateRequest(
+            certificate_request=make_csr(new_private_key()).decode()
+        )
+    )
+
+
+def state_of(appliance: Appliance, node: str) -> str:
+    with appliance.database.read() as state:
+        return state.value(
+            tables.node.select()
+            .with_only_columns(tables.node.c.state)
+            .where(tables.node.c.id == node)
+        )
+
+
+async def test_the_token_of_init_lets_the_first_node_join(appliance: Appliance) -> None:
+    appliance.clock.forward(hours=23)
+    token = (appliance.folder / "node" / "join.token").read_text()
+    key = new_private_key()
+    answer = await join(appliance, token, make_csr(key))
+    assert answer.node == "nodes/node-1"
+    assert answer.ca_certificate.encode() == appliance.ca_pem
+    assert answer.cluster_id == appliance.control.base.keyring.cluster_id
+    (record,) = [
+        record
+        for record in appliance.records()
+        if record["kind"] == "result" and record["method"].endswith("/Join")
+    ]
+    assert (record["principal"], record["outcome"]) == ("nodes/node-1", "OK")
+
+
+async def test_a_join_token_says_how_to_recognise_the_authority(appliance: Appliance) -> None:
+    made = await join_token(appliance, "gpu-1")
+    assert made.ca_fingerprint == appliance.control.base.keyring.ca.fingerprint()
+    lifetime = made.expire_time.ToDatetime() - appliance.clock().replace(tzinfo=None)
+    assert 590 < lifetime.total_seconds() <= 600
+
+
+@pytest.mark.attack
+async def test_of_many_who_join_with_one_token_one_wins(appliance: Appliance) -> None:
+    token = (await join_token(appliance, "gpu-1")).token
+    answers = await asyncio.gather(
+        *(join(appliance, token, make_csr(new_private_key())) for _ in range(8)),
+        return_exceptions=True,
+    )
+    kinds = Counter(type(answer).__name__ for answer in answers)
+    assert kinds == {"JoinResponse": 1, "AioRpcError": 7}
+
+
+@pytest.mark.attack
+async def test_used_ended_and_unknown_tokens_look_the_same(appliance: Appliance) -> None:
+    used = (await join_token(appliance, "gpu-1")).token
+    await join(appliance, used, make_csr(new_private_key()))
+    ended = (await join_token(appliance, "gpu-2")).token
+    appliance.clock.forward(minutes=11)
+    session = appliance.session(ADMINISTRATOR)
+    errors = [
+        await error_of(join(appliance, token, make_csr(new_private_key())))
+        for token in (used, ended, session, "sla_join_00_00_00", "")
+    ]
+    assert {(type(error), error.message) for error in errors} == {
+        (Unauthenticated, errors[0].message)
+    }
+    assert state_of(appliance, "gpu-2") is None
+
+
+@pytest.mark.attack
+async def test_the_server_chooses_what_stands_in_the_certificate(appliance: Appliance) -> None:
+    """A request for somebody else's name, for servers, and for an authority."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    request = (
+        x509.CertificateSigningRequestBuilder()
+        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "administrator")]))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .add_extension(
+            x509.SubjectAlternativeName(
+                [x509.UniformResourceIdentifier("spiffe://x/gateway/gateway-1")]
+            ),
+            critical=False,
+        )
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .sign(key, hashes.SHA256())
+        .public_bytes(serialization.Encoding.PEM)
+    )
+    token = (await join_token(appliance, "gpu-1")).token
+    answer = await join(appliance, token, request)
+    made = x509.load_pem_x509_certificate(answer.certificate.encode())
+    cluster = appliance.control.base.keyring.cluster_id
+    names = made.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    purposes = made.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    constraints = made.extensions.get_extension_for_class(x509.BasicConstraints).value
+    assert [name.value for name in names] == [f"spiffe://{cluster}/node/gpu-1"]
+    assert list(purposes) == [ExtendedKeyUsageOID.CLIENT_AUTH]
+    assert constraints.ca is False
+    lifetime = made.not_valid_after_utc - appliance.clock()
+    assert 23.9 < lifetime.total_seconds() / 3600 <= 24
+
+
+async def test_a_bad_request_does_not_use_the_token_up(appliance: Appliance) -> None:
+    token = (await join_token(appliance, "gpu-1")).token
+    assert isinstance(await error_of(join(appliance, token, b"nonsense")), InvalidInput)
+    await join(appliance, token, make_csr(new_private_key()))
+    assert state_of(appliance, "gpu-1") == "LOST"
+
+
+async def test_a_node_renews_and_goes_on(appliance: Appliance) -> None:
+    machine = await joined(appliance, "gpu-1")
+    for _ in range(3):
+        machine = await renewed(appliance, machine)
+    assert state_of(appliance, "gpu-1") == "LOST"
+
+
+async def test_a_renewal_whose_answer_was_lost_may_be_repeated(appliance: Appliance) -> None:
+    machine = await joined(appliance, "gpu-1")
+    await renewed(appliance, machine)
+    again = await renewed(appliance, machine)
+    await renewed(appliance, again)
+    assert state_of(appliance, "gpu-1") == "LOST"
+
+
+@pytest.mark.attack
+async def test_a_copied_key_is_noticed_when_both_renew(appliance: Appliance) -> None:
+    machine = await joined(appliance, "gpu-1")
+    copy = dataclasses.replace(machine)
+    newer = await renewed(appliance, machine)
+    newest = await renewed(appliance, newer)
+    await error_of(renew(appliance, copy))
+    # The copy is two behind: refused, and no harm done to the real one.
+    assert state_of(appliance, "gpu-1") == "LOST"
+    await agent(appliance, newest).ReleaseKeys(agent_service_pb2.ReleaseKeysRequest()).code()
+    error = await error_of(renew(appliance, newer))
+    assert isinstance(error, Unauthenticated)
+    assert "two servers use the key of nodes/gpu-1" in error.message
+    assert state_of(appliance, "gpu-1") == "EVICTED"
+    assert isinstance(await error_of(renew(appliance, newest)), Unauthenticated)
+
+
+@pytest.mark.attack
+async def test_joining_again_shuts_the_certificate_before_out(appliance: Appliance) -> None:
+    old = await joined(appliance, "gpu-1")
+    new = await joined(appliance, "gpu-1")
+    assert isinstance(await error_of(renew(appliance, old)), Unauthenticated)
+    await renewed(appliance, new)
+
+
+@pytest.mark.attack
+async def test_a_certificate_that_ends_stops_to_work_on_a_live_connection(
+    appliance: Appliance,
+) -> None:
+    """gRPC looks at it once per connection; the gate at every call."""
+    machine = await joined(appliance, "gpu-1")
+    await renew(appliance, machine)
+    appliance.clock.forward(hours=25)
+    error = await error_of(renew(appliance, machine))
+    assert isinstance(error, Unauthenticated)
+    assert "not valid at this time" in error.message
+
+
+@pytest.mark.attack
+async def test_an_evicted_nodes_stream_ends_and_its_calls_are_refused(
+    appliance: Appliance,
+) -> None:
+    machine = await joined(appliance, "gpu-1")
+    held = asyncio.Event()
+
+    async def reports() -> AsyncIterator[agent_service_pb2.ConnectRequest]:
+        hello = agent_service_pb2.Hello(
+            devices=1, device_kind="cpu", memory_bytes=1 << 30, address="127.0.0.1"
+        )
+        yield agent_service_pb2.ConnectRequest(hello=hello)
+        await held.wait()
+
+    stream = aiter(agent(appliance, machine).Connect(reports()))
+    await anext(stream)
+    metadata = bearer(appliance.session(ADMINISTRATOR))
+    evicted = await nodes(appliance).EvictNode(
+        node_service_pb2.EvictNodeRequest(name="nodes/gpu-1"), metadata=metadata
+    )
+    assert evicted.state == node_pb2.Node.STATE_EVICTED
+    error = await asyncio.wait_for(error_of(stream), 5.0)
+    held.set()
+    assert isinstance(error, Unauthenticated)
+    assert isinstance(await error_of(renew(appliance, machine)), Unauthenticated)
+    listed = await nodes(appliance).ListNodes(
+        node_service_pb2.ListNodesRequest(), metadata=metadata
+    )
+    assert [(node.name, node.state) for node in listed.nodes] == [
+        ("nodes/gpu-1", node_pb2.Node.STATE_EVICTED)
+    ]
