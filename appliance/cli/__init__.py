@@ -1,1 +1,1 @@
-"""PROCESS: the `appliance` command, one file per noun; it calls servers through `appliance.client`."""
+"""PROCESS: the `appliance` command, one file per noun; `appliance.client` calls servers for it."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from appliance.cli.command import command as make
-from appliance.cli.output import plain
+from appliance.cli.output import plain, safe
 from appliance.core.files import read_secret
 
 if TYPE_CHECKING:
@@ -65,13 +65,18 @@ def _print(session: Session, pieces: Any, *, whole: bool) -> None:
         texts.append(piece.text)
         final = piece
         if not whole:
-            click.echo(piece.text, nl=False)
+            click.echo(_shown(piece.text), nl=False)
     answer = "".join(texts)
     if session.shared.output == "table":
-        click.echo(answer if whole else "")
+        click.echo(_shown(answer) if whole else "")
         return
     facts: dict[str, Any] = {"text": answer}
     if final is not None:
         last = plain(final)
         facts |= {"finish_reason": last["finish_reason"], "totals": last.get("totals", {})}
     session.show(facts)
+
+
+def _shown(text: str) -> str:
+    """What a model writes must not steer a terminal; a file gets it as it is."""
+    return safe(text, keep="\n\t") if sys.stdout.isatty() else text

@@ -7,7 +7,8 @@ Exit codes: 0 done; 1 refused or failed; 2 wrong usage; 3 declined, or timed out
 
 from __future__ import annotations
 
-import logging
+import os
+import traceback
 
 import click
 
@@ -23,7 +24,8 @@ _CODES: tuple[tuple[type[errors.ApplianceError], int, str], ...] = (
     (errors.Unauthenticated, LOG_IN, "log in with `appliance login`"),
     (errors.Denied, NOT_ALLOWED, "`appliance whoami` shows your roles; an owner can give more"),
     (errors.NotFound, NOT_FOUND, "list what there is with the noun's `list` command"),
-    (errors.Unavailable, UNREACHABLE, "`appliance status` shows whether the server answers"),
+    (errors.AuditUnavailable, FAILED, "nothing was changed; look at the disk of the server"),
+    (errors.Unavailable, UNREACHABLE, "`appliance status` says whether the server answers"),
 )
 
 
@@ -33,32 +35,37 @@ class WaitTimedOut(Exception):
 
 def explain(error: Exception) -> int:
     """Print what went wrong to stderr and return the exit code."""
+    if os.environ.get("APPLIANCE_DEBUG"):
+        traceback.print_exception(error)
     if isinstance(error, click.exceptions.Exit):
         return error.exit_code
-    if isinstance(error, click.Abort):
-        _say("interrupted; work on the server goes on")
-        return INTERRUPTED
     if isinstance(error, click.ClickException):
         error.show()
         return error.exit_code
-    if isinstance(error, WaitTimedOut | Declined):
-        _say(str(error))
-        return TIMED_OUT
     if isinstance(error, errors.ApplianceError):
         return _explain_ours(error)
+    code, text = _sentence(error)
+    _say(text)
+    return code
+
+
+def _sentence(error: Exception) -> tuple[int, str]:
+    if isinstance(error, click.Abort):
+        return INTERRUPTED, "interrupted; work on the server goes on"
+    if isinstance(error, WaitTimedOut | Declined):
+        return TIMED_OUT, str(error)
     if isinstance(error, OSError):
-        _say(f"error: {error.strerror or error}: {error.filename or ''}".rstrip(": "))
-        return FAILED
-    logging.getLogger(__name__).debug("unexpected", exc_info=error)
-    _say(f"error: {type(error).__name__}: {error}")
-    _say("hint: this is a fault of the command; run it with APPLIANCE_DEBUG=1 for a trace")
-    return FAILED
+        about = f": {error.filename}" if error.filename else ""
+        return FAILED, f"error: {error.strerror or error}{about}"
+    hint = "hint: this is a fault of the command; APPLIANCE_DEBUG=1 shows where"
+    return FAILED, f"error: {type(error).__name__}: {error}\n{hint}"
 
 
 def _explain_ours(error: errors.ApplianceError) -> int:
     _say(f"error: {error.message}")
     for field, problem in error.fields.items():
-        _say(f"  {field}: {problem}")
+        if problem not in error.message:
+            _say(f"  {field}: {problem}")
     code, hint = FAILED, ""
     for kind, number, advice in _CODES:
         if isinstance(error, kind):

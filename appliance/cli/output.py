@@ -110,6 +110,6 @@ def _inline(value: dict[str, Value]) -> str:
     )
 
 
-def safe(text: str) -> str:
-    """Text whose control characters cannot reach a terminal."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+def safe(text: str, keep: str = "") -> str:
+    """Text whose control characters cannot reach a terminal; `keep` are let through."""
+    return "".join(c if c.isprintable() or c in keep else "\N{REPLACEMENT CHARACTER}" for c in text)

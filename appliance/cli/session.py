@@ -5,8 +5,6 @@ second factor is repeated once after a code was given; a changing call carries a
 the command can be repeated with `--request-id`.
 """
 
-# ruff: noqa: ANN401 - generated messages have no types of their own
-
 from __future__ import annotations
 
 import os
@@ -59,7 +57,7 @@ class Session:
 
     @property
     def token(self) -> str:
-        """The bearer token: an application's when the environment names its file, else the session's."""
+        """The bearer token: of the file that the environment names, else of the session."""
         if self._token is None:
             file = os.environ.get(TOKEN_FILE)
             self._token = (

@@ -159,9 +159,9 @@ class Supervisor:
             received = signal.sigwaitinfo(SIGNALS).si_signo
         else:
             info = signal.sigtimedwait(SIGNALS, seconds)
-            received = info.si_signo if info is not None else None
+            received = info.si_signo if info is not None else signal.SIGCHLD
         self._reap()
-        if received not in (None, signal.SIGCHLD):
+        if received != signal.SIGCHLD:
             raise Stopped
 
     def _reap(self) -> None:
@@ -215,7 +215,8 @@ class Supervisor:
     def _last_words(self, child: Child) -> str:
         log = self._local.log(child.program.name)
         said = _last_line(log)
-        how = f"exit code {child.ended}" if (child.ended or 0) >= 0 else f"signal {-child.ended}"  # type: ignore[operator]  # it has ended
+        ended = child.ended or 0
+        how = f"exit code {ended}" if ended >= 0 else f"signal {-ended}"
         return f"{child.program.name} ended ({how}): {said} (see {log})"
 
 
