@@ -77,8 +77,8 @@ class Access:
             )
         if caller.mfa_time is None or self._clock() - caller.mfa_time > FRESH_MFA:
             raise FreshMfaRequired(
-                "this needs a code from your authenticator in the last five minutes: run "
-                "`appliance login`, then repeat"
+                "this needs a code from your authenticator in the last five minutes: enter a new "
+                "one, then repeat"
             )
 
     def _denied(self, caller: Caller, rule: Rule, project: str | None) -> Denied:

@@ -92,6 +92,8 @@ class Gate(Door[Entered]):
             self._limit.take(call.peer)
         try:
             caller = await self._run(self._who, call)
+        except Exhausted:
+            raise
         except ApplianceError as refused:
             set_current_caller(await self._run(self._identify.stranger, call, refused))
             raise

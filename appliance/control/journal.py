@@ -77,7 +77,7 @@ class Journal:
         except AuditUnavailable as error:
             logger.critical("a refused call could not be recorded: %s", error.message)
 
-    async def _append(  # noqa: PLR0913, PLR0917  # the members of a record
+    async def _append(  # noqa: PLR0913  # the members of a record
         self,
         kind: str,
         caller: Caller,

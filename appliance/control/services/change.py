@@ -80,6 +80,8 @@ class Changes:
                     return answer.FromString(stored)
                 made = work(transaction)
                 _stop_if_only_validated(request, made)
+                now = self._clock()
+                requests.forget(transaction, now)
                 requests.remember(
                     transaction,
                     principal=principal,
@@ -87,7 +89,7 @@ class Changes:
                     request_id=request_id,
                     payload=digested,
                     response=made.SerializeToString(),
-                    now=self._clock(),
+                    now=now,
                 )
                 return made
         except _OnlyValidated as validated:

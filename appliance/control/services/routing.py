@@ -276,4 +276,4 @@ def _resource(text: str) -> str:
 
 
 def _milliseconds(seconds: float) -> int:
-    return round(1000 * seconds) if math.isfinite(seconds) else 0
+    return round(1000 * seconds) if math.isfinite(1000 * seconds) else 0
