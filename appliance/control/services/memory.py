@@ -44,12 +44,16 @@ class Shape:
 
 def parameters(shape: Shape) -> int:
     """Parameters of a Llama-style decoder."""
-    head = shape.hidden_size // shape.attention_heads
-    attention = shape.hidden_size * head * (2 * shape.attention_heads + 2 * shape.key_value_heads)
-    layer = attention + 3 * shape.hidden_size * shape.intermediate_size + 2 * shape.hidden_size
     embedding = shape.vocabulary_size * shape.hidden_size
     ends = embedding if shape.tie_embeddings else 2 * embedding
-    return shape.layers * layer + ends + shape.hidden_size
+    return shape.layers * _layer(shape) + ends + shape.hidden_size
+
+
+def _layer(shape: Shape) -> int:
+    """Parameters of one decoder layer."""
+    head = shape.hidden_size // shape.attention_heads
+    attention = shape.hidden_size * head * (2 * shape.attention_heads + 2 * shape.key_value_heads)
+    return attention + 3 * shape.hidden_size * shape.intermediate_size + 2 * shape.hidden_size
 
 
 def train_rank(  # noqa: PLR0913  # the degrees and sizes of one job
@@ -67,8 +71,10 @@ def train_rank(  # noqa: PLR0913  # the degrees and sizes of one job
     """
     total = parameters(shape)
     held = total * _TRAINED_BYTES // (data * tensor * pipeline)
-    # While a stage computes, its weights and gradients are whole again over the data ranks.
-    gathered = 2 * _FLOAT * total // (tensor * pipeline) if data > 1 else 0
+    # While it computes, weights and gradients are whole again over the data ranks: all of a
+    # pipeline stage, without a pipeline what is outside the layers and one layer at a time.
+    whole = total if pipeline > 1 else total - (shape.layers - 1) * _layer(shape)
+    gathered = 2 * _FLOAT * whole // (tensor * pipeline) if data > 1 else 0
     tokens = sequences * length
     per_layer = _KEPT_WIDTHS * shape.hidden_size + _KEPT_FEEDS * shape.intermediate_size // tensor
     layers = -(-shape.layers // pipeline)

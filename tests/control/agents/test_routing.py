@@ -1,0 +1,144 @@
+"""What gateways see and report."""
+
+from __future__ import annotations
+
+import pytest
+
+from appliance.api.serving.v1 import endpoint_pb2, endpoint_service_pb2, routing_service_pb2
+from appliance.control.auth import tokens
+from appliance.control.auth.rules import Link
+from appliance.control.auth.tokens import TokenKind
+from appliance.control.services.bindings import Bindings
+from appliance.control.services.caller import Caller
+from appliance.control.services.routing import unchanged
+from appliance.control.store import tables
+from appliance.core.errors import NotFound
+from appliance.core.identity import Principal, PrincipalKind
+from tests.fakes import tiny_model
+from tests.fakes.lab import ALICE, Lab
+
+NAME = "projects/demo/endpoints/chat"
+GATEWAY = Caller(principal=Principal(PrincipalKind.GATEWAY, "gateway-1"))
+Usage = routing_service_pb2.Usage
+
+
+def application(lab: Lab, name: str, *, role: bool) -> str:
+    """A service account with a live token; the token's id."""
+    base, now = lab.base, lab.time.wall()
+    minted = tokens.mint(TokenKind.SERVICE, base.keyring.token_hmac)
+    with lab.database.write() as transaction:
+        transaction.run(
+            tables.service_account.insert().values(id=name, project="demo", create_time=now)
+        )
+        transaction.run(
+            tables.token.insert().values(
+                id=minted.id,
+                service_account=name,
+                digest=minted.digest,
+                create_time=now,
+                expire_time=now.replace(year=now.year + 1),
+            )
+        )
+        if role:
+            Bindings(base.database, base.changes, base.policies, base.events, base.clock).bind(
+                transaction, Link(f"svc:{name}", "inference", "demo"), "users/alice"
+            )
+    return minted.id
+
+
+async def serve(lab: Lab) -> None:
+    node = await lab.connected("n1")
+    request = endpoint_service_pb2.CreateEndpointRequest(
+        parent="projects/demo",
+        endpoint_id="chat",
+        endpoint=endpoint_pb2.Endpoint(model=lab.model(), replicas=2, cache_bytes=64 << 20),
+    )
+    lab.endpoints.create(ALICE, request)
+    lab.look()
+    await node.take()
+    node.ready(node.started[0].work, "127.0.0.1:5001")
+
+
+async def test_the_view_holds_live_credentials_grants_and_ready_replicas(lab: Lab) -> None:
+    await serve(lab)
+    allowed, stranger = application(lab, "app", role=True), application(lab, "other", role=False)
+    view = lab.routing.view()
+    assert {credential.id for credential in view.credentials} == {allowed, stranger}
+    assert [(grant.principal, list(grant.endpoints)) for grant in view.grants] == [
+        ("serviceAccounts/app", [NAME])
+    ]
+    route = view.routes[0]
+    assert (route.endpoint, route.model, route.max_sequence_length) == (
+        NAME,
+        "projects/demo/models/base/versions/1",
+        128,
+    )
+    assert [(replica.id, replica.address) for replica in route.replicas] == [
+        ("r0", "127.0.0.1:5001")
+    ]
+    assert view.token_key == lab.base.keyring.token_hmac
+
+
+@pytest.mark.attack
+async def test_a_revoked_token_is_gone_from_the_next_view(lab: Lab) -> None:
+    await serve(lab)
+    token = application(lab, "app", role=True)
+    first = lab.routing.follow(None)
+    with lab.database.write() as transaction:
+        transaction.run(tables.token.delete().where(tables.token.c.id == token))
+    second = lab.routing.follow(first)
+    assert (list(second.credentials), list(second.grants)) == ([], [])
+    assert second.version > first.version
+
+
+async def test_a_view_that_says_the_same_keeps_its_version_and_is_sent_short(lab: Lab) -> None:
+    await serve(lab)
+    first = lab.routing.follow(None)
+    lab.forward(1)
+    with lab.database.write():
+        pass
+    second = lab.routing.follow(first)
+    assert second.version == first.version
+    short = unchanged(second)
+    assert (short.unchanged, short.version, list(short.routes)) == (True, first.version, [])
+    assert short.as_of.ToDatetime() > first.as_of.ToDatetime()
+
+
+async def test_the_tokenizer_of_what_is_served(lab: Lab) -> None:
+    await serve(lab)
+    request = routing_service_pb2.GetServedTokenizerRequest(endpoint=NAME)
+    found = lab.routing.tokenizer(GATEWAY, request)
+    assert found.tokenizer_json == tiny_model.files()["tokenizer.json"]
+    assert (found.chat_template, found.bos_token, found.eos_token) == (
+        tiny_model.TEMPLATE,
+        "<s>",
+        "</s>",
+    )
+    assert list(found.end_token_ids) == [2, 7]
+    request.endpoint = "projects/demo/endpoints/none"
+    with pytest.raises(NotFound):
+        lab.routing.tokenizer(GATEWAY, request)
+
+
+def test_usage_is_in_the_audit_chain_when_the_call_returns_and_holds_no_text(lab: Lab) -> None:
+    usages = [
+        Usage(
+            request_id="r-1",
+            principal="users/alice",
+            endpoint=NAME,
+            prompt_tokens=5,
+            completion_tokens=7,
+            seconds=1.5,
+        ),
+        Usage(
+            endpoint="tell me a secret\nplease", reason="RESOURCE_NOT_FOUND", seconds=float("nan")
+        ),
+    ]
+    lab.routing.report(GATEWAY, routing_service_pb2.ReportUsageRequest(usages=usages))
+    newest = list(lab.base.opened.log.newest())[:2]
+    assert [(r["kind"], r["principal"], r["resource"], r["outcome"]) for r in newest] == [
+        ("inference", "", "", "RESOURCE_NOT_FOUND"),
+        ("inference", "users/alice", NAME, "OK"),
+    ]
+    assert newest[1]["details"]["completion_tokens"] == 7
+    assert newest[1]["details"]["milliseconds"] == 1500

@@ -1,0 +1,192 @@
+"""The same over real sockets: certificates, the gate, streams that end too early."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+
+import grpc
+import pytest
+
+from appliance.api.agent.v1 import agent_service_pb2 as agent
+from appliance.api.agent.v1.agent_service_pb2_grpc import AgentServiceStub
+from appliance.api.data.v1 import dataset_service_pb2 as data
+from appliance.api.data.v1.dataset_service_pb2_grpc import DatasetServiceStub
+from appliance.api.jobs.v1 import job_pb2, job_service_pb2
+from appliance.api.jobs.v1.job_service_pb2_grpc import JobServiceStub
+from appliance.api.serving.v1 import routing_service_pb2
+from appliance.api.serving.v1.routing_service_pb2_grpc import RoutingServiceStub
+from appliance.control.store import tables
+from appliance.core.errors import LeaseLost, NotFound
+from tests.fakes.appliance import Appliance, bearer, error_of
+
+HELLO = agent.Hello(
+    devices=2, device_kind="cpu", memory_bytes=8 << 30, address="127.0.0.1", agent_version="1"
+)
+
+
+def developer(appliance: Appliance) -> tuple[tuple[str, str], ...]:
+    appliance.project("demo")
+    appliance.user("dora", ("developer", "demo"))
+    return bearer(appliance.session("dora"))
+
+
+async def upload(
+    appliance: Appliance, metadata: tuple[tuple[str, str], ...], count: int
+) -> AsyncIterator[data.UploadDatasetVersionRequest]:
+    yield data.UploadDatasetVersionRequest(parent="projects/demo/datasets/raw")
+    for number in range(count):
+        yield data.UploadDatasetVersionRequest(documents=[data.Document(id=str(number), text="x")])
+
+
+async def test_an_upload_over_the_wire_and_one_whose_sender_leaves(appliance: Appliance) -> None:
+    metadata = developer(appliance)
+    stub = appliance.api(DatasetServiceStub)
+    create = data.CreateDatasetRequest(parent="projects/demo", dataset_id="raw")
+    await stub.CreateDataset(create, metadata=metadata)
+    version = await stub.UploadDatasetVersion(upload(appliance, metadata, 5), metadata=metadata)
+    assert version.documents == 5
+
+    never = asyncio.Event()
+    sent = asyncio.Event()
+
+    async def endless() -> AsyncIterator[data.UploadDatasetVersionRequest]:
+        async for message in upload(appliance, metadata, 3):
+            yield message
+        sent.set()
+        await never.wait()
+
+    call = stub.UploadDatasetVersion(endless(), metadata=metadata)
+    await sent.wait()
+    await until(lambda: len(_pending(appliance)) == 1)
+    call.cancel()
+    await until(lambda: not _pending(appliance))
+    listed = await stub.ListDatasetVersions(
+        data.ListDatasetVersionsRequest(parent="projects/demo/datasets/raw"), metadata=metadata
+    )
+    assert [found.name for found in listed.versions] == [version.name]
+    never.set()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for what another task does, ten seconds at most."""
+    for _ in range(1000):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("it did not happen")
+
+
+def _pending(appliance: Appliance) -> list[object]:
+    with appliance.database.read() as state:
+        version = tables.artifact_version
+        return state.all(version.select().where(version.c.state == "pending"))
+
+
+class Stream:
+    """An agent's stream over mTLS."""
+
+    def __init__(self, appliance: Appliance, node: str) -> None:
+        self.machine = appliance.node(node)
+        self.stub = appliance.machines(AgentServiceStub, self.machine)
+        self.call = self.stub.Connect()
+
+    async def say(self, **report: object) -> None:
+        await self.call.write(agent.ConnectRequest(**report))
+
+    async def hear(self, kind: str) -> object:
+        while (order := await self.call.read()) is not grpc.aio.EOF:
+            if order.WhichOneof("order") == kind:
+                return getattr(order, kind)
+        raise AssertionError(f"the stream ended without {kind}")
+
+
+async def test_a_job_over_the_agents_stream(appliance: Appliance) -> None:
+    metadata = developer(appliance)
+    stream = Stream(appliance, "n1")
+    await stream.say(hello=HELLO)
+    assert (await stream.hear("leases")).seconds == 15.0
+    datasets = appliance.api(DatasetServiceStub)
+    create = data.CreateDatasetRequest(parent="projects/demo", dataset_id="raw")
+    await datasets.CreateDataset(create, metadata=metadata)
+    raw = await datasets.UploadDatasetVersion(upload(appliance, metadata, 2), metadata=metadata)
+    jobs = appliance.api(JobServiceStub)
+    spec = job_pb2.PrepareSpec(
+        datasets=[raw.name],
+        output_dataset="projects/demo/datasets/clean",
+        output_tokenizer="projects/demo/tokenizers/words",
+    )
+    await jobs.CreateJob(
+        job_service_pb2.CreateJobRequest(
+            parent="projects/demo", job_id="p1", job=job_pb2.Job(prepare=spec)
+        ),
+        metadata=metadata,
+    )
+    watch = jobs.WatchJob(
+        job_service_pb2.WatchJobRequest(name="projects/demo/jobs/p1"), metadata=metadata
+    )
+    assert (await watch.read()).state == job_pb2.Job.STATE_QUEUED
+    appliance.control.work.scheduler.look()
+    order = await stream.hear("start_job")
+    keys = await stream.stub.ReleaseKeys(agent.ReleaseKeysRequest(work=order.work))
+    assert [key.name for key in keys.inputs] == [raw.name]
+    await stream.say(heartbeat=agent.AgentHeartbeat(running=[order.work], sequence=4))
+    assert (await stream.hear("leases")).sequence == 4
+    await stream.say(
+        job_ended=agent.JobEnded(work=order.work, reason="INVALID_INPUT", message="too little text")
+    )
+    last = await watch.read()
+    while (job := await watch.read()) is not grpc.aio.EOF:
+        last = job
+    assert (last.state, last.state_reason) == (job_pb2.Job.STATE_FAILED, "too little text")
+    error = await error_of(stream.stub.ReleaseKeys(agent.ReleaseKeysRequest(work=order.work)))
+    assert isinstance(error, LeaseLost)
+    await stream.call.done_writing()
+    assert await stream.call.code() == grpc.StatusCode.OK
+
+
+async def test_a_node_is_lost_when_its_stream_ends_and_ready_when_it_is_back(
+    appliance: Appliance,
+) -> None:
+    stream = Stream(appliance, "n1")
+    await stream.say(hello=HELLO)
+    await stream.hear("leases")
+    assert _state(appliance) == "READY"
+    stream.call.cancel()
+    await until(lambda: _state(appliance) == "LOST")
+
+
+def _state(appliance: Appliance) -> str:
+    with appliance.database.read() as state:
+        return str(state.value(tables.node.select().with_only_columns(tables.node.c.state)))
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        agent.ConnectRequest(),
+        agent.ConnectRequest(heartbeat=agent.AgentHeartbeat()),
+        agent.ConnectRequest(hello=agent.Hello()),
+        agent.ConnectRequest(
+            hello=agent.Hello(devices=1, device_kind="cpu", memory_bytes=1, address="a b")
+        ),
+    ],
+)
+async def test_a_stream_that_does_not_begin_with_a_sensible_hello_ends(
+    appliance: Appliance, first: agent.ConnectRequest
+) -> None:
+    stream = Stream(appliance, "n1")
+    await stream.call.write(first)
+    assert await stream.call.code() == grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_a_gateway_hears_the_view_and_then_that_it_still_holds(appliance: Appliance) -> None:
+    stub = appliance.machines(RoutingServiceStub, appliance.gateway())
+    call = stub.WatchRouting(routing_service_pb2.WatchRoutingRequest())
+    first = await call.read()
+    second = await call.read()
+    assert (first.unchanged, second.unchanged) == (False, True)
+    assert second.version == first.version
+    call.cancel()
+    missing = routing_service_pb2.GetServedTokenizerRequest(endpoint="projects/p/endpoints/e")
+    assert isinstance(await error_of(stub.GetServedTokenizer(missing)), NotFound)

@@ -1,0 +1,304 @@
+"""Jobs when they are accepted: one sentence for each field that cannot work."""
+
+from __future__ import annotations
+
+import pytest
+
+from appliance.api.jobs.v1 import job_pb2, job_service_pb2
+from appliance.control.auth.rules import Link
+from appliance.control.services import job_specs, memory
+from appliance.control.services.bindings import Bindings
+from appliance.control.services.caller import Caller
+from appliance.control.store import tables
+from appliance.core.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    InvalidInput,
+    LeaseLost,
+    NotFound,
+)
+from appliance.core.identity import Principal, PrincipalKind
+from tests.fakes.lab import ALICE, GIB, Lab, train_request
+
+UUID = "123e4567-e89b-42d3-a456-426614174000"
+Mesh = job_pb2.Mesh
+
+
+def fields(lab: Lab, request: job_service_pb2.CreateJobRequest) -> dict[str, str]:
+    with pytest.raises(InvalidInput) as raised:
+        lab.jobs.create(ALICE, request)
+    assert lab.rows(tables.job) == []
+    return raised.value.fields
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "text"),
+    [
+        ({"mesh": Mesh(tensor=3)}, "mesh.tensor", "does not divide the attention heads of 4"),
+        ({"mesh": Mesh(tensor=4)}, "mesh.tensor", "key and value heads of 2"),
+        ({"mesh": Mesh(pipeline=5)}, "mesh.pipeline", "5 stages, but the model has 4 layers"),
+        ({"mesh": Mesh(data=3)}, "batch_size", "3 data ranks with 1 microbatches"),
+        ({"mesh": Mesh(pipeline=2), "batch_size": 6}, "batch_size", "a multiple of 4"),
+        ({"mesh": Mesh(data=-1)}, "mesh.data", "must be 1 to 4096"),
+        ({"steps": -5}, "steps", "must be 1 to"),
+        ({"sequence_length": 129}, "sequence_length", "longer than the context of 128"),
+        ({"learning_rate": float("nan")}, "learning_rate", "must be 1e-09 to 10"),
+        ({"warmup_steps": 21}, "warmup_steps", "must be 0 to 20"),
+        ({"pipeline_schedule": "Magic"}, "pipeline_schedule", "must be one of 1F1B"),
+        (
+            {"mesh": Mesh(pipeline=4), "pipeline_schedule": "ZBVZeroBubble"},
+            "mesh.pipeline",
+            "8 stages",
+        ),
+        (
+            {"architecture": job_pb2.Architecture(key_value_heads=3)},
+            "architecture.key_value_heads",
+            "does not divide",
+        ),
+        (
+            {"architecture": job_pb2.Architecture(hidden_size=66)},
+            "architecture.attention_heads",
+            "does not divide the width of 66",
+        ),
+        (
+            {"architecture": job_pb2.Architecture(hidden_size=12)},
+            "architecture.attention_heads",
+            "odd width",
+        ),
+        ({"output_model": "projects/demo/datasets/x"}, "output_model", "is not projects/"),
+        ({"output_model": "projects/other/models/x"}, "output_model", "is in project other"),
+    ],
+)
+async def test_degrees_and_sizes_that_do_not_fit_are_refused_by_field(
+    lab: Lab, changes: dict[str, object], field: str, text: str
+) -> None:
+    await lab.connected("n1")
+    found = fields(lab, train_request("t1", lab.tokens(), **changes))
+    assert text in found[f"job.train.{field}"]
+
+
+async def test_a_vocabulary_that_tensor_ranks_cannot_share_is_refused(lab: Lab) -> None:
+    await lab.connected("n1")
+    request = train_request("t1", lab.tokens(vocabulary=511), mesh=Mesh(tensor=2))
+    assert "vocabulary of 511" in fields(lab, request)["job.train.mesh.tensor"]
+
+
+async def test_all_wrong_fields_are_said_at_once(lab: Lab) -> None:
+    await lab.connected("n1")
+    request = train_request("t1", lab.text(), steps=-1, batch_size=-1)
+    assert set(fields(lab, request)) == {
+        "job.train.dataset",
+        "job.train.steps",
+        "job.train.batch_size",
+    }
+
+
+@pytest.mark.parametrize(
+    ("dataset", "text"),
+    [
+        ("projects/demo/datasets/none/versions/1", "does not exist or is not complete"),
+        ("projects/demo/datasets/clean", "is not projects/{project}/datasets"),
+        ("projects/other/datasets/clean/versions/1", "a job works inside its own project"),
+        ("", "is not projects/"),
+    ],
+)
+async def test_inputs_that_are_not_there_are_refused(lab: Lab, dataset: str, text: str) -> None:
+    await lab.connected("n1")
+    assert text in fields(lab, train_request("t1", dataset))["job.train.dataset"]
+
+
+@pytest.mark.attack
+async def test_what_the_caller_may_not_read_a_job_of_the_caller_may_not_read(lab: Lab) -> None:
+    await lab.connected("n1")
+    stranger = Caller(principal=Principal(PrincipalKind.USER, "bob"))
+    dataset = lab.tokens()
+    with pytest.raises(InvalidInput) as raised:
+        lab.jobs.create(stranger, train_request("t1", dataset))
+    assert raised.value.fields == {"job.train.dataset": "may not be read by users/bob"}
+    base = lab.base
+    with lab.database.write() as transaction:
+        transaction.run(
+            tables.user.insert().values(id="bob", password_hash="x", create_time=lab.time.wall())
+        )
+        Bindings(base.database, base.changes, base.policies, base.events, base.clock).bind(
+            transaction, Link("user:bob", "developer", "demo"), "users/alice"
+        )
+    assert lab.jobs.create(stranger, train_request("t1", dataset)).creator == "users/bob"
+
+
+async def test_other_kinds_name_what_is_wrong_with_them(lab: Lab) -> None:
+    await lab.connected("n1")
+    model, tokens, text = lab.model(format="w8a8-int8"), lab.tokens(), lab.text()
+    lab.version("tokenizer", "words", {"tokenizer.json": b"{}"}, {})
+    make = job_service_pb2.CreateJobRequest
+    quantize = job_pb2.QuantizeSpec(model=model, output_model="projects/demo/models/Q")
+    evaluate = job_pb2.EvaluateSpec(model=model, dataset=text, window=-1)
+    prepare = job_pb2.PrepareSpec(
+        datasets=[tokens, tokens],
+        output_dataset="projects/demo/datasets/clean",
+        output_tokenizer="projects/demo/tokenizers/words",
+        vocabulary_size=100,
+        validation_fraction=0.6,
+    )
+    found = [
+        fields(lab, make(parent="projects/demo", job_id="j1", job=job))
+        for job in (
+            job_pb2.Job(quantize=quantize),
+            job_pb2.Job(evaluate=evaluate),
+            job_pb2.Job(prepare=prepare),
+            job_pb2.Job(),
+        )
+    ]
+    assert [set(each) for each in found] == [
+        {"job.quantize.scheme", "job.quantize.model", "job.quantize.output_model"},
+        {"job.evaluate.dataset", "job.evaluate.window"},
+        {
+            "job.prepare.datasets",
+            "job.prepare.datasets[0]",
+            "job.prepare.datasets[1]",
+            "job.prepare.output_tokenizer",
+            "job.prepare.vocabulary_size",
+            "job.prepare.validation_fraction",
+        },
+        {"job"},
+    ]
+
+
+async def test_too_little_memory_is_one_sentence_with_what_to_do(lab: Lab) -> None:
+    with pytest.raises(FailedPrecondition, match="there is no node"):
+        lab.train("t0")
+    await lab.connected("n1", memory=GIB // 2, devices=8)
+    large = job_pb2.Architecture(hidden_size=1024, intermediate_size=4096)
+    with pytest.raises(FailedPrecondition) as raised:
+        lab.train("t1", architecture=large)
+    assert raised.value.message == (
+        "it needs about 1.6 GiB per rank; the largest node offers 0.5 GiB: use more pipeline or "
+        "tensor ranks, a smaller batch or more microbatches"
+    )
+    with pytest.raises(FailedPrecondition, match="all nodes together can hold 1"):
+        lab.train("t2", mesh=Mesh(data=2))
+    assert lab.rows(tables.job) == []
+
+
+def test_memory_falls_with_every_degree_and_rises_with_the_batch() -> None:
+    shape = memory.Shape(
+        layers=16,
+        hidden_size=2048,
+        intermediate_size=8192,
+        attention_heads=32,
+        key_value_heads=8,
+        vocabulary_size=128256,
+        tie_embeddings=True,
+    )
+    # Llama-3.2-1B has 1,235,814,400 parameters (its model card).
+    assert memory.parameters(shape) == 1_235_814_400
+
+    def need(**changes: int) -> int:
+        given = {"data": 1, "tensor": 1, "pipeline": 1, "sequences": 1, "length": 512}
+        return memory.train_rank(shape, **(given | changes))
+
+    assert need() > need(tensor=2) > need(tensor=2, data=2) > need(tensor=2, data=2, pipeline=2)
+    assert need(sequences=4) > need()
+    assert (memory.readable(3 * GIB + GIB // 10), memory.readable(5 << 20)) == ("3.1 GiB", "5 MiB")
+
+
+async def test_a_repeat_gets_the_first_answer_and_validate_only_changes_nothing(lab: Lab) -> None:
+    await lab.connected("n1")
+    request = train_request("t1", lab.tokens())
+    request.validate_only = True
+    assert lab.jobs.create(ALICE, request).state == job_pb2.Job.STATE_QUEUED
+    assert lab.rows(tables.job) == []
+    request.validate_only = False
+    request.request_id = UUID
+    first = lab.jobs.create(ALICE, request)
+    assert lab.jobs.create(ALICE, request) == first
+    assert len(lab.rows(tables.job)) == 1
+    request.request_id = ""
+    with pytest.raises(AlreadyExists):
+        lab.jobs.create(ALICE, request)
+
+
+async def test_jobs_are_listed_newest_first_and_metrics_by_step(lab: Lab) -> None:
+    node = await lab.connected("n1")
+    dataset = lab.tokens()
+    for number in range(3):
+        lab.forward(1)
+        lab.train(f"t{number}", dataset)
+    request = job_service_pb2.ListJobsRequest(parent="projects/demo", page_size=2)
+    page = lab.jobs.list(ALICE, request)
+    request.page_token = page.next_page_token
+    rest = lab.jobs.list(ALICE, request)
+    assert [job.name[-2:] for job in (*page.jobs, *rest.jobs)] == ["t2", "t1", "t0"]
+    lab.look()
+    await node.take()
+    work = node.started[0].work
+    for step, loss in ((1, 5.0), (2, 4.0), (1, 4.5)):
+        node.progress(work, step, loss=loss)
+    name = "projects/demo/jobs/t0"
+    measured = lab.jobs.metrics(ALICE, job_service_pb2.ListJobMetricsRequest(name=name)).metrics
+    assert [(m.step, m.epoch, dict(m.values)) for m in measured] == [
+        (1, 1, {"loss": 4.5}),
+        (2, 1, {"loss": 4.0}),
+    ]
+    with pytest.raises(NotFound):
+        lab.jobs.get(ALICE, "projects/demo/jobs/none")
+
+
+@pytest.mark.attack
+async def test_a_node_gets_keys_only_for_what_is_leased_to_it_now(lab: Lab) -> None:
+    one = await lab.connected("n1", devices=1)
+    two = await lab.connected("n2", devices=1)
+    lab.train("t1")
+    lab.train("t2")
+    lab.look()
+    await one.take()
+    await two.take()
+    mine, other = one.started[0].work, two.started[0].work
+    assert one.keys(mine).outputs
+    for work in (other, type(mine)(work=mine.work, epoch=2), type(mine)(work=mine.work, epoch=0)):
+        with pytest.raises(LeaseLost):
+            one.keys(work)
+    for row in lab.rows(tables.artifact_version):
+        with pytest.raises(LeaseLost):
+            one.keys(type(mine)(work=row.uid, epoch=1))
+    one.fail(mine, "INTERNAL")
+    with pytest.raises(LeaseLost):
+        one.keys(mine)
+    lab.forward(15)
+    with pytest.raises(LeaseLost):
+        two.keys(other)
+
+
+@pytest.mark.attack
+async def test_the_key_of_a_swapped_input_is_not_handed_out(lab: Lab) -> None:
+    node = await lab.connected("n1")
+    dataset = lab.tokens("a")
+    lab.train("t1", dataset)
+    lab.look()
+    await node.take()
+    folder = lab.objects / lab.rows(tables.artifact_version)[0].folder
+    (folder / "index.json").unlink()
+    with pytest.raises(Exception, match=r"index\.json is missing"):
+        node.keys(node.started[0].work)
+
+
+@pytest.mark.attack
+async def test_nonsense_from_an_agent_ends_its_own_work_alone(lab: Lab) -> None:
+    one = await lab.connected("n1", devices=1)
+    two = await lab.connected("n2", devices=1)
+    lab.train("t1")
+    lab.train("t2")
+    lab.look()
+    await one.take()
+    await two.take()
+    one.progress(two.started[0].work, 9, loss=0.0)
+    await one.take()
+    assert lab.job("t2").state == job_pb2.Job.STATE_STARTING
+    one.progress(one.started[0].work, 1, **{f"m{number}": 1.0 for number in range(101)})
+    assert lab.job("t1").state == job_pb2.Job.STATE_FAILED
+    assert lab.job("t2").state == job_pb2.Job.STATE_STARTING
+
+
+def test_every_kind_of_job_has_a_message_in_the_proto() -> None:
+    members = job_pb2.Job.DESCRIPTOR.oneofs_by_name["spec"].fields
+    assert {field.name for field in members} == set(job_specs.KINDS)
