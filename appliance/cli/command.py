@@ -62,7 +62,7 @@ def command(
             with Session(shared) as session:
                 function(session, **values)
 
-        made: click.Command = click.command(name, **settings)(run)
+        made = click.command(name, cls=click.Command, **settings)(run)
         made.params += _shared_options(methods, project=project)
         if group is not None:
             group.add_command(made)

@@ -6,15 +6,13 @@ import functools
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from appliance.cli import output
 from appliance.cli.command import output_option
-
-if TYPE_CHECKING:
-    from appliance.client.profiles import Profiles
+from appliance.client.profiles import Profile, Profiles
 
 COLUMNS = [
     ("CONTEXT", output.field("name")),
@@ -33,8 +31,6 @@ def _local(name: str) -> Callable[[Callable[..., Any]], click.Command]:
     def decorate(function: Callable[..., Any]) -> click.Command:
         @functools.wraps(function)
         def run(output: str, **values: Any) -> None:
-            from appliance.client.profiles import Profiles  # noqa: PLC0415 - package imports gRPC
-
             profiles = Profiles()
             names = function(profiles, **values)
             _show(profiles, names, output)
@@ -73,8 +69,6 @@ def _show(profiles: Profiles, names: str | list[str], form: str) -> None:
 @click.option("--project", default="", metavar="P", help="Project that short names belong to.")
 def add(profiles: Profiles, name: str, server: str, ca: Path, project: str) -> str:
     """Add a server and use it."""
-    from appliance.client.profiles import Profile  # noqa: PLC0415 - package imports gRPC
-
     if ":" not in server:
         raise click.UsageError(f"--server {server}: write HOST:PORT, such as {server}:7443")
     pem = ca.read_text(encoding="ascii", errors="replace")

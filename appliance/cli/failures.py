@@ -71,11 +71,13 @@ def _explain_ours(error: errors.ApplianceError) -> int:
         if isinstance(error, kind):
             code, hint = number, advice
             break
-    if hint:
+    request = error.metadata.get("request_id")
+    # What this machine itself could not find says what to do in its own sentence.
+    if hint and (request or code != NOT_FOUND):
         _say(f"hint: {hint}")
     if error.retry_after is not None:
         _say(f"hint: try again in {error.retry_after:.0f} s")
-    if request := error.metadata.get("request_id"):
+    if request:
         _say(f"request: {request} ({error.reason})")
     return code
 

@@ -13,6 +13,7 @@ from appliance.cli import output, prompts
 from appliance.cli.command import output_option
 from appliance.cli.local import Local
 from appliance.cli.options import data_dir
+from appliance.client.profiles import Profile, Profiles
 from appliance.core.errors import AlreadyExists, FailedPrecondition
 
 # In the order of their numbers from --port-base on.
@@ -94,8 +95,6 @@ def _make(local: Local, admin: str, password: str, arguments: list[str]) -> dict
 
 def _add_context(local: Local, server: str, admin: str) -> str:
     """A context under a name that no other server has."""
-    from appliance.client.profiles import Profile, Profiles  # noqa: PLC0415 - package imports gRPC
-
     profiles = Profiles()
     taken = {profile.name: profile for profile in profiles.all()}
     name, number = "local", 1

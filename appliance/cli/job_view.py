@@ -13,6 +13,7 @@ import click
 from appliance.cli.output import field, last, safe, state
 
 Job = dict[str, Any]
+FIRST = ("loss", "tokens_per_second")
 SPECS = ("prepare", "train", "quantize", "evaluate")
 
 
@@ -29,9 +30,10 @@ def step_of(job: Job) -> str:
 
 
 def metrics_of(job: Job) -> str:
-    """`loss 3.21, 1.2e+04 tokens/s`."""
+    """`loss 3.21, tokens per second 12000`."""
     found = (job.get("progress") or {}).get("metrics") or {}
-    parts = [f"{name.replace('_', ' ')} {value:.6g}" for name, value in sorted(found.items())]
+    order = [*(name for name in FIRST if name in found), *sorted(found.keys() - set(FIRST))]
+    parts = [f"{name.replace('_', ' ')} {found[name]:.6g}" for name in order]
     return ", ".join(parts)
 
 

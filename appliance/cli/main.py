@@ -8,7 +8,9 @@ data goes to stdout, talk to stderr.
 from __future__ import annotations
 
 import importlib
+import os
 import sys
+from collections.abc import Sequence
 
 import click
 
@@ -65,12 +67,26 @@ def appliance() -> None:
     """A secure LLM appliance: raw text in, a served model out."""
 
 
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line, by default the process's own; return the exit code."""
+    try:
+        code = appliance.main(arguments, prog_name="appliance", standalone_mode=False)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read the output has seen enough; nothing more can be said there.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:  # noqa: BLE001 - one place turns every failure into a sentence
+        from appliance.cli.failures import explain  # noqa: PLC0415 - only failures need it
+
+        return explain(error)
+    return code if isinstance(code, int) else 0
+
+
 def main() -> None:
     """Run the command; the process ends with its exit code."""
-    try:
-        code = appliance.main(standalone_mode=False)
-    except Exception as error:  # noqa: BLE001 - one place turns every failure into a sentence
-        from appliance.cli.failures import explain  # noqa: PLC0415 - imports gRPC's errors
+    sys.exit(run())
 
-        code = explain(error)
-    sys.exit(code if isinstance(code, int) else 0)
+
+if __name__ == "__main__":
+    main()

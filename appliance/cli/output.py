@@ -23,7 +23,9 @@ def plain(message: Message) -> dict[str, Value]:
     found: dict[str, Value] = MessageToDict(
         message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
     )
-    return found
+    # Set fields come first there; a person expects the order of the resource.
+    order = [each.name for each in message.DESCRIPTOR.fields]
+    return {name: found[name] for name in order if name in found}
 
 
 def show(value: Value, form: str, columns: Sequence[Column] | None = None) -> None:

@@ -214,10 +214,10 @@ class Supervisor:
 
     def _last_words(self, child: Child) -> str:
         log = self._local.log(child.program.name)
-        said = _last_line(log)
         ended = child.ended or 0
-        how = f"exit code {ended}" if ended >= 0 else f"signal {-ended}"
-        return f"{child.program.name} ended ({how}): {said} (see {log})"
+        if ended < 0:
+            return f"{child.program.name} was ended by {signal.Signals(-ended).name} (see {log})"
+        return f"{child.program.name} ended ({ended}): {_last_line(log)} (see {log})"
 
 
 def _as_child(supervisor: int) -> Callable[[], None]:
