@@ -37,7 +37,6 @@ from appliance.worker.requests import Limits, Request
 
 MOST_RUNNING = 128
 """Answers in one step; more wait."""
-STOP_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -124,10 +123,6 @@ class Engine:
     async def abort(self, identifiers: list[str]) -> None:
         """Forget answers; their slots are free with the engine's next step."""
         await self._llm.abort(identifiers)
-
-    def stop(self) -> None:
-        """End the engine's processes."""
-        self._llm.shutdown(timeout=STOP_SECONDS)
 
 
 def _output_of(output: RequestOutput | Exception) -> Output:

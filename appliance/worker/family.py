@@ -65,7 +65,6 @@ class Family:
         self._heard = b""
         self._members: set[int] = set()
         self._fault: ApplianceError | None = None
-        self._ending = False
         os.register_at_fork(before=self._before_fork, after_in_child=self._born)
 
     def _before_fork(self) -> None:
@@ -120,10 +119,6 @@ class Family:
         thread.start()
         return thread
 
-    def ending(self) -> None:
-        """From now on members die because they are told to."""
-        self._ending = True
-
     def _wait(self, watched: dict[int, int], lost: Callable[[str], None]) -> None:
         poll = select.poll()
         poll.register(self._agent, 0)
@@ -131,8 +126,6 @@ class Family:
             poll.register(descriptor, select.POLLIN)
         ready = [descriptor for descriptor, _ in poll.poll()]
         dead = [watched[descriptor] for descriptor in ready if descriptor in watched]
-        if self._ending:
-            return
         if dead:
             lost(f"Process {dead[0]} of the engine died; the replica has to start again.")
         else:

@@ -98,12 +98,11 @@ class Worker:
         HOLDER.put(SealedModel(wanted.objects, wanted.model, relatives))
         engine = start_engine(wanted, config, private, relatives)
         HOLDER.forget()
-        private.engine_is_up()
+        members = sorted(relatives.members())
+        private.engine_is_up(members)
         relatives.watch(self._lost)
-        logger.info("engine up", extra={"processes": sorted(relatives.members())})
+        logger.info("engine up", extra={"processes": members})
         uvloop.run(server.serve(wanted, engine, self._reports))
-        relatives.ending()
-        engine.stop()
 
     def _clean(self) -> None:
         if self._private is not None:

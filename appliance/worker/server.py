@@ -22,7 +22,7 @@ from appliance.core.identity import PrincipalKind
 from appliance.wire.machine_door import MachineDoor
 from appliance.wire.metrics import CallMetrics
 from appliance.wire.rules import rules_of
-from appliance.wire.server import Listener, Server, Service, split_address
+from appliance.wire.server import Listener, Server, Service
 from appliance.wire.tls import server_credentials
 from appliance.worker import metrics
 from appliance.worker.orders import Orders
@@ -106,7 +106,7 @@ async def serve(orders: Orders, engine: Generator, reports: Reports) -> None:
     stop = _stop_signal()
     await server.start()
     await server.set_serving(serving=True)
-    host, _ = split_address(orders.listen, "listen")
+    host = orders.listen.rpartition(":")[0]
     reports.ready(f"{host}:{port}", f"127.0.0.1:{server.metrics_port}")
     await stop.wait()
     await server.set_serving(serving=False)

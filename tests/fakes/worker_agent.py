@@ -158,6 +158,13 @@ class WorkerProcess:
                     found.append(int(entry.name))
         return sorted(found)
 
+    def left(self, seconds: float = 3.0) -> list[int]:
+        """Who of them is still there after some time: the kernel ends them after the first one."""
+        limit = time.monotonic() + seconds
+        while (found := self.family()) and time.monotonic() < limit:
+            time.sleep(0.01)
+        return found
+
     def children(self, parent: int) -> list[int]:
         """Those of the session that `parent` forked, by what runs in them: engine first."""
         return [pid for pid in self.family() if _parent(pid) == parent]

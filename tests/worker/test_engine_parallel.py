@@ -28,10 +28,17 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     found.worker.end()
 
 
-def segments(pid: int) -> list[Path]:
-    """What a worker left in shared memory."""
-    memory = Path("/dev/shm")
-    return [*memory.glob(f"appliance-worker-{pid}-*"), *memory.glob("vllm_dist_*")]
+def mapped(pids: list[int]) -> list[str]:
+    """Files of shared memory that processes have open and others could open, too."""
+    maps = [Path(f"/proc/{pid}/maps").read_text() for pid in pids]
+    return [line for text in maps for line in text.splitlines() if "/dev/shm/" in line]
+
+
+@pytest.mark.attack
+def test_what_the_ranks_share_has_no_name(served: Served) -> None:
+    shared = mapped(served.worker.family())
+    assert shared
+    assert [line for line in shared if not line.endswith(" (deleted)")] == []
 
 
 async def test_two_ranks_make_the_tokens_of_transformers(served: Served) -> None:
@@ -67,5 +74,4 @@ async def test_a_drain_ends_what_is_in_work_and_leaves_nothing(served: Served) -
     await served.channel.close()
     assert worker.wait(20) == 0
     assert worker.report() == {}
-    assert worker.family() == []
-    assert segments(worker.process.pid) == []
+    assert worker.left() == []

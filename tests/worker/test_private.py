@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import mmap
 import os
 import stat
 from pathlib import Path
@@ -19,20 +20,21 @@ def test_the_configuration_is_there_only_while_the_engine_starts(tmp_path: Path)
     assert stat.S_IMODE(folder.path.stat().st_mode) == 0o700
     folder.put_config({"a": 1})
     assert (folder.path / "config.json").read_text() == '{"a": 1}'
-    folder.engine_is_up()
+    folder.engine_is_up([])
     assert names(folder.path) == []
     folder.remove()
     assert names(tmp_path) == []
 
 
-def test_segments_of_the_ranks_lose_their_names(tmp_path: Path) -> None:
+@pytest.mark.attack
+def test_shared_segments_lose_their_names(tmp_path: Path) -> None:
     folder = PrivateFolder(tmp_path)
-    (folder.path / "vllm_dist_ab").touch()
-    (tmp_path / "vllm_dist_ab-tp:0").touch()
-    (tmp_path / "vllm_dist_other").touch()
-    folder.engine_is_up()
-    folder.remove()
-    assert names(tmp_path) == ["vllm_dist_other"]
+    for name in ("psm_ours", "psm_other"):
+        (tmp_path / name).write_bytes(b"x" * 4096)
+    with (tmp_path / "psm_ours").open("r+b") as file, mmap.mmap(file.fileno(), 0) as shared:
+        folder.engine_is_up([os.getpid(), 4194305])
+        assert names(tmp_path) == [folder.path.name, "psm_other"]
+        assert shared[:1] == b"x"
 
 
 def test_what_a_killed_worker_left_is_removed(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ class Start:
         try:
             line = worker.report()
             code = worker.wait(20)
-            assert worker.family() == []
+            assert worker.left() == []
             assert not list(Path("/dev/shm").glob(f"appliance-worker-{worker.process.pid}-*"))
             return line, code
         finally:
