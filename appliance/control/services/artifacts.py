@@ -318,7 +318,10 @@ class Artifacts:
             _logger.exception("a folder that nobody needs could not be deleted: %s", folder)
 
     def tidy(self) -> int:
-        """At start: drop uploads that were cut, and folders that no row knows; how many."""
+        """At start: drop uploads that were cut, and half-made folders that no row knows; how many.
+
+        A whole artifact without a row is left alone: perhaps the state is the wrong backup.
+        """
         with self._database.write() as transaction:
             stale = transaction.all(
                 select(tables.artifact_version).where(
@@ -329,10 +332,18 @@ class Artifacts:
         with self._database.read() as state:
             known = {row.folder for row in state.all(select(_version.folder))}
             projects = [row.id for row in state.all(select(tables.project.c.id))]
-        orphans = [f for p in projects for f in self._folders(p) if f not in known]
+        orphans = [
+            folder
+            for project in projects
+            for folder in self._folders(project)
+            if folder not in known and not self._is_whole(folder)
+        ]
         for folder in orphans:
             self.remove(folder)
         return len(stale) + len(orphans)
+
+    def _is_whole(self, folder: str) -> bool:
+        return bool(self._store.filesystem.exists(self._store.path(f"{folder}/{MANIFEST}")))
 
     def _folders(self, project: str) -> list[str]:
         try:

@@ -142,6 +142,8 @@ async def test_a_job_over_the_agents_stream(appliance: Appliance) -> None:
     error = await error_of(stream.stub.ReleaseKeys(agent.ReleaseKeysRequest(work=order.work)))
     assert isinstance(error, LeaseLost)
     await stream.call.done_writing()
+    while await stream.call.read() is not grpc.aio.EOF:
+        pass
     assert await stream.call.code() == grpc.StatusCode.OK
 
 
