@@ -68,7 +68,7 @@ def _convert(gguf: Path, target: Path) -> None:
         quantization_config=GgufConfig(gguf_file=gguf.name, dequantize=True),
     )
     # The weights are plain numbers now; what is left of the GGUF quantizer must not be saved.
-    del model.config.quantization_config
+    vars(model.config).pop("quantization_config", None)
     model.hf_quantizer = None
     model.is_quantized = False
     model.save_pretrained(target)
