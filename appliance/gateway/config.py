@@ -92,15 +92,13 @@ class GatewayConfig:
     """One gateway."""
 
     cluster_id: str = field(metadata=_doc("id of the appliance's cluster"))
+    key: Path = field(metadata=_doc("private key, PEM, mode 0600"))
+    certificate: Path = field(metadata=_doc("certificate of this gateway, PEM"))
+    ca: Path = field(metadata=_doc("CA certificate of the appliance, PEM"))
     control: str = field(
         default="127.0.0.1:7444",
         metadata=_doc("`host:port` of the control plane's listener for machines"),
     )
-    key: Path = field(default=Path("key.pem"), metadata=_doc("private key, PEM, mode 0600"))
-    certificate: Path = field(
-        default=Path("cert.pem"), metadata=_doc("certificate of this gateway, PEM")
-    )
-    ca: Path = field(default=Path("ca.pem"), metadata=_doc("CA certificate of the appliance, PEM"))
     listen: Listen = field(default_factory=Listen)
     metrics: str = field(default="127.0.0.1:8445", metadata=_doc("loopback address of the metrics"))
     view_seconds: float = field(

@@ -156,26 +156,30 @@ class Gateway:
         parts: list[Coroutine[None, None, None]] = [
             self._control.watch(self._changed),
             self.fleet.run(),
-            self._usage.run(),
             self._say_health(),
         ]
         await self._server.set_serving(serving=False)
         await self._server.start()
         self.http.start()
         tasks = {asyncio.create_task(part) for part in parts}
+        reporting = asyncio.create_task(self._usage.run())
         stopped = asyncio.create_task(stop.wait())
         if started is not None:
             started.set()
         try:
             await asyncio.wait(
-                {stopped, self.http.task, *tasks}, return_when=asyncio.FIRST_COMPLETED
+                {stopped, reporting, self.http.task, *tasks},
+                return_when=asyncio.FIRST_COMPLETED,
             )
         finally:
             await self._drain()
-            for task in (*tasks, stopped):
+            self._usage.stop()
+            await asyncio.wait({reporting}, timeout=FLUSH_SECONDS)
+            if len(self._usage):
+                logger.error("%d ended calls could not be reported", len(self._usage))
+            for task in (*tasks, reporting, stopped):
                 task.cancel()
-            ended = await asyncio.gather(*tasks, return_exceptions=True)
-            await self._usage.flush(FLUSH_SECONDS)
+            ended = await asyncio.gather(*tasks, reporting, return_exceptions=True)
             await self.fleet.close()
             await self._channel.close(None)
         for outcome in ended:

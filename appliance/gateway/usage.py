@@ -12,6 +12,7 @@ The attack: keep the audit from hearing, then ask on. Called by `appliance.gatew
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
@@ -42,6 +43,7 @@ class UsageReports:
         self._report = report
         self._most = most
         self._waiting: deque[Usage] = deque()
+        self._stopping = asyncio.Event()
 
     def __len__(self) -> int:
         """Ended calls that wait."""
@@ -63,23 +65,18 @@ class UsageReports:
         self._waiting.append(usage)
 
     async def run(self) -> None:
-        """Report for ever."""
-        while True:
-            await asyncio.sleep(EACH_SECONDS)
+        """Report until `stop` was asked for and nothing waits."""
+        while self._waiting or not self._stopping.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(EACH_SECONDS):
+                    await self._stopping.wait()
             while self._waiting:
                 if not await self._send():
                     await asyncio.sleep(PAUSE_SECONDS)
 
-    async def flush(self, seconds: float) -> None:
-        """Report what waits, for so long at most; what is left is logged."""
-        try:
-            async with asyncio.timeout(seconds):
-                while self._waiting and await self._send():
-                    pass
-        except TimeoutError:
-            logger.warning("the control plane takes no more reports")
-        if self._waiting:
-            logger.error("%d usages were not reported", len(self._waiting))
+    def stop(self) -> None:
+        """Let `run` return as soon as nothing waits; a batch on its way is not sent twice."""
+        self._stopping.set()
 
     async def _send(self) -> bool:
         """Report one batch; whether it is durable."""

@@ -91,6 +91,14 @@ class Stage:
     def openai(self) -> str:
         return f"https://127.0.0.1:{self.gateway.http.port}/v1"
 
+    async def ready_again(self, worker: Worker) -> None:
+        """Wait until a replica whose stream broke is connected again."""
+        await until(
+            lambda: any(
+                link.connected and link.place.id == worker.id for link in self.gateway.fleet.links
+            )
+        )
+
     async def ready(self, count: int) -> None:
         await until(lambda: sum(link.ready for link in self.gateway.fleet.links) == count)
 

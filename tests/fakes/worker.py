@@ -158,6 +158,7 @@ class _Stream:
         self.outputs: list[Any] = []
         self.filled = asyncio.Event()
         self.steps = 0
+        self.sending = False
 
     async def read(self, orders: AsyncIterator[Any]) -> None:
         async for order in orders:
@@ -189,7 +190,13 @@ class _Stream:
                 continue
             moved = False
             for identifier in list(self.answers):
-                moved |= self._token(identifier, script)
+                try:
+                    moved |= self._token(identifier, script)
+                except _DiedError:
+                    # What was made before goes out first: it dies after that token, not near it.
+                    while self.outputs or self.sending:
+                        await asyncio.sleep(0.001)
+                    raise
             self.steps += moved
 
     def _token(self, identifier: int, script: Script) -> bool:
@@ -226,4 +233,6 @@ class _Stream:
                 running=len(self.answers),
                 draining=self.worker.script.draining,
             )
+            self.sending = True
             await context.write(worker_service_pb2.AttachResponse(outputs=outputs, heartbeat=beat))
+            self.sending = False
