@@ -22,7 +22,13 @@ if TYPE_CHECKING:
 @click.option("--system", metavar="TEXT", help="What the model should be, before the question.")
 @click.option("--raw", is_flag=True, help="Go on from the text itself, without the chat template.")
 @click.option("--max-tokens", type=click.IntRange(1), help="Longest answer.")
-@click.option("--temperature", type=click.FloatRange(0), default=0.7, show_default=True)
+@click.option(
+    "--temperature",
+    type=click.FloatRange(0),
+    default=0.7,
+    show_default=True,
+    help="0 chooses the likeliest token always.",
+)
 @click.option("--top-p", type=click.FloatRange(0, 1), help="Share of probability to choose from.")
 @click.option("--seed", type=int, help="Seed of the choice.")
 @click.option("--no-stream", is_flag=True, help="Print the answer when it is complete.")
@@ -65,10 +71,10 @@ def _print(session: Session, pieces: Any, *, whole: bool) -> None:
         texts.append(piece.text)
         final = piece
         if not whole:
-            click.echo(_shown(piece.text), nl=False)
+            _write(piece.text)
     answer = "".join(texts)
     if session.shared.output == "table":
-        click.echo(_shown(answer) if whole else "")
+        _write(f"{answer}\n" if whole else "\n")
         return
     facts: dict[str, Any] = {"text": answer}
     if final is not None:
@@ -77,6 +83,7 @@ def _print(session: Session, pieces: Any, *, whole: bool) -> None:
     session.show(facts)
 
 
-def _shown(text: str) -> str:
+def _write(text: str) -> None:
     """What a model writes must not steer a terminal; a file gets it as it is."""
-    return safe(text, keep="\n\t") if sys.stdout.isatty() else text
+    sys.stdout.write(safe(text, keep="\n\t") if sys.stdout.isatty() else text)
+    sys.stdout.flush()

@@ -29,6 +29,12 @@ class Shared:
     methods: tuple[str, ...] = ()
 
 
+class Calls(click.Command):
+    """A command that calls a server; `methods` are the RPCs it may call."""
+
+    methods: tuple[str, ...] = ()
+
+
 def command(
     name: str,
     *methods: str,
@@ -62,7 +68,8 @@ def command(
             with Session(shared) as session:
                 function(session, **values)
 
-        made = click.command(name, cls=click.Command, **settings)(run)
+        made = click.command(name, cls=Calls, **settings)(run)
+        made.methods = methods
         made.params += _shared_options(methods, project=project)
         if group is not None:
             group.add_command(made)

@@ -88,7 +88,14 @@ def use(profiles: Profiles, name: str) -> str:
 
 @_local("set-project")
 @click.argument("project", metavar="P")
-@click.option("--context", "name", metavar="NAME", envvar="APPLIANCE_CONTEXT", default="")
+@click.option(
+    "--context",
+    "name",
+    metavar="NAME",
+    envvar="APPLIANCE_CONTEXT",
+    default="",
+    help="Context to change.  [default: the current one]",
+)
 def set_project(profiles: Profiles, project: str, name: str) -> str:
     """Choose the project that short names belong to."""
     return profiles.set_project(project.removeprefix("projects/"), name).name

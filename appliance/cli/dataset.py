@@ -79,11 +79,19 @@ def upload(session: Session, name: str, paths: tuple[Path, ...]) -> None:
     session.show(made, VERSIONS)
 
 
-@make("get", "DatasetService.GetDataset", group=command, project=True)
-@click.argument("name", metavar="DATASET")
+@make(
+    "get",
+    "DatasetService.GetDataset",
+    "DatasetService.GetDatasetVersion",
+    group=command,
+    project=True,
+)
+@click.argument("name", metavar="DATASET[/VERSION]")
 def get(session: Session, name: str) -> None:
-    """Show one dataset."""
-    session.show(session.call("DatasetService.GetDataset", name=session.name("dataset", name)))
+    """Show one dataset, or one version of it."""
+    full = session.either(name, "dataset", "datasetVersion")
+    method = "GetDatasetVersion" if full.kind == "datasetVersion" else "GetDataset"
+    session.show(session.call(f"DatasetService.{method}", name=str(full)))
 
 
 @make("list", "DatasetService.ListDatasets", group=command, project=True)

@@ -45,7 +45,13 @@ command = click.Group("endpoint", help="Serve models.")
 )
 @click.argument("endpoint_id", metavar="ENDPOINT")
 @click.option("--model", required=True, metavar="MODEL/VERSION", help="Version to serve.")
-@click.option("--replicas", type=click.IntRange(1), default=1, show_default=True)
+@click.option(
+    "--replicas",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Workers that answer, each with the whole model.",
+)
 @click.option(
     "--tensor-parallel",
     type=click.IntRange(1),

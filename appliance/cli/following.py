@@ -42,15 +42,20 @@ class Duration(click.ParamType[float]):
         return float(found[1]) * _UNITS[found[2]]
 
 
-def wait_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`--wait` and `--timeout`."""
-    function = click.option(
+def timeout_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`--timeout`."""
+    return click.option(
         "--timeout",
         type=Duration(),
         metavar="TIME",
         help="Longest time to wait, such as 15m.  [default: no limit]",
     )(function)
-    return click.option("--wait", is_flag=True, help="Wait until it is done.")(function)
+
+
+def wait_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`--wait` and `--timeout`."""
+    option = click.option("--wait", is_flag=True, help="Wait until it is done.")
+    return option(timeout_option(function))
 
 
 def changes(session: Session, method: str, name: str, timeout: float | None) -> Iterator[Any]:

@@ -11,7 +11,7 @@ import click
 
 from appliance.cli import job_specs
 from appliance.cli.command import command as make
-from appliance.cli.following import changes, wait_options
+from appliance.cli.following import changes, timeout_option, wait_options
 from appliance.cli.job_view import COLUMNS, Lines, ended_well, view
 from appliance.cli.output import field, plain
 from appliance.core.errors import ApplianceError, InvalidInput
@@ -113,10 +113,9 @@ def list_(session: Session) -> None:
 
 @make("watch", WATCH, group=command, project=True)
 @click.argument("name", metavar="JOB")
-@wait_options
-def watch(session: Session, name: str, *, wait: bool, timeout: float | None) -> None:
+@timeout_option
+def watch(session: Session, name: str, timeout: float | None) -> None:
     """Show a job while it works; Ctrl-C ends the watching, not the job."""
-    del wait  # it always does
     full = session.name("job", name)
     job: dict[str, Any] = {}
     with view(session.shared.output) as show:

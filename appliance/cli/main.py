@@ -33,6 +33,7 @@ NOUNS = {
     "role": "See the built-in roles.",
     "service-account": "Manage applications and their tokens.",
     "status": "Say what the server is and where it answers.",
+    "tokenizer": "See tokenizers.",
     "up": "Start an appliance on this machine.",
     "user": "Manage people.",
     "whoami": "Say who you are and what you may do.",

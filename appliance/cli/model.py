@@ -78,11 +78,19 @@ def import_(session: Session, name: str, folder: Path) -> None:
     session.show(made, VERSIONS)
 
 
-@make("get", "ModelService.GetModel", group=command, project=True)
-@click.argument("name", metavar="MODEL")
+@make(
+    "get",
+    "ModelService.GetModel",
+    "ModelService.GetModelVersion",
+    group=command,
+    project=True,
+)
+@click.argument("name", metavar="MODEL[/VERSION]")
 def get(session: Session, name: str) -> None:
-    """Show one model."""
-    session.show(session.call("ModelService.GetModel", name=session.name("model", name)))
+    """Show one model, or one version of it."""
+    full = session.either(name, "model", "modelVersion")
+    method = "GetModelVersion" if full.kind == "modelVersion" else "GetModel"
+    session.show(session.call(f"ModelService.{method}", name=str(full)))
 
 
 @make("list", "ModelService.ListModels", group=command, project=True)

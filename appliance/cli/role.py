@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from appliance.cli.command import command as make
-from appliance.cli.output import field, last
+from appliance.cli.output import field, last, plain
 
 if TYPE_CHECKING:
     from appliance.cli.session import Session
@@ -16,6 +16,13 @@ COLUMNS = [
     ("ROLE", last()),
     ("FOR PEOPLE", field("assignable")),
     ("DESCRIPTION", field("description")),
+]
+
+PERMISSIONS = [
+    ("PERMISSION", field("permission")),
+    ("FRESH CODE", field("fresh_mfa")),
+    ("CALL", field("method")),
+    ("WHAT IT DOES", field("summary")),
 ]
 
 command = click.Group("role", help="See the built-in roles.")
@@ -32,3 +39,10 @@ def get(session: Session, name: str) -> None:
 def list_(session: Session) -> None:
     """List every role."""
     session.show(session.list("RoleService.ListRoles", "roles"), COLUMNS)
+
+
+@make("permissions", "SystemService.ListPermissions", group=command)
+def permissions(session: Session) -> None:
+    """List every call with the permission it needs."""
+    found = plain(session.call("SystemService.ListPermissions"))
+    session.show(found["methods"], PERMISSIONS)

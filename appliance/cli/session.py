@@ -79,6 +79,14 @@ class Session:
             project = self.profile.project
         return naming.complete(kind, text, project)
 
+    def either(self, text: str, whole: str, version: str) -> names.Name:
+        """The name of a resource, or of a version of it: `docs` or `docs/3`."""
+        if "/" not in text:
+            return names.Name.parse(self.name(whole, text), whole)
+        if text.startswith("projects/"):
+            return names.Name.parse(text, whole, version)
+        return names.Name.parse(self.name(version, text), version)
+
     @property
     def parent(self) -> str:
         """`projects/{project}` of the chosen project."""

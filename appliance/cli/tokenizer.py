@@ -1,0 +1,37 @@
+"""`appliance tokenizer`: what prepare jobs have made to cut text into tokens."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from appliance.cli.command import command as make
+from appliance.cli.output import field, last
+
+if TYPE_CHECKING:
+    from appliance.cli.session import Session
+
+COLUMNS = [
+    ("TOKENIZER", last()),
+    ("VOCABULARY", field("vocabulary_size")),
+    ("MADE BY", field("job")),
+    ("CREATED", field("create_time")),
+]
+
+command = click.Group("tokenizer", help="See tokenizers.")
+
+
+@make("get", "TokenizerService.GetTokenizer", group=command, project=True)
+@click.argument("name", metavar="TOKENIZER")
+def get(session: Session, name: str) -> None:
+    """Show one tokenizer."""
+    full = session.name("tokenizer", name)
+    session.show(session.call("TokenizerService.GetTokenizer", name=full))
+
+
+@make("list", "TokenizerService.ListTokenizers", group=command, project=True)
+def list_(session: Session) -> None:
+    """List the tokenizers of a project."""
+    rows = session.list("TokenizerService.ListTokenizers", "tokenizers", parent=session.parent)
+    session.show(rows, COLUMNS)

@@ -1,0 +1,560 @@
+"""What commands send, print and end with, against a server that answers as told."""
+
+import json
+import stat
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from appliance.api.access.v1 import (
+    binding_pb2,
+    service_account_pb2,
+    service_account_service_pb2,
+    user_pb2,
+)
+from appliance.api.auth.v1 import auth_service_pb2
+from appliance.api.data.v1 import dataset_pb2, dataset_service_pb2
+from appliance.api.inference.v1 import generation_pb2, inference_service_pb2
+from appliance.api.jobs.v1 import job_pb2
+from appliance.api.models.v1 import model_pb2
+from appliance.api.nodes.v1 import node_pb2, node_service_pb2
+from appliance.api.projects.v1 import project_pb2, project_service_pb2
+from appliance.api.serving.v1 import endpoint_pb2, endpoint_service_pb2
+from appliance.api.system.v1 import system_service_pb2
+from appliance.cli import ask
+from appliance.cli.command import Shared
+from appliance.cli.session import Session
+from appliance.client.profiles import Profiles
+from appliance.core.errors import (
+    AlreadyExists,
+    ApplianceError,
+    Denied,
+    Exhausted,
+    FreshMfaRequired,
+    InvalidInput,
+    MfaRequired,
+    NotFound,
+    Unauthenticated,
+    Unavailable,
+)
+from tests.fakes.command_line import Run
+from tests.fakes.control_api import REQUEST_ID, FakeApi
+
+DEMO = "projects/demo"
+ID = "22222222-2222-4222-8222-222222222222"
+
+
+def job(state: str, **fields: Any) -> job_pb2.Job:
+    return job_pb2.Job(name=f"{DEMO}/jobs/one", state=f"STATE_{state}", **fields)
+
+
+def test_a_resource_as_table_json_and_yaml(command: Run, logged_in: FakeApi) -> None:
+    logged_in.answers["ProjectService.CreateProject"] = project_pb2.Project(
+        name="projects/p", description="d"
+    )
+    create = ("project", "create", "p", "--description", "d")
+    assert command(*create).out.split() == ["PROJECT", "DESCRIPTION", "CREATED", "p", "d"]
+    expected = {"name": "projects/p", "description": "d"}
+    assert json.loads(command(*create, "-o", "json").out) == expected
+    assert yaml.safe_load(command(*create, "-o", "yaml").out) == expected
+    request = logged_in.calls[0].request
+    assert (request.project_id, request.project.description) == ("p", "d")
+    assert logged_in.calls[0].token == "old-token"
+
+
+def test_a_list_is_an_array(command: Run, logged_in: FakeApi) -> None:
+    logged_in.answers["DatasetService.ListDatasets"] = dataset_service_pb2.ListDatasetsResponse(
+        datasets=[dataset_pb2.Dataset(name=f"{DEMO}/datasets/docs")]
+    )
+    found = json.loads(command("dataset", "list", "-o", "json").out)
+    assert [each["name"] for each in found] == [f"{DEMO}/datasets/docs"]
+    assert logged_in.calls[0].request.parent == DEMO
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "hint"),
+    [
+        (Denied("no"), 5, "whoami"),
+        (NotFound("none"), 6, "list"),
+        (Unauthenticated("who"), 4, "login"),
+        (MfaRequired("code"), 4, "login"),
+        (FreshMfaRequired("fresh"), 4, "--code-file"),
+        (AlreadyExists("taken"), 1, ""),
+        (Exhausted("full", retry_after=5), 1, "try again in 5 s"),
+    ],
+)
+def test_errors_are_a_sentence_a_hint_and_a_code(
+    command: Run, logged_in: FakeApi, error: ApplianceError, code: int, hint: str
+) -> None:
+    logged_in.answers["ProjectService.GetProject"] = error
+    result = command("project", "get", "p")
+    assert (result.code, result.out) == (code, "")
+    assert result.err.startswith(f"error: {error.message}\n")
+    assert hint in result.err
+    assert f"request: {REQUEST_ID} ({error.reason})" in result.err
+
+
+def test_wrong_fields_are_named(command: Run, logged_in: FakeApi) -> None:
+    logged_in.answers["ProjectService.CreateProject"] = InvalidInput(
+        "the request is wrong", fields={"project_id": "too long"}
+    )
+    result = command("project", "create", "p")
+    assert (result.code, "project_id: too long" in result.err) == (1, True)
+
+
+def test_a_server_that_is_away(command: Run, logged_in: FakeApi) -> None:
+    command("context", "add", "away", "--server", "127.0.0.1:1", "--ca", _ca(logged_in))
+    result = command("status")
+    assert (result.code, "127.0.0.1:1" in result.err) == (7, True)
+
+
+def _ca(api: FakeApi) -> str:
+    path = Path(Profiles()._folder) / "ca.pem"
+    path.write_bytes(api.ca_pem)
+    return str(path)
+
+
+def test_wrong_usage_is_2(command: Run) -> None:
+    assert command("nothing").code == 2
+    assert command("project", "create").code == 2
+    assert command("job", "train", "x", "--mesh", "depth=2").code == 2
+    assert command("audit", "verify", "--public-key", "/dev/null").code == 2
+
+
+def test_without_a_context_the_way_to_one_is_shown(command: Run) -> None:
+    result = command("project", "list")
+    assert (result.code, "context add" in result.err) == (1, True)
+
+
+def test_without_a_project_the_way_to_one_is_shown(command: Run, logged_in: FakeApi) -> None:
+    command("context", "set-project", "")
+    result = command("dataset", "list")
+    assert (result.code, "set-project" in result.err) == (2, True)
+    assert command("dataset", "list", "--context", "nowhere").code == 6
+
+
+def test_a_fresh_code_is_asked_for_once_and_the_call_repeated(
+    command: Run, logged_in: FakeApi, terminal: list[str]
+) -> None:
+    answers = [FreshMfaRequired("fresh"), user_pb2.User(name="users/dora")]
+    logged_in.answers["UserService.CreateUser"] = lambda _: answers.pop(0)
+    logged_in.answers["AuthService.VerifyTotp"] = auth_service_pb2.VerifyTotpResponse(token="new")
+    terminal += ["a good password", "123 456"]
+    assert command("user", "create", "dora").code == 0
+    first, verify, second = logged_in.calls
+    assert (verify.request.token, verify.request.code) == ("old-token", "123456")
+    assert (first.token, second.token) == ("old-token", "new")
+    assert first.request == second.request
+    assert Profiles().token(Profiles().get()) == "new"
+
+
+def test_a_fresh_code_from_standard_input(command: Run, logged_in: FakeApi) -> None:
+    answers = [FreshMfaRequired("fresh"), binding_pb2.Binding(name="bindings/b")]
+    logged_in.answers["BindingService.CreateBinding"] = lambda _: answers.pop(0)
+    logged_in.answers["AuthService.VerifyTotp"] = auth_service_pb2.VerifyTotpResponse(token="new")
+    give = ("binding", "create", "--principal", "users/dora", "--role", "developer")
+    result = command(*give, "--project", "demo", "--code-file", "-", stdin="654321\n")
+    assert result.code == 0
+    wanted = logged_in.calls[0].request.binding
+    assert (wanted.principal, wanted.role, wanted.scope) == ("users/dora", "roles/developer", DEMO)
+
+
+def test_the_second_refusal_is_final(command: Run, logged_in: FakeApi, terminal: list[str]) -> None:
+    logged_in.answers["UserService.LockUser"] = FreshMfaRequired("fresh")
+    logged_in.answers["AuthService.VerifyTotp"] = auth_service_pb2.VerifyTotpResponse(token="new")
+    terminal += ["123456"]
+    assert command("user", "lock", "dora").code == 4
+    assert len(logged_in.named("UserService.LockUser")) == 2
+
+
+def test_an_application_is_who_its_token_file_says(
+    command: Run, logged_in: FakeApi, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = home / "token"
+    file.write_text("svc-token\n")
+    file.chmod(0o600)
+    monkeypatch.setenv("APPLIANCE_TOKEN_FILE", str(file))
+    logged_in.answers["AuthService.WhoAmI"] = auth_service_pb2.WhoAmIResponse(principal="x")
+    assert command("whoami").code == 0
+    assert logged_in.calls[0].token == "svc-token"
+    file.chmod(0o644)
+    assert command("whoami").code == 1
+
+
+def test_a_repeated_command_repeats_its_request(command: Run, logged_in: FakeApi) -> None:
+    logged_in.answers["ProjectService.CreateProject"] = project_pb2.Project(name="projects/p")
+    for extra in (("--request-id", ID), ()):
+        command("project", "create", "p", *extra)
+    first, second = logged_in.calls
+    assert first.request.request_id == ID
+    assert second.request.request_id not in ("", ID)
+
+
+def test_first_login_enrols_and_shows_everything_once(
+    command: Run, logged_in: FakeApi, terminal: list[str]
+) -> None:
+    uri = "otpauth://totp/appliance:alice?secret=ABCDEFGH"
+    logged_in.answers |= {
+        "AuthService.Login": auth_service_pb2.LoginResponse(token="half", next_step=3),
+        "AuthService.EnrollTotp": auth_service_pb2.EnrollTotpResponse(provisioning_uri=uri),
+        "AuthService.VerifyTotp": auth_service_pb2.VerifyTotpResponse(
+            token="whole", recovery_codes=["aaaa-bbbb", "cccc-dddd"]
+        ),
+    }
+    terminal += ["pass phrase", "123456"]
+    result = command("login", "--user", "alice")
+    assert (result.code, result.out) == (0, "aaaa-bbbb\ncccc-dddd\n")
+    assert uri in result.err
+    assert "█" in result.err
+    assert Profiles().token(Profiles().get()) == "whole"
+
+
+def test_login_without_a_terminal(command: Run, logged_in: FakeApi) -> None:
+    logged_in.answers |= {
+        "AuthService.Login": auth_service_pb2.LoginResponse(token="half", next_step=2),
+        "AuthService.VerifyTotp": auth_service_pb2.VerifyTotpResponse(token="whole"),
+    }
+    result = command(
+        *("login", "--password-file", "-", "--code-file", "-", "-o", "json"),
+        stdin="pass phrase\n123456\n",
+    )
+    assert result.code == 0
+    assert set(json.loads(result.out)) == {"token_expire_time", "recovery_codes"}
+    login, verify = logged_in.calls
+    assert (login.request.user, login.request.password) == ("alice", "pass phrase")
+    assert (verify.request.token, verify.request.code) == ("half", "123456")
+    assert command("login").code == 2
+    assert command("login", "--password-file", "-", stdin="pass phrase\n").code == 4
+
+
+def test_login_with_a_recovery_code(command: Run, logged_in: FakeApi) -> None:
+    logged_in.answers |= {
+        "AuthService.Login": auth_service_pb2.LoginResponse(token="half", next_step=2),
+        "AuthService.VerifyTotp": auth_service_pb2.VerifyTotpResponse(token="whole"),
+    }
+    files = ("--password-file", "-", "--recovery-code-file", "-")
+    assert command("login", *files, stdin="pass\naaaa-bbbb\n").code == 0
+    assert logged_in.calls[1].request.recovery_code == "aaaa-bbbb"
+
+
+def test_a_mistyped_code_may_be_typed_again(
+    command: Run, logged_in: FakeApi, terminal: list[str]
+) -> None:
+    answers = [Unauthenticated("wrong code"), auth_service_pb2.VerifyTotpResponse(token="whole")]
+    logged_in.answers |= {
+        "AuthService.Login": auth_service_pb2.LoginResponse(token="half", next_step=2),
+        "AuthService.VerifyTotp": lambda _: answers.pop(0),
+    }
+    terminal += ["pass phrase", "111111", "222222"]
+    assert command("login").code == 0
+
+
+def test_a_wrong_password_keeps_the_old_session(command: Run, logged_in: FakeApi) -> None:
+    logged_in.answers["AuthService.Login"] = Unauthenticated("wrong user or password")
+    assert command("login", "--password-file", "-", stdin="wrong\n").code == 4
+    assert Profiles().token(Profiles().get()) == "old-token"
+
+
+def test_logout_forgets_the_session_even_when_it_has_ended(
+    command: Run, logged_in: FakeApi
+) -> None:
+    logged_in.answers["AuthService.Logout"] = Unauthenticated("ended")
+    assert command("logout").code == 0
+    assert Profiles().token(Profiles().get()) == ""
+
+
+def test_status_says_more_to_who_is_logged_in(command: Run, logged_in: FakeApi) -> None:
+    logged_in.answers["SystemService.GetSystem"] = system_service_pb2.GetSystemResponse(
+        gateway_address="g:1"
+    )
+    assert json.loads(command("status", "-o", "json").out)["gateway_address"] == "g:1"
+    Profiles().forget_token(Profiles().get())
+    found = json.loads(command("status", "-o", "json").out)
+    assert found == {"server": logged_in.address, "serving": True}
+
+
+@pytest.mark.parametrize(
+    ("noun", "method", "answer"),
+    [
+        (
+            ("service-account", "create-token", "app"),
+            "ServiceAccountService.CreateToken",
+            service_account_service_pb2.CreateTokenResponse(
+                token="shown-once", metadata=service_account_pb2.Token(id="t1")
+            ),
+        ),
+        (
+            ("node", "create-join-token", "n2"),
+            "NodeService.CreateJoinToken",
+            node_service_pb2.CreateJoinTokenResponse(token="shown-once", ca_fingerprint="ab"),
+        ),
+    ],
+)
+def test_a_secret_goes_to_a_private_file_or_to_stdout(
+    command: Run, logged_in: FakeApi, home: Path, noun: tuple[str, ...], method: str, answer: Any
+) -> None:
+    logged_in.answers[method] = answer
+    assert json.loads(command(*noun, "-o", "json").out)["token"] == "shown-once"
+    file = home / "secret"
+    result = command(*noun, "--out", str(file))
+    assert result.code == 0
+    assert "shown-once" not in result.out + result.err
+    assert file.read_text() == "shown-once\n"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+def test_eviction_is_asked_for(command: Run, logged_in: FakeApi) -> None:
+    logged_in.answers["NodeService.EvictNode"] = node_pb2.Node(name="nodes/n1")
+    assert command("node", "evict", "n1").code == 3
+    assert logged_in.calls == []
+    assert command("node", "evict", "n1", "--yes").code == 0
+
+
+def test_text_is_uploaded_whole(command: Run, logged_in: FakeApi, home: Path) -> None:
+    (home / "corpus").mkdir()
+    (home / "corpus" / "a.txt").write_text("hello")
+    logged_in.answers["DatasetService.UploadDatasetVersion"] = dataset_pb2.DatasetVersion(
+        name=f"{DEMO}/datasets/docs/versions/1", documents=1
+    )
+    result = command("dataset", "upload", "docs", str(home / "corpus"), "-o", "json")
+    assert json.loads(result.out)["name"] == f"{DEMO}/datasets/docs/versions/1"
+    first, second = logged_in.calls[0].request
+    assert first.parent == f"{DEMO}/datasets/docs"
+    assert second.documents[0].text == "hello"
+
+
+def test_a_bad_file_uploads_nothing(command: Run, logged_in: FakeApi, home: Path) -> None:
+    (home / "a.jsonl").write_text("nothing")
+    logged_in.answers["DatasetService.UploadDatasetVersion"] = dataset_pb2.DatasetVersion()
+    result = command("dataset", "upload", "docs", str(home / "a.jsonl"))
+    assert (result.code, "line 1" in result.err) == (1, True)
+
+
+def test_a_model_is_created_when_it_is_missing(
+    command: Run, logged_in: FakeApi, home: Path
+) -> None:
+    folder = home / "m"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    logged_in.answers["ModelService.CreateModel"] = AlreadyExists("there")
+    logged_in.answers["ModelService.ImportModelVersion"] = model_pb2.ModelVersion(
+        name=f"{DEMO}/models/m/versions/2"
+    )
+    assert command("model", "import", "m", str(folder)).code == 0
+    create, take_in = logged_in.calls
+    assert (create.request.parent, create.request.model_id) == (DEMO, "m")
+    assert take_in.request[0].parent == f"{DEMO}/models/m"
+
+
+def test_one_version_or_the_whole(command: Run, logged_in: FakeApi) -> None:
+    logged_in.answers["DatasetService.GetDataset"] = dataset_pb2.Dataset()
+    logged_in.answers["DatasetService.GetDatasetVersion"] = dataset_pb2.DatasetVersion()
+    for name in ("docs", f"{DEMO}/datasets/docs", "docs/2", f"{DEMO}/datasets/docs/versions/2"):
+        assert command("dataset", "get", name).code == 0
+    assert [(call.name.partition(".")[2], call.request.name) for call in logged_in.calls] == [
+        ("GetDataset", f"{DEMO}/datasets/docs"),
+        ("GetDataset", f"{DEMO}/datasets/docs"),
+        ("GetDatasetVersion", f"{DEMO}/datasets/docs/versions/2"),
+        ("GetDatasetVersion", f"{DEMO}/datasets/docs/versions/2"),
+    ]
+
+
+TRAIN = [
+    "job",
+    "train",
+    "one",
+    "--dataset",
+    "tokens/1",
+    "--output-model",
+    "small",
+    "--layers",
+    "2",
+    "--hidden-size",
+    "64",
+    "--intermediate-size",
+    "128",
+    "--attention-heads",
+    "4",
+    "--key-value-heads",
+    "2",
+    "--context-length",
+    "64",
+    "--steps",
+    "5",
+    "--batch-size",
+    "4",
+    "--sequence-length",
+    "32",
+    "--tie-embeddings",
+]
+
+
+def test_a_job_is_submitted_with_its_spec(command: Run, logged_in: FakeApi) -> None:
+    logged_in.answers["JobService.CreateJob"] = job("QUEUED")
+    result = command(*TRAIN, "--mesh", "data=2,tensor=2", "--data", "2")
+    assert result.code == 0
+    request = logged_in.calls[0].request
+    assert (request.parent, request.job_id) == (DEMO, "one")
+    spec = request.job.train
+    assert spec.dataset == f"{DEMO}/datasets/tokens/versions/1"
+    assert spec.output_model == f"{DEMO}/models/small"
+    assert spec.architecture.layers == 2
+    assert spec.architecture.tie_embeddings
+    assert (spec.mesh.data, spec.mesh.tensor, spec.mesh.pipeline) == (2, 2, 0)
+    assert command(*TRAIN, "--mesh", "data=2", "--data", "4").code == 2
+
+
+def test_waiting_ends_with_the_job(command: Run, logged_in: FakeApi) -> None:
+    logged_in.answers["JobService.CreateJob"] = job("QUEUED")
+    progress = job_pb2.Progress(step=3, total=5, metrics={"loss": 2.5})
+    running = job("RUNNING", progress=progress)
+    logged_in.answers["JobService.WatchJob"] = [running, running, job("SUCCEEDED")]
+    result = command(*TRAIN, "--wait", "-o", "json")
+    assert (result.code, json.loads(result.out)["state"]) == (0, "STATE_SUCCEEDED")
+    assert result.err.count("step 3/5  loss 2.5") == 1
+
+
+@pytest.mark.parametrize("state", ["FAILED", "CANCELLED"])
+def test_waiting_for_a_job_that_fails_is_1(command: Run, logged_in: FakeApi, state: str) -> None:
+    logged_in.answers["JobService.CreateJob"] = job("QUEUED")
+    logged_in.answers["JobService.WatchJob"] = [job(state, state_reason="disk full")]
+    result = command(*TRAIN, "--wait", "-o", "json")
+    assert (result.code, json.loads(result.out)["state"]) == (1, f"STATE_{state}")
+    assert "disk full" in result.err
+    assert command("job", "watch", "one").code == 1
+
+
+def test_waiting_too_long_is_3_and_says_that_the_job_goes_on(
+    command: Run, logged_in: FakeApi
+) -> None:
+    logged_in.answers["JobService.CreateJob"] = job("QUEUED")
+
+    def hang(_: Any) -> Any:
+        yield job("RUNNING")
+        threading.Event().wait(1.0)
+
+    logged_in.answers["JobService.WatchJob"] = hang
+    result = command(*TRAIN, "--wait", "--timeout", "0.3s")
+    assert (result.code, "it goes on" in result.err) == (3, True)
+
+
+def test_a_stream_that_breaks_is_opened_again(command: Run, logged_in: FakeApi) -> None:
+    streams = [[job("RUNNING"), Unavailable("restarting")], [job("SUCCEEDED")]]
+    logged_in.answers["JobService.WatchJob"] = lambda _: streams.pop(0)
+    result = command("job", "watch", "one")
+    assert (result.code, "SUCCEEDED" in result.out) == (0, True)
+
+
+def test_a_job_from_a_file(command: Run, logged_in: FakeApi, home: Path) -> None:
+    logged_in.answers["JobService.CreateJob"] = job("QUEUED")
+    file = home / "job.yaml"
+    file.write_text("evaluate:\n  model: a\n  dataset: b\n  max_tokens: 7\n")
+    assert command("job", "create", "one", "-f", str(file), "--validate-only").code == 0
+    request = logged_in.calls[0].request
+    assert (request.job.evaluate.max_tokens, request.validate_only) == (7, True)
+    text = '{"evaluate": {"max_tokens": 8}}'
+    assert command("job", "create", "one", "-f", "-", stdin=text).code == 0
+    assert logged_in.calls[1].request.job.evaluate.max_tokens == 8
+
+
+@pytest.mark.parametrize("text", ["", "[]", "name: x", "train: {wrong: 1}", "a: b: c", "train: 3"])
+def test_a_file_that_is_no_job_is_named(command: Run, logged_in: FakeApi, text: str) -> None:
+    result = command("job", "create", "one", "-f", "-", stdin=text)
+    assert (result.code, result.err.startswith("error: - ")) == (1, True)
+    assert logged_in.calls == []
+
+
+def test_an_endpoint_is_waited_for(command: Run, logged_in: FakeApi) -> None:
+    states = endpoint_pb2.Endpoint.State
+    made = endpoint_pb2.Endpoint(name=f"{DEMO}/endpoints/chat", state=states.STATE_STARTING)
+    ready = endpoint_pb2.Endpoint(name=made.name, state=states.STATE_READY)
+    failed = endpoint_pb2.Endpoint(
+        name=made.name, state=states.STATE_FAILED, state_reason="too little memory"
+    )
+    logged_in.answers["EndpointService.CreateEndpoint"] = made
+    create = ("endpoint", "create", "chat", "--model", "m/1", "--replicas", "2", "--wait")
+    logged_in.answers["EndpointService.WatchEndpoint"] = [made, ready]
+    result = command(*create, "--cache-bytes", "5", "-o", "json")
+    assert (result.code, json.loads(result.out)["state"]) == (0, "STATE_READY")
+    request = logged_in.calls[0].request
+    assert request.endpoint.model == f"{DEMO}/models/m/versions/1"
+    assert (request.endpoint.replicas, request.endpoint.cache_bytes) == (2, 5)
+    logged_in.answers["EndpointService.WatchEndpoint"] = [made, failed]
+    result = command(*create)
+    assert (result.code, "too little memory" in result.err) == (1, True)
+
+
+def test_a_deleted_endpoint_is_waited_for_until_it_is_gone(
+    command: Run, logged_in: FakeApi
+) -> None:
+    states = endpoint_pb2.Endpoint.State
+    stopping = endpoint_pb2.Endpoint(name=f"{DEMO}/endpoints/e1", state=states.STATE_STOPPING)
+    logged_in.answers["EndpointService.DeleteEndpoint"] = (
+        endpoint_service_pb2.DeleteEndpointResponse()
+    )
+    logged_in.answers["EndpointService.WatchEndpoint"] = [stopping, NotFound("gone")]
+    result = command("endpoint", "delete", "e1", "--wait", "-o", "json")
+    assert json.loads(result.out) == {"name": f"{DEMO}/endpoints/e1", "deleted": True}
+
+
+def test_a_question_is_answered_by_the_gateway(
+    command: Run, logged_in: FakeApi, home: Path
+) -> None:
+    logged_in.answers["SystemService.GetSystem"] = system_service_pb2.GetSystemResponse(
+        gateway_address=logged_in.address
+    )
+    logged_in.answers["InferenceService.Generate"] = [
+        inference_service_pb2.GenerateResponse(text="It is "),
+        inference_service_pb2.GenerateResponse(
+            text="\x1b[2Jgood.",
+            finish_reason=generation_pb2.FINISH_REASON_STOP,
+            totals=inference_service_pb2.Totals(completion_tokens=2),
+        ),
+    ]
+    result = command("ask", "chat", "How?", "--system", "Be brief", "--temperature", "0")
+    # Not a terminal: the text as it is.
+    assert (result.code, result.out) == (0, "It is \x1b[2Jgood.\n")
+    request = logged_in.named("InferenceService.Generate")[0].request
+    assert request.endpoint == f"{DEMO}/endpoints/chat"
+    assert [(m.role, m.content) for m in request.chat.messages] == [
+        ("system", "Be brief"),
+        ("user", "How?"),
+    ]
+    token = home / "token"
+    token.write_text("svc-token")
+    token.chmod(0o600)
+    raw = command(
+        *("ask", "chat", "--raw", "--token-file", str(token), "-o", "json"), stdin="Once upon"
+    )
+    assert json.loads(raw.out)["finish_reason"] == "FINISH_REASON_STOP"
+    last = logged_in.named("InferenceService.Generate")[1]
+    assert (last.token, last.request.prompt) == ("svc-token", "Once upon")
+    assert command("ask", "chat", "x", "--raw", "--system", "y").code == 2
+
+
+@pytest.mark.attack
+def test_what_a_model_writes_cannot_steer_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    ask._write("a\x1b[2J\n\tb\x07")
+    assert capsys.readouterr().out == "a�[2J\n\tb�"
+
+
+@pytest.mark.attack
+def test_names_from_the_server_cannot_steer_a_terminal(command: Run, logged_in: FakeApi) -> None:
+    logged_in.answers["ProjectService.ListProjects"] = project_service_pb2.ListProjectsResponse(
+        projects=[project_pb2.Project(name="projects/p", description="\x1b]0;title\x07")]
+    )
+    assert "\x1b" not in command("project", "list").out
+    logged_in.answers["ProjectService.GetProject"] = project_pb2.Project(description="\x1b[31m")
+    assert "\x1b" not in command("project", "get", "p").out
+
+
+def test_a_command_calls_only_what_it_says() -> None:
+    session = Session(Shared(methods=("ProjectService.GetProject",)))
+    with pytest.raises(KeyError):
+        session.call("ProjectService.CreateProject")

@@ -1,0 +1,90 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from appliance.client import uploads
+from appliance.core.errors import InvalidInput
+
+
+def test_text_files_are_found_in_folders_once_and_sorted(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    for name in ("b.txt", "a.md", "sub/c.jsonl", "d.py"):
+        (tmp_path / name).write_text("x")
+    found = uploads.text_files([tmp_path, tmp_path / "b.txt"])
+    assert [str(path.relative_to(tmp_path)) for path in found] == ["a.md", "b.txt", "sub/c.jsonl"]
+
+
+@pytest.mark.parametrize("name", ["missing.txt", "code.py"])
+def test_what_is_no_text_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "code.py").write_text("x")
+    with pytest.raises(InvalidInput, match=name):
+        uploads.text_files([tmp_path / name])
+
+
+def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="no files"):
+        uploads.text_files([tmp_path])
+
+
+def test_documents_of_files_and_lines(tmp_path: Path) -> None:
+    text, lines = tmp_path / "a.txt", tmp_path / "b.jsonl"
+    text.write_text("hello")
+    rows = [{"text": "one", "id": "x", "source": "s"}, {"text": "two"}]
+    lines.write_text("\n".join(map(json.dumps, rows)) + "\n\n")
+    read: list[int] = []
+    found = list(uploads.documents([text, lines], read.append))
+    assert [(each.id, each.text, each.source) for each in found] == [
+        (str(text), "hello", "a.txt"),
+        ("x", "one", "s"),
+        (f"{lines}:2", "two", "b.jsonl"),
+    ]
+    assert read == [5, lines.stat().st_size]
+
+
+@pytest.mark.parametrize("line", ["{", "[]", "{}", '"text"', "3"])
+def test_a_bad_line_is_named(tmp_path: Path, line: str) -> None:
+    file = tmp_path / "b.jsonl"
+    file.write_text('{"text": "ok"}\n' + line)
+    with pytest.raises(InvalidInput, match="line 2"):
+        list(uploads.documents([file], lambda _: None))
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    file.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InvalidInput, match="UTF-8"):
+        list(uploads.documents([file], lambda _: None))
+
+
+def test_messages_stay_small_and_lose_nothing(tmp_path: Path) -> None:
+    for i in range(5):
+        (tmp_path / f"{i}.txt").write_text("x" * 600_000)
+    documents = uploads.documents(uploads.text_files([tmp_path]), lambda _: None)
+    first, *rest = uploads.dataset_messages("parent", "id", documents)
+    assert (first.parent, first.request_id, len(first.documents)) == ("parent", "id", 0)
+    assert [len(message.documents) for message in rest] == [1, 1, 1, 1, 1]
+    assert all(message.ByteSize() < 2 << 20 for message in rest)
+
+
+def test_a_model_is_cut_and_put_together(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    weights = bytes(range(256)) * 6000
+    (tmp_path / "model.safetensors").write_bytes(weights)
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / ".hidden").write_text("x")
+    moved: list[int] = []
+    files = uploads.model_files(tmp_path)
+    first, *rest = uploads.model_messages("parent", "id", files, moved.append)
+    assert (first.parent, first.file) == ("parent", "")
+    whole: dict[str, bytes] = {}
+    for message in rest:
+        whole[message.file] = whole.get(message.file, b"") + message.data
+    assert whole == {"config.json": b"{}", "empty.txt": b"", "model.safetensors": weights}
+    assert max(len(message.data) for message in rest) == uploads.MESSAGE_BYTES
+    assert sum(moved) == 2 + len(weights)
+
+
+def test_a_folder_without_configuration_is_no_model(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match=r"config\.json"):
+        uploads.model_files(tmp_path)
