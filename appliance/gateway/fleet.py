@@ -97,11 +97,15 @@ class Fleet:
             self.tick(now, late if late > _OWN_PAUSE else 0.0)
 
     def tick(self, now: float, lag: float) -> None:
-        """Let every link judge itself; drop those that are closed."""
-        for place, link in list(self._links.items()):
+        """Let every link judge itself; drop those that are closed, and open them anew."""
+        closed = [place for place, link in self._links.items() if link.closed]
+        for place in closed:
+            del self._links[place]
+        if closed and self._snapshot is not None:
+            # One that was still wanted, or is again.
+            self.apply(self._snapshot)
+        for link in self.links:
             link.tick(now, lag)
-            if link.closed:
-                del self._links[place]
 
     def take_turn(self, endpoint: str, tried: Collection[Place]) -> Link | None:
         """The link for the next answer of an endpoint; None when none can take one."""

@@ -18,11 +18,14 @@ from pathlib import Path
 
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from appliance.wire.server import check_free, split_address
 
 SETTING = "listen.openai"
 KEEP_ALIVE_SECONDS = 75
+HEAD_SECONDS = 10.0
+"""Time for the head of a request to come, whole."""
 LONGEST_HEAD = 16 << 10
 
 
@@ -32,6 +35,45 @@ class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+
+class _Protocol(H11Protocol):
+    """Closes a connection whose next request's head does not come in time.
+
+    The server's own time-out ends with the first byte after an answer, and does not begin before
+    the first request.
+    """
+
+    _head: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn's own narrowing
+        """A handshake is complete."""
+        super().connection_made(transport)
+        self._expect_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection is over."""
+        self._have_head()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes of a head or of a body came."""
+        super().data_received(data)
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._have_head()
+        elif self._head is None:
+            self._expect_head()
+
+    def _expect_head(self) -> None:
+        self._head = self.loop.call_later(HEAD_SECONDS, self._close)
+
+    def _have_head(self) -> None:
+        if self._head is not None:
+            self._head.cancel()
+            self._head = None
+
+    def _close(self) -> None:
+        self.transport.close()
 
 
 class HttpFront:
@@ -65,7 +107,7 @@ class HttpFront:
         self.port: int = self._socket.getsockname()[1]
         settings = uvicorn.Config(
             application,
-            http="h11",
+            http=_Protocol,
             ws="none",
             lifespan="off",
             log_config=None,

@@ -16,7 +16,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import grpc.aio
@@ -197,7 +197,8 @@ class Link:
                 logger.warning("replica %s is in doubt: it %s", self.place.id, why)
             self._changed()
         self._tick_attempts(now)
-        if self.breaker.probe_due(now) and not self.doubtful and not self.draining:
+        may_probe = not (self.doubtful or self.draining or self.retired or self.full)
+        if may_probe and self.breaker.probe_due(now):
             self.breaker.probe_sent()
             self._probe = asyncio.create_task(self._prove())
 
@@ -259,6 +260,8 @@ class Link:
                 self._broke(error)
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE)
+        except Exception:
+            logger.exception("the link to replica %s failed; it is opened anew", self.place.id)
         finally:
             self._broke(Unavailable("the gateway closed the link"))
             await self._channel.close(None)
@@ -283,7 +286,8 @@ class Link:
         writer = asyncio.create_task(self._write(call))
         error: ApplianceError = Unavailable("the replica ended the stream")
         try:
-            while (message := await call.read()) is not grpc.aio.EOF:
+            # grpc-stubs does not know the end marker.
+            while (message := await call.read()) is not cast("Any", grpc.aio).EOF:
                 self._take(message)
         except grpc.RpcError as failed:
             error = from_rpc_error(failed)

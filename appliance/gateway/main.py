@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry
 from appliance.api.inference.v1 import inference_service_pb2, inference_service_pb2_grpc
 from appliance.core import log
 from appliance.core.config import load
-from appliance.core.errors import ApplianceError
+from appliance.core.errors import ApplianceError, FailedPrecondition
 from appliance.core.files import read_secret
 from appliance.core.process import harden
 from appliance.gateway.config import GatewayConfig
@@ -74,7 +74,12 @@ class Identity:
     @classmethod
     def read(cls, config: GatewayConfig) -> Identity:
         """From the files of the configuration. Raises FailedPrecondition."""
-        return cls(read_secret(config.key), config.certificate.read_bytes(), config.ca.read_bytes())
+        try:
+            return cls(
+                read_secret(config.key), config.certificate.read_bytes(), config.ca.read_bytes()
+            )
+        except OSError as error:
+            raise FailedPrecondition(f"{error.filename}: {error.strerror}") from error
 
 
 async def serve(config: GatewayConfig, *, started: asyncio.Event | None = None) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,6 +26,8 @@ from tokenizers import Tokenizer
 from appliance.api.serving.v1 import routing_service_pb2
 from appliance.core.errors import InvalidInput, Unavailable
 from appliance.gateway.snapshot import Route, Snapshot
+
+logger = logging.getLogger(__name__)
 
 LONG_TEXT = 4000
 """Characters above which a text is tokenized in a thread."""
@@ -174,20 +177,35 @@ class Models:
         self._models: dict[tuple[str, str], asyncio.Task[ServedModel]] = {}
 
     def apply(self, snapshot: Snapshot) -> None:
-        """Forget models that are no longer served."""
+        """Forget models that are no longer served; read those that can be asked for now."""
         served = {(route.endpoint, route.model) for route in snapshot.routes.values()}
         for key in self._models.keys() - served:
             del self._models[key]
+        for route in snapshot.routes.values():
+            if route.places and (route.endpoint, route.model) not in self._models:
+                self._start(route)
 
     async def get(self, route: Route) -> ServedModel:
         """The model of a route; one read for all who wait. Raises ApplianceError."""
         key = (route.endpoint, route.model)
         task = self._models.get(key)
         if task is None or (task.done() and (task.cancelled() or task.exception() is not None)):
-            task = self._models[key] = asyncio.create_task(self._read(route.endpoint))
+            task = self._start(route)
         # Shielded: whoever leaves does not take it from the others.
         return await asyncio.shield(task)
+
+    def _start(self, route: Route) -> asyncio.Task[ServedModel]:
+        task = asyncio.create_task(self._read(route.endpoint))
+        self._models[route.endpoint, route.model] = task
+        task.add_done_callback(_note)
+        return task
 
     async def _read(self, endpoint: str) -> ServedModel:
         served = await self._fetch(endpoint)
         return await asyncio.to_thread(ServedModel, served)
+
+
+def _note(task: asyncio.Task[ServedModel]) -> None:
+    """Log a failed read: nobody may be waiting for it yet; the next call reads again."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        logger.warning("a served model cannot be read: %s", error)

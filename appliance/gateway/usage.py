@@ -4,7 +4,8 @@ Rules kept here:
 * every call that ends is reported once, refused and abandoned ones too, without any text;
 * what could not be reported waits; when as much waits as may, new calls are refused: nobody is
   served unseen;
-* a batch is repeated until it is durable, in order.
+* a batch is repeated until it is durable, in order;
+* calls of strangers, all refused, take half of the room at most.
 
 The attack: keep the audit from hearing, then ask on. Called by `appliance.gateway.pipeline`.
 """
@@ -58,8 +59,10 @@ class UsageReports:
 
     def add(self, usage: Usage) -> None:
         """A call ended."""
-        if len(self._waiting) >= self._most:
-            # Refused calls come on while the queue is full; they are in the log and the metrics.
+        # Strangers may not use up the room: then nobody else would be served.
+        room = self._most if usage.principal else self._most // 2
+        if len(self._waiting) >= room:
+            # A refused call; it is in the log and the metrics.
             logger.error("a usage is not reported", extra={"usage_request_id": usage.request_id})
             return
         self._waiting.append(usage)

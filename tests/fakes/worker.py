@@ -58,8 +58,8 @@ def story(prompt: int, tokens: int) -> list[int]:
 class Script:
     """How it fails; nothing set: it does not.
 
-    `die_after`: the stream breaks after so many tokens of an answer; `hang_after`: heartbeats go on,
-    steps do not; `end_after`: the model ends the answer.
+    `die_after`: the stream breaks after so many tokens of an answer; `hang_after`: heartbeats go
+    on, steps do not; `end_after`: the model ends the answer.
     """
 
     die_after: int | None = None
@@ -194,10 +194,14 @@ class _Stream:
                     moved |= self._token(identifier, script)
                 except _DiedError:
                     # What was made before goes out first: it dies after that token, not near it.
-                    while self.outputs or self.sending:
-                        await asyncio.sleep(0.001)
+                    await self.sent()
                     raise
             self.steps += moved
+
+    async def sent(self) -> None:
+        """Wait until everything is on its way."""
+        while self.outputs or self.sending:  # noqa: ASYNC110 - a fake may look often
+            await asyncio.sleep(0.001)
 
     def _token(self, identifier: int, script: Script) -> bool:
         answer = self.answers[identifier]

@@ -1,0 +1,210 @@
+"""What the gateway refuses: strangers, ended rights, floods, and callers who do not read."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from appliance.core.errors import (
+    ApplianceError,
+    AuditUnavailable,
+    Exhausted,
+    InvalidInput,
+    NotFound,
+    Unauthenticated,
+    Unavailable,
+)
+from appliance.gateway.config import Limits
+from appliance.gateway.usage import Usage, UsageReports
+from tests.fakes.gateway import QUICK, Stage, stage, until
+from tests.fakes.routing import ENDPOINT
+from tests.fakes.worker import Script, Worker, story
+
+
+async def ask(found: Stage, token: str | None = None, **how: object) -> list[int]:
+    asked = {"prompt": "Hallo", "max_tokens": 5, "endpoint": ENDPOINT} | how
+    endpoint = str(asked.pop("endpoint"))
+    async with found.client(token) as client:
+        pieces = client.generate(endpoint, **asked)  # type: ignore[arg-type]  # its own fields
+        return [token async for piece in pieces for token in piece.token_ids]
+
+
+def knows(found: Stage, principal: str) -> bool:
+    snapshot = found.gateway.view.last
+    return snapshot is not None and principal in snapshot.grants
+
+
+async def reasons(found: Stage, count: int) -> list[str]:
+    await until(lambda: len(found.control.usages) >= count)
+    return [usage.reason for usage in found.control.usages]
+
+
+@pytest.mark.attack
+async def test_every_refusal_is_reported_and_none_reaches_a_replica(tmp_path: Path) -> None:
+    worker = Worker("a")
+    async with stage(tmp_path, worker) as found:
+        with pytest.raises(Unauthenticated):
+            await ask(found, "sla_svc_nonsense")
+        with pytest.raises(NotFound):
+            await ask(found, endpoint="projects/q/endpoints/other")
+        with pytest.raises(InvalidInput):
+            await ask(found, temperature=3.0)
+        assert await ask(found) == story(5, 5)
+        assert await reasons(found, 4) == [
+            "UNAUTHENTICATED",
+            "RESOURCE_NOT_FOUND",
+            "INVALID_INPUT",
+            "",
+        ]
+        assert len(worker.submits) == 1
+        last = found.control.usages[-1]
+        assert (last.principal, last.prompt_tokens, last.completion_tokens) == (
+            "serviceAccounts/app",
+            5,
+            5,
+        )
+        assert 0 < last.first_token_seconds <= last.seconds
+        assert "Hallo" not in str(found.control.usages)
+
+
+async def test_a_prompt_longer_than_the_context_hears_the_numbers(tmp_path: Path) -> None:
+    async with stage(tmp_path, Worker("a")) as found:
+        with pytest.raises(InvalidInput, match=r"has 600 tokens.*may have 512"):
+            await ask(found, prompt="x" * 600)
+        with pytest.raises(InvalidInput):
+            await ask(found, prompt="")
+        assert len(await ask(found, prompt="x" * 500, max_tokens=400)) == 12
+
+
+@pytest.mark.attack
+async def test_a_revoked_token_ends_a_running_answer(tmp_path: Path) -> None:
+    worker = Worker("a", Script(seconds=0.02))
+    async with stage(tmp_path, worker) as found, found.client() as client:
+        answer = client.generate(ENDPOINT, prompt="Hallo", max_tokens=500)
+        await anext(answer)
+        del found.control.view.credentials[:]
+        found.control.publish()
+        revoked = time.monotonic()
+        with pytest.raises(Unauthenticated):
+            async for _ in answer:
+                pass
+        assert time.monotonic() - revoked < 2
+        await until(lambda: worker.running == 0)
+        with pytest.raises(Unauthenticated):
+            await ask(found)
+
+
+@pytest.mark.attack
+async def test_a_right_that_was_taken_away_ends_a_running_answer(tmp_path: Path) -> None:
+    worker = Worker("a", Script(seconds=0.02))
+    async with stage(tmp_path, worker) as found, found.client() as client:
+        answer = client.generate(ENDPOINT, prompt="Hallo", max_tokens=500)
+        await anext(answer)
+        del found.control.view.grants[:]
+        found.control.publish()
+        with pytest.raises(NotFound):
+            async for _ in answer:
+                pass
+
+
+@pytest.mark.attack
+async def test_cut_off_from_the_control_plane_nothing_new_is_served(tmp_path: Path) -> None:
+    async with stage(tmp_path, Worker("a"), view_seconds=0.6) as found:
+        assert await ask(found)
+        await found.control.stop()
+        await until(lambda: not found.gateway.view.fresh)
+        with pytest.raises(Unavailable) as raised:
+            await ask(found)
+        assert raised.value.retry_after is not None
+        await found.control.start()
+        await until(lambda: found.gateway.view.fresh)
+        assert await ask(found)
+
+
+@pytest.mark.attack
+async def test_one_caller_cannot_take_all_slots(tmp_path: Path) -> None:
+    limits = Limits(calls=5, calls_per_caller=3)
+    worker = Worker("a", Script(seconds=0.02))
+    async with stage(tmp_path, worker, limits=limits) as found:
+        other = found.control.issue("users/other")
+        found.control.publish()
+        await until(lambda: knows(found, "users/other"))
+        tasks = [asyncio.create_task(ask(found, max_tokens=60)) for _ in range(8)]
+        await until(lambda: sum(task.done() for task in tasks) == 5)
+        running = [task for task in tasks if not task.done()]
+        refused = [task.exception() for task in tasks if task.done()]
+        assert all(isinstance(error, Exhausted) for error in refused)
+        assert await ask(found, other) == story(5, 5)
+        assert [await task for task in running] == [story(5, 60)] * 3
+        assert found.gateway.pipeline.running == 0
+
+
+@pytest.mark.attack
+async def test_without_an_audit_there_is_no_answer(tmp_path: Path) -> None:
+    async with stage(tmp_path, Worker("a")) as found:
+        found.control.broken = True
+        found.gateway._usage._most = 3
+        for _ in range(3):
+            await ask(found)
+        with pytest.raises(AuditUnavailable):
+            await ask(found)
+        found.control.broken = False
+        await until(lambda: not len(found.gateway._usage))
+        assert await ask(found) == story(5, 5)
+
+
+async def test_many_requests_over_a_flapping_fleet_are_each_answered_once(tmp_path: Path) -> None:
+    workers = [Worker(name) for name in "abcde"]
+    patient = dataclasses.replace(QUICK, failures=1000)
+    asked, answered = 400, Counter[str]()
+    async with stage(tmp_path, *workers, routing=patient) as found, found.client() as client:
+        limit = asyncio.Semaphore(16)
+
+        async def one() -> None:
+            async with limit:
+                try:
+                    pieces = client.generate(ENDPOINT, prompt="Hallo", max_tokens=20)
+                    ids = [token async for piece in pieces for token in piece.token_ids]
+                except ApplianceError as error:
+                    answered[error.reason] += 1
+                else:
+                    answered["right" if ids == story(5, 20) else "wrong"] += 1
+
+        async def flap() -> None:
+            while True:
+                workers[0].script = Script(die_after=7)
+                await asyncio.sleep(0.05)
+                workers[0].script = Script()
+                await asyncio.sleep(0.05)
+
+        flapping = asyncio.create_task(flap())
+        await asyncio.gather(*(one() for _ in range(asked)))
+        flapping.cancel()
+        assert answered == {"right": asked}
+        await reasons(found, asked)
+        assert len({usage.request_id for usage in found.control.usages}) == asked
+        steady = [worker.finished for worker in workers[1:]]
+        assert max(steady) - min(steady) <= asked // 20
+        assert all(worker.running == 0 for worker in workers)
+
+
+@pytest.mark.attack
+async def test_strangers_cannot_fill_the_reports_of_others() -> None:
+    async def never(_: object) -> None:
+        raise Unavailable("down")
+
+    reports = UsageReports(never, most=10)
+    for _ in range(100):
+        reports.add(Usage(reason="UNAUTHENTICATED"))
+    assert len(reports) == 5
+    reports.check_room(0)
+    for _ in range(100):
+        reports.add(Usage(principal="users/alice"))
+    assert len(reports) == 10
+    with pytest.raises(AuditUnavailable):
+        reports.check_room(0)
