@@ -19,6 +19,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from appliance.api.inference.v1 import generation_pb2
 from appliance.api.serving.v1 import routing_service_pb2
@@ -50,8 +51,7 @@ class Question:
     messages: Sequence[Message] | None = field(default=None, repr=False)
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """Text and tokens since the piece before; `finish` is set on the last one."""
 
     text: str

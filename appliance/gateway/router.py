@@ -19,6 +19,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from appliance.api.inference.v1 import generation_pb2
 from appliance.core.errors import ApplianceError, Exhausted, InvalidInput, Unavailable
@@ -88,8 +89,7 @@ def seed_at(seed: int, position: int) -> int:
     return int.from_bytes(digest[:8], "big") >> (64 - _SEED_BITS)
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """Tokens since the step before; `finish` is set on the last one."""
 
     tokens: list[int]

@@ -17,10 +17,11 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jinja2
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.runtime import Context
+from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 from tokenizers import Tokenizer
 
 from appliance.api.serving.v1 import routing_service_pb2
@@ -31,6 +32,9 @@ logger = logging.getLogger(__name__)
 
 LONG_TEXT = 4000
 """Characters above which a text is tokenized in a thread."""
+_LARGEST_FACTOR = 1 << 31
+_LARGEST_POWER = 8
+_MOST_ROUNDS = 100_000
 ROLES = ("system", "user", "assistant")
 
 Message = Mapping[str, str]
@@ -41,10 +45,47 @@ def _raise(message: object) -> NoReturn:
     raise jinja2.TemplateError(str(message))
 
 
-def _environment() -> ImmutableSandboxedEnvironment:
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """Multiplies small numbers only: a repeated text or a power could fill the memory."""
+
+    intercepted_binops = frozenset({"*", "**"})
+
+    def call_binop(
+        self,
+        context: Context,
+        operator: str,
+        left: Any,  # noqa: ANN401 - whatever a template has
+        right: Any,  # noqa: ANN401
+    ) -> Any:  # noqa: ANN401
+        """One of the intercepted operations. Raises SecurityError for large ones."""
+        small = all(
+            isinstance(value, (int, float)) and abs(value) <= _LARGEST_FACTOR
+            for value in (left, right)
+        )
+        if not small or (operator == "**" and right > _LARGEST_POWER):
+            raise SecurityError("a template may multiply small numbers only")
+        return super().call_binop(context, operator, left, right)
+
+
+def _limited_range() -> Callable[..., range]:
+    """`range` for one rendering, whose loops may go round so often altogether."""
+    left = _MOST_ROUNDS
+
+    def limited(*bounds: int) -> range:
+        nonlocal left
+        made = range(*bounds)
+        left -= len(made)
+        if left < 0:
+            raise SecurityError("the template's loops go round too often")
+        return made
+
+    return limited
+
+
+def _environment() -> _Sandbox:
     """What templates of the field expect (`transformers`, chat_template_utils)."""
     # Its output becomes token ids, never a page: escaping would change the prompt.
-    environment = ImmutableSandboxedEnvironment(
+    environment = _Sandbox(
         trim_blocks=True,
         lstrip_blocks=True,
         autoescape=False,
@@ -115,6 +156,7 @@ class ServedModel:
                 add_generation_prompt=True,
                 bos_token=self._bos,
                 eos_token=self._eos,
+                range=_limited_range(),
                 tools=None,
                 documents=None,
             )
