@@ -36,6 +36,8 @@ MOST_REPLICAS = 64
 DEFAULT_LENGTH = 2048
 SMALLEST_CACHE = 16 * memory.MIB
 LARGEST_CACHE = 1 << 42
+SMALLEST_HEAD = 32
+"""Width of an attention head that the engine's kernels begin at."""
 _endpoint = tables.endpoint.c
 _replica = tables.replica.c
 
@@ -197,6 +199,13 @@ class Endpoints:
                 holds=size % degree == 0,
                 sentence=f"is {degree}, which does not divide the {member} of {size}",
             )
+        head = int(facts.get("head_dim", SMALLEST_HEAD))
+        problems.check(
+            "endpoint.model",
+            holds=head >= SMALLEST_HEAD and head % 16 == 0,
+            sentence=f"has attention heads of width {head}, which the engine cannot serve: train "
+            f"with hidden_size / attention_heads a multiple of 16, {SMALLEST_HEAD} at least",
+        )
         problems.raise_if_any()
         need = replicas.demand(facts, degree, cache)
         advice = "use a smaller cache, a quantized version or more devices per replica"

@@ -46,6 +46,7 @@ def facts(
         "intermediate_size": config.intermediate_size,
         "attention_heads": config.attention_heads,
         "key_value_heads": config.key_value_heads,
+        "head_dim": config.head_dim,
         "vocabulary_size": config.vocabulary_size,
         "largest_tensor": max(math.prod(tensor.shape) for tensor in tensors.values()),
         "weight_bytes": size,
