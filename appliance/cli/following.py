@@ -63,10 +63,11 @@ def changes(session: Session, method: str, name: str, timeout: float | None) -> 
 
     Raises:
         WaitTimedOut: `timeout` seconds have passed.
-        Unavailable: the server was away for `PATIENCE` seconds.
+        Unavailable: the server cannot be reached, or was away for `PATIENCE` seconds.
         ApplianceError: the server refuses.
     """
     end = None if timeout is None else time.monotonic() + timeout
+    seen = False
     gone_since: float | None = None
     while True:
         left = None if end is None else end - time.monotonic()
@@ -74,12 +75,13 @@ def changes(session: Session, method: str, name: str, timeout: float | None) -> 
             raise WaitTimedOut(f"{name} was not done in {timeout:.0f} s; it goes on")
         try:
             for resource in session.stream(method, timeout=left, name=name):
-                gone_since = None
+                seen, gone_since = True, None
                 yield resource
         except Unavailable:
             now = time.monotonic()
             gone_since = gone_since or now
-            if now - gone_since > PATIENCE:
+            timed_out = end is not None and now >= end
+            if not timed_out and (not seen or now - gone_since > PATIENCE):
                 raise
             time.sleep(1.0 if left is None else min(1.0, max(left, 0.0)))
         else:

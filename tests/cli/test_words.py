@@ -1,0 +1,133 @@
+"""Names, specs and tables: what is typed, what is sent, what is printed."""
+
+import click
+import pytest
+
+from appliance.api.jobs.v1 import job_pb2
+from appliance.cli import job_specs, naming, output
+from appliance.cli.following import Duration
+from appliance.cli.job_view import line
+from appliance.core.errors import InvalidInput
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "expected"),
+    [
+        ("dataset", "docs", "projects/demo/datasets/docs"),
+        ("dataset", "projects/other/datasets/docs", "projects/other/datasets/docs"),
+        ("datasetVersion", "docs/3", "projects/demo/datasets/docs/versions/3"),
+        ("datasetVersion", "docs/versions/3", "projects/demo/datasets/docs/versions/3"),
+        ("user", "alice", "users/alice"),
+        ("user", "users/alice", "users/alice"),
+        ("project", "demo", "projects/demo"),
+        ("project", "projects/demo", "projects/demo"),
+    ],
+)
+def test_short_names_become_full_ones(kind: str, text: str, expected: str) -> None:
+    assert naming.complete(kind, text, "demo") == expected
+    assert naming.complete(kind, text, "projects/demo") == expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("dataset", "docs/3"),
+        ("datasetVersion", "docs"),
+        ("dataset", "../x"),
+        ("dataset", "projects/demo/models/m"),
+        ("user", "Alice"),
+        ("dataset", ""),
+    ],
+)
+def test_what_is_no_name_is_refused(kind: str, text: str) -> None:
+    with pytest.raises(InvalidInput):
+        naming.complete(kind, text, "demo")
+
+
+def test_a_short_name_needs_a_project() -> None:
+    with pytest.raises(click.UsageError, match="set-project"):
+        naming.complete("dataset", "docs", "")
+    assert naming.complete("user", "alice", "") == "users/alice"
+
+
+@pytest.mark.parametrize("kind", list(job_specs.KINDS))
+def test_every_field_of_a_spec_has_a_flag_and_nothing_else(kind: str) -> None:
+    message = job_pb2.Job.DESCRIPTOR.fields_by_name[kind].message_type
+    fields = set()
+    for field in message.fields:
+        if field.message_type is None:
+            fields.add(field.name)
+        else:
+            fields |= {f"{field.name}.{part.name}" for part in field.message_type.fields}
+    assert {field.path for field in job_specs.KINDS[kind]} == fields
+
+
+def test_a_spec_has_what_was_given_alone() -> None:
+    values = {field.variable: None for field in job_specs.PREPARE} | {
+        "dataset": ("docs/1", "more/2"),
+        "output_dataset": "tokens",
+        "seed": 0,
+        "keep_personal_data": False,
+    }
+    spec = job_specs.spec_of(
+        job_specs.PREPARE, values, lambda kind, text: naming.complete(kind, text, "p")
+    )
+    assert spec == {
+        "datasets": [
+            "projects/p/datasets/docs/versions/1",
+            "projects/p/datasets/more/versions/2",
+        ],
+        "output_dataset": "projects/p/datasets/tokens",
+    }
+    quantize = {"model": "m/1", "output_model": "q", "scheme": "w8a8-int8"}
+    spec = job_specs.spec_of(job_specs.QUANTIZE, quantize, lambda _, text: text)
+    assert job_pb2.QuantizeSpec(**spec).scheme == job_pb2.QuantizeSpec.SCHEME_W8A8_INT8
+
+
+@pytest.mark.parametrize("scheme", job_specs.SCHEMES.values())
+def test_every_scheme_is_one(scheme: str) -> None:
+    assert job_pb2.QuantizeSpec.Scheme.Value(scheme) > 0
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("data=2,tensor=4", {"data": 2, "tensor": 4}), ("pipeline=3", {"pipeline": 3})],
+)
+def test_a_mesh_in_one_word(text: str, expected: dict[str, int]) -> None:
+    assert job_specs.mesh_of(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "data", "data=two", "data=1,data=2", "depth=2"])
+def test_a_wrong_mesh_is_wrong_usage(text: str) -> None:
+    with pytest.raises(click.UsageError):
+        job_specs.mesh_of(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90", 90), ("1.5s", 1.5), ("15m", 900), ("2h", 7200)]
+)
+def test_durations(text: str, seconds: float) -> None:
+    assert Duration().convert(text, None, None) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "-1", "1d", "m", "nan"])
+def test_no_durations(text: str) -> None:
+    with pytest.raises(click.BadParameter):
+        Duration().convert(text, None, None)
+
+
+def test_resources_keep_the_order_of_their_fields() -> None:
+    job = output.plain(job_pb2.Job(name="projects/p/jobs/j", restarts=2))
+    assert list(job)[:3] == ["name", "uid", "state"]
+
+
+def test_a_line_says_how_far_a_job_is() -> None:
+    progress = job_pb2.Progress(
+        step=3, total=9, metrics={"grad_norm": 1.0, "loss": 2.5, "tokens_per_second": 1200}
+    )
+    job = job_pb2.Job(
+        name="projects/p/jobs/j", state="STATE_RUNNING", restarts=1, progress=progress
+    )
+    assert line(output.plain(job)) == (
+        "j  RUNNING    step 3/9  loss 2.5, tokens per second 1200, grad norm 1  restarts 1"
+    )
