@@ -36,8 +36,8 @@ MOST_REPLICAS = 64
 DEFAULT_LENGTH = 2048
 SMALLEST_CACHE = 16 * memory.MIB
 LARGEST_CACHE = 1 << 42
-SMALLEST_HEAD = 32
-"""Width of an attention head that the engine's kernels begin at."""
+HEAD_WIDTHS = frozenset({32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512})
+"""Widths of an attention head that the engine's kernels serve on every kind of device."""
 _endpoint = tables.endpoint.c
 _replica = tables.replica.c
 
@@ -199,12 +199,12 @@ class Endpoints:
                 holds=size % degree == 0,
                 sentence=f"is {degree}, which does not divide the {member} of {size}",
             )
-        head = int(facts.get("head_dim", SMALLEST_HEAD))
+        head = facts.get("head_dim")
         problems.check(
             "endpoint.model",
-            holds=head >= SMALLEST_HEAD and head % 16 == 0,
+            holds=head is None or head in HEAD_WIDTHS,
             sentence=f"has attention heads of width {head}, which the engine cannot serve: train "
-            f"with hidden_size / attention_heads a multiple of 16, {SMALLEST_HEAD} at least",
+            f"with hidden_size / attention_heads of {', '.join(map(str, sorted(HEAD_WIDTHS)))}",
         )
         problems.raise_if_any()
         need = replicas.demand(facts, degree, cache)
