@@ -1,4 +1,6 @@
-"""`python -m appliance.control --config control.toml` serves; `… init` makes a data directory.
+"""`python -m appliance.control --config control.toml` serves.
+
+`… init` makes a data directory; `--config control.toml join-token` lets one server join.
 
 Rules kept here: the password is read from standard input, never from an argument; what goes wrong
 is one sentence on standard error and exit code 1, a wrong command line is 2.
@@ -17,7 +19,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from appliance.control import setup
+from appliance.control import joining, setup
 from appliance.control.config import ControlConfig
 from appliance.control.main import Control
 from appliance.core import config, log
@@ -33,11 +35,14 @@ def main(arguments: Sequence[str]) -> int:
             return _init(parsed)
         if parsed.config is None:
             raise InvalidInput("name the configuration with --config, or make one with `init`")
+        settings = config.load(ControlConfig, parsed.config)
+        if parsed.command == "join-token":
+            return _join_token(settings, parsed.node)
         log.configure("control")
         for library in ("alembic", "casbin"):
             logging.getLogger(library).setLevel(logging.WARNING)
         with contextlib.suppress(KeyboardInterrupt):
-            asyncio.run(_serve(config.load(ControlConfig, parsed.config)))
+            asyncio.run(_serve(settings))
     except ApplianceError as error:
         print(f"error: {error.message}", file=sys.stderr)  # noqa: T201  # said to whoever starts it
         return 1
@@ -45,7 +50,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 async def _serve(settings: ControlConfig) -> None:
-    control = Control.build(settings, lambda: datetime.now(UTC))
+    control = Control.build(settings, _now)
     try:
         await control.run()
     finally:
@@ -85,6 +90,17 @@ def _init(parsed: argparse.Namespace) -> int:
     return 0
 
 
+def _join_token(settings: ControlConfig, node: str) -> int:
+    made = joining.make(settings, node, _now)
+    facts = {"token": made.token.text, "ca_fingerprint": made.ca_fingerprint}
+    print(json.dumps(facts))  # noqa: T201  # the answer of the command
+    return 0
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m appliance.control", description="The control plane."
@@ -114,6 +130,10 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME=NUMBER",
         help=f"another port than {', '.join(f'{n}={p}' for n, p in setup.PORTS.items())}",
     )
+    join = commands.add_parser(
+        "join-token", help="make a token with which one server may join; the control plane is down"
+    )
+    join.add_argument("--node", required=True, help="id of the node")
     return parser
 
 

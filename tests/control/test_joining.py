@@ -1,0 +1,79 @@
+"""A join token made where the keys are: recorded, good for one join, never while it runs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from appliance.control import joining
+from appliance.control.auth import join_tokens
+from appliance.control.opening import open_data
+from appliance.core.errors import FailedPrecondition, InvalidInput, Unauthenticated
+from appliance.crypto.certs import fingerprint
+from tests.fakes.appliance import settings_of
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+def test_the_token_lets_one_server_join_under_its_name_for_an_hour(copy: Path) -> None:
+    made = joining.make(settings_of(copy), "node7", now)
+    assert made.ca_fingerprint == fingerprint((copy / "ca.pem").read_bytes())
+    assert timedelta(minutes=59) < made.token.expire_time - now() <= timedelta(hours=1)
+    opened = open_data(settings_of(copy), now)
+    try:
+        key = opened.keyring.token_hmac
+        with opened.database.write() as transaction:
+            assert join_tokens.consume(transaction, key, made.token.text, now()) == "node7"
+        with pytest.raises(Unauthenticated), opened.database.write() as transaction:
+            join_tokens.consume(transaction, key, made.token.text, now())
+    finally:
+        opened.close()
+
+
+def test_intent_and_result_are_recorded_without_the_token(copy: Path) -> None:
+    made = joining.make(settings_of(copy), "node7", now)
+    lines = b"".join(path.read_bytes() for path in sorted((copy / "audit").glob("0*.log")))
+    records = [json.loads(line) for line in lines.splitlines()][-2:]
+    said = [(each["kind"], each["method"], each["resource"], each["outcome"]) for each in records]
+    assert said == [
+        ("intent", "join-token", "nodes/node7", ""),
+        ("result", "join-token", "nodes/node7", "OK"),
+    ]
+    assert made.token.text.encode() not in lines
+    assert made.token.text not in repr(made)
+
+
+def test_it_is_refused_while_the_control_plane_runs_and_for_no_name(copy: Path) -> None:
+    opened = open_data(settings_of(copy), now)
+    try:
+        with pytest.raises(FailedPrecondition, match="another control plane uses"):
+            joining.make(settings_of(copy), "node7", now)
+    finally:
+        opened.close()
+    with pytest.raises(InvalidInput):
+        joining.make(settings_of(copy), "../node7", now)
+
+
+def test_the_command_prints_one_json_object(copy: Path) -> None:
+    program = [sys.executable, "-m", "appliance.control", "--config", str(copy / "control.toml")]
+    done = subprocess.run(
+        [*program, "join-token", "--node", "node7"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=REPOSITORY,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    facts = json.loads(done.stdout)
+    assert facts.keys() == {"token", "ca_fingerprint"}
+    assert facts["token"].startswith("sla_join_")
