@@ -265,15 +265,16 @@ def _check_degrees(spec: job_pb2.TrainSpec, vocabulary: int, problems: Problems)
         (shape.attention_heads, "attention heads"),
         (shape.key_value_heads, "key and value heads"),
         (shape.intermediate_size, "intermediate size"),
-        (vocabulary, "vocabulary"),
+        # The trainer pads the embedding to a multiple of 64 in every layout.
+        (-(-vocabulary // 64) * 64, "padded vocabulary"),
     ):
         _divides(problems, f"{at}.tensor", tensor, size, what)
     stages = pipeline * (2 if spec.pipeline_schedule in _TWO_STAGES else 1)
     problems.check(
         f"{at}.pipeline",
-        holds=stages <= shape.layers,
-        sentence=f"needs {stages} stages, but the model has {shape.layers} layers: "
-        "use fewer pipeline ranks or more layers",
+        holds=shape.layers % stages == 0,
+        sentence=f"needs {stages} stages, which do not share {shape.layers} layers evenly: "
+        "use a divisor",
     )
     problems.check(
         "job.train.pipeline_schedule",
@@ -292,6 +293,11 @@ def _check_batch(spec: job_pb2.TrainSpec, problems: Problems) -> None:
         holds=pieces < 1 or spec.batch_size % (data * pieces) == 0,
         sentence=f"is {spec.batch_size}, which {data} data ranks with {pieces} microbatches each "
         f"do not share: use a multiple of {data * pieces}",
+    )
+    problems.check(
+        "job.train.microbatches",
+        holds=pipeline == 1 or pieces >= pipeline,
+        sentence=f"must be at least the {pipeline} pipeline ranks, or some would only wait",
     )
     if spec.pipeline_schedule in _TWO_STAGES:
         problems.check(

@@ -36,7 +36,9 @@ def fields(lab: Lab, request: job_service_pb2.CreateJobRequest) -> dict[str, str
     [
         ({"mesh": Mesh(tensor=3)}, "mesh.tensor", "does not divide the attention heads of 4"),
         ({"mesh": Mesh(tensor=4)}, "mesh.tensor", "key and value heads of 2"),
-        ({"mesh": Mesh(pipeline=5)}, "mesh.pipeline", "5 stages, but the model has 4 layers"),
+        ({"mesh": Mesh(pipeline=5)}, "mesh.pipeline", "do not share 4 layers evenly"),
+        ({"mesh": Mesh(pipeline=3)}, "mesh.pipeline", "do not share 4 layers evenly"),
+        ({"mesh": Mesh(pipeline=2), "microbatches": 1}, "microbatches", "at least the 2 pipeline"),
         ({"mesh": Mesh(data=3)}, "batch_size", "3 data ranks with 1 microbatches"),
         ({"mesh": Mesh(pipeline=2), "batch_size": 6}, "batch_size", "a multiple of 4"),
         ({"mesh": Mesh(data=-1)}, "mesh.data", "must be 1 to 4096"),
