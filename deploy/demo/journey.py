@@ -208,7 +208,8 @@ def _kill_ranks(stage: Stage, name: str, uid: str) -> int:
     """`kill -9` every rank once the job is past its first checkpoint; return the step it was at."""
 
     def past_checkpoint() -> int | None:
-        step = int(stage.admin.json("job", "get", f"train-{name}")["progress"]["step"])
+        job = stage.admin.json("job", "get", f"train-{name}", echo=False)
+        step = int(job.get("progress", {}).get("step", 0))
         return step if step > CHECKPOINT_INTERVAL else None
 
     step: int = wait_for(past_checkpoint, "the first checkpoint")
@@ -349,7 +350,7 @@ def _ask_and_kill(stage: Stage) -> tuple[list[answers.Answer], int, float]:
     )
 
     def back() -> bool:
-        now = stage.admin.json("endpoint", "get", "chat")
+        now = stage.admin.json("endpoint", "get", "chat", echo=False)
         replicas = now["replica_status"]
         renewed = any(int(replica["epoch"]) > before[replica["id"]] for replica in replicas)
         return renewed and now["state"] == "STATE_READY"

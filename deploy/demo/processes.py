@@ -6,11 +6,10 @@ from pathlib import Path
 
 
 def ranks_of(job_uid: str) -> list[int]:
-    """Process ids of the ranks of a job: the children of its leader."""
-    leaders = _with_arguments("appliance.jobs", job_uid)
-    return sorted(
-        pid for pid, parent in _parents().items() if parent in leaders and pid not in leaders
-    )
+    """Process ids of the ranks of a job: what its leader has forked."""
+    found = _with_arguments("appliance.jobs", job_uid)
+    parents = _parents()
+    return sorted(pid for pid in found if parents.get(pid) in found)
 
 
 def workers_of(endpoint_uid: str) -> list[int]:

@@ -42,14 +42,20 @@ class Terminal:
         }
 
     def run(
-        self, *arguments: str, stdin: str = "", expect: int = 0, timeout: float = 600
+        self,
+        *arguments: str,
+        stdin: str = "",
+        expect: int = 0,
+        timeout: float = 600,
+        echo: bool = True,
     ) -> subprocess.CompletedProcess[str]:
-        """Type one command and wait for its end.
+        """Type one command and wait for its end; `echo` shows what was typed.
 
         Raises:
             CommandFailedError: the exit code is not `expect`; the message holds what was printed.
         """
-        print("  $ appliance " + " ".join(_quoted(argument) for argument in arguments), flush=True)
+        if echo:
+            _show(arguments)
         done = subprocess.run(
             [self._program, *arguments],
             input=stdin,
@@ -67,13 +73,14 @@ class Terminal:
             raise CommandFailedError(message)
         return done
 
-    def json(self, *arguments: str, stdin: str = "", timeout: float = 600) -> Any:
+    def json(self, *arguments: str, timeout: float = 600, echo: bool = True) -> Any:
         """Type one command with `-o json` and return what it printed."""
-        return json.loads(self.run(*arguments, "-o", "json", stdin=stdin, timeout=timeout).stdout)
+        done = self.run(*arguments, "-o", "json", timeout=timeout, echo=echo)
+        return json.loads(done.stdout)
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """Type one command and let it run; the caller ends it."""
-        print("  $ appliance " + " ".join(_quoted(argument) for argument in arguments), flush=True)
+        _show(arguments)
         return subprocess.Popen(
             [self._program, *arguments],
             env=self._env,
@@ -115,6 +122,10 @@ def next_code(secret: str, used: str) -> str:
     while totp.now() == used:
         time.sleep(1)
     return totp.now()
+
+
+def _show(arguments: tuple[str, ...]) -> None:
+    print("  $ appliance " + " ".join(map(_quoted, arguments)), flush=True)
 
 
 def _quoted(argument: str) -> str:
