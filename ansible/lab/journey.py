@@ -1,0 +1,251 @@
+"""What the lab shows: the playbook converges, nodes join, a job crosses two servers.
+
+Each step is a function of the `Lab`: its docstring is its name, its result says what happened. The
+result of all of it is build/lab.json. Run by `ansible/lab/run.sh`, inside the lab's network.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pydoc_data.topics
+import re
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from deploy.demo.report import Report
+from deploy.demo.terminal import Terminal
+
+ROOT = Path(__file__).resolve().parents[2]
+WORK = ROOT / "build" / "lab"
+PROGRAMS = ROOT / ".venv" / "bin"
+INVENTORY = ROOT / "ansible" / "lab" / "inventory.yml"
+HEAD, NODES = "head", ("node1", "node2")
+HEAD_ADDRESS = "10.77.0.11"
+UNITS = {
+    HEAD: ("appliance-control.service", "appliance-gateway.service"),
+    **dict.fromkeys(NODES, ("appliance-agent.service",)),
+}
+EXPOSURE = 2.0
+STEPS = 8
+
+
+class StepFailedError(Exception):
+    """A step did not show what it should."""
+
+
+class Lab:
+    """The servers as this machine sees them, and what later steps need of earlier ones."""
+
+    def __init__(self) -> None:
+        self.report = Report(ROOT / "build" / "lab.json")
+        self.values = self.report.values = {}
+        self.home = WORK / "home"
+        self.admin = Terminal(PROGRAMS / "appliance", self.home)
+        self.password = secrets.token_urlsafe(18)
+        self.password_file = WORK / "password"
+        self.password_file.touch(mode=0o600)
+        self.password_file.write_text(self.password + "\n")
+
+    def ansible(self, *arguments: str, timeout: float = 2400) -> str:
+        """Run a program of Ansible; what it printed.
+
+        Raises:
+            StepFailedError: it failed; the message holds the end of what it printed.
+        """
+        name, *rest = arguments
+        done = subprocess.run(
+            [str(PROGRAMS / name), "--inventory", str(INVENTORY), *rest],
+            cwd=ROOT,
+            env={
+                "PATH": os.environ["PATH"],
+                "HOME": str(self.home),
+                "LANG": "C.UTF-8",
+                "ANSIBLE_CONFIG": str(ROOT / "ansible" / "ansible.cfg"),
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+        if done.returncode:
+            message = f"{' '.join(arguments)} ended with {done.returncode}:\n{done.stdout[-4000:]}"
+            raise StepFailedError(message)
+        return done.stdout
+
+    def on(self, server: str, command: str) -> str:
+        """What a shell command on a server prints."""
+        answer = self.ansible(
+            *("ansible", server, "--one-line", "--module-name", "ansible.builtin.shell"),
+            *("--args", command),
+            timeout=120,
+        )
+        return answer.partition("(stdout)")[2].strip().replace("\\n", "\n")
+
+    def converge(self, name: str) -> dict[str, dict[str, int]]:
+        """Run the playbook, keep its output, return its recap."""
+        output = self.ansible("ansible-playbook", "-vv", "ansible/site.yml")
+        (WORK / f"{name}.log").write_text(output)
+        recap = {
+            match[1]: {key: int(number) for key, number in re.findall(r"(\w+)=(\d+)", match[2])}
+            for match in re.finditer(r"^(\w+)\s+: (ok=.*)$", output, re.MULTILINE)
+        }
+        for host, numbers in recap.items():
+            print(f"     {host:6} " + " ".join(f"{key}={value}" for key, value in numbers.items()))
+        return recap
+
+
+def converge(lab: Lab) -> str:
+    """Install everything with the playbook."""
+    recap = lab.values["recap"] = lab.converge("converge-1")
+    return f"{sum(host['changed'] for host in recap.values())} changes on {len(recap)} servers"
+
+
+def converge_again(lab: Lab) -> str:
+    """Run the playbook again: it changes nothing."""
+    recap = lab.values["second_recap"] = lab.converge("converge-2")
+    changed = lab.values["second_run_changed"] = sum(host["changed"] for host in recap.values())
+    if changed:
+        message = f"the second run changed {changed} things: see {WORK}/converge-2.log"
+        raise StepFailedError(message)
+    return "0 changes"
+
+
+def exposure(lab: Lab) -> str:
+    """Measure what the services may do."""
+    scores = lab.values["exposure"] = {}
+    for server, units in UNITS.items():
+        for unit in units:
+            said = lab.on(server, f"systemd-analyze security --no-pager {unit} | tail -n 1")
+            found = re.search(r": ([0-9.]+) ", said)
+            active = lab.on(server, f"systemctl is-active {unit}")
+            if found is None or float(found[1]) >= EXPOSURE or active != "active":
+                message = f"{unit} on {server} is {active}: {said}"
+                raise StepFailedError(message)
+            scores[f"{server}:{unit.removesuffix('.service')}"] = float(found[1])
+    return ", ".join(f"{name} {score}" for name, score in scores.items())
+
+
+def secrecy(lab: Lab) -> str:
+    """Look for secrets where none may be."""
+    outputs = [(WORK / f"converge-{run}.log").read_text() for run in (1, 2)]
+    if any(secret in output for output in outputs for secret in (lab.password, "sla_join_")):
+        message = f"Ansible printed a secret: see {WORK}/converge-*.log"
+        raise StepFailedError(message)
+    # The search reads its pattern from a file of its own, so that it does not find itself.
+    look = (
+        "p=$(mktemp); printf 'sla_''join_' >$p; printf '\\n-----BEGIN %s KEY' PRIVATE >>$p; "
+        "{ grep -l -a -F -f $p /proc/[0-9]*/cmdline /proc/[0-9]*/environ; "
+        "journalctl --no-pager | grep -F -f $p; } 2>/dev/null | head -n 3; rm $p"
+    )
+    for server in UNITS:
+        if found := lab.on(server, look):
+            message = f"a secret on {server}: {found}"
+            raise StepFailedError(message)
+    files = "/var/lib/appliance-control/data/root.key /etc/appliance-gateway/key.pem"
+    modes = lab.on(HEAD, f"stat -c '%n %a %U' {files}")
+    lab.values["secrets_found"] = 0
+    return "none in Ansible's output, arguments, environments and journals; " + "; ".join(
+        line.rpartition("/")[2] for line in modes.splitlines()
+    )
+
+
+def log_in(lab: Lab) -> str:
+    """Log in from another machine of the network; both nodes are ready."""
+    authority = WORK / "ca.pem"
+    authority.write_text(lab.on(HEAD, "cat /var/lib/appliance-control/data/ca.pem") + "\n")
+    lab.admin.run(
+        *("context", "add", "lab", "--server", f"{HEAD_ADDRESS}:7443", "--ca", str(authority))
+    )
+    lab.admin.first_login("admin", lab.password)
+    lab.admin.run("project", "create", "lab")
+    lab.admin.run("context", "set-project", "lab")
+
+    def ready() -> list[dict[str, Any]] | None:
+        nodes: list[dict[str, Any]] = lab.admin.json("node", "list")
+        names = {node["name"]: node["state"] for node in nodes}
+        return nodes if names == {f"nodes/{name}": "READY" for name in NODES} else None
+
+    nodes = lab.values["nodes"] = _wait_for(ready, "both nodes ready", 60)
+    return ", ".join(f"{node['name']} {node['state']} at {node['address']}" for node in nodes)
+
+
+def prepare(lab: Lab) -> str:
+    """Upload text and prepare it on a node."""
+    corpus = WORK / "corpus"
+    corpus.mkdir(exist_ok=True)
+    for name, text in sorted(pydoc_data.topics.topics.items()):
+        (corpus / f"{name}.txt").write_text(text)
+    lab.admin.run("dataset", "create", "topics")
+    raw = lab.admin.json("dataset", "upload", "topics", str(corpus))
+    job = lab.admin.json(
+        *("job", "prepare", "prepare", "--dataset", raw["name"], "--output-dataset", "tokens"),
+        *("--output-tokenizer", "bpe", "--vocabulary-size", "1024", "--wait", "--timeout", "15m"),
+        timeout=1000,
+    )
+    values = job["result"]["values"]
+    return f"{values['kept']:.0f} documents, {values['tokens']:.0f} tokens"
+
+
+def train(lab: Lab) -> str:
+    """Train over two ranks, one on each server."""
+    shape = (
+        "--layers=4 --hidden-size=64 --intermediate-size=128 --attention-heads=4 "
+        "--key-value-heads=2 --context-length=128 --sequence-length=64 --batch-size=4 "
+        f"--steps={STEPS} --warmup-steps=2 --checkpoint-interval=4 --seed=7 --data=2"
+    )
+    job = lab.admin.json(
+        *("job", "train", "train", "--output-model", "small"),
+        *("--dataset", "projects/lab/datasets/tokens/versions/1", *shape.split()),
+        *("--wait", "--timeout", "15m"),
+        timeout=1000,
+    )
+    found = f"ls /var/lib/appliance-agent/state/runs | grep -c '^{job['uid']}'"
+    ran_on = [node for node in NODES if lab.on(node, found) == "1"]
+    rows = lab.admin.json("job", "metrics", "train")
+    losses = {int(row["step"]): row["values"]["loss"] for row in rows if "loss" in row["values"]}
+    lab.values["job"] = {
+        "state": job["state"],
+        "nodes": ran_on,
+        "steps": len(losses),
+        "loss_first": losses[min(losses)],
+        "loss_last": losses[max(losses)],
+    }
+    if job["state"] != "SUCCEEDED" or ran_on != list(NODES) or len(losses) != STEPS:
+        raise StepFailedError(json.dumps(lab.values["job"]))
+    first, last = losses[min(losses)], losses[max(losses)]
+    return f"{job['state']} on {' and '.join(ran_on)}, loss {first:.3f} -> {last:.3f}"
+
+
+def _wait_for(look: Callable[[], Any], what: str, seconds: float) -> Any:
+    """The first result that is one. Raises StepFailedError after `seconds`."""
+    end = time.monotonic() + seconds
+    while (found := look()) is None:
+        if time.monotonic() > end:
+            message = f"after {seconds:.0f} seconds still not: {what}"
+            raise StepFailedError(message)
+        time.sleep(1)
+    return found
+
+
+JOURNEY = (converge, converge_again, log_in, prepare, train, exposure, secrecy)
+
+
+def main() -> int:
+    """Make every step until one fails; 0 when none did."""
+    lab = Lab()
+    report = lab.report
+    ok = all(report.run(step, lab) for step in JOURNEY)
+    report.write()
+    report.print_table()
+    return 0 if ok else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
