@@ -81,8 +81,19 @@ async def test_degrees_and_sizes_that_do_not_fit_are_refused_by_field(
 
 async def test_a_vocabulary_that_tensor_ranks_cannot_share_is_refused(lab: Lab) -> None:
     await lab.connected("n1")
-    request = train_request("t1", lab.tokens(vocabulary=511), mesh=Mesh(tensor=2))
-    assert "vocabulary of 511" in fields(lab, request)["job.train.mesh.tensor"]
+    sixths = job_pb2.Architecture(
+        hidden_size=96, intermediate_size=384, attention_heads=6, key_value_heads=3
+    )
+    tokens = lab.tokens(vocabulary=511)
+    request = train_request("t1", tokens, mesh=Mesh(tensor=3), architecture=sixths)
+    assert "padded vocabulary of 512" in fields(lab, request)["job.train.mesh.tensor"]
+
+
+async def test_the_padding_lets_an_odd_vocabulary_be_shared(lab: Lab) -> None:
+    await lab.connected("n1")
+    tokens = lab.tokens(vocabulary=511)
+    job = lab.jobs.create(ALICE, train_request("t1", tokens, mesh=Mesh(tensor=2)))
+    assert job.train.mesh.tensor == 2
 
 
 async def test_all_wrong_fields_are_said_at_once(lab: Lab) -> None:
