@@ -119,8 +119,9 @@ def _live() -> Iterator[Callable[[Job], None]]:
             "why": job.get("state_reason", ""),
         }
         for key, value in facts.items():
-            made.add_row(Text(key, style="bold"), Text(safe(value)))
+            if value:
+                made.add_row(Text(key, style="bold"), Text(safe(value)))
         return made
 
-    with Live(refresh_per_second=4) as live:
+    with Live(auto_refresh=False) as live:
         yield lambda job: live.update(table(job), refresh=True)

@@ -30,17 +30,12 @@ class Connection:
         address: `host:port`.
         ca_pem: the appliance's CA certificate; no other authority is believed.
         token: bearer token; empty for calls that need no identity.
-        request_id: id to send with every call, so that a repeated command repeats its calls; each
-            call gets its own when it is None.
     """
 
-    def __init__(
-        self, address: str, ca_pem: bytes, token: str = "", *, request_id: str | None = None
-    ) -> None:
+    def __init__(self, address: str, ca_pem: bytes, token: str = "") -> None:
         self.address = address
         self._channel = sync_channel(address, ca_pem)
         self._token = token
-        self._request_id = request_id
 
     def stub(self, kind: Callable[[grpc.Channel], Stub]) -> Stub:
         """A generated stub on this connection; pass its methods to `call`, `stream`, `upload`."""
@@ -113,10 +108,10 @@ class Connection:
         self.close()
 
     def _metadata(self) -> tuple[tuple[str, str], ...]:
-        return metadata(self._token, self._request_id)
+        return metadata(self._token)
 
 
-def metadata(token: str, request_id: str | None = None) -> tuple[tuple[str, str], ...]:
-    """Metadata of one call: its request id, and the token when there is one."""
+def metadata(token: str) -> tuple[tuple[str, str], ...]:
+    """Metadata of one call: a request id of its own, and the token when there is one."""
     identity = (("authorization", f"Bearer {token}"),) if token else ()
-    return (("x-request-id", request_id or str(uuid.uuid4())), *identity)
+    return (("x-request-id", str(uuid.uuid4())), *identity)

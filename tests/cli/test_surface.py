@@ -114,3 +114,25 @@ def test_every_call_of_people_has_a_command() -> None:
         methods = module.DESCRIPTOR.services_by_name[service].methods
         there |= {f"{service}.{method.name}" for method in methods}
     assert used == there
+
+
+def test_a_shell_completes_commands_and_options() -> None:
+    def completed(words: str) -> list[str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "appliance.cli.main"],
+            env={
+                "PATH": "/usr/bin:/bin",
+                "_APPLIANCE_COMPLETE": "bash_complete",
+                "COMP_WORDS": words,
+                "COMP_CWORD": str(len(words.split(" ")) - 1),
+            },
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        )
+        return [line.removeprefix("plain,") for line in done.stdout.splitlines()]
+
+    assert completed("appliance job tr") == ["train"]
+    assert completed("appliance job quantize one --sch") == ["--scheme"]
+    assert completed("appliance job quantize one --scheme ") == ["w8a8-int8"]

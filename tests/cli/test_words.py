@@ -6,7 +6,7 @@ import pytest
 from appliance.api.jobs.v1 import job_pb2
 from appliance.cli import job_specs, naming, output
 from appliance.cli.following import Duration
-from appliance.cli.job_view import line
+from appliance.cli.job_view import line, view
 from appliance.core.errors import InvalidInput
 
 
@@ -131,3 +131,18 @@ def test_a_line_says_how_far_a_job_is() -> None:
     assert line(output.plain(job)) == (
         "j  RUNNING    step 3/9  loss 2.5, tokens per second 1200, grad norm 1  restarts 1"
     )
+
+
+def test_a_terminal_shows_one_live_table(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    job = job_pb2.Job(name="projects/p/jobs/j", state="STATE_RUNNING", state_reason="\x1b]0;x")
+    with view("table") as show:
+        show(output.plain(job))
+        job.progress.MergeFrom(job_pb2.Progress(step=3, total=9, message="learning"))
+        show(output.plain(job))
+    shown = capsys.readouterr().out
+    assert "3/9" in shown
+    assert "learning" in shown
+    assert "\x1b]0" not in shown
