@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from appliance.client.inference import AsyncInference
-
 from appliance.core.errors import ApplianceError
 
 TOKENS = 48
