@@ -26,8 +26,8 @@ PROGRAM = Path(__file__).resolve().parents[2] / ".venv" / "bin" / "appliance"
 PROJECT = "demo"
 CHAT = f"projects/{PROJECT}/endpoints/chat"
 TRAINED = f"projects/{PROJECT}/endpoints/trained"
-STEPS = 24
-CHECKPOINT_INTERVAL = 6
+STEPS = 60
+CHECKPOINT_INTERVAL = 10
 MESHES = (
     ("one-rank", {"data": 1, "tensor": 1, "pipeline": 1}),
     ("tensor2-pipeline2", {"data": 1, "tensor": 2, "pipeline": 2}),
