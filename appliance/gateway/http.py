@@ -1,8 +1,8 @@
 """The HTTPS server of the OpenAI-compatible front, in the event loop of the gateway.
 
 Rules kept here: TLS 1.2 at least, with the certificate that the gRPC front shows; a taken port is
-one sentence; a connection that says nothing is closed; connections are limited; a stop lets running
-answers end within the grace.
+one sentence; a connection that says or reads nothing is ended; connections are limited; a stop
+lets running answers end within the grace.
 
 Called by `appliance.gateway.main`.
 """
@@ -11,10 +11,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import logging
 import socket
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -38,13 +41,21 @@ class _Server(uvicorn.Server):
 
 
 class _Protocol(H11Protocol):
-    """Closes a connection whose next request's head does not come in time.
+    """Ends a connection whose next head does not come in time, or whose peer reads nothing.
 
     The server's own time-out ends with the first byte after an answer, and does not begin before
-    the first request.
+    the first request; and it would wait for a reader for ever.
+
+    Args:
+        send_seconds: time a peer may read nothing.
+        known: what the server's own protocol takes.
     """
 
-    _head: asyncio.TimerHandle | None = None
+    def __init__(self, *, send_seconds: float, **known: Any) -> None:
+        super().__init__(**known)
+        self._send_seconds = send_seconds
+        self._head: asyncio.TimerHandle | None = None
+        self._stuck: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn's own narrowing
         """A handshake is complete."""
@@ -54,6 +65,7 @@ class _Protocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is over."""
         self._have_head()
+        self._is_read()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -63,6 +75,22 @@ class _Protocol(H11Protocol):
             self._have_head()
         elif self._head is None:
             self._expect_head()
+
+    def pause_writing(self) -> None:
+        """More waits for the peer than should."""
+        super().pause_writing()
+        # Not `close`, which would first send what waits.
+        self._stuck = self.loop.call_later(self._send_seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """The peer reads."""
+        self._is_read()
+        super().resume_writing()
+
+    def _is_read(self) -> None:
+        if self._stuck is not None:
+            self._stuck.cancel()
+            self._stuck = None
 
     def _expect_head(self) -> None:
         self._head = self.loop.call_later(HEAD_SECONDS, self._close)
@@ -83,6 +111,7 @@ class HttpFront:
         address: `host:port`.
         certificate, key: PEM files.
         connections: most open ones.
+        send_seconds: time a caller may read nothing.
         grace: seconds running calls have when it stops.
 
     Raises FailedPrecondition when the port is in use.
@@ -98,6 +127,7 @@ class HttpFront:
         key: Path,
         *,
         connections: int,
+        send_seconds: float,
         grace: float,
     ) -> None:
         check_free(address, SETTING)
@@ -107,7 +137,7 @@ class HttpFront:
         self.port: int = self._socket.getsockname()[1]
         settings = uvicorn.Config(
             application,
-            http=_Protocol,
+            http=cast("Any", functools.partial(_Protocol, send_seconds=send_seconds)),
             ws="none",
             lifespan="off",
             log_config=None,
@@ -129,6 +159,8 @@ class HttpFront:
 
     def start(self) -> None:
         """Serve from now on."""
+        # What it says at the level of information is said by the gateway itself.
+        logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
         self.task = asyncio.create_task(self._server.serve(sockets=[self._socket]))
 
     async def stop(self) -> None:

@@ -130,6 +130,7 @@ class Gateway:
             config.certificate,
             config.key,
             connections=config.limits.connections,
+            send_seconds=config.limits.send_seconds,
             grace=GRACE_SECONDS,
         )
 

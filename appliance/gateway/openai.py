@@ -4,7 +4,8 @@ Rules kept here:
 * the API key is the appliance's bearer token; who calls is decided before the body is read;
 * a body is read up to a limit of bytes and time;
 * nothing is sent before the first token, so an error until then has its own status;
-* whoever leaves, ends the answer at once, streamed or not; who reads nothing, after a while.
+* whoever leaves ends the answer at once, streamed or not (who reads nothing is cut off by the
+  server, see `http`).
 
 The attacks: a body that never ends or fills the memory; answers that nobody reads. The way of a
 call itself is `appliance.gateway.pipeline`. Made by `appliance.gateway.main`.
@@ -54,7 +55,7 @@ class OpenAi:
 
     Args:
         pipeline: takes the calls.
-        limits: of bodies and of slow readers.
+        limits: of bodies.
     """
 
     def __init__(self, pipeline: Pipeline, limits: Limits) -> None:
@@ -108,9 +109,8 @@ class Completions:
         asked = http.headers.get("x-request-id", "")
         request_id = asked if _REQUEST_ID.fullmatch(asked) else uuid.uuid4().hex
         log.request_id.set(request_id)
-        sender = _Sender(send, self._limits.send_seconds, request_id)
-        source = f"{http.client.host}:{http.client.port}" if http.client else ""
-        call = self._pipeline.begin(FRONT, request_id, "", source)
+        sender = _Sender(send, request_id)
+        call = self._pipeline.begin(FRONT, request_id, "", _source(http))
         error: ApplianceError | None = None
         try:
             await self._serve(call, http, receive, sender)
@@ -214,11 +214,10 @@ async def _stream(
 
 
 class _Sender:
-    """Sends one response; a reader that takes nothing for long ends it."""
+    """Sends one response."""
 
-    def __init__(self, send: Send, seconds: float, request_id: str) -> None:
+    def __init__(self, send: Send, request_id: str) -> None:
         self._send = send
-        self._seconds = seconds
         self._request_id = request_id
         self.begun = False
         self._streaming = False
@@ -235,20 +234,14 @@ class _Sender:
         await self._send({"type": "http.response.start", "status": status, "headers": raw})
 
     async def send(self, data: bytes, *, last: bool = False) -> None:
-        try:
-            async with asyncio.timeout(self._seconds):
-                await self._send(
-                    {"type": "http.response.body", "body": data, "more_body": not last}
-                )
-        except TimeoutError as error:
-            raise Cancelled("the answer ends, because its caller does not read it") from error
+        await self._send({"type": "http.response.body", "body": data, "more_body": not last})
 
     async def fail(self, error: ApplianceError) -> None:
         """Tell an error: as a response, or as the last event of a stream that has begun."""
         if isinstance(error, Cancelled):
             return
         body = answers.error_object(error)
-        with contextlib.suppress(OSError, Cancelled):
+        with contextlib.suppress(OSError):
             if self.begun:
                 if self._streaming:
                     await self.send(answers.event(body), last=True)
@@ -257,6 +250,14 @@ class _Sender:
             status = 413 if isinstance(error, BodyTooLarge) else answers.status_of(error)
             await self.begin(status, _JSON, answers.error_headers(error), len(data))
             await self.send(data, last=True)
+
+
+def _source(http: HttpRequest) -> str:
+    """Where a call came from, as gRPC writes it: `ipv4:127.0.0.1:51234`."""
+    if http.client is None:
+        return ""
+    host, port = http.client.host, http.client.port
+    return f"ipv6:[{host}]:{port}" if ":" in host else f"ipv4:{host}:{port}"
 
 
 async def _gone(receive: Receive) -> None:

@@ -10,8 +10,9 @@ from pathlib import Path
 import grpc
 import pytest
 
-from appliance.core.errors import InvalidInput, Unavailable
+from appliance.core.errors import InvalidInput, NotFound, Unavailable
 from appliance.gateway.breaker import State
+from appliance.gateway.links import Link
 from tests.fakes.gateway import QUICK, Stage, stage, until
 from tests.fakes.routing import ENDPOINT
 from tests.fakes.worker import END, Script, Worker, story, tokenizer
@@ -42,7 +43,7 @@ async def ask(found: Stage, tokens: int, **sampling: object) -> tuple[list[int],
 async def test_death_after_any_token_changes_nothing_for_the_caller(tmp_path: Path) -> None:
     undisturbed = story(COUNT, 55)
     a, b = Worker("a"), Worker("b")
-    patient = dataclasses.replace(QUICK, failures=1000)
+    patient = dataclasses.replace(QUICK, failures=1000, silent_seconds=5.0, stall_seconds=10.0)
     async with stage(tmp_path, a, b, routing=patient) as found:
         for dies in range(51):
             a.script = b.script = Script()
@@ -256,3 +257,42 @@ async def test_nothing_of_the_caller_but_ids_reaches_a_replica(tmp_path: Path) -
         assert found.token not in seen
         assert "authorization" not in seen
         assert "zzz" not in seen
+
+
+async def test_a_replica_that_moves_keeps_its_answers_where_they_are(tmp_path: Path) -> None:
+    old, new = Worker("a", Script(seconds=0.01)), Worker("a")
+    await new.start()
+    async with stage(tmp_path, old) as found:
+        answer = asyncio.create_task(ask(found, 60))
+        await until(lambda: begun(found))
+        replica = found.control.view.routes[0].replicas[0]
+        replica.epoch, replica.address = 2, new.address
+        found.control.publish()
+        await until(lambda: any(link.place.epoch == 2 and link.ready for link in links(found)))
+        assert (await ask(found, 5))[0] == story(COUNT, 5)
+        assert (len(old.submits), len(new.submits)) == (1, 1)
+        assert await answer == (story(COUNT, 60), tokenizer().decode(story(COUNT, 60)), 0)
+        await until(lambda: [link.place.epoch for link in links(found)] == [2])
+    await new.stop()
+
+
+def links(found: Stage) -> list[Link]:
+    return found.gateway.fleet.links
+
+
+async def test_a_link_that_ended_is_opened_anew(tmp_path: Path) -> None:
+    async with stage(tmp_path, Worker("a")) as found:
+        (link,) = links(found)
+        link._task.cancel()
+        await until(lambda: [other.ready for other in links(found) if other is not link] == [True])
+        assert (await ask(found, 5))[0] == story(COUNT, 5)
+
+
+async def test_an_endpoint_that_was_deleted_ends(tmp_path: Path) -> None:
+    worker = Worker("a")
+    async with stage(tmp_path, worker) as found:
+        del found.control.view.routes[:]
+        found.control.publish()
+        await until(lambda: not links(found))
+        with pytest.raises(NotFound):
+            await ask(found, 5)

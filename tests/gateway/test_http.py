@@ -1,0 +1,56 @@
+"""The HTTPS server alone: peers that read nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from appliance.gateway.http import HttpFront
+from tests.fakes.gateway import configuration
+
+CHUNK = bytes(1 << 20)
+
+
+@pytest.mark.attack
+async def test_a_peer_that_reads_nothing_is_cut_off(tmp_path: Path) -> None:
+    ended = asyncio.Event()
+
+    async def endless(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        gone = asyncio.create_task(receive_end(receive))
+        while not gone.done():
+            with contextlib.suppress(OSError):
+                await send({"type": "http.response.body", "body": CHUNK, "more_body": True})
+        ended.set()
+
+    async def receive_end(receive: Any) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    config = configuration(tmp_path, 1)
+    front = HttpFront(
+        endless,
+        "127.0.0.1:0",
+        config.certificate,
+        config.key,
+        connections=10,
+        send_seconds=0.3,
+        grace=1.0,
+    )
+    front.start()
+    trust = ssl.create_default_context(cafile=config.ca)
+    _, writer = await asyncio.open_connection("127.0.0.1", front.port, ssl=trust, limit=1)
+    try:
+        writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+        async with asyncio.timeout(20):
+            await ended.wait()
+    finally:
+        writer.transport.abort()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+        await front.stop()
