@@ -129,14 +129,17 @@ class Fleet:
         return bool(ready) and all(link.full for link in ready)
 
     def has_hope(self, endpoint: str) -> bool:
-        """Whether a replica may become ready: one starts, or broke only a moment ago."""
+        """Whether a replica may become ready: one starts, is in doubt, or broke a moment ago."""
         route = self._snapshot.routes.get(endpoint) if self._snapshot else None
         if route is None:
             return False
         if route.coming:
             return True
         settled = self._clock() - self._settings.settle_seconds
-        return any(link.broken_at > settled for link in self._of(endpoint))
+        return any(
+            link.broken_at > settled or (link.connected and link.doubtful)
+            for link in self._of(endpoint)
+        )
 
     async def wait(self, seconds: float) -> None:
         """Wait until something changed, or so long."""

@@ -112,6 +112,21 @@ async def test_doubt_never_takes_the_last_replica(tmp_path: Path) -> None:
         assert link.breaker.state is State.CLOSED
 
 
+async def test_a_new_answer_waits_for_the_last_replica_in_doubt(tmp_path: Path) -> None:
+    only = Worker("a")
+    slow = dataclasses.replace(QUICK, wait_seconds=20.0)
+    async with stage(tmp_path, only, routing=slow) as found:
+        only.script = Script(silent=True)
+        (link,) = found.gateway.fleet.links
+        await until(lambda: link.doubtful)
+        await asyncio.sleep(QUICK.settle_seconds)
+        answer = asyncio.create_task(ask(found, 5))
+        await until(lambda: found.gateway.pipeline.running == 1)
+        assert only.submits == []
+        only.script = Script()
+        assert (await answer)[0] == story(COUNT, 5)
+
+
 async def test_nothing_alive_is_unavailable_and_fast(tmp_path: Path) -> None:
     workers = [Worker("a"), Worker("b")]
     async with stage(tmp_path, *workers) as found:
