@@ -33,7 +33,7 @@ from tests.fakes.toy_order import toy_order
 
 COMMANDS = Commands(
     job=(sys.executable, "-m", "tests.fakes.leader"),
-    replica=(sys.executable, "-m", "tests.fakes.worker"),
+    replica=(sys.executable, "-m", "tests.fakes.toy_replica"),
 )
 FAST = Rhythm(heartbeat=0.1, report=0.05, tick=0.05, silence=5, first_backoff=0.05)
 

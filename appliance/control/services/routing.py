@@ -25,7 +25,6 @@ from appliance.control.audit.log import AuditLog
 from appliance.control.audit.record import Entry
 from appliance.control.auth.credentials import Credentials
 from appliance.control.auth.policy import PolicyStore
-from appliance.control.services import replicas
 from appliance.control.services.artifacts import Artifacts
 from appliance.control.services.caller import Caller
 from appliance.control.services.endpoints import model_name, replica_resource
@@ -43,7 +42,6 @@ METHOD = "/appliance.api.inference.v1.InferenceService/Generate"
 MOST_USAGES = 1000
 LONGEST_WORD = 256
 DURABLE_SECONDS = 30.0
-_ROUTED = (replicas.READY, replicas.DRAINING)
 _CALLERS = frozenset({PrincipalKind.USER, PrincipalKind.SERVICE_ACCOUNT})
 _endpoint = tables.endpoint.c
 _replica = tables.replica.c
@@ -149,7 +147,8 @@ class Routing:
             for row in state.all(select(tables.endpoint).order_by(_endpoint.project, _endpoint.id)):
                 found = state.all(
                     select(tables.replica)
-                    .where(_replica.endpoint == row.uid, _replica.state.in_(_ROUTED))
+                    # Also those that do not answer yet: a gateway waits for them, and only then.
+                    .where(_replica.endpoint == row.uid)
                     .order_by(_replica.id)
                 )
                 name = names.endpoint(row.project, row.id)
