@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from appliance.core.errors import FailedPrecondition, InvalidInput
+from appliance.crypto.tensors import is_weights
 
 ARCHITECTURES: Mapping[str, str] = {
     "Gemma2ForCausalLM": "gemma2",
@@ -35,7 +36,6 @@ ARCHITECTURES: Mapping[str, str] = {
 }
 """Architectures that may be served, and the module of vLLM's that has their code."""
 
-WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 _DATA = re.compile(r"[A-Za-z0-9_.-]+\.(json|jsonl|txt|jinja|model|md)")
 _CODE = frozenset({"auto_map", "trust_remote_code", "custom_pipelines", "code_revision"})
 _PLACE = re.compile(r"://|^[/~\\]|^[A-Za-z]:[/\\]|(^|[/\\])\.\.([/\\]|$)|\.py(\b|$)")
@@ -54,7 +54,7 @@ def weight_files(files: Iterable[str]) -> list[str]:
     """
     weights = []
     for file in files:
-        if WEIGHTS.fullmatch(file):
+        if is_weights(file):
             weights.append(file)
         elif not _DATA.fullmatch(file):
             raise InvalidInput(

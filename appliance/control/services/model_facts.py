@@ -16,8 +16,7 @@ from appliance.control.services.model_files import ModelConfig
 from appliance.control.services.weights import Tensor
 from appliance.core.errors import InvalidInput
 from appliance.crypto.artifacts import ArtifactReader
-
-INDEX = "model.safetensors.index.json"
+from appliance.crypto.tensors import INDEX, is_weights, read_entries
 
 
 def facts(
@@ -64,13 +63,13 @@ def inspect(reader: ArtifactReader) -> dict[str, Any]:
             raise InvalidInput(f"{name} is no file of a model.")
     model_files.check_complete(names)
     for name in names:
-        if not model_files.is_weights(name):
+        if not is_weights(name):
             model_files.check_file(name, reader.read_bytes(name))
     files: dict[str, dict[str, Tensor]] = {}
     size = 0
-    for name in filter(model_files.is_weights, names):
+    for name in filter(is_weights, names):
         with reader.open(name) as file:
-            files[name] = weights.read_header(name, file, file.size)
+            files[name] = weights.by_name(read_entries(file))
         size += reader.entry(name).plain_size
     if INDEX in names:
         weights.check_index(reader.read_json(INDEX), files)

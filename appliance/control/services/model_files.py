@@ -14,7 +14,6 @@ Called by `services.models` while files come in.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -22,6 +21,8 @@ from typing import Any
 
 from appliance.core.errors import InvalidInput
 from appliance.core.names import shown
+from appliance.core.strict_json import read_object
+from appliance.crypto.tensors import INDEX, is_weights
 
 LARGEST_JSON = 64 << 20
 LARGEST_CONFIG = 1 << 20
@@ -33,10 +34,9 @@ _JSON = _CONFIGS | {
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
-    "model.safetensors.index.json",
+    INDEX,
 }
 _TEXT = frozenset({"merges.txt", "chat_template.jinja"})
-_WEIGHTS = re.compile(r"model(-[0-9]{5}-of-[0-9]{5})?\.safetensors")
 IGNORED = frozenset({"LICENSE", "LICENSE.txt", "README.md", "NOTICE", ".gitattributes"})
 """Files that models carry for people; they are read past and not kept."""
 
@@ -89,11 +89,6 @@ class ModelConfig:
     format: str
 
 
-def is_weights(file: str) -> bool:
-    """Whether a file of this name holds weights."""
-    return _WEIGHTS.fullmatch(file) is not None
-
-
 def check_name(file: str) -> bool:
     """Whether to keep a file; False for what is read past. Raises InvalidInput for all else."""
     if file in IGNORED:
@@ -123,8 +118,8 @@ def check_complete(files: Iterable[str]) -> None:
     weights = sorted(name for name in present if is_weights(name))
     if not weights:
         raise _wrong("model.safetensors", "is missing; a model without weights cannot be served")
-    if len(weights) > 1 and "model.safetensors.index.json" not in present:
-        raise _wrong("model.safetensors.index.json", "is missing beside several weight files")
+    if len(weights) > 1 and INDEX not in present:
+        raise _wrong(INDEX, "is missing beside several weight files")
     if len(weights) > 1 and "model.safetensors" in weights:
         raise _wrong("model.safetensors", "stands beside numbered weight files; keep one kind")
 
@@ -137,7 +132,7 @@ def check_file(file: str, data: bytes) -> None:
         except UnicodeDecodeError as error:
             raise _wrong(file, "is not UTF-8 text") from error
         return
-    value = read_json(file, data)
+    value = read_object(file, data)
     if file in {"tokenizer.json", "vocab.json", "added_tokens.json"}:
         return  # Their keys are words of a vocabulary.
     _check_members(file, value, paths=file in _CONFIGS)
@@ -146,27 +141,6 @@ def check_file(file: str, data: bytes) -> None:
 def largest(file: str) -> int:
     """Most bytes that a file other than weights may have."""
     return LARGEST_CONFIG if file in _CONFIGS else LARGEST_JSON
-
-
-def read_json(file: str, data: bytes) -> dict[str, Any]:
-    """The object in a JSON file; InvalidInput for broken JSON, a key twice, NaN or deep nesting."""
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        value = dict(pairs)
-        if len(value) != len(pairs):
-            raise _wrong(file, "has the same key twice")
-        return value
-
-    def number(text: str) -> float:
-        raise _wrong(file, f"has {text} where a number belongs")
-
-    try:
-        value = json.loads(data, object_pairs_hook=once, parse_constant=number)
-    except (ValueError, RecursionError) as error:
-        raise _wrong(file, "is not JSON") from error
-    if not isinstance(value, dict):
-        raise _wrong(file, "is not a JSON object")
-    return value
 
 
 def _check_members(file: str, value: object, *, paths: bool) -> None:

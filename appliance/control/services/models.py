@@ -30,8 +30,10 @@ from appliance.control.store.database import Database, Reading, Transaction
 from appliance.core import names
 from appliance.core.errors import Internal, InvalidInput
 from appliance.core.names import Name, shown
+from appliance.core.strict_json import read_object
 from appliance.crypto.artifacts import ArtifactReader, manifest_digest
 from appliance.crypto.sealed import SealedWriter
+from appliance.crypto.tensors import INDEX, is_weights
 
 MOST_FILES = 1000
 
@@ -230,7 +232,7 @@ class Import:
         self._seen.add(file)
         self._digest.update(f"\0{file}\0".encode())
         self._file, self._kept = file, kept
-        if model_files.is_weights(file):
+        if is_weights(file):
             self._header = HeaderCheck(file)
             self._sealed = self._writer.create(file)
 
@@ -244,7 +246,7 @@ class Import:
             model_files.check_file(self._file, data)
             with self._writer.create(self._file) as sealed:
                 sealed.write(data)
-            if self._file in {"config.json", model_facts.INDEX}:
+            if self._file in {"config.json", INDEX}:
                 self._texts[self._file] = data
         self._buffer.clear()
         self._header = self._sealed = None
@@ -252,10 +254,10 @@ class Import:
 
     def _check(self) -> dict[str, Any]:
         model_files.check_complete(self._seen)
-        if model_facts.INDEX in self._texts:
-            index = model_files.read_json(model_facts.INDEX, self._texts[model_facts.INDEX])
+        if INDEX in self._texts:
+            index = read_object(INDEX, self._texts[INDEX])
             weights.check_index(index, self._tensors)
-        config = model_files.read_json("config.json", self._texts["config.json"])
+        config = read_object("config.json", self._texts["config.json"])
         return model_facts.facts(
             model_files.check_config(config), self._tensors, self._weight_bytes
         )

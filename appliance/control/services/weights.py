@@ -1,51 +1,43 @@
-"""Weights from outside: the header of a safetensors file, and whether the tensors fit the model.
+"""Weights from outside: checked while they come in, and whether the tensors fit the model.
 
-The format is an 8-byte little-endian length, a JSON header, then the tensors' bytes
-(https://github.com/huggingface/safetensors, "Format"). It cannot hold code, but a header can lie.
 Rules kept here:
-* the header is bounded in bytes and in entries before it is parsed, and has no key twice;
-* every tensor's range has exactly the size of its shape and dtype; the ranges cover the data
-  without overlap or hole;
+* the header of a file is checked as soon as it has come, the size when the file ends
+  (`appliance.crypto.tensors` says what a header may be);
 * the tensors are exactly those of the configuration's architecture, in its shapes.
 
-The attack: a pickle renamed to `.safetensors`, a header of a million entries, ranges that overlap
-or reach past the end, tensors that make the engine allocate what nobody counted.
+The attack: a file that is no safetensors file or whose header lies, and tensors that make the
+engine allocate what nobody counted.
 
-Pure. Called by `services.models` while files come in.
+Pure. Called by `services.models` while files come in, and by `services.model_facts`.
 """
 
 from __future__ import annotations
 
-import io
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from appliance.control.services.model_files import ModelConfig, read_json
+from appliance.control.services.model_files import ModelConfig
 from appliance.core.errors import InvalidInput
 from appliance.core.names import shown
+from appliance.crypto import tensors as layouts
+from appliance.crypto.tensors import INDEX, LENGTH_SIZE, Entry, Layout
 
-LENGTH_SIZE = 8
-LARGEST_HEADER = 16 << 20
-MOST_TENSORS = 1 << 16
-_MOST_AXES = 8
-_LARGEST_AXIS = 1 << 40
-
-_BITS = {
-    "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8,
-    "I16": 16, "U16": 16, "F16": 16, "BF16": 16,
-    "I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64,
-}  # fmt: skip
 _SCALES = (".weight_scale", ".weight_zero_point", ".input_scale")
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """One entry of a header."""
+    """What counts of a tensor here."""
 
     dtype: str
     shape: tuple[int, ...]
+
+
+def by_name(entries: Iterable[Entry]) -> dict[str, Tensor]:
+    """The tensors of a file by name."""
+    return {entry.name: Tensor(entry.dtype, entry.shape) for entry in entries}
 
 
 class HeaderCheck:
@@ -59,95 +51,30 @@ class HeaderCheck:
         self._file = file
         self._start = bytearray()
         self._size = 0
-        self._end: int | None = None
-        self.tensors: dict[str, Tensor] = {}
+        self._layout: Layout | None = None
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors by name, once the header has come."""
+        return by_name(self._layout.entries) if self._layout else {}
 
     def feed(self, data: bytes) -> None:
         """Take the next bytes. Raises InvalidInput as soon as the header is seen to be wrong."""
         self._size += len(data)
-        if self._end is not None:
+        if self._layout is not None:
             return
         self._start += data
         if len(self._start) < LENGTH_SIZE:
             return
-        length = int.from_bytes(self._start[:LENGTH_SIZE], "little")
-        if not 2 <= length <= LARGEST_HEADER:
-            raise self._wrong("is not a safetensors file: its header has an impossible length")
-        if len(self._start) >= LENGTH_SIZE + length:
-            header = bytes(self._start[LENGTH_SIZE : LENGTH_SIZE + length])
-            self._end = LENGTH_SIZE + length + self._parse(header)
+        end = LENGTH_SIZE + layouts.header_length(self._file, bytes(self._start[:LENGTH_SIZE]))
+        if len(self._start) >= end:
+            header = bytes(self._start[LENGTH_SIZE:end])
+            self._layout = layouts.parse_header(self._file, header)
             self._start.clear()
-
-    def skip(self, count: int) -> None:
-        """Count bytes behind the header without looking at them."""
-        self._size += count
 
     def finish(self) -> None:
         """The file has ended. Raises InvalidInput unless its size is what the header says."""
-        if self._end is None:
-            raise self._wrong("is not a safetensors file: it ends inside its header")
-        if self._size != self._end:
-            raise self._wrong(
-                f"has {self._size} bytes, but its header describes {self._end}; copy it again"
-            )
-
-    def _parse(self, header: bytes) -> int:
-        """Fill `tensors`; the number of bytes of data they cover."""
-        if header.count(b'"data_offsets"') > MOST_TENSORS:
-            raise self._wrong(f"has more than {MOST_TENSORS} tensors")
-        entries = read_json(self._file, header)
-        metadata = entries.pop("__metadata__", {})
-        if not isinstance(metadata, dict) or not all(
-            isinstance(value, str) for value in metadata.values()
-        ):
-            raise self._wrong("has metadata that is not text")
-        ranges: list[tuple[int, int]] = []
-        for name, entry in entries.items():
-            self.tensors[name], span = self._entry(name, entry)
-            ranges.append(span)
-        position = 0
-        for begin, end in sorted(ranges):
-            if begin != position:
-                raise self._wrong("has tensors that overlap or leave a hole between them")
-            position = end
-        return position
-
-    def _entry(self, name: str, entry: object) -> tuple[Tensor, tuple[int, int]]:
-        if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-            raise self._wrong(f"has a malformed entry {shown(name)}")
-        dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-        if not isinstance(dtype, str) or dtype not in _BITS:
-            raise self._wrong(f"has an unknown number format in {shown(name)}")
-        if not _whole_numbers(shape, _MOST_AXES) or not _whole_numbers(offsets, 2):
-            raise self._wrong(f"has an impossible shape or range in {shown(name)}")
-        begin, end = offsets if len(offsets) == 2 else (1, 0)
-        if end - begin != math.prod(shape) * _BITS[dtype] // 8:
-            raise self._wrong(f"has a range in {shown(name)} that is not the size of its tensor")
-        return Tensor(dtype, tuple(shape)), (begin, end)
-
-    def _wrong(self, why: str) -> InvalidInput:
-        return InvalidInput(f"{self._file} {why}.", fields={self._file: why})
-
-
-def read_header(file: str, reader: io.RawIOBase, size: int) -> dict[str, Tensor]:
-    """The checked entries of a stored file of `size` bytes, of which only the header is read."""
-    check = HeaderCheck(file)
-    start = reader.read(LENGTH_SIZE) or b""
-    check.feed(start)
-    length = int.from_bytes(start, "little")
-    header = reader.read(length) or b""
-    check.feed(header)
-    check.skip(size - len(start) - len(header))
-    check.finish()
-    return check.tensors
-
-
-def _whole_numbers(value: object, most: int) -> bool:
-    return (
-        isinstance(value, list)
-        and len(value) <= most
-        and all(type(item) is int and 0 <= item <= _LARGEST_AXIS for item in value)
-    )
+        layouts.check_size(self._file, self._layout, self._size)
 
 
 def check_index(index: Mapping[str, Any], files: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -160,8 +87,7 @@ def check_index(index: Mapping[str, Any], files: Mapping[str, Mapping[str, Tenso
     found = {name: file for file, tensors in files.items() for name in tensors}
     if index.get("weight_map") != found:
         why = "does not say exactly which file holds which tensor"
-        file = "model.safetensors.index.json"
-        raise InvalidInput(f"{file} {why}; save the model again.", fields={file: why})
+        raise InvalidInput(f"{INDEX} {why}; save the model again.", fields={INDEX: why})
 
 
 def count_parameters(config: ModelConfig, tensors: Mapping[str, Tensor]) -> int:

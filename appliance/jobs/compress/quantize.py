@@ -25,6 +25,7 @@ from compressed_tensors.quantization.lifecycle.forward import quantize
 from compressed_tensors.quantization.utils import calculate_qparams
 
 from appliance.core.errors import InvalidInput
+from appliance.crypto.tensors import INDEX
 from appliance.jobs.runtime import weights
 from appliance.jobs.runtime.context import Context
 from appliance.jobs.runtime.weights import Plan, Weights
@@ -68,7 +69,7 @@ def run(context: Context) -> None:
     config["quantization_config"] = quantization_config()
     output.write_json("config.json", config)
     for file in model.files():
-        if file.endswith((".safetensors", weights.INDEX)) or file == "config.json":
+        if file.endswith((".safetensors", INDEX)) or file == "config.json":
             continue
         with output.create(file) as sink:
             sink.write(model.read_bytes(file))

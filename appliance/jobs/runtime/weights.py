@@ -1,13 +1,16 @@
-"""Weights of a sealed model, one tensor at a time: out of sealed files, and into new ones.
+"""Weights in sealed files, one tensor at a time: out of them, and into those of a new model.
 
-Rules kept here: a tensor's plaintext exists in the tensor alone; nothing is unpickled; the files of
-a new model are planned before the first is written, since their headers come first.
+The library for the format wants whole files in memory or memory-mapped plain files; a sealed file
+is neither (`appliance.crypto.tensors` has the format). Rules kept here: a tensor's plaintext exists
+in the tensor alone; nothing is unpickled; the files of a new model are planned before the first is
+written, since their headers come first.
 
-Called by the kinds that take a model: quantize, evaluate.
+Called by the kinds that take or make a model: train, quantize, evaluate.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +19,8 @@ import torch
 
 from appliance.core.errors import InvalidInput
 from appliance.crypto.artifacts import ArtifactReader, ArtifactWriter
-from appliance.crypto.tensors import SIZES, Entry, header, read_entries
+from appliance.crypto.sealed import SealedReader
+from appliance.crypto.tensors import INDEX, Entry, header, read_entries, weight_files
 
 DTYPES: dict[str, torch.dtype] = {
     "BF16": torch.bfloat16,
@@ -30,8 +34,8 @@ DTYPES: dict[str, torch.dtype] = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+"""What jobs compute with."""
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
-INDEX = "model.safetensors.index.json"
 LARGEST_FILE = 4 << 30
 """Bytes of data in one file of a new model."""
 
@@ -48,6 +52,35 @@ class Plan:
     def size(self) -> int:
         """Bytes of data."""
         return self.dtype.itemsize * torch.Size(self.shape).numel()
+
+
+def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """The bytes of a tensor as a flat uint8 tensor, on the same memory if it is contiguous."""
+    return tensor.contiguous().flatten().view(torch.uint8)
+
+
+def read_tensor(reader: SealedReader, entry: Entry, rows: slice | None = None) -> torch.Tensor:
+    """A tensor of a file, on the CPU; the caller's alone.
+
+    Args:
+        reader: the file.
+        entry: of the tensor in it.
+        rows: from start to stop along the first dim, which lie together in the file; None for all.
+
+    Raises:
+        InvalidInput: no job computes with its type.
+        Tampered: the bytes are not what was sealed.
+    """
+    dtype, shape, begin = _dtype(entry.dtype), entry.shape, entry.begin
+    if rows is not None:
+        begin += rows.start * math.prod(shape[1:]) * dtype.itemsize
+        shape = (rows.stop - rows.start, *shape[1:])
+    tensor = torch.empty(shape, dtype=dtype)
+    raw = as_bytes(tensor)
+    reader.seek(begin)
+    if reader.readinto(raw.numpy().data) != raw.numel():
+        raise InvalidInput(f"{reader.place} ends within the tensor {entry.name}")
+    return tensor
 
 
 class Weights:
@@ -85,10 +118,7 @@ class Weights:
                     if reader is not None:
                         reader.close()
                     opened, reader = file, self._model.open(file)
-                raw = torch.empty(entry.end - entry.begin, dtype=torch.uint8)
-                reader.seek(entry.begin)
-                reader.readinto(raw.numpy().data)
-                yield name, raw.view(_dtype(entry.dtype)).reshape(entry.shape)
+                yield name, read_tensor(reader, entry)
         finally:
             if reader is not None:
                 reader.close()
@@ -104,9 +134,7 @@ def write(output: ArtifactWriter, plans: Sequence[Plan], tensors: Iterator[torch
     """
     groups = _files(plans)
     weight_map: dict[str, str] = {}
-    for number, group in enumerate(groups, 1):
-        several = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
-        file = several if len(groups) > 1 else "model.safetensors"
+    for file, group in zip(weight_files(len(groups)), groups, strict=True):
         weight_map.update((plan.name, file) for plan in group)
         with output.create(file) as sink:
             sink.write(header((plan.name, NAMES[plan.dtype], plan.shape) for plan in group))
@@ -114,7 +142,7 @@ def write(output: ArtifactWriter, plans: Sequence[Plan], tensors: Iterator[torch
                 tensor = next(tensors)
                 if (tensor.dtype, tuple(tensor.shape)) != (plan.dtype, plan.shape):
                     raise InvalidInput(f"{plan.name} is not what was planned")
-                sink.write(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+                sink.write(as_bytes(tensor).numpy().data)
     if len(groups) > 1:
         total = sum(plan.size for plan in plans)
         output.write_json(INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
@@ -157,6 +185,6 @@ def _files(plans: Sequence[Plan]) -> list[list[Plan]]:
 
 
 def _dtype(name: str) -> torch.dtype:
-    if name not in DTYPES or name not in SIZES:
+    if name not in DTYPES:
         raise InvalidInput(f"weights of the type {name} cannot be read by this kind of job")
     return DTYPES[name]

@@ -25,16 +25,17 @@ from torch import distributed
 
 from appliance.core.errors import InvalidInput
 from appliance.crypto.artifacts import ArtifactReader, ArtifactWriter
+from appliance.crypto.tensors import INDEX, weight_files
+from appliance.jobs.runtime.weights import as_bytes
 from appliance.jobs.train.model import EMBEDDING, parameter_shapes
 from appliance.jobs.train.parallel.schedules import layers_of_stage, rank_of_stage
 from appliance.jobs.train.parallel.slices import cut_of, inside, local, shape_of
 from appliance.jobs.train.recipe import Assembly
 from appliance.jobs.train.settings import Settings
-from appliance.jobs.train.tensors import TensorWriter, as_bytes
+from appliance.jobs.train.tensors import TensorWriter
 
 DTYPE = torch.bfloat16
 LAYERS = "model.layers."
-INDEX = "model.safetensors.index.json"
 TOKENIZER = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 
@@ -65,12 +66,10 @@ def plan(shapes: Mapping[str, tuple[int, ...]], settings: Settings) -> list[Weig
         pipeline = _pipeline_rank(name, settings)
         turn = _layer(name) % peers if name.startswith(LAYERS) else 0
         tensors.setdefault(pipeline * peers + turn, {})[name] = shape
-    if len(tensors) == 1:
-        return [WeightFile("model.safetensors", *item) for item in tensors.items()]
-    count = len(tensors)
+    ranks = sorted(tensors)
     return [
-        WeightFile(f"model-{number:05d}-of-{count:05d}.safetensors", rank, tensors[rank])
-        for number, rank in enumerate(sorted(tensors), start=1)
+        WeightFile(file, rank, tensors[rank])
+        for file, rank in zip(weight_files(len(ranks)), ranks, strict=True)
     ]
 
 
