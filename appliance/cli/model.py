@@ -10,8 +10,6 @@ import click
 from appliance.cli.command import command as make
 from appliance.cli.output import field, last
 from appliance.cli.progress import bytes_bar
-from appliance.core.errors import AlreadyExists
-from appliance.core.names import Name
 
 if TYPE_CHECKING:
     from appliance.cli.session import Session
@@ -49,13 +47,7 @@ def create(session: Session, model_id: str, description: str) -> None:
     session.show(made, COLUMNS)
 
 
-@make(
-    "import",
-    "ModelService.CreateModel",
-    "ModelService.ImportModelVersion",
-    group=command,
-    project=True,
-)
+@make("import", "ModelService.ImportModelVersion", group=command, project=True)
 @click.argument("name", metavar="MODEL")
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 def import_(session: Session, name: str, folder: Path) -> None:
@@ -65,15 +57,11 @@ def import_(session: Session, name: str, folder: Path) -> None:
     """
     from appliance.client import uploads  # noqa: PLC0415 - imports protobuf
 
-    full = Name.parse(session.name("model", name), "model")
+    full = session.name("model", name)
     files = uploads.model_files(folder)
-    try:
-        session.call("ModelService.CreateModel", parent=str(full.parent), model_id=full.id)
-    except AlreadyExists:
-        click.echo(f"{full} gets a new version", err=True)
     total = sum(file.stat().st_size for file in files)
     with bytes_bar(f"{len(files)} files", total) as advance:
-        messages = uploads.model_messages(str(full), session.request_id, files, advance)
+        messages = uploads.model_messages(full, session.request_id, files, advance)
         made = session.upload("ModelService.ImportModelVersion", messages)
     session.show(made, VERSIONS)
 

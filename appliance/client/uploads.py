@@ -32,6 +32,8 @@ def text_files(paths: Sequence[Path]) -> list[Path]:
             found += (each for each in path.rglob("*") if each.suffix in wanted and each.is_file())
         elif path.is_file() and path.suffix in wanted:
             found.append(path)
+        elif not path.exists():
+            raise InvalidInput(f"{path} does not exist: check how it is written.")
         else:
             raise InvalidInput(
                 f"{path} is no text to upload: give folders or files named {', '.join(wanted)}."
@@ -49,18 +51,25 @@ def documents(files: Sequence[Path], advance: Advance) -> Iterator[data.Document
         advance: called with the bytes of each file when it is read.
 
     Raises:
-        InvalidInput: a file is not UTF-8, or a line is not a JSON object with `text`.
+        InvalidInput: a file is not UTF-8 text, or a line is not a JSON object with `text`.
     """
     for file in files:
         try:
             if file.suffix == ".jsonl":
                 yield from _lines(file)
             else:
-                text = file.read_text(encoding="utf-8")
-                yield data.Document(id=str(file), text=text, source=file.name)
+                yield data.Document(id=str(file), text=_text(file), source=file.name)
         except UnicodeDecodeError as error:
             raise InvalidInput(f"{file} is not UTF-8 text: convert it or leave it out.") from error
         advance(file.stat().st_size)
+
+
+def _text(file: Path) -> str:
+    text = file.read_text(encoding="utf-8")
+    if "\0" in text:
+        # Binary files, and UTF-16 without its mark, may be UTF-8 by accident.
+        raise InvalidInput(f"{file} holds NUL bytes: it is binary or UTF-16; convert it to UTF-8.")
+    return text
 
 
 def _lines(file: Path) -> Iterator[data.Document]:
@@ -72,11 +81,15 @@ def _lines(file: Path) -> Iterator[data.Document]:
                 value = json.loads(line)
                 text = value["text"]
             except (ValueError, TypeError, KeyError) as error:
-                raise InvalidInput(
-                    f"{file} line {number} is no JSON object with a `text`: mend it."
-                ) from error
+                raise _no_document(file, number) from error
+            if not isinstance(text, str):
+                raise _no_document(file, number)
             identity, source = value.get("id", f"{file}:{number}"), value.get("source", file.name)
-            yield data.Document(id=str(identity), text=str(text), source=str(source))
+            yield data.Document(id=str(identity), text=text, source=str(source))
+
+
+def _no_document(file: Path, line: int) -> InvalidInput:
+    return InvalidInput(f"{file} line {line} is no JSON object with a `text`: mend it.")
 
 
 def dataset_messages(

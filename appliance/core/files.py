@@ -23,7 +23,7 @@ from pathlib import Path
 
 from appliance.core.errors import Exhausted, FailedPrecondition
 
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 @contextlib.contextmanager

@@ -84,7 +84,7 @@ class Folder:
         try:
             yield
         except OSError as error:
-            if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
                 raise
             raise Exhausted(
                 f"No space is left for {file} in {self}. Free some space, then repeat.",

@@ -333,19 +333,15 @@ def test_a_bad_file_uploads_nothing(command: Run, logged_in: FakeApi, home: Path
     assert (result.code, "line 1" in result.err) == (1, True)
 
 
-def test_a_model_is_created_when_it_is_missing(
-    command: Run, logged_in: FakeApi, home: Path
-) -> None:
+def test_a_model_is_taken_in(command: Run, logged_in: FakeApi, home: Path) -> None:
     folder = home / "m"
     folder.mkdir()
     (folder / "config.json").write_text("{}")
-    logged_in.answers["ModelService.CreateModel"] = AlreadyExists("there")
     logged_in.answers["ModelService.ImportModelVersion"] = model_pb2.ModelVersion(
         name=f"{DEMO}/models/m/versions/2"
     )
     assert command("model", "import", "m", str(folder)).code == 0
-    create, take_in = logged_in.calls
-    assert (create.request.parent, create.request.model_id) == (DEMO, "m")
+    (take_in,) = logged_in.calls
     assert take_in.request[0].parent == f"{DEMO}/models/m"
 
 

@@ -42,7 +42,7 @@ def test_documents_of_files_and_lines(tmp_path: Path) -> None:
     assert read == [5, lines.stat().st_size]
 
 
-@pytest.mark.parametrize("line", ["{", "[]", "{}", '"text"', "3"])
+@pytest.mark.parametrize("line", ["{", "[]", "{}", '"text"', "3", '{"text": 5}'])
 def test_a_bad_line_is_named(tmp_path: Path, line: str) -> None:
     file = tmp_path / "b.jsonl"
     file.write_text('{"text": "ok"}\n' + line)
@@ -54,6 +54,13 @@ def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "a.txt"
     file.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InvalidInput, match="UTF-8"):
+        list(uploads.documents([file], lambda _: None))
+
+
+def test_bytes_that_are_text_by_accident_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    file.write_bytes("hello".encode("utf-16-le"))
+    with pytest.raises(InvalidInput, match="NUL bytes"):
         list(uploads.documents([file], lambda _: None))
 
 

@@ -110,8 +110,9 @@ class Artifacts:
 
         Raises AlreadyExists for a second version of a tokenizer.
         """
-        now = self._clock()
-        _ensure(transaction, (project, kind, artifact), made, now)
+        now, uid = self._clock(), new_uid()
+        data_key = self._keys.create_data_key(transaction, project, uid)
+        _ensure(transaction, (project, kind, artifact), made, uid, now)
         number = 1 + int(
             transaction.value(
                 select(func.coalesce(func.max(_version.number), 0)).where(
@@ -122,8 +123,6 @@ class Artifacts:
         if kind == "tokenizer" and number > 1:
             name = names.tokenizer(project, artifact)
             raise AlreadyExists(f"{name} exists already: choose another name", name=name)
-        uid = new_uid()
-        data_key = self._keys.create_data_key(transaction, project, uid)
         folder = self._store.folder(project, uid)
         transaction.run(
             insert(tables.artifact_version).values(
@@ -283,7 +282,7 @@ class Artifacts:
     def drop(self, transaction: Transaction, rows: Iterable[Row[Any]]) -> None:
         """Forget pending versions: their keys now, their files after the commit.
 
-        An artifact that a job made goes with its last version.
+        An artifact that came to be with a version that is dropped goes with its last version.
         """
         for row in rows:
             transaction.run(
@@ -292,13 +291,13 @@ class Artifacts:
                 )
             )
             left = select(_version.uid).where(*of_artifact(row.project, row.kind, row.artifact))
-            if row.job is not None and transaction.first(left) is None:
+            if transaction.first(left) is None:
                 transaction.run(
                     delete(tables.artifact).where(
                         _artifact.project == row.project,
                         _artifact.kind == row.kind,
                         _artifact.id == row.artifact,
-                        _artifact.job == row.job,
+                        _artifact.origin == (row.job or row.uid),
                     )
                 )
             transaction.after_commit(functools.partial(self.remove, row.folder))
@@ -354,7 +353,7 @@ class Artifacts:
 
 
 def _ensure(
-    transaction: Transaction, artifact: tuple[str, str, str], made: Made, now: datetime
+    transaction: Transaction, artifact: tuple[str, str, str], made: Made, uid: str, now: datetime
 ) -> None:
     """The row of the dataset, tokenizer, model or series that a version belongs to."""
     project, kind, identifier = artifact
@@ -368,7 +367,7 @@ def _ensure(
                 kind=kind,
                 id=identifier,
                 creator=made.creator,
-                job=made.job,
+                origin=made.job or uid,
                 create_time=now,
             )
         )

@@ -173,7 +173,8 @@ class Endpoints:
         problems.check(
             "endpoint.cache_bytes",
             holds=SMALLEST_CACHE <= cache <= LARGEST_CACHE,
-            sentence=f"must be at least {memory.readable(SMALLEST_CACHE)}",
+            sentence=f"must be at least {memory.readable(SMALLEST_CACHE)} and at most "
+            f"{memory.readable(LARGEST_CACHE)}",
         )
         problems.check(
             "endpoint.tensor_parallel", holds=1 <= degree <= 1024, sentence="must be 1 to 1024"
@@ -197,7 +198,8 @@ class Endpoints:
             problems.check(
                 "endpoint.tensor_parallel",
                 holds=size % degree == 0,
-                sentence=f"is {degree}, which does not divide the {member} of {size}",
+                sentence=f"is {degree}, which does not divide the {member} of {size}: "
+                "use a divisor",
             )
         head = facts.get("head_dim")
         problems.check(
@@ -231,7 +233,11 @@ class Endpoints:
         try:
             return artifact_rows.version_row(state, name)
         except NotFound:
-            problems.add(path, f"names {shown(text)}, which does not exist or is not complete")
+            problems.add(
+                path,
+                f"names {shown(text)}, which does not exist or is not complete: "
+                "list the versions there are and name one of them",
+            )
             return None
 
 

@@ -78,7 +78,11 @@ def parse_name(text: str, kind: str, path: str, project: str, problems: Problems
         problems.add(path, error.fields[path])
         return None
     if name.project != project:
-        problems.add(path, f"is in project {name.project}; a job works inside its own project")
+        problems.add(
+            path,
+            f"is in project {name.project}; a job works inside its own project: name one of "
+            f"{project}",
+        )
         return None
     return name
 
@@ -382,5 +386,5 @@ def _divides(problems: Problems, path: str, part: int, whole: int, what: str) ->
     problems.check(
         path,
         holds=whole % part == 0,
-        sentence=f"is {part}, which does not divide the {what} of {whole}",
+        sentence=f"is {part}, which does not divide the {what} of {whole}: use a divisor",
     )

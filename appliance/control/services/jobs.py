@@ -222,7 +222,11 @@ class Jobs:
             try:
                 row = artifact_rows.version_row(state, name)
             except NotFound:
-                problems.add(path, f"names {shown(text)}, which does not exist or is not complete")
+                problems.add(
+                    path,
+                    f"names {shown(text)}, which does not exist or is not complete: "
+                    "list the versions there are and name one of them",
+                )
                 continue
             found[path] = Input(row.kind, row.facts, row.size_bytes)
         return found

@@ -116,14 +116,15 @@ class Models:
     def begin_import(self, caller: Caller, first: rpc.ImportModelVersionRequest) -> Import:
         """Start an import with its first message, which names the model.
 
-        Raises NotFound when there is no such model.
+        A model that does not exist comes to be with its first version, or not at all.
+
+        Raises NotFound when there is no such project.
         """
         name = Name.parse(first.parent, "model", field="parent")
         if first.file or first.data:
             raise InvalidInput("the first message names the model, files follow in later ones")
         made = Made(caller.principal.name)
         with self._database.write() as transaction:
-            artifact_rows.artifact_row(transaction, name)
             version = self._artifacts.allocate(
                 transaction, name["project"], "model", name["model"], made
             )

@@ -171,8 +171,9 @@ binding = Table(
     UniqueConstraint("subject", "role", "domain"),
 )
 
-# `kind`: dataset | tokenizer | model | checkpoints. `id` of checkpoints is the job's uid. `job` is
-# the uid of the job that made it, with which it goes when the job makes no version of it.
+# `kind`: dataset | tokenizer | model | checkpoints. `id` of checkpoints is the job's uid. `origin`
+# is the uid of the job or of the first version that it came to be with, and goes with when nothing
+# comes of that; null for what a person has created.
 artifact = Table(
     "artifact",
     metadata,
@@ -181,7 +182,7 @@ artifact = Table(
     Column("id", Text, primary_key=True),
     Column("description", Text, nullable=False, default=""),
     Column("creator", Text, nullable=False),
-    Column("job", Text, nullable=True),
+    Column("origin", Text, nullable=True),
     Column("create_time", Moment, nullable=False),
 )
 

@@ -32,8 +32,10 @@ def pieces(files: dict[str, bytes], size: int = 1000) -> Iterable[Message]:
             yield Message(file=file, data=data[start : start + size])
 
 
-def bring(lab: Lab, messages: Iterable[Message], request_id: str = "") -> model_pb2.ModelVersion:
-    intake = lab.models.begin_import(ALICE, Message(parent=NAME, request_id=request_id))
+def bring(
+    lab: Lab, messages: Iterable[Message], request_id: str = "", parent: str = NAME
+) -> model_pb2.ModelVersion:
+    intake = lab.models.begin_import(ALICE, Message(parent=parent, request_id=request_id))
     try:
         for message in messages:
             intake.add(message)
@@ -137,9 +139,23 @@ def test_files_out_of_order_twice_or_without_a_name_are_refused(lab: Lab) -> Non
         with pytest.raises(InvalidInput, match=text):
             bring(lab, messages)
     with pytest.raises(NotFound):
-        lab.models.begin_import(ALICE, Message(parent="projects/demo/models/none"))
+        lab.models.begin_import(ALICE, Message(parent="projects/none/models/base"))
     with pytest.raises(InvalidInput, match="files follow"):
         lab.models.begin_import(ALICE, Message(parent=NAME, file="config.json"))
+
+
+def test_a_model_comes_to_be_with_its_first_version_or_not_at_all(lab: Lab) -> None:
+    def models() -> set[str]:
+        return {row.id for row in lab.rows(tables.artifact)}
+
+    new = "projects/demo/models/new"
+    with pytest.raises(InvalidInput, match="can hold code"):
+        bring(lab, [Message(file="pytorch_model.bin", data=b"x")], parent=new)
+    assert models() == {"base"}
+    bring(lab, pieces(tiny_model.files()), parent=new)
+    with pytest.raises(InvalidInput, match="can hold code"):
+        bring(lab, [Message(file="pytorch_model.bin", data=b"x")], parent=new)
+    assert models() == {"base", "new"}
 
 
 def test_a_repeat_gets_the_first_answer_and_another_content_an_error(lab: Lab) -> None:

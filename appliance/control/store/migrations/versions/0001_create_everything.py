@@ -109,7 +109,7 @@ def upgrade() -> None:
         sa.Column("id", sa.Text(), nullable=False),
         sa.Column("description", sa.Text(), nullable=False),
         sa.Column("creator", sa.Text(), nullable=False),
-        sa.Column("job", sa.Text(), nullable=True),
+        sa.Column("origin", sa.Text(), nullable=True),
         sa.Column("create_time", Moment(), nullable=False),
         sa.ForeignKeyConstraint(
             ["project"], ["project.id"], name=op.f("fk_artifact_project_project")
