@@ -7,7 +7,8 @@ without anybody who could stop it. Rules kept here:
 * no rights gained by executing something (PR_SET_NO_NEW_PRIVS);
 * the kernel ends the child with its parent (PR_SET_PDEATHSIG), also when the parent was killed.
 
-Linux only. Called by the agent, by the leader of a job and by its ranks.
+Linux only. Called by the agent, the gateway, workers with the processes of their engines, the
+leader of a job with its ranks, and the command's supervisor.
 """
 
 from __future__ import annotations

@@ -7,9 +7,7 @@ vLLM forks an engine process, which forks a process for each tensor-parallel ran
   did: an exception itself does not cross vLLM's processes;
 * the death of any of them, or of the node agent, is noticed in milliseconds by a thread that waits
   on the kernel, not on the event loop; vLLM's own notice takes seconds and leaves the front
-  process serving nothing;
-* no process of the worker can be traced by another user or leaves a core file: its memory holds
-  keys and weights.
+  process serving nothing.
 
 Called by `appliance.worker.main`, once per process.
 """
@@ -17,38 +15,17 @@ Called by `appliance.worker.main`, once per process.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
-import resource
 import select
-import signal
 import threading
 from collections.abc import Callable, Mapping
 
-from appliance.core.errors import BY_REASON, ApplianceError, Internal
+from appliance.core.errors import BY_REASON, ApplianceError, FailedPrecondition, Internal
+from appliance.core.process import die_with_parent
 from appliance.worker.reports import encode, error_line
 
-PR_SET_PDEATHSIG = 1
-PR_SET_DUMPABLE = 4
 PIPE_SIZE = 1 << 16
-
-
-def _prctl(option: int, value: int) -> None:
-    if ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0):
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
-
-
-def harden() -> None:
-    """Make the memory of this process and of those it forks unreadable to others; no core files."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    _prctl(PR_SET_DUMPABLE, 0)
-
-
-def die_with_parent() -> None:
-    """Have the kernel kill this process when the thread that started it ends (prctl(2))."""
-    _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class Family:
@@ -71,8 +48,9 @@ class Family:
         self._parent = os.getpid()
 
     def _born(self) -> None:
-        die_with_parent()
-        if os.getppid() != self._parent:
+        try:
+            die_with_parent(self._parent)
+        except FailedPrecondition:
             # The parent died between the fork and the line above.
             os._exit(1)
         # Only the front process may keep the agent's pipe open: its end is how the agent learns.

@@ -28,6 +28,7 @@ import uvloop
 
 from appliance.core import log
 from appliance.core.errors import ApplianceError, FailedPrecondition, Unavailable
+from appliance.core.process import die_with_parent, harden
 from appliance.worker import admission, environment, family, orders, server
 from appliance.worker.artifact import open_model
 from appliance.worker.held import HOLDER, SealedModel
@@ -87,8 +88,8 @@ class Worker:
 
     def _live(self) -> None:
         signal.signal(signal.SIGTERM, _stop_early)
-        family.harden()
-        family.die_with_parent()
+        harden()
+        die_with_parent(os.getppid())
         relatives = family.Family(self._reports.descriptor)
         wanted = orders.parse(orders.read(self._orders_descriptor))
         config = check_model(wanted)

@@ -17,11 +17,12 @@ Started = tuple[subprocess.Popen[str], list[int], list[str], int]
 PROGRAM = """
 import ctypes, os, sys, time, resource
 from appliance.core.errors import Tampered
+from appliance.core.process import harden
 from appliance.worker import family
 
 agent = int(sys.argv[1])
 relatives = family.Family(agent)
-family.harden()
+harden()
 
 def engine():
     rank = os.fork()
@@ -38,7 +39,7 @@ while relatives.fault() is None:
     time.sleep(0.01)
 print(*sorted(relatives.members()), type(relatives.fault()).__name__,
       relatives.fault().metadata["object"], resource.getrlimit(resource.RLIMIT_CORE)[1],
-      ctypes.CDLL(None).prctl(3, 0, 0, 0, 0), flush=True)
+      ctypes.CDLL(None).prctl(3, 0, 0, 0, 0), ctypes.CDLL(None).prctl(39, 0, 0, 0, 0), flush=True)
 
 def lost(sentence):
     print(sentence, flush=True)
@@ -116,8 +117,8 @@ def test_the_death_of_the_agent_ends_all(started: Started) -> None:
 
 
 @pytest.mark.attack
-def test_there_are_no_core_files_and_no_tracers(started: Started) -> None:
+def test_there_are_no_core_files_no_tracers_and_no_new_rights(started: Started) -> None:
     _, _, said, read = started
-    # RLIMIT_CORE, and PR_GET_DUMPABLE of prctl(2).
-    assert said[2:] == ["0", "0"]
+    # RLIMIT_CORE, and PR_GET_DUMPABLE and PR_GET_NO_NEW_PRIVS of prctl(2).
+    assert said[2:] == ["0", "0", "1"]
     os.close(read)
