@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from appliance.core.config import doc
+
 
 @dataclass(frozen=True)
 class Listen:
@@ -16,15 +18,15 @@ class Listen:
 
     api: str = field(
         default="127.0.0.1:7443",
-        metadata={"doc": "people, applications and servers that join: TLS and bearer tokens"},
+        metadata=doc("people, applications and servers that join: TLS and bearer tokens"),
     )
     machines: str = field(
         default="127.0.0.1:7444",
-        metadata={"doc": "nodes and gateways: TLS with a client certificate"},
+        metadata=doc("nodes and gateways: TLS with a client certificate"),
     )
     metrics: str = field(
         default="127.0.0.1:7445",
-        metadata={"doc": "Prometheus `/metrics`; on loopback only"},
+        metadata=doc("Prometheus `/metrics`; on loopback only"),
     )
 
 
@@ -32,10 +34,10 @@ class Listen:
 class GatewayAddresses:
     """Where callers find the gateway, as `GetSystem` tells them."""
 
-    grpc: str = field(default="127.0.0.1:8443", metadata={"doc": "its gRPC address, `host:port`"})
+    grpc: str = field(default="127.0.0.1:8443", metadata=doc("its gRPC address, `host:port`"))
     openai: str = field(
         default="https://127.0.0.1:8444/v1",
-        metadata={"doc": "its base URL for OpenAI clients"},
+        metadata=doc("its base URL for OpenAI clients"),
     )
 
 
@@ -45,9 +47,9 @@ class Limits:
 
     anonymous_per_second: float = field(
         default=2.0,
-        metadata={"doc": "calls without an identity, or with a refused one, from one address"},
+        metadata=doc("calls without an identity, or with a refused one, from one address"),
     )
-    anonymous_burst: int = field(default=60, metadata={"doc": "such calls that may come at once"})
+    anonymous_burst: int = field(default=60, metadata=doc("such calls that may come at once"))
 
 
 @dataclass(frozen=True)
@@ -55,16 +57,16 @@ class ControlConfig:
     """Everything a control plane is told."""
 
     cluster_id: str = field(
-        metadata={"doc": "identifier of the appliance, part of every certificate; never changes"}
+        metadata=doc("identifier of the appliance, part of every certificate; never changes")
     )
     data: Path = field(
-        metadata={"doc": "data directory: keys, state, audit log; `.` is the folder of this file"},
+        metadata=doc("data directory: keys, state, audit log; `.` is the folder of this file"),
     )
     objects: str = field(
         default="",
-        metadata={"doc": "fsspec URL of sealed objects; folder `objects` of the data directory"},
+        metadata=doc("fsspec URL of sealed objects; folder `objects` of the data directory"),
     )
-    threads: int = field(default=16, metadata={"doc": "threads that work on calls"})
+    threads: int = field(default=16, metadata=doc("threads that work on calls"))
     listen: Listen = field(default_factory=Listen)
     gateway: GatewayAddresses = field(default_factory=GatewayAddresses)
     limits: Limits = field(default_factory=Limits)

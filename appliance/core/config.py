@@ -4,7 +4,7 @@ Rules kept here:
 * the dataclasses are the only list of keys: an unknown key is an error that names the nearest known
   one;
 * types are checked, never guessed: a string where a number belongs is an error that names the key;
-* every key has a sentence (`field(metadata={"doc": ...})`); `document` prints them all with their
+* every key has a sentence (`field(metadata=doc(...))`); `document` prints them all with their
   defaults;
 * a relative path means relative to the folder of the file it stands in, whatever the working
   directory is;
@@ -31,6 +31,11 @@ from typing import Any, TypeVar
 from appliance.core.errors import FailedPrecondition, InvalidInput
 
 T = TypeVar("T")
+
+
+def doc(text: str) -> dict[str, str]:
+    """Metadata of a field: the sentence that says what the key is for."""
+    return {"doc": text}
 
 
 def load(cls: type[T], path: Path) -> T:

@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-
-def _doc(text: str) -> dict[str, str]:
-    return {"doc": text}
+from appliance.core.config import doc
 
 
 @dataclass(frozen=True)
@@ -15,10 +13,10 @@ class Listen:
     """Where callers reach the gateway."""
 
     grpc: str = field(
-        default="127.0.0.1:8443", metadata=_doc("`host:port` of the gRPC API, over TLS")
+        default="127.0.0.1:8443", metadata=doc("`host:port` of the gRPC API, over TLS")
     )
     openai: str = field(
-        default="127.0.0.1:8444", metadata=_doc("`host:port` of the OpenAI-compatible API, HTTPS")
+        default="127.0.0.1:8444", metadata=doc("`host:port` of the OpenAI-compatible API, HTTPS")
     )
 
 
@@ -26,21 +24,21 @@ class Listen:
 class Limits:
     """What one caller, and all together, may take."""
 
-    calls: int = field(default=1024, metadata=_doc("answers in work at a time, of all callers"))
+    calls: int = field(default=1024, metadata=doc("answers in work at a time, of all callers"))
     calls_per_caller: int = field(
-        default=64, metadata=_doc("answers in work at a time, of one caller")
+        default=64, metadata=doc("answers in work at a time, of one caller")
     )
     body_bytes: int = field(
-        default=1 << 20, metadata=_doc("largest request; a larger one is refused")
+        default=1 << 20, metadata=doc("largest request; a larger one is refused")
     )
     connections: int = field(
-        default=2048, metadata=_doc("open connections to the OpenAI-compatible API")
+        default=2048, metadata=doc("open connections to the OpenAI-compatible API")
     )
     answer_seconds: float = field(
-        default=3600.0, metadata=_doc("longest time an answer may take; then it fails")
+        default=3600.0, metadata=doc("longest time an answer may take; then it fails")
     )
     send_seconds: float = field(
-        default=30.0, metadata=_doc("time a caller may read nothing; then its answer ends")
+        default=30.0, metadata=doc("time a caller may read nothing; then its answer ends")
     )
 
 
@@ -50,40 +48,40 @@ class Routing:
 
     wait_seconds: float = field(
         default=30.0,
-        metadata=_doc("time an answer waits for a replica when none is ready but one may come"),
+        metadata=doc("time an answer waits for a replica when none is ready but one may come"),
     )
     settle_seconds: float = field(
         default=5.0,
-        metadata=_doc("time a replica that broke may come back before it counts as dead"),
+        metadata=doc("time a replica that broke may come back before it counts as dead"),
     )
     silent_seconds: float = field(
         default=0.85,
-        metadata=_doc("silence after which a replica is lost; heartbeats come each 0.25 s"),
+        metadata=doc("silence after which a replica is lost; heartbeats come each 0.25 s"),
     )
     stall_seconds: float = field(
         default=10.0,
-        metadata=_doc("time a busy engine may make no step; then its answers go on elsewhere"),
+        metadata=doc("time a busy engine may make no step; then its answers go on elsewhere"),
     )
     first_token_seconds: float = field(
-        default=120.0, metadata=_doc("longest time to an answer's first token from one replica")
+        default=120.0, metadata=doc("longest time to an answer's first token from one replica")
     )
     between_tokens_seconds: float = field(
-        default=60.0, metadata=_doc("longest time between two tokens from one replica")
+        default=60.0, metadata=doc("longest time between two tokens from one replica")
     )
     retries: int = field(
-        default=2, metadata=_doc("further replicas to try for an answer without a token so far")
+        default=2, metadata=doc("further replicas to try for an answer without a token so far")
     )
     retry_share: float = field(
-        default=0.1, metadata=_doc("share of calls that may be retried, beyond a first few")
+        default=0.1, metadata=doc("share of calls that may be retried, beyond a first few")
     )
     continuations: int = field(
-        default=8, metadata=_doc("times a begun answer may go on with another replica")
+        default=8, metadata=doc("times a begun answer may go on with another replica")
     )
     answers_per_replica: int = field(
-        default=512, metadata=_doc("answers in work at a time in one replica")
+        default=512, metadata=doc("answers in work at a time in one replica")
     )
     failures: int = field(
-        default=3, metadata=_doc("failures in a row that take a replica out of rotation")
+        default=3, metadata=doc("failures in a row that take a replica out of rotation")
     )
 
 
@@ -91,19 +89,19 @@ class Routing:
 class GatewayConfig:
     """One gateway."""
 
-    cluster_id: str = field(metadata=_doc("id of the appliance's cluster"))
-    key: Path = field(metadata=_doc("private key, PEM, mode 0600"))
-    certificate: Path = field(metadata=_doc("certificate of this gateway, PEM"))
-    ca: Path = field(metadata=_doc("CA certificate of the appliance, PEM"))
+    cluster_id: str = field(metadata=doc("id of the appliance's cluster"))
+    key: Path = field(metadata=doc("private key, PEM, mode 0600"))
+    certificate: Path = field(metadata=doc("certificate of this gateway, PEM"))
+    ca: Path = field(metadata=doc("CA certificate of the appliance, PEM"))
     control: str = field(
         default="127.0.0.1:7444",
-        metadata=_doc("`host:port` of the control plane's listener for machines"),
+        metadata=doc("`host:port` of the control plane's listener for machines"),
     )
     listen: Listen = field(default_factory=Listen)
-    metrics: str = field(default="127.0.0.1:8445", metadata=_doc("loopback address of the metrics"))
+    metrics: str = field(default="127.0.0.1:8445", metadata=doc("loopback address of the metrics"))
     view_seconds: float = field(
         default=10.0,
-        metadata=_doc("age of the control plane's last word after which new calls are refused"),
+        metadata=doc("age of the control plane's last word after which new calls are refused"),
     )
     limits: Limits = field(default_factory=Limits)
     routing: Routing = field(default_factory=Routing)

@@ -6,25 +6,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-
-def _doc(text: str) -> dict[str, str]:
-    return {"doc": text}
+from appliance.core.config import doc
 
 
 @dataclass(frozen=True)
 class Control:
     """Where the control plane is, and how to recognise it."""
 
-    ca: Path = field(metadata=_doc("CA certificate of the appliance, PEM"))
+    ca: Path = field(metadata=doc("CA certificate of the appliance, PEM"))
     join: str = field(
-        default="127.0.0.1:7443", metadata=_doc("`host:port` of the API, to join through")
+        default="127.0.0.1:7443", metadata=doc("`host:port` of the API, to join through")
     )
     machines: str = field(
-        default="127.0.0.1:7444", metadata=_doc("`host:port` of the listener for machines")
+        default="127.0.0.1:7444", metadata=doc("`host:port` of the listener for machines")
     )
     ca_fingerprint: str = field(
         default="",
-        metadata=_doc(
+        metadata=doc(
             "SHA-256 of that certificate, hexadecimal, as it came with the join token; needed to"
             " join"
         ),
@@ -36,16 +34,16 @@ class Devices:
     """What the node offers."""
 
     kind: Literal["auto", "cpu", "cuda"] = field(
-        default="auto", metadata=_doc("`auto`: GPUs if there are any, else process slots on CPUs")
+        default="auto", metadata=doc("`auto`: GPUs if there are any, else process slots on CPUs")
     )
     count: int = field(
-        default=0, metadata=_doc("devices to offer; 0: all GPUs, or one slot for each core")
+        default=0, metadata=doc("devices to offer; 0: all GPUs, or one slot for each core")
     )
     memory_bytes: int = field(
-        default=0, metadata=_doc("memory to offer to work; 0: four fifths of what there is")
+        default=0, metadata=doc("memory to offer to work; 0: four fifths of what there is")
     )
     threads: int = field(
-        default=0, metadata=_doc("CPU threads of each rank; 0: cores divided by devices")
+        default=0, metadata=doc("CPU threads of each rank; 0: cores divided by devices")
     )
 
 
@@ -53,35 +51,33 @@ class Devices:
 class NodeConfig:
     """The agent of one node."""
 
-    objects: str = field(metadata=_doc("object store that all nodes share, an fsspec URL"))
+    objects: str = field(metadata=doc("object store that all nodes share, an fsspec URL"))
     control: Control
     join_token: Path = field(
-        metadata=_doc("file with the one-use join token; removed when the node has joined")
+        metadata=doc("file with the one-use join token; removed when the node has joined")
     )
     state: Path = field(
-        metadata=_doc("private folder for the node's identity and the logs of its work")
+        metadata=doc("private folder for the node's identity and the logs of its work")
     )
     devices: Devices = field(default_factory=Devices)
     scratch: Path | None = field(
         default=None,
-        metadata=_doc(
-            "private folder for temporary files of work, best in memory; unset: in state"
-        ),
+        metadata=doc("private folder for temporary files of work, best in memory; unset: in state"),
     )
     address: str = field(
         default="127.0.0.1",
-        metadata=_doc("address that other nodes and gateways reach this node at"),
+        metadata=doc("address that other nodes and gateways reach this node at"),
     )
     cgroup: Path | None = field(
         default=None,
-        metadata=_doc(
+        metadata=doc(
             "delegated cgroup v2 folder, below which each work gets its own, with its memory limit"
         ),
     )
     health: str = field(
-        default="127.0.0.1:7446", metadata=_doc("loopback address of the gRPC health service")
+        default="127.0.0.1:7446", metadata=doc("loopback address of the gRPC health service")
     )
-    metrics: str = field(default="127.0.0.1:9466", metadata=_doc("loopback address of the metrics"))
+    metrics: str = field(default="127.0.0.1:9466", metadata=doc("loopback address of the metrics"))
     log_bytes: int = field(
-        default=16 << 20, metadata=_doc("bytes of log kept of each work; older ones are dropped")
+        default=16 << 20, metadata=doc("bytes of log kept of each work; older ones are dropped")
     )
