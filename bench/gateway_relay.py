@@ -66,8 +66,9 @@ class Stage:
 
     def direct(self, kind: str) -> grpc.aio.Channel:
         """A channel to a replica, with the right to attach."""
-        pair = self.identity
-        return channel(f"127.0.0.1:{self.ports[kind]}", self.ca, pair.key, pair.certificate)
+        pair, name = self.identity, stand_ins.replica(kind).server_name
+        address = f"127.0.0.1:{self.ports[kind]}"
+        return channel(address, self.ca, pair.key, pair.certificate, server_name=name)
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from appliance.api.inference.v1 import generation_pb2, worker_service_pb2, worker_service_pb2_grpc
 from appliance.api.serving.v1 import endpoint_pb2, routing_service_pb2, routing_service_pb2_grpc
-from appliance.core.identity import PrincipalKind
+from appliance.core.identity import Principal, PrincipalKind
 from appliance.wire.machine_door import MachineDoor
 from appliance.wire.rules import rules_of
 from appliance.wire.server import Listener, Server, Service
@@ -60,6 +60,11 @@ class Cast:
 def endpoint(kind: str) -> str:
     """Name of the endpoint that a replica of this kind serves."""
     return f"projects/bench/endpoints/{kind}"
+
+
+def replica(kind: str) -> Principal:
+    """Who the replica of this kind is."""
+    return Principal(PrincipalKind.REPLICA, kind)
 
 
 def run(cast: Cast, parent: Connection) -> None:
@@ -130,7 +135,11 @@ def _view(cast: Cast, ports: dict[str, int]) -> routing_service_pb2.RoutingView:
                 max_sequence_length=LONGEST,
                 replicas=[
                     endpoint_pb2.Replica(
-                        id=kind, state="STATE_READY", epoch=1, address=f"127.0.0.1:{port}"
+                        id=kind,
+                        state="STATE_READY",
+                        epoch=1,
+                        address=f"127.0.0.1:{port}",
+                        server_name=replica(kind).server_name,
                     )
                 ],
             )

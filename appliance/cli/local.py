@@ -17,6 +17,7 @@ from typing import Any
 
 from appliance.core.errors import FailedPrecondition, NotFound
 from appliance.core.files import make_private_dir
+from appliance.core.identity import PrincipalKind
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Program:
         config: its configuration file.
         health: address of its health service.
         ca: CA certificate of that address; None when it is plain text on loopback.
+        server: which kind of server answers there.
         listens: every address it listens on, with the setting that names it.
     """
 
@@ -35,6 +37,7 @@ class Program:
     config: Path
     health: str
     ca: Path | None
+    server: PrincipalKind
     listens: tuple[tuple[str, str], ...]
 
 
@@ -114,17 +117,20 @@ class Local:
 
     def _control(self, listen: dict[str, str]) -> Program:
         listens = tuple((listen[key], f"listen.{key} in control.toml") for key in listen)
-        return Program("control", self.path / "control.toml", listen["api"], self.ca, listens)
+        config, kind = self.path / "control.toml", PrincipalKind.CONTROL
+        return Program("control", config, listen["api"], self.ca, kind, listens)
 
     def _node(self, node: dict[str, Any]) -> Program:
         listens = tuple((node[key], f"{key} in node/node.toml") for key in ("health", "metrics"))
-        return Program("node", self.path / "node" / "node.toml", node["health"], None, listens)
+        config, kind = self.path / "node" / "node.toml", PrincipalKind.NODE
+        return Program("node", config, node["health"], None, kind, listens)
 
     def _gateway(self, gateway: dict[str, Any], listen: dict[str, str]) -> Program:
         listens = [(listen[key], f"listen.{key} in gateway/gateway.toml") for key in listen]
         listens.append((gateway["metrics"], "metrics in gateway/gateway.toml"))
         config = self.path / "gateway" / "gateway.toml"
-        return Program("gateway", config, listen["grpc"], self.ca, tuple(listens))
+        kind = PrincipalKind.GATEWAY
+        return Program("gateway", config, listen["grpc"], self.ca, kind, tuple(listens))
 
     def _toml(self, path: Path) -> dict[str, Any]:
         try:

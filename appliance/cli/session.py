@@ -23,6 +23,7 @@ from appliance.client.profiles import Profile, Profiles
 from appliance.core import names
 from appliance.core.errors import FreshMfaRequired
 from appliance.core.files import read_secret
+from appliance.core.identity import PrincipalKind
 
 TOKEN_FILE = "APPLIANCE_TOKEN_FILE"  # noqa: S105 - names a variable
 _VERIFY = "AuthService.VerifyTotp"
@@ -93,12 +94,13 @@ class Session:
         return naming.parent(self.project)
 
     def connection(self, address: str = "") -> Connection:
-        """A connection to the control plane, or to another `host:port` of the appliance."""
+        """A connection to the control plane, or to the gateway at `host:port`."""
         wanted = address or self.profile.server
         for known in self._connections:
             if known.address == wanted:
                 return known
-        made = Connection(wanted, self.profile.ca_pem.encode(), self.token)
+        server = PrincipalKind.GATEWAY if address else PrincipalKind.CONTROL
+        made = Connection(wanted, self.profile.ca_pem.encode(), self.token, server=server)
         self._connections.append(made)
         return made
 

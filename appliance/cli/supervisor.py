@@ -123,7 +123,7 @@ class Supervisor:
             if child.ended is not None:
                 raise FailedPrecondition(self._last_words(child))
             try:
-                check(child.program.health, ca, timeout=2.0)
+                check(child.program.health, ca, server=child.program.server, timeout=2.0)
             except Unavailable as error:
                 if time.monotonic() > end:
                     raise Unavailable(

@@ -1,9 +1,10 @@
 # ruff: noqa: ANN401 - generated stubs and their messages have no types of their own
 """One server, one identity: calls carry the token and a request id, and fail as our own errors.
 
-Rules kept here: the token travels only over TLS to a server of the pinned authority, and is in no
-repr; every call has a deadline (a stream only when its caller gives one); a failed call raises an
-`ApplianceError` with the server's sentence, reason and request id.
+Rules kept here: the token travels only over TLS, to the kind of server it is meant for by the word
+of the pinned authority, and is in no repr; every call has a deadline (a stream only when its caller
+gives one); a failed call raises an `ApplianceError` with the server's sentence, reason and request
+id.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any, Self, TypeVar
 
 import grpc
 
+from appliance.core.identity import PrincipalKind
 from appliance.wire.status import from_rpc_error
 from appliance.wire.tls import sync_channel
 
@@ -30,11 +32,19 @@ class Connection:
         address: `host:port`.
         ca_pem: the appliance's CA certificate; no other authority is believed.
         token: bearer token; empty for calls that need no identity.
+        server: which kind of server answers there; no other is believed.
     """
 
-    def __init__(self, address: str, ca_pem: bytes, token: str = "") -> None:
+    def __init__(
+        self,
+        address: str,
+        ca_pem: bytes,
+        token: str = "",
+        *,
+        server: PrincipalKind = PrincipalKind.CONTROL,
+    ) -> None:
         self.address = address
-        self._channel = sync_channel(address, ca_pem)
+        self._channel = sync_channel(address, ca_pem, server_name=server.server_name)
         self._token = token
 
     def stub(self, kind: Callable[[grpc.Channel], Stub]) -> Stub:

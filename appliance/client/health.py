@@ -6,24 +6,35 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from appliance.core.errors import Unavailable
+from appliance.core.identity import PrincipalKind
 from appliance.wire.status import from_rpc_error
 from appliance.wire.tls import sync_channel
 
 SECONDS = 5.0
 
 
-def check(address: str, ca_pem: bytes | None, *, timeout: float = SECONDS) -> None:
+def check(
+    address: str,
+    ca_pem: bytes | None,
+    *,
+    server: PrincipalKind = PrincipalKind.CONTROL,
+    timeout: float = SECONDS,
+) -> None:
     """Return when the server at `address` says that it serves.
 
     Args:
         address: `host:port`.
         ca_pem: the appliance's CA certificate; None for a health port without TLS on loopback.
+        server: which kind of server answers there.
         timeout: seconds to wait for the answer.
 
     Raises:
         Unavailable: it cannot be reached, is not of this appliance, or is starting or stopping.
     """
-    channel = sync_channel(address, ca_pem) if ca_pem else grpc.insecure_channel(address)
+    if ca_pem:
+        channel = sync_channel(address, ca_pem, server_name=server.server_name)
+    else:
+        channel = grpc.insecure_channel(address)
     with channel:
         stub = health_pb2_grpc.HealthStub(channel)
         try:

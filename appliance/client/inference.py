@@ -16,6 +16,7 @@ from appliance.api.inference.v1 import generation_pb2 as generation
 from appliance.api.inference.v1 import inference_service_pb2 as inference
 from appliance.api.inference.v1.inference_service_pb2_grpc import InferenceServiceStub
 from appliance.client.connection import Connection, metadata
+from appliance.core.identity import PrincipalKind
 from appliance.wire.status import from_rpc_error
 from appliance.wire.tls import channel
 
@@ -61,7 +62,7 @@ class AsyncInference:
     """
 
     def __init__(self, address: str, ca_pem: bytes, token: str) -> None:
-        self._channel = channel(address, ca_pem)
+        self._channel = channel(address, ca_pem, server_name=PrincipalKind.GATEWAY.server_name)
         self._stub = InferenceServiceStub(self._channel)
         self._token = token
 

@@ -15,7 +15,6 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
 
 from prometheus_client import CollectorRegistry
 
@@ -32,7 +31,7 @@ from appliance.control.rpc.servicer import Servicer, descriptor_of, service_of
 from appliance.control.services.places import Places
 from appliance.control.work import Work
 from appliance.core.identity import Principal, PrincipalKind
-from appliance.crypto.certs import make_csr, new_private_key
+from appliance.crypto.certs import CA_LIFETIME, make_csr, new_private_key
 from appliance.crypto.keys import Keyring
 from appliance.wire.metrics import CallMetrics
 from appliance.wire.rules import Rule, rules_of
@@ -41,7 +40,6 @@ from appliance.wire.tls import server_credentials
 
 logger = logging.getLogger(__name__)
 
-CERTIFICATE_LIFETIME = timedelta(days=397)
 CONTROL = Principal(PrincipalKind.CONTROL, "control")
 
 
@@ -164,7 +162,8 @@ class Control:
 
 
 def _certificate(ring: Keyring, key: bytes) -> bytes:
-    """The certificate of the listeners, for as long as a process may run."""
-    return ring.ca.issue(
-        make_csr(key), CONTROL, server=True, client=False, lifetime=CERTIFICATE_LIFETIME
-    )
+    """The certificate of the listeners.
+
+    It ends with the authority: a process may run as long as it likes, and its key ends with it.
+    """
+    return ring.ca.issue(make_csr(key), CONTROL, server=True, client=False, lifetime=CA_LIFETIME)

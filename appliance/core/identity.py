@@ -7,7 +7,9 @@ Rules kept here:
   nobody can be called `role:owner` and be matched by the policy as a role;
 * the three spellings (subject, name, SPIFFE id) come from one table and turn back into the same
   principal;
-* a SPIFFE id is accepted for one cluster only and compared as exact text, never by prefix.
+* a SPIFFE id is accepted for one cluster only and compared as exact text, never by prefix;
+* a server is known by name: callers expect `control.appliance`, never just "one of ours", so that
+  what was taken from a worker cannot pose as the control plane.
 
 Called by the gate, the certificate code, the policy and every server's door.
 """
@@ -19,6 +21,9 @@ from enum import Enum
 
 from appliance.core.errors import InvalidInput
 from appliance.core.names import is_id, shown
+
+SERVER_ZONE = "appliance"
+"""Under it are the DNS names by which servers of the appliance know each other; nowhere else."""
 
 
 class PrincipalKind(Enum):
@@ -50,6 +55,11 @@ class PrincipalKind(Enum):
         """Segment of the SPIFFE id; empty for anonymous, who has no certificate."""
         return self.value[2]
 
+    @property
+    def server_name(self) -> str:
+        """DNS name that every server of this kind shows: `control.appliance`."""
+        return f"{self.path}.{SERVER_ZONE}"
+
 
 @dataclass(frozen=True)
 class Principal:
@@ -77,6 +87,11 @@ class Principal:
     def name(self) -> str:
         """Its resource name: `users/alice`; empty for nobody."""
         return f"{self.kind.collection}/{self.id}" if self.id else ""
+
+    @property
+    def server_name(self) -> str:
+        """DNS name that this server alone shows: `gateway-1.gateway.appliance`."""
+        return f"{self.id}.{self.kind.server_name}"
 
     def __str__(self) -> str:
         """The subject."""

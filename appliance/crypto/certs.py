@@ -1,13 +1,15 @@
 """The appliance's own certificate authority, and who a peer's certificate says it is.
 
 The attack: a joiner asks for a certificate of another identity, a CA certificate or one for
-servers; a peer presents a certificate that expired, was made for another purpose, or by another
-authority. gRPC checks the chain once per connection and neither purpose nor expiry after that.
+servers; a server with a certificate of its own poses as another server of the appliance; a peer
+presents a certificate that expired, was made for another purpose, or by another authority. gRPC
+checks the chain once per connection and neither purpose nor expiry after that.
 Rules kept here:
 * of a certificate request only the public key is used, after its signature proved that the asker
   holds the key;
-* identity is exactly one `spiffe://<cluster>/<kind>/<id>` name; common names and DNS names are for
-  people and TLS;
+* identity is exactly one `spiffe://<cluster>/<kind>/<id>` name; common names are for people;
+* a server's DNS names say which server it is, `<kind>.appliance` and `<id>.<kind>.appliance`; they
+  come from the principal alone, and nobody is given another name under `appliance`;
 * a leaf says explicitly that it is no CA and what it is for; `peer_identity` refuses what it does
   not say.
 
@@ -31,9 +33,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from appliance.core.errors import ApplianceError, InvalidInput, Unauthenticated
-from appliance.core.identity import Principal, parse_spiffe, spiffe_id
+from appliance.core.identity import SERVER_ZONE, Principal, parse_spiffe, spiffe_id
 
-SERVER_NAME = "appliance"
 CA_LIFETIME = timedelta(days=3650)
 LEAF_LIFETIME = timedelta(hours=24)
 CLOCK_SKEW = timedelta(minutes=5)
@@ -126,10 +127,10 @@ class Authority:
         Args:
             subject: a certificate request (PEM), of which only the key is used, or a public key.
             principal: whose certificate it is; becomes the SPIFFE name.
-            server: may be shown by servers; adds the DNS name `appliance`, which every client of
-                ours expects.
+            server: may be shown by servers; adds the two DNS names of the principal, of which
+                every client of ours expects one.
             client: may be shown by clients.
-            dns: further DNS names of a server.
+            dns: further DNS names of a server, for clients that are not ours.
             ips: IP addresses of a server.
             lifetime: from now on; never longer than the authority's own.
             now: aware time; the clock's when None.
@@ -145,7 +146,7 @@ class Authority:
         now = now or datetime.now(UTC)
         authority = x509.load_pem_x509_certificate(self.certificate_pem)
         end = min(now + lifetime, authority.not_valid_after_utc)
-        names = _names(spiffe_id(self.cluster, principal), server=server, dns=dns, ips=ips)
+        names = _names(self.cluster, principal, server=server, dns=dns, ips=ips)
         wanted = {"server": server, "client": client}
         purposes = [PURPOSES[purpose] for purpose, yes in wanted.items() if yes]
         builder = _builder(
@@ -287,11 +288,15 @@ def _name(common: str) -> x509.Name:
 
 
 def _names(
-    identity: str, *, server: bool, dns: Iterable[str], ips: Iterable[str]
+    cluster: str, principal: Principal, *, server: bool, dns: Iterable[str], ips: Iterable[str]
 ) -> x509.SubjectAlternativeName:
-    hosts = list(dict.fromkeys([SERVER_NAME, *dns])) if server else list(dns)
-    addresses = list(ips)
-    if not server and (hosts or addresses):
+    identity = spiffe_id(cluster, principal)
+    hosts, addresses = list(dict.fromkeys(dns)), list(ips)
+    for host in hosts:
+        _check_outside(host)
+    if server:
+        hosts = [principal.kind.server_name, principal.server_name, *hosts]
+    elif hosts or addresses:
         raise InvalidInput("Only the certificate of a server has DNS names and IP addresses.")
     try:
         return x509.SubjectAlternativeName(
@@ -303,6 +308,13 @@ def _names(
         )
     except ValueError as error:
         raise InvalidInput(f"A name for the certificate is not acceptable: {error}.") from error
+
+
+def _check_outside(host: str) -> None:
+    """Raise InvalidInput for a name by which the appliance's own servers are known, or for many."""
+    labels = host.lower().rstrip(".").split(".")
+    if labels[-1] == SERVER_ZONE or "*" in host:
+        raise InvalidInput(f"{host!r} is no name for a certificate: give the name of one host.")
 
 
 def _builder(

@@ -26,7 +26,7 @@ TICK_SECONDS = 0.1
 _OWN_PAUSE = 0.2
 """A tick that is later than this was late by this process' own fault."""
 
-Connect = Callable[[str], grpc.aio.Channel]
+Connect = Callable[[Place], grpc.aio.Channel]
 
 
 def choose(
@@ -50,7 +50,7 @@ class Fleet:
     """The links to all replicas of the view.
 
     Args:
-        connect: makes a channel to `host:port` of a replica.
+        connect: makes a channel to a replica.
         settings: time-outs and bounds.
         clock: monotonic seconds.
     """
@@ -77,7 +77,7 @@ class Fleet:
         self._snapshot = snapshot
         wanted = {place for route in snapshot.routes.values() for place in route.places}
         for place in wanted - self._links.keys():
-            channel = self._connect(place.address)
+            channel = self._connect(place)
             self._links[place] = Link(place, channel, self._settings, self._notify, self._clock)
         for place, link in self._links.items():
             link.retired = place not in wanted

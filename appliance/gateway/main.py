@@ -19,6 +19,7 @@ from appliance.core import log
 from appliance.core.config import load
 from appliance.core.errors import ApplianceError, FailedPrecondition
 from appliance.core.files import read_secret
+from appliance.core.identity import PrincipalKind
 from appliance.core.process import harden
 from appliance.gateway.config import GatewayConfig
 from appliance.gateway.fleet import Fleet
@@ -28,7 +29,7 @@ from appliance.gateway.openai import OpenAi
 from appliance.gateway.pipeline import Parts, Pipeline
 from appliance.gateway.router import Router
 from appliance.gateway.service import GatewayDoor, InferenceService
-from appliance.gateway.snapshot import Snapshot
+from appliance.gateway.snapshot import Place, Snapshot
 from appliance.gateway.tokenize import Models
 from appliance.gateway.usage import UsageReports
 from appliance.gateway.view import Control, View
@@ -109,7 +110,7 @@ class Gateway:
         self._identity = identity
         registry = CollectorRegistry()
         self._metrics = GatewayMetrics(registry)
-        self._channel = channel(config.control, identity.ca, identity.key, identity.certificate)
+        self._channel = self._to(config.control, PrincipalKind.CONTROL.server_name)
         self.view = View(config.view_seconds)
         self._control = Control(self._channel, self.view)
         self.fleet = Fleet(self._connect, config.routing)
@@ -134,8 +135,12 @@ class Gateway:
             grace=GRACE_SECONDS,
         )
 
-    def _connect(self, address: str) -> grpc.aio.Channel:
-        return channel(address, self._identity.ca, self._identity.key, self._identity.certificate)
+    def _connect(self, place: Place) -> grpc.aio.Channel:
+        return self._to(place.address, place.server_name)
+
+    def _to(self, address: str, server_name: str) -> grpc.aio.Channel:
+        mine = self._identity
+        return channel(address, mine.ca, mine.key, mine.certificate, server_name=server_name)
 
     def _listener(self, config: GatewayConfig, calls: CallMetrics) -> Listener:
         rules = rules_of(inference_service_pb2.DESCRIPTOR.services_by_name.values())

@@ -24,12 +24,16 @@ class Credential:
 
 @dataclass(frozen=True, order=True)
 class Place:
-    """One start of one replica. `id` stays the same over restarts, `epoch` rises with each."""
+    """One start of one replica. `id` stays the same over restarts, `epoch` rises with each.
+
+    `server_name` is in the certificate of this start and of no other.
+    """
 
     endpoint: str
     id: str
     epoch: int
     address: str
+    server_name: str
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,7 @@ class Snapshot:
 
 def _route(route: routing_service_pb2.Route) -> Route:
     places = tuple(
-        Place(route.endpoint, replica.id, replica.epoch, replica.address)
+        Place(route.endpoint, replica.id, replica.epoch, replica.address, replica.server_name)
         for replica in route.replicas
         if replica.state in _READY and replica.address
     )

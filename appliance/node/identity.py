@@ -7,7 +7,8 @@ Rules kept here:
 * key and certificate are one file, so a crash leaves the old pair or the new, never half of each;
 * the join token's file is removed once it has been used.
 
-The attacks: somebody between node and control plane answers the join; a copied state folder (the
+The attacks: somebody between node and control plane answers the join, be it with a certificate that
+was made for a worker; a copied state folder (the
 control plane notices when both renew). Called by the composition root and the agent.
 """
 
@@ -33,6 +34,7 @@ from appliance.api.agent.v1 import (
 )
 from appliance.core.errors import FailedPrecondition, Unauthenticated
 from appliance.core.files import read_secret, write_durably
+from appliance.core.identity import PrincipalKind
 from appliance.core.names import Name
 from appliance.crypto.certs import fingerprint, make_csr, new_private_key, not_after
 from appliance.crypto.signing import equal
@@ -41,6 +43,7 @@ from appliance.wire.status import from_rpc_error
 from appliance.wire.tls import channel
 
 CALL_SECONDS = 20.0
+CONTROL_NAME = PrincipalKind.CONTROL.server_name
 FILE = "identity.json"
 
 logger = logging.getLogger(__name__)
@@ -140,7 +143,7 @@ class IdentityStore:
         request = enrolment_service_pb2.JoinRequest(
             token=token, certificate_request=make_csr(key).decode()
         )
-        async with channel(self.control.join, ca_pem) as connection:
+        async with channel(self.control.join, ca_pem, server_name=CONTROL_NAME) as connection:
             stub = enrolment_service_pb2_grpc.EnrolmentServiceStub(connection)
             try:
                 answer = await stub.Join(request, timeout=CALL_SECONDS)
@@ -173,6 +176,7 @@ class IdentityStore:
             identity.ca_pem,
             identity.key_pem,
             identity.certificate_pem,
+            server_name=CONTROL_NAME,
         )
 
     def pinned_ca(self) -> bytes:

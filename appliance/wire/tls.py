@@ -2,24 +2,23 @@
 
 Rules kept here:
 * a channel trusts the appliance's own authority alone, never the system's list;
-* every server shows a certificate with the DNS name `appliance`, so that addresses can change
-  without new certificates; a machine proves its own identity with a client certificate;
+* a channel names the server it expects, such as `control.appliance`, and no other server of the
+  appliance will do; addresses can change without new certificates; a machine proves its own
+  identity with a client certificate;
 * sizes, times and counts are limited explicitly (a message, the metadata, the handshake, streams,
   idle time);
 * gRPC does not retry by itself: whoever calls knows what may be repeated;
 * a port is never shared by accident (`so_reuseport` 0): a second process gets an error.
 
-The attacks: a silent TCP connection, a flood of streams, an oversized message, and a second server
-on a taken port. Called by the server, the client, the agent, the gateway and the worker.
+The attacks: a server that poses as another with a certificate of its own, a silent TCP connection,
+a flood of streams, an oversized message, and a second server on a taken port. Called by the server,
+the client, the agent, the gateway and the worker.
 """
 
 from __future__ import annotations
 
 import grpc
 import grpc.aio
-
-SERVER_NAME = "appliance"
-"""DNS name in every server certificate of the appliance."""
 
 _MIB = 1 << 20
 
@@ -88,9 +87,12 @@ def channel(
     key_pem: bytes | None = None,
     cert_pem: bytes | None = None,
     *,
-    server_name: str = SERVER_NAME,
+    server_name: str,
 ) -> grpc.aio.Channel:
-    """A channel for asyncio to `host:port`, with a client certificate when a key is given."""
+    """A channel for asyncio to `host:port`, with a client certificate when a key is given.
+
+    `server_name`: DNS name in the server's certificate, see `appliance.core.identity`.
+    """
     credentials, options = _channel_arguments(ca_pem, key_pem, cert_pem, server_name)
     return grpc.aio.secure_channel(target, credentials, options=options)
 
@@ -101,7 +103,7 @@ def sync_channel(
     key_pem: bytes | None = None,
     cert_pem: bytes | None = None,
     *,
-    server_name: str = SERVER_NAME,
+    server_name: str,
 ) -> grpc.Channel:
     """The same for code without an event loop, such as the command."""
     credentials, options = _channel_arguments(ca_pem, key_pem, cert_pem, server_name)

@@ -1,5 +1,6 @@
 """What commands send, print and end with, against a server that answers as told."""
 
+import dataclasses
 import json
 import stat
 import threading
@@ -134,6 +135,17 @@ def test_without_a_project_the_way_to_one_is_shown(command: Run, logged_in: Fake
     result = command("dataset", "list")
     assert (result.code, "set-project" in result.err) == (2, True)
     assert command("dataset", "list", "--context", "nowhere").code == 6
+
+
+@pytest.mark.attack
+def test_another_server_than_the_control_plane_gets_no_token(
+    command: Run, logged_in: FakeApi
+) -> None:
+    profiles = Profiles()
+    profiles.put(dataclasses.replace(profiles.get("here"), server=logged_in.gateway_address))
+    assert command("project", "list").code != 0
+    assert command("status").code != 0
+    assert logged_in.calls == []
 
 
 def test_a_fresh_code_is_asked_for_once_and_the_call_repeated(
@@ -500,7 +512,7 @@ def test_a_question_is_answered_by_the_gateway(
     command: Run, logged_in: FakeApi, home: Path
 ) -> None:
     logged_in.answers["SystemService.GetSystem"] = system_service_pb2.GetSystemResponse(
-        gateway_address=logged_in.address
+        gateway_address=logged_in.gateway_address
     )
     logged_in.answers["InferenceService.Generate"] = [
         inference_service_pb2.GenerateResponse(text="It is "),

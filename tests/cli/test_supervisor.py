@@ -35,11 +35,12 @@ import subprocess, sys
 from pathlib import Path
 from appliance.cli import supervisor
 from appliance.cli.local import Local, Program
+from appliance.core.identity import PrincipalKind
 class Toy(Local):
     def programs(self):
         return tuple(
             Program(path.stem, path, (address := path.read_text().split('"')[1]), None,
-                    ((address, f"health in {path.name}"),))
+                    PrincipalKind.NODE, ((address, f"health in {path.name}"),))
             for path in sorted(self.path.glob("*.toml"))
         )
 start = subprocess.Popen

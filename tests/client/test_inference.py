@@ -6,6 +6,7 @@ from appliance.api.inference.v1 import generation_pb2, inference_service_pb2
 from appliance.client.connection import Connection
 from appliance.client.inference import AsyncInference, generate, question
 from appliance.core.errors import NotFound
+from appliance.core.identity import PrincipalKind
 from tests.fakes.control_api import FakeApi
 
 ENDPOINT = "projects/p/endpoints/e"
@@ -19,7 +20,7 @@ PIECES = [
 
 async def test_an_answer_streams_to_code_with_an_event_loop(api: FakeApi) -> None:
     api.answers["InferenceService.Generate"] = PIECES
-    async with AsyncInference(api.address, api.ca_pem, "token") as client:
+    async with AsyncInference(api.gateway_address, api.ca_pem, "token") as client:
         pieces = [
             piece
             async for piece in client.generate(
@@ -35,7 +36,7 @@ async def test_an_answer_streams_to_code_with_an_event_loop(api: FakeApi) -> Non
 
 async def test_a_refusal_is_our_error(api: FakeApi) -> None:
     api.answers["InferenceService.Generate"] = NotFound("no such endpoint")
-    async with AsyncInference(api.address, api.ca_pem, "token") as client:
+    async with AsyncInference(api.gateway_address, api.ca_pem, "token") as client:
         with pytest.raises(NotFound, match="no such endpoint"):
             await asyncio.wait_for(anext(client.generate(ENDPOINT, prompt="x")), 10)
 
@@ -43,6 +44,7 @@ async def test_a_refusal_is_our_error(api: FakeApi) -> None:
 def test_an_answer_streams_to_code_without_one(api: FakeApi) -> None:
     api.answers["InferenceService.Generate"] = PIECES
     request = question(ENDPOINT, prompt="x", sampling=generation_pb2.Sampling(seed=3))
-    with Connection(api.address, api.ca_pem, "token") as connection:
+    address, kind = api.gateway_address, PrincipalKind.GATEWAY
+    with Connection(address, api.ca_pem, "token", server=kind) as connection:
         assert [piece.text for piece in generate(connection, request)] == ["one ", "two"]
     assert api.calls[0].request.prompt == "x"

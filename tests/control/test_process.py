@@ -56,7 +56,8 @@ def test_it_serves_until_it_is_told_to_stop(
     running, said = process
     assert (said["message"], said["process"], said["level"]) == ("serving", "control", "INFO")
     address = f"127.0.0.1:{said['api_port']}"
-    with sync_channel(address, (folder / "ca.pem").read_bytes()) as channel:
+    ca_pem = (folder / "ca.pem").read_bytes()
+    with sync_channel(address, ca_pem, server_name="control.appliance") as channel:
         stub = auth_service_pb2_grpc.AuthServiceStub(channel)
         answer = stub.Login(
             auth_service_pb2.LoginRequest(user="alice", password=PASSWORD), timeout=20

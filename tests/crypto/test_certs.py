@@ -86,26 +86,51 @@ def test_a_client_certificate_says_who_and_what_for(authority: Authority, key: b
     )
 
 
-def test_a_server_certificate_has_the_name_that_clients_expect(
-    authority: Authority, key: bytes
-) -> None:
+def test_a_server_certificate_says_which_server_it_is(authority: Authority, key: bytes) -> None:
     pem = authority.issue(
         make_csr(key),
         NODE,
         server=True,
         client=True,
-        dns=["gpu-1.lab", "appliance"],
+        dns=["gpu-1.lab", "appliance.lab"],
         ips=["10.0.0.7", "::1"],
         lifetime=timedelta(hours=1),
         now=NOW,
     )
     names = read(pem).extensions.get_extension_for_class(x509.SubjectAlternativeName).value
 
-    assert names.get_values_for_type(x509.DNSName) == ["appliance", "gpu-1.lab"]
+    assert names.get_values_for_type(x509.DNSName) == [
+        "node.appliance",
+        f"{NODE.id}.node.appliance",
+        "gpu-1.lab",
+        "appliance.lab",
+    ]
     assert [str(ip) for ip in names.get_values_for_type(x509.IPAddress)] == ["10.0.0.7", "::1"]
     purposes: tuple[Literal["client", "server"], ...] = ("client", "server")
     assert [peer_identity(pem, CLUSTER, NOW, need=purpose) for purpose in purposes] == [NODE, NODE]
     assert not_after(pem) == NOW + timedelta(hours=1)
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize(
+    "name",
+    [
+        "control.appliance",
+        "Control.Appliance",
+        "control.appliance.",
+        "control.appliance..",
+        "appliance",
+        "a.b.gateway.appliance",
+        "*.appliance",
+        "*",
+        "*.lab",
+    ],
+)
+def test_nobody_is_given_the_name_of_another_server(
+    authority: Authority, key: bytes, name: str
+) -> None:
+    with pytest.raises(InvalidInput, match="no name for a certificate"):
+        authority.issue(make_csr(key), NODE, server=True, client=False, dns=["gpu-1.lab", name])
 
 
 def test_a_public_key_will_do_and_no_leaf_outlives_the_authority(authority: Authority) -> None:
@@ -126,7 +151,7 @@ def test_nothing_of_a_request_but_its_key_is_believed(authority: Authority) -> N
             x509.SubjectAlternativeName(
                 [
                     x509.UniformResourceIdentifier(f"spiffe://{CLUSTER}/user/admin"),
-                    x509.DNSName("appliance"),
+                    x509.DNSName("control.appliance"),
                 ]
             ),
             False,
@@ -329,7 +354,7 @@ def context(
     return built
 
 
-def handshake(server: ssl.SSLContext, client: ssl.SSLContext, name: str = "appliance") -> None:
+def handshake(server: ssl.SSLContext, client: ssl.SSLContext, name: str = "node.appliance") -> None:
     to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
     sides = [
         client.wrap_bio(to_client, to_server, server_hostname=name),
@@ -362,8 +387,10 @@ def test_a_handshake_with_a_wrong_name_or_authority_fails(tmp_path: Path) -> Non
 
     for left, right, name in (
         (server, client_side, "elsewhere"),
-        (false_server, client_side, "appliance"),
-        (server, false_client, "appliance"),
+        (false_server, client_side, "node.appliance"),
+        (server, false_client, "node.appliance"),
+        (server, client_side, "control.appliance"),
+        (server, client_side, "appliance"),
     ):
         with pytest.raises(ssl.SSLCertVerificationError):
             handshake(left, right, name)

@@ -119,6 +119,7 @@ class Appliance:
                 self.ca_pem,
                 machine.key if machine else None,
                 machine.certificate if machine else None,
+                server_name=PrincipalKind.CONTROL.server_name,
             )
         return self._channels[port, machine]
 

@@ -37,6 +37,7 @@ class FakeApi:
     answers: dict[str, Any] = field(default_factory=dict)
     calls: list[Call] = field(default_factory=list)
     address: str = ""
+    gateway_address: str = ""
 
     @property
     def ca_pem(self) -> bytes:
@@ -90,20 +91,25 @@ class _Handler(grpc.GenericRpcHandler):
         return grpc.unary_unary_rpc_method_handler(answer, **code)
 
 
+def _shown_by(kind: PrincipalKind) -> grpc.ServerCredentials:
+    pair = issued(kind, "main", server=True)
+    ca = authority().certificate_pem
+    return tls.server_credentials(pair.key, pair.certificate, ca, require_client=False)
+
+
 @contextlib.contextmanager
 def serving_api() -> Iterator[FakeApi]:
     api = FakeApi()
-    pair = issued(PrincipalKind.CONTROL, "main", server=True)
     with ThreadPoolExecutor(8) as pool:
         server = grpc.server(pool, options=tls.SERVER_OPTIONS)
         server.add_generic_rpc_handlers((_Handler(api),))
         servicer = health.HealthServicer()
         servicer.set("", health_pb2.HealthCheckResponse.SERVING)
         health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
-        credentials = tls.server_credentials(
-            pair.key, pair.certificate, authority().certificate_pem, require_client=False
+        api.address, api.gateway_address = (
+            f"127.0.0.1:{server.add_secure_port('127.0.0.1:0', _shown_by(kind))}"
+            for kind in (PrincipalKind.CONTROL, PrincipalKind.GATEWAY)
         )
-        api.address = f"127.0.0.1:{server.add_secure_port('127.0.0.1:0', credentials)}"
         server.start()
         try:
             yield api

@@ -95,6 +95,7 @@ class FakeControlPlane:
         self.ca_file = folder / "ca.pem"
         self.ca_file.write_bytes(self.authority.certificate_pem)
         self.token = "sla_join_abc_secret_crc"
+        self.shown = Principal(PrincipalKind.CONTROL, "control")
         self.leases: set[tuple[str, int]] = set()
         self.lease_seconds = 15.0
         self.renewing = True
@@ -121,8 +122,7 @@ class FakeControlPlane:
 
     async def _serve(self, *, require_client: bool) -> int:
         key = new_private_key()
-        principal = Principal(PrincipalKind.CONTROL, "control")
-        certificate = self.authority.issue(make_csr(key), principal, server=True, client=False)
+        certificate = self.authority.issue(make_csr(key), self.shown, server=True, client=False)
         server = grpc.aio.server(options=SERVER_OPTIONS)
         if require_client:
             agent_service_pb2_grpc.add_AgentServiceServicer_to_server(_Agents(self), server)

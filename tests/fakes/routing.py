@@ -10,13 +10,13 @@ from typing import Any
 from appliance.api.serving.v1 import endpoint_pb2, routing_service_pb2, routing_service_pb2_grpc
 from appliance.control.auth import tokens
 from appliance.core.errors import Unavailable
-from appliance.core.identity import PrincipalKind
+from appliance.core.identity import Principal, PrincipalKind
 from appliance.crypto.tokens import TokenKind
 from appliance.wire.machine_door import MachineDoor
 from appliance.wire.rules import rules_of
 from appliance.wire.server import Listener, Server, Service
 from tests.fakes import worker as workers
-from tests.fakes.wire import CLUSTER, server_credentials
+from tests.fakes.wire import CLUSTER, CONTROL, server_credentials
 from tests.fakes.worker import END, Worker
 
 RULES = rules_of(routing_service_pb2.DESCRIPTOR.services_by_name.values())
@@ -31,7 +31,8 @@ KEY = bytes(range(32))
 class Control(routing_service_pb2_grpc.RoutingServiceServicer):
     """Set fields of `view`, then `publish`."""
 
-    def __init__(self) -> None:
+    def __init__(self, shown: Principal = CONTROL) -> None:
+        self._shown = shown
         self.view = routing_service_pb2.RoutingView(token_key=KEY)
         self.usages: list[Any] = []
         self.broken = False
@@ -71,6 +72,7 @@ class Control(routing_service_pb2_grpc.RoutingServiceServicer):
                     state="STATE_READY",
                     epoch=1,
                     address=replica.address,
+                    server_name=replica.identity.server_name,
                 )
                 for replica in replicas
             ],
@@ -87,7 +89,7 @@ class Control(routing_service_pb2_grpc.RoutingServiceServicer):
             Listener(
                 f"127.0.0.1:{self.port}",
                 "listen",
-                server_credentials(),
+                server_credentials(shown=self._shown),
                 [MachineDoor(RULES, CLUSTER, {PrincipalKind.GATEWAY})],
                 [Service(self, routing_service_pb2_grpc.add_RoutingServiceServicer_to_server)],
                 RULES,

@@ -91,18 +91,25 @@ def made(
     )
 
 
-def server_credentials(*, require_client: bool = True) -> grpc.ServerCredentials:
-    pair = issued(PrincipalKind.CONTROL, "main", server=True)
+CONTROL = Principal(PrincipalKind.CONTROL, "main")
+
+
+def server_credentials(
+    *, require_client: bool = True, shown: Principal = CONTROL
+) -> grpc.ServerCredentials:
+    pair = issued(shown.kind, shown.id, server=True)
     return tls.server_credentials(
         pair.key, pair.certificate, authority().certificate_pem, require_client=require_client
     )
 
 
-def connect(port: int, pair: Pair | None = None) -> grpc.aio.Channel:
-    ca = authority().certificate_pem
+def connect(
+    port: int, pair: Pair | None = None, *, server: PrincipalKind = PrincipalKind.CONTROL
+) -> grpc.aio.Channel:
+    ca, name = authority().certificate_pem, server.server_name
     if pair is None:
-        return tls.channel(f"127.0.0.1:{port}", ca)
-    return tls.channel(f"127.0.0.1:{port}", ca, pair.key, pair.certificate)
+        return tls.channel(f"127.0.0.1:{port}", ca, server_name=name)
+    return tls.channel(f"127.0.0.1:{port}", ca, pair.key, pair.certificate, server_name=name)
 
 
 @dataclass
@@ -119,12 +126,13 @@ async def serving(
     *,
     require_client: bool = True,
     options: tuple[tuple[str, int], ...] = (),
+    shown: Principal = CONTROL,
 ) -> AsyncIterator[Running]:
     server = Server(grace=5.0)
     listener = Listener(
         "127.0.0.1:0",
         "listen",
-        server_credentials(require_client=require_client),
+        server_credentials(require_client=require_client, shown=shown),
         doors,
         services,
         rules,

@@ -16,7 +16,7 @@ import grpc
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from appliance.api.inference.v1 import generation_pb2, worker_service_pb2, worker_service_pb2_grpc
-from appliance.core.identity import PrincipalKind
+from appliance.core.identity import Principal, PrincipalKind
 from appliance.wire import tls
 from appliance.wire.machine_door import MachineDoor
 from appliance.wire.rules import rules_of
@@ -83,12 +83,15 @@ class Worker:
     aborts: list[int] = field(default_factory=list)
     metadata: list[Any] = field(default_factory=list)
     port: int = 0
+    shown: Principal | None = None
+    """Whose certificate it shows, when not its own."""
     running: int = 0
     finished: int = 0
     _server: Server | None = None
 
     async def start(self) -> None:
-        pair = issued(PrincipalKind.REPLICA, self.id, server=True)
+        shown = self.shown or self.identity
+        pair = issued(shown.kind, shown.id, server=True)
         credentials = tls.server_credentials(
             pair.key, pair.certificate, authority().certificate_pem, require_client=True
         )
@@ -114,6 +117,10 @@ class Worker:
         if self._server is not None:
             server, self._server = self._server, None
             await server.stop()
+
+    @property
+    def identity(self) -> Principal:
+        return Principal(PrincipalKind.REPLICA, self.id)
 
     @property
     def address(self) -> str:

@@ -41,8 +41,6 @@ class Identities:
             Principal(kind, name),
             server=True,
             client=True,
-            dns=["appliance"],
-            ips=[],
             lifetime=timedelta(hours=1),
         )
         return key, certificate
@@ -188,4 +186,10 @@ def _parent(pid: int) -> int:
 def connect(address: str, identities: Identities, kind: PrincipalKind) -> grpc.aio.Channel:
     """A channel to a worker as a principal of some kind."""
     key, certificate = identities.issue(kind, "caller-1")
-    return channel(address, identities.authority.certificate_pem, key, certificate)
+    return channel(
+        address,
+        identities.authority.certificate_pem,
+        key,
+        certificate,
+        server_name=PrincipalKind.REPLICA.server_name,
+    )

@@ -10,7 +10,7 @@ from appliance.gateway.snapshot import Place
 
 
 def place(name: str, epoch: int = 1) -> Place:
-    return Place("projects/p/endpoints/e", name, epoch, f"127.0.0.1:{ord(name[0])}")
+    return Place("projects/p/endpoints/e", name, epoch, f"127.0.0.1:{ord(name[0])}", name)
 
 
 A, B, C = place("a"), place("b"), place("c")
@@ -70,7 +70,7 @@ def test_a_flapping_neighbour_shifts_nothing() -> None:
 
 
 def test_turns_are_of_an_endpoint() -> None:
-    other = Place("projects/p/endpoints/f", "a", 1, "127.0.0.1:1")
+    other = Place("projects/p/endpoints/f", "a", 1, "127.0.0.1:1", "a")
     turns = Turns()
     assert turns.take([A, B]) == A
     assert turns.take([other]) == other

@@ -25,9 +25,9 @@ from appliance.core.errors import (
     Unauthenticated,
     Unavailable,
 )
+from appliance.core.identity import PrincipalKind
 from appliance.gateway.config import Limits
 from appliance.gateway.usage import Usage, UsageReports
-from appliance.wire.tls import SERVER_NAME
 from tests.fakes.gateway import QUICK, Stage, stage, until
 from tests.fakes.routing import ENDPOINT
 from tests.fakes.wire import authority
@@ -175,7 +175,8 @@ async def test_a_caller_that_reads_nothing_is_left(tmp_path: Path) -> None:
         await until(lambda: (last := found.gateway.view.last) is not None and last.version == 2)
         credentials = grpc.ssl_channel_credentials(authority().certificate_pem)
         # Without its guess at what the network holds, gRPC reads ahead 64 KiB only.
-        options = [("grpc.ssl_target_name_override", SERVER_NAME), ("grpc.http2.bdp_probe", 0)]
+        name = PrincipalKind.GATEWAY.server_name
+        options = [("grpc.ssl_target_name_override", name), ("grpc.http2.bdp_probe", 0)]
         address = f"127.0.0.1:{found.gateway.grpc_port}"
         async with grpc.aio.secure_channel(address, credentials, options=options) as channel:
             request = question(

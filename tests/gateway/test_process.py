@@ -14,6 +14,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from appliance.client.inference import AsyncInference
+from appliance.core.identity import PrincipalKind
 from tests.fakes.gateway import configuration
 from tests.fakes.routing import ENDPOINT, Control
 from tests.fakes.wire import authority, connect
@@ -58,7 +59,7 @@ async def control() -> AsyncIterator[Control]:
 
 
 async def serving(port: int) -> None:
-    async with connect(port) as channel:
+    async with connect(port, server=PrincipalKind.GATEWAY) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         while True:
             answer = await stub.Check(health_pb2.HealthCheckRequest(), wait_for_ready=True)

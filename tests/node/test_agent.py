@@ -18,7 +18,8 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from appliance.api.agent.v1 import agent_service_pb2 as rpc
-from appliance.core.errors import FailedPrecondition, Unauthenticated
+from appliance.core.errors import FailedPrecondition, Unauthenticated, Unavailable
+from appliance.core.identity import Principal, PrincipalKind
 from appliance.node.agent import Agent, Rhythm
 from appliance.node.config import Control
 from appliance.node.documents import Place
@@ -118,6 +119,29 @@ async def test_another_authority_than_announced_gets_no_token(
         with pytest.raises(FailedPrecondition):
             await IdentityStore(tmp_path, changed).join(token_file(control, tmp_path))
     assert control.token
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("kind", [PrincipalKind.REPLICA, PrincipalKind.GATEWAY])
+async def test_another_server_of_the_authority_is_no_control_plane(
+    tmp_path: Path, kind: PrincipalKind
+) -> None:
+    plane = FakeControlPlane(tmp_path)
+    honest = plane.shown
+    plane.shown = Principal(kind, "a")
+    async with plane:
+        identities, token = store(plane, tmp_path), token_file(plane, tmp_path)
+        with pytest.raises(Unavailable):
+            await identities.join(token)
+        assert plane.token
+        assert token.exists()
+        plane.shown = honest
+        true = await plane._serve(require_client=False)
+        addresses = dataclasses.replace(identities.control, join=f"127.0.0.1:{true}")
+        identity = await IdentityStore(tmp_path, addresses).join(token)
+        with pytest.raises(Unavailable):
+            await identities.renew(identity)
+    assert identities.load() == identity
 
 
 @pytest.mark.attack

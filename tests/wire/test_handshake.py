@@ -207,7 +207,11 @@ async def test_a_client_refuses_a_server_of_another_authority() -> None:
 
     async with (
         worker(door()) as running,
-        tls.channel(f"127.0.0.1:{running.port}", other_authority().certificate_pem) as channel,
+        tls.channel(
+            f"127.0.0.1:{running.port}",
+            other_authority().certificate_pem,
+            server_name="control.appliance",
+        ) as channel,
     ):
         error = await failure(lambda: attach(channel))
     assert error.code() is grpc.StatusCode.UNAVAILABLE

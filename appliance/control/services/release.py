@@ -5,17 +5,19 @@ Rules kept here:
   after the lease is lost, the node evicted or the work ended, it gets LeaseLost;
 * the key of an input is handed out after the input was seen to be the version on record with our
   signature, so nobody computes on what was swapped;
-* a replica's certificate says what it is, is for servers only, and names its node's address.
+* a replica's certificate is for servers only and for this one start: the name in it is one that
+  gateways expect while the start is in their view, and never again;
+* nothing that a node says of itself, such as its address, is in a certificate.
 
-The attack: a compromised node asks for the keys of other work, or of work it has lost. Called by
-`rpc.agents`.
+The attacks: a compromised node asks for the keys of other work, or of work it has lost; it calls
+itself by the address of the gateway and lets a replica pose as that. Called by `rpc.agents`, and
+for `identity_of` by `routing`.
 """
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Row, select, update
@@ -32,10 +34,7 @@ from appliance.control.store.database import Database
 from appliance.core.errors import LeaseLost
 from appliance.core.identity import Principal, PrincipalKind
 from appliance.core.jobs import JobState
-from appliance.crypto.certs import Authority, serial_of
-
-REPLICA_LIFETIME = timedelta(days=30)
-"""A worker keeps its certificate as long as it runs; it cannot renew one."""
+from appliance.crypto.certs import CA_LIFETIME, Authority, serial_of
 
 _LEASED = (JobState.STARTING, JobState.RUNNING)
 
@@ -65,7 +64,7 @@ class Release:
         node, work = caller.principal.id, request.work
         caller.notes["work"] = f"{work.work}@{work.epoch}"
         self._leases.check(work.work, work.epoch, node)
-        answer = self._replica(node, request) if "/" in work.work else self._job(work)
+        answer = self._replica(request) if "/" in work.work else self._job(work)
         # What was checked took time; the lease may have been lost in it.
         self._leases.check(work.work, work.epoch, node)
         return answer
@@ -94,7 +93,7 @@ class Release:
             resume_digest=row.checkpoint_digest,
         )
 
-    def _replica(self, node: str, request: rpc.ReleaseKeysRequest) -> rpc.ReleaseKeysResponse:
+    def _replica(self, request: rpc.ReleaseKeysRequest) -> rpc.ReleaseKeysResponse:
         uid, _, identifier = request.work.work.partition("/")
         replica, endpoint = tables.replica.c, tables.endpoint.c
         version = tables.artifact_version.c
@@ -112,21 +111,19 @@ class Release:
             if found is None:
                 raise LeaseLost(f"the model of {request.work.work} is gone; stop its processes")
             model = self._artifacts.read(state, found)
-            at = state.first(select(tables.node).where(tables.node.c.id == node))
         self._artifacts.open_version(model)
-        certificate = self._certificate(row, at, request.certificate_request)
+        certificate = self._certificate(row, request.certificate_request)
         return rpc.ReleaseKeysResponse(inputs=[_key(model, name)], certificate=certificate.decode())
 
-    def _certificate(self, row: Row[Any], node: Row[Any] | None, request: str) -> bytes:
-        dns, ips = _host(node.facts.get("address", "") if node is not None else "")
+    def _certificate(self, row: Row[Any], request: str) -> bytes:
+        # It ends with the authority: a worker cannot renew it and may run as long as it likes. What
+        # limits it is its name, which nobody expects once this start is over.
         certificate = self._authority.issue(
             request.encode(),
-            Principal(PrincipalKind.REPLICA, f"{row.endpoint}-{row.id}"),
+            identity_of(row),
             server=True,
             client=False,
-            dns=dns,
-            ips=ips,
-            lifetime=REPLICA_LIFETIME,
+            lifetime=CA_LIFETIME,
             now=self._clock(),
         )
         replica = tables.replica.c
@@ -143,14 +140,9 @@ class Release:
         return certificate
 
 
-def _host(address: str) -> tuple[list[str], list[str]]:
-    """DNS names and IP addresses for a certificate of a server at this address."""
-    if not address:
-        return [], []
-    try:
-        return [], [str(ipaddress.ip_address(address))]
-    except ValueError:
-        return [address], []
+def identity_of(row: Row[Any]) -> Principal:
+    """Who one start of a replica is; `row` of the table `replica`."""
+    return Principal(PrincipalKind.REPLICA, f"{row.endpoint}-{row.id}-{row.epoch}")
 
 
 def _key(version: Version, name: str) -> rpc.ArtifactKey:

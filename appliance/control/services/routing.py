@@ -18,8 +18,9 @@ from concurrent.futures import Future
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import Row, select
 
+from appliance.api.serving.v1 import endpoint_pb2
 from appliance.api.serving.v1 import routing_service_pb2 as rpc
 from appliance.control.audit.log import AuditLog
 from appliance.control.audit.record import Entry
@@ -28,6 +29,7 @@ from appliance.control.auth.policy import PolicyStore
 from appliance.control.services.artifacts import Artifacts
 from appliance.control.services.caller import Caller
 from appliance.control.services.endpoints import model_name, replica_resource
+from appliance.control.services.release import identity_of
 from appliance.control.services.resources import missing, timestamp
 from appliance.control.store import tables
 from appliance.control.store.database import Database
@@ -158,7 +160,7 @@ class Routing:
                         endpoint=name,
                         model=model_name(state, row),
                         max_sequence_length=row.max_sequence_length,
-                        replicas=[replica_resource(replica) for replica in found],
+                        replicas=[_replica_of(replica) for replica in found],
                     )
                 )
         return routes, projects
@@ -177,6 +179,13 @@ class Routing:
             if endpoints:
                 grants.append(rpc.Grant(principal=principal.name, endpoints=endpoints))
         return grants
+
+
+def _replica_of(row: Row[Any]) -> endpoint_pb2.Replica:
+    """A replica as gateways see it: with the name that its server proves."""
+    replica = replica_resource(row)
+    replica.server_name = identity_of(row).server_name
+    return replica
 
 
 def _same(view: rpc.RoutingView, other: rpc.RoutingView) -> bool:

@@ -73,9 +73,12 @@ async def test_the_view_holds_live_credentials_grants_and_ready_replicas(lab: La
         "projects/demo/models/base/versions/1",
         128,
     )
-    assert [(replica.id, replica.address) for replica in route.replicas] == [
-        ("r0", "127.0.0.1:5001")
-    ]
+    replica, coming = route.replicas
+    assert (replica.id, replica.address) == ("r0", "127.0.0.1:5001")
+    assert (coming.id, coming.address) == ("r1", "")
+    # The name of this start alone: the certificate of an earlier one is worth nothing.
+    (endpoint,) = lab.rows(tables.endpoint)
+    assert replica.server_name == f"{endpoint.uid}-r0-1.replica.appliance"
     assert view.token_key == lab.base.keyring.token_hmac
 
 

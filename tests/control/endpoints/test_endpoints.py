@@ -15,7 +15,7 @@ from appliance.core.errors import (
     NotFound,
 )
 from appliance.core.identity import Principal, PrincipalKind
-from appliance.crypto.certs import make_csr, new_private_key, peer_identity
+from appliance.crypto.certs import make_csr, new_private_key, not_after, peer_identity
 from tests.fakes.lab import ALICE, GIB, Lab
 
 NAME = "projects/demo/endpoints/chat"
@@ -211,7 +211,9 @@ async def test_a_replica_gets_the_key_of_its_model_and_a_servers_certificate(lab
     identity = peer_identity(
         keys.certificate.encode(), lab.base.keyring.cluster_id, lab.time.wall(), need="server"
     )
-    assert identity == Principal(PrincipalKind.REPLICA, f"{uid}-r0")
+    assert identity == Principal(PrincipalKind.REPLICA, f"{uid}-r0-1")
+    # A worker cannot renew it: it holds as long as the authority does.
+    assert not_after(keys.certificate.encode()) == not_after(lab.base.keyring.ca.certificate_pem)
     with pytest.raises(Exception, match="client"):
         peer_identity(
             keys.certificate.encode(), lab.base.keyring.cluster_id, lab.time.wall(), need="client"

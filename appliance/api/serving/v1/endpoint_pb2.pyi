@@ -55,7 +55,7 @@ class Endpoint(_message.Message):
     def __init__(self, name: _Optional[str] = ..., uid: _Optional[str] = ..., model: _Optional[str] = ..., replicas: _Optional[int] = ..., tensor_parallel: _Optional[int] = ..., max_sequence_length: _Optional[int] = ..., cache_bytes: _Optional[int] = ..., state: _Optional[_Union[Endpoint.State, str]] = ..., state_reason: _Optional[str] = ..., replica_status: _Optional[_Iterable[_Union[Replica, _Mapping]]] = ..., creator: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., etag: _Optional[str] = ...) -> None: ...
 
 class Replica(_message.Message):
-    __slots__ = ("id", "node", "state", "epoch", "address", "state_reason", "restarts")
+    __slots__ = ("id", "node", "state", "epoch", "address", "state_reason", "restarts", "server_name")
     class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         STATE_UNSPECIFIED: _ClassVar[Replica.State]
@@ -77,6 +77,7 @@ class Replica(_message.Message):
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     STATE_REASON_FIELD_NUMBER: _ClassVar[int]
     RESTARTS_FIELD_NUMBER: _ClassVar[int]
+    SERVER_NAME_FIELD_NUMBER: _ClassVar[int]
     id: str
     node: str
     state: Replica.State
@@ -84,4 +85,5 @@ class Replica(_message.Message):
     address: str
     state_reason: str
     restarts: int
-    def __init__(self, id: _Optional[str] = ..., node: _Optional[str] = ..., state: _Optional[_Union[Replica.State, str]] = ..., epoch: _Optional[int] = ..., address: _Optional[str] = ..., state_reason: _Optional[str] = ..., restarts: _Optional[int] = ...) -> None: ...
+    server_name: str
+    def __init__(self, id: _Optional[str] = ..., node: _Optional[str] = ..., state: _Optional[_Union[Replica.State, str]] = ..., epoch: _Optional[int] = ..., address: _Optional[str] = ..., state_reason: _Optional[str] = ..., restarts: _Optional[int] = ..., server_name: _Optional[str] = ...) -> None: ...
