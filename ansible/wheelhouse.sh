@@ -18,9 +18,10 @@ mkdir -p "$folder"
 # The product from a clean copy, so that nothing of an earlier build gets in.
 copy=$(mktemp -d)
 trap 'rm -rf "$copy"' EXIT
-git ls-files -z --cached --others --exclude-standard -- appliance policies pyproject.toml README.md LICENSE |
-  xargs -0 cp --parents --no-dereference --target-directory "$copy" 2>/dev/null || true
-[ -f "$copy/README.md" ] || : >"$copy/README.md"
+git ls-files -z --cached --others --exclude-standard -- appliance policies pyproject.toml LICENSE README.md |
+  while IFS= read -r -d '' file; do
+    if [ -e "$file" ]; then cp --parents --no-dereference "$file" "$copy"; fi
+  done
 SOURCE_DATE_EPOCH=315532800 "${pip[@]}" wheel --no-deps --no-build-isolation --no-index \
   --wheel-dir "$copy/dist" "$copy"
 rm -f "$folder"/appliance-*.whl

@@ -6,8 +6,9 @@
 #   ansible/lab/lab.sh run CMD...     runs a command inside the lab's network
 #   ansible/lab/lab.sh down           ends and removes all of it; the base system is kept
 #
-# LAB is the working folder (build/lab). Every server sees $LAB/objects, which stands for the site's
-# shared file system, and build/wheelhouse, read-only.
+# LAB is the working folder (build/lab), MIRROR the package mirror (debootstrap's own choice). Every
+# server sees $LAB/objects, which stands for the site's shared file system, and build/wheelhouse,
+# read-only.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 LAB=$(realpath -m "${LAB:-build/lab}")
@@ -18,8 +19,8 @@ PACKAGES=systemd,systemd-sysv,dbus,openssh-server,python3,python3-venv,iproute2,
 
 need() {
   command -v debootstrap systemd-nspawn ip ssh-keygen >/dev/null && return
-  apt-get update -qq
-  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+  timeout 300 apt-get update -qq
+  DEBIAN_FRONTEND=noninteractive timeout 600 apt-get install -y -qq --no-install-recommends \
     debootstrap systemd-container iproute2 openssh-client >/dev/null
 }
 
@@ -27,7 +28,8 @@ base() {
   [ -e "$BASE/.complete" ] && return
   rm -rf "$BASE"
   echo "building the base system" >&2
-  debootstrap --variant=minbase --include="$PACKAGES" bookworm "$BASE" >"$LAB/debootstrap.log"
+  timeout 1200 debootstrap --variant=minbase --include="$PACKAGES" bookworm "$BASE" ${MIRROR:+"$MIRROR"} \
+    >"$LAB/debootstrap.log" || { tail -n 5 "$LAB/debootstrap.log" >&2; exit 1; }
   rm -rf "$BASE"/var/cache/apt/archives/*.deb
   touch "$BASE/.complete"
 }
@@ -113,11 +115,15 @@ servers() {
 }
 
 down() {
-  local name pid children space
+  local name pid child children alive
   for name in $(servers); do
     pid=$(cat "$LAB/$name/pid")
-    children=$(pgrep -P "$pid" || true)
-    kill "$pid" 2>/dev/null || true
+    children=
+    # After a restart of this machine the number may be somebody else's.
+    if grep -qs "$PREFIX-$name" "/proc/$pid/cgroup"; then
+      children=$(pgrep -P "$pid" || true)
+      kill "$pid" 2>/dev/null || true
+    fi
     # nspawn takes SIGTERM as an order to power off; after 20 seconds it is killed.
     for child in $children; do kill "$child" 2>/dev/null || true; done
     for _ in $(seq 80); do
@@ -137,12 +143,12 @@ down() {
     done
   done
   ip netns del "$PREFIX-lab" 2>/dev/null || true
-  rm -rf "$LAB/objects" "$LAB/key" "$LAB/key.pub"
+  rm -rf "$LAB"/{objects,home,corpus,password,ca.pem,key,key.pub}
 }
 
 case ${1:-} in
   up) shift; up "$@" ;;
   down) down ;;
   run) shift; exec ip netns exec "$PREFIX-lab" "$@" ;;
-  *) sed -n '2,11s/^# \{0,1\}//p' "$0"; exit 2 ;;
+  *) sed -n '2,12s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac
