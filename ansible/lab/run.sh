@@ -13,7 +13,10 @@ leave() {
 ansible/wheelhouse.sh build/wheelhouse
 ansible/lab/lab.sh down
 trap leave EXIT
-trap 'exit 130' INT TERM
 ansible/lab/lab.sh up head node1 node2
+# In the background, so that an interrupt is heard at once; it ends the whole group of `timeout`.
 PYTHONPATH=$PWD timeout --kill-after=10 3000 \
-  ansible/lab/lab.sh run .venv/bin/python ansible/lab/journey.py
+  ansible/lab/lab.sh run .venv/bin/python ansible/lab/journey.py &
+journey=$!
+trap 'kill "$journey" 2>/dev/null; wait "$journey"; exit 130' INT TERM
+wait "$journey"

@@ -66,7 +66,13 @@ def tasks(role: str) -> list[dict[str, object]]:
 
 @pytest.mark.attack
 def test_every_task_that_handles_a_secret_prints_nothing() -> None:
-    secret = ("password", "join_token", "join-token", "key.pem", "control_invitations.results")
+    secret = (
+        "control_password_file) }}",
+        "join_token",
+        "join-token",
+        "key.pem",
+        "control_invitations.results",
+    )
     handling = [
         task
         for role in ("common", "control", "gateway", "agent")
