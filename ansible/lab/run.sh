@@ -18,5 +18,5 @@ ansible/lab/lab.sh up head node1 node2
 PYTHONPATH=$PWD timeout --kill-after=10 3000 \
   ansible/lab/lab.sh run .venv/bin/python ansible/lab/journey.py &
 journey=$!
-trap 'kill "$journey" 2>/dev/null; wait "$journey"; exit 130' INT TERM
+trap 'kill "$journey" 2>/dev/null; wait "$journey" || true; exit 130' INT TERM
 wait "$journey"
