@@ -15,8 +15,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from appliance.core.errors import FailedPrecondition
+from appliance.crypto.store import Artifact
 from appliance.worker.family import Family
-from appliance.worker.orders import Source
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class SealedModel:
     """What a rank needs to load its weights, and whom it tells when it cannot."""
 
     objects: str
-    source: Source
+    source: Artifact
     family: Family
 
 

@@ -29,8 +29,8 @@ import uvloop
 from appliance.core import log
 from appliance.core.errors import ApplianceError, FailedPrecondition, Unavailable
 from appliance.core.process import die_with_parent, harden
+from appliance.crypto.store import ObjectStore
 from appliance.worker import admission, environment, family, orders, server
-from appliance.worker.artifact import open_model
 from appliance.worker.held import HOLDER, SealedModel
 from appliance.worker.private import PrivateFolder
 from appliance.worker.reports import Reports
@@ -130,7 +130,7 @@ def check_model(wanted: orders.Orders) -> dict[str, object]:
         InvalidInput: the model may not be served, or not so.
         FailedPrecondition: the cache is too small for one sequence.
     """
-    artifact = open_model(wanted.objects, wanted.model)
+    artifact = ObjectStore.at(wanted.objects).reader(wanted.model)
     admission.weight_files(artifact.files())
     config = admission.checked_config(artifact.read_json("config.json"))
     admission.check_ranks(config, wanted.tensor_parallel)

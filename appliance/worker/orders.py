@@ -19,30 +19,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from appliance.core.errors import InvalidInput
+from appliance.crypto.store import Artifact
 
 LARGEST_ORDERS = 1 << 20
 KEY_SIZE = 32
-
-
-@dataclass(frozen=True)
-class Source:
-    """A sealed model: where it lies in the object store, and what opens it.
-
-    Attributes:
-        kind: always `model`.
-        folder: below the root of the object store.
-        object: id of the object that the files belong to.
-        project: id of the project.
-        key: the data key of this version, 32 bytes.
-        digest: SHA-256 (hex) of the manifest on record; empty when none is.
-    """
-
-    kind: str
-    folder: str
-    object: str
-    project: str
-    key: bytes = field(repr=False)
-    digest: str
 
 
 @dataclass(frozen=True)
@@ -66,7 +46,7 @@ class Orders:
     work: str
     epoch: int
     endpoint: str
-    model: Source
+    model: Artifact
     objects: str
     devices: tuple[int, ...]
     tensor_parallel: int
@@ -103,7 +83,7 @@ def parse(document: bytes) -> Orders:
         work=members.text("work"),
         epoch=members.whole("epoch", least=0),
         endpoint=members.text("endpoint"),
-        model=_source(_Members(members.raw("model"), "model.")),
+        model=_model(_Members(members.raw("model"), "model.")),
         objects=members.text("objects"),
         devices=members.indices("devices"),
         tensor_parallel=members.whole("tensor_parallel", least=1),
@@ -124,7 +104,7 @@ def parse(document: bytes) -> Orders:
     return orders
 
 
-def _source(members: _Members) -> Source:
+def _model(members: _Members) -> Artifact:
     try:
         key = base64.b64decode(members.text("key"), validate=True)
     except binascii.Error as error:
@@ -136,8 +116,7 @@ def _source(members: _Members) -> Source:
         raise members.wrong("folder", "must lie below the object store")
     if members.text("kind") != "model":
         raise members.wrong("kind", "must be model: nothing else can be served")
-    return Source(
-        kind="model",
+    return Artifact(
         folder=folder,
         object=members.text("object"),
         project=members.text("project"),

@@ -21,8 +21,8 @@ from typing import Any
 import torch
 
 from appliance.crypto.artifacts import ArtifactReader, ArtifactWriter, manifest_digest
+from appliance.crypto.store import ObjectStore
 from appliance.jobs.runtime.context import Context
-from appliance.jobs.runtime.inputs import ObjectStore
 from appliance.jobs.runtime.orders import Orders
 from appliance.jobs.runtime.reporter import Reporter
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from appliance.core.errors import InvalidInput
+from appliance.crypto.store import Artifact
 from appliance.worker import orders
 
 KEY = bytes(range(32))
@@ -49,7 +50,7 @@ def test_orders_are_read_whole() -> None:
     os.write(write, json.dumps(document()).encode())
     os.close(write)
     found = orders.parse(orders.read(read))
-    assert found.model == orders.Source("model", "p/u", "u", "p", KEY, "")
+    assert found.model == Artifact("p/u", "u", "p", KEY)
     assert (found.devices, found.epoch, found.key_pem) == ((0, 1), 3, b"PRIVATE")
 
 

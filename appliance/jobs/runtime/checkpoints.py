@@ -31,9 +31,9 @@ from appliance.crypto.artifacts import (
     FileEntry,
     manifest_digest,
 )
+from appliance.crypto.store import Artifact, ObjectStore
 from appliance.jobs.runtime.gather import gather
-from appliance.jobs.runtime.inputs import ObjectStore
-from appliance.jobs.runtime.orders import Artifact, Resume
+from appliance.jobs.runtime.orders import Resume
 from appliance.jobs.runtime.reporter import Reporter
 
 KEPT = 2

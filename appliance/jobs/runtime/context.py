@@ -26,10 +26,11 @@ import torch
 
 from appliance.core.errors import InvalidInput, LeaseLost
 from appliance.crypto.artifacts import ArtifactReader
+from appliance.crypto.store import ObjectStore
 from appliance.jobs.runtime.checkpoints import CheckpointSeries
 from appliance.jobs.runtime.gather import gather
-from appliance.jobs.runtime.inputs import ObjectStore, OutputWriter
 from appliance.jobs.runtime.orders import Orders
+from appliance.jobs.runtime.outputs import OutputWriter
 from appliance.jobs.runtime.reporter import Reporter
 
 CHECKPOINTS = "checkpoints"

@@ -15,7 +15,7 @@ import base64
 import binascii
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from google.protobuf import json_format
@@ -23,29 +23,13 @@ from google.protobuf.message import Message
 
 from appliance.api.jobs.v1 import job_pb2
 from appliance.core.errors import InvalidInput
+from appliance.crypto.store import Artifact
 
 LARGEST = 4 << 20
 """Bytes of a document at most."""
 
 CPU = "cpu"
 CUDA = "cuda"
-
-
-@dataclass(frozen=True)
-class Artifact:
-    """One sealed artifact to read or to write, with its data key (32 bytes).
-
-    `folder` is relative to the object store, `digest` the SHA-256 of the manifest on record ("" for
-    outputs).
-    """
-
-    name: str
-    kind: str
-    folder: str
-    object: str
-    project: str
-    key: bytes = field(repr=False)
-    digest: str = ""
 
 
 @dataclass(frozen=True)
@@ -128,8 +112,7 @@ def _fields(values: dict[str, Any]) -> dict[str, Any]:
         "device_kind": str(values.get("device_kind", CPU)),
         "inputs": {name: _artifact(name, value) for name, value in values["inputs"].items()},
         "outputs": {
-            slot: _artifact(value["name"], {"kind": slot, **value})
-            for slot, value in values["outputs"].items()
+            slot: _artifact(value["name"], value) for slot, value in values["outputs"].items()
         },
         "resume": Resume(int(resume["step"]), str(resume.get("digest", ""))) if resume else None,
         "memory_limit": int(values["memory_limit"]),
@@ -153,8 +136,6 @@ def _artifact(name: str, value: Mapping[str, Any]) -> Artifact:
     except binascii.Error:
         raise InvalidInput(f"the key of {name} cannot be read") from None
     return Artifact(
-        name=name,
-        kind=str(value["kind"]),
         folder=str(value["folder"]),
         object=str(value["object"]),
         project=str(value["project"]),

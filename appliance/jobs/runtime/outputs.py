@@ -1,9 +1,7 @@
-"""The sealed artifacts a job reads and makes.
+"""The sealed artifacts a job makes.
 
-Rules kept here:
-* an input is opened with the digest on record: changed or rolled back storage is refused before a
-  byte is used;
-* an output begins to exist with its manifest, which is written last, and is reported after that.
+Rule kept here: an output begins to exist with its manifest, which is written last, and is reported
+after that.
 
 Called by `Context`.
 """
@@ -11,52 +9,12 @@ Called by `Context`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-import fsspec
-from fsspec import AbstractFileSystem
-
-from appliance.core.errors import InvalidInput
-from appliance.crypto.artifacts import ArtifactReader, ArtifactWriter, FileEntry, manifest_digest
+from appliance.crypto.artifacts import ArtifactWriter, FileEntry, manifest_digest
+from appliance.crypto.store import Artifact, ObjectStore
 from appliance.jobs.runtime.gather import gather
-from appliance.jobs.runtime.orders import Artifact
 from appliance.jobs.runtime.reporter import Reporter
-
-
-@dataclass(frozen=True)
-class ObjectStore:
-    """A file system and the folder on it under which all artifacts lie."""
-
-    fs: AbstractFileSystem
-    root: str
-
-    @classmethod
-    def at(cls, url: str) -> ObjectStore:
-        """The store behind an fsspec URL such as `file:///srv/objects`."""
-        try:
-            fs, root = fsspec.core.url_to_fs(url)
-        except (ValueError, ImportError) as error:
-            raise InvalidInput(f"the object store {url} cannot be used: {error}") from error
-        return cls(fs, root.rstrip("/"))
-
-    def path(self, folder: str) -> str:
-        """Path on the file system of a folder of the store; `InvalidInput` for one outside it."""
-        parts = folder.split("/")
-        if not all(parts) or "." in parts or ".." in parts:
-            raise InvalidInput(f"{folder!r} is not a folder of the object store")
-        return f"{self.root}/{folder}"
-
-    def reader(self, artifact: Artifact) -> ArtifactReader:
-        """Open an artifact of the digest on record. Raises NotFound, Tampered, Stale."""
-        return ArtifactReader(
-            self.fs,
-            self.path(artifact.folder),
-            artifact.key,
-            artifact.project,
-            artifact.object,
-            digest=artifact.digest or None,
-        )
 
 
 class OutputWriter(ArtifactWriter):

@@ -1,0 +1,48 @@
+"""What a process opens because its orders say so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from appliance.core.errors import InvalidInput, NotFound, Stale
+from appliance.crypto.artifacts import ArtifactWriter, manifest_digest
+from appliance.crypto.store import Artifact, ObjectStore
+
+KEY = bytes(range(32))
+
+
+def sealed(root: Path) -> Artifact:
+    store = ObjectStore.at(f"file://{root}/")
+    writer = ArtifactWriter(store.fs, store.path("p/u"), KEY, "p", "u")
+    writer.write_json("config.json", {"a": 1})
+    return Artifact("p/u", "u", "p", KEY, manifest_digest(writer.finish()))
+
+
+def test_an_artifact_is_opened_with_the_digest_on_record(tmp_path: Path) -> None:
+    artifact = sealed(tmp_path)
+    store = ObjectStore.at(f"file://{tmp_path}")
+    assert store.reader(artifact).read_json("config.json") == {"a": 1}
+    with pytest.raises(Stale):
+        store.reader(Artifact("p/u", "u", "p", KEY, "0" * 64))
+    with pytest.raises(NotFound):
+        store.reader(Artifact("p/v", "u", "p", KEY))
+
+
+def test_a_key_is_not_shown() -> None:
+    assert repr(Artifact("p/u", "u", "p", KEY)) == (
+        "Artifact(folder='p/u', object='u', project='p', digest='')"
+    )
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("folder", ["../other", "p/../../etc", "p//x", "/etc", ".", "p/.", ""])
+def test_a_folder_outside_the_store_is_refused(tmp_path: Path, folder: str) -> None:
+    with pytest.raises(InvalidInput, match="not a folder of the object store"):
+        ObjectStore.at(f"file://{tmp_path}").path(folder)
+
+
+def test_a_store_of_an_unknown_kind_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="nowhere://x cannot be used"):
+        ObjectStore.at("nowhere://x")
