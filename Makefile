@@ -6,7 +6,6 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 FIND_LINKS := $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)")
 PROTOS := $(shell find proto -name '*.proto')
-export OMP_NUM_THREADS ?= 1
 
 .PHONY: help setup demo test check bench lab attacks journeys proto locks clean
 
