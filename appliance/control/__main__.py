@@ -1,6 +1,7 @@
 """`python -m appliance.control --config control.toml` serves.
 
-`… init` makes a data directory; `--config control.toml join-token` lets one server join.
+`… init` makes a data directory; `--config control.toml join-token` lets one server join;
+`… gateway-certificate` renews the gateway's certificate.
 
 Rules kept here: the password is read from standard input, never from an argument; what goes wrong
 is one sentence on standard error and exit code 1, a wrong command line is 2.
@@ -19,7 +20,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from appliance.control import joining, setup
+from appliance.control import joining, renewing, setup
 from appliance.control.config import ControlConfig
 from appliance.control.main import Control
 from appliance.core import config, log
@@ -38,6 +39,8 @@ def main(arguments: Sequence[str]) -> int:
         settings = config.load(ControlConfig, parsed.config)
         if parsed.command == "join-token":
             return _join_token(settings, parsed.node)
+        if parsed.command == "gateway-certificate":
+            return _gateway_certificate(settings)
         log.configure("control")
         for library in ("alembic", "casbin"):
             logging.getLogger(library).setLevel(logging.WARNING)
@@ -97,6 +100,13 @@ def _join_token(settings: ControlConfig, node: str) -> int:
     return 0
 
 
+def _gateway_certificate(settings: ControlConfig) -> int:
+    made = renewing.renew(settings, _now)
+    facts = {"certificate": str(made.path), "expire_time": made.expire_time.isoformat()}
+    print(json.dumps(facts))  # noqa: T201  # the answer of the command
+    return 0
+
+
 def _now() -> datetime:
     return datetime.now(UTC)
 
@@ -134,6 +144,10 @@ def _parser() -> argparse.ArgumentParser:
         "join-token", help="make a token with which one server may join; the control plane is down"
     )
     join.add_argument("--node", required=True, help="id of the node")
+    commands.add_parser(
+        "gateway-certificate",
+        help="make a new certificate for the gateway; the control plane is down",
+    )
     return parser
 
 

@@ -229,6 +229,16 @@ def not_after(cert_pem: bytes) -> datetime:
     return _load(cert_pem).not_valid_after_utc
 
 
+def hosts_of(cert_pem: bytes) -> tuple[list[str], list[str]]:
+    """DNS names and IP addresses that a server's certificate was given beside its own two names."""
+    extension = x509.SubjectAlternativeName
+    names = _load(cert_pem).extensions.get_extension_for_class(extension).value
+    hosts = names.get_values_for_type(x509.DNSName)
+    addresses = names.get_values_for_type(x509.IPAddress)
+    outside = [host for host in hosts if host.rpartition(".")[2] != SERVER_ZONE]
+    return outside, [str(address) for address in addresses]
+
+
 def _refused(why: str) -> Unauthenticated:
     return Unauthenticated(f"The peer's certificate {why}.")
 

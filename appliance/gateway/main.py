@@ -8,6 +8,7 @@ import logging
 import signal
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import grpc.aio
@@ -21,6 +22,7 @@ from appliance.core.errors import ApplianceError, FailedPrecondition
 from appliance.core.files import read_secret
 from appliance.core.identity import PrincipalKind
 from appliance.core.process import harden
+from appliance.crypto.certs import not_after
 from appliance.gateway.config import GatewayConfig
 from appliance.gateway.fleet import Fleet
 from appliance.gateway.http import HttpFront
@@ -42,6 +44,13 @@ GRACE_SECONDS = 20.0
 """Time that running answers have when the gateway stops."""
 FLUSH_SECONDS = 5.0
 LOOK_SECONDS = 0.5
+NOTICE = timedelta(days=45)
+"""Time before its end from which on the gateway speaks of its certificate."""
+NOTICE_SECONDS = 86_400.0
+_RENEW = (
+    "make a new one with `python -m appliance.control --config control.toml gateway-certificate` "
+    "while the control plane is down, then start the gateway again"
+)
 _MESSAGE_HEAD = 4096
 """Bytes of a gRPC message beside the caller's text."""
 
@@ -74,13 +83,16 @@ class Identity:
 
     @classmethod
     def read(cls, config: GatewayConfig) -> Identity:
-        """From the files of the configuration. Raises FailedPrecondition."""
+        """From the files of the configuration. Raises FailedPrecondition, also when it is over."""
         try:
-            return cls(
+            found = cls(
                 read_secret(config.key), config.certificate.read_bytes(), config.ca.read_bytes()
             )
         except OSError as error:
             raise FailedPrecondition(f"{error.filename}: {error.strerror}") from error
+        if not_after(found.certificate) <= datetime.now(UTC):
+            raise FailedPrecondition(f"{config.certificate} has ended: {_RENEW}")
+        return found
 
 
 async def serve(config: GatewayConfig, *, started: asyncio.Event | None = None) -> None:
@@ -168,6 +180,7 @@ class Gateway:
             self._control.watch(self._changed),
             self.fleet.run(),
             self._say_health(),
+            self._mind_certificate(),
         ]
         await self._server.set_serving(serving=False)
         await self._server.start()
@@ -205,6 +218,14 @@ class Gateway:
     def _changed(self, snapshot: Snapshot) -> None:
         self.fleet.apply(snapshot)
         self._models.apply(snapshot)
+
+    async def _mind_certificate(self) -> None:
+        """Say each day that the certificate will end, when that is near."""
+        end = not_after(self._identity.certificate)
+        while True:
+            if end - datetime.now(UTC) < NOTICE:
+                logger.warning("the certificate of this gateway ends on %s: %s", end, _RENEW)
+            await asyncio.sleep(NOTICE_SECONDS)
 
     async def _say_health(self) -> None:
         """Say whether calls can be decided; keep the two gauges that nobody else sets."""

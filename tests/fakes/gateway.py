@@ -8,6 +8,7 @@ import dataclasses
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ def configuration(folder: Path, control: int, **changes: Any) -> GatewayConfig:
         client=True,
         dns=["localhost"],
         ips=["127.0.0.1"],
+        lifetime=timedelta(days=397),
     )
     for name, data in (
         ("key.pem", key),

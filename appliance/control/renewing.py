@@ -1,0 +1,102 @@
+"""A new certificate for a gateway, made on the control plane's own server.
+
+A node renews its certificate itself, over the connection it has. A gateway's is shown to people's
+programs too, is read when the gateway starts, and holds for a year; it is renewed by whoever may
+read the keys, before it ends.
+
+Rules kept here:
+* the control plane must not run: its lock is taken, so there is one writer of state and audit log;
+* the key, the names and the addresses stay the same; only the time is new;
+* from now on the control plane refuses the certificate before;
+* intent and result are in the audit log, under the method `gateway-certificate` and no principal:
+  the operating system, not the appliance, says who may run it.
+
+Called by `python -m appliance.control --config control.toml gateway-certificate`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from appliance.control.audit.record import Entry
+from appliance.control.config import ControlConfig
+from appliance.control.opening import Opened, open_data
+from appliance.control.services.nodes import EVICTED
+from appliance.control.setup import GATEWAY_LIFETIME
+from appliance.control.store import tables
+from appliance.core.errors import FailedPrecondition
+from appliance.core.files import read_secret, write_durably
+from appliance.core.identity import Principal, PrincipalKind
+from appliance.crypto.certs import hosts_of, make_csr, not_after, peer_identity, serial_of
+
+METHOD = "gateway-certificate"
+
+
+@dataclass(frozen=True)
+class Renewed:
+    """The file of the new certificate, and when that ends."""
+
+    path: Path
+    expire_time: datetime
+
+
+def renew(settings: ControlConfig, clock: Callable[[], datetime]) -> Renewed:
+    """Make a new certificate for the gateway of the data directory, also when the old one is over.
+
+    Raises:
+        FailedPrecondition: the control plane runs, its data directory is not in order, or there is
+            no gateway in it that may call.
+        Unauthenticated: what lies there is not a certificate of this appliance.
+        AuditUnavailable: it cannot be recorded; then nothing has changed.
+    """
+    opened = open_data(settings, clock)
+    try:
+        return _renew(opened, clock())
+    finally:
+        opened.close()
+
+
+def _renew(opened: Opened, now: datetime) -> Renewed:
+    folder, log = opened.data.gateway, opened.log
+    path = folder / "cert.pem"
+    before, key = read_secret(path), read_secret(folder / "key.pem")
+    gateway = _gateway_in(opened, before)
+    log.append(Entry("intent", method=METHOD, resource=gateway.name)).result()
+    hosts, addresses = hosts_of(before)
+    certificate = opened.keyring.ca.issue(
+        make_csr(key),
+        gateway,
+        server=True,
+        client=True,
+        dns=hosts,
+        ips=addresses,
+        lifetime=GATEWAY_LIFETIME,
+        now=now,
+    )
+    with opened.database.write() as transaction:
+        transaction.run(
+            tables.gateway.update()
+            .where(tables.gateway.c.id == gateway.id)
+            .values(certificate_serial=serial_of(certificate))
+        )
+        # Last in the transaction: when it cannot be written, the certificate before stays good.
+        write_durably(path, certificate)
+    log.append(Entry("result", method=METHOD, resource=gateway.name, outcome="OK")).result()
+    return Renewed(path, not_after(certificate))
+
+
+def _gateway_in(opened: Opened, certificate: bytes) -> Principal:
+    """Whose certificate it is, as of its last moment; FailedPrecondition when it may not call."""
+    ring = opened.keyring
+    last = not_after(certificate) - timedelta(seconds=1)
+    found = peer_identity(
+        certificate, ring.cluster_id, last, need="server", ca_pem=ring.ca.certificate_pem
+    )
+    with opened.database.read() as state:
+        row = state.first(tables.gateway.select().where(tables.gateway.c.id == found.id))
+    if found.kind is not PrincipalKind.GATEWAY or row is None or row.state == EVICTED:
+        raise FailedPrecondition(f"{found} is not a gateway that may call: it gets no certificate")
+    return found
