@@ -42,7 +42,7 @@ attacks: $(STAMP)  ## One attack per guard.
 	$(BIN)/python -m pytest -m attack
 
 journeys: $(STAMP)  ## The whole system, as its users drive it.
-	$(BIN)/python -m pytest tests/journeys --run-journeys
+	$(BIN)/python -m pytest tests/journeys
 
 demo: $(STAMP)  ## Raw text to a served model on this machine, with every step shown. KEEP=1 leaves it running.
 	$(BIN)/python -m deploy.demo $(if $(KEEP),--keep)

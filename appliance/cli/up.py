@@ -15,6 +15,8 @@ from appliance.cli.options import data_dir
 from appliance.core.errors import BY_REASON, FailedPrecondition
 from appliance.core.files import make_private_dir
 
+ENDING_SECONDS = 30.0
+
 
 @click.command("up")
 @data_dir
@@ -45,7 +47,7 @@ def _detach(local: Local) -> None:
     reading, writing = os.pipe()
     program = [sys.executable, "-P", "-m", "appliance.cli.supervisor"]
     with local.log("supervisor").open("ab") as log:
-        subprocess.Popen(
+        supervisor = subprocess.Popen(
             [*program, "--data-dir", str(local.path), "--ready-fd", str(writing)],
             cwd="/",
             stdin=subprocess.DEVNULL,
@@ -61,6 +63,8 @@ def _detach(local: Local) -> None:
             if "say" in told:
                 click.echo(told["say"], err=True)
             elif "error" in told:
+                # It has ended everything it started, and ends now; nothing is left when we do.
+                supervisor.wait(ENDING_SECONDS)
                 raise BY_REASON.get(told["reason"], FailedPrecondition)(told["error"])
             else:
                 _say_ready(local)
