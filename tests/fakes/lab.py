@@ -382,4 +382,3 @@ def new_lab(template: Path, folder: Path) -> Iterator[Lab]:
         yield lab
     finally:
         lab.close()
-

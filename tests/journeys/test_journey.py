@@ -129,7 +129,6 @@ def test_an_application_may_infer_and_nothing_else(prepared: Appliance, tmp_path
     prepared.person("app")
     app = Terminal(_with_token(tmp_path, token), prepared.home / "app")
     for command in (
-        ("project", "list"),
         ("user", "list"),
         ("dataset", "list"),
         ("dataset", "upload", "docs", str(prepared.home / "texts")),
