@@ -37,6 +37,7 @@ from appliance.crypto.signing import SignedNote, SigningKey
 
 CHECKPOINT_RECORDS = 256
 CHECKPOINT_SECONDS = 1.0
+SIGNING_SECONDS = 10.0
 LARGEST_BATCH = 1024
 LONGEST_QUEUE = 16_384
 _logger = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ class AuditLog:
         self._head = (tree.size, tree.root())
         self._note = b""
         self._covered = -1
+        self._wanted = 0
         self._due = 0.0
         self._sign()
         self._thread = threading.Thread(target=self._run, name="audit", daemon=True)
@@ -111,7 +113,7 @@ class AuditLog:
             if self._failure is None and not self._closing and len(self._queue) < LONGEST_QUEUE:
                 # The clock is read under the lock: times rise as sequences do.
                 self._queue.append((prepare(entry, self._clock()), future))
-                self._changed.notify()
+                self._changed.notify_all()
                 return future
         future.set_exception(self._refusal())
         return future
@@ -131,8 +133,14 @@ class AuditLog:
         return self._key.verify_key.pem()
 
     def checkpoint(self) -> tuple[bytes, int]:
-        """The newest signed checkpoint and the number of records it covers."""
+        """A signed checkpoint over all that is durable by now, and the number of records it covers.
+
+        When none can be signed any more it is the newest there is.
+        """
         with self._changed:
+            self._wanted = self._head[0]
+            self._changed.notify_all()
+            self._changed.wait_for(self._is_answered, SIGNING_SECONDS)
             return self._note, self._covered
 
     def lines(self, start: int, stop: int | None = None) -> Iterator[bytes]:
@@ -153,7 +161,7 @@ class AuditLog:
         """Make everything appended durable, sign a last checkpoint, and end the thread."""
         with self._changed:
             self._closing = True
-            self._changed.notify()
+            self._changed.notify_all()
         self._thread.join()
         self._files.close()
 
@@ -184,7 +192,9 @@ class AuditLog:
         with self._changed:
             waiting = self._covered < self._tree.size
             timeout = max(0.0, self._due - time.monotonic()) if waiting else None
-            self._changed.wait_for(lambda: self._queue or self._closing, timeout)
+            self._changed.wait_for(
+                lambda: self._queue or self._closing or self._wanted > self._covered, timeout
+            )
             batch = [self._queue.popleft() for _ in range(min(len(self._queue), LARGEST_BATCH))]
         for _, future in batch:
             # From here on nobody can cancel it. The record of one who left already is kept too.
@@ -212,17 +222,24 @@ class AuditLog:
 
     def _is_due(self) -> bool:
         unsigned = self._tree.size - self._covered
-        return unsigned >= CHECKPOINT_RECORDS or (unsigned > 0 and time.monotonic() >= self._due)
+        asked = self._wanted > self._covered
+        late = unsigned > 0 and time.monotonic() >= self._due
+        return asked or late or unsigned >= CHECKPOINT_RECORDS
+
+    def _is_answered(self) -> bool:
+        return self._covered >= self._wanted or self._closing or self._failure is not None
 
     def _sign(self) -> None:
         note = SignedNote(self._origin, *self._head).sign(self._key)
         self._files.append_note(note)
         with self._changed:
             self._note, self._covered = note, self._head[0]
+            self._changed.notify_all()
 
     def _fail(self, error: Exception, batch: list[_Pending]) -> None:
         with self._changed:
             self._failure = error
+            self._changed.notify_all()
             waiting = [*batch, *self._queue]
             self._queue.clear()
         for _, future in waiting:

@@ -127,6 +127,16 @@ def test_a_checkpoint_follows_after_so_many_records_and_at_the_end(folder: Path)
     assert chain.SignedNote.open(note, KEY.verify_key, ORIGIN).size == 300
 
 
+def test_a_checkpoint_that_is_asked_for_covers_all_that_is_durable(folder: Path) -> None:
+    log = _open(folder)
+    for size in range(1, 20):
+        log.append(ENTRY).result(10)
+        note, covered = log.checkpoint()
+        assert covered == size
+        assert chain.SignedNote.open(note, KEY.verify_key, ORIGIN).size == size
+    log.close()
+
+
 def test_a_checkpoint_follows_after_a_while(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "CHECKPOINT_SECONDS", 0.0)
     signed = threading.Event()
