@@ -192,6 +192,13 @@ class Artifacts:
         if epoch is not None and reader.epoch != epoch:
             raise LeaseLost(f"epoch {reader.epoch} wrote the checkpoint of step {step}")
 
+    def steps(self, version: Version) -> set[int]:
+        """Steps of the checkpoints of a series that have their manifest."""
+        found = self._folders(version.folder)
+        whole = (folder for folder in found if self._is_whole(folder))
+        steps = (folder.rpartition("/step-")[2] for folder in whole)
+        return {int(step) for step in steps if step.isdecimal()}
+
     def sign(self, version: Version, digest: str) -> None:
         """Sign the manifest of a verified version, beside it."""
         folder = Folder(self._store.filesystem, self._store.path(version.folder))
@@ -344,12 +351,12 @@ class Artifacts:
     def _is_whole(self, folder: str) -> bool:
         return bool(self._store.filesystem.exists(self._store.path(f"{folder}/{MANIFEST}")))
 
-    def _folders(self, project: str) -> list[str]:
+    def _folders(self, parent: str) -> list[str]:
         try:
-            found = self._store.filesystem.ls(self._store.path(project), detail=False)
+            found = self._store.filesystem.ls(self._store.path(parent), detail=False)
         except FileNotFoundError:
             return []
-        return [f"{project}/{str(path).rstrip('/').rpartition('/')[2]}" for path in found]
+        return [f"{parent}/{str(path).rstrip('/').rpartition('/')[2]}" for path in found]
 
 
 def _ensure(

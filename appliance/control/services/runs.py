@@ -62,6 +62,7 @@ class Runs:
         self._fleet = fleet
         self._events = events
         self._clock = clock
+        self._left: dict[tuple[str, str], tuple[str, ...]] = {}
 
     def queued(self) -> list[tuple[Row[Any], Demand]]:
         """Jobs that wait for devices, oldest first, and what each needs.
@@ -161,6 +162,14 @@ class Runs:
         for share in self._leases.release(uid, epoch):
             self._fleet.send(share.node, stop_order(uid, epoch, STOP_SECONDS))
 
+    def gone(self, uid: str, node: str) -> None:
+        """A job's processes on a node have ended.
+
+        What they wrote into folders that were deleted meanwhile is deleted too.
+        """
+        for folder in self._left.pop((uid, node), ()):
+            self._artifacts.remove(folder)
+
     def take_up(self) -> list[Row[Any]]:
         """At start: give the nodes of running jobs a whole lease to be heard of again.
 
@@ -218,6 +227,11 @@ class Runs:
         if not checkpoints:
             rows = [found for found in rows if found.kind != CHECKPOINTS]
         self._artifacts.drop(transaction, rows)
+        folders = tuple(found.folder for found in rows)
+        for share in shares_of(row):
+            if not share.ended:
+                key = (row.uid, share.node)
+                self._left[key] = (*self._left.get(key, ()), *folders)
 
     def _order(
         self, row: Row[Any], epoch: int, number: int, shares: Sequence[Share]

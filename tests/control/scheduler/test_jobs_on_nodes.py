@@ -334,6 +334,45 @@ async def test_a_checkpoint_that_is_not_complete_fails_the_job_and_is_not_record
     assert lab.rows(tables.job)[0].checkpoint_step == 5
 
 
+async def test_a_checkpoint_that_was_replaced_before_its_turn_is_passed_over(lab: Lab) -> None:
+    node = await lab.connected("n1")
+    lab.train("t1")
+    lab.look()
+    await node.take()
+    work = node.started[0].work
+    node.progress(work, 5)
+    key = next(key for key in node.keys(work).outputs if key.kind == "checkpoints")
+    write(node.writer(key, 1, "step-00000020"), {"weights": b"w"})
+    node.report(checkpoint=agent.CheckpointComplete(work=work, step=10, manifest_digest="0" * 64))
+    assert (lab.job().state, lab.rows(tables.job)[0].checkpoint_step) == (Job.STATE_RUNNING, 0)
+    node.save_checkpoint(work, 30)
+    assert lab.rows(tables.job)[0].checkpoint_step == 30
+    # What is there is checked whatever else is there.
+    path = lab.objects / key.folder / "step-00000040"
+    write(node.writer(key, 1, path.name), {"weights": b"w"})
+    node.report(checkpoint=agent.CheckpointComplete(work=work, step=40, manifest_digest="0" * 64))
+    assert lab.job().state == Job.STATE_FAILED
+
+
+async def test_what_ranks_write_while_a_cancelled_job_ends_goes_when_they_have_ended(
+    lab: Lab,
+) -> None:
+    node = await lab.connected("n1")
+    lab.train("t1")
+    lab.look()
+    await node.take()
+    work = node.started[0].work
+    node.save_checkpoint(work, 5)
+    keys = [key for key in node.keys(work).outputs if key.kind == "checkpoints"]
+    lab.jobs.cancel(ALICE, job_service_pb2.CancelJobRequest(name=f"projects/{PROJECT}/jobs/t1"))
+    folder = lab.objects / keys[0].folder
+    assert not folder.exists()
+    write(node.writer(keys[0], 1, "step-00000006"), {"weights": b"w"})
+    assert folder.exists()
+    node.report(job_ended=agent.JobEnded(work=work, reason="LEASE_LOST", message="told to stop"))
+    assert not folder.exists()
+
+
 async def test_a_prepare_job_makes_a_dataset_and_a_tokenizer_with_a_report(lab: Lab) -> None:
     node = await lab.connected("n1")
     raw = lab.text()
