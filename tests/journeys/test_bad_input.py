@@ -352,13 +352,14 @@ def test_a_full_disk_during_an_upload(appliance: Appliance, tmp_path: Path) -> N
 @pytest.mark.parametrize("kibibytes", [16, 300])
 def test_a_full_disk_during_init(tmp_path: Path, kibibytes: int) -> None:
     disk, carol = tmp_path / "disk", Terminal(PROGRAM, tmp_path / "carol")
+    cramped = carol
     with tiny_disk(disk, kibibytes) as mounted:
         if not mounted:
             limited = tmp_path / "limited"
             limited.write_text(f'#!/bin/sh\nulimit -f {kibibytes}\nexec {PROGRAM} "$@"\n')
             limited.chmod(0o700)
-            carol = Terminal(limited, tmp_path / "carol")
-        said = sentence(running.init(carol, disk / "data", PASSWORD, expect=FAILED))
+            cramped = Terminal(limited, tmp_path / "carol")
+        said = sentence(running.init(cramped, disk / "data", PASSWORD, expect=FAILED))
         if mounted:
             # SQLite tells a limit of the process from a full disk, and calls it an I/O error.
             assert said.startswith(f"no space left for {disk}")
