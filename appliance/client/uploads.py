@@ -7,6 +7,7 @@ held in memory as a whole but a single text document.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -46,6 +47,9 @@ def text_files(paths: Sequence[Path]) -> list[Path]:
 def documents(files: Sequence[Path], advance: Advance) -> Iterator[data.Document]:
     """One document per text file, one per line of a .jsonl file.
 
+    Ids are paths below the folder that all files share, so that they, and with them the split that
+    a prepare job makes, do not depend on where the folder lies.
+
     Args:
         files: from `text_files`.
         advance: called with the bytes of each file when it is read.
@@ -53,12 +57,14 @@ def documents(files: Sequence[Path], advance: Advance) -> Iterator[data.Document
     Raises:
         InvalidInput: a file is not UTF-8 text, or a line is not a JSON object with `text`.
     """
+    shared = Path(os.path.commonpath([file.absolute().parent for file in files]))
     for file in files:
+        name = file.absolute().relative_to(shared).as_posix()
         try:
             if file.suffix == ".jsonl":
-                yield from _lines(file)
+                yield from _lines(file, name)
             else:
-                yield data.Document(id=str(file), text=_text(file), source=file.name)
+                yield data.Document(id=name, text=_text(file), source=file.name)
         except UnicodeDecodeError as error:
             raise InvalidInput(f"{file} is not UTF-8 text: convert it or leave it out.") from error
         advance(file.stat().st_size)
@@ -72,7 +78,7 @@ def _text(file: Path) -> str:
     return text
 
 
-def _lines(file: Path) -> Iterator[data.Document]:
+def _lines(file: Path, name: str) -> Iterator[data.Document]:
     with file.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
@@ -84,7 +90,7 @@ def _lines(file: Path) -> Iterator[data.Document]:
                 raise _no_document(file, number) from error
             if not isinstance(text, str):
                 raise _no_document(file, number)
-            identity, source = value.get("id", f"{file}:{number}"), value.get("source", file.name)
+            identity, source = value.get("id", f"{name}:{number}"), value.get("source", file.name)
             yield data.Document(id=str(identity), text=text, source=str(source))
 
 

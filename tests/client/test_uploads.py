@@ -35,11 +35,23 @@ def test_documents_of_files_and_lines(tmp_path: Path) -> None:
     read: list[int] = []
     found = list(uploads.documents([text, lines], read.append))
     assert [(each.id, each.text, each.source) for each in found] == [
-        (str(text), "hello", "a.txt"),
+        ("a.txt", "hello", "a.txt"),
         ("x", "one", "s"),
-        (f"{lines}:2", "two", "b.jsonl"),
+        ("b.jsonl:2", "two", "b.jsonl"),
     ]
     assert read == [5, lines.stat().st_size]
+
+
+def test_ids_do_not_depend_on_where_the_folder_lies(tmp_path: Path) -> None:
+    found = []
+    for place in ("here", "there"):
+        folder = tmp_path / place / "texts"
+        (folder / "deep").mkdir(parents=True)
+        (folder / "a.txt").write_text("one")
+        (folder / "deep" / "a.txt").write_text("two")
+        files = uploads.text_files([folder])
+        found.append([each.id for each in uploads.documents(files, lambda _: None)])
+    assert found == [["a.txt", "deep/a.txt"]] * 2
 
 
 @pytest.mark.parametrize("line", ["{", "[]", "{}", '"text"', "3", '{"text": 5}'])
