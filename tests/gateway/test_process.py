@@ -16,16 +16,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from appliance.client.inference import AsyncInference
 from appliance.core.identity import PrincipalKind
 from tests.fakes.gateway import configuration
+from tests.fakes.ports import free_port
 from tests.fakes.routing import ENDPOINT, Control
 from tests.fakes.wire import authority, connect
 from tests.fakes.worker import Script, Worker, story
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        return int(found.getsockname()[1])
 
 
 def settings(folder: Path, control: int, grpc: int, openai: int) -> Path:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import sys
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.fakes.control_plane import FakeControlPlane
 from tests.fakes.gang import ROOT, session_members
+from tests.fakes.ports import free_port
 from tests.fakes.toy_kind import SLOW
 from tests.fakes.toy_order import toy_order
 
@@ -29,12 +29,6 @@ commands = Commands(job=(sys.executable, "-c", {leader!r}), replica=())
 asyncio.run(serve(load(NodeConfig, Path(sys.argv[1])), commands))
 """
 LEADER = "import sys; sys.path.insert(0, {root!r}); from tests.fakes.leader import main; main()"
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def configure(control: FakeControlPlane, folder: Path, health: int) -> Path:
