@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from appliance.cli.process_tree import descendants
+from tests.fakes.ports import free_port
 
 # A stand-in for `python -m appliance.NAME --config F`: health on the port that the file names.
 PROGRAM = """
@@ -62,9 +63,7 @@ def data(tmp_path: Path) -> Path:
     (tmp_path / "data").mkdir(mode=0o700)
     (tmp_path / "program.py").write_text(PROGRAM)
     for name in ("a-control", "b-node"):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         (tmp_path / "data" / f"{name}.toml").write_text(f'health = "127.0.0.1:{port}"\n')
     return tmp_path / "data"
 

@@ -7,7 +7,6 @@ import os
 import resource
 import select
 import signal
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import pytest
 
 from tests.fakes.gang import RunningGang, session_members
 from tests.fakes.job_context import FakeJob
+from tests.fakes.ports import free_port
 from tests.fakes.toy_kind import ALWAYS, CRASH, KILL, QUIET, SLOW, STEPS, WRONG
 
 RANKS = 2
@@ -131,8 +131,7 @@ def test_ranks_die_with_their_leader(tmp_path: Path, gangs: list[RunningGang]) -
 def test_two_nodes_meet_and_follow_each_other_through_a_restart(
     tmp_path: Path, gangs: list[RunningGang]
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     first = toy(
         tmp_path / "a",
         KILL,
