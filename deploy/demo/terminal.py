@@ -9,7 +9,6 @@ import json
 import os
 import re
 import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
@@ -78,18 +77,6 @@ class Terminal:
         done = self.run(*arguments, "-o", "json", timeout=timeout, echo=echo)
         return json.loads(done.stdout)
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        """Type one command and let it run; the caller ends it."""
-        _show(arguments)
-        return subprocess.Popen(
-            [self._program, *arguments],
-            env=self._env,
-            text=True,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-
     def first_login(self, user: str, password: str) -> str:
         """Log in on a real terminal, enrol an authenticator; return its secret (base32)."""
         print(f"  $ appliance login --user {user}", flush=True)
@@ -114,14 +101,6 @@ class Terminal:
             raise CommandFailedError(child.before)
         print(f"    authenticator enrolled with a QR code; {codes} recovery codes shown once")
         return str(secret)
-
-
-def next_code(secret: str, used: str) -> str:
-    """Return a code that differs from `used`, waiting for the next time step when it must."""
-    totp = pyotp.TOTP(secret)
-    while totp.now() == used:
-        time.sleep(1)
-    return totp.now()
 
 
 def _show(arguments: tuple[str, ...]) -> None:
