@@ -26,13 +26,14 @@ proto: $(STAMP)  ## Generate appliance/api from proto/.
 	find appliance/api -name '*_pb2*' -delete
 	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=. --pyi_out=. --grpc_python_out=. $(PROTOS)
 
-check: $(STAMP)  ## Format, lint, types, import contracts, protos fresh.
+check: $(STAMP)  ## Format, lint, types, import contracts, protos fresh and compatible with what was released.
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/buf lint proto
 	$(BIN)/buf format --exit-code --diff proto
+	for base in proto/released/*.binpb; do $(BIN)/buf breaking proto --against $$base || exit 1; done
 	$(BIN)/python deploy/checks/protos_fresh.py
 
 test: $(STAMP)  ## Every test that fits in 25 minutes on two cores.

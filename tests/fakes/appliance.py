@@ -268,13 +268,14 @@ async def running(
     *,
     settings: Callable[[Path], ControlConfig] = settings_of,
     stage: Stage | None = None,
+    clock: MovingClock | None = None,
 ) -> AsyncIterator[Appliance]:
     """A control plane on a copy of a data directory.
 
     `stage` makes servicers for one more listener behind the same gate.
     """
     shutil.copytree(template, folder)
-    clock = MovingClock()
+    clock = clock or MovingClock()
     control = Control.build(settings(folder), clock)
     appliance = Appliance(folder, control, clock)
     if stage is not None:
