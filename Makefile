@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 FIND_LINKS := $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)")
 PROTOS := $(shell find proto -name '*.proto')
 
-.PHONY: help setup demo test check bench lab attacks journeys proto locks clean
+.PHONY: help setup demo test check bench lab attacks journeys gpu proto locks clean
 
 help:  ## List what there is to do.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -44,6 +44,9 @@ attacks: $(STAMP)  ## One attack per guard.
 
 journeys: $(STAMP)  ## The whole system, as its users drive it.
 	$(BIN)/python -m pytest tests/journeys
+
+gpu: $(STAMP)  ## The trainer on a real GPU; skipped by name where there is none.
+	$(BIN)/python -m pytest tests/gpu
 
 demo: $(STAMP)  ## Raw text to a served model on this machine, with every step shown. KEEP=1 leaves it running.
 	$(BIN)/python -m deploy.demo $(if $(KEEP),--keep)

@@ -40,7 +40,7 @@ class RunningGang:
                 start_new_session=True,
                 env={
                     "PATH": os.environ["PATH"],
-                    "PYTHONPATH": str(ROOT),
+                    "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
                     "OMP_NUM_THREADS": "1",
                     "TMPDIR": str(job.scratch),
                 },
