@@ -14,6 +14,7 @@ import click
 
 from appliance.cli.prompts import Declined
 from appliance.core import errors
+from appliance.core.waiting import in_seconds
 
 FAILED, USAGE, TIMED_OUT, LOG_IN, NOT_ALLOWED, NOT_FOUND, UNREACHABLE = range(1, 8)
 INTERRUPTED = 130
@@ -76,7 +77,7 @@ def _explain_ours(error: errors.ApplianceError) -> int:
     if hint and (request or code != NOT_FOUND):
         _say(f"hint: {hint}")
     if error.retry_after is not None:
-        _say(f"hint: try again in {error.retry_after:.0f} s")
+        _say(f"hint: try again in {in_seconds(error.retry_after)}")
     if request:
         _say(f"request: {request} ({error.reason})")
     return code

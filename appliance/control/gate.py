@@ -33,9 +33,9 @@ from typing import TypeVar
 from appliance.control.access import Access
 from appliance.control.identify import Identify
 from appliance.control.journal import Journal, Line
-from appliance.control.limits import SourceLimit
 from appliance.control.services.caller import Caller, current_caller, set_current_caller
 from appliance.core.errors import ApplianceError, Exhausted, Internal, Unauthenticated
+from appliance.wire.admission import SourceLimit
 from appliance.wire.door import Call, Door
 from appliance.wire.metrics import CallMetrics
 from appliance.wire.rules import Rule

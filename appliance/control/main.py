@@ -25,7 +25,6 @@ from appliance.control.foundation import Clock, Foundation, People
 from appliance.control.gate import Gate
 from appliance.control.identify import ByCertificate, ByToken, Identify
 from appliance.control.journal import Journal
-from appliance.control.limits import SourceLimit
 from appliance.control.opening import Opened, open_data
 from appliance.control.rpc.servicer import Servicer, descriptor_of, service_of
 from appliance.control.services.places import Places
@@ -33,6 +32,7 @@ from appliance.control.work import Work
 from appliance.core.identity import Principal, PrincipalKind
 from appliance.crypto.certs import CA_LIFETIME, make_csr, new_private_key
 from appliance.crypto.keys import Keyring
+from appliance.wire.admission import SourceLimit
 from appliance.wire.metrics import CallMetrics
 from appliance.wire.rules import Rule, rules_of
 from appliance.wire.server import Listener, Server

@@ -84,7 +84,8 @@ def test_a_list_is_an_array(command: Run, logged_in: FakeApi) -> None:
         (MfaRequired("code"), 4, "login"),
         (FreshMfaRequired("fresh"), 4, "--code-file"),
         (AlreadyExists("taken"), 1, ""),
-        (Exhausted("full", retry_after=5), 1, "try again in 5 s"),
+        (Exhausted("full", retry_after=5), 1, "try again in 5 seconds"),
+        (Exhausted("full", retry_after=0.2), 1, "try again in 1 second"),
     ],
 )
 def test_errors_are_a_sentence_a_hint_and_a_code(

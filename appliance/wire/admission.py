@@ -1,0 +1,244 @@
+"""Admission before anybody is known: shares, rates and counted refusals, by source.
+
+Used by every listener, gRPC and HTTPS, before a caller has proved who it is. Rules kept here:
+* a source is an IPv4 address or an IPv6 /64; an IPv4 address written as IPv6 is the same source;
+* one source holds a share of the places, never all; who waits for nothing holds none;
+* a refusal is counted in a table of fixed size and recorded once a minute and source, so that
+  neither the memory nor the audit log grows with what strangers send;
+* nothing of a request is kept: method names and reasons come from our own tables, and the caller
+  of `Refusals.count` passes no text of a stranger.
+
+The attacks: hold every place with calls that say nothing; fill the audit log, the disk or the
+memory with refusals, also from many addresses of one network; take everybody's turn from one
+address. Pure: values and a clock in, decisions out; made by the composition root of each process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import re
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from appliance.core.errors import Exhausted
+from appliance.core.waiting import in_seconds
+
+MAX_SOURCES = 10_000
+"""Sources whose rate is remembered; a forgotten one starts with a full bucket."""
+MAX_COUNTED_SOURCES = 64
+"""Rows of refusals in a minute; the next ones share a row."""
+MAX_COUNTED_NAMES = 12
+"""Reasons, and methods, told apart in a row; the next ones share a name."""
+OTHERS = "others"
+RETRY_SECONDS = 1.0
+"""When to come back after a full share: places are given back within moments."""
+
+_PEER = re.compile(r"ipv[46]:(?:\[|%5B)?([0-9A-Fa-f.:]+?)(?:%[^\]]*)?(?:\]|%5D)?:[0-9]+")
+
+
+def source_of(peer: str) -> str:
+    """The source to count for, of a gRPC peer (`ipv4:10.0.0.7:5312`) or of a plain address.
+
+    IPv4 address, IPv6 /64 network, or the text itself when it is neither (a local socket).
+    """
+    found = _PEER.fullmatch(peer)
+    try:
+        address = ipaddress.ip_address(found.group(1) if found else peer.partition("%")[0])
+    except ValueError:
+        return peer
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped is None:
+            return str(ipaddress.ip_network((address, 64), strict=False))
+        address = address.ipv4_mapped
+    return str(address)
+
+
+class Shares:
+    """Places for calls that wait, for all sources and for each.
+
+    Args:
+        total: places in all.
+        per_source: places one source may hold.
+        sentence: what a caller is told when there is none.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        per_source: int,
+        sentence: str = "too many calls wait here at this moment",
+    ) -> None:
+        self._total = total
+        self._per_source = per_source
+        self._sentence = sentence
+        self._held: Counter[str] = Counter()
+        self._all = 0
+
+    @property
+    def held(self) -> int:
+        """Places taken now."""
+        return self._all
+
+    def take(self, source: str) -> None:
+        """Take a place. Raises Exhausted when the source, or all together, hold their share."""
+        if self._all >= self._total or self._held[source] >= self._per_source:
+            raise Exhausted(
+                f"{self._sentence}: wait {in_seconds(RETRY_SECONDS)}, then repeat",
+                retry_after=RETRY_SECONDS,
+            )
+        self._held[source] += 1
+        self._all += 1
+
+    def release(self, source: str) -> None:
+        """Give a place back that was taken."""
+        self._held[source] -= 1
+        self._all -= 1
+        if not self._held[source]:
+            del self._held[source]
+
+    @contextlib.contextmanager
+    def place(self, source: str) -> Iterator[None]:
+        """A place for the time of the block. Raises Exhausted like `take`."""
+        self.take(source)
+        try:
+            yield
+        finally:
+            self.release(source)
+
+
+class Rates:
+    """Token buckets by key; memory is bounded, the keys unused longest are forgotten first.
+
+    Args:
+        per_second: calls that may come in the long run.
+        burst: calls that may come at once.
+        clock: seconds that only rise (`time.monotonic`).
+    """
+
+    def __init__(
+        self,
+        per_second: float,
+        burst: int,
+        clock: Callable[[], float],
+        *,
+        max_keys: int = MAX_SOURCES,
+    ) -> None:
+        self._per_second = per_second
+        self._burst = float(burst)
+        self._clock = clock
+        self._max_keys = max_keys
+        self._lock = threading.Lock()
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def __len__(self) -> int:
+        """Keys that are remembered."""
+        return len(self._buckets)
+
+    def wait(self, key: str) -> float:
+        """Take one call of `key`: 0.0 when it had one left, otherwise the seconds until it has."""
+        now = self._clock()
+        with self._lock:
+            left, since = self._buckets.pop(key, (self._burst, now))
+            left = min(self._burst, left + max(0.0, now - since) * self._per_second)
+            allowed = left >= 1.0
+            self._buckets[key] = (left - 1.0 if allowed else left, now)
+            while len(self._buckets) > self._max_keys:
+                self._buckets.popitem(last=False)
+        return 0.0 if allowed else (1.0 - left) / self._per_second
+
+
+class SourceLimit:
+    """How often a source may call without having said who it is, or saying it wrongly.
+
+    A call pays when it is anonymous or its credential was refused; who has identified itself is
+    never slowed down by somebody else at the same address.
+    """
+
+    def __init__(self, per_second: float, burst: int, clock: Callable[[], float]) -> None:
+        self._rates = Rates(per_second, burst, clock)
+
+    def take(self, peer: str) -> None:
+        """Take one call of a peer's source. Raises Exhausted with the seconds to wait."""
+        wait = self._rates.wait(source_of(peer))
+        if wait:
+            raise Exhausted(
+                "too many calls without an identity from this address: "
+                f"wait {in_seconds(wait)}, then repeat",
+                retry_after=wait,
+            )
+
+
+@dataclass(frozen=True)
+class Refused:
+    """Refusals of one source, or of one known principal, since the table was last emptied.
+
+    Attributes:
+        source: from `source_of`, or `others` for those that found no row.
+        principal: resource name of a known caller that was over its budget; empty for strangers.
+        count: refused calls.
+        reasons, methods: how many of them had which reason, and were for which method.
+    """
+
+    source: str
+    principal: str
+    count: int
+    reasons: Mapping[str, int]
+    methods: Mapping[str, int]
+
+
+@dataclass
+class _Row:
+    count: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    methods: Counter[str] = field(default_factory=Counter)
+
+
+class Refusals:
+    """Counts refused calls in a table of fixed size; emptied once a minute into the audit log.
+
+    Args:
+        max_rows: sources and principals told apart; all others share one row more.
+    """
+
+    def __init__(self, max_rows: int = MAX_COUNTED_SOURCES) -> None:
+        self._max_rows = max_rows
+        self._lock = threading.Lock()
+        self._rows: dict[tuple[str, str], _Row] = {}
+        self._others = _Row()
+
+    def count(self, source: str, reason: str, method: str, *, principal: str = "") -> None:
+        """Count a refused call of a source, or of a known principal wherever it calls from.
+
+        `reason` and `method` are names of ours; a method that nobody has is `unknown`.
+        """
+        key = ("" if principal else source, principal)
+        with self._lock:
+            row = self._rows.get(key)
+            if row is None:
+                if len(self._rows) < self._max_rows:
+                    row = self._rows[key] = _Row()
+                else:
+                    row = self._others
+            row.count += 1
+            _add(row.reasons, reason)
+            _add(row.methods, method)
+
+    def drain(self) -> list[Refused]:
+        """Every row since the last time, in the order in which they began; the table is empty."""
+        with self._lock:
+            rows, self._rows = self._rows, {}
+            others, self._others = self._others, _Row()
+        if others.count:
+            rows[OTHERS, ""] = others
+        return [
+            Refused(source, principal, row.count, dict(row.reasons), dict(row.methods))
+            for (source, principal), row in rows.items()
+        ]
+
+
+def _add(names: Counter[str], name: str) -> None:
+    known = name in names or len(names) < MAX_COUNTED_NAMES
+    names[name if known else OTHERS] += 1
