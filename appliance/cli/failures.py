@@ -26,6 +26,7 @@ _CODES: tuple[tuple[type[errors.ApplianceError], int, str], ...] = (
     (errors.Denied, NOT_ALLOWED, "`appliance whoami` shows your roles; an owner can give more"),
     (errors.NotFound, NOT_FOUND, "list what there is with the noun's `list` command"),
     (errors.AuditUnavailable, FAILED, "nothing was changed; look at the disk of the server"),
+    (errors.Untrusted, UNREACHABLE, "`appliance context show` names the server in use"),
     (errors.Unavailable, UNREACHABLE, "`appliance status` says whether the server answers"),
 )
 

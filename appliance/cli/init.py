@@ -72,7 +72,8 @@ def command(
         arguments += ["--devices", str(devices)]
     made = _make(local, admin, password, arguments)
     port = local.api.rpartition(":")[2]
-    made["context"] = _add_context(local, f"{address}:{port}", admin)
+    host = f"[{address}]" if ":" in address else address
+    made["context"] = _add_context(local, f"{host}:{port}", admin)
     _show(made, output)
 
 

@@ -13,11 +13,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from appliance.core.errors import FailedPrecondition, NotFound
-from appliance.core.files import make_private_dir
+from appliance.core.files import make_private_dir, open_private
 from appliance.core.identity import PrincipalKind
+
+LOG_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,8 @@ class Local:
     def only_one(self) -> Iterator[None]:
         """Be the one that runs this appliance. Raises FailedPrecondition when there is another."""
         make_private_dir(self.run)
-        with self._lock.open("a+", encoding="ascii") as file:
+        descriptor = open_private(self._lock, os.O_RDWR | os.O_APPEND)
+        with os.fdopen(descriptor, "a+", encoding="ascii") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
@@ -142,3 +145,10 @@ class Local:
             ) from error
         except tomllib.TOMLDecodeError as error:
             raise FailedPrecondition(f"{path} is not TOML: {error}") from error
+
+
+def log_file(path: Path) -> BinaryIO:
+    """Open a log to append to; one that has grown large becomes `.log.1` first."""
+    if path.exists() and path.stat().st_size > LOG_BYTES:
+        path.replace(path.with_suffix(".log.1"))
+    return os.fdopen(open_private(path, os.O_WRONLY | os.O_APPEND), "ab")

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 
 import click
 
+from appliance.core.process import leave_no_core
+
 NOUNS = {
     "ask": "Ask a served model.",
     "audit": "Read and verify the audit chain.",
@@ -86,6 +88,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 def main() -> None:
     """Run the command; the process ends with its exit code."""
+    leave_no_core()
     sys.exit(run())
 
 

@@ -20,20 +20,19 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
 
-from appliance.cli.local import Local, Program
+from appliance.cli.local import Local, Program, log_file
 from appliance.cli.process_tree import descendants, kill_below
 from appliance.client.health import check
-from appliance.core.errors import ApplianceError, FailedPrecondition, Unavailable
-from appliance.core.process import adopt_orphans, die_with_parent
+from appliance.core.errors import ApplianceError, FailedPrecondition, Unavailable, Untrusted
+from appliance.core.files import open_private
+from appliance.core.process import adopt_orphans, die_with_parent, leave_no_core
 from appliance.wire.server import check_free
 
 START_SECONDS = 120.0
 GRACE_SECONDS = 20.0
 STEADY_SECONDS = 60.0
 LONGEST_PAUSE = 30.0
-LOG_BYTES = 16 << 20
 SIGNALS = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 Say = Callable[[str], None]
 
@@ -72,7 +71,8 @@ class Supervisor:
 
         Raises:
             FailedPrecondition: it runs already, a port is taken, or a process ended at its start.
-            Unavailable: a process did not serve in time. In every case nothing is left running.
+            Unavailable: a process did not serve in time; Untrusted when something else answered
+                in its place. In every case nothing is left running.
         """
         with self._local.only_one():
             for child in self._children:
@@ -102,7 +102,7 @@ class Supervisor:
     def _start(self, child: Child) -> None:
         program = child.program
         arguments = [sys.executable, "-P", "-m", f"appliance.{program.name}"]
-        with _log_file(self._local.log(program.name)) as log:
+        with log_file(self._local.log(program.name)) as log:
             child.process = subprocess.Popen(
                 [*arguments, "--config", str(program.config)],
                 cwd=self._local.path,
@@ -110,10 +110,13 @@ class Supervisor:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                umask=0o077,
                 preexec_fn=_as_child(os.getpid()),  # noqa: PLW1509 - there is one thread
             )
         child.started, child.ended, child.restart_at = time.monotonic(), None, None
-        (self._local.run / f"{program.name}.pid").write_text(str(child.process.pid))
+        pid_file = self._local.run / f"{program.name}.pid"
+        with os.fdopen(open_private(pid_file, os.O_WRONLY | os.O_TRUNC), "w") as file:
+            file.write(str(child.process.pid))
 
     def _wait_until_serving(self, child: Child) -> None:
         ca = child.program.ca.read_bytes() if child.program.ca else None
@@ -124,6 +127,11 @@ class Supervisor:
                 raise FailedPrecondition(self._last_words(child))
             try:
                 check(child.program.health, ca, server=child.program.server, timeout=2.0)
+            except Untrusted as error:
+                raise Untrusted(
+                    f"{child.program.name} serves, but is not the one that {child.program.ca} "
+                    f"vouches for: {error}"
+                ) from error
             except Unavailable as error:
                 if time.monotonic() > end:
                     raise Unavailable(
@@ -228,13 +236,6 @@ def _as_child(supervisor: int) -> Callable[[], None]:
     return prepare
 
 
-def _log_file(path: Path) -> BinaryIO:
-    if path.exists() and path.stat().st_size > LOG_BYTES:
-        path.replace(path.with_suffix(".log.1"))
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-    return os.fdopen(descriptor, "wb")
-
-
 def _last_line(path: Path) -> str:
     """The last thing a log says: its message, when it is one of our JSON lines."""
     with path.open("rb") as file:
@@ -254,6 +255,7 @@ def main() -> int:
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--ready-fd", type=int, required=True)
     parsed = parser.parse_args()
+    leave_no_core()
     reports = os.fdopen(parsed.ready_fd, "w", encoding="utf-8")
 
     def tell(**facts: object) -> None:

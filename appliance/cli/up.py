@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from appliance.cli.local import Local
+from appliance.cli.local import Local, log_file
 from appliance.cli.options import data_dir
 from appliance.core.errors import BY_REASON, FailedPrecondition
 from appliance.core.files import make_private_dir
@@ -46,7 +46,7 @@ def _detach(local: Local) -> None:
     make_private_dir(local.run)
     reading, writing = os.pipe()
     program = [sys.executable, "-P", "-m", "appliance.cli.supervisor"]
-    with local.log("supervisor").open("ab") as log:
+    with log_file(local.log("supervisor")) as log:
         supervisor = subprocess.Popen(
             [*program, "--data-dir", str(local.path), "--ready-fd", str(writing)],
             cwd="/",

@@ -5,10 +5,10 @@ from __future__ import annotations
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from appliance.core.errors import Unavailable
+from appliance.core.errors import Unavailable, Untrusted
 from appliance.core.identity import PrincipalKind
 from appliance.wire.status import from_rpc_error
-from appliance.wire.tls import sync_channel
+from appliance.wire.tls import plain_channel, sync_channel
 
 SECONDS = 5.0
 
@@ -29,17 +29,20 @@ def check(
         timeout: seconds to wait for the answer.
 
     Raises:
-        Unavailable: it cannot be reached, is not of this appliance, or is starting or stopping.
+        Unavailable: it cannot be reached, or is starting or stopping; Untrusted when it is not the
+            server that is meant.
     """
     if ca_pem:
         channel = sync_channel(address, ca_pem, server_name=server.server_name)
     else:
-        channel = grpc.insecure_channel(address)
+        channel = plain_channel(address)
     with channel:
         stub = health_pb2_grpc.HealthStub(channel)
         try:
             answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=timeout)
         except grpc.RpcError as error:
-            raise Unavailable(f"{address}: {from_rpc_error(error)}") from error
+            failed = from_rpc_error(error)
+            kind = Untrusted if isinstance(failed, Untrusted) else Unavailable
+            raise kind(f"{address}: {failed}") from error
     if answer.status != health_pb2.HealthCheckResponse.SERVING:
         raise Unavailable(f"{address} answers, but does not serve: it is starting or stopping")

@@ -3,8 +3,9 @@
 `… init` makes a data directory; `--config control.toml join-token` lets one server join;
 `… gateway-certificate` renews the gateway's certificate.
 
-Rules kept here: the password is read from standard input, never from an argument; what goes wrong
-is one sentence on standard error and exit code 1, a wrong command line is 2.
+Rules kept here: whatever it does, it first closes itself to core files and other processes, because
+all of it holds keys; the password is read from standard input, never from an argument; what goes
+wrong is one sentence on standard error and exit code 1, a wrong command line is 2.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from appliance.control.config import ControlConfig
 from appliance.control.main import Control
 from appliance.core import config, log
 from appliance.core.errors import ApplianceError, InvalidInput
+from appliance.core.process import harden
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -32,6 +34,7 @@ def main(arguments: Sequence[str]) -> int:
     os.umask(0o077)
     parsed = _parser().parse_args(arguments)
     try:
+        harden()
         if parsed.command == "init":
             return _init(parsed)
         if parsed.config is None:

@@ -25,7 +25,7 @@ from appliance.control.config import ControlConfig, DataDirectory, audit_origin
 from appliance.control.store import migrate, tables
 from appliance.control.store.database import Database
 from appliance.core.errors import FailedPrecondition
-from appliance.core.files import make_private_dir, read_secret
+from appliance.core.files import make_private_dir, open_private, read_secret
 from appliance.crypto.keys import Keyring, RootKey
 
 CLOCK_TOLERANCE = timedelta(minutes=5)
@@ -81,8 +81,7 @@ def open_data(settings: ControlConfig, clock: Callable[[], datetime]) -> Opened:
 
 def _lock(data: DataDirectory) -> int:
     make_private_dir(data.run)
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-    descriptor = os.open(data.run / "control.lock", flags, 0o600)
+    descriptor = open_private(data.run / "control.lock", os.O_RDWR)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:

@@ -132,6 +132,12 @@ class Unavailable(ApplianceError):
     reason = "UNAVAILABLE"
 
 
+class Untrusted(Unavailable):
+    """What answers is not believed to be the server that is meant; waiting does not help."""
+
+    reason = "UNTRUSTED_SERVER"
+
+
 class AuditUnavailable(Unavailable):
     """The audit record could not be made durable, so nothing was done."""
 
@@ -184,6 +190,7 @@ BY_REASON: dict[str, type[ApplianceError]] = {
         FailedPrecondition,
         Exhausted,
         Unavailable,
+        Untrusted,
         AuditUnavailable,
         Cancelled,
         UnknownMethod,

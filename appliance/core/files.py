@@ -5,6 +5,7 @@ Rules kept here:
   folder;
 * a secret is read only from a regular file that the running user owns and nobody else can read or
   write, and never through a symbolic link (the check is made on the opened file, not on its name);
+* what is private has its mode whatever the umask of the one who starts us;
 * a full disk is one clear sentence, the old file stays as it was, and no half file is left.
 
 The attack: a key file left readable to the group, or a link planted where the service looks for its
@@ -78,6 +79,27 @@ def write_durably(path: Path, data: bytes, mode: int = 0o600) -> None:
             temporary.unlink(missing_ok=True)
             raise
         sync_dir(path.parent)
+
+
+def open_private(path: Path, flags: int) -> int:
+    """Open a file of this user alone, mode 0600, made if it is new; the descriptor.
+
+    One that others could read or write, left by an older version or made by hand, is closed to
+    them.
+
+    Args:
+        path: of the file; its folder exists.
+        flags: of open(2), such as `os.O_WRONLY | os.O_APPEND`.
+
+    Raises OSError, also when a symbolic link stands there.
+    """
+    descriptor = os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        os.fchmod(descriptor, 0o600)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def read_secret(path: Path) -> bytes:

@@ -7,8 +7,8 @@ without anybody who could stop it. Rules kept here:
 * no rights gained by executing something (PR_SET_NO_NEW_PRIVS);
 * the kernel ends the child with its parent (PR_SET_PDEATHSIG), also when the parent was killed.
 
-Linux only. Called by the agent, the gateway, workers with the processes of their engines, the
-leader of a job with its ranks, and the command's supervisor.
+Linux only. Called by the control plane with its offline commands, the agent, the gateway, workers
+with the processes of their engines, the leader of a job with its ranks, and the command.
 """
 
 from __future__ import annotations
@@ -35,9 +35,18 @@ def _prctl(option: int, value: int) -> None:
         )
 
 
+def leave_no_core() -> None:
+    """Let the kernel write no core file of this process or its children.
+
+    All that a person's own command needs: it holds passwords and tokens for a moment. `harden`
+    would take `/dev/stdin` and `<(...)` away from it, which are names below `/proc/self/fd`.
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
 def harden() -> None:
     """Let nobody look into this process, and let it gain no rights. Inherited by children."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    leave_no_core()
     _prctl(PR_SET_DUMPABLE, 0)
     _prctl(PR_SET_NO_NEW_PRIVS, 1)
 

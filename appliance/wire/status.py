@@ -6,7 +6,7 @@ Rules kept here:
 * all of it is cut to a size that fits into trailing metadata, so that a long message never turns
   into another error;
 * what a server says becomes the same class again at the caller; what is not from our domain is
-  mapped by its code.
+  mapped by its code, and why a server is not reached by what gRPC says of it.
 
 Called by the door of every server (`to_status`) and by the client (`from_rpc_error`).
 """
@@ -38,6 +38,7 @@ from appliance.core.errors import (
     Unavailable,
     UnknownMethod,
 )
+from appliance.wire.unreachable import explain
 
 DOMAIN = "appliance"
 # Bytes. The message crosses twice, once percent-encoded (three times its size), the details in
@@ -67,7 +68,6 @@ _BY_CODE: dict[str, type[ApplianceError]] = {
 }
 
 _SENTENCES = {
-    "UNAVAILABLE": "the server cannot be reached: check its address and that it runs",
     "CANCELLED": "the server ended the call: it may be stopping; repeat it",
     "DEADLINE_EXCEEDED": "the server did not answer in time: repeat, or allow more time",
     "UNIMPLEMENTED": "the server does not know this call: it may be older than this program",
@@ -147,11 +147,17 @@ def from_rpc_error(error: grpc.RpcError) -> ApplianceError:
             return found
     code = failed.code().name
     said = failed.details() or ""
+    if code == "UNAVAILABLE":
+        return _with_detail(explain(said), said)
     sentence = _SENTENCES.get(code, said or f"the call failed with {code}")
-    made = _BY_CODE.get(code, Internal)(sentence)
+    return _with_detail(_BY_CODE.get(code, Internal)(sentence), said)
+
+
+def _with_detail(error: ApplianceError, said: str) -> ApplianceError:
+    """The error with what gRPC itself said, for who looks closer."""
     if said:
-        made.metadata["detail"] = said
-    return made
+        error.metadata["detail"] = said
+    return error
 
 
 def _from_status(status: status_pb2.Status) -> ApplianceError | None:

@@ -8,6 +8,7 @@ Rules kept here:
 * sizes, times and counts are limited explicitly (a message, the metadata, the handshake, streams,
   idle time);
 * gRPC does not retry by itself: whoever calls knows what may be repeated;
+* every channel of the appliance is made here, so none of them asks a proxy of the environment;
 * a port is never shared by accident (`so_reuseport` 0): a second process gets an error.
 
 The attacks: a server that poses as another with a certificate of its own, a silent TCP connection,
@@ -108,3 +109,8 @@ def sync_channel(
     """The same for code without an event loop, such as the command."""
     credentials, options = _channel_arguments(ca_pem, key_pem, cert_pem, server_name)
     return grpc.secure_channel(target, credentials, options=options)
+
+
+def plain_channel(target: str) -> grpc.Channel:
+    """A channel without TLS, for a health port that the kernel keeps on this machine."""
+    return grpc.insecure_channel(target, options=CHANNEL_OPTIONS)

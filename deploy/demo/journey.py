@@ -262,7 +262,7 @@ def serve(stage: Stage) -> str:
 
 def _ask_openai(stage: Stage, question: str) -> str:
     """Stream an answer through the unmodified OpenAI client."""
-    transport = httpx.Client(verify=str(stage.ca))
+    transport = httpx.Client(verify=str(stage.ca), trust_env=False)
     client = openai.OpenAI(
         base_url=stage.addresses["openai"], api_key=stage.token, http_client=transport
     )

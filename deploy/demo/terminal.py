@@ -9,6 +9,7 @@ import json
 import os
 import re
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,12 @@ class Terminal:
     Args:
         program: path of the `appliance` command.
         home: folder for configuration and sessions; nothing of the caller's own is touched.
+        surroundings: further variables of its environment.
     """
 
-    def __init__(self, program: Path, home: Path) -> None:
+    def __init__(
+        self, program: Path, home: Path, surroundings: Mapping[str, str] | None = None
+    ) -> None:
         self._program = str(program)
         home.mkdir(parents=True, exist_ok=True)
         self._env = {
@@ -38,6 +42,7 @@ class Terminal:
             "LANG": "C.UTF-8",
             "TERM": "dumb",
             "COLUMNS": "120",
+            **(surroundings or {}),
         }
 
     def run(

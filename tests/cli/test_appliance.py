@@ -1,4 +1,8 @@
-"""A person at a real terminal with a real appliance: from nothing to a refused call, and down."""
+"""A person at a real terminal with a real appliance: from nothing to a refused call, and down.
+
+The terminal is a hostile one: its umask is 0, and every spelling of a proxy names one that nobody
+runs.
+"""
 
 import json
 import os
@@ -18,6 +22,12 @@ from appliance.cli.process_tree import descendants
 
 PASSWORDS = {"alice": "violet harbour 41 tram", "dora": "seven quiet 92 lanterns"}
 PROGRAM = [sys.executable, "-m", "appliance.cli.main"]
+PROXIES = [
+    spelling
+    for scheme in ("http", "https", "grpc", "all")
+    for spelling in (f"{scheme}_proxy", f"{scheme}_PROXY".upper())
+]
+PUBLIC = {"ca.pem"}
 Type = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -36,7 +46,11 @@ def free_ports(count: int) -> int:
 def environment(home: Path) -> dict[str, str]:
     names = ("PATH", "VIRTUAL_ENV", "LANG")
     kept = {name: os.environ[name] for name in names if name in os.environ}
-    return kept | {"HOME": str(home), "XDG_CONFIG_HOME": str(home / "config"), "TERM": "dumb"}
+    return (
+        kept
+        | dict.fromkeys(PROXIES, "http://127.0.0.1:9")
+        | {"HOME": str(home), "XDG_CONFIG_HOME": str(home / "config"), "TERM": "dumb"}
+    )
 
 
 @pytest.fixture
@@ -52,6 +66,7 @@ def type_(tmp_path: Path) -> Type:
             capture_output=True,
             timeout=150,
             check=False,
+            umask=0,
         )
 
     return run
@@ -113,6 +128,42 @@ def an_edit_of_the_records_is_found(data: Path, tmp_path: Path, type_: Type) -> 
     Path(records).write_bytes(b"".join(lines))
     refused = type_(*verify, "--records", records)
     assert (refused.returncode, f"audit record {bad} " in refused.stderr) == (1, True)
+
+
+def open_to_others(folder: Path) -> list[tuple[str, str]]:
+    """What others may read or write below a folder, but for what is public, with its mode."""
+    return [
+        (str(path.relative_to(folder)), f"{path.stat().st_mode & 0o777:o}")
+        for path in folder.rglob("*")
+        if path.stat().st_mode & (0o022 if path.name in PUBLIC else 0o077)
+    ]
+
+
+def cores_of(pid: int) -> str:
+    """The largest core file that the kernel may write of a process."""
+    limits = Path(f"/proc/{pid}/limits").read_text()
+    return next(line for line in limits.splitlines() if "core file" in line).split()[4]
+
+
+@pytest.mark.attack
+def test_nothing_is_open_to_others_and_nothing_leaves_a_core(
+    data: Path, tmp_path: Path, type_: Type
+) -> None:
+    log_in(tmp_path / "alice", "alice")
+    assert (data / "run" / "control.pid").exists()
+    assert len(list(data.rglob("*"))) > 20
+    assert open_to_others(data) == []
+    assert open_to_others(tmp_path / "alice") == []
+    supervisor = Local(data).supervisor()
+    assert supervisor is not None
+    assert {cores_of(pid) for pid in [supervisor, *descendants(supervisor)]} == {"0"}
+    # What an older version left open is closed when it is used again.
+    assert type_("down", "--data-dir", str(data)).returncode == 0
+    for path in (data / "run").iterdir():
+        path.chmod(0o666)
+    up = type_("up", "--data-dir", str(data), "--detach")
+    assert up.returncode == 0, up.stderr
+    assert open_to_others(data / "run") == []
 
 
 def test_up_and_down(data: Path, type_: Type) -> None:
@@ -178,3 +229,16 @@ def test_a_refused_password_makes_nothing(tmp_path: Path, type_: Type) -> None:
     assert (made.returncode, "12 characters" in made.stderr) == (1, True)
     assert not folder.exists()
     assert type_("context", "list", "-o", "json").stdout == "[]\n"
+
+
+def test_an_address_of_the_sixth_version_is_written_with_brackets(
+    tmp_path: Path, type_: Type
+) -> None:
+    made = type_(
+        *("init", "--data-dir", str(tmp_path / "data"), "--admin", "alice", "--password-file", "-"),
+        *("--listen", "::1", "--address", "::1"),
+        stdin=PASSWORDS["alice"] + "\n",
+    )
+    assert made.returncode == 0, made.stderr
+    (context,) = json.loads(type_("context", "list", "-o", "json").stdout)
+    assert context["server"] == "[::1]:7443" == Local(tmp_path / "data").api

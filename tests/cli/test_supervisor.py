@@ -1,5 +1,6 @@
 """The supervisor over processes that serve health and nothing else."""
 
+import json
 import os
 import select
 import signal
@@ -11,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from appliance.cli.process_tree import descendants
+from appliance.core.identity import PrincipalKind
 from tests.fakes.ports import free_port
+from tests.fakes.wire import issued, other_authority
 
 # A stand-in for `python -m appliance.NAME --config F`: health on the port that the file names.
 PROGRAM = """
@@ -26,7 +29,11 @@ server = grpc.server(futures.ThreadPoolExecutor(2))
 servicer = health.HealthServicer()
 servicer.set("", health_pb2.HealthCheckResponse.SERVING)
 health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
-server.add_insecure_port(plan["health"])
+if "key" in plan:
+    pair = (plan["key"].encode(), plan["certificate"].encode())
+    server.add_secure_port(plan["health"], grpc.ssl_server_credentials([pair]))
+else:
+    server.add_insecure_port(plan["health"])
 server.start()
 subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"])
 server.wait_for_termination()
@@ -37,10 +44,11 @@ from pathlib import Path
 from appliance.cli import supervisor
 from appliance.cli.local import Local, Program
 from appliance.core.identity import PrincipalKind
+CA = Path(sys.argv[3]) if len(sys.argv) > 3 else None
 class Toy(Local):
     def programs(self):
         return tuple(
-            Program(path.stem, path, (address := path.read_text().split('"')[1]), None,
+            Program(path.stem, path, (address := path.read_text().split('"')[1]), CA,
                     PrincipalKind.NODE, ((address, f"health in {path.name}"),))
             for path in sorted(self.path.glob("*.toml"))
         )
@@ -68,9 +76,19 @@ def data(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def start(data: Path) -> subprocess.Popen[str]:
+def start(data: Path, ca: bytes | None = None) -> subprocess.Popen[str]:
+    """Run it; with an authority, the programs serve TLS that another one vouches for."""
+    more: list[str] = []
+    if ca is not None:
+        pair = issued(PrincipalKind.NODE, "n", server=True)
+        (data.parent / "ca.pem").write_bytes(ca)
+        more = [str(data.parent / "ca.pem")]
+        for config in data.glob("*.toml"):
+            key, certificate = (json.dumps(pem.decode()) for pem in (pair.key, pair.certificate))
+            lines = f"key = {key}\ncertificate = {certificate}\n"
+            config.write_text(config.read_text() + lines)
     return subprocess.Popen(
-        [sys.executable, "-c", RUNNER, str(data), str(data.parent / "program.py")],
+        [sys.executable, "-c", RUNNER, str(data), str(data.parent / "program.py"), *more],
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -133,6 +151,16 @@ def test_a_port_in_use_is_said_before_anything_starts(data: Path) -> None:
         assert supervisor.wait(60) == 0
     assert "is in use" in said
     assert "health in b-node.toml" in said
+
+
+@pytest.mark.attack
+def test_a_server_that_is_not_believed_is_not_waited_for(data: Path) -> None:
+    """The file of the CA is another one's: TLS never believes what answers."""
+    with start(data, other_authority().certificate_pem) as supervisor:
+        (said,) = read_until(supervisor, "ERROR")[-1:]
+        assert supervisor.wait(60) == 0
+    assert "a-control serves, but is not the one that" in said
+    assert "does not speak TLS" not in said
 
 
 @pytest.mark.attack

@@ -12,7 +12,7 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 from appliance.client.connection import Connection
 from appliance.client.health import check
 from appliance.client.inference import AsyncInference
-from appliance.core.errors import Unavailable
+from appliance.core.errors import Untrusted
 from appliance.core.identity import Principal, PrincipalKind
 from tests.fakes.wire import authority, serving
 
@@ -45,9 +45,9 @@ async def test_a_connection_believes_the_kind_of_server_it_means(
         await asyncio.to_thread(ask_health, address, meant)
         await asyncio.to_thread(check, address, ca, server=meant)
         return
-    with pytest.raises(Unavailable):
+    with pytest.raises(Untrusted):
         await asyncio.to_thread(ask_health, address, meant)
-    with pytest.raises(Unavailable):
+    with pytest.raises(Untrusted):
         await asyncio.to_thread(check, address, ca, server=meant)
 
 
@@ -58,4 +58,4 @@ async def test_inference_is_asked_of_a_gateway_only(server: tuple[PrincipalKind,
         with pytest.raises(Exception) as raised:
             await asyncio.wait_for(anext(client.generate("projects/p/endpoints/e", prompt="x")), 10)
     # A gateway is reached, and this one knows no such method.
-    assert (type(raised.value) is Unavailable) == (shown is not PrincipalKind.GATEWAY)
+    assert (type(raised.value) is Untrusted) == (shown is not PrincipalKind.GATEWAY)

@@ -23,6 +23,27 @@ from tests.fakes.appliance import PASSWORD
 REPOSITORY = Path(__file__).parents[2]
 
 
+# What the kernel says of the process at the moment when a command's work would begin.
+CLOSED = """
+import ctypes, resource, sys
+from pathlib import Path
+from appliance.control import __main__ as program
+def look(*_):
+    status = Path("/proc/self/status").read_text()
+    print(
+        ctypes.CDLL(None).prctl(3, 0, 0, 0, 0),
+        *resource.getrlimit(resource.RLIMIT_CORE),
+        status.partition("NoNewPrivs:")[2].split()[0],
+    )
+    return 0
+async def serve(*_):
+    look()
+program._init = program._join_token = program._gateway_certificate = look
+program._serve = serve
+sys.exit(program.main(sys.argv[1:]))
+"""
+
+
 def start(folder: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "appliance.control", "--config", str(folder / "control.toml")],
@@ -90,3 +111,36 @@ def test_a_wrong_key_in_the_configuration_is_one_sentence(folder: Path) -> None:
         said = started.stderr.read()
     assert started.returncode == 1
     assert said == f"error: {config}: listen.apy: is not a key; did you mean api?\n"
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("init", "--data-dir", "/nowhere", "--admin", "alice", "--password-stdin"),
+        ("--config", "{config}"),
+        ("--config", "{config}", "join-token", "--node", "n-2"),
+        ("--config", "{config}", "gateway-certificate"),
+    ],
+)
+def test_nobody_looks_into_it_and_it_leaves_no_core(folder: Path, command: tuple[str, ...]) -> None:
+    """Not dumpable, no core file, no new rights: before anything of the data directory is read."""
+    typed = [part.format(config=folder / "control.toml") for part in command]
+    done = subprocess.run(
+        [sys.executable, "-c", CLOSED, *typed],
+        capture_output=True,
+        text=True,
+        cwd=REPOSITORY,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "0 0 0 1\n", "")
+
+
+@pytest.mark.attack
+def test_the_process_that_serves_is_closed(
+    process: tuple[subprocess.Popen[str], dict[str, Any]],
+) -> None:
+    about = Path(f"/proc/{process[0].pid}")
+    limits = (about / "limits").read_text().splitlines()
+    assert next(line for line in limits if "core file" in line).split()[4:6] == ["0", "0"]
+    assert "NoNewPrivs:\t1" in (about / "status").read_text()

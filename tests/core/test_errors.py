@@ -29,6 +29,7 @@ ALL = [
         (errors.FailedPrecondition, "FAILED_PRECONDITION", "FAILED_PRECONDITION"),
         (errors.Exhausted, "RESOURCE_EXHAUSTED", "RESOURCE_EXHAUSTED"),
         (errors.Unavailable, "UNAVAILABLE", "UNAVAILABLE"),
+        (errors.Untrusted, "UNAVAILABLE", "UNTRUSTED_SERVER"),
         (errors.AuditUnavailable, "UNAVAILABLE", "AUDIT_UNAVAILABLE"),
         (errors.Cancelled, "CANCELLED", "CANCELLED"),
         (errors.UnknownMethod, "UNIMPLEMENTED", "UNKNOWN_METHOD"),

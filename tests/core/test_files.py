@@ -9,7 +9,7 @@ import pytest
 
 from appliance.core import files
 from appliance.core.errors import Exhausted, FailedPrecondition
-from appliance.core.files import make_private_dir, read_secret, write_durably
+from appliance.core.files import make_private_dir, open_private, read_secret, write_durably
 
 
 def mode(path: Path) -> int:
@@ -32,6 +32,30 @@ def test_the_mode_is_exact_whatever_the_umask(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert mode(tmp_path / "ca.pem") == 0o644
+
+
+@pytest.mark.attack
+def test_a_private_file_is_private_under_every_umask_and_also_when_it_was_open(
+    tmp_path: Path,
+) -> None:
+    before = os.umask(0)
+    try:
+        (tmp_path / "old.log").write_bytes(b"one ")
+        for name in ("old.log", "new.log"):
+            with os.fdopen(open_private(tmp_path / name, os.O_WRONLY | os.O_APPEND), "wb") as file:
+                file.write(b"two")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "old.log").read_bytes() == b"one two"
+    assert {mode(path) for path in tmp_path.iterdir()} == {0o600}
+
+
+@pytest.mark.attack
+def test_a_private_file_is_not_opened_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "target").write_bytes(b"")
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    with pytest.raises(OSError, match="symbolic"):
+        open_private(tmp_path / "link", os.O_WRONLY)
 
 
 def test_order_of_the_durable_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

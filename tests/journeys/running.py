@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,6 +56,7 @@ class Appliance:
     alice: Terminal
     password: str = field(repr=False)
     secret: str = field(default="", repr=False)
+    surroundings: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def objects(self) -> Path:
@@ -73,7 +74,7 @@ class Appliance:
 
     def person(self, name: str) -> Terminal:
         """Somebody with a home and a context of their own, who has not logged in yet."""
-        terminal = Terminal(PROGRAM, self.home / name)
+        terminal = Terminal(PROGRAM, self.home / name, self.surroundings)
         add = ("context", "add", "here", "--server", self.server, "--project", PROJECT)
         terminal.run(*add, "--ca", str(self.data / "ca.pem"))
         return terminal
@@ -149,13 +150,16 @@ def init(terminal: Terminal, data: Path, password: str, *, expect: int = 0) -> D
 
 
 @contextmanager
-def running(home: Path) -> Iterator[Appliance]:
-    """An appliance from `init` to `down`; afterwards nothing of it is left running."""
-    data = home / "data"
-    alice = Terminal(PROGRAM, home / "alice")
+def running(home: Path, surroundings: Mapping[str, str] | None = None) -> Iterator[Appliance]:
+    """An appliance from `init` to `down`; afterwards nothing of it is left running.
+
+    `surroundings` are in the environment of everybody who types, and so of every process.
+    """
+    data, around = home / "data", surroundings or {}
+    alice = Terminal(PROGRAM, home / "alice", around)
     password = secrets.token_urlsafe(18)
     init(alice, data, password)
-    appliance = Appliance(home, data, Local(data).api, alice, password)
+    appliance = Appliance(home, data, Local(data).api, alice, password, surroundings=around)
     alice.run("up", "--data-dir", str(data), "--detach")
     started = appliance.process_ids
     try:

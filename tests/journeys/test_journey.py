@@ -1,4 +1,7 @@
-"""From text to a trained model, as a user drives it, while things break on the way."""
+"""From text to a trained model, as a user drives it, while things break on the way.
+
+All of it runs where every spelling of a proxy names one that nobody runs.
+"""
 
 import asyncio
 import json
@@ -15,6 +18,11 @@ from tests.journeys.running import PROGRAM, PROJECT, Appliance, sentence, texts,
 
 pytestmark = pytest.mark.timeout(240)
 
+SURROUNDINGS = {
+    spelling: "http://127.0.0.1:9"
+    for scheme in ("http", "https", "grpc", "all")
+    for spelling in (f"{scheme}_proxy", f"{scheme}_PROXY".upper())
+}
 NOT_ALLOWED, FAILED = 5, 1
 SMALL = (
     *("--dataset=tokens/1", "--layers=2", "--hidden-size=32", "--intermediate-size=64"),
