@@ -1,4 +1,6 @@
-"""What every server counts: calls and their time by method and outcome, and calls in progress.
+"""What every server counts: calls by method and outcome, calls in progress, what the process holds.
+
+Tasks, threads, descriptors and memory are shown because they have to fall again after a flood.
 
 Rules kept here: labels come from our own descriptors and status codes, never from a request, so
 that no caller can fill the memory with label values; nothing about who called or what for is in
@@ -9,7 +11,14 @@ Made by the composition root of a process with its own registry; used by the doo
 
 from __future__ import annotations
 
+import asyncio
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 _SECONDS = (0.001, 0.005, 0.02, 0.1, 0.5, 2, 10, 60)
 
@@ -44,3 +53,30 @@ class CallMetrics:
         self._active.labels(method).dec()
         self._calls.labels(method, code, reason).inc()
         self._seconds.labels(method).observe(seconds)
+
+
+class ProcessState(Collector):
+    """What this process holds now; read when asked, by the thread that shows metrics.
+
+    Args:
+        loop: the one event loop of the process.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+
+    def collect(self) -> Iterable[Metric]:
+        """One gauge each."""
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        figures = {
+            "tasks": ("Asyncio tasks.", len(asyncio.all_tasks(self._loop))),
+            "threads": ("Threads.", _entries("task")),
+            "descriptors": ("Open descriptors.", _entries("fd")),
+            "resident_bytes": ("Memory in use.", pages * os.sysconf("SC_PAGE_SIZE")),
+        }
+        for name, (text, value) in figures.items():
+            yield GaugeMetricFamily(f"appliance_process_{name}", text, value=value)
+
+
+def _entries(folder: str) -> int:
+    return sum(1 for _ in Path("/proc/self", folder).iterdir())

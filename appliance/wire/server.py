@@ -32,6 +32,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from prometheus_client import CollectorRegistry, start_http_server
 
 from appliance.core.errors import FailedPrecondition, InvalidInput
+from appliance.wire.metrics import ProcessState
 from appliance.wire.rules import Rule, RuleMissing
 from appliance.wire.tls import SERVER_OPTIONS
 
@@ -219,6 +220,7 @@ class Server:
                 f"such as 127.0.0.1:{port}"
             )
         check_free(self._metrics_address, self._metrics_setting)
+        self._registry.register(ProcessState(asyncio.get_running_loop()))
         httpd, thread = start_http_server(port, addr=host, registry=self._registry)
         self._metrics = (httpd, thread)
         self.metrics_port = httpd.server_port

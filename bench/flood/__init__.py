@@ -1,0 +1,225 @@
+"""Twelve floods against a real control plane and a real gateway: who else notices?
+
+Each flood comes from one process on one core, at a fixed rate, from a source of its own, over
+loopback. A well-behaved caller's p99 with it and without it, in turn; audit records it causes; what
+the flooded process holds five seconds later; its memory after ten rounds against that after two.
+The last columns say what a caller with a token sees who shares the flooder's address.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import multiprocessing
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from bench.flood import flooder
+from bench.flood.caller import Caller, caller_of
+from bench.flood.floods import EVERY, FLOODS, Flood
+from bench.flood.stage import Stage, stage
+from bench.measure import RESULTS
+
+NAME = "flood"
+ROUNDS = 10
+SHARED_ROUNDS = 1
+QUIET_SECONDS = 1.5
+SETTLE_SECONDS = 5.0
+STRANGER, NEIGHBOUR = "127.0.0.2", "127.0.0.1"
+"""The flooder's address: one of its own, or the caller's."""
+MOST_RATIO, MOST_RECORDS, MOST_GROWTH = 3.0, 100, 1.1
+SLACK = {"tasks": 2, "threads": 2, "descriptors": 2}
+"""What may be more afterwards: the connection that asks, and a call that is under way."""
+
+Row = dict[str, Any]
+
+
+def main() -> int:
+    """Run all floods; 1 when a bar is missed."""
+    return run([flood.name for flood in FLOODS], EVERY, ROUNDS)
+
+
+def command() -> int:
+    """Run the floods that the command line names."""
+    parser = argparse.ArgumentParser(prog="bench.flood", description="Flood an appliance.")
+    parser.add_argument("floods", nargs="*", metavar="FLOOD", help="which floods; all by default")
+    parser.add_argument("--listener", action="append", choices=EVERY, help="only this one")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"{ROUNDS} by default")
+    options = parser.parse_args()
+    known = [flood.name for flood in FLOODS]
+    unknown = sorted(set(options.floods) - set(known))
+    if unknown:
+        parser.error(f"no flood named {', '.join(unknown)}; there are: {', '.join(known)}")
+    return run(options.floods or known, options.listener or EVERY, options.rounds)
+
+
+def run(names: Sequence[str], listeners: Sequence[str], rounds: int) -> int:
+    """Run floods, print the table as it grows, write the JSON."""
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as folder, stage(Path(folder)) as made:
+        made.strangers_records()
+        print(f"\n{NAME}: {rounds} rounds each; milliseconds of the well-behaved caller")
+        print(_line(_HEAD), flush=True)
+        for flood in FLOODS:
+            for listener in flood.listeners:
+                if flood.name in names and listener in listeners:
+                    rows.append(_flooded(made, flood, listener, rounds))
+                    print(_line(_cells(rows[-1])), flush=True)
+        # What is counted by the minute comes a minute later.
+        time.sleep(65.0)
+        late = made.strangers_records()
+    missed = [f"{row['flood']} {row['listener']}: {bar}" for row in rows for bar in row["missed"]]
+    print(f"records that came in the minute after the last flood: {late}")
+    print("bars missed:", *(missed or ["none"]), sep="\n  ")
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    whole = {"bench": NAME, "rounds": rounds, "records_late": late, "rows": rows}
+    (RESULTS / f"{NAME}.json").write_text(json.dumps(whole, indent=2) + "\n")
+    return int(bool(missed))
+
+
+def _flooded(made: Stage, flood: Flood, listener: str, rounds: int) -> Row:
+    """One row of the table."""
+    process = made.process_of(listener)
+    with _flooder(made, flood, listener) as link:
+        asyncio.run(_round(made, flood, listener, link, STRANGER))  # threads, caches
+        time.sleep(SETTLE_SECONDS)
+        records, log = made.strangers_records(), made.log_bytes()
+        before = made.held(process)
+        quiet: list[float] = []
+        loud: list[float] = []
+        lost: list[str] = []
+        memory: list[int] = []
+        tally: dict[str, float] = {}
+        for _ in range(rounds):
+            found = asyncio.run(_round(made, flood, listener, link, STRANGER))
+            quiet += found[0]
+            loud += found[1]
+            lost += found[2]
+            tally = {key: tally.get(key, 0) + value for key, value in found[3].items()}
+            memory.append(made.held(process)["resident_bytes"])
+        time.sleep(SETTLE_SECONDS)
+        after = made.held(process)
+        records, log = made.strangers_records(), made.log_bytes() - log
+        shared = [
+            asyncio.run(_round(made, flood, listener, link, NEIGHBOUR))
+            for _ in range(SHARED_ROUNDS)
+        ]
+    row: Row = {
+        "flood": flood.name,
+        "listener": listener,
+        "acts_per_second": tally["acts"] / tally["seconds"],
+        "tally": tally,
+        "samples": [len(quiet), len(loud)],
+        "quiet_p99": 1e3 * _p99(quiet),
+        "flooded_p99": 1e3 * _p99(loud),
+        "flooded_p50": 1e3 * statistics.median(loud),
+        "lost": len(lost),
+        "why_lost": sorted(set(lost))[:5],
+        "records": records,
+        "log_bytes": log,
+        "before": before,
+        "after": after,
+        "growth": memory[-1] / memory[min(1, len(memory) - 1)],
+        "shared_p99": 1e3 * _p99([each for found in shared for each in found[1]]),
+        "shared_lost": sum(len(found[2]) for found in shared),
+        "shared_calls": sum(len(found[1]) for found in shared),
+    }
+    return {**row, "ratio": row["flooded_p99"] / row["quiet_p99"], "missed": _missed(row)}
+
+
+def _missed(row: Row) -> list[str]:
+    """The bars that a row misses."""
+    ratio = row["flooded_p99"] / row["quiet_p99"]
+    bars = {
+        f"p99 {ratio:.1f} times": ratio > MOST_RATIO,
+        f"{row['lost']} calls lost": row["lost"] > 0,
+        f"{row['records']} records": row["records"] > MOST_RECORDS,
+        f"memory {row['growth']:.2f} times": row["growth"] > MOST_GROWTH,
+    }
+    for name, slack in SLACK.items():
+        bars[f"{name} {row['before'][name]} to {row['after'][name]}"] = (
+            row["after"][name] > row["before"][name] + slack
+        )
+    return [bar for bar, is_missed in bars.items() if is_missed]
+
+
+async def _round(
+    made: Stage, flood: Flood, listener: str, link: Connection, source: str
+) -> tuple[list[float], list[float], list[str], dict[str, float]]:
+    """Times without the flood and with it, what was lost in it, and what the flooder says."""
+    caller: Caller = caller_of(made, listener)
+    try:
+        quiet = await caller.measure(QUIET_SECONDS)
+        if caller.lost:
+            raise SystemExit(f"calls are lost without any flood: {caller.lost[0]}")
+        link.send(("start", source))
+        loud = await caller.measure(flood.seconds)
+        link.send(("stop",))
+        tally = await asyncio.to_thread(link.recv)
+        await asyncio.sleep(0.5)
+    finally:
+        await caller.close()
+    return quiet, loud, caller.lost, tally
+
+
+@contextmanager
+def _flooder(made: Stage, flood: Flood, listener: str) -> Iterator[Connection]:
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    arguments = (made.target(listener), flood.act, flood.rate, flood.most, there)
+    process = context.Process(target=flooder.serve, args=arguments)
+    process.start()
+    try:
+        yield here
+        here.send(("end",))
+        process.join(10)
+    finally:
+        process.kill()
+        process.join()
+
+
+def _p99(times: Sequence[float]) -> float:
+    return statistics.quantiles(times, n=100)[98]
+
+
+_HEAD = (
+    *("flood", "listener", "acts/s", "quiet p99", "flooded", "ratio", "lost", "records"),
+    *("tasks", "fds", "threads", "memory", "shared p99", "lost"),
+)
+_WIDTHS = (20, 9, 8, 10, 9, 7, 6, 9, 12, 12, 9, 8, 11, 9)
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    def change(name: str) -> str:
+        return f"{row['before'][name]}>{row['after'][name]}"
+
+    return (
+        row["flood"],
+        row["listener"],
+        f"{row['acts_per_second']:.0f}",
+        f"{row['quiet_p99']:.1f}",
+        f"{row['flooded_p99']:.1f}",
+        f"{row['ratio']:.2f}",
+        str(row["lost"]),
+        str(row["records"]),
+        change("tasks"),
+        change("descriptors"),
+        change("threads"),
+        f"{row['growth']:.2f}",
+        f"{row['shared_p99']:.1f}",
+        f"{row['shared_lost']}/{row['shared_calls']}",
+    )
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "".join(
+        cell.ljust(width) if number < 2 else cell.rjust(width)
+        for number, (cell, width) in enumerate(zip(cells, _WIDTHS, strict=True))
+    )
