@@ -6,13 +6,13 @@ held in memory as a whole but a single text document.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from appliance.api.data.v1 import dataset_service_pb2 as data
 from appliance.api.models.v1 import model_service_pb2 as models
+from appliance.core import strict_json
 from appliance.core.errors import InvalidInput
 
 MESSAGE_BYTES = 1 << 20
@@ -84,9 +84,9 @@ def _lines(file: Path, name: str) -> Iterator[data.Document]:
             if not line.strip():
                 continue
             try:
-                value = json.loads(line)
+                value = strict_json.read_value(f"{file} line {number}", line)
                 text = value["text"]
-            except (ValueError, TypeError, KeyError) as error:
+            except (TypeError, KeyError) as error:
                 raise _no_document(file, number) from error
             if not isinstance(text, str):
                 raise _no_document(file, number)

@@ -62,6 +62,27 @@ def test_a_bad_line_is_named(tmp_path: Path, line: str) -> None:
         list(uploads.documents([file], lambda _: None))
 
 
+@pytest.mark.attack
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ('{"text": "half \\ud800"}', "line 2 has half of a surrogate pair at text"),
+        ('{"text": "x", "\\udfff": 1}', "line 2 has half of a surrogate pair at a key"),
+        ('{"text": "x", "id": ["\\ud800"]}', r"line 2 has half of a surrogate pair at id\[0\]"),
+        ('{"text": ' + "[" * 100_000, "line 2 is not JSON"),
+        ('{"text": "x", "more": ' + "[" * 500 + "]" * 500 + "}", "line 2 is nested more than 64"),
+        ('{"text": "x", "text": "y"}', "line 2 has the same key twice"),
+    ],
+)
+def test_a_line_that_no_other_reader_would_read_alike_is_refused(
+    tmp_path: Path, line: str, why: str
+) -> None:
+    file = tmp_path / "b.jsonl"
+    file.write_text('{"text": "ok"}\n' + line)
+    with pytest.raises(InvalidInput, match=why):
+        list(uploads.documents([file], lambda _: None))
+
+
 def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "a.txt"
     file.write_bytes(b"\xff\xfe\x00")

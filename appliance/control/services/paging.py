@@ -17,6 +17,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from appliance.core import strict_json
 from appliance.core.errors import InvalidInput
 
 DEFAULT_SIZE = 50
@@ -61,8 +62,9 @@ def key_of(token: str, *kinds: type[str | int]) -> Key | None:
     if len(token) > _LONGEST_TOKEN or not token.isascii():
         raise wrong
     try:
-        parts = json.loads(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)))
-    except (binascii.Error, ValueError, RecursionError) as error:
+        raw = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4))
+        parts = strict_json.read_value("page_token", raw)
+    except (binascii.Error, ValueError, InvalidInput) as error:
         raise wrong from error
     if not isinstance(parts, list) or [type(part) for part in parts] != list(kinds):
         raise wrong

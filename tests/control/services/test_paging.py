@@ -39,6 +39,7 @@ def test_pages_follow_each_other_without_a_gap() -> None:
         base64.urlsafe_b64encode(b'["a",true]').decode(),
         base64.urlsafe_b64encode(b'{"a":1}').decode(),
         base64.urlsafe_b64encode(b"[" * 700).decode(),
+        base64.urlsafe_b64encode(b'["\\ud800",1]').decode(),
         paging.token_of(("a", 1 << 70)),
     ],
 )

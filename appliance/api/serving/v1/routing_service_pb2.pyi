@@ -86,10 +86,40 @@ class ServedTokenizer(_message.Message):
     def __init__(self, tokenizer_json: _Optional[bytes] = ..., chat_template: _Optional[str] = ..., end_token_ids: _Optional[_Iterable[int]] = ..., bos_token: _Optional[str] = ..., eos_token: _Optional[str] = ...) -> None: ...
 
 class ReportUsageRequest(_message.Message):
-    __slots__ = ("usages",)
+    __slots__ = ("usages", "refusals")
     USAGES_FIELD_NUMBER: _ClassVar[int]
+    REFUSALS_FIELD_NUMBER: _ClassVar[int]
     usages: _containers.RepeatedCompositeFieldContainer[Usage]
-    def __init__(self, usages: _Optional[_Iterable[_Union[Usage, _Mapping]]] = ...) -> None: ...
+    refusals: _containers.RepeatedCompositeFieldContainer[Refusals]
+    def __init__(self, usages: _Optional[_Iterable[_Union[Usage, _Mapping]]] = ..., refusals: _Optional[_Iterable[_Union[Refusals, _Mapping]]] = ...) -> None: ...
+
+class Refusals(_message.Message):
+    __slots__ = ("source", "principal", "count", "reasons", "methods")
+    class ReasonsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    class MethodsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    PRINCIPAL_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    REASONS_FIELD_NUMBER: _ClassVar[int]
+    METHODS_FIELD_NUMBER: _ClassVar[int]
+    source: str
+    principal: str
+    count: int
+    reasons: _containers.ScalarMap[str, int]
+    methods: _containers.ScalarMap[str, int]
+    def __init__(self, source: _Optional[str] = ..., principal: _Optional[str] = ..., count: _Optional[int] = ..., reasons: _Optional[_Mapping[str, int]] = ..., methods: _Optional[_Mapping[str, int]] = ...) -> None: ...
 
 class Usage(_message.Message):
     __slots__ = ("request_id", "principal", "endpoint", "reason", "prompt_tokens", "completion_tokens", "continuations", "first_token_seconds", "seconds", "start_time", "source")

@@ -71,7 +71,7 @@ class RoutingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ReportUsage(self, request, context):
-        """Records finished and refused inference calls in the audit chain. Durable when it returns.
+        """Records finished and refused inference calls, and counts of refusals, in the audit chain. Durable when it returns.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
