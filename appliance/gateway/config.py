@@ -34,6 +34,24 @@ class Limits:
     connections: int = field(
         default=2048, metadata=doc("open connections to the OpenAI-compatible API")
     )
+    connections_per_source: int = field(
+        default=512,
+        metadata=doc("those of one address (of an IPv6 /64); more behind a proxy of your own"),
+    )
+    connections_per_second: float = field(
+        default=100.0, metadata=doc("new connections of one address in the long run")
+    )
+    connection_burst: int = field(
+        default=300, metadata=doc("new connections of one address that may come at once")
+    )
+    refused_per_second: float = field(
+        default=2.0,
+        metadata=doc(
+            "refused tokens of one address, and refused calls of one caller with a record each, "
+            "in the long run"
+        ),
+    )
+    refused_burst: int = field(default=60, metadata=doc("such refusals that may come at once"))
     answer_seconds: float = field(
         default=3600.0, metadata=doc("longest time an answer may take; then it fails")
     )

@@ -23,9 +23,9 @@ from appliance.core.files import read_secret
 from appliance.core.identity import PrincipalKind
 from appliance.core.process import harden
 from appliance.crypto.certs import not_after
-from appliance.gateway.config import GatewayConfig
+from appliance.gateway.config import GatewayConfig, Limits
 from appliance.gateway.fleet import Fleet
-from appliance.gateway.http import HttpFront
+from appliance.gateway.http import Admission, HttpFront
 from appliance.gateway.metrics import GatewayMetrics, ReplicaStates
 from appliance.gateway.openai import OpenAi
 from appliance.gateway.pipeline import Parts, Pipeline
@@ -35,6 +35,7 @@ from appliance.gateway.snapshot import Place, Snapshot
 from appliance.gateway.tokenize import Models
 from appliance.gateway.usage import UsageReports
 from appliance.gateway.view import Control, View
+from appliance.wire.admission import Refusals
 from appliance.wire.metrics import CallMetrics
 from appliance.wire.rules import rules_of
 from appliance.wire.server import Listener, Server, Service
@@ -128,24 +129,38 @@ class Gateway:
         self.fleet = Fleet(self._connect, config.routing)
         registry.register(ReplicaStates(lambda: self.fleet.links))
         self._models = Models(self._control.tokenizer)
-        self._usage = UsageReports(self._control.report)
+        self.refusals = Refusals()
+        self._usage = UsageReports(self._control.report, self.refusals)
         router = Router(self.fleet, config.routing, moved=self._metrics.moved)
         self.pipeline = Pipeline(
-            Parts(self.view, self._models, router, self._usage, self._metrics, config.limits)
+            Parts(
+                self.view,
+                self._models,
+                router,
+                self._usage,
+                self._metrics,
+                config.limits,
+                self.refusals,
+            )
         )
         self._server = Server(
             metrics_address=config.metrics, registry=registry, grace=GRACE_SECONDS
         )
         self.grpc_port = self._server.bind(self._listener(config, CallMetrics(registry)))
         self.http = HttpFront(
-            OpenAi(self.pipeline, config.limits).application(),
+            OpenAi(self.pipeline, config.limits),
             config.listen.openai,
             config.certificate,
             config.key,
-            connections=config.limits.connections,
-            send_seconds=config.limits.send_seconds,
+            admission=_admission(config.limits),
+            refused=self._connection_refused,
             grace=GRACE_SECONDS,
         )
+
+    def _connection_refused(self, source: str, reason: str) -> None:
+        """Count a connection of the HTTPS front that came to nothing."""
+        self.refusals.count(source, reason, "connection")
+        self._metrics.connections_refused.labels(reason).inc()
 
     def _connect(self, place: Place) -> grpc.aio.Channel:
         return self._to(place.address, place.server_name)
@@ -228,9 +243,20 @@ class Gateway:
             await asyncio.sleep(NOTICE_SECONDS)
 
     async def _say_health(self) -> None:
-        """Say whether calls can be decided; keep the two gauges that nobody else sets."""
+        """Say whether calls can be decided; keep the gauges that nobody else sets."""
         while True:
             await self._server.set_serving(serving=self.view.fresh)
             self._metrics.view_age.set(self.view.age)
             self._metrics.usage_waiting.set(len(self._usage))
+            self._metrics.connections.set(len(self.http.connections))
             await asyncio.sleep(LOOK_SECONDS)
+
+
+def _admission(limits: Limits) -> Admission:
+    return Admission(
+        connections=limits.connections,
+        connections_per_source=limits.connections_per_source,
+        per_second=limits.connections_per_second,
+        burst=limits.connection_burst,
+        send_seconds=limits.send_seconds,
+    )

@@ -58,6 +58,17 @@ class GatewayMetrics:
             "Ended calls that are not in the audit chain yet.",
             registry=registry,
         )
+        self.connections = Gauge(
+            "appliance_gateway_connections",
+            "Open connections to the OpenAI-compatible API.",
+            registry=registry,
+        )
+        self.connections_refused = Counter(
+            "appliance_gateway_connections_refused",
+            "Connections to the OpenAI-compatible API that came to nothing.",
+            ["reason"],
+            registry=registry,
+        )
         self.view_age = Gauge(
             "appliance_gateway_view_age_seconds",
             "Time since the control plane was heard.",

@@ -1,14 +1,18 @@
 """The OpenAI-compatible front: chat and text completions, and the list of models.
 
 Rules kept here:
-* the API key is the appliance's bearer token; who calls is decided before the body is read;
-* a body is read up to a limit of bytes and time;
+* the API key is the appliance's bearer token; who calls is decided before anything else of a
+  request is looked at, on every path, also on one that does not exist;
+* a body is read up to a limit of bytes, at a rate at least, and so many at a time for one caller;
 * nothing is sent before the first token, so an error until then has its own status;
+* every refusal has the API's form, a request id of ours, and is recorded or counted; a fault of
+  ours is one as well;
 * whoever leaves ends the answer at once, streamed or not (who reads nothing is cut off by the
   server, see `http`).
 
-The attacks: a body that never ends or fills the memory; answers that nobody reads. The way of a
-call itself is `appliance.gateway.pipeline`. Made by `appliance.gateway.main`.
+The attacks: a body that never ends, comes byte by byte or fills the memory; answers that nobody
+reads; refusals that leave no trace, or a trace each. The way of a call itself is
+`appliance.gateway.pipeline`. Made by `appliance.gateway.main`.
 """
 
 from __future__ import annotations
@@ -16,31 +20,40 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import re
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
-from starlette.responses import Response
-from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from appliance.core import log
-from appliance.core.errors import ApplianceError, Cancelled, Exhausted, Internal, InvalidInput
+from appliance.core.errors import (
+    ApplianceError,
+    Cancelled,
+    Exhausted,
+    Internal,
+    InvalidInput,
+    NotFound,
+    Unavailable,
+    UnknownMethod,
+)
 from appliance.gateway import openai_answer as answers
 from appliance.gateway import openai_request as requests
 from appliance.gateway.config import Limits
 from appliance.gateway.openai_answer import Form
 from appliance.gateway.openai_request import Parse, Request
-from appliance.gateway.pipeline import Call, Piece, Pipeline, meaning
+from appliance.gateway.pipeline import INFERENCE, Call, Piece, Pipeline, meaning
+from appliance.wire.admission import Shares
 
 logger = logging.getLogger(__name__)
 
 FRONT = "openai"
-BODY_SECONDS = 20.0
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+BODY_GRACE_SECONDS = 5.0
+"""Time for a body, beside what its bytes give it."""
+BODY_BYTES_PER_SECOND = 16 << 10
+"""A body that comes slower for longer than the grace is refused."""
+UNKNOWN = "unknown"
+_MODELS = "/v1/models"
 _JSON = "application/json"
 
 
@@ -50,8 +63,44 @@ class BodyTooLarge(Exhausted):
     reason = "BODY_TOO_LARGE"
 
 
+class BodyTooSlow(InvalidInput):
+    """The body came slower than a body may."""
+
+    reason = "BODY_TOO_SLOW"
+
+
+class UnknownPath(NotFound):
+    """There is nothing at this path."""
+
+    reason = "UNKNOWN_PATH"
+
+
+class WrongMethod(UnknownMethod):
+    """The path takes other methods."""
+
+    reason = "WRONG_METHOD"
+
+
+Work = Callable[["Visit"], Awaitable[None]]
+
+
+class Visit:
+    """One request on its way: what came, what is known of it, how to answer."""
+
+    def __init__(self, call: Call, http: HttpRequest, receive: Receive, sender: _Sender) -> None:
+        self.call = call
+        self.http = http
+        self.receive = receive
+        self.sender = sender
+
+    @property
+    def authorization(self) -> str | None:
+        """The header that names the caller."""
+        return self.http.headers.get("authorization")
+
+
 class OpenAi:
-    """The routes of the front.
+    """The ASGI application of the front.
 
     Args:
         pipeline: takes the calls.
@@ -60,88 +109,119 @@ class OpenAi:
 
     def __init__(self, pipeline: Pipeline, limits: Limits) -> None:
         self._pipeline = pipeline
-        self._limits = limits
-
-    def application(self) -> Starlette:
-        """The ASGI application."""
-        chat = Completions(self._pipeline, self._limits, requests.chat, chat=True)
-        text = Completions(self._pipeline, self._limits, requests.completion, chat=False)
-        return Starlette(
-            routes=[
-                Route("/v1/models", self._models, methods=["GET"]),
-                Route("/v1/models/{model:path}", self._model, methods=["GET"]),
-                Route("/v1/chat/completions", chat, methods=["POST"]),
-                Route("/v1/completions", text, methods=["POST"]),
-            ],
-            exception_handlers={HTTPException: _no_route},
+        self._bodies = bodies = Shares(
+            limits.calls, limits.calls_per_caller, "too many of your requests are on their way"
         )
-
-    async def _models(self, request: HttpRequest) -> Response:
-        try:
-            endpoints = self._pipeline.endpoints(request.headers.get("authorization"))
-        except ApplianceError as error:
-            return _failed(error, uuid.uuid4().hex)
-        return _json({"object": "list", "data": [_model(name) for name in endpoints]})
-
-    async def _model(self, request: HttpRequest) -> Response:
-        wanted = str(request.path_params["model"])
-        try:
-            endpoints = self._pipeline.endpoints(request.headers.get("authorization"))
-        except ApplianceError as error:
-            return _failed(error, uuid.uuid4().hex)
-        if requests.endpoint_of(wanted) not in endpoints:
-            return await _no_route(request, HTTPException(404))
-        return _json({**_model(requests.endpoint_of(wanted)), "id": wanted})
-
-
-class Completions:
-    """An ASGI endpoint that answers one kind of request."""
-
-    def __init__(self, pipeline: Pipeline, limits: Limits, parse: Parse, *, chat: bool) -> None:
-        self._pipeline = pipeline
-        self._limits = limits
-        self._parse = parse
-        self._chat = chat
+        chat = Completions(pipeline, limits, bodies, requests.chat, chat=True)
+        text = Completions(pipeline, limits, bodies, requests.completion, chat=False)
+        self._routes: Mapping[str, tuple[str, Work]] = {
+            _MODELS: ("GET", self._models),
+            "/v1/chat/completions": ("POST", chat.serve),
+            "/v1/completions": ("POST", text.serve),
+        }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request from its head to its last byte."""
         http = HttpRequest(scope)
-        asked = http.headers.get("x-request-id", "")
-        request_id = asked if _REQUEST_ID.fullmatch(asked) else uuid.uuid4().hex
+        # Always ours: what a caller chooses would name somebody else's call in the audit log.
+        request_id = uuid.uuid4().hex
         log.request_id.set(request_id)
         sender = _Sender(send, request_id)
-        call = self._pipeline.begin(FRONT, request_id, "", _source(http))
+        path, allowed, work = self._route(http)
+        asks = path != UNKNOWN and allowed == http.method == "POST"
+        method = INFERENCE if asks else path
+        call = self._pipeline.begin(FRONT, request_id, "", _source(http), method)
         error: ApplianceError | None = None
         try:
-            await self._serve(call, http, receive, sender)
+            await self._serve(Visit(call, http, receive, sender), allowed, work)
         except ApplianceError as refused:
             error = refused
         except asyncio.CancelledError as ended:
             error = meaning(ended)
             raise
-        except Exception as bug:
-            logger.exception("a call failed")
-            error = Internal(
-                "something went wrong in the gateway; its log has the details under request id "
-                f"{request_id}"
-            )
-            error.__cause__ = bug
+        except Exception as bug:  # noqa: BLE001 - whatever it is, the caller hears of a fault
+            error = _hidden(bug, request_id)
         finally:
-            self._pipeline.end(call, error)
+            error = self._end(call, error)
         if error is not None:
+            # What was not sent in time is not waited for either.
+            sender.closes |= isinstance(error, BodyTooSlow)
             await sender.fail(error)
 
-    async def _serve(
-        self, call: Call, http: HttpRequest, receive: Receive, sender: _Sender
+    def _end(self, call: Call, error: ApplianceError | None) -> ApplianceError | None:
+        """End the call, whose own faults do not reach its caller either."""
+        try:
+            self._pipeline.end(call, error)
+        except Exception as bug:  # noqa: BLE001 - whatever it is, the caller hears of a fault
+            return _hidden(bug, call.request_id)
+        return error
+
+    def _route(self, http: HttpRequest) -> tuple[str, str, Work]:
+        """Name of the path, the method that it takes, and what serves it."""
+        path = str(http.scope["path"])
+        if path.startswith(f"{_MODELS}/"):
+            return (_MODELS, "GET", self._model)
+        if path not in self._routes:
+            return (UNKNOWN, "", _no_path)
+        return (path, *self._routes[path])
+
+    async def _serve(self, visit: Visit, allowed: str, work: Work) -> None:
+        link = visit.http.scope["state"]["link"]
+        if link.is_full:
+            visit.sender.closes = True
+            raise Unavailable(
+                "all connections of the gateway are taken: repeat the request shortly",
+                retry_after=1.0,
+            )
+        try:
+            principal, _ = self._pipeline.identify(visit.authorization, visit.call.source)
+        except Exhausted:
+            visit.sender.closes = True
+            raise
+        visit.call.principal = principal
+        link.know()
+        method = visit.http.method
+        if allowed not in ("", method) and (allowed, method) != ("GET", "HEAD"):
+            raise WrongMethod(
+                f"this path takes {allowed}",
+                allow=f"{allowed}, HEAD" if allowed == "GET" else "POST",
+            )
+        await work(visit)
+
+    async def _models(self, visit: Visit) -> None:
+        endpoints = self._pipeline.endpoints(visit.call.principal)
+        listed = [_described(name) for name in endpoints]
+        await visit.sender.whole(200, {"object": "list", "data": listed}, {})
+
+    async def _model(self, visit: Visit) -> None:
+        wanted = str(visit.http.scope["path"]).removeprefix(f"{_MODELS}/")
+        endpoint = requests.endpoint_of(wanted)
+        if endpoint not in self._pipeline.endpoints(visit.call.principal):
+            raise NotFound("there is no such model here, or you may not ask it")
+        await visit.sender.whole(200, {**_described(endpoint), "id": wanted}, {})
+
+
+class Completions:
+    """Answers one kind of request for an answer."""
+
+    def __init__(
+        self, pipeline: Pipeline, limits: Limits, bodies: Shares, parse: Parse, *, chat: bool
     ) -> None:
-        authorization = http.headers.get("authorization")
-        # First of all who it is: the body of a stranger is not worth reading.
-        call.principal, _ = self._pipeline.identify(authorization)
-        body = requests.document(await self._body(http, receive))
+        self._pipeline = pipeline
+        self._limits = limits
+        self._bodies = bodies
+        self._parse = parse
+        self._chat = chat
+
+    async def serve(self, visit: Visit) -> None:
+        """Read the body, admit the call, answer."""
+        call, receive = visit.call, visit.receive
+        with self._bodies.place(call.principal):
+            body = requests.document(await self._body(visit.http, receive))
         call.endpoint = requests.endpoint_of(requests.model_of(body))
-        self._pipeline.admit(call, authorization)
+        self._pipeline.admit(call, visit.authorization)
         request = self._parse(body)
-        work = asyncio.create_task(self._answer(call, request, sender))
+        work = asyncio.create_task(self._answer(call, request, visit.sender))
         gone = asyncio.create_task(_gone(receive))
         try:
             await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -155,25 +235,30 @@ class Completions:
         work.result()
 
     async def _body(self, http: HttpRequest, receive: Receive) -> bytes:
-        """The body. Raises BodyTooLarge, InvalidInput."""
+        """The body. Raises BodyTooLarge, BodyTooSlow."""
         most = self._limits.body_bytes
         told = http.headers.get("content-length", "0")
-        body = bytearray()
-        try:
-            async with asyncio.timeout(BODY_SECONDS):
-                more = not (told.isdigit() and int(told) > most)
-                if not more:
-                    raise _too_large(most)
-                while more:
+        if told.isdigit() and int(told) > most:
+            raise _too_large(most)
+        body, more = bytearray(), True
+        started = asyncio.get_running_loop().time()
+        while more:
+            # Each byte gives time for the next ones, so the limit of bytes is one of time too.
+            due = started + BODY_GRACE_SECONDS + len(body) / BODY_BYTES_PER_SECOND
+            try:
+                async with asyncio.timeout_at(due):
                     message = await receive()
-                    if message["type"] == "http.disconnect":
-                        raise Cancelled("the caller left")
-                    body += message.get("body", b"")
-                    if len(body) > most:
-                        raise _too_large(most)
-                    more = message.get("more_body", False)
-        except TimeoutError as error:
-            raise InvalidInput("the body did not come in time") from error
+            except TimeoutError as error:
+                raise BodyTooSlow(
+                    f"the body came slower than {BODY_BYTES_PER_SECOND} bytes a second: "
+                    "send it at once"
+                ) from error
+            if message["type"] == "http.disconnect":
+                raise Cancelled("the caller left")
+            body += message.get("body", b"")
+            if len(body) > most:
+                raise _too_large(most)
+            more = message.get("more_body", False)
         return bytes(body)
 
     async def _answer(self, call: Call, request: Request, sender: _Sender) -> None:
@@ -191,9 +276,8 @@ async def _whole(call: Call, form: Form, pieces: AsyncIterator[Piece], sender: _
     async for piece in pieces:
         text.append(piece.text)
         if piece.finish:
-            body = answers.encoded(form.whole("".join(text), piece.finish))
-            await sender.begin(200, _JSON, {"x-continuations": str(call.continuations)}, len(body))
-            await sender.send(body, last=True)
+            headers = {"x-continuations": str(call.continuations)}
+            await sender.whole(200, form.whole("".join(text), piece.finish), headers)
             return
 
 
@@ -214,12 +298,18 @@ async def _stream(
 
 
 class _Sender:
-    """Sends one response."""
+    """Sends one response.
+
+    Attributes:
+        begun: whether its head is sent.
+        closes: whether the connection ends with it.
+    """
 
     def __init__(self, send: Send, request_id: str) -> None:
         self._send = send
         self._request_id = request_id
         self.begun = False
+        self.closes = False
         self._streaming = False
 
     async def begin(
@@ -230,11 +320,19 @@ class _Sender:
         every = {"content-type": kind, "x-request-id": self._request_id, **headers}
         if length is not None:
             every["content-length"] = str(length)
+        if self.closes:
+            every["connection"] = "close"
         raw = [(key.encode(), value.encode()) for key, value in every.items()]
         await self._send({"type": "http.response.start", "status": status, "headers": raw})
 
     async def send(self, data: bytes, *, last: bool = False) -> None:
         await self._send({"type": "http.response.body", "body": data, "more_body": not last})
+
+    async def whole(self, status: int, value: object, headers: Mapping[str, str]) -> None:
+        """Send a body of JSON."""
+        data = answers.encoded(value)
+        await self.begin(status, _JSON, headers, len(data))
+        await self.send(data, last=True)
 
     async def fail(self, error: ApplianceError) -> None:
         """Tell an error: as a response, or as the last event of a stream that has begun."""
@@ -246,10 +344,7 @@ class _Sender:
                 if self._streaming:
                     await self.send(answers.event(body), last=True)
                 return
-            data = answers.encoded(body)
-            status = 413 if isinstance(error, BodyTooLarge) else answers.status_of(error)
-            await self.begin(status, _JSON, answers.error_headers(error), len(data))
-            await self.send(data, last=True)
+            await self.whole(answers.status_of(error), body, answers.error_headers(error))
 
 
 def _source(http: HttpRequest) -> str:
@@ -270,25 +365,20 @@ def _too_large(most: int) -> BodyTooLarge:
     return BodyTooLarge(f"the body has more than {most} bytes: send less text")
 
 
-def _model(endpoint: str) -> dict[str, object]:
+def _described(endpoint: str) -> dict[str, object]:
     return {"id": endpoint, "object": "model", "created": 0, "owned_by": endpoint.split("/")[1]}
 
 
-def _json(value: object, status: int = 200) -> Response:
-    return Response(answers.encoded(value), status, media_type=_JSON)
+async def _no_path(_: Visit) -> None:
+    raise UnknownPath(
+        f"there is nothing at this path: the API has {_MODELS} and two more below /v1"
+    )
 
 
-def _failed(error: ApplianceError, request_id: str) -> Response:
-    headers = {"x-request-id": request_id, **answers.error_headers(error)}
-    body = answers.encoded(answers.error_object(error))
-    return Response(body, answers.status_of(error), headers, _JSON)
-
-
-async def _no_route(_: HttpRequest, error: Exception) -> Response:
-    status = error.status_code if isinstance(error, HTTPException) else 500
-    words = {404: "there is no such model or path here", 405: "this path takes another method"}
-    message = words.get(status, "the request cannot be served")
-    body = {
-        "error": {"message": message, "type": "invalid_request_error", "param": None, "code": None}
-    }
-    return _json(body, status)
+def _hidden(bug: Exception, request_id: str) -> Internal:
+    """What a caller hears of a fault of ours; the log hears the rest."""
+    logger.error("a call failed", exc_info=bug)
+    return Internal(
+        "something went wrong in the gateway; its log has the details under request id "
+        f"{request_id}"
+    )

@@ -27,30 +27,53 @@ _STATUS: Mapping[str, tuple[int, str, str | None]] = {
     "UNAUTHENTICATED": (401, "authentication_error", "invalid_api_key"),
     "PERMISSION_DENIED": (403, "permission_error", None),
     "NOT_FOUND": (404, "invalid_request_error", "model_not_found"),
+    "UNIMPLEMENTED": (405, "invalid_request_error", None),
     "RESOURCE_EXHAUSTED": (429, "rate_limit_error", "rate_limit_exceeded"),
     "UNAVAILABLE": (503, "service_unavailable_error", "service_unavailable"),
     "CANCELLED": (499, "server_error", None),
 }
 _BUG = (500, "server_error", "internal_error")
+# Reasons that HTTP has a status of its own for.
+_BY_REASON: Mapping[str, tuple[int, str, str | None]] = {
+    "BODY_TOO_LARGE": (413, "invalid_request_error", "request_too_large"),
+    "BODY_TOO_SLOW": (408, "invalid_request_error", "request_timeout"),
+    "UNKNOWN_PATH": (404, "invalid_request_error", "unknown_url"),
+}
+
+
+def _kind_of(error: ApplianceError) -> tuple[int, str, str | None]:
+    return _BY_REASON.get(error.reason) or _STATUS.get(error.code, _BUG)
 
 
 def status_of(error: ApplianceError) -> int:
     """HTTP status of an error."""
-    return _STATUS.get(error.code, _BUG)[0]
+    return _kind_of(error)[0]
 
 
 def error_object(error: ApplianceError) -> dict[str, Any]:
     """The body that says what is wrong."""
-    _, kind, code = _STATUS.get(error.code, _BUG)
-    param = next(iter(error.fields), "model" if error.code == "NOT_FOUND" else None)
-    return {"error": {"message": error.message, "type": kind, "param": param, "code": code}}
+    _, kind, code = _kind_of(error)
+    param = next(iter(error.fields), "model" if code == "model_not_found" else None)
+    return object_of(error.message, kind, param, code)
+
+
+def object_of(
+    message: str, kind: str, param: str | None = None, code: str | None = None
+) -> dict[str, Any]:
+    """An error as clients of this API expect it."""
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
 def error_headers(error: ApplianceError) -> dict[str, str]:
-    """Headers that go with an error."""
-    if error.retry_after is None:
-        return {}
-    return {"retry-after": str(max(1, math.ceil(error.retry_after)))}
+    """Headers that go with an error: when to come back, which methods there are, who is sought."""
+    headers: dict[str, str] = {}
+    if error.retry_after is not None:
+        headers["retry-after"] = str(max(1, math.ceil(error.retry_after)))
+    if "allow" in error.metadata:
+        headers["allow"] = error.metadata["allow"]
+    if error.code == "UNAUTHENTICATED":
+        headers["www-authenticate"] = "Bearer"
+    return headers
 
 
 def encoded(value: object) -> bytes:

@@ -1,21 +1,20 @@
 """From the body of an OpenAI-compatible request to a question; what is not served is said so.
 
 Rules kept here: a field that would change the answer and is not supported is refused with its name,
-never ignored; a field that changes nothing here is allowed, as clients send it. Pure. Called by
-`appliance.gateway.openai`.
+never ignored; a field that changes nothing here is allowed, as clients send it; every text is text
+and not longer than what it is for. Pure. Called by `appliance.gateway.openai`.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 from appliance.api.inference.v1 import generation_pb2
 from appliance.core.errors import InvalidInput
-from appliance.core.names import shown
+from appliance.core.strict_json import plain, read_object
 from appliance.gateway.pipeline import Question
 
 _SHORT = re.compile(r"([^/]+)/([^/]+)")
@@ -72,6 +71,14 @@ _COMMON = frozenset(
         "top_p",
     }
 )
+# Characters of texts that are names or labels, not prompts; as that API has them where it says so.
+_LONGEST: Mapping[str, int] = {
+    "model": 200,
+    "prompt_cache_key": 512,
+    "safety_identifier": 512,
+    "user": 512,
+}
+_MOST_METADATA, _LONGEST_METADATA_KEY, _LONGEST_METADATA = 16, 64, 512
 _CHAT = _COMMON | {"messages", "max_completion_tokens"}
 _COMPLETION = _COMMON | {"prompt"}
 
@@ -98,18 +105,29 @@ def endpoint_of(model: str) -> str:
 
 
 def document(body: bytes) -> dict[str, Any]:
-    """The JSON object in a body. Raises InvalidInput."""
-    try:
-        value = json.loads(body, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        raise InvalidInput("the body is not valid JSON") from error
-    if not isinstance(value, dict):
-        raise InvalidInput("the body must be a JSON object")
+    """The JSON object in a body, whose short texts are short. Raises InvalidInput."""
+    value = read_object("the body", body)
+    for field, longest in _LONGEST.items():
+        text = value.get(field)
+        if isinstance(text, str) and len(text) > longest:
+            raise _wrong(field, f"may have {longest} characters")
+    metadata = value.get("metadata")
+    if isinstance(metadata, dict):
+        _check_metadata(metadata)
     return value
 
 
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(name)
+def _check_metadata(metadata: Mapping[str, Any]) -> None:
+    if len(metadata) > _MOST_METADATA:
+        raise _wrong("metadata", f"may have {_MOST_METADATA} entries")
+    for key, text in metadata.items():
+        if len(key) > _LONGEST_METADATA_KEY or (
+            isinstance(text, str) and len(text) > _LONGEST_METADATA
+        ):
+            raise _wrong(
+                f"metadata.{plain(key)}",
+                f"may have {_LONGEST_METADATA_KEY} characters, its value {_LONGEST_METADATA}",
+            )
 
 
 def model_of(body: Mapping[str, Any]) -> str:
@@ -155,7 +173,7 @@ def _check_known(body: Mapping[str, Any], known: frozenset[str]) -> None:
         if field in known or field in _WITHOUT_EFFECT or value is None:
             continue
         if field not in _UNSUPPORTED:
-            raise _wrong(shown(field), "is not a field of this request")
+            raise _wrong(plain(field), "is not a field of this request")
         if not any(_equal(value, harmless) for harmless in _UNSUPPORTED[field]):
             raise _wrong(field, "is not supported here: leave it out")
 

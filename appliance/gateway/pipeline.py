@@ -3,11 +3,15 @@
 Order: who is it and may they (`admit`), then words to tokens, tokens from a replica, tokens to text
 (`answer`), then what it took (`end`). Rules kept here:
 * nothing of a request is looked at closely before its caller is known and may ask;
-* every call that `begin` saw is ended once, and its outcome goes to the audit chain;
+* every call that `begin` saw is ended once, and its outcome goes to the audit chain: one record for
+  an inference call of a known caller, a count for calls of strangers and for what a known caller is
+  refused beyond its budget;
+* a credential that does not work counts against its source, a valid one never does;
 * a running answer is judged again with each new view: a right that was taken away ends it;
 * text is never logged, reported or counted.
 
-The attacks: take all slots; ask on after a right has ended; leave no trace. Called by
+The attacks: take all slots; ask on after a right has ended; leave no trace; fill the audit log with
+refusals; guess tokens. Called by
 `appliance.gateway.service` and `appliance.gateway.openai`.
 """
 
@@ -23,7 +27,14 @@ from typing import NamedTuple
 
 from appliance.api.inference.v1 import generation_pb2
 from appliance.api.serving.v1 import routing_service_pb2
-from appliance.core.errors import ApplianceError, Cancelled, Exhausted, InvalidInput, Unavailable
+from appliance.core.errors import (
+    ApplianceError,
+    Cancelled,
+    Exhausted,
+    InvalidInput,
+    Unauthenticated,
+    Unavailable,
+)
 from appliance.gateway import access
 from appliance.gateway.config import Limits
 from appliance.gateway.metrics import GatewayMetrics
@@ -33,12 +44,15 @@ from appliance.gateway.text import Detokenizer
 from appliance.gateway.tokenize import Message, Models, ServedModel, room
 from appliance.gateway.usage import UsageReports
 from appliance.gateway.view import View
+from appliance.wire.admission import Rates, Refusals, SourceLimit, source_of
 
 MOST_STOPS = 16
 LONGEST_STOP = 256
 HOTTEST = 2.0
 _LONGEST_NAME = 200
 _LARGEST_SEED = (1 << 63) - 1
+INFERENCE = "inference"
+"""Stands for the calls that ask a model, whichever front they come in by."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +75,10 @@ class Piece(NamedTuple):
 
 @dataclass
 class Call:
-    """One inference call and what becomes of it.
+    """One call and what becomes of it.
 
     Attributes:
+        method: `INFERENCE`, or another name of ours for what was asked.
         endpoint: full resource name, as the caller asked for it.
         started: monotonic seconds; `came`: seconds since 1970.
         blocked: monotonic seconds since the caller takes nothing; 0 while it does.
@@ -75,6 +90,7 @@ class Call:
     source: str
     started: float
     came: float
+    method: str = INFERENCE
     principal: str = ""
     credential: str = ""
     route: Route | None = None
@@ -122,6 +138,7 @@ class Parts:
     usage: UsageReports
     metrics: GatewayMetrics
     limits: Limits
+    refusals: Refusals = field(default_factory=Refusals)
     clock: Callable[[], float] = time.monotonic
     wall: Callable[[], float] = time.time
 
@@ -133,6 +150,11 @@ class Pipeline:
         self._parts = parts
         self._running: Counter[str] = Counter()
         self._total = 0
+        limits = parts.limits
+        self._strangers = SourceLimit(
+            limits.refused_per_second, limits.refused_burst, self._parts.clock
+        )
+        self._denials = Rates(limits.refused_per_second, limits.refused_burst, self._parts.clock)
         self.draining = False
 
     @property
@@ -140,18 +162,30 @@ class Pipeline:
         """Admitted calls that have not ended."""
         return self._total
 
-    def begin(self, front: str, request_id: str, endpoint: str, source: str) -> Call:
+    def begin(
+        self, front: str, request_id: str, endpoint: str, source: str, method: str = INFERENCE
+    ) -> Call:
         """A call came; the caller of this ends it, whatever happens."""
-        return Call(front, request_id, endpoint, source, self._parts.clock(), self._parts.wall())
+        now, wall = self._parts.clock(), self._parts.wall()
+        return Call(front, request_id, endpoint, source, now, wall, method)
 
-    def identify(self, authorization: str | bytes | None) -> tuple[str, str]:
-        """Principal and token id of a caller. Raises Unauthenticated, Unavailable."""
-        token = access.bearer(authorization)
-        return access.identify(self._parts.view.current(), token, self._parts.wall())
+    def identify(self, authorization: str | bytes | None, source: str) -> tuple[str, str]:
+        """Principal and token id of a caller.
 
-    def endpoints(self, authorization: str | bytes | None) -> list[str]:
-        """Endpoints the caller may ask. Raises like `identify`."""
-        principal, _ = self.identify(authorization)
+        Raises:
+            Unauthenticated: nobody knows the caller.
+            Exhausted: the same, and its source has tried too often.
+            Unavailable: nothing can be decided now.
+        """
+        try:
+            token = access.bearer(authorization)
+            return access.identify(self._parts.view.current(), token, self._parts.wall())
+        except Unauthenticated:
+            self._strangers.take(source)
+            raise
+
+    def endpoints(self, principal: str) -> list[str]:
+        """Endpoints a caller may ask. Raises Unavailable."""
         return access.allowed(self._parts.view.current(), principal)
 
     def admit(self, call: Call, authorization: str | bytes | None) -> None:
@@ -165,7 +199,7 @@ class Pipeline:
         """
         if self.draining:
             raise Unavailable("the gateway stops: repeat the request", retry_after=1.0)
-        principal, credential = self.identify(authorization)
+        principal, credential = self.identify(authorization, call.source)
         call.principal = principal
         snapshot = self._parts.view.current()
         route = access.route(snapshot, principal, call.endpoint)
@@ -242,8 +276,19 @@ class Pipeline:
             if not self._running[call.principal]:
                 del self._running[call.principal]
             self._total -= 1
-        self._parts.usage.add(self._usage(call, error))
         self._measure(call, error.reason if error else "")
+        if error is not None and self._is_counted(call):
+            source = source_of(call.source)
+            self._parts.refusals.count(source, error.reason, call.method, principal=call.principal)
+        elif call.method == INFERENCE:
+            self._parts.usage.add(self._usage(call, error))
+
+    def _is_counted(self, call: Call) -> bool:
+        """Whether a refused call becomes one of a count, and no record of its own."""
+        if not call.principal:
+            return True
+        # What took a model's time is recorded whatever became of it.
+        return not call.prompt_tokens and self._denials.wait(call.principal) > 0
 
     def _usage(self, call: Call, error: ApplianceError | None) -> routing_service_pb2.Usage:
         usage = routing_service_pb2.Usage(

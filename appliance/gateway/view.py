@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 
 import grpc
 import grpc.aio
@@ -144,9 +144,8 @@ class Control:
             raise from_rpc_error(error) from error
         return answer
 
-    async def report(self, usages: Sequence[routing_service_pb2.Usage]) -> None:
-        """Make usages durable in the audit chain. Raises ApplianceError."""
-        request = routing_service_pb2.ReportUsageRequest(usages=usages)
+    async def report(self, request: routing_service_pb2.ReportUsageRequest) -> None:
+        """Make usages and counts durable in the audit chain. Raises ApplianceError."""
         try:
             await self._stub.ReportUsage(request, timeout=CALL_SECONDS)
         except grpc.RpcError as error:

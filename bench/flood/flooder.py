@@ -105,7 +105,7 @@ class Peer(asyncio.Protocol):
             ):
                 self._tally.answers += 1
             elif kind == frames.GOAWAY:
-                self.open = False
+                self.transport.close()
 
     def send(self, data: bytes) -> None:
         """Send, unless it is over."""
@@ -178,7 +178,8 @@ class Attacker:
     def end(self) -> None:
         """Close everything."""
         for peer in self.held:
-            peer.transport.abort()
+            if peer.open:
+                peer.transport.abort()
         self.held.clear()
         self._pool.clear()
 

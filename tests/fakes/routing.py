@@ -35,6 +35,7 @@ class Control(routing_service_pb2_grpc.RoutingServiceServicer):
         self._shown = shown
         self.view = routing_service_pb2.RoutingView(token_key=KEY)
         self.usages: list[Any] = []
+        self.refusals: list[Any] = []
         self.broken = False
         self.pulse = 0.2
         self.tokenizer_calls = 0
@@ -137,4 +138,5 @@ class Control(routing_service_pb2_grpc.RoutingServiceServicer):
         if self.broken:
             raise Unavailable("the audit log cannot be written")
         self.usages.extend(request.usages)
+        self.refusals.extend(request.refusals)
         return routing_service_pb2.ReportUsageResponse()

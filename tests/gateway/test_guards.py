@@ -27,7 +27,6 @@ from appliance.core.errors import (
 )
 from appliance.core.identity import PrincipalKind
 from appliance.gateway.config import Limits
-from appliance.gateway.usage import Usage, UsageReports
 from tests.fakes.gateway import QUICK, Stage, stage, until
 from tests.fakes.routing import ENDPOINT
 from tests.fakes.wire import authority
@@ -63,8 +62,7 @@ async def test_every_refusal_is_reported_and_none_reaches_a_replica(tmp_path: Pa
         with pytest.raises(InvalidInput):
             await ask(found, temperature=3.0)
         assert await ask(found) == story(5, 5)
-        assert await reasons(found, 4) == [
-            "UNAUTHENTICATED",
+        assert await reasons(found, 3) == [
             "RESOURCE_NOT_FOUND",
             "INVALID_INPUT",
             "",
@@ -78,6 +76,8 @@ async def test_every_refusal_is_reported_and_none_reaches_a_replica(tmp_path: Pa
         )
         assert 0 < last.first_token_seconds <= last.seconds
         assert "Hallo" not in str(found.control.usages)
+        (row,) = found.gateway.refusals.drain()
+        assert (row.source, row.reasons) == ("127.0.0.1", {"UNAUTHENTICATED": 1})
 
 
 async def test_a_prompt_longer_than_the_context_hears_the_numbers(tmp_path: Path) -> None:
@@ -223,20 +223,3 @@ async def test_many_requests_over_a_flapping_fleet_are_each_answered_once(tmp_pa
         steady = [worker.finished for worker in workers[1:]]
         assert max(steady) - min(steady) <= asked // 10
         assert all(worker.running == 0 for worker in workers)
-
-
-@pytest.mark.attack
-async def test_strangers_cannot_fill_the_reports_of_others() -> None:
-    async def never(_: object) -> None:
-        raise Unavailable("down")
-
-    reports = UsageReports(never, most=10)
-    for _ in range(100):
-        reports.add(Usage(reason="UNAUTHENTICATED"))
-    assert len(reports) == 5
-    reports.check_room(0)
-    for _ in range(100):
-        reports.add(Usage(principal="users/alice"))
-    assert len(reports) == 10
-    with pytest.raises(AuditUnavailable):
-        reports.check_room(0)

@@ -10,9 +10,12 @@ from typing import Any
 
 import pytest
 
-from appliance.gateway.http import HttpFront
+from appliance.gateway.http import Admission, HttpFront
 from tests.fakes.gateway import configuration
 
+ADMISSION = Admission(
+    connections=10, connections_per_source=10, per_second=1e6, burst=1000, send_seconds=0.3
+)
 CHUNK = bytes(1 << 20)
 
 
@@ -38,8 +41,8 @@ async def test_a_peer_that_reads_nothing_is_cut_off(tmp_path: Path) -> None:
         "127.0.0.1:0",
         config.certificate,
         config.key,
-        connections=10,
-        send_seconds=0.3,
+        admission=ADMISSION,
+        refused=lambda source, reason: None,
         grace=1.0,
     )
     front.start()

@@ -118,16 +118,15 @@ async def test_too_many_at_once_is_429_and_cut_off_is_503(tmp_path: Path) -> Non
             await found.control.start()
 
 
-async def test_the_request_id_is_the_callers_or_new(
-    found: Stage, client: httpx.AsyncClient
-) -> None:
-    answer = await client.post("/chat/completions", json=CHAT, headers={"x-request-id": "mine-1"})
-    assert answer.headers["x-request-id"] == "mine-1"
-    assert answer.headers["x-continuations"] == "0"
-    odd = await client.post("/chat/completions", json=CHAT, headers={"x-request-id": "a b"})
-    assert odd.headers["x-request-id"] != "a b"
+@pytest.mark.attack
+async def test_the_request_id_is_never_the_callers(found: Stage, client: httpx.AsyncClient) -> None:
+    headers = {"x-request-id": "somebody-elses"}
+    answers = [await client.post("/chat/completions", json=CHAT, headers=headers) for _ in range(2)]
+    shown = [answer.headers["x-request-id"] for answer in answers]
+    assert len({*shown, "somebody-elses"}) == 3
+    assert answers[0].headers["x-continuations"] == "0"
     await until(lambda: len(found.control.usages) == 2)
-    assert found.control.usages[0].request_id == "mine-1"
+    assert [usage.request_id for usage in found.control.usages] == shown
 
 
 @pytest.mark.parametrize("stream", [True, False])

@@ -4,16 +4,18 @@ Rules kept here:
 * the view holds what the policy engine decided, for live credentials only: a revoked token, a
   locked user or a lost role is missing from the next view;
 * it never holds a secret of a person or application, only keyed digests;
-* usage is durable in the audit chain before the call that reports it returns, and holds no text.
+* usage is durable in the audit chain before the call that reports it returns, and holds no text;
+* what a gateway counted of strangers becomes one record for each source, so many at most.
 
-The attack: a gateway that goes on serving a caller whose right has ended. Called by `rpc.routing`.
+The attacks: a gateway that goes on serving a caller whose right has ended; strangers who fill the
+audit log through a gateway. Called by `rpc.routing`.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from datetime import datetime
 from typing import Any
@@ -38,10 +40,14 @@ from appliance.core.errors import InvalidInput, Tampered
 from appliance.core.identity import Principal, PrincipalKind
 from appliance.core.names import Name
 from appliance.crypto.artifacts import ArtifactReader
+from appliance.wire.admission import MAX_COUNTED_SOURCES
 
 PERMISSION = "endpoints.infer"
 METHOD = "/appliance.api.inference.v1.InferenceService/Generate"
 MOST_USAGES = 1000
+MAX_REFUSALS = MAX_COUNTED_SOURCES + 1
+"""Rows of one report: as many as a gateway tells apart in a minute, and one for all others."""
+MAX_REASONS = 32
 LONGEST_WORD = 256
 DURABLE_SECONDS = 30.0
 _CALLERS = frozenset({PrincipalKind.USER, PrincipalKind.SERVICE_ACCOUNT})
@@ -129,13 +135,16 @@ class Routing:
         return served_tokenizer(self._artifacts.open(row))
 
     def report(self, caller: Caller, request: rpc.ReportUsageRequest) -> rpc.ReportUsageResponse:
-        """Record inference calls in the audit chain; durable when this returns.
+        """Record inference calls and counted refusals in the audit chain; durable when it returns.
 
         Raises AuditUnavailable when it cannot be made durable.
         """
         if len(request.usages) > MOST_USAGES:
             raise InvalidInput(f"report at most {MOST_USAGES} usages at a time")
+        if len(request.refusals) > MAX_REFUSALS:
+            raise InvalidInput(f"report at most {MAX_REFUSALS} rows of refusals at a time")
         entries = [_entry(caller, usage) for usage in request.usages]
+        entries += [_refused(caller, row) for row in request.refusals]
         waiting: list[Future[int]] = [self._log.append(entry) for entry in entries]
         for future in waiting:
             future.result(DURABLE_SECONDS)
@@ -269,6 +278,29 @@ def _entry(caller: Caller, usage: rpc.Usage) -> Entry:
             "start_time": usage.start_time.ToJsonString() if usage.HasField("start_time") else "",
         },
     )
+
+
+def _refused(caller: Caller, row: rpc.Refusals) -> Entry:
+    """One audit record of everything that a source, or a caller over its budget, was refused."""
+    reasons, methods = _counts(row.reasons), _counts(row.methods)
+    return Entry(
+        kind="denied",
+        principal=_word(row.principal),
+        outcome=max(reasons, key=lambda reason: reasons[reason], default=""),
+        source=_word(row.source),
+        details={
+            "gateway": caller.principal.id,
+            "count": row.count,
+            "reasons": reasons,
+            "methods": methods,
+        },
+    )
+
+
+def _counts(counts: Mapping[str, int]) -> dict[str, int]:
+    """How many of what, by names of ours; not more names than a gateway tells apart."""
+    named = ((_word(name), count) for name, count in sorted(counts.items())[:MAX_REASONS])
+    return {name: count for name, count in named if name}
 
 
 def _word(text: str) -> str:

@@ -12,7 +12,7 @@ from appliance.control.services.bindings import Bindings
 from appliance.control.services.caller import Caller
 from appliance.control.services.routing import unchanged
 from appliance.control.store import tables
-from appliance.core.errors import NotFound
+from appliance.core.errors import InvalidInput, NotFound
 from appliance.core.identity import Principal, PrincipalKind
 from tests.fakes import tiny_model
 from tests.fakes.lab import ALICE, Lab
@@ -145,3 +145,47 @@ def test_usage_is_in_the_audit_chain_when_the_call_returns_and_holds_no_text(lab
     ]
     assert newest[1]["details"]["completion_tokens"] == 7
     assert newest[1]["details"]["milliseconds"] == 1500
+
+
+@pytest.mark.attack
+def test_counted_refusals_are_one_record_for_each_source(lab: Lab) -> None:
+    rows = [
+        routing_service_pb2.Refusals(
+            source="10.0.0.7",
+            count=1203,
+            reasons={"UNAUTHENTICATED": 1200, "CONNECTIONS": 3, "tell me a secret\nplease": 9},
+            methods={"/v1/models": 1200, "connection": 3},
+        ),
+        routing_service_pb2.Refusals(
+            principal="users/alice", count=5, reasons={"RESOURCE_NOT_FOUND": 5}
+        ),
+    ]
+    before = len(list(lab.base.opened.log.newest()))
+    lab.routing.report(GATEWAY, routing_service_pb2.ReportUsageRequest(refusals=rows))
+    records = list(lab.base.opened.log.newest())
+    assert len(records) == before + 2
+    named, strangers = records[:2]
+    assert (strangers["kind"], strangers["source"], strangers["principal"]) == (
+        "denied",
+        "10.0.0.7",
+        "",
+    )
+    assert strangers["outcome"] == "UNAUTHENTICATED"
+    assert strangers["details"] == {
+        "gateway": "gateway-1",
+        "count": 1203,
+        "reasons": {"UNAUTHENTICATED": 1200, "CONNECTIONS": 3},
+        "methods": {"/v1/models": 1200, "connection": 3},
+    }
+    assert (named["principal"], named["source"], named["details"]["count"]) == (
+        "users/alice",
+        "",
+        5,
+    )
+
+
+@pytest.mark.attack
+def test_a_gateway_reports_no_more_rows_than_it_tells_apart(lab: Lab) -> None:
+    rows = [routing_service_pb2.Refusals(source=str(number), count=1) for number in range(66)]
+    with pytest.raises(InvalidInput, match="at most 65 rows"):
+        lab.routing.report(GATEWAY, routing_service_pb2.ReportUsageRequest(refusals=rows))
