@@ -153,7 +153,8 @@ def completion(body: Mapping[str, Any]) -> Request:
     """A request of `/v1/completions`. Raises InvalidInput naming the field."""
     _check_known(body, _COMPLETION)
     # The API's own default; a chat answers as long as the context allows.
-    sampling = _sampling({"max_tokens": 16, **body}, "max_tokens")
+    most = 16 if body.get("max_tokens") is None else body["max_tokens"]
+    sampling = _sampling({**body, "max_tokens": most}, "max_tokens")
     prompt = body.get("prompt")
     if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str):
         prompt = prompt[0]
@@ -208,7 +209,7 @@ def _part(part: object, at: str) -> str:
 
 def _sampling(body: Mapping[str, Any], most: str) -> generation_pb2.Sampling:
     sampling = generation_pb2.Sampling(
-        max_tokens=_whole(body, most, 1, _MOST_TOKENS) or 0,
+        max_tokens=_whole(body, most, 1, _MOST_TOKENS),
         temperature=_number(body, "temperature", 1.0),
         top_p=_number(body, "top_p", 1.0),
         top_k=max(0, _whole(body, "top_k", -1, _MOST_TOKENS) or 0),

@@ -33,7 +33,8 @@ class Request:
         prompt: token ids, at least one.
         max_tokens: most tokens to answer with, at least one and what the context leaves at most.
         temperature: 0 takes the likeliest token always.
-        top_p: share of the probability to choose from, in (0, 1].
+        top_p: share of the probability to choose from, in (0, 1]; a share of 0 that was asked for
+            holds the likeliest token alone, which is temperature 0.
         top_k: tokens to choose from; 0: all.
         seed: of the choice; None: random.
         end_token_ids: tokens that end the answer, which they are part of.
@@ -69,10 +70,11 @@ def request_of(submit: worker_service_pb2.Submit, limits: Limits) -> Request:
     if len(ends) > MOST_END_TOKENS:
         raise InvalidInput(f"there are more than {MOST_END_TOKENS} end tokens")
     _check_sampling(sampling)
+    nothing_to_choose = sampling.HasField("top_p") and sampling.top_p == 0
     return Request(
         prompt=prompt,
-        max_tokens=min(sampling.max_tokens or left, left),
-        temperature=sampling.temperature,
+        max_tokens=min(sampling.max_tokens, left) if sampling.HasField("max_tokens") else left,
+        temperature=0.0 if nothing_to_choose else sampling.temperature,
         top_p=sampling.top_p or 1.0,
         top_k=sampling.top_k,
         seed=sampling.seed if sampling.HasField("seed") else None,
@@ -81,8 +83,10 @@ def request_of(submit: worker_service_pb2.Submit, limits: Limits) -> Request:
 
 
 def _check_sampling(sampling: generation_pb2.Sampling) -> None:
-    if sampling.max_tokens < 0:
-        raise InvalidInput("max_tokens must not be negative")
+    if sampling.HasField("max_tokens") and sampling.max_tokens < 1:
+        raise InvalidInput(
+            "max_tokens must be at least 1: leave it out for what the context leaves"
+        )
     if not (math.isfinite(sampling.temperature) and 0 <= sampling.temperature <= HOTTEST):
         raise InvalidInput(f"temperature must be between 0 and {HOTTEST:g}")
     if not (math.isfinite(sampling.top_p) and 0 <= sampling.top_p <= 1):

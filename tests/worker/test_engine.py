@@ -96,7 +96,7 @@ async def test_a_gateway_that_leaves_frees_its_slots(served: Served) -> None:
     mine = served.channel
     leaving = served.stub().Attach()
     for identifier in range(4):
-        await leaving.write(submit(identifier, [3], max_tokens=0, ignore_end=True))
+        await leaving.write(submit(identifier, [3], ignore_end=True))
     async with asyncio.timeout(20):
         while (await beat(watching)).running < 4:
             pass

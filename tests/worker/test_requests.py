@@ -31,6 +31,11 @@ def test_what_is_said_is_kept() -> None:
     assert found == Request([1, 2, 3], 2, 0.5, 0.25, 3, 0, [])
 
 
+def test_a_share_of_nothing_leaves_the_likeliest_token() -> None:
+    found = request_of(submit(temperature=1.5, top_p=0.0), LIMITS)
+    assert (found.temperature, found.top_p) == (0.0, 1.0)
+
+
 def test_an_answer_ends_with_the_context() -> None:
     assert request_of(submit(max_tokens=50), LIMITS).max_tokens == 7
 
@@ -44,6 +49,7 @@ def test_an_answer_ends_with_the_context() -> None:
         submit(ends=[100]),
         submit(ends=[1] * 65),
         submit(max_tokens=-1),
+        submit(max_tokens=0),
         submit(temperature=-0.5),
         submit(temperature=float("nan")),
         submit(temperature=float("inf")),
