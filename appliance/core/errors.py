@@ -58,6 +58,12 @@ class InvalidInput(ApplianceError):
     reason = "INVALID_INPUT"
 
 
+class ContextExceeded(InvalidInput):
+    """The prompt is longer than the model's context leaves room for."""
+
+    reason = "CONTEXT_LENGTH_EXCEEDED"
+
+
 class NotFound(ApplianceError):
     """There is no such resource, or the caller may not know that there is one."""
 
@@ -179,6 +185,7 @@ BY_REASON: dict[str, type[ApplianceError]] = {
     error.reason: error
     for error in (
         InvalidInput,
+        ContextExceeded,
         NotFound,
         AlreadyExists,
         Denied,

@@ -32,7 +32,7 @@ from appliance.gateway.pipeline import Parts, Pipeline
 from appliance.gateway.router import Router
 from appliance.gateway.service import GatewayDoor, InferenceService
 from appliance.gateway.snapshot import Place, Snapshot
-from appliance.gateway.tokenize import Models
+from appliance.gateway.tokenize import Desk, Models
 from appliance.gateway.usage import UsageReports
 from appliance.gateway.view import Control, View
 from appliance.wire.admission import Refusals
@@ -128,7 +128,8 @@ class Gateway:
         self._control = Control(self._channel, self.view)
         self.fleet = Fleet(self._connect, config.routing)
         registry.register(ReplicaStates(lambda: self.fleet.links))
-        self._models = Models(self._control.tokenizer)
+        self._desk = Desk.new()
+        self._models = Models(self._control.tokenizer, self._desk)
         self.refusals = Refusals()
         self._usage = UsageReports(self._control.report, self.refusals)
         router = Router(self.fleet, config.routing, moved=self._metrics.moved)
@@ -219,6 +220,7 @@ class Gateway:
             for task in (*tasks, reporting, stopped):
                 task.cancel()
             ended = await asyncio.gather(*tasks, reporting, return_exceptions=True)
+            self._desk.close()
             await self.fleet.close()
             await self._channel.close(None)
         for outcome in ended:

@@ -37,6 +37,7 @@ _BUG = (500, "server_error", "internal_error")
 _BY_REASON: Mapping[str, tuple[int, str, str | None]] = {
     "BODY_TOO_LARGE": (413, "invalid_request_error", "request_too_large"),
     "BODY_TOO_SLOW": (408, "invalid_request_error", "request_timeout"),
+    "CONTEXT_LENGTH_EXCEEDED": (400, "invalid_request_error", "context_length_exceeded"),
     "UNKNOWN_PATH": (404, "invalid_request_error", "unknown_url"),
 }
 

@@ -8,7 +8,7 @@ Order: who is it and may they (`admit`), then words to tokens, tokens from a rep
   refused beyond its budget;
 * a credential that does not work counts against its source, a valid one never does;
 * a running answer is judged again with each new view: a right that was taken away ends it;
-* text is never logged, reported or counted.
+* text is never logged, reported or counted, nor what a library says of it.
 
 The attacks: take all slots; ask on after a right has ended; leave no trace; fill the audit log with
 refusals; guess tokens. Called by
@@ -18,11 +18,14 @@ refusals; guess tokens. Called by
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import time
+import traceback
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 from appliance.api.inference.v1 import generation_pb2
@@ -31,6 +34,7 @@ from appliance.core.errors import (
     ApplianceError,
     Cancelled,
     Exhausted,
+    Internal,
     InvalidInput,
     Unauthenticated,
     Unavailable,
@@ -38,13 +42,16 @@ from appliance.core.errors import (
 from appliance.gateway import access
 from appliance.gateway.config import Limits
 from appliance.gateway.metrics import GatewayMetrics
+from appliance.gateway.rendering import Message
 from appliance.gateway.router import STOP, Ask, Router
 from appliance.gateway.snapshot import Route
 from appliance.gateway.text import Detokenizer
-from appliance.gateway.tokenize import Message, Models, ServedModel, room
+from appliance.gateway.tokenize import Models, ServedModel, room
 from appliance.gateway.usage import UsageReports
 from appliance.gateway.view import View
 from appliance.wire.admission import Rates, Refusals, SourceLimit, source_of
+
+logger = logging.getLogger(__name__)
 
 MOST_STOPS = 16
 LONGEST_STOP = 256
@@ -115,7 +122,10 @@ def check_sampling(sampling: generation_pb2.Sampling) -> None:
             "must be between 0 and 1",
         ),
         "top_k": (sampling.top_k >= 0, "must not be negative"),
-        "max_tokens": (sampling.max_tokens >= 0, "must not be negative"),
+        "max_tokens": (
+            sampling.max_tokens >= 1 or not sampling.HasField("max_tokens"),
+            "must be at least 1: leave it out for as many as the context leaves",
+        ),
         "seed": (abs(sampling.seed) <= _LARGEST_SEED, "is too large"),
         "stop": (
             len(sampling.stop) <= MOST_STOPS
@@ -232,26 +242,36 @@ class Pipeline:
         """Stream the answer of an admitted call; closing the generator ends it everywhere."""
         if call.route is None:
             raise InvalidInput("the call was not admitted")
-        check_sampling(question.sampling)
-        model = await self._parts.models.get(call.route)
-        prompt = await _tokens(model, question)
-        space = room(len(prompt), question.sampling.max_tokens, call.route.max_sequence_length)
+        with _unsaid(call.request_id):
+            text, ask = await self._prepare(call, call.route, question)
+            async with contextlib.aclosing(self._parts.router.answer(ask)) as steps:
+                async for step in steps:
+                    self._count(call, ask, len(step.tokens))
+                    shown = text.add(step.tokens)
+                    if step.finish:
+                        shown += text.flush()
+                    finish = STOP if text.stopped else step.finish
+                    call.blocked = self._parts.clock()
+                    yield Piece(shown, step.tokens, finish)
+                    call.blocked = 0.0
+                    if finish:
+                        return
+                    self._check(call)
+
+    async def _prepare(
+        self, call: Call, route: Route, question: Question
+    ) -> tuple[Detokenizer, Ask]:
+        """What is asked of a replica, and what makes text of its answer."""
+        sampling = question.sampling
+        check_sampling(sampling)
+        model = await self._parts.models.get(route)
+        longest = route.max_sequence_length
+        prompt = await _tokens(model, question, longest, call.principal)
+        wanted = sampling.max_tokens if sampling.HasField("max_tokens") else None
+        space = room(len(prompt), wanted, longest)
         call.prompt_tokens = space.prompt
-        text = Detokenizer(model.tokenizer, prompt, question.sampling.stop)
-        ask = _ask(call.endpoint, model, prompt, question.sampling, space.max_tokens)
-        async with contextlib.aclosing(self._parts.router.answer(ask)) as steps:
-            async for step in steps:
-                self._count(call, ask, len(step.tokens))
-                shown = text.add(step.tokens)
-                if step.finish:
-                    shown += text.flush()
-                finish = STOP if text.stopped else step.finish
-                call.blocked = self._parts.clock()
-                yield Piece(shown, step.tokens, finish)
-                call.blocked = 0.0
-                if finish:
-                    return
-                self._check(call)
+        text = Detokenizer(model.decoding, prompt, sampling.stop)
+        return text, _ask(call.endpoint, model, prompt, sampling, space.max_tokens)
 
     def _count(self, call: Call, ask: Ask, tokens: int) -> None:
         now = self._parts.clock()
@@ -324,9 +344,32 @@ def meaning(ended: BaseException) -> ApplianceError:
     return ended if isinstance(ended, ApplianceError) else Cancelled("the caller left")
 
 
-async def _tokens(model: ServedModel, question: Question) -> list[int]:
+@contextlib.contextmanager
+def _unsaid(request_id: str) -> Iterator[None]:
+    """Keep what a library says of a text out of logs and answers: it may quote the text."""
+    try:
+        yield
+    except ApplianceError:
+        raise
+    except Exception as bug:  # noqa: BLE001 - whatever it is, it may carry text
+        logger.error(  # noqa: TRY400 - its message and its values stay here
+            "a call failed: %s at %s", type(bug).__name__, _places(bug)
+        )
+        raise Internal(
+            "something went wrong in the gateway; its log has the place under request id "
+            f"{request_id}"
+        ) from None
+
+
+def _places(bug: BaseException) -> str:
+    """Where an exception was raised: files and lines, and nothing of what was in them."""
+    frames = traceback.extract_tb(bug.__traceback__)
+    return " < ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in reversed(frames))
+
+
+async def _tokens(model: ServedModel, question: Question, most: int, caller: str) -> list[int]:
     if question.messages is not None:
-        return await model.chat(question.messages)
+        return await model.chat(question.messages, most, caller)
     if question.tokens is not None:
         if any(not 0 <= token < model.vocabulary for token in question.tokens):
             raise InvalidInput(
@@ -335,7 +378,7 @@ async def _tokens(model: ServedModel, question: Question) -> list[int]:
             )
         return list(question.tokens)
     if question.text is not None:
-        return await model.prompt(question.text)
+        return await model.prompt(question.text, most, caller)
     raise InvalidInput(
         "send a prompt or a conversation", fields={"prompt": "is missing, and chat too"}
     )

@@ -5,6 +5,7 @@ Rules kept here (`docs/gateway.md` explains them):
 * after it, the rest is asked of another replica by token ids: prompt and what was generated, with
   as many tokens fewer; what has ended already is not asked for again;
 * tried replicas come last; a mere doubt moves an answer only when an untried replica is ready;
+* token ids that the tokenizer does not have are no part of an answer, and no replica's failure;
 * what the caller did wrong is never tried again and is no replica's failure;
 * whoever leaves an answer ends it in the replica at once.
 
@@ -46,7 +47,7 @@ class Ask:
         prompt: token ids.
         sampling: without stop texts; `max_tokens` is at least 1 and fits the context.
         ends: token ids that end the answer.
-        vocabulary: token ids there are; a replica that answers with another one is broken.
+        vocabulary: token ids there are; others that a replica answers with are left out.
         generated: token ids so far.
         continuations: times it went on with another replica.
     """
@@ -150,11 +151,9 @@ class Router:
         tried = {*ask.tried, link.place}
         while True:
             await attempt.wait()
-            tokens = attempt.take()
+            # The rows of a model's embedding may be more than the tokens that its tokenizer has.
+            tokens = [token for token in attempt.take() if token < ask.vocabulary]
             finish = attempt.finish
-            if tokens and max(tokens) >= ask.vocabulary:
-                logger.error("replica %s answered with a token that does not exist", link.place.id)
-                return
             tokens = tokens[: ask.sampling.max_tokens - len(ask.generated)]
             ask.generated += tokens
             if finish:

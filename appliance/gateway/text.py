@@ -1,35 +1,180 @@
 """From token ids to text, as they come: whole characters only, and stop texts never shown.
 
 Rules kept here:
-* a character whose bytes come in several tokens is shown when it is whole;
+* whatever ids an engine answers with, their text is told and the answer goes on: bytes that are no
+  character are shown as U+FFFD, and an id that the tokenizer does not have is no text;
+* the pieces together are the text that the tokenizer makes of all ids at once;
 * text that may be the beginning of a stop text is held back until it is or is not one;
 * the state belongs to the answer, not to the replica: an answer that goes on elsewhere in the
-  middle of a character or of a stop text reads as if nothing had happened.
+  middle of a character or of a stop text reads as if nothing had happened;
+* no exception from here carries text of an answer: the library's own does, and would take it into
+  a log.
 
 Pure. One `Detokenizer` for each answer, made by `appliance.gateway.pipeline`.
 """
 
 from __future__ import annotations
 
+import codecs
+import json
+import re
 from collections.abc import Sequence
+from typing import Protocol
 
 from tokenizers import Tokenizer
-from tokenizers.decoders import DecodeStream
 
-_BROKEN = "\N{REPLACEMENT CHARACTER}"
-_TAILS = range(5, 13)
+from appliance.gateway.vocabulary import Control
+
+_BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+_TAIL = 32
+"""Ids at the end of a prompt among which the last word is looked for."""
 
 
-def context_of(tokenizer: Tokenizer, prompt: Sequence[int]) -> list[int]:
-    """The end of a prompt that tells how its continuation is written (a leading space, mostly).
+def _byte_letters() -> dict[str, int]:
+    """The letters that stand for bytes in byte-level vocabularies (GPT-2's `bytes_to_unicode`)."""
+    shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in shown]
+    letters = {chr(byte): byte for byte in shown}
+    return letters | {chr(256 + number): byte for number, byte in enumerate(others)}
 
-    Empty when it has no end that is whole characters.
+
+_LETTERS = _byte_letters()
+
+
+class Decoding:
+    """What is known of a tokenizer for turning ids into text; one for all answers of a model."""
+
+    def __init__(self, tokenizer: Tokenizer, controls: Sequence[Control] = ()) -> None:
+        self._tokenizer = tokenizer
+        self.byte_level = _is_byte_level(tokenizer)
+        # In the tokenizer they have names; here, their texts.
+        self._texts = {control.id: control.text for control in controls}
+        self._names = {control.id: control.name for control in controls}
+        self._special = {
+            identifier
+            for identifier, token in tokenizer.get_added_tokens_decoder().items()
+            if token.special
+        }
+        self._bytes: dict[int, bytes] = {}
+
+    def token(self, identifier: int) -> str | None:
+        """The token of an id; None when it is never text: a special one, or none at all."""
+        if identifier in self._special:
+            return None
+        token: str | None = self._tokenizer.id_to_token(identifier)
+        return self._texts.get(identifier, token)
+
+    def bytes_of(self, identifier: int) -> bytes:
+        """The bytes of an id of a byte-level tokenizer."""
+        found = self._bytes.get(identifier)
+        if found is None:
+            found = _bytes(self.token(identifier) or "")
+            self._bytes[identifier] = found
+        return found
+
+    def text_of(self, identifiers: Sequence[int]) -> str:
+        """The text of ids, as the tokenizer writes them at the beginning of a text."""
+        text: str = self._tokenizer.decode(identifiers, skip_special_tokens=True)
+        for identifier in self._names.keys() & set(identifiers):
+            text = text.replace(self._names[identifier], self._texts[identifier])
+        return text
+
+
+def _is_byte_level(tokenizer: Tokenizer) -> bool:
+    """Whether the tokenizer's decoder puts bytes together and does nothing else."""
+    if tokenizer.decoder is None:
+        return False
+    state = json.loads(tokenizer.decoder.__getstate__())
+    kinds = [part["type"] for part in state.get("decoders", [state])]
+    return kinds[0] == "ByteLevel" and set(kinds) <= {"ByteLevel", "Fuse", "ByteFallback"}
+
+
+def _bytes(token: str) -> bytes:
+    try:
+        return bytes(_LETTERS[letter] for letter in token)
+    except KeyError:
+        # An added token is written as it is.
+        return token.encode()
+
+
+class Stream(Protocol):
+    """Ids of one answer in, its text out."""
+
+    def add(self, identifier: int) -> str:
+        """The text that is certain with this id; empty while there is none."""
+
+    def flush(self) -> str:
+        """The rest, when no id follows."""
+
+
+class _Bytes:
+    """Text of a byte-level tokenizer: bytes in a row, whatever the tokens."""
+
+    def __init__(self, decoding: Decoding) -> None:
+        self._bytes_of = decoding.bytes_of
+        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+
+    def add(self, identifier: int) -> str:
+        return self._decode(self._bytes_of(identifier))
+
+    def flush(self) -> str:
+        return self._decode(b"", final=True)
+
+
+class _Words:
+    """Text of any other tokenizer: that of the newest ids behind the last ones that were shown.
+
+    Bytes that a vocabulary spells one by one (`<0x41>`) are a character, or none, only when the
+    row of them has ended; until then they are held back.
     """
-    for length in _TAILS:
-        tail = list(prompt[-length:])
-        if _BROKEN not in tokenizer.decode(tail, skip_special_tokens=True):
-            return tail
+
+    def __init__(self, decoding: Decoding, context: Sequence[int]) -> None:
+        self._decoding = decoding
+        self._before = list(context)
+        self._said = decoding.text_of(self._before) if self._before else ""
+        self._held: list[int] = []
+
+    def add(self, identifier: int) -> str:
+        token = self._decoding.token(identifier)
+        if token is None:
+            return ""
+        if _BYTE.fullmatch(token):
+            self._held.append(identifier)
+            return ""
+        rest = self.flush() if self._held else ""
+        self._held.append(identifier)
+        return rest + self.flush()
+
+    def flush(self) -> str:
+        if not self._held:
+            return ""
+        text = self._decoding.text_of([*self._before, *self._held])[len(self._said) :]
+        if text or not self._before:
+            # What was shown last is what the next text is written behind.
+            self._before, self._held = self._held, []
+            self._said = self._decoding.text_of(self._before)
+        else:
+            self._held.clear()
+        return text
+
+
+def context_of(decoding: Decoding, prompt: Sequence[int]) -> list[int]:
+    """The last word of a prompt, which tells how its continuation is written: with a space, mostly.
+
+    Empty when there is none near the end.
+    """
+    for identifier in reversed(prompt[-_TAIL:]):
+        token = decoding.token(identifier)
+        if token and not _BYTE.fullmatch(token):
+            return [identifier]
     return []
+
+
+def stream_of(decoding: Decoding, prompt: Sequence[int]) -> Stream:
+    """A stream for one answer to a prompt."""
+    if decoding.byte_level:
+        return _Bytes(decoding)
+    return _Words(decoding, context_of(decoding, prompt))
 
 
 class StopFinder:
@@ -74,22 +219,18 @@ class Detokenizer:
         stops: texts that end it.
     """
 
-    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], stops: Sequence[str]) -> None:
-        self._tokenizer = tokenizer
-        self._stream = DecodeStream(ids=context_of(tokenizer, prompt), skip_special_tokens=True)
+    def __init__(self, decoding: Decoding, prompt: Sequence[int], stops: Sequence[str]) -> None:
+        self._stream = stream_of(decoding, prompt)
         self._finder = StopFinder(stops)
-        self._unshown: list[int] = []
         self.stopped = False
 
     def add(self, tokens: Sequence[int]) -> str:
         """The text that can be shown after these tokens; `stopped` says that it is the last."""
         pieces: list[str] = []
         for token in tokens:
-            text = self._stream.step(self._tokenizer, token)
-            if text is None:
-                self._unshown.append(token)
+            text = self._stream.add(token)
+            if not text:
                 continue
-            self._unshown.clear()
             shown, self.stopped = self._finder.add(text)
             pieces.append(shown)
             if self.stopped:
@@ -100,7 +241,5 @@ class Detokenizer:
         """What is left when the answer is over: a broken character is shown as one."""
         if self.stopped:
             return ""
-        rest = self._tokenizer.decode(self._unshown, skip_special_tokens=True)
-        self._unshown.clear()
-        shown, self.stopped = self._finder.add(rest)
-        return shown + self._finder.flush()
+        shown, self.stopped = self._finder.add(self._stream.flush())
+        return shown if self.stopped else shown + self._finder.flush()

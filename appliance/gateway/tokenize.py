@@ -1,103 +1,58 @@
 """From a caller's words to token ids, with the tokenizer and the template of the served model.
 
 Rules kept here:
-* a template is text that somebody imported: it is rendered in a sandbox that changes nothing, and
-  what it raises is an error of the request;
+* what a caller writes becomes ordinary tokens, whatever it spells; control tokens are those that
+  the template writes (`appliance.gateway.vocabulary`, `appliance.gateway.rendering`);
 * the context's limit is told with the numbers, before a replica is asked;
-* long texts are tokenized in a thread, so that nobody else's answer waits.
+* templates and long texts have threads, so that nobody else's answer waits.
 
-The attack: a template that reaches Python's inside. Called by `appliance.gateway.pipeline`.
+The attacks: content that spells control tokens; prompts that stop the gateway. Called by
+`appliance.gateway.pipeline`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any, NoReturn
-
-import jinja2
-from jinja2.exceptions import SecurityError
-from jinja2.runtime import Context
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-from tokenizers import Tokenizer
 
 from appliance.api.serving.v1 import routing_service_pb2
 from appliance.core.errors import InvalidInput, Unavailable
+from appliance.gateway import vocabulary
+from appliance.gateway.encode import Encoder, too_long
+from appliance.gateway.rendering import ChatTemplate, Message, Renderers
 from appliance.gateway.snapshot import Route, Snapshot
+from appliance.gateway.text import Decoding
+from appliance.gateway.turns import Threads
 
 logger = logging.getLogger(__name__)
 
-LONG_TEXT = 4000
-"""Characters above which a text is tokenized in a thread."""
-_LARGEST_FACTOR = 1 << 31
-_LARGEST_POWER = 8
-_MOST_ROUNDS = 100_000
+SHORT_TEXT = 512
+"""Characters up to which a text is tokenized at once: a thread would take longer."""
+LONG_TEXT = 16_384
+"""Characters above which a prompt is a long one."""
 ROLES = ("system", "user", "assistant")
 
-Message = Mapping[str, str]
 Fetch = Callable[[str], Awaitable[routing_service_pb2.ServedTokenizer]]
 
 
-def _raise(message: object) -> NoReturn:
-    raise jinja2.TemplateError(str(message))
+@dataclass(frozen=True)
+class Desk:
+    """Where prompts are prepared: threads, and processes for templates."""
 
+    threads: Threads
+    renderers: Renderers
 
-class _Sandbox(ImmutableSandboxedEnvironment):
-    """Multiplies small numbers only: a repeated text or a power could fill the memory."""
+    @classmethod
+    def new(cls) -> Desk:
+        """One of its own."""
+        return cls(Threads(), Renderers())
 
-    intercepted_binops = frozenset({"*", "**"})
-
-    def call_binop(
-        self,
-        context: Context,
-        operator: str,
-        left: Any,  # noqa: ANN401 - whatever a template has
-        right: Any,  # noqa: ANN401
-    ) -> Any:  # noqa: ANN401
-        """One of the intercepted operations. Raises SecurityError for large ones."""
-        small = all(
-            isinstance(value, (int, float)) and abs(value) <= _LARGEST_FACTOR
-            for value in (left, right)
-        )
-        if not small or (operator == "**" and right > _LARGEST_POWER):
-            raise SecurityError("a template may multiply small numbers only")
-        return super().call_binop(context, operator, left, right)
-
-
-def _limited_range() -> Callable[..., range]:
-    """`range` for one rendering, whose loops may go round so often altogether."""
-    left = _MOST_ROUNDS
-
-    def limited(*bounds: int) -> range:
-        nonlocal left
-        made = range(*bounds)
-        left -= len(made)
-        if left < 0:
-            raise SecurityError("the template's loops go round too often")
-        return made
-
-    return limited
-
-
-def _environment() -> _Sandbox:
-    """What templates of the field expect (`transformers`, chat_template_utils)."""
-    # Its output becomes token ids, never a page: escaping would change the prompt.
-    environment = _Sandbox(
-        trim_blocks=True,
-        lstrip_blocks=True,
-        autoescape=False,
-        extensions=["jinja2.ext.loopcontrols"],
-    )
-    environment.filters["tojson"] = lambda value, indent=None: json.dumps(
-        value, ensure_ascii=False, indent=indent
-    )
-    environment.globals["raise_exception"] = _raise
-    environment.globals["strftime_now"] = lambda form: datetime.now(UTC).strftime(form)
-    return environment
+    def close(self) -> None:
+        """Prepare nothing more."""
+        self.threads.close()
+        self.renderers.close()
 
 
 class ServedModel:
@@ -106,31 +61,50 @@ class ServedModel:
     Raises Unavailable when they cannot be read.
     """
 
-    def __init__(self, served: routing_service_pb2.ServedTokenizer) -> None:
+    def __init__(self, served: routing_service_pb2.ServedTokenizer, desk: Desk) -> None:
+        self._threads = desk.threads
+        self.ends = list(served.end_token_ids)
+        sides = served.bos_token, served.eos_token
         try:
-            self.tokenizer: Tokenizer = Tokenizer.from_str(served.tokenizer_json.decode())
-            self._template = (
-                _environment().from_string(served.chat_template) if served.chat_template else None
+            known = vocabulary.read(
+                served.tokenizer_json.decode(), served.chat_template, sides, self.ends
             )
+            self._encoder = Encoder(known)
+            self.controls = known.controls
+            self.decoding = Decoding(self._encoder.tokenizer, known.controls)
+            self._template = (
+                ChatTemplate(desk.renderers, served.chat_template, known.controls, *sides)
+                if served.chat_template
+                else None
+            )
+        except Unavailable:
+            raise
         # The library raises nothing narrower for a tokenizer that it cannot read.
         except Exception as error:
             raise Unavailable(
                 "the tokenizer or the chat template of the model cannot be read: "
                 "import the model again"
             ) from error
-        self.tokenizer.no_truncation()
-        self.tokenizer.no_padding()
-        self.ends = list(served.end_token_ids)
-        self.vocabulary = self.tokenizer.get_vocab_size(with_added_tokens=True)
-        self._bos = served.bos_token
-        self._eos = served.eos_token
+        self.vocabulary = known.size
 
-    async def prompt(self, text: str) -> list[int]:
-        """Token ids of a plain prompt."""
-        return await self._encode(text, special=True)
+    async def prompt(self, text: str, most: int, caller: str = "") -> list[int]:
+        """Token ids of a plain prompt.
 
-    async def chat(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of a conversation to answer. Raises InvalidInput when there is no way."""
+        Args:
+            text: of any length.
+            most: tokens that prompt and answer may have together.
+            caller: takes turns with others.
+
+        Raises ContextExceeded, InvalidInput.
+        """
+        encode = self._encoder.encode
+        if len(text) <= SHORT_TEXT:
+            return encode(text, most, special=True)
+        run = self._threads.run_long if len(text) > LONG_TEXT else self._threads.run
+        return await run(caller, encode, text, most, special=True)
+
+    async def chat(self, messages: Sequence[Message], most: int, caller: str = "") -> list[int]:
+        """Token ids of a conversation to answer; arguments and errors as for `prompt`."""
         if not messages:
             raise InvalidInput("there are no messages", fields={"messages": "is empty"})
         for message in messages:
@@ -144,40 +118,15 @@ class ServedModel:
                 "this model has no chat template: send a plain prompt instead",
                 fields={"messages": "the model takes plain prompts only"},
             )
-        text = await asyncio.to_thread(self._render, messages)
+        size = sum(len(message["content"]) for message in messages)
+        run = self._threads.run_long if size > LONG_TEXT else self._threads.run
+        return await run(caller, self._converse, self._template, messages, most)
+
+    def _converse(
+        self, template: ChatTemplate, messages: Sequence[Message], most: int
+    ) -> list[int]:
         # The template writes the special tokens itself.
-        return await self._encode(text, special=False)
-
-    def _render(self, messages: Sequence[Message]) -> str:
-        if self._template is None:
-            return ""
-        try:
-            return self._template.render(
-                messages=[dict(message) for message in messages],
-                add_generation_prompt=True,
-                bos_token=self._bos,
-                eos_token=self._eos,
-                range=_limited_range(),
-                tools=None,
-                documents=None,
-            )
-        # A template is a program that somebody imported: it can raise whatever Python can.
-        except Exception as error:
-            problem = str(error) if isinstance(error, jinja2.TemplateError) else "it fails"
-            raise InvalidInput(
-                f"the model's chat template does not take this conversation: {problem[:200]}",
-                fields={"messages": problem[:200]},
-            ) from error
-
-    async def _encode(self, text: str, *, special: bool) -> list[int]:
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise InvalidInput("the text is not valid Unicode") from error
-        if len(text) < LONG_TEXT:
-            return self.tokenizer.encode(text, add_special_tokens=special).ids
-        encoding = await asyncio.to_thread(self.tokenizer.encode, text, add_special_tokens=special)
-        return encoding.ids
+        return self._encoder.encode(template.render(messages), most, special=False)
 
 
 @dataclass(frozen=True)
@@ -188,24 +137,17 @@ class Room:
     max_tokens: int
 
 
-def room(prompt: int, wanted: int, longest: int) -> Room:
-    """Most tokens to answer with; `wanted` 0 means all that is left. Raises InvalidInput."""
-    if wanted < 0:
-        raise InvalidInput(
-            "max_tokens must not be negative", fields={"max_tokens": "must not be negative"}
-        )
+def room(prompt: int, wanted: int | None, longest: int) -> Room:
+    """Most tokens to answer with; `wanted` None means all that is left.
+
+    Raises ContextExceeded; InvalidInput for an empty prompt.
+    """
     if prompt < 1:
         raise InvalidInput("the prompt is empty: send some text", fields={"prompt": "is empty"})
     left = longest - prompt
     if left < 1:
-        raise InvalidInput(
-            f"the prompt has {prompt} tokens, but prompt and answer together may have {longest}: "
-            "send a shorter one",
-            fields={"prompt": f"has {prompt} tokens of at most {longest - 1}"},
-            prompt_tokens=prompt,
-            max_sequence_length=longest,
-        )
-    return Room(prompt, min(wanted or left, left))
+        raise too_long(prompt, longest, whole=True)
+    return Room(prompt, left if wanted is None else min(wanted, left))
 
 
 class Models:
@@ -213,10 +155,12 @@ class Models:
 
     Args:
         fetch: asks the control plane for the tokenizer of an endpoint.
+        desk: where their prompts are prepared.
     """
 
-    def __init__(self, fetch: Fetch) -> None:
+    def __init__(self, fetch: Fetch, desk: Desk) -> None:
         self._fetch = fetch
+        self._desk = desk
         self._models: dict[tuple[str, str], asyncio.Task[ServedModel]] = {}
 
     def apply(self, snapshot: Snapshot) -> None:
@@ -245,7 +189,7 @@ class Models:
 
     async def _read(self, endpoint: str) -> ServedModel:
         served = await self._fetch(endpoint)
-        return await asyncio.to_thread(ServedModel, served)
+        return await asyncio.to_thread(ServedModel, served, self._desk)
 
 
 def _note(task: asyncio.Task[ServedModel]) -> None:

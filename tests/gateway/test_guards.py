@@ -19,6 +19,7 @@ from appliance.client.inference import question
 from appliance.core.errors import (
     ApplianceError,
     AuditUnavailable,
+    ContextExceeded,
     Exhausted,
     InvalidInput,
     NotFound,
@@ -82,8 +83,10 @@ async def test_every_refusal_is_reported_and_none_reaches_a_replica(tmp_path: Pa
 
 async def test_a_prompt_longer_than_the_context_hears_the_numbers(tmp_path: Path) -> None:
     async with stage(tmp_path, Worker("a")) as found:
-        with pytest.raises(InvalidInput, match=r"has 600 tokens.*may have 512"):
+        with pytest.raises(ContextExceeded, match=r"has 600 bytes.*may have 512 tokens"):
             await ask(found, prompt="x" * 600)
+        with pytest.raises(ContextExceeded, match=r"has 512 tokens.*may have 512"):
+            await ask(found, prompt="x" * 512)
         with pytest.raises(InvalidInput):
             await ask(found, prompt="")
         assert len(await ask(found, prompt="x" * 500, max_tokens=400)) == 12

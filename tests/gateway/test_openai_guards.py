@@ -71,7 +71,8 @@ async def test_each_mistake_has_its_status(client: httpx.AsyncClient) -> None:
     assert error_of(await post(client, temperature=9)) == (400, None, "temperature")
     assert error_of(await post(client, stop=[""])) == (400, None, "stop")
     long = [{"role": "user", "content": "x" * 600}]
-    assert error_of(await post(client, messages=long)) == (400, None, "prompt")
+    exceeded = (400, "context_length_exceeded", "prompt")
+    assert error_of(await post(client, messages=long)) == exceeded
     tool = [{"role": "tool", "content": "x"}]
     assert error_of(await post(client, messages=tool)) == (400, None, "messages")
     assert (await client.get("/chat/completions")).status_code == 405

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers
 
-from appliance.gateway.text import Detokenizer, StopFinder, context_of
+from appliance.gateway.text import Decoding, Detokenizer, StopFinder, context_of
 from tests.fakes.worker import STORY, STORY_IDS, tokenizer
 
-MADE = tokenizer()
+MADE = Decoding(tokenizer())
 
 
 def metaspace() -> Tokenizer:
@@ -70,7 +70,7 @@ def test_a_stop_text_is_found_over_every_seam(stop: str) -> None:
 
 
 def test_an_answer_that_ends_inside_a_character_shows_that() -> None:
-    ids = MADE.encode("a🤗").ids[:-1]
+    ids = tokenizer().encode("a🤗").ids[:-1]
     assert said([ids], []) == "a\ufffd"
 
 
@@ -79,15 +79,20 @@ def test_special_tokens_are_not_text() -> None:
 
 
 def test_the_prompt_tells_how_the_answer_begins() -> None:
-    made = metaspace()
+    made = Decoding(metaspace())
     assert Detokenizer(made, [1, 2], []).add([3]) == " steht"
     assert Detokenizer(made, [], []).add([1, 2]) == "Das Haus"
 
 
 def test_a_prompt_that_ends_in_half_a_character_is_no_context() -> None:
-    half = MADE.encode("日本").ids[-2:]
-    assert context_of(MADE, half) == []
+    half = tokenizer().encode("日本").ids[-2:]
     assert said([STORY_IDS], [], half) == STORY
+
+
+def test_the_last_word_of_a_prompt_is_the_context_whatever_stands_behind_it() -> None:
+    made = Decoding(metaspace())
+    assert context_of(made, [1, 2, 4, 5]) == [2]
+    assert context_of(made, [4, 5]) == []
 
 
 @given(
