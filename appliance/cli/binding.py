@@ -2,28 +2,61 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
-from appliance.cli import naming
 from appliance.cli.command import command as make
 from appliance.cli.output import field, last
 
 if TYPE_CHECKING:
     from appliance.cli.session import Session
 
+PLATFORM, EVERYWHERE = "platform", "projects/-"
+WHERE = {PLATFORM: "the platform", EVERYWHERE: "all projects"}
+
 COLUMNS = [
     ("BINDING", last()),
     ("PRINCIPAL", field("principal")),
     ("ROLE", last("role")),
-    ("WHERE", lambda row: field("scope")(row) or "the whole appliance"),
+    ("WHERE", lambda row: WHERE.get(row["scope"], row["scope"])),
 ]
 
 command = click.Group("binding", help="Give and take away roles.")
 
 
-@make("create", "BindingService.CreateBinding", group=command)
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def scoped(function: Command) -> Command:
+    """The two scopes that are no project; with neither, it is the chosen project."""
+    platform = click.option(
+        "--platform", is_flag=True, help="On the appliance itself: people, servers, audit."
+    )
+    everywhere = click.option("--everywhere", is_flag=True, help="In all projects.")
+    return platform(everywhere(function))
+
+
+def scope(session: Session, *, everywhere: bool, platform: bool) -> str:
+    """The scope that is said. Raises click.UsageError when two are."""
+    typed = click.get_current_context().get_parameter_source("project")
+    if (typed is ParameterSource.COMMANDLINE) + everywhere + platform > 1:
+        raise click.UsageError("give one of --project P, --everywhere and --platform")
+    if platform:
+        return PLATFORM
+    if everywhere:
+        return EVERYWHERE
+    if not session.project:
+        raise click.UsageError(
+            "where does it hold? Give --project P, --everywhere for all projects, or --platform "
+            "for the appliance itself"
+        )
+    return session.parent
+
+
+@make("create", "BindingService.CreateBinding", group=command, project=True)
 @click.option(
     "--principal",
     required=True,
@@ -31,23 +64,25 @@ command = click.Group("binding", help="Give and take away roles.")
     help="users/USER or serviceAccounts/ACCOUNT.",
 )
 @click.option("--role", required=True, metavar="ROLE", help="One of `appliance role list`.")
-@click.option("--project", metavar="P", help="Where it holds.  [default: the whole appliance]")
-def create(session: Session, principal: str, role: str, project: str | None) -> None:
-    """Give a role."""
+@scoped
+def create(
+    session: Session, principal: str, role: str, *, everywhere: bool, platform: bool
+) -> None:
+    """Give a role in a project, in all projects or on the platform."""
     wanted = {
         "principal": principal,
         "role": session.name("role", role),
-        "scope": naming.parent(project) if project else "",
+        "scope": scope(session, everywhere=everywhere, platform=platform),
     }
     session.show(session.call("BindingService.CreateBinding", binding=wanted), COLUMNS)
 
 
-@make("list", "BindingService.ListBindings", group=command)
-@click.option("--project", metavar="P", help="Only those of a project.")
-def list_(session: Session, project: str | None) -> None:
-    """List bindings."""
-    scope = naming.parent(project) if project else ""
-    session.show(session.list("BindingService.ListBindings", "bindings", scope=scope), COLUMNS)
+@make("list", "BindingService.ListBindings", group=command, project=True)
+@scoped
+def list_(session: Session, *, everywhere: bool, platform: bool) -> None:
+    """List the bindings of a project, of the platform, or of all projects and each of them."""
+    where = scope(session, everywhere=everywhere, platform=platform)
+    session.show(session.list("BindingService.ListBindings", "bindings", scope=where), COLUMNS)
 
 
 @make("delete", "BindingService.DeleteBinding", group=command)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 COLUMNS = [
     ("ROLE", last()),
     ("FOR PEOPLE", field("assignable")),
+    ("WHERE", lambda row: ", ".join(row["scopes"])),
     ("DESCRIPTION", field("description")),
 ]
 

@@ -17,7 +17,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime, timedelta
 
+from appliance.control.auth import scopes
+from appliance.control.auth.escalation import givers
 from appliance.control.auth.policy import PolicyStore
+from appliance.control.auth.scopes import words
 from appliance.control.services.caller import Caller
 from appliance.control.services.places import Places
 from appliance.control.services.resources import missing
@@ -48,7 +51,7 @@ class Access:
         """Return when `caller` may make a call of `rule` about `resource`; the policy's version.
 
         Raises:
-            InvalidInput: the resource is no name.
+            InvalidInput: the resource is empty or no name.
             NotFound: it is in a project the caller holds no role in, or does not exist.
             Denied: the caller lacks the permission there.
         """
@@ -57,12 +60,12 @@ class Access:
             return policy.version
         if not rule.permission:
             raise Denied("no access rule allows this call", method=rule.method)
-        place = self._places.of(resource)
-        if policy.allowed(caller.principal, place.project, rule.permission):
+        place = self._places.of(resource, rule.resource)
+        if policy.allowed(caller.principal, place.domain, rule.permission):
             return policy.version
-        if place.hidden and not policy.holds_any_role(caller.principal, place.project):
+        if place.hidden and not policy.holds_any_role(caller.principal, place.domain):
             raise missing(resource)
-        raise self._denied(caller, rule, place.project)
+        raise self._denied(caller, rule, place.domain)
 
     def check_fresh_mfa(self, caller: Caller, rule: Rule) -> None:
         """Raise FreshMfaRequired when the rule wants a second factor that is too long ago.
@@ -81,19 +84,17 @@ class Access:
                 "one, then repeat"
             )
 
-    def _denied(self, caller: Caller, rule: Rule, project: str | None) -> Denied:
-        where = f"projects/{project}" if project else "the whole appliance"
+    def _denied(self, caller: Caller, rule: Rule, domain: str) -> Denied:
         roles = [
             role.id
             for role in self._policies.roles.roles.values()
-            if rule.permission in role.permissions and role.assignable
+            if rule.permission in role.permissions and role.assignable and role.fits(domain)
         ]
-        giver = f"an owner of {where} or an administrator" if project else "an administrator"
         return Denied(
-            f"{caller.principal} may not do this: it needs {rule.permission} on {where} "
-            f"(in role {', '.join(sorted(roles)) or 'of the appliance itself'}), which {giver} "
-            "can give",
+            f"{caller.principal} may not do this: it needs {rule.permission} {words(domain)} "
+            f"(in role {', '.join(sorted(roles)) or 'of the appliance itself'}), which "
+            f"{givers(domain)} can give",
             permission=rule.permission,
-            scope=f"projects/{project}" if project else "",
+            scope=scopes.name(domain),
             principal=caller.principal.name,
         )

@@ -29,7 +29,8 @@ from appliance.control.auth import join_tokens
 from appliance.control.auth.passwords import Passwords
 from appliance.control.auth.policy import PolicyStore
 from appliance.control.auth.roles import Roles
-from appliance.control.auth.rules import EVERYWHERE, Link
+from appliance.control.auth.rules import Link
+from appliance.control.auth.scopes import EVERYWHERE, PLATFORM
 from appliance.control.config import DataDirectory, audit_origin
 from appliance.control.events import Events
 from appliance.control.services.bindings import ADMINISTRATOR, Bindings
@@ -252,9 +253,9 @@ def _write_rows(
             now,
             lifetime=FIRST_JOIN,
         )
-        bindings.bind(
-            transaction, Link(first.subject, ADMINISTRATOR, EVERYWHERE), creator=first.name
-        )
+        for domain in (PLATFORM, EVERYWHERE):
+            link = Link(first.subject, ADMINISTRATOR, domain)
+            bindings.bind(transaction, link, creator=first.name)
     return token.text
 
 

@@ -1,4 +1,4 @@
-"""Every RPC of the control plane, as every kind of caller, against one reviewed table.
+"""Every RPC of the control plane, as every role at every scope, against one reviewed table.
 
 A real server on two listeners, real certificates and tokens. The answer is read from the audit log:
 `intent` means the call reached its service, `denied` that the door refused it.
@@ -24,6 +24,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from appliance.control import parts
 from appliance.control.auth.rules import Link
+from appliance.control.auth.scopes import EVERYWHERE, PLATFORM
 from appliance.control.rpc.servicer import descriptor_of
 from appliance.control.store import tables
 from appliance.core.identity import PrincipalKind
@@ -66,7 +67,11 @@ def methods() -> dict[str, tuple[Rule, MethodDescriptor, bool]]:
             service = descriptor_of(kind)
             for method in service.methods:
                 path = f"/{service.full_name}/{method.name}"
-                found[path.removeprefix(PREFIX)] = (rules[path], method, on_machines)
+                name = path.removeprefix(PREFIX)
+                found[name] = (rules[path], method, on_machines)
+                if rules[path].permission.startswith("bindings."):
+                    for scope in ("platform", "projects/-"):
+                        found[f"{name} {scope}"] = found[name]
     return found
 
 
@@ -88,21 +93,32 @@ class Cast:
     """Every caller of the table, on one appliance."""
 
     appliance: Appliance
-    binding: str
+    bindings: dict[str, str]
 
     @classmethod
     def of(cls, appliance: Appliance) -> Cast:
         for project in ("mine", "theirs"):
             appliance.project(project)
-        appliance.user("auditor", ("auditor", "*"))
-        appliance.user("viewer-everywhere", ("viewer", "*"))
+        appliance.user("auditor", ("auditor", PLATFORM), ("auditor", EVERYWHERE))
+        for role in ("administrator", "auditor"):
+            appliance.user(f"{role}-platform", (role, PLATFORM))
+            appliance.user(f"{role}-everywhere", (role, EVERYWHERE))
         for role in ("owner", "developer", "viewer", "inference"):
             appliance.user(role, (role, "mine"))
+            appliance.user(f"{role}-everywhere", (role, EVERYWHERE))
         appliance.user("owner-elsewhere", ("owner", "theirs"))
         appliance.user("nobody")
-        appliance.user("locked", ("administrator", "*"), locked=True)
+        both = (("administrator", PLATFORM), ("administrator", EVERYWHERE))
+        appliance.user("locked", *both, locked=True)
         appliance.user("bound")
-        return cls(appliance, appliance.bind(Link("user:bound", "viewer", "mine")))
+        return cls(
+            appliance,
+            {
+                "": appliance.bind(Link("user:bound", "viewer", "mine")),
+                "platform": appliance.bind(Link("user:bound", "auditor", PLATFORM)),
+                "projects/-": appliance.bind(Link("user:bound", "viewer", EVERYWHERE)),
+            },
+        )
 
     def people(self) -> dict[str, Someone]:
         """Fresh sessions for people, half and whole, live and ended."""
@@ -116,8 +132,10 @@ class Cast:
             **{
                 name: Someone(session(name))
                 for name in (
-                    *("auditor", "viewer-everywhere", "owner", "developer", "viewer"),
-                    *("inference", "owner-elsewhere", "nobody"),
+                    *("administrator-platform", "administrator-everywhere", "auditor"),
+                    *("auditor-platform", "auditor-everywhere", "owner-everywhere"),
+                    *("developer-everywhere", "viewer-everywhere", "inference-everywhere"),
+                    *("owner", "developer", "viewer", "inference", "owner-elsewhere", "nobody"),
                 )
             },
         }
@@ -146,12 +164,14 @@ class Cast:
         return found
 
 
-def request_for(rule: Rule, method: MethodDescriptor, binding: str) -> Message:
+def request_for(
+    rule: Rule, method: MethodDescriptor, bindings: dict[str, str], scope: str
+) -> Message:
     """About project `mine`, or about nothing in particular; never one that changes something."""
     request: Message = GetMessageClass(method.input_type)()
     noun = rule.permission.split(".")[0]
     names = {
-        "bindings": binding if rule.resource == "name" else "projects/mine",
+        "bindings": bindings[scope] if rule.resource == "name" else scope or "projects/mine",
         "nodes": "nodes/absent",
         "roles": "roles/viewer",
         "serviceAccounts": "serviceAccounts/app" if rule.resource == "name" else "projects/mine",
@@ -218,7 +238,7 @@ async def test_every_rpc_answers_every_caller_as_the_table_says(appliance: Appli
         said[name, caller] = await call(
             appliance.channel(port, someone.machine),
             rule,
-            request_for(rule, method, players.binding),
+            request_for(rule, method, players.bindings, name.partition(" ")[2]),
             bearer(someone.token, request_id(name, caller)),
         )
 
@@ -243,7 +263,7 @@ async def test_every_rpc_answers_every_caller_as_the_table_says(appliance: Appli
 
 def request_id(method: str, caller: str) -> str:
     """Names one call in the audit log."""
-    return f"{method.replace('/', '.')}.{caller}"[-64:]
+    return f"{method.replace('/', '.').replace(' ', '.')}.{caller}"[-64:]
 
 
 async def recorded(

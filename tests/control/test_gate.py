@@ -79,8 +79,8 @@ async def test_a_refused_call_is_recorded_with_its_callers_name(appliance: Appli
     )
     assert isinstance(error, Denied)
     assert error.message == (
-        "user:vera may not do this: it needs projects.create on the whole appliance "
-        "(in role administrator), which an administrator can give"
+        "user:vera may not do this: it needs projects.create on the platform "
+        "(in role administrator), which an administrator on the platform can give"
     )
     assert error.metadata["permission"] == "projects.create"
     (record,) = [record for record in appliance.records() if record["request_id"] == "call-1"]
@@ -273,7 +273,7 @@ async def test_an_open_stream_ends_within_two_seconds_of_losing_the_right(
 ) -> None:
     appliance, _ = staged
     appliance.user("olga")
-    binding = appliance.bind(Link("user:olga", "auditor", "*"))
+    binding = appliance.bind(Link("user:olga", "auditor", "/platform"))
     stream = aiter(
         appliance.staged(audit_service_pb2_grpc.AuditServiceStub).ExportRecords(
             audit_service_pb2.ExportRecordsRequest(),

@@ -53,7 +53,7 @@ class Client:
         self.system = appliance.api(system_service_pb2_grpc.SystemServiceStub)
         self.accounts = appliance.api(service_account_service_pb2_grpc.ServiceAccountServiceStub)
 
-    def bind(self, principal: str, role: str, scope: str = "") -> Any:
+    def bind(self, principal: str, role: str, scope: str = "platform") -> Any:
         binding = binding_pb2.Binding(principal=principal, role=role, scope=scope)
         return self.bindings.CreateBinding(
             binding_service_pb2.CreateBindingRequest(binding=binding), metadata=self.metadata
@@ -97,7 +97,13 @@ async def test_log_in_from_password_to_log_out(appliance: Appliance) -> None:
     assert len(set(completed.recovery_codes)) == 10
     client = Client(appliance, completed.token)
     who = await client.who()
-    assert (who.principal, list(who.roles)) == ("users/alice", ["administrator@*"])
+    assert (who.principal, list(who.roles)) == (
+        "users/alice",
+        [
+            "administrator@projects/-",
+            "administrator@platform",
+        ],
+    )
     left = who.expire_time.ToDatetime() - completed.expire_time.ToDatetime()
     assert abs(left) < timedelta(seconds=1)
 
@@ -232,15 +238,19 @@ async def test_a_role_holds_from_the_moment_it_is_given_to_the_moment_it_is_take
     ("principal", "role", "scope", "says"),
     [
         ("users/bob", "roles/wizard", "projects/demo", "there is no role 'wizard'; roles: "),
-        ("users/bob", "roles/node", "", "role node is not for user:bob"),
-        ("users/bob", "roles/gateway", "", "role gateway is not for user:bob"),
-        ("users/bob", "roles/administrator", "projects/demo", "leave scope empty"),
-        ("users/ghost", "roles/viewer", "", "there is no users/ghost: create it first"),
-        ("nodes/gpu-1", "roles/viewer", "", "roles are given to users/{user} and"),
-        ("serviceAccounts/app", "roles/inference", "projects/other", "in its own project only"),
-        ("serviceAccounts/app", "roles/administrator", "", "in its own project only"),
-        ("role:owner", "roles/viewer", "", "names no caller"),
-        ("users/role:owner", "roles/viewer", "", "cannot be the id of a caller"),
+        ("users/bob", "roles/node", "platform", "role node is not for user:bob"),
+        ("users/bob", "roles/gateway", "platform", "role gateway is not for user:bob"),
+        ("users/bob", "roles/administrator", "projects/demo", "not bound in projects/demo, "),
+        ("users/bob", "roles/owner", "platform", "not bound on the platform, but in all projects"),
+        ("users/bob", "roles/viewer", "", "binding.scope is empty: write projects/{project} for"),
+        ("users/bob", "roles/viewer", "*", "is no scope: write projects/{project} for one"),
+        ("users/bob", "roles/viewer", "/platform", "is no scope: write projects/{project} for"),
+        ("users/ghost", "roles/viewer", "projects/-", "there is no users/ghost: create it first"),
+        ("nodes/gpu-1", "roles/viewer", "projects/-", "roles are given to users/{user} and"),
+        ("serviceAccounts/app", "roles/inference", "projects/other", "no serviceAccounts/app in "),
+        ("serviceAccounts/app", "roles/administrator", "platform", "in its own project only"),
+        ("role:owner", "roles/viewer", "projects/-", "names no caller"),
+        ("users/role:owner", "roles/viewer", "projects/-", "cannot be the id of a caller"),
     ],
 )
 async def test_what_may_not_be_bound_is_one_sentence(  # a table
@@ -257,11 +267,14 @@ async def test_what_may_not_be_bound_is_one_sentence(  # a table
     assert await bindings(alice) == before
 
 
-async def bindings(client: Client, scope: str = "") -> list[binding_pb2.Binding]:
-    answer = await client.bindings.ListBindings(
-        binding_service_pb2.ListBindingsRequest(scope=scope), metadata=client.metadata
-    )
-    return list(answer.bindings)
+async def bindings(client: Client, *scopes: str) -> list[binding_pb2.Binding]:
+    found: list[binding_pb2.Binding] = []
+    for scope in scopes or ("platform", "projects/-"):
+        answer = await client.bindings.ListBindings(
+            binding_service_pb2.ListBindingsRequest(scope=scope), metadata=client.metadata
+        )
+        found += answer.bindings
+    return found
 
 
 async def test_an_owner_sees_and_gives_roles_of_the_own_project_only(
@@ -284,14 +297,14 @@ async def test_an_owner_sees_and_gives_roles_of_the_own_project_only(
     assert isinstance(await error_of(olga.bind("users/olga", "roles/viewer")), Denied)
     theirs = [found for found in await bindings(alice) if found.scope == "projects/theirs"]
     assert isinstance(await error_of(olga.unbind(theirs[0].name)), NotFound)
-    platform = [found for found in await bindings(alice) if not found.scope]
+    platform = await bindings(alice, "platform")
     missing = await error_of(olga.unbind("bindings/0000"))
     hidden = await error_of(olga.unbind(platform[0].name))
     assert type(missing) is type(hidden) is NotFound
 
 
 async def test_there_is_always_an_administrator(appliance: Appliance, alice: Client) -> None:
-    (own,) = await bindings(alice)
+    own, everywhere = await bindings(alice)
     lock = user_service_pb2.LockUserRequest(name="users/alice")
     for attempt in (
         alice.unbind(own.name),
@@ -300,22 +313,25 @@ async def test_there_is_always_an_administrator(appliance: Appliance, alice: Cli
         error = await error_of(attempt)
         assert isinstance(error, FailedPrecondition)
         assert error.message == (
-            "users/alice is the last administrator: bind administrator to somebody else first"
+            "users/alice is the last administrator on the platform: bind administrator there to "
+            "somebody else first"
         )
-    appliance.user("locked", ("administrator", "*"), locked=True)
+    error = await error_of(alice.unbind(everywhere.name))
+    assert "is the last administrator in all projects: bind" in error.message
+    appliance.user("locked", ("administrator", "/platform"), locked=True)
     assert isinstance(await error_of(alice.unbind(own.name)), FailedPrecondition)
-    appliance.user("carol", ("administrator", "*"))
+    appliance.user("carol", ("administrator", "/platform"))
     await alice.unbind(own.name)
-    assert isinstance(await error_of(alice.bind("users/bob", "roles/viewer")), Denied)
+    assert isinstance(await error_of(alice.bind("users/bob", "roles/auditor")), Denied)
 
 
 @pytest.mark.attack
 async def test_two_administrators_who_unbind_each_other_leave_one(
     appliance: Appliance, alice: Client
 ) -> None:
-    appliance.user("carol", ("administrator", "*"))
+    appliance.user("carol", ("administrator", "/platform"), ("administrator", "*"))
     carol = Client(appliance, appliance.session("carol"))
-    names = {found.principal: found.name for found in await bindings(alice)}
+    names = {found.principal: found.name for found in await bindings(alice, "platform")}
     answers = await asyncio.gather(
         alice.unbind(names["users/carol"]),
         carol.unbind(names["users/alice"]),

@@ -102,7 +102,10 @@ def test_the_first_administrator_is_there_and_no_secret_is_in_clear(template: Pa
         users = [row.id for row in state.all(tables.user.select())]
     database.close()
     assert users == ["alice"]
-    assert bindings == [("user:alice", "administrator", "*")]
+    assert sorted(bindings) == [
+        ("user:alice", "administrator", "*"),
+        ("user:alice", "administrator", "/platform"),
+    ]
     token = (template / "node" / "join.token").read_text().split("_")[3]
     clear = [
         path.name

@@ -36,7 +36,7 @@ MOMENT = 0.2
 _LISTS = (
     ("ProjectService.ListProjects", "projects", ""),
     ("UserService.ListUsers", "users", ""),
-    ("BindingService.ListBindings", "bindings", ""),
+    ("BindingService.ListBindings", "bindings", "scope"),
     ("DatasetService.ListDatasets", "datasets", "parent"),
     ("TokenizerService.ListTokenizers", "tokenizers", "parent"),
     ("ModelService.ListModels", "models", "parent"),

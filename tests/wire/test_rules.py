@@ -68,7 +68,7 @@ def test_known_answers() -> None:
         "bindings.create",
         fresh_mfa=True,
         resource="binding.scope",
-        summary="Gives a role.",
+        summary="Gives a role, which the caller must hold there with each of its permissions.",
     )
     upload = rules["/appliance.api.data.v1.DatasetService/UploadDatasetVersion"]
     assert (upload.resource, upload.request_streaming, upload.response_streaming) == (

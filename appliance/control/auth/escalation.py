@@ -3,7 +3,9 @@
 Rules kept here (Kubernetes' `escalate`, `bind` and `impersonate`):
 * to give a role somewhere, or to take it away, one holds each of its permissions there;
 * whatever lets one act as another (a new password or second factor of a person, a token of an
-  application) needs each permission that the other holds, wherever the other holds it.
+  application) needs each permission that the other holds, wherever the other holds it;
+* a server gets keys of the work of every project, so letting one in needs `nodes.createJoinToken`
+  on the platform and in all projects.
 
 The attack: an owner who binds himself as administrator, or resets the password of one, and then is
 one. Called by the services that give roles, reset proofs of people and make tokens.
@@ -15,18 +17,19 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from appliance.control.auth.roles import Roles
-from appliance.control.auth.rules import EVERYWHERE
+from appliance.control.auth.scopes import EVERYWHERE, PLATFORM, words
 from appliance.core.errors import Denied
 from appliance.core.identity import Principal
 
 SHOWN_PERMISSIONS = 5
+JOIN = "nodes.createJoinToken"
 
 
 class Decides(Protocol):
     """What is asked of a policy."""
 
-    def allowed(self, principal: Principal, project: str | None, permission: str) -> bool:
-        """Whether a principal may use a permission in a project, or on the appliance."""
+    def allowed(self, principal: Principal, domain: str, permission: str) -> bool:
+        """Whether a principal may use a permission in a domain."""
 
     def roles_of(self, principal: Principal) -> list[tuple[str, str]]:
         """The (role, domain) pairs a principal holds."""
@@ -34,15 +37,38 @@ class Decides(Protocol):
 
 def lacks(
     policy: Decides, roles: Roles, caller: Principal, held: Iterable[tuple[str, str]]
-) -> dict[str, list[str]]:
-    """The permissions in `held`, (role, domain) pairs, that `caller` lacks there, by domain."""
-    missing: dict[str, set[str]] = {}
-    for role, domain in held:
-        project = None if domain == EVERYWHERE else domain
-        for permission in roles.roles[role].permissions:
-            if not policy.allowed(caller, project, permission):
-                missing.setdefault(domain, set()).add(permission)
-    return {domain: sorted(found) for domain, found in sorted(missing.items())}
+) -> list[tuple[str, str]]:
+    """The (permission, domain) pairs that roles give, and that `caller` lacks; sorted.
+
+    Args:
+        policy: in force.
+        roles: the built-in roles.
+        caller: who wants to give or to act.
+        held: (role, domain) pairs.
+    """
+    return sorted(
+        {
+            (permission, domain)
+            for role, domain in held
+            for permission in roles.given(role, domain)
+            if not policy.allowed(caller, domain, permission)
+        }
+    )
+
+
+def check_gives(policy: Decides, roles: Roles, caller: Principal, role: str, domain: str) -> None:
+    """Raise Denied unless `caller` holds each permission of a role in a domain.
+
+    For giving the role there, and for taking it away.
+    """
+    missing = lacks(policy, roles, caller, [(role, domain)])
+    if missing:
+        raise Denied(
+            f"{caller} may neither give nor take away role {role} {words(domain)}: nobody gives "
+            f"what he does not hold, and you lack {_listed(missing)}. Ask {givers(domain)}",
+            role=role,
+            principal=caller.name,
+        )
 
 
 def check_acts_as(policy: Decides, roles: Roles, caller: Principal, other: Principal) -> None:
@@ -62,13 +88,31 @@ def check_acts_as(policy: Decides, roles: Roles, caller: Principal, other: Princ
         )
 
 
-def _listed(missing: dict[str, list[str]]) -> str:
+def check_lets_in(policy: Decides, caller: Principal) -> None:
+    """Raise Denied unless `caller` may let a server in, which then gets keys of every project."""
+    missing = [
+        (JOIN, domain)
+        for domain in (PLATFORM, EVERYWHERE)
+        if not policy.allowed(caller, domain, JOIN)
+    ]
+    if missing:
+        raise Denied(
+            f"{caller} may not let a server in: it gets keys of the work of every project, and "
+            f"you lack {_listed(missing)}. An administrator of both can do it",
+            permission=JOIN,
+            principal=caller.name,
+        )
+
+
+def givers(domain: str) -> str:
+    """Who can give what a caller lacks in a domain."""
+    if domain in {PLATFORM, EVERYWHERE}:
+        return f"an administrator {words(domain)}"
+    return f"an owner of projects/{domain} or an administrator in all projects"
+
+
+def _listed(missing: list[tuple[str, str]]) -> str:
     """A few of the missing permissions, and where."""
-    found = [(permission, domain) for domain, all_ in missing.items() for permission in all_]
-    parts = [f"{permission} {_where(domain)}" for permission, domain in found[:SHOWN_PERMISSIONS]]
-    more = len(found) - len(parts)
+    parts = [f"{what} {words(where)}" for what, where in missing[:SHOWN_PERMISSIONS]]
+    more = len(missing) - len(parts)
     return ", ".join(parts) + (f" and {more} more" if more else "")
-
-
-def _where(domain: str) -> str:
-    return "on the whole appliance" if domain == EVERYWHERE else f"in projects/{domain}"

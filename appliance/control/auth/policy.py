@@ -1,182 +1,226 @@
-"""Who may do what: Casbin, compiled once per version of the policy. The only home of casbin.
+"""Who may do what: the policy in force, always that of the version in the database.
 
 Rules kept here:
 * the tables are the truth. A policy is made from rows that `rules.check` accepted, is never changed
-  afterwards, and replaces the one before in a single assignment. Casbin's own mutating calls are
-  not used: they change memory before the database, and a failed write would leave access open;
-* Casbin decides. Because every comparison is exact, only rules of the asked permission can match;
-  each permission therefore has an enforcer of its own with these rules alone, and all share one
-  graph of roles. That turns a scan over every rule into a look at a handful. Decisions are kept;
-* a policy that fails a probe (the empty request, the anonymous caller, a subject named like a role)
-  is not used; when rows cannot be read or are refused, the answer is an error, never the old yes.
+  afterwards, and replaces the one before in a single assignment;
+* a change of one binding makes the next policy from the one before and that binding alone, after
+  the same checks; its cost does not depend on how many bindings there are. It is in force before
+  the transaction's caller goes on and before the next transaction begins;
+* whatever else changed the tables makes the whole policy anew;
+* each change is followed by a cross-check in the background: the whole policy is made anew from the
+  rows, probed, and compared with the one in force. If they differ, nobody may do anything;
+* a policy that fails a probe (the empty request, the anonymous caller, a subject named like a role,
+  a role that reaches beyond its scope) is not used; when rows cannot be read or are refused, the
+  answer is an error, never the old yes.
 
-The attacks: the ways Casbin fails open (an empty policy, empty strings, a misspelt effect,
-patterns, a subject called `role:…`, a database error in the middle of a change). Called by the gate
-and services.
+The attacks: a right that outlives its binding, a database error in the middle of a change, rows
+written past the checks. Called by the gate and services; Casbin is in `engine`.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterable
 
-import casbin
-
 from appliance.control.auth import rules
+from appliance.control.auth.engine import ELSEWHERE, SOMEBODY, SOMEWHERE, Engine
+from appliance.control.auth.index import Held, Index
 from appliance.control.auth.roles import Roles
-from appliance.control.auth.rules import EVERYWHERE, ROLE_PREFIX, Link, Rows, Rule
-from appliance.control.store.database import Database, Transaction
-from appliance.core.errors import FailedPrecondition
-from appliance.core.identity import ANONYMOUS, Principal, PrincipalKind
+from appliance.control.auth.rules import ROLE_PREFIX, Link, Rows
+from appliance.control.auth.scopes import EVERYWHERE, PLATFORM
+from appliance.control.store.database import Database, Reading, Transaction
+from appliance.core.errors import ApplianceError, FailedPrecondition
+from appliance.core.identity import ANONYMOUS, Principal
 
-KEPT_DECISIONS = 65_536
+logger = logging.getLogger(__name__)
 
-
-class _ReadOnly(casbin.persist.Adapter):  # type: ignore[misc]  # casbin is untyped
-    """Gives an enforcer its rows once and refuses to store anything."""
-
-    def __init__(self, rules: Iterable[Rule], links: Iterable[Link]) -> None:
-        self._rules, self._links = rules, links
-
-    def load_policy(self, model: casbin.Model) -> None:
-        """Put the rows where Casbin keeps them; no text is parsed on the way."""
-        model.add_policies(
-            "p", "p", [[r.subject, r.domain, r.noun, r.verb, r.effect] for r in self._rules]
-        )
-        model.add_policies(
-            "g", "g", [[k.subject, ROLE_PREFIX + k.role, k.domain] for k in self._links]
-        )
-
-    def save_policy(self, *_: object) -> None:
-        """Refuse."""
-        raise FailedPrecondition("a policy in force is never changed; change the tables instead")
-
-    add_policy = remove_policy = remove_filtered_policy = save_policy
-
-
-def enforcer(model_text: str, rules: Iterable[Rule], links: Iterable[Link]) -> casbin.Enforcer:
-    """A Casbin enforcer over exactly these rows, which nothing can change or store."""
-    model = casbin.Model()
-    model.load_model_from_text(model_text)
-    made = casbin.Enforcer(model, _ReadOnly(rules, links))
-    made.enable_auto_save(False)
-    made.enable_auto_build_role_links(False)
-    return made
+_REFUSED = "the policy is refused, nobody gains anything"
 
 
 class Policy:
-    """One version of the policy, immutable. Made by `compile_policy`."""
+    """One version of the policy, immutable. Made by `compile_policy`, `given` and `taken`."""
 
-    def __init__(self, rows: Rows, roles: Roles) -> None:
-        self.version = rows.version
-        self._model_text = roles.model_text
-        self._lock = threading.Lock()
-        self._decisions: dict[tuple[Principal, str, str], bool] = {}
-        self._rules: dict[tuple[str, str], list[Rule]] = {}
-        for rule in rows.rules:
-            self._rules.setdefault((rule.noun, rule.verb), []).append(rule)
-        self._held: dict[str, list[tuple[str, str]]] = {}
-        for link in rows.links:
-            self._held.setdefault(link.subject, []).append((link.role, link.domain))
-        # Its graph of roles is shared by the enforcers of the permissions.
-        self._graph = enforcer(self._model_text, (), rows.links).model["g"]["g"].rm
-        self._enforcers: dict[tuple[str, str], casbin.Enforcer] = {}
+    def __init__(self, version: int, index: Index, engine: Engine) -> None:
+        self.version = version
+        self.index = index
+        self.engine = engine
 
-    def allowed(self, principal: Principal, project: str | None, permission: str) -> bool:
-        """Whether `principal` may use `permission` in a project, or on the appliance when None."""
-        key = (principal, EVERYWHERE if project is None else project, permission)
-        decision = self._decisions.get(key)
-        if decision is None:
-            decision = self.decide(principal.subject, key[1], permission)
-            if len(self._decisions) >= KEPT_DECISIONS:
-                self._decisions.clear()
-            self._decisions[key] = decision
-        return decision
+    def allowed(self, principal: Principal, domain: str, permission: str) -> bool:
+        """Whether `principal` may use `permission` in a domain: a project's id, or of `scopes`."""
+        return self.engine.allowed(self.index, principal.subject, domain, permission)
 
     def decide(self, subject: str, domain: str, permission: str) -> bool:
-        """Ask Casbin. For `allowed`, the probes and tests; other code has principals."""
-        if subject.startswith(ROLE_PREFIX):
-            return False  # To Casbin the name of a role is as good as holding it.
-        noun, _, verb = permission.partition(".")
-        # Casbin builds parts of its graph while it is asked, so one question at a time.
-        with self._lock:
-            return bool(self._enforcer(noun, verb).enforce(subject, domain, noun, verb))
+        """Ask Casbin. For the probes and tests; other code has principals."""
+        return self.engine.decide(self.index, subject, domain, permission)
 
-    def _enforcer(self, noun: str, verb: str) -> casbin.Enforcer:
-        # Permissions without rules share one enforcer, so that invented names take no memory.
-        key = (noun, verb) if (noun, verb) in self._rules else ("", "")
-        made = self._enforcers.get(key)
-        if made is None:
-            made = enforcer(self._model_text, self._rules.get(key, ()), ())
-            made.model["g"]["g"].rm = self._graph
-            self._enforcers[key] = made
-        return made
+    def holds_any_role(self, principal: Principal, domain: str) -> bool:
+        """Whether `principal` holds some role in a domain; in a project also by all projects."""
+        held = self.held(principal)
+        return domain in held or (domain != PLATFORM and EVERYWHERE in held)
 
-    def holds_any_role(self, principal: Principal, project: str | None) -> bool:
-        """Whether `principal` holds some role in the project or on the whole appliance."""
-        return any(
-            domain in {EVERYWHERE, project} for _, domain in self._held.get(principal.subject, ())
-        )
+    def held(self, principal: Principal) -> Held:
+        """The roles of a principal by domain. The same object while nothing of it changes."""
+        return self.index.held(principal.subject)
 
     def roles_of(self, principal: Principal) -> list[tuple[str, str]]:
-        """The (role, domain) pairs a principal holds, sorted; domain `*` is the whole appliance."""
-        return sorted(self._held.get(principal.subject, ()))
+        """The (role, domain) pairs a principal holds, sorted."""
+        return sorted(
+            (role, domain) for domain, roles in self.held(principal).items() for role in roles
+        )
 
 
 def compile_policy(rows: Rows, roles: Roles) -> Policy:
     """Check the rows, build a policy, probe it. Raises FailedPrecondition instead of a bad one."""
     rules.check(rows, roles)
-    policy = Policy(rows, roles)
-    nobody = Principal(PrincipalKind.USER, "0")  # an id that no person can have
-    strangers = (
-        "",
-        ANONYMOUS.subject,
-        nobody.subject,
-        *(ROLE_PREFIX + role for role in roles.roles),
-    )
-    probes = [("", "", ""), ("", "", ".")]
-    probes += [(who, EVERYWHERE, what) for who in strangers for what in roles.permissions]
-    for probe in probes:
-        if policy.decide(*probe):
-            raise FailedPrecondition(
-                f"the policy is refused, nobody gains anything: it lets {probe} through"
-            )
+    policy = Policy(rows.version, Index.of(rows.links), Engine(rows.rules, roles.model_text))
+    probes = [(policy.index, *probe) for probe in _strangers(roles)]
+    probes += [(Index.of([link]), SOMEBODY, *probe) for link, probe in _reaching(roles)]
+    for index, *probe in probes:
+        if policy.engine.decide(index, *probe):
+            raise FailedPrecondition(f"{_REFUSED}: it lets {probe} through")
     return policy
 
 
+def _strangers(roles: Roles) -> Iterable[tuple[str, str, str]]:
+    """Questions about nobody: the empty request, the anonymous caller, names of roles."""
+    yield from (("", "", ""), ("", "", "."))
+    for who in ("", ANONYMOUS.subject, SOMEBODY, *(ROLE_PREFIX + role for role in roles.roles)):
+        for where in (PLATFORM, EVERYWHERE):
+            yield from ((who, where, what) for what in roles.permissions)
+
+
+def _reaching(roles: Roles) -> Iterable[tuple[Link, tuple[str, str]]]:
+    """Questions about roles where they do not hold: on the platform, in other projects."""
+    wide = next((role.id for role in roles.roles.values() if role.fits(EVERYWHERE)), "")
+    others = {
+        PLATFORM: (EVERYWHERE, SOMEWHERE),
+        EVERYWHERE: (PLATFORM,),
+        SOMEWHERE: (PLATFORM, EVERYWHERE, ELSEWHERE),
+    }
+    for held, asked in ((held, asked) for held, found in others.items() for asked in found):
+        for what in roles.roles[wide].permissions if wide else ():
+            yield Link(SOMEBODY, wide, held), (asked, what)
+
+
 class PolicyStore:
-    """The policy in force, always the one of the version in the database."""
+    """The policy in force."""
 
     def __init__(self, database: Database, roles: Roles) -> None:
         self.roles = roles
         self._database = database
+        self._building = threading.Lock()
         self._policy: Policy | None = None
+        self._pending: tuple[Transaction, Policy] | None = None
+        self._broken: ApplianceError | None = None
 
     def current(self) -> Policy:
-        """The policy of the database's version; made anew when that has changed.
+        """The policy of the database's version; made anew when somebody else has changed that.
 
         Raises FailedPrecondition or Unavailable when it cannot be made; then nobody may do
         anything.
         """
-        with self._database.read() as state:
-            policy = self._policy
-            if policy is not None and policy.version == rules.version_of(state):
-                return policy
-            rows = rules.read(state, self.roles)
-        policy = compile_policy(rows, self.roles)
-        self._policy = policy
-        return policy
+        policy = self._of_database()
+        if policy is None:
+            # Perhaps a change of ours was seen between its commit and its policy.
+            self._database.settle()
+            policy = self._of_database()
+        return policy or self._rebuild()
+
+    def gave(self, transaction: Transaction, *links: Link) -> None:
+        """Call last in a transaction that gave roles: in force before its caller goes on."""
+        self._change(transaction, links, ())
+
+    def took(self, transaction: Transaction, *links: Link) -> None:
+        """Call last in a transaction that took roles away."""
+        self._change(transaction, (), links)
 
     def changed(self, transaction: Transaction) -> None:
-        """Call last in a transaction that changed who may do what.
+        """Call last in a transaction that changed who may do what in any other way.
 
-        Raises the version and makes the new policy from the transaction's own rows: one that is
-        refused undoes the change. It is in force before the transaction's caller goes on.
+        Makes the new policy from the transaction's own rows: one that is refused undoes the change.
         """
         transaction.change_policy()
-        policy = compile_policy(rules.read(transaction, self.roles), self.roles)
-        transaction.after_commit(lambda: self._swap(policy))
+        self._prepare(transaction, self._read(transaction))
+
+    def cross_check(self) -> bool:
+        """Make the policy anew from the rows, and refuse everything if it is not that in force.
+
+        Returns whether the two were of one version and could be compared; when a change came
+        between, ask again. Takes a second with 50,000 bindings: for the background.
+        """
+        with self._database.read() as state:
+            version, policy = rules.version_of(state), self._policy
+            if policy is None or policy.version != version:
+                return False
+            rows = rules.read(state, self.roles)
+        try:
+            _compare(policy, compile_policy(rows, self.roles))
+        except ApplianceError as error:
+            logger.critical("nobody may do anything: %s", error)
+            self._broken = FailedPrecondition(
+                f"{error}. Nobody may do anything until the tables are right and the control plane "
+                "is started again"
+            )
+        return True
+
+    def _of_database(self) -> Policy | None:
+        """The policy in force, if it is of the database's version."""
+        if self._broken is not None:
+            raise self._broken
+        with self._database.read() as state:
+            # In this order: a policy is never newer than the version that is read after it.
+            policy, version = self._policy, rules.version_of(state)
+        return policy if policy is not None and policy.version == version else None
+
+    def _rebuild(self) -> Policy:
+        with self._building:
+            policy = self._of_database()
+            if policy is None:
+                with self._database.read() as state:
+                    policy = self._read(state)
+                self._policy = policy
+            return policy
+
+    def _read(self, state: Reading) -> Policy:
+        return compile_policy(rules.read(state, self.roles), self.roles)
+
+    def _change(
+        self, transaction: Transaction, given: Iterable[Link], taken: Iterable[Link]
+    ) -> None:
+        version = transaction.change_policy()
+        before = self._before(transaction)
+        if before is None or before.version != version - 1:
+            self._prepare(transaction, self._read(transaction))
+            return
+        given = tuple(given)
+        rules.check_links(given, rules.homes_of(transaction, given), self.roles)
+        index = before.index
+        for link in given:
+            index = index.given(link)
+        for link in taken:
+            index = index.taken(link)
+        self._prepare(transaction, Policy(version, index, before.engine))
+
+    def _before(self, transaction: Transaction) -> Policy | None:
+        """What holds at this point of a transaction, which may have changed something already."""
+        if self._pending is not None and self._pending[0] is transaction:
+            return self._pending[1]
+        return self._policy
+
+    def _prepare(self, transaction: Transaction, policy: Policy) -> None:
+        """Put a policy in force with the commit, before the next transaction begins."""
+        self._pending = (transaction, policy)
+        transaction.at_commit(lambda: self._swap(policy))
 
     def _swap(self, policy: Policy) -> None:
-        # Should an older one arrive later, its version gives it away in `current`.
-        self._policy = policy
+        self._policy, self._pending = policy, None
+
+
+def _compare(policy: Policy, anew: Policy) -> None:
+    """Raise FailedPrecondition when two policies of one version do not say the same."""
+    if policy.index != anew.index:
+        raise FailedPrecondition(f"{_REFUSED}: bindings in the tables are not those in force")
+    for question, decision in policy.engine.kept():
+        if anew.engine.answer(question) != decision:
+            raise FailedPrecondition(f"{_REFUSED}: {question} was answered {decision}")

@@ -1,7 +1,11 @@
-"""The built-in roles, every permission in words, and the text of the policy model.
+"""The built-in roles, every permission in words and where it is decided, and the policy model.
 
-Rules kept here: the files are checked when they are read, so a typing error in one stops the start
-instead of changing who may do what; each role lists its permissions one by one, without wildcards.
+Rules kept here:
+* the files are checked when they are read, so a typing error in one stops the start instead of
+  changing who may do what;
+* each role lists its permissions one by one, without wildcards;
+* each permission is decided on the platform, in projects, or in each for itself, and a role gives
+  it only there.
 
 The files lie in `policies/` of the repository and are packaged with this folder. Called by the
 composition root; the policy and the role service use the result.
@@ -19,36 +23,64 @@ from typing import Any
 
 import yaml
 
+from appliance.control.auth.scopes import EVERYWHERE, PLATFORM
 from appliance.core.errors import FailedPrecondition
 from appliance.core.names import is_id
 
 _PERMISSION = re.compile(r"[a-z][A-Za-z]*\.[a-z][A-Za-z]*")
-_MEMBERS = {"description": str, "assignable": bool, "scope": str, "permissions": list}
-_SCOPES = frozenset({"platform", "any"})
+_MEMBERS = {"description": str, "assignable": bool, "scopes": list, "permissions": list}
+_SCOPES = frozenset({"platform", "everywhere", "project"})
+_DECIDED = frozenset({"platform", "projects"})
 
 
 @dataclass(frozen=True)
 class Role:
     """A built-in role.
 
-    `assignable`: it may be bound to people and applications. `platform_only`: it holds on the
-    whole appliance and never in one project.
+    `assignable`: it may be bound to people and applications. `scopes`: where it can be bound, of
+    `platform`, `everywhere` and `project`.
     """
 
     id: str
     description: str
     assignable: bool
-    platform_only: bool
+    scopes: frozenset[str]
     permissions: tuple[str, ...]
+
+    def fits(self, domain: str) -> bool:
+        """Whether it can be bound in a domain of the policy."""
+        return {PLATFORM: "platform", EVERYWHERE: "everywhere"}.get(
+            domain, "project"
+        ) in self.scopes
 
 
 @dataclass(frozen=True)
 class Roles:
-    """What `policies/` says: roles by id, words by permission, and the text of `model.conf`."""
+    """What `policies/` says.
+
+    Attributes:
+        roles: by id.
+        permissions: in words.
+        decided: where each permission is decided, of `platform` and `projects`.
+        model_text: text of `model.conf`.
+    """
 
     roles: Mapping[str, Role]
     permissions: Mapping[str, str]
+    decided: Mapping[str, frozenset[str]]
     model_text: str
+
+    def is_decided(self, permission: str, domain: str) -> bool:
+        """Whether a permission means something in a domain."""
+        return ("platform" if domain == PLATFORM else "projects") in self.decided[permission]
+
+    def given(self, role: str, domain: str) -> list[str]:
+        """The permissions that a role gives in a domain."""
+        return [
+            permission
+            for permission in self.roles[role].permissions
+            if self.is_decided(permission, domain)
+        ]
 
     @classmethod
     def load(cls, folder: Path | None = None) -> Roles:
@@ -65,7 +97,21 @@ class Roles:
             name: _role(name, value, permissions)
             for name, value in _read(source, "roles.yaml").items()
         }
-        return cls(roles, permissions, source.joinpath("model.conf").read_text())
+        decided = _decided(_read(source, "nouns.yaml"), permissions)
+        read = cls(roles, permissions, decided, source.joinpath("model.conf").read_text())
+        read._check_scopes()
+        return read
+
+    def _check_scopes(self) -> None:
+        """Refuse a role that gives nothing in one of its scopes, or something in none of them."""
+        for role in self.roles.values():
+            domains = [domain for domain in (PLATFORM, EVERYWHERE, "project") if role.fits(domain)]
+            given = [set(self.given(role.id, domain)) for domain in domains]
+            idle = set(role.permissions).difference(*given)
+            if idle or not all(given):
+                raise _wrong(
+                    "roles.yaml", f"{role.id} is bound where it gives nothing, or {sorted(idle)}"
+                )
 
 
 class _Loader(yaml.SafeLoader):
@@ -97,8 +143,9 @@ def _role(name: str, value: object, permissions: Mapping[str, str]) -> Role:
     for member, kind in _MEMBERS.items():
         if not isinstance(value[member], kind):
             raise _wrong("roles.yaml", f"{name}.{member} is not a {kind.__name__}")
-    if value["scope"] not in _SCOPES:
-        raise _wrong("roles.yaml", f"{name}.scope is neither platform nor any")
+    scopes = value["scopes"]
+    if not scopes or not _SCOPES.issuperset(scopes):
+        raise _wrong("roles.yaml", f"{name}.scopes are not some of {', '.join(sorted(_SCOPES))}")
     granted = value["permissions"]
     unknown = [item for item in granted if item not in permissions]
     if unknown or len(granted) != len(set(granted)):
@@ -107,9 +154,26 @@ def _role(name: str, value: object, permissions: Mapping[str, str]) -> Role:
         name,
         value["description"],
         value["assignable"],
-        value["scope"] == "platform",
+        frozenset(scopes),
         tuple(granted),
     )
+
+
+def _decided(nouns: Mapping[str, Any], permissions: Mapping[str, str]) -> dict[str, frozenset[str]]:
+    """Where each permission is decided: its own line in the file, or that of its noun."""
+    for name, where in nouns.items():
+        known = name in permissions or any(p.startswith(f"{name}.") for p in permissions)
+        if not known or not isinstance(where, list) or not where or not _DECIDED.issuperset(where):
+            raise _wrong(
+                "nouns.yaml", f"{name!r} is no noun of a permission with [platform, projects]"
+            )
+    decided = {}
+    for permission in permissions:
+        found = nouns.get(permission, nouns.get(permission.partition(".")[0]))
+        if found is None:
+            raise _wrong("nouns.yaml", f"it does not say where {permission} is decided")
+        decided[permission] = frozenset(found)
+    return decided
 
 
 def _wrong(file: str, why: str) -> FailedPrecondition:

@@ -5,9 +5,9 @@ Rules kept here, each because the engine would fail open or do something else th
 * no field is empty, and every rule has all its fields;
 * permissions are the known ones, compared exactly; no pattern reaches the engine;
 * a rule belongs to `role:…` of a known role or to a real principal; only a role's rule may hold
-  everywhere (`*`);
-* a link gives a known role to a principal, never a role to a role; a role of the whole appliance
-  is not given in one project; a role of the appliance's own processes is given to them alone;
+  on the platform or in all projects, and no rule where its permission is not decided;
+* a link gives a known role to a principal, never a role to a role, and only in scopes the role is
+  made for; a role of the appliance's own processes is given to them alone;
 * an application holds roles in its own project only.
 
 Called by `appliance.control.auth.policy`.
@@ -17,17 +17,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
+from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import Row, select
 
-from appliance.control.auth.roles import Roles
+from appliance.control.auth.roles import Role, Roles
+from appliance.control.auth.scopes import EVERYWHERE, PLATFORM, is_domain, words
 from appliance.control.store import tables
 from appliance.control.store.database import Reading
 from appliance.core.errors import FailedPrecondition, InvalidInput
 from appliance.core.identity import Principal, PrincipalKind, parse_subject
 from appliance.core.names import is_id, shown
 
-EVERYWHERE = "*"
 ROLE_PREFIX = "role:"
 EFFECTS = frozenset({"allow", "deny"})
 NODE_ROLE = "node"
@@ -67,12 +68,20 @@ class Rows:
 
 
 def rules_of(roles: Roles) -> tuple[Rule, ...]:
-    """The rules of the built-in roles."""
+    """The rules of the built-in roles: each gives its permissions where they are decided."""
     return tuple(
-        Rule(ROLE_PREFIX + role.id, EVERYWHERE, noun, verb, "allow")
+        Rule(ROLE_PREFIX + role.id, domain, noun, verb, "allow")
         for role in roles.roles.values()
-        for noun, verb in (permission.split(".") for permission in role.permissions)
+        for domain in (PLATFORM, EVERYWHERE)
+        if (domain == PLATFORM and role.fits(PLATFORM))
+        or (domain == EVERYWHERE and role.scopes - {"platform"})
+        for noun, verb in (name.split(".") for name in roles.given(role.id, domain))
     )
+
+
+def machine_link(kind: PrincipalKind, identifier: str) -> Link:
+    """What a node or a gateway holds by its certificate, while it is not evicted."""
+    return Link(Principal(kind, identifier).subject, _MACHINE_ROLES[kind], PLATFORM)
 
 
 def version_of(state: Reading) -> int:
@@ -96,14 +105,24 @@ def read(state: Reading, roles: Roles) -> Rows:
         (PrincipalKind.GATEWAY, gateway, gateway.c.state != "EVICTED"),
     ):
         links += [
-            Link(Principal(kind, row.id).subject, _MACHINE_ROLES[kind], EVERYWHERE)
-            for row in state.all(select(table.c.id).where(statement))
+            machine_link(kind, row.id) for row in state.all(select(table.c.id).where(statement))
         ]
-    homes = {
-        Principal(PrincipalKind.SERVICE_ACCOUNT, row.id).subject: row.project
-        for row in state.all(select(account.c.id, account.c.project))
-    }
+    homes = _homes(state.all(select(account.c.id, account.c.project)))
     return Rows(version_of(state), rules_of(roles), tuple(links), homes)
+
+
+def homes_of(state: Reading, links: Iterable[Link]) -> dict[str, str]:
+    """The projects of the applications in some links."""
+    account = tables.service_account.c
+    principals = (parse_subject(link.subject) for link in links)
+    wanted = {p.id for p in principals if p.kind is PrincipalKind.SERVICE_ACCOUNT}
+    if not wanted:
+        return {}
+    return _homes(state.all(select(account.id, account.project).where(account.id.in_(wanted))))
+
+
+def _homes(rows: Iterable[Row[Any]]) -> dict[str, str]:
+    return {Principal(PrincipalKind.SERVICE_ACCOUNT, row.id).subject: row.project for row in rows}
 
 
 def check(rows: Rows, roles: Roles) -> None:
@@ -112,8 +131,13 @@ def check(rows: Rows, roles: Roles) -> None:
         why = _wrong_rule(rule, roles)
         if why:
             raise _refused(rule, why)
-    for link in rows.links:
-        why = _wrong_link(link, rows.homes, roles)
+    check_links(rows.links, rows.homes, roles)
+
+
+def check_links(links: Iterable[Link], homes: Mapping[str, str], roles: Roles) -> None:
+    """Raise FailedPrecondition naming the first link that must not reach the engine."""
+    for link in links:
+        why = _wrong_link(link, homes, roles)
         if why:
             raise _refused(link, why)
 
@@ -136,8 +160,10 @@ def _wrong_rule(rule: Rule, roles: Roles) -> str:
         return f"{shown(rule.effect)} is neither allow nor deny"
     if f"{rule.noun}.{rule.verb}" not in roles.permissions:
         return "there is no such permission"
-    if rule.domain != EVERYWHERE and not is_id(rule.domain):
-        return "the domain is no project"
+    if not is_domain(rule.domain):
+        return "the domain is no scope"
+    if not roles.is_decided(f"{rule.noun}.{rule.verb}", rule.domain):
+        return "the permission is not decided there"
     return _wrong_holder(rule, roles)
 
 
@@ -145,8 +171,8 @@ def _wrong_holder(rule: Rule, roles: Roles) -> str:
     if rule.subject.startswith(ROLE_PREFIX):
         role = rule.subject.removeprefix(ROLE_PREFIX)
         return "" if role in roles.roles else "there is no such role"
-    if rule.domain == EVERYWHERE:
-        return "only a role may hold everywhere"
+    if not is_id(rule.domain):
+        return "only a role may hold on the platform or in all projects"
     return _wrong_subject(rule.subject)
 
 
@@ -162,19 +188,22 @@ def _wrong_link(link: Link, homes: Mapping[str, str], roles: Roles) -> str:
     kind = parse_subject(link.subject).kind
     if _MACHINE_ROLES.get(kind, link.role) != link.role or role.assignable != (kind in _PEOPLE):
         return f"role {link.role} is not for {link.subject}"
+    if not is_domain(link.domain):
+        return f"{shown(link.domain)} is not a project"
     if kind is PrincipalKind.SERVICE_ACCOUNT and homes.get(link.subject) != link.domain:
         return "an application holds roles in its own project only"
-    return _wrong_scope(link, platform_only=role.platform_only)
+    return "" if role.fits(link.domain) else _unfit(role, link.domain)
 
 
-def _wrong_scope(link: Link, *, platform_only: bool) -> str:
-    if link.domain == EVERYWHERE:
-        return ""
-    if not is_id(link.domain):
-        return f"{shown(link.domain)} is not a project"
-    if platform_only:
-        return f"role {link.role} holds on the whole appliance, not in a project: leave scope empty"
-    return ""
+def _unfit(role: Role, domain: str) -> str:
+    """Where a role can be bound that cannot be bound in a domain."""
+    ways = {
+        "platform": "on the platform",
+        "everywhere": "in all projects",
+        "project": "in one project",
+    }
+    fitting = " or ".join(text for scope, text in ways.items() if scope in role.scopes)
+    return f"role {role.id} is not bound {words(domain)}, but {fitting}"
 
 
 def _has_gap(item: Rule | Link) -> bool:

@@ -7,8 +7,8 @@ call; what was typed as a password, a code or an unknown name is not.
 from __future__ import annotations
 
 from appliance.api.auth.v1 import auth_service_pb2 as rpc
+from appliance.control.auth import scopes
 from appliance.control.auth.policy import PolicyStore
-from appliance.control.auth.rules import EVERYWHERE
 from appliance.control.auth.sessions import COMPLETE, ENROLL_TOTP, VERIFY_TOTP, Sessions
 from appliance.control.events import ACCESS, ROUTING, Events
 from appliance.control.services.caller import Caller
@@ -17,7 +17,7 @@ from appliance.control.store import tables
 from appliance.control.store.database import Database
 from appliance.core.errors import FailedPrecondition, InvalidInput
 from appliance.core.identity import Principal, PrincipalKind
-from appliance.core.names import is_id, project
+from appliance.core.names import is_id
 
 _STEPS = {
     COMPLETE: rpc.SESSION_STEP_COMPLETE,
@@ -74,10 +74,7 @@ class Authentication:
         held = self._policies.current().roles_of(caller.principal)
         return rpc.WhoAmIResponse(
             principal=caller.principal.name,
-            roles=[
-                f"{role}@{EVERYWHERE if domain == EVERYWHERE else project(domain)}"
-                for role, domain in held
-            ],
+            roles=[f"{role}@{scopes.name(domain)}" for role, domain in held],
             expire_time=timestamp(caller.expire_time),
             mfa_time=timestamp(caller.mfa_time),
         )

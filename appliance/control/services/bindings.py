@@ -1,14 +1,21 @@
 """Bindings: who holds which role where.
 
 Rules kept here:
-* a binding is between things that exist: principal, role and project;
-* roles of the appliance's own processes are bound to nobody, platform roles in no project, and an
-  application holds roles in its own project only (`auth.rules` says so, also to rows that came from
-  somewhere else);
-* there is always an administrator who can log in: the last one cannot be unbound or locked;
-* the new policy is in force before the call returns; one that cannot be made undoes the change.
+* a scope is always said: the platform, all projects, or one project;
+* nobody gives or takes away what he does not hold there himself (`auth.escalation`);
+* a binding is between a role, a scope and a principal that exist. Whether a person exists is told
+  only to those who may see people; to others each name that could be one is the same, and a role of
+  a person who is not there waits. Whether an application exists is told in its own project;
+* roles of the appliance's own processes are bound to nobody, each role only where it is made for,
+  and an application holds roles in its own project only (`auth.rules` says so, also to rows that
+  came from somewhere else);
+* there is always an administrator who can log in, on the platform and in all projects: the last one
+  cannot be unbound or locked;
+* the change is in force before the call returns; one that is refused leaves no trace.
 
-Called by the RPCs, by `init` for the first administrator, and by the user service (`guard`).
+The attacks: an owner who makes himself administrator; walking through names of people and of other
+projects' applications. Called by the RPCs, by `init` for the first administrator, and by the user
+service (`guard_last_administrator`).
 """
 
 from __future__ import annotations
@@ -19,9 +26,10 @@ from datetime import datetime
 from typing import Any
 
 from appliance.api.access.v1 import binding_pb2, binding_service_pb2
-from appliance.control.auth import rules
+from appliance.control.auth import escalation, rules, scopes
 from appliance.control.auth.policy import PolicyStore
-from appliance.control.auth.rules import EVERYWHERE, Link
+from appliance.control.auth.rules import Link
+from appliance.control.auth.scopes import EVERYWHERE, PLATFORM
 from appliance.control.events import ACCESS, ROUTING, Events
 from appliance.control.services import paging
 from appliance.control.services.caller import Caller
@@ -32,9 +40,11 @@ from appliance.control.store.database import Database, Reading, Transaction
 from appliance.core import names
 from appliance.core.errors import AlreadyExists, FailedPrecondition, InvalidInput
 from appliance.core.identity import Principal, PrincipalKind, parse_name, parse_subject
-from appliance.core.names import Name
+from appliance.core.names import Name, is_id
 
 ADMINISTRATOR = "administrator"
+SEE_PEOPLE = "users.get"
+_HOLDERS = frozenset({PrincipalKind.USER, PrincipalKind.SERVICE_ACCOUNT})
 
 
 class Bindings:
@@ -57,14 +67,15 @@ class Bindings:
     def list(
         self, caller: Caller, request: binding_service_pb2.ListBindingsRequest
     ) -> binding_service_pb2.ListBindingsResponse:
-        """Bindings of one project, or with an empty scope of everything."""
+        """Bindings of one project, of the platform, or of all projects and each of them."""
         del caller
         size = paging.page_size(request.page_size)
         after = paging.key_of(request.page_token, str)
         column = tables.binding.c
         wanted = tables.binding.select().order_by(column.id).limit(size + 1)
-        if request.scope:
-            wanted = wanted.where(column.domain == Name.parse(request.scope, "project").id)
+        domain = scopes.parse(request.scope, "scope")
+        inside = column.domain != PLATFORM if domain == EVERYWHERE else column.domain == domain
+        wanted = wanted.where(inside)
         if after is not None:
             wanted = wanted.where(column.id > after[0])
         with self._database.read() as state:
@@ -80,7 +91,7 @@ class Bindings:
         """Give a role."""
 
         def work(transaction: Transaction) -> binding_pb2.Binding:
-            link = self._link(transaction, request.binding)
+            link = self._link(transaction, caller.principal, request.binding)
             return self.bind(transaction, link, caller.principal.name)
 
         return self._changes.make(caller, request, binding_pb2.Binding, work)
@@ -108,7 +119,7 @@ class Bindings:
                 create_time=self._clock(),
             )
         )
-        self._policies.changed(transaction)
+        self._policies.gave(transaction, link)
         transaction.after_commit(lambda: self._events.publish(ACCESS, ROUTING))
         return _resource(transaction.first(tables.binding.select().where(column.id == identifier)))
 
@@ -123,76 +134,87 @@ class Bindings:
             row = transaction.first(tables.binding.select().where(column.id == name.id))
             if row is None:
                 raise missing(request.name)
+            self._check_gives(caller.principal, row.role, row.domain)
             if row.role == ADMINISTRATOR:
-                guard_last_administrator(transaction, parse_subject(row.subject))
+                guard_last_administrator(transaction, parse_subject(row.subject), row.domain)
             transaction.run(tables.binding.delete().where(column.id == name.id))
-            self._policies.changed(transaction)
+            self._policies.took(transaction, Link(row.subject, row.role, row.domain))
             transaction.after_commit(lambda: self._events.publish(ACCESS, ROUTING))
             return binding_service_pb2.DeleteBindingResponse()
 
         return self._changes.make(caller, request, binding_service_pb2.DeleteBindingResponse, work)
 
-    def _link(self, state: Reading, binding: binding_pb2.Binding) -> Link:
-        """The checked link of a request. Raises InvalidInput or NotFound."""
-        principal = _existing_principal(state, binding.principal)
-        role = Name.parse(binding.role, "role", field="binding.role").id
-        domain = EVERYWHERE
-        if binding.scope:
-            domain = Name.parse(binding.scope, "project", field="binding.scope").id
-            known = tables.project.select().where(tables.project.c.id == domain)
-            if state.first(known) is None:
-                raise missing(binding.scope)
-        link = Link(principal.subject, role, domain)
-        homes: dict[str, str] = {}
-        if principal.kind is PrincipalKind.SERVICE_ACCOUNT:
-            account = tables.service_account
-            homes[principal.subject] = state.value(
-                account.select()
-                .with_only_columns(account.c.project)
-                .where(account.c.id == principal.id)
+    def _link(self, state: Reading, caller: Principal, binding: binding_pb2.Binding) -> Link:
+        """The checked link of a request. Raises InvalidInput, NotFound or Denied."""
+        principal = parse_name(binding.principal)
+        if principal.kind not in _HOLDERS:
+            raise _wrong_principal(
+                "roles are given to users/{user} and serviceAccounts/{service_account} only"
             )
-        rules.check_link(link, homes, self._policies.roles)
+        role = Name.parse(binding.role, "role", field="binding.role").id
+        domain = scopes.parse(binding.scope, "binding.scope")
+        known = tables.project.select().where(tables.project.c.id == domain)
+        if is_id(domain) and state.first(known) is None:
+            raise missing(binding.scope)
+        link = Link(principal.subject, role, domain)
+        # First what is wrong with any principal: it tells nothing of this one.
+        at_home = {principal.subject: domain}
+        rules.check_link(link, at_home if is_id(domain) else {}, self._policies.roles)
+        self._check_gives(caller, role, domain)
+        self._check_principal(state, caller, principal, domain)
         return link
 
+    def _check_gives(self, caller: Principal, role: str, domain: str) -> None:
+        policy = self._policies.current()
+        escalation.check_gives(policy, self._policies.roles, caller, role, domain)
 
-def _existing_principal(state: Reading, name: str) -> Principal:
-    """The person or application of a name. Raises InvalidInput when there is none."""
-    principal = parse_name(name)
-    holders = {
-        PrincipalKind.USER: tables.user,
-        PrincipalKind.SERVICE_ACCOUNT: tables.service_account,
-    }
-    table = holders.get(principal.kind)
-    if table is None:
-        wrong = "roles are given to users/{user} and serviceAccounts/{service_account} only"
-        raise InvalidInput(f"binding.principal: {wrong}", fields={"binding.principal": wrong})
-    if state.first(table.select().where(table.c.id == principal.id)) is None:
-        wrong = f"there is no {name}: create it first"
-        raise InvalidInput(f"binding.principal: {wrong}", fields={"binding.principal": wrong})
-    return principal
-
-
-def guard_last_administrator(state: Reading, leaving: Principal) -> None:
-    """Raise FailedPrecondition when nobody but `leaving` could administer the appliance."""
-    binding, user = tables.binding.c, tables.user
-    administrators = {
-        row.subject
-        for row in state.all(
-            tables.binding.select().where(
-                binding.role == ADMINISTRATOR, binding.domain == EVERYWHERE
+    def _check_principal(
+        self, state: Reading, caller: Principal, principal: Principal, domain: str
+    ) -> None:
+        """Refuse a principal that is not there, as far as the caller may know."""
+        if principal.kind is PrincipalKind.USER:
+            if not self._policies.current().allowed(caller, PLATFORM, SEE_PEOPLE):
+                return
+            found = state.first(tables.user.select().where(tables.user.c.id == principal.id))
+            where = ""
+        else:
+            account = tables.service_account
+            found = state.first(
+                account.select().where(account.c.id == principal.id, account.c.project == domain)
             )
-        )
-    }
+            where = f" in {names.project(domain)}"
+        if found is None:
+            raise _wrong_principal(f"there is no {principal.name}{where}: create it first")
+
+
+def _wrong_principal(wrong: str) -> InvalidInput:
+    return InvalidInput(f"binding.principal: {wrong}", fields={"binding.principal": wrong})
+
+
+def guard_last_administrator(state: Reading, leaving: Principal, *domains: str) -> None:
+    """Raise FailedPrecondition when nobody but `leaving` could administer what is in `domains`.
+
+    Without domains: the platform and all projects, each for itself.
+    """
+    user = tables.user
     able = {
         Principal(PrincipalKind.USER, row.id).subject
         for row in state.all(user.select().where(user.c.locked.is_(False)))
     }
-    if leaving.subject in administrators and not (administrators & able) - {leaving.subject}:
-        raise FailedPrecondition(
-            f"{leaving.name} is the last administrator: bind {ADMINISTRATOR} to somebody else "
-            "first",
-            principal=leaving.name,
-        )
+    for domain in domains or (PLATFORM, EVERYWHERE):
+        administrators = _administrators(state, domain)
+        if leaving.subject in administrators and not (administrators & able) - {leaving.subject}:
+            raise FailedPrecondition(
+                f"{leaving.name} is the last administrator {scopes.words(domain)}: bind "
+                f"{ADMINISTRATOR} there to somebody else first",
+                principal=leaving.name,
+            )
+
+
+def _administrators(state: Reading, domain: str) -> set[str]:
+    binding = tables.binding.c
+    wanted = tables.binding.select().where(binding.role == ADMINISTRATOR, binding.domain == domain)
+    return {row.subject for row in state.all(wanted)}
 
 
 def _resource(row: Any) -> binding_pb2.Binding:  # noqa: ANN401  # a row of SQLAlchemy
@@ -200,6 +222,6 @@ def _resource(row: Any) -> binding_pb2.Binding:  # noqa: ANN401  # a row of SQLA
         name=names.binding(row.id),
         principal=parse_subject(row.subject).name,
         role=names.role(row.role),
-        scope="" if row.domain == EVERYWHERE else names.project(row.domain),
+        scope=scopes.name(row.domain),
         create_time=timestamp(row.create_time),
     )

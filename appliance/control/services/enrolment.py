@@ -23,7 +23,7 @@ from typing import Any
 
 from appliance.api.agent.v1 import agent_service_pb2, enrolment_service_pb2
 from appliance.api.nodes.v1 import node_service_pb2
-from appliance.control.auth import join_tokens
+from appliance.control.auth import escalation, join_tokens, rules
 from appliance.control.auth.policy import PolicyStore
 from appliance.control.events import ACCESS, NODES, Events
 from appliance.control.services.caller import Caller
@@ -108,6 +108,7 @@ class Enrolment:
     ) -> node_service_pb2.CreateJoinTokenResponse:
         """A token with which one server may join under this name within ten minutes."""
         node = names.check_id(request.node_id, "node_id")
+        escalation.check_lets_in(self._policies.current(), caller.principal)
         caller.notes["node"] = names.node(node)
         with self._database.write() as transaction:
             made = join_tokens.create(
@@ -191,7 +192,7 @@ class Enrolment:
         else:
             transaction.run(tables.node.update().where(tables.node.c.id == node).values(state=LOST))
             self._replace(transaction, row, certificate, keep="")
-        self._policies.changed(transaction)
+        self._policies.gave(transaction, rules.machine_link(PrincipalKind.NODE, node))
         transaction.after_commit(lambda: self._events.publish(ACCESS, NODES))
 
     def _replace(

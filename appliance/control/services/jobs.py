@@ -2,8 +2,8 @@
 
 Rules kept here:
 * a job is accepted only when everything that can be known before devices are taken is right: its
-  inputs exist in its own project, are of the right kind, and this caller may read them; its degrees
-  divide what they split; some node could hold each of its ranks;
+  inputs exist in its own project, are of the right kind, and this caller may read them, and make
+  what it makes; its degrees divide what they split; some node could hold each of its ranks;
 * accepting is one row in one transaction; the scheduler does the rest;
 * a cancelled job has ended when `CancelJob` returns: nothing its nodes still say counts.
 
@@ -39,6 +39,7 @@ from appliance.core.jobs import JobState
 from appliance.core.names import Name, shown
 
 _READ = {"datasetVersion": "datasets.get", "modelVersion": "models.get"}
+_WRITE = {"dataset": "datasets.upload", "tokenizer": "datasets.upload", "model": "models.import"}
 _LESS_MEMORY = {
     "train": "use more pipeline or tensor ranks, a smaller batch or more microbatches",
     "prepare": "name fewer or smaller datasets",
@@ -194,7 +195,7 @@ class Jobs:
     ) -> None:
         problems = Problems()
         inputs = self._inputs(state, caller, project, kind, spec, problems)
-        self._check_outputs(state, project, kind, spec, problems)
+        self._check_outputs(state, caller, project, kind, spec, problems)
         job_specs.check(kind, spec, inputs, problems)
         problems.raise_if_any()
         demand = job_specs.demand(kind, spec, inputs)
@@ -231,12 +232,22 @@ class Jobs:
             found[path] = Input(row.kind, row.facts, row.size_bytes)
         return found
 
-    def _check_outputs(
-        self, state: Reading, project: str, kind: str, spec: Message, problems: Problems
+    def _check_outputs(  # noqa: PLR0913  # what one check needs
+        self,
+        state: Reading,
+        caller: Caller,
+        project: str,
+        kind: str,
+        spec: Message,
+        problems: Problems,
     ) -> None:
+        policy = self._policies.current()
         for path, text, pattern in job_specs.outputs_of(kind, spec).values():
             name = job_specs.parse_name(text, pattern, path, project, problems)
             if name is None:
+                continue
+            if not policy.allowed(caller.principal, project, _WRITE[pattern]):
+                problems.add(path, f"may not be made by {caller.principal.name}")
                 continue
             try:
                 names.check_id(name.id, path)

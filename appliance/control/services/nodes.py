@@ -15,6 +15,7 @@ from datetime import datetime
 from typing import Any
 
 from appliance.api.nodes.v1 import node_pb2, node_service_pb2
+from appliance.control.auth import rules
 from appliance.control.auth.policy import PolicyStore
 from appliance.control.events import ACCESS, NODES, QUEUE, ROUTING, Events
 from appliance.control.services import paging
@@ -24,6 +25,7 @@ from appliance.control.services.resources import missing, timestamp
 from appliance.control.store import tables
 from appliance.control.store.database import Database, Reading, Transaction
 from appliance.core import names
+from appliance.core.identity import PrincipalKind
 from appliance.core.names import Name
 
 READY, LOST, EVICTED = "READY", "LOST", "EVICTED"
@@ -125,7 +127,7 @@ class Nodes:
         )
         if not changed:
             raise missing(names.node(identifier))
-        self._policies.changed(transaction)
+        self._policies.took(transaction, rules.machine_link(PrincipalKind.NODE, identifier))
         transaction.after_commit(lambda: self._events.publish(ACCESS, NODES, QUEUE, ROUTING))
 
 

@@ -1,7 +1,8 @@
-"""Where a resource is, for the policy: in a project, or on the whole appliance.
+"""Where a resource is, for the policy: in a project, in all projects, or on the platform.
 
 Rules kept here:
-* a name that does not parse is an error, never "the whole appliance";
+* a name that is empty or does not parse is an error, never "the platform";
+* only a field that is called a scope can mean all projects or the platform;
 * service accounts and bindings carry no project in their name, so their row says it; a name without
   a row has no place at all.
 
@@ -12,11 +13,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from appliance.control.auth.rules import EVERYWHERE
+from appliance.control.auth import scopes
+from appliance.control.auth.scopes import PLATFORM
 from appliance.control.services.resources import missing
 from appliance.control.store import tables
 from appliance.control.store.database import Database
-from appliance.core.names import Name
+from appliance.core.errors import InvalidInput
+from appliance.core.names import Name, is_id
 
 
 @dataclass(frozen=True)
@@ -24,12 +27,15 @@ class Place:
     """Where a resource is.
 
     Args:
-        project: a project's id; None is the whole appliance.
+        domain: of the policy: a project's id, or of `auth.scopes`.
         hidden: whoever holds no role there may not learn whether the resource exists.
     """
 
-    project: str | None
+    domain: str
     hidden: bool
+
+
+ON_PLATFORM = Place(PLATFORM, hidden=False)
 
 
 class Places:
@@ -38,23 +44,28 @@ class Places:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def of(self, resource: str) -> Place:
-        """The place of a resource name; `""` is the whole appliance.
+    def of(self, resource: str, field: str) -> Place:
+        """The place of the resource that a request names in `field`; no field is the platform.
 
         Raises InvalidInput for text that is no name, NotFound for a name that only a row could
         place and that has none.
         """
+        if not field:
+            return ON_PLATFORM
+        if field.rpartition(".")[2] == "scope":
+            domain = scopes.parse(resource, field)
+            return Place(domain, hidden=is_id(domain))
         if not resource:
-            return Place(None, hidden=False)
-        name = Name.parse(resource)
+            wrong = "is empty: write the name of what the call is about"
+            raise InvalidInput(f"{field} {wrong}", fields={field: wrong})
+        name = Name.parse(resource, field=field)
         if name.project is not None:
             return Place(name.project, hidden=True)
         if name.kind == "serviceAccount":
             return Place(self._look(tables.service_account.c.project, name), hidden=True)
         if name.kind == "binding":
-            domain = self._look(tables.binding.c.domain, name)
-            return Place(None if domain == EVERYWHERE else domain, hidden=True)
-        return Place(None, hidden=False)
+            return Place(self._look(tables.binding.c.domain, name), hidden=True)
+        return ON_PLATFORM
 
     def _look(self, column: object, name: Name) -> str:
         table = column.table  # type: ignore[attr-defined]  # a column of one of the two tables

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from appliance.api.projects.v1 import project_pb2, project_service_pb2
-from appliance.control.auth.rules import EVERYWHERE
+from appliance.control.auth.scopes import EVERYWHERE
 from appliance.control.services import paging
 from appliance.control.services.caller import Caller
 from appliance.control.services.change import Changes
@@ -48,7 +48,7 @@ class Projects:
     def list(
         self, caller: Caller, request: project_service_pb2.ListProjectsRequest
     ) -> project_service_pb2.ListProjectsResponse:
-        """The projects the caller holds a role in; all of them with a role on the appliance."""
+        """The projects the caller holds a role in; all of them with a role in all projects."""
         size = paging.page_size(request.page_size)
         after = paging.key_of(request.page_token, str)
         binding, project = tables.binding.c, tables.project.c

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from appliance.api.access.v1 import role_pb2, role_service_pb2
-from appliance.control.auth import roles
+from appliance.control.auth import roles, scopes
 from appliance.control.services import paging
 from appliance.control.services.caller import Caller
 from appliance.control.services.resources import missing
 from appliance.core import names
 from appliance.core.names import Name
+
+_SCOPES = {
+    "platform": scopes.PLATFORM_NAME,
+    "everywhere": scopes.EVERYWHERE_NAME,
+    "project": "projects/{project}",
+}
 
 
 class RoleService:
@@ -53,4 +59,5 @@ def _resource(role: roles.Role) -> role_pb2.Role:
         description=role.description,
         permissions=role.permissions,
         assignable=role.assignable,
+        scopes=[_SCOPES[scope] for scope in sorted(role.scopes)],
     )

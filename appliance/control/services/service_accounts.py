@@ -2,7 +2,8 @@
 
 Rules kept here:
 * an application belongs to one project for ever and can hold roles there only;
-* a token is shown once; revoked, it stops to work before the call returns.
+* a token is shown once; revoked, it stops to work before the call returns;
+* who makes a token could act as the application, so he holds all that it holds.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from datetime import datetime
 from typing import Any
 
 from appliance.api.access.v1 import service_account_pb2, service_account_service_pb2
-from appliance.control.auth import service_tokens
+from appliance.control.auth import escalation, service_tokens
 from appliance.control.auth.policy import PolicyStore
 from appliance.control.events import ACCESS, ROUTING, Events
 from appliance.control.services import paging
@@ -24,6 +25,7 @@ from appliance.control.store import tables
 from appliance.control.store.database import Database, Reading, Transaction
 from appliance.core import names
 from appliance.core.errors import AlreadyExists
+from appliance.core.identity import Principal, PrincipalKind
 from appliance.core.names import Name
 
 rpc = service_account_service_pb2
@@ -103,7 +105,6 @@ class ServiceAccounts:
                     id=identifier, project=project, locked=False, create_time=self._clock()
                 )
             )
-            self._policies.changed(transaction)
             return _resource(_row(transaction, names.service_account(identifier)), [])
 
         return self._changes.make(caller, request, service_account_pb2.ServiceAccount, work)
@@ -114,6 +115,7 @@ class ServiceAccounts:
         """A new bearer token, shown once."""
         with self._database.write() as transaction:
             row = _row(transaction, request.name)
+            self._check_acts_as(caller, row.id)
             made = service_tokens.create(
                 transaction, self._token_key, row.id, request.lifetime_days, self._clock()
             )
@@ -127,6 +129,12 @@ class ServiceAccounts:
                 expire_time=timestamp(made.expire_time),
             ),
         )
+
+    def _check_acts_as(self, caller: Caller, account: str) -> None:
+        """With a token of an application one is that application."""
+        other = Principal(PrincipalKind.SERVICE_ACCOUNT, account)
+        policy = self._policies.current()
+        escalation.check_acts_as(policy, self._policies.roles, caller.principal, other)
 
     def revoke_token(
         self, caller: Caller, request: rpc.RevokeTokenRequest

@@ -8,7 +8,8 @@ Rules kept here:
   want of the lock;
 * every committed write raises `meta.generation` by one; with a witness it also stores the audit
   log's head;
-* callbacks run after the commit, in the committing thread, and never inside a transaction;
+* callbacks run after the commit, in the committing thread, and never inside a transaction; what
+  must be true before the next transaction begins is assigned at the commit (`at_commit`);
 * a reading connection cannot write (`query_only`).
 
 Services are synchronous and run in threads; no network call belongs inside a transaction. Called by
@@ -67,6 +68,7 @@ class Transaction(Reading):
 
     def __init__(self, connection: Connection) -> None:
         super().__init__(connection)
+        self._assignments: list[Callable[[], None]] = []
         self._callbacks: list[Callable[[], None]] = []
 
     def run(self, statement: Executable) -> int:
@@ -76,6 +78,13 @@ class Transaction(Reading):
         """
         result: CursorResult[Any] = self._connection.execute(statement)  # type: ignore[assignment]  # DML
         return result.rowcount
+
+    def at_commit(self, assignment: Callable[[], None]) -> None:
+        """Call `assignment` with the commit, while the next transaction waits; not at a rollback.
+
+        For the policy in force: it assigns, and does nothing else.
+        """
+        self._assignments.append(assignment)
 
     def after_commit(self, callback: Callable[[], None]) -> None:
         """Call `callback` once the transaction is durable; not at all when it is rolled back."""
@@ -100,7 +109,7 @@ class Database:
         _create_private(path)
         self.path = path
         self._witness: Witness | None = None
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._writer = _engine(path, pool_size=1, read_only=False)
         self._reader = _engine(path, pool_size=READERS, read_only=True)
 
@@ -119,12 +128,20 @@ class Database:
             Unavailable: the file cannot be written; nothing changed.
         """
         with clear_errors(self.path):
-            with self._lock, self._writer.connect() as connection, connection.begin():
-                transaction = Transaction(connection)
-                yield transaction
-                self._count(transaction)
+            with self._lock:
+                with self._writer.connect() as connection, connection.begin():
+                    transaction = Transaction(connection)
+                    yield transaction
+                    self._count(transaction)
+                for assignment in transaction._assignments:  # noqa: SLF001 - one unit
+                    assignment()
             for callback in transaction._callbacks:  # noqa: SLF001 - the two classes are one unit
                 _call(callback)
+
+    def settle(self) -> None:
+        """Wait until what was assigned at the newest visible commit is in place."""
+        with self._lock:
+            pass
 
     def _count(self, transaction: Transaction) -> None:
         values: dict[Any, Any] = {tables.meta.c.generation: tables.meta.c.generation + 1}

@@ -6,6 +6,7 @@ from appliance.control.auth import escalation, rules
 from appliance.control.auth.policy import Policy, compile_policy
 from appliance.control.auth.roles import Roles
 from appliance.control.auth.rules import Link, Rows
+from appliance.control.auth.scopes import EVERYWHERE, PLATFORM, words
 from appliance.core.errors import Denied
 from appliance.core.identity import Principal, PrincipalKind
 
@@ -19,7 +20,10 @@ def policy_of(roles: Roles, *links: Link) -> Policy:
 
 def test_equals_and_those_who_hold_more_may_act_for_another(roles: Roles) -> None:
     policy = policy_of(
-        roles, Link("user:alice", "administrator", "*"), Link("user:bob", "owner", "red")
+        roles,
+        Link("user:alice", "administrator", "*"),
+        Link("user:alice", "administrator", "/platform"),
+        Link("user:bob", "owner", "red"),
     )
     escalation.check_acts_as(policy, roles, ALICE, BOB)
     escalation.check_acts_as(policy, roles, BOB, BOB)
@@ -30,11 +34,16 @@ def test_equals_and_those_who_hold_more_may_act_for_another(roles: Roles) -> Non
 @pytest.mark.attack
 def test_nobody_acts_for_somebody_who_holds_more(roles: Roles) -> None:
     policy = policy_of(
-        roles, Link("user:alice", "administrator", "*"), Link("user:bob", "owner", "red")
+        roles,
+        Link("user:alice", "administrator", "*"),
+        Link("user:alice", "administrator", "/platform"),
+        Link("user:bob", "owner", "red"),
     )
-    with pytest.raises(Denied, match=r"who may do more: you lack audit\.export") as refused:
+    with pytest.raises(
+        Denied, match=r"who may do more: you lack audit\.export on the platform"
+    ) as refused:
         escalation.check_acts_as(policy, roles, BOB, ALICE)
-    assert "and 37 more" in refused.value.message
+    assert " and 41 more. Ask an administrator" in refused.value.message
 
 
 @pytest.mark.attack
@@ -42,3 +51,48 @@ def test_nobody_acts_for_somebody_who_holds_the_same_elsewhere(roles: Roles) -> 
     policy = policy_of(roles, Link("user:alice", "owner", "blue"), Link("user:bob", "owner", "red"))
     with pytest.raises(Denied, match=r"bindings\.create in projects/red"):
         escalation.check_acts_as(policy, roles, ALICE, BOB)
+
+
+@pytest.mark.attack
+def test_nobody_gives_what_he_does_not_hold_there(roles: Roles) -> None:
+    everywhere, red, blue = Link("user:bob", "owner", EVERYWHERE), "red", "blue"
+    policy = policy_of(roles, everywhere, Link("user:alice", "owner", red))
+    for domain in (red, blue, EVERYWHERE):
+        escalation.check_gives(policy, roles, BOB, "owner", domain)
+    escalation.check_gives(policy, roles, ALICE, "viewer", red)
+    for who, role, domain in (
+        (BOB, "administrator", PLATFORM),
+        (BOB, "auditor", PLATFORM),
+        (ALICE, "viewer", blue),
+        (ALICE, "viewer", EVERYWHERE),
+        (ALICE, "administrator", PLATFORM),
+    ):
+        with pytest.raises(Denied, match="nobody gives what he does not hold"):
+            escalation.check_gives(policy, roles, who, role, domain)
+
+
+@pytest.mark.attack
+def test_a_role_without_rights_to_give_does_not_make_up_for_what_is_missing(roles: Roles) -> None:
+    policy = policy_of(roles, Link("user:bob", "developer", "red"))
+    with pytest.raises(Denied) as refused:
+        escalation.check_gives(policy, roles, BOB, "owner", "red")
+    assert refused.value.message == (
+        "user:bob may neither give nor take away role owner in projects/red: nobody gives what he "
+        "does not hold, and you lack bindings.create in projects/red, bindings.delete in "
+        "projects/red, bindings.list in projects/red, serviceAccounts.create in projects/red, "
+        "serviceAccounts.createToken in projects/red and 3 more. Ask an owner of projects/red or "
+        "an administrator in all projects"
+    )
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize(("domain", "lacking"), [(PLATFORM, EVERYWHERE), (EVERYWHERE, PLATFORM)])
+def test_who_lets_a_server_in_administers_the_platform_and_all_projects(
+    roles: Roles, domain: str, lacking: str
+) -> None:
+    both = [Link("user:alice", "administrator", where) for where in (PLATFORM, EVERYWHERE)]
+    escalation.check_lets_in(policy_of(roles, *both), ALICE)
+    policy = policy_of(roles, Link("user:alice", "administrator", domain))
+    with pytest.raises(Denied, match="gets keys of the work of every project") as refused:
+        escalation.check_lets_in(policy, ALICE)
+    assert f"nodes.createJoinToken {words(lacking)}." in refused.value.message

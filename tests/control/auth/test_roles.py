@@ -36,24 +36,39 @@ def test_every_permission_has_words(roles: Roles) -> None:
 
 def test_the_roles(roles: Roles) -> None:
     found = {
-        role.id: (role.assignable, role.platform_only, len(role.permissions))
+        role.id: (role.assignable, " ".join(sorted(role.scopes)), len(role.permissions))
         for role in roles.roles.values()
     }
     assert found == {
-        "administrator": (True, True, 42),
-        "auditor": (True, True, 9),
-        "owner": (True, False, 29),
-        "developer": (True, False, 21),
-        "viewer": (True, False, 11),
-        "inference": (True, False, 2),
-        "node": (False, True, 3),
-        "gateway": (False, True, 3),
+        "administrator": (True, "everywhere platform", 42),
+        "auditor": (True, "everywhere platform", 9),
+        "owner": (True, "everywhere project", 29),
+        "developer": (True, "everywhere project", 21),
+        "viewer": (True, "everywhere project", 11),
+        "inference": (True, "everywhere project", 2),
+        "node": (False, "platform", 3),
+        "gateway": (False, "platform", 3),
     }
 
 
 def test_an_administrator_may_do_what_people_can_do_and_no_machine_s_work(roles: Roles) -> None:
     people = {name for name in roles.permissions if name.partition(".")[0] not in MACHINES}
     assert set(roles.roles["administrator"].permissions) == people
+
+
+def test_where_permissions_are_decided(roles: Roles) -> None:
+    both = {name for name, where in roles.decided.items() if len(where) == 2}
+    assert both == {
+        "bindings.create",
+        "bindings.delete",
+        "bindings.list",
+        "nodes.createJoinToken",
+    }
+    nouns = {name.partition(".")[0] for name in roles.permissions if roles.is_decided(name, "p")}
+    assert nouns == {
+        *("bindings", "datasets", "endpoints", "jobs", "models", "nodes", "projects"),
+        *("serviceAccounts", "tokenizers"),
+    }
 
 
 def test_no_permission_is_in_no_role(roles: Roles) -> None:
@@ -87,7 +102,12 @@ def test_reading_roles_change_nothing(roles: Roles) -> None:
             "unknown or doubled",
         ),
         ("roles.yaml", "assignable: true", "assignable: perhaps", "is not a bool"),
-        ("roles.yaml", "scope: any", "scope: galaxy", "neither platform nor any"),
+        ("roles.yaml", "[everywhere, project]", "[galaxy]", "scopes are not some of"),
+        ("roles.yaml", "[everywhere, project]", "[]", "scopes are not some of"),
+        ("roles.yaml", "[everywhere, project]", "[platform]", "where it gives nothing"),
+        ("nouns.yaml", "jobs: [projects]\n", "", "where jobs.cancel is decided"),
+        ("nouns.yaml", "jobs: [projects]", "jobs: [galaxy]", "'jobs' is no noun"),
+        ("nouns.yaml", "jobs: [projects]", "jobs: [projects]\njobbs: [projects]", "'jobbs' is no"),
         ("roles.yaml", "viewer:\n", "owner:\n", "the same key twice"),
         ("roles.yaml", "viewer:\n", "View er:\n", "needs exactly"),
         ("permissions.yaml", "jobs.get:", "jobs.*:", "is not `nouns.verb"),

@@ -121,13 +121,16 @@ async def test_inputs_that_are_not_there_are_refused(lab: Lab, dataset: str, tex
 
 
 @pytest.mark.attack
-async def test_what_the_caller_may_not_read_a_job_of_the_caller_may_not_read(lab: Lab) -> None:
+async def test_what_the_caller_may_not_do_a_job_of_the_caller_may_not_do(lab: Lab) -> None:
     await lab.connected("n1")
     stranger = Caller(principal=Principal(PrincipalKind.USER, "bob"))
     dataset = lab.tokens()
     with pytest.raises(InvalidInput) as raised:
         lab.jobs.create(stranger, train_request("t1", dataset))
-    assert raised.value.fields == {"job.train.dataset": "may not be read by users/bob"}
+    assert raised.value.fields == {
+        "job.train.dataset": "may not be read by users/bob",
+        "job.train.output_model": "may not be made by users/bob",
+    }
     base = lab.base
     with lab.database.write() as transaction:
         transaction.run(

@@ -15,6 +15,7 @@ from typing import Any
 import pyotp
 import pytest
 
+from appliance.api.access.v1 import binding_pb2
 from appliance.api.access.v1 import binding_service_pb2 as bindings_rpc
 from appliance.api.access.v1 import binding_service_pb2_grpc as bindings_grpc
 from appliance.api.access.v1 import user_service_pb2 as users_rpc
@@ -32,7 +33,8 @@ from appliance.api.models.v1 import model_service_pb2_grpc as models_grpc
 from appliance.api.projects.v1 import project_service_pb2 as projects_rpc
 from appliance.api.projects.v1 import project_service_pb2_grpc as projects_grpc
 from appliance.control.store import migrate
-from tests.fakes.appliance import Appliance, MovingClock, bearer, running
+from appliance.core.errors import Denied, InvalidInput
+from tests.fakes.appliance import Appliance, MovingClock, bearer, error_of, running
 
 DATA = Path(__file__).parents[2] / "data"
 VERSIONS = sorted(path.stem for path in DATA.glob("*.tar"))
@@ -124,18 +126,59 @@ async def test_sealed_data_is_read(released: Released) -> None:
 
 async def test_roles_hold_where_they_held(released: Released) -> None:
     token = bearer(await released.log_in("alice"))
-    listed = await released.appliance.api(bindings_grpc.BindingServiceStub).ListBindings(
-        bindings_rpc.ListBindingsRequest(), metadata=token
-    )
-    held = {(b.principal, b.role) for b in listed.bindings}
-    assert {
-        ("users/alice", "roles/administrator"),
-        ("users/olga", "roles/owner"),
-        ("users/audi", "roles/auditor"),
-        ("users/dora", "roles/developer"),
-        ("users/erin", "roles/viewer"),
-        ("serviceAccounts/app", "roles/inference"),
-    } <= held
+    stub = released.appliance.api(bindings_grpc.BindingServiceStub)
+    held = set()
+    for scope in ("platform", "projects/-"):
+        request = bindings_rpc.ListBindingsRequest(scope=scope)
+        listed = await stub.ListBindings(request, metadata=token)
+        held |= {(b.principal, b.role, b.scope) for b in listed.bindings}
+    assert held == {
+        ("users/alice", "roles/administrator", "platform"),
+        ("users/alice", "roles/administrator", "projects/-"),
+        ("users/audi", "roles/auditor", "platform"),
+        ("users/audi", "roles/auditor", "projects/-"),
+        # Everywhere was said of projects and meant the appliance itself, too.
+        ("users/olga", "roles/owner", "projects/-"),
+        ("users/dora", "roles/developer", "projects/demo"),
+        ("users/erin", "roles/viewer", "projects/demo"),
+        ("serviceAccounts/app", "roles/inference", "projects/demo"),
+    }
+
+
+@pytest.mark.attack
+async def test_an_owner_of_everything_no_longer_makes_herself_administrator(
+    released: Released,
+) -> None:
+    token = bearer(await released.log_in("olga"))
+    stub = released.appliance.api(bindings_grpc.BindingServiceStub)
+
+    def bind(role: str, scope: str, principal: str = "users/olga") -> Any:
+        binding = binding_pb2.Binding(principal=principal, role=f"roles/{role}", scope=scope)
+        return stub.CreateBinding(
+            bindings_rpc.CreateBindingRequest(binding=binding), metadata=token
+        )
+
+    assert isinstance(await error_of(bind("administrator", "")), InvalidInput)
+    for role in ("administrator", "auditor"):
+        assert isinstance(await error_of(bind(role, "platform")), Denied)
+    # In projects she goes on as before.
+    for scope in (PROJECT, "projects/other", "projects/-"):
+        assert (await bind("viewer", scope, "users/dora")).scope == scope
+    users = released.appliance.api(users_grpc.UserServiceStub)
+    error = await error_of(users.ListUsers(users_rpc.ListUsersRequest(), metadata=token))
+    assert isinstance(error, Denied)
+
+
+async def test_an_auditor_and_an_administrator_go_on(released: Released) -> None:
+    appliance = released.appliance
+    users = appliance.api(users_grpc.UserServiceStub)
+    stub = appliance.api(bindings_grpc.BindingServiceStub)
+    for user in ("audi", "alice"):
+        token = bearer(appliance.session(user))
+        assert (await users.ListUsers(users_rpc.ListUsersRequest(), metadata=token)).users
+        for scope in ("platform", "projects/-", PROJECT):
+            request = bindings_rpc.ListBindingsRequest(scope=scope)
+            assert (await stub.ListBindings(request, metadata=token)).bindings
 
 
 def test_migrations_are_append_only() -> None:

@@ -65,14 +65,14 @@ class BindingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CreateBinding(self, request, context):
-        """Gives a role.
+        """Gives a role, which the caller must hold there with each of its permissions.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteBinding(self, request, context):
-        """Takes a role away; it stops to hold before this call returns.
+        """Takes away a role that the caller could give; it stops to hold before this call returns.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -1,0 +1,73 @@
+"""Who holds which role where: an immutable index that a change copies one entry of. Pure.
+
+Rules kept here:
+* an index never changes; `given` and `taken` make another one that shares all but one bucket, so a
+  change costs the same with ten bindings and with a million;
+* a question is answered by exact text: a subject, then a domain.
+
+Called by the policy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from appliance.control.auth.rules import Link
+
+BUCKETS = 4096
+_NONE: frozenset[str] = frozenset()
+
+Held = Mapping[str, frozenset[str]]
+"""What one subject holds: roles by domain."""
+_NOTHING: Held = {}
+
+
+@dataclass(frozen=True)
+class Index:
+    """Roles by subject and domain. Two are equal when they say the same."""
+
+    _buckets: tuple[Mapping[str, Held], ...]
+
+    @classmethod
+    def of(cls, links: Iterable[Link]) -> Index:
+        """The index of some links."""
+        held: dict[str, dict[str, set[str]]] = {}
+        for link in links:
+            held.setdefault(link.subject, {}).setdefault(link.domain, set()).add(link.role)
+        buckets: list[dict[str, Held]] = [{} for _ in range(BUCKETS)]
+        for subject, domains in held.items():
+            buckets[_bucket(subject)][subject] = {
+                domain: frozenset(roles) for domain, roles in domains.items()
+            }
+        return cls(tuple(buckets))
+
+    def held(self, subject: str) -> Held:
+        """Everything a subject holds. The same object as long as nothing of it changes."""
+        return self._buckets[_bucket(subject)].get(subject, _NOTHING)
+
+    def roles(self, subject: str, domain: str) -> frozenset[str]:
+        """The roles a subject holds in exactly this domain."""
+        return self.held(subject).get(domain, _NONE)
+
+    def given(self, link: Link) -> Index:
+        """With one link more."""
+        return self._with(link, self.roles(link.subject, link.domain) | {link.role})
+
+    def taken(self, link: Link) -> Index:
+        """Without one link."""
+        return self._with(link, self.roles(link.subject, link.domain) - {link.role})
+
+    def _with(self, link: Link, roles: frozenset[str]) -> Index:
+        held = {**self.held(link.subject), link.domain: roles}
+        if not roles:
+            del held[link.domain]
+        number = _bucket(link.subject)
+        bucket = {**self._buckets[number], link.subject: held}
+        if not held:
+            del bucket[link.subject]
+        return Index((*self._buckets[:number], bucket, *self._buckets[number + 1 :]))
+
+
+def _bucket(subject: str) -> int:
+    return hash(subject) % BUCKETS
