@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from appliance.core.config import doc
+from appliance.wire.admission import CallerLimits, StrangerLimits
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,10 @@ class Limits:
     """How much callers may ask for."""
 
     anonymous_per_second: float = field(
-        default=2.0,
+        default=1.0,
         metadata=doc("calls without an identity, or with a refused one, from one address"),
     )
-    anonymous_burst: int = field(default=60, metadata=doc("such calls that may come at once"))
+    anonymous_burst: int = field(default=30, metadata=doc("such calls that may come at once"))
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,8 @@ class ControlConfig:
     listen: Listen = field(default_factory=Listen)
     gateway: GatewayAddresses = field(default_factory=GatewayAddresses)
     limits: Limits = field(default_factory=Limits)
+    strangers: StrangerLimits = field(default_factory=StrangerLimits)
+    callers: CallerLimits = field(default_factory=CallerLimits)
 
     @property
     def objects_url(self) -> str:

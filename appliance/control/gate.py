@@ -1,7 +1,10 @@
 """THE DOOR of the control plane: every call of both listeners passes here, in the same order.
 
+    place      a share of the few places for calls whose caller is not known yet, by source
     limit      an address that does not say who it is may call so many times a second
-    identify   who calls, by this call's own token or certificate
+    identify   who calls, by this call's own token or certificate; no message was read yet
+    seat       what one known caller may have in work and how often it may call, by class
+    message    the first one, within a time, read and parsed
     decide     the rule beside the RPC in its proto, the resource in the request, the policy
     fresh MFA  where the rule asks for it
     intent     an audit record, durable before anything happens; without it nothing happens
@@ -13,18 +16,18 @@ Rules kept here:
 * a method without a rule is refused, and a server with one does not start (`appliance.wire`);
 * a stream is identified and decided again every second and ends when that fails;
 * nothing a caller sent reaches the audit record but ids, the name of the resource and the request
-  id; passwords, codes and tokens are not among them.
+  id; passwords, codes and tokens are not among them;
+* who is refused and has a name gets a record of its own, up to a rate; what strangers cause, and
+  what is over a known caller's budget, is counted and becomes one record a minute.
 
 The attacks: a call that reaches a service without a decision or outlives it; a change without a
-record of who made it. The frame (request id, first message of a stream, errors) is
-`appliance.wire.door`; made by the composition root, one for each listener.
+record of who made it; an audit log filled with refusals. The frame (places, request id, messages,
+errors) is `appliance.wire.door`; made by the composition root, one for each listener.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -33,14 +36,19 @@ from typing import TypeVar
 from appliance.control.access import Access
 from appliance.control.identify import Identify
 from appliance.control.journal import Journal, Line
-from appliance.control.services.caller import Caller, current_caller, set_current_caller
-from appliance.core.errors import ApplianceError, Exhausted, Internal, Unauthenticated
-from appliance.wire.admission import SourceLimit
-from appliance.wire.door import Call, Door
+from appliance.control.services.caller import (
+    Caller,
+    current_caller,
+    known_caller,
+    set_current_caller,
+)
+from appliance.core.errors import ApplianceError, Exhausted, Unauthenticated
+from appliance.core.identity import Principal
+from appliance.wire.admission import Rates, Refusals, SourceLimit
+from appliance.wire.budgets import Admission
+from appliance.wire.door import UNKNOWN, Call, Door
 from appliance.wire.metrics import CallMetrics
 from appliance.wire.rules import Rule
-
-logger = logging.getLogger(__name__)
 
 RECHECK_SECONDS = 1.0
 T = TypeVar("T")
@@ -54,6 +62,21 @@ class Entered:
     line: Line
 
 
+@dataclass(frozen=True)
+class GateLimits:
+    """What both listeners count together, because both write into one audit log.
+
+    Attributes:
+        strangers: calls without an identity, or with a refused one, by source.
+        denials: refused calls that get a record of their own, by the name of their caller.
+        refusals: all others, until they become records.
+    """
+
+    strangers: SourceLimit
+    denials: Rates
+    refusals: Refusals
+
+
 class Gate(Door[Entered]):
     """The door of one listener.
 
@@ -62,8 +85,9 @@ class Gate(Door[Entered]):
         identify: who calls; by token on one listener, by certificate on the other.
         access: decides.
         journal: audit records.
-        limit: of calls without an identity, by address.
-        pool: threads for everything that may read the disk.
+        limits: shared with the other listener: rates and counted refusals.
+        pool: threads for everything here that may read the disk.
+        admission: places and seats of this listener.
         metrics: counts calls.
     """
 
@@ -74,30 +98,43 @@ class Gate(Door[Entered]):
         identify: Identify,
         access: Access,
         journal: Journal,
-        limit: SourceLimit,
+        limits: GateLimits,
         pool: Executor,
+        admission: Admission | None = None,
         metrics: CallMetrics | None = None,
         recheck_seconds: float = RECHECK_SECONDS,
     ) -> None:
-        super().__init__(rules, metrics=metrics, recheck_seconds=recheck_seconds)
-        self._identify = identify
+        super().__init__(
+            rules, admission=admission, metrics=metrics, recheck_seconds=recheck_seconds
+        )
+        self._credentials = identify
         self._access = access
         self._journal = journal
-        self._limit = limit
+        self._limits = limits
         self._pool = pool
 
-    async def enter(self, call: Call) -> Entered:
-        """The order of the door, up to the intent. Raises what the caller shall see."""
+    async def identify(self, call: Call) -> Principal:
+        """Who calls; a credential that is refused counts against its address."""
         if call.rule.anonymous:
-            self._limit.take(call.peer)
-        try:
-            caller = await self._run(self._who, call)
-        except Exhausted:
-            raise
-        except ApplianceError as refused:
-            set_current_caller(await self._run(self._identify.stranger, call, refused))
-            raise
+            self._limits.strangers.take(call.peer)
+            caller = self._credentials.caller(call)
+        else:
+            caller = await self._identified(call)
         set_current_caller(caller)
+        return caller.principal
+
+    async def _identified(self, call: Call) -> Caller:
+        try:
+            self._credentials.check_presented(call)
+            return await self._run(self._credentials.caller, call)
+        except Unauthenticated as refused:
+            self._limits.strangers.take(call.peer)
+            set_current_caller(await self._run(self._credentials.stranger, call, refused))
+            raise
+
+    async def enter(self, call: Call) -> Entered:
+        """Decide, up to the intent. Raises what the caller shall see."""
+        caller = current_caller()
         version = await self._run(self._access.decide, caller, call.rule, call.resource)
         self._access.check_fresh_mfa(caller, call.rule)
         line = await self._journal.intent(caller, call.rule.method, call.resource, version)
@@ -105,7 +142,7 @@ class Gate(Door[Entered]):
 
     async def recheck(self, call: Call, entered: Entered) -> None:
         """Identify and decide again; raises when a running stream must end."""
-        caller = await self._run(self._who, call)
+        caller = await self._run(self._credentials.caller, call)
         if caller.principal != entered.caller.principal:
             raise Unauthenticated("the caller changed during the call")
         await self._run(self._access.decide, caller, call.rule, call.resource)
@@ -118,32 +155,20 @@ class Gate(Door[Entered]):
         if entered is not None:
             await self._journal.result(entered.line, entered.caller, outcome)
             return
-        if isinstance(error, Exhausted):
-            # Over the limit, or the log itself is full: neither may fill the log.
-            logger.warning("refused: %s", error.message, extra={"peer": call.peer})
+        caller = known_caller()
+        name = (caller.principal.name or caller.notes.get("principal", "")) if caller else ""
+        if (
+            caller is None
+            or not name
+            or isinstance(error, Exhausted)
+            or self._limits.denials.wait(name)
+        ):
+            # Nobody with a name, or over a limit, or the log itself is full: it may not fill the
+            # log, but it is counted.
+            method = call.rule.method if call.rule.method in self.rules else UNKNOWN
+            self._limits.refusals.count(call.source, outcome, method, principal=name)
             return
-        caller = await self._known(call)
-        if caller is not None:
-            await self._journal.denied(caller, call.rule.method, call.resource, outcome)
-
-    def _who(self, call: Call) -> Caller:
-        """Identify; a credential that is refused counts against its address."""
-        try:
-            return self._identify.caller(call)
-        except Unauthenticated:
-            self._limit.take(call.peer)
-            raise
-
-    async def _known(self, call: Call) -> Caller | None:
-        """Who makes a call that is refused, as far as is known; None over the limit."""
-        with contextlib.suppress(Internal):
-            return current_caller()
-        try:
-            return await self._run(self._who, call)
-        except Exhausted:
-            return None
-        except ApplianceError as error:
-            return await self._run(self._identify.stranger, call, error)
+        await self._journal.denied(caller, call.rule.method, call.resource, outcome)
 
     async def _run(self, function: Callable[..., T], *arguments: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)

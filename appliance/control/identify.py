@@ -18,7 +18,7 @@ from datetime import datetime
 from typing import Protocol
 
 from appliance.control.auth import tokens
-from appliance.control.auth.credentials import SCHEME, Credentials
+from appliance.control.auth.credentials import SCHEME, Credentials, check_shape
 from appliance.control.auth.tokens import TokenKind
 from appliance.control.services.caller import Caller
 from appliance.control.services.enrolment import NodeCertificates
@@ -34,6 +34,12 @@ EVICTED = "EVICTED"
 
 class Identify(Protocol):
     """One way to find out who calls."""
+
+    def check_presented(self, call: Call) -> None:
+        """Raise Unauthenticated when the call shows nothing that can be a credential.
+
+        Reads nothing but the call, so that such calls cost no thread and no look-up.
+        """
 
     def caller(self, call: Call) -> Caller:
         """Who calls. Raises Unauthenticated or MfaRequired; never reads the request."""
@@ -56,6 +62,10 @@ class ByToken:
         self._database = database
         self._token_key = token_key
 
+    def check_presented(self, call: Call) -> None:
+        """A token of the right shape, with a right checksum."""
+        check_shape(_authorization(call))
+
     def caller(self, call: Call) -> Caller:
         """The owner of the token; nobody for a call that needs no identity."""
         if call.rule.anonymous:
@@ -65,6 +75,7 @@ class ByToken:
             principal=proof.principal,
             request_id=call.request_id,
             source=call.peer,
+            notes=_notes(call),
             credential=proof.credential,
             mfa_time=proof.mfa_time,
             expire_time=proof.expire_time,
@@ -118,11 +129,15 @@ class ByCertificate:
         self._certificates = certificates
         self._clock = clock
 
+    def check_presented(self, call: Call) -> None:
+        """A certificate, which the handshake asks for."""
+        if call.certificate is None:
+            raise Unauthenticated("this listener asks for a certificate of the appliance")
+
     def caller(self, call: Call) -> Caller:
         """The machine a certificate was issued to, if it still holds."""
-        certificate = call.certificate
-        if certificate is None:
-            raise Unauthenticated("this listener asks for a certificate of the appliance")
+        self.check_presented(call)
+        certificate = call.certificate or b""
         principal = peer_identity(certificate, self._cluster, self._clock(), need="client")
         serial = serial_of(certificate)
         if principal.kind is PrincipalKind.NODE:
@@ -137,6 +152,7 @@ class ByCertificate:
             principal=principal,
             request_id=call.request_id,
             source=call.peer,
+            notes=_notes(call),
             credential=serial,
             expire_time=not_after(certificate),
         )
@@ -166,4 +182,11 @@ def _authorization(call: Call) -> str:
 
 
 def _nobody(call: Call) -> Caller:
-    return Caller(principal=ANONYMOUS, request_id=call.request_id, source=call.peer)
+    return Caller(
+        principal=ANONYMOUS, request_id=call.request_id, source=call.peer, notes=_notes(call)
+    )
+
+
+def _notes(call: Call) -> dict[str, str]:
+    """The caller's own request id beside ours: it helps the caller and names nothing here."""
+    return {"caller_request_id": call.caller_request_id} if call.caller_request_id else {}

@@ -1,27 +1,34 @@
-"""The gate's pen: one intent and one result for each call, one `denied` for each refused one.
+"""Writes the gate's audit records: an intent and a result for each call, `denied` for refused ones.
 
 Rules kept here:
 * the intent is durable before this returns; if it cannot be, the call is refused;
 * the result names whoever an anonymous caller turned out to be (`Caller.notes`);
 * a result that cannot be written does not undo what happened: its intent stands, the log says so
-  loudly, and the caller is told that the outcome was not recorded.
+  loudly, and the caller is told that the outcome was not recorded;
+* refused calls that get no record of their own become one record a minute for each source or known
+  caller, with how many, why and of what.
 
-Called by the gate alone.
+The attack: filling the log with what costs nothing to cause. Called by the gate and, once a minute,
+by the composition root.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from appliance.control.audit.log import AuditLog
 from appliance.control.audit.record import Entry
 from appliance.control.services.caller import Caller
 from appliance.core.errors import AuditUnavailable
+from appliance.wire.admission import Refused
 
 logger = logging.getLogger(__name__)
+
+RECORD_SECONDS = 60.0
+"""Time over which refusals are counted into one record."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +83,25 @@ class Journal:
             await self._append("denied", caller, method, resource, outcome, caller.notes)
         except AuditUnavailable as error:
             logger.critical("a refused call could not be recorded: %s", error.message)
+
+    async def counted(self, rows: Sequence[Refused]) -> None:
+        """Record refusals that were counted. What cannot be recorded goes to the log instead."""
+        for row in rows:
+            entry = Entry(
+                kind="denied",
+                principal=row.principal,
+                outcome=max(row.reasons, key=lambda reason: row.reasons[reason]),
+                source=row.source,
+                details={"count": row.count, "reasons": row.reasons, "methods": row.methods},
+            )
+            try:
+                await asyncio.wrap_future(self._log.append(entry))
+            except AuditUnavailable as error:
+                logger.critical(
+                    "refused calls could not be recorded: %s",
+                    error.message,
+                    extra={"peer": row.source, "refused": row.count, "reasons": row.reasons},
+                )
 
     async def _append(  # noqa: PLR0913  # the members of a record
         self,

@@ -22,17 +22,19 @@ from appliance.control import parts
 from appliance.control.access import Access
 from appliance.control.config import ControlConfig
 from appliance.control.foundation import Clock, Foundation, People
-from appliance.control.gate import Gate
+from appliance.control.gate import Gate, GateLimits
 from appliance.control.identify import ByCertificate, ByToken, Identify
-from appliance.control.journal import Journal
+from appliance.control.journal import RECORD_SECONDS, Journal
 from appliance.control.opening import Opened, open_data
+from appliance.control.pools import CallPool
 from appliance.control.rpc.servicer import Servicer, descriptor_of, service_of
 from appliance.control.services.places import Places
 from appliance.control.work import Work
 from appliance.core.identity import Principal, PrincipalKind
 from appliance.crypto.certs import CA_LIFETIME, make_csr, new_private_key
 from appliance.crypto.keys import Keyring
-from appliance.wire.admission import SourceLimit
+from appliance.wire.admission import Rates, Refusals, SourceLimit
+from appliance.wire.budgets import Admission
 from appliance.wire.metrics import CallMetrics
 from appliance.wire.rules import Rule, rules_of
 from appliance.wire.server import Listener, Server
@@ -40,6 +42,8 @@ from appliance.wire.tls import server_credentials
 
 logger = logging.getLogger(__name__)
 
+DOOR_THREADS = 4
+"""Threads that identify and decide: each such step is some look-ups in the database."""
 CONTROL = Principal(PrincipalKind.CONTROL, "control")
 
 
@@ -49,12 +53,13 @@ class Control:
     def __init__(self, opened: Opened, settings: ControlConfig, clock: Clock) -> None:
         self.base = Foundation(opened, settings, clock)
         self.people = People(self.base)
-        self._pool = ThreadPoolExecutor(settings.threads, thread_name_prefix="call")
+        self._pool = CallPool(settings.threads)
+        # Its own: whoever fills the others is still told quickly that it must wait.
+        self._door_pool = ThreadPoolExecutor(DOOR_THREADS, thread_name_prefix="door")
         registry = CollectorRegistry()
         self._metrics = CallMetrics(registry)
-        self._limit = SourceLimit(
-            settings.limits.anonymous_per_second, settings.limits.anonymous_burst, time.monotonic
-        )
+        self._limits = _limits(settings)
+        self._journal = Journal(opened.log)
         self.server = Server(
             metrics_address=settings.listen.metrics,
             metrics_setting="listen.metrics",
@@ -108,16 +113,34 @@ class Control:
         logger.info(
             "serving", extra={"api_port": self.api_port, "machines_port": self.machines_port}
         )
-        scheduling = asyncio.create_task(self.work.scheduler.run(self._pool, self.base.events))
+        tasks = {
+            asyncio.create_task(self.work.scheduler.run(self._pool, self.base.events)),
+            asyncio.create_task(self._record_refusals()),
+        }
         try:
             await self.server.run()
         finally:
-            scheduling.cancel()
-            await asyncio.wait({scheduling})
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+
+    async def _record_refusals(self) -> None:
+        """Once a minute, and when the server has stopped."""
+        try:
+            while True:
+                await asyncio.sleep(RECORD_SECONDS)
+                await self.record_refusals()
+        finally:
+            await self.record_refusals()
+
+    async def record_refusals(self) -> None:
+        """Write what was refused and counted so far into the audit log."""
+        await self._journal.counted(self._limits.refusals.drain())
 
     async def close(self) -> None:
         """Close what `build` opened, after the server has stopped."""
         self._pool.shutdown()
+        self._door_pool.shutdown()
         self.base.opened.close()
 
     def _identities(self) -> tuple[Identify, Identify]:
@@ -138,19 +161,21 @@ class Control:
         certificate: bytes,
     ) -> Listener:
         """One address: its credentials, its gate, its services."""
-        authority = self.base.keyring.ca.certificate_pem
+        authority, settings = self.base.keyring.ca.certificate_pem, self.base.settings
         served: Mapping[str, Rule] = rules_of([descriptor_of(type(each)) for each in servicers])
         gate = Gate(
             served,
             identify=identify,
             access=Access(self.base.policies, Places(self.base.database), self.base.clock),
-            journal=Journal(self.base.opened.log),
-            limit=self._limit,
-            pool=self._pool,
+            journal=self._journal,
+            limits=self._limits,
+            pool=self._door_pool,
+            # Of this listener alone: who floods one stops nobody at the other.
+            admission=Admission(settings.strangers, settings.callers),
             metrics=self._metrics,
         )
         return Listener(
-            address=getattr(self.base.settings.listen, name),
+            address=getattr(settings.listen, name),
             setting=f"listen.{name}",
             credentials=server_credentials(
                 key, certificate, authority, require_client=name == "machines"
@@ -159,6 +184,16 @@ class Control:
             services=[service_of(each) for each in servicers],
             rules=served,
         )
+
+
+def _limits(settings: ControlConfig) -> GateLimits:
+    """What both listeners count together."""
+    limits, callers = settings.limits, settings.callers
+    return GateLimits(
+        strangers=SourceLimit(limits.anonymous_per_second, limits.anonymous_burst, time.monotonic),
+        denials=Rates(callers.denials_per_second, callers.denial_burst, time.monotonic),
+        refusals=Refusals(),
+    )
 
 
 def _certificate(ring: Keyring, key: bytes) -> bytes:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from appliance.core.config import doc
+from appliance.wire.admission import StrangerLimits
 
 
 @dataclass(frozen=True)
@@ -122,4 +123,5 @@ class GatewayConfig:
         metadata=doc("age of the control plane's last word after which new calls are refused"),
     )
     limits: Limits = field(default_factory=Limits)
+    strangers: StrangerLimits = field(default_factory=StrangerLimits)
     routing: Routing = field(default_factory=Routing)

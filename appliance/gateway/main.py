@@ -30,7 +30,7 @@ from appliance.gateway.metrics import GatewayMetrics, ReplicaStates
 from appliance.gateway.openai import OpenAi
 from appliance.gateway.pipeline import Parts, Pipeline
 from appliance.gateway.router import Router
-from appliance.gateway.service import GatewayDoor, InferenceService
+from appliance.gateway.service import GatewayDoor, InferenceService, admission_of
 from appliance.gateway.snapshot import Place, Snapshot
 from appliance.gateway.tokenize import Desk, Models
 from appliance.gateway.usage import UsageReports
@@ -52,6 +52,8 @@ _RENEW = (
     "make a new one with `python -m appliance.control --config control.toml gateway-certificate` "
     "while the control plane is down, then start the gateway again"
 )
+MAX_STREAMS = 1024
+"""Calls of one connection: an application may bring the calls of many people."""
 _MESSAGE_HEAD = 4096
 """Bytes of a gRPC message beside the caller's text."""
 
@@ -179,7 +181,7 @@ class Gateway:
             server_credentials(
                 identity.key, identity.certificate, identity.ca, require_client=False
             ),
-            [GatewayDoor(rules, self.pipeline, calls)],
+            [GatewayDoor(rules, self.pipeline, calls, admission_of(config))],
             [
                 Service(
                     InferenceService(self.pipeline),
@@ -187,7 +189,10 @@ class Gateway:
                 )
             ],
             rules,
-            (("grpc.max_receive_message_length", config.limits.body_bytes + _MESSAGE_HEAD),),
+            (
+                ("grpc.max_receive_message_length", config.limits.body_bytes + _MESSAGE_HEAD),
+                ("grpc.max_concurrent_streams", MAX_STREAMS),
+            ),
         )
 
     async def run(self, stop: asyncio.Event, started: asyncio.Event | None = None) -> None:

@@ -1,8 +1,8 @@
 """The gRPC front: the door that admits calls of InferenceService, and the service behind it.
 
-Rules kept here: who calls is decided in the door, before the service sees the request, and again
-every few seconds while the answer streams; each call is ended once, with its outcome. The way of a
-call itself is `appliance.gateway.pipeline`.
+Rules kept here: who calls is decided in the door, before a message is read, and again every few
+seconds while the answer streams; each call is ended once, with its outcome. The way of a call
+itself is `appliance.gateway.pipeline`.
 
 Called by gRPC; constructed by `appliance.gateway.main`.
 """
@@ -19,32 +19,60 @@ import grpc.aio
 from appliance.api.inference.v1 import inference_service_pb2
 from appliance.api.inference.v1.inference_service_pb2_grpc import InferenceServiceServicer
 from appliance.core.errors import ApplianceError, Unauthenticated
+from appliance.core.identity import Principal, parse_name
 from appliance.gateway import pipeline as way
+from appliance.gateway.config import GatewayConfig
 from appliance.gateway.pipeline import Pipeline, Question
+from appliance.wire.admission import CallerLimits
+from appliance.wire.budgets import Admission
 from appliance.wire.door import Call, Door
 from appliance.wire.metrics import CallMetrics
 from appliance.wire.rules import Rule
 
 FRONT = "grpc"
+CALLS_PER_SECOND, CALL_BURST = 200.0, 2000
+"""Calls of one caller: far above what replicas answer, so that only a flood is refused."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
 _current: ContextVar[way.Call] = ContextVar("inference_call")
 
 
+def admission_of(config: GatewayConfig) -> Admission:
+    """Places of this front; what a caller may have in work is counted by the pipeline."""
+    seats = 2 * config.limits.calls_per_caller
+    callers = CallerLimits(
+        calls=seats, changes_per_second=CALLS_PER_SECOND, change_burst=CALL_BURST
+    )
+    return Admission(config.strangers, callers)
+
+
 class GatewayDoor(Door[way.Call]):
     """Admits callers of inference by the gateway's view."""
 
     def __init__(
-        self, rules: Mapping[str, Rule], pipeline: Pipeline, metrics: CallMetrics | None = None
+        self,
+        rules: Mapping[str, Rule],
+        pipeline: Pipeline,
+        metrics: CallMetrics | None = None,
+        admission: Admission | None = None,
     ) -> None:
-        super().__init__(rules, metrics=metrics)
+        super().__init__(rules, metrics=metrics, admission=admission)
         self._pipeline = pipeline
 
-    async def enter(self, call: Call) -> way.Call:
-        """Identify, decide, and take a slot."""
+    async def identify(self, call: Call) -> Principal:
+        """Who calls, as the view says; no message of the call was read."""
         begun = self._begin(call)
         _current.set(begun)
+        begun.principal, _ = self._pipeline.identify(
+            call.metadata.get("authorization"), begun.source
+        )
+        return parse_name(begun.principal)
+
+    async def enter(self, call: Call) -> way.Call:
+        """Decide, and take a slot."""
+        begun = _current.get()
+        begun.endpoint = call.resource
         self._pipeline.admit(begun, call.metadata.get("authorization"))
         return begun
 

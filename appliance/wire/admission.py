@@ -1,6 +1,7 @@
 """Admission before anybody is known: shares, rates and counted refusals, by source.
 
-Used by every listener, gRPC and HTTPS, before a caller has proved who it is. Rules kept here:
+Used by every listener, gRPC and HTTPS, before a caller has proved who it is; what comes after that
+is `appliance.wire.budgets`. Rules kept here:
 * a source is an IPv4 address or an IPv6 /64; an IPv4 address written as IPv6 is the same source;
 * one source holds a share of the places, never all; who waits for nothing holds none;
 * a refusal is counted in a table of fixed size and recorded once a minute and source, so that
@@ -23,6 +24,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from appliance.core.config import doc
 from appliance.core.errors import Exhausted
 from appliance.core.waiting import in_seconds
 
@@ -169,6 +171,47 @@ class SourceLimit:
                 f"wait {in_seconds(wait)}, then repeat",
                 retry_after=wait,
             )
+
+
+@dataclass(frozen=True)
+class StrangerLimits:
+    """What callers may hold while nobody knows who they are; part of a process' configuration."""
+
+    waiting: int = field(
+        default=512, metadata=doc("calls without a known caller at a time, of all addresses")
+    )
+    waiting_per_source: int = field(
+        default=32,
+        metadata=doc("such calls of one address (of an IPv6 /64); a second time as many identify"),
+    )
+    first_message_seconds: float = field(
+        default=10.0, metadata=doc("time for a call's first message to come, whole")
+    )
+
+
+@dataclass(frozen=True)
+class CallerLimits:
+    """How much one known caller may ask for; part of a process' configuration."""
+
+    calls: int = field(
+        default=64,
+        metadata=doc("calls of one caller in work at a time, for reads, changes, uploads, watches"),
+    )
+    reads_per_second: float = field(
+        default=50.0, metadata=doc("reads of one caller in the long run")
+    )
+    read_burst: int = field(default=500, metadata=doc("reads of one caller that may come at once"))
+    changes_per_second: float = field(
+        default=20.0, metadata=doc("changes, uploads and watches of one caller in the long run")
+    )
+    change_burst: int = field(
+        default=400, metadata=doc("such calls of one caller that may come at once")
+    )
+    denials_per_second: float = field(
+        default=2.0,
+        metadata=doc("refused calls of one caller with a record each; more are counted"),
+    )
+    denial_burst: int = field(default=200, metadata=doc("such records that may come at once"))
 
 
 @dataclass(frozen=True)

@@ -1,24 +1,28 @@
 """The door of a server: every call of every service passes here, in the same order.
 
-Order of a call: its rule, its request (where the resource is in it), `enter` (who is it, may it),
-the service, `leave` (what came out), the status. Rules kept here:
+Order of a call: a place for it, by source, while nobody knows who calls; `identify`, from what came
+with the call itself and never from a message; a seat of that caller; the first message, within a
+time; `enter` (may it), the service, `leave` (what came out), the status. Rules kept here:
 * a method without a rule is refused, whatever the service would have done;
+* nobody waits for a stranger: a call that needs an identity is judged before a message is read, and
+  one that needs none holds one of the few places of its source until it ends;
 * an error of ours becomes a status with details; any other exception becomes INTERNAL with the
   request id and its text stays in the log;
+* the request id is always ours; the one a caller sent is kept beside it;
 * `leave` runs once for each call that had a rule or should have had one, also for refused, failed
   and abandoned calls;
 * a stream is judged again every few seconds, because a certificate may end and a right be taken
   away during it.
 
-The attack: a call that reaches a service without a decision, or outlives it. `Door` is the frame;
-the control plane's gate is one, `appliance.wire.machine_door` another.
+The attacks: a call that reaches a service without a decision, or outlives it; calls that are opened
+and held so that nobody else finds a place. `Door` is the frame; the control plane's gate is one,
+`appliance.wire.machine_door` another.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import inspect
 import logging
 import re
 import time
@@ -27,7 +31,7 @@ from abc import abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeAlias, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 import grpc
 import grpc.aio
@@ -39,10 +43,21 @@ from appliance.core.errors import (
     Cancelled,
     Denied,
     Internal,
-    InvalidInput,
     UnknownMethod,
 )
 from appliance.core.identity import ANONYMOUS, Principal
+from appliance.wire.admission import source_of
+from appliance.wire.budgets import Admission, class_of
+from appliance.wire.handlers import (
+    Behaviour,
+    Context,
+    Handler,
+    Incoming,
+    behaviour_of,
+    parser_of,
+    receiving_bytes,
+    serve,
+)
 from appliance.wire.metrics import CallMetrics
 from appliance.wire.rules import HEALTH_SERVICE, Rule, resource_of
 from appliance.wire.status import to_status
@@ -55,15 +70,8 @@ RECHECK_SECONDS = 4.0
 caller: ContextVar[Principal] = ContextVar("caller", default=ANONYMOUS)
 """Who made the call being served; set by the door, read by services."""
 
-FIRST_MESSAGE_SECONDS = 20.0
-"""Time a caller has to say what a stream is about."""
-
-Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
-Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
-Behaviour = Callable[[Any, Any], Any]
-"""A service's function: (request or stream, context) to an awaitable or an async generator."""
-
-_UNKNOWN = "unknown"
+UNKNOWN = "unknown"
+"""Stands for the name of a method that nobody has, where names must be ours."""
 _LONGEST_METHOD = 200
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -78,10 +86,11 @@ class Call:
     Attributes:
         rule: what the call needs.
         request: the request; of a stream the first message, read only when the rule's resource is
-            in it; None when there is none.
+            in it; None when there is none, and while the caller is identified.
         metadata: what the caller sent beside it; keys in lower case; the last of equal keys counts.
-        request_id: the caller's `x-request-id` when it is one, otherwise a new one.
+        request_id: of this call; made here.
         context: gRPC's.
+        caller_request_id: the caller's own `x-request-id`, when it is one; names nothing of ours.
     """
 
     rule: Rule
@@ -89,6 +98,7 @@ class Call:
     metadata: Mapping[str, str | bytes]
     request_id: str
     context: Context
+    caller_request_id: str = ""
 
     @property
     def resource(self) -> str:
@@ -99,6 +109,11 @@ class Call:
     def peer(self) -> str:
         """Address the call came from, as gRPC writes it: `ipv4:127.0.0.1:51234`."""
         return self.context.peer()
+
+    @property
+    def source(self) -> str:
+        """What the call counts for while its caller is unknown, see `source_of`."""
+        return source_of(self.peer)
 
     @property
     def certificate(self) -> bytes | None:
@@ -114,18 +129,27 @@ class Door(grpc.aio.ServerInterceptor, Generic[Entered]):  # type: ignore[type-a
         self,
         rules: Mapping[str, Rule],
         *,
+        admission: Admission | None = None,
         metrics: CallMetrics | None = None,
         recheck_seconds: float = RECHECK_SECONDS,
     ) -> None:
         self.rules = rules
+        self._admission = admission or Admission()
         self._metrics = metrics
         self._recheck_seconds = recheck_seconds
 
     @abstractmethod
-    async def enter(self, call: Call) -> Entered:
-        """Identify the caller and decide; what it returns is given to `recheck` and `leave`.
+    async def identify(self, call: Call) -> Principal:
+        """Who calls, from the metadata or the certificate alone: no message was read.
 
-        Sets `caller` when the caller is known. Raises the error the caller shall see.
+        `ANONYMOUS` for a call that needs no identity. Raises the error the caller shall see.
+        """
+
+    @abstractmethod
+    async def enter(self, call: Call) -> Entered:
+        """Decide whether the identified caller may; the result goes to `recheck` and `leave`.
+
+        Raises the error the caller shall see.
         """
 
     async def recheck(self, call: Call, entered: Entered) -> None:
@@ -150,56 +174,67 @@ class Door(grpc.aio.ServerInterceptor, Generic[Entered]):  # type: ignore[type-a
         handler = await continuation(handler_call_details)
         if handler is None:
             unknown = UnknownMethod("the server does not know this call")
-            return grpc.stream_stream_rpc_method_handler(self._refusing(method, unknown))
+            return receiving_bytes(self._refusing(method, unknown), streams=True)
         if method.startswith(HEALTH_SERVICE):
             return handler
         rule = self.rules.get(method)
         if rule is None:
             logger.error("no rule for %s: refused", method)
             closed = Denied("no access rule allows this call")
-            return _same_kind(handler, self._refusing(method, closed))
-        return _same_kind(handler, self._guarding(rule, handler))
+            return self._wrap_handler(handler, self._refusing(method, closed))
+        return self._wrap_handler(handler, self._guarding(rule, handler))
+
+    def _wrap_handler(self, handler: Handler, behaviour: Behaviour) -> Handler:
+        """A handler that answers as `handler` does, and lets the door receive the messages."""
+        return receiving_bytes(
+            behaviour,
+            streams=handler.response_streaming,
+            serializer=handler.response_serializer,
+        )
 
     def _refusing(self, method: str, error: ApplianceError) -> Behaviour:
-        """Behaviour of a method that is refused before anybody is asked."""
+        """Behaviour of a method that is refused whoever asks; no message of it is read."""
         rule = Rule(method[:_LONGEST_METHOD], permission="")
 
         async def refuse(_: object, context: Context) -> None:
             call = _call(rule, context)
             started = time.perf_counter()
-            self._count_start(_UNKNOWN)
+            self._count_start(UNKNOWN)
             told = error
             try:
+                # For the record alone: a known caller is named in it, a stranger is counted.
+                await self._identify_if_known(call)
                 await self._leave(call, None, error)
             except ApplianceError as raised:
                 told = raised
             finally:
-                self._count_end(_UNKNOWN, error, started)
+                self._count_end(UNKNOWN, error, started)
             await _abort(call, told)
 
         return refuse
 
     def _guarding(self, rule: Rule, handler: Handler) -> Behaviour:
         """Behaviour of a method behind the door."""
-        behaviour = _behaviour(handler)
+        behaviour, parse = behaviour_of(handler), parser_of(handler)
 
-        async def guarded(incoming: object, context: Context) -> object:
-            return await self._pass(_call(rule, context), incoming, behaviour)
+        async def guarded(raw: AsyncIterator[bytes], context: Context) -> object:
+            incoming = Incoming(rule.method, raw, parse)
+            return await self._handle(_call(rule, context), incoming, behaviour)
 
         return guarded
 
-    async def _pass(self, call: Call, incoming: object, behaviour: Behaviour) -> object:
-        """One call from its first message to its status."""
+    async def _handle(self, call: Call, incoming: Incoming, behaviour: Behaviour) -> object:
+        """One call from its arrival to its status."""
         started = time.perf_counter()
         error: ApplianceError | None = None
         answer: object = None
         self._count_start(call.rule.method)
         try:
-            answer = await self._noted(call, incoming, behaviour)
+            answer = await self._run_and_record(call, incoming, behaviour)
         except ApplianceError as raised:
             error = raised
         except BaseException as raised:
-            error = _meaning(raised)
+            error = _classify(raised)
             raise
         finally:
             self._count_end(call.rule.method, error, started)
@@ -207,27 +242,70 @@ class Door(grpc.aio.ServerInterceptor, Generic[Entered]):  # type: ignore[type-a
             await _abort(call, error)
         return answer
 
-    async def _noted(self, call: Call, incoming: object, behaviour: Behaviour) -> object:
-        """Enter, serve, and leave exactly once, whatever happens."""
+    async def _run_and_record(self, call: Call, incoming: Incoming, behaviour: Behaviour) -> object:
+        """Admit, enter, serve, and leave exactly once, whatever happens."""
         entered: Entered | None = None
         try:
-            request, incoming = await _first(call.rule, incoming)
-            call = replace(call, request=request)
-            entered = await self.enter(call)
-            serve = _serve(behaviour, incoming, call.context)
-            if call.rule.streaming:
-                answer = await self._watched(call, entered, serve)
-            else:
-                answer = await serve
+            with contextlib.ExitStack() as places:
+                await self._admit(call, places)
+                request, messages = await self._first(call, incoming)
+                call = replace(call, request=request)
+                entered = await self.enter(call)
+                work = serve(behaviour, messages, call.context)
+                if call.rule.streaming:
+                    answer = await self._watched(call, entered, work)
+                else:
+                    answer = await work
         except (ApplianceError, asyncio.CancelledError, grpc.aio.AbortError) as ended:
-            await self._leave(call, entered, _meaning(ended))
+            await self._leave(call, entered, _classify(ended))
             raise
         except Exception as bug:
-            hidden = _hidden(call, bug)
+            hidden = _internal_error(call, bug)
             await self._leave(call, entered, hidden)
             raise hidden from bug
         await self._leave(call, entered, None)
         return answer
+
+    async def _admit(self, call: Call, places: contextlib.ExitStack) -> None:
+        """Take the places of a call until it ends. Raises what the caller shall see.
+
+        The places that strangers fill are not asked of a caller who is known, and the others are
+        never held while waiting for a peer: somebody with a credential always comes in.
+        """
+        if call.rule.anonymous:
+            places.enter_context(self._admission.anonymous.place(call.source))
+            caller.set(await self.identify(call))
+            return
+        principal = await self._identify_in_turn(call)
+        places.enter_context(self._admission.seats.seat(principal, class_of(call.rule)))
+
+    async def _identify_in_turn(self, call: Call) -> Principal:
+        """`identify`, for as many calls of a source at a time as its share allows."""
+        with self._admission.identifying.place(call.source):
+            principal = await self.identify(call)
+        caller.set(principal)
+        return principal
+
+    async def _identify_if_known(self, call: Call) -> None:
+        """Name the caller of a refused call for `leave`, if it has a name. Raises Internal."""
+        try:
+            await self._identify_in_turn(call)
+        except ApplianceError:
+            return
+        except Exception as bug:
+            raise _internal_error(call, bug) from bug
+
+    async def _first(self, call: Call, incoming: Incoming) -> tuple[Message | None, object]:
+        """The message that names the resource, and what the service gets, that one included."""
+        seconds = self._admission.first_message_seconds
+        if not call.rule.request_streaming:
+            request = await incoming.only(seconds)
+            return request, request
+        # A stream that is about the whole appliance may begin whenever it likes: its caller is
+        # known and holds a seat of its own.
+        named = bool(call.rule.resource) or call.rule.anonymous
+        first = await incoming.first(seconds) if named else None
+        return first, incoming.whole(first)
 
     async def _leave(
         self, call: Call, entered: Entered | None, error: ApplianceError | None
@@ -238,7 +316,7 @@ class Door(grpc.aio.ServerInterceptor, Generic[Entered]):  # type: ignore[type-a
         except ApplianceError:
             raise
         except Exception as bug:
-            raise _hidden(call, bug) from bug
+            raise _internal_error(call, bug) from bug
 
     def _count_start(self, method: str) -> None:
         if self._metrics is not None:
@@ -270,16 +348,16 @@ class Door(grpc.aio.ServerInterceptor, Generic[Entered]):  # type: ignore[type-a
 
 
 def _call(rule: Rule, context: Context) -> Call:
-    """The call before its request was read; from here on the log carries its id."""
+    """The call before anything of it was read; from here on the log carries its id."""
     metadata = {key.lower(): value for key, value in context.invocation_metadata() or ()}
     asked = metadata.get("x-request-id")
     usable = isinstance(asked, str) and _REQUEST_ID.fullmatch(asked)
-    request_id = str(asked) if usable else uuid.uuid4().hex
+    request_id = uuid.uuid4().hex
     log.request_id.set(request_id)
-    return Call(rule, None, metadata, request_id, context)
+    return Call(rule, None, metadata, request_id, context, str(asked) if usable else "")
 
 
-def _meaning(ended: BaseException) -> ApplianceError:
+def _classify(ended: BaseException) -> ApplianceError:
     """What the end of a call means for metrics and for `leave`."""
     if isinstance(ended, ApplianceError):
         return ended
@@ -288,7 +366,7 @@ def _meaning(ended: BaseException) -> ApplianceError:
     return Internal("the service ended the call itself")
 
 
-def _hidden(call: Call, bug: Exception) -> Internal:
+def _internal_error(call: Call, bug: Exception) -> Internal:
     """What a caller hears of a bug; the log hears the rest."""
     logger.error("%s failed", call.rule.method, exc_info=bug)
     return Internal(
@@ -301,65 +379,3 @@ async def _abort(call: Call, error: ApplianceError) -> None:
     """End the call with the error's status."""
     # grpc-stubs is older than this method of the asyncio context.
     await cast("Any", call.context).abort_with_status(to_status(error, call.request_id))
-
-
-async def _serve(behaviour: Behaviour, incoming: object, context: Context) -> object:
-    """What the service answers; a stream of answers is sent from here."""
-    answer = behaviour(incoming, context)
-    if not inspect.isasyncgen(answer):
-        return await answer
-    async with contextlib.aclosing(answer):
-        async for message in answer:
-            await context.write(message)
-    return None
-
-
-def _behaviour(handler: Handler) -> Behaviour:
-    """The one function a handler has."""
-    functions = (
-        handler.unary_unary,
-        handler.unary_stream,
-        handler.stream_unary,
-        handler.stream_stream,
-    )
-    return cast("Behaviour", next(function for function in functions if function is not None))
-
-
-def _same_kind(handler: Handler, behaviour: Behaviour) -> Handler:
-    """A handler like `handler` with another behaviour."""
-    make: Callable[..., Handler] = {
-        (False, False): grpc.unary_unary_rpc_method_handler,
-        (False, True): grpc.unary_stream_rpc_method_handler,
-        (True, False): grpc.stream_unary_rpc_method_handler,
-        (True, True): grpc.stream_stream_rpc_method_handler,
-    }[handler.request_streaming, handler.response_streaming]
-    return make(
-        behaviour,
-        request_deserializer=handler.request_deserializer,
-        response_serializer=handler.response_serializer,
-    )
-
-
-async def _first(
-    rule: Rule,
-    incoming: Any,  # noqa: ANN401 - a message or a stream of them, of any type
-) -> tuple[Message | None, object]:
-    """The request that names the resource, and what the service gets, the first one included."""
-    if not rule.request_streaming:
-        return incoming, incoming
-    if not rule.resource:
-        return None, incoming
-    stream = aiter(incoming)
-    try:
-        async with asyncio.timeout(FIRST_MESSAGE_SECONDS):
-            first: Message | None = await anext(stream, None)
-    except TimeoutError as error:
-        raise InvalidInput("the first message of the stream did not come in time") from error
-
-    async def whole() -> AsyncIterator[Message]:
-        if first is not None:
-            yield first
-        async for message in stream:
-            yield message
-
-    return first, whole()

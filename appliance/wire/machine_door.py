@@ -13,17 +13,22 @@ handshake.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
 
 from appliance.core.errors import ApplianceError, Denied, Unauthenticated
-from appliance.core.identity import ANONYMOUS, Principal, PrincipalKind
+from appliance.core.identity import Principal, PrincipalKind
 from appliance.crypto.certs import peer_identity
+from appliance.wire.admission import Rates
 from appliance.wire.door import RECHECK_SECONDS, Call, Door, caller
 from appliance.wire.metrics import CallMetrics
 from appliance.wire.rules import Rule
 
 logger = logging.getLogger(__name__)
+
+LINES_PER_SECOND, LINES_BURST = 1.0, 50
+"""Refusals of one caller that are logged one by one."""
 
 
 class MachineDoor(Door[Principal]):
@@ -55,8 +60,9 @@ class MachineDoor(Door[Principal]):
         self._allowed = frozenset(allowed)
         self._evicted = evicted
         self._now = now
+        self._lines = Rates(LINES_PER_SECOND, LINES_BURST, time.monotonic)
 
-    def identify(self, call: Call) -> Principal:
+    async def identify(self, call: Call) -> Principal:
         """Who calls. Raises Unauthenticated or Denied."""
         certificate = call.certificate
         if certificate is None:
@@ -69,21 +75,20 @@ class MachineDoor(Door[Principal]):
         return principal
 
     async def enter(self, call: Call) -> Principal:
-        """Identify the caller."""
-        principal = self.identify(call)
-        caller.set(principal)
-        return principal
+        """Whoever is identified may call everything here."""
+        del call  # the certificate said it all
+        return caller.get()
 
     async def recheck(self, call: Call, entered: Principal) -> None:
         """Identify it again."""
-        if self.identify(call) != entered:
+        if await self.identify(call) != entered:
             raise Unauthenticated("the caller changed during the call")
 
     async def leave(
         self, call: Call, entered: Principal | None, error: ApplianceError | None
     ) -> None:
-        """Log what was refused; what went well is in the metrics."""
-        if error is not None:
+        """Log what was refused, so many lines for each caller; the metrics count all."""
+        if error is not None and not self._lines.wait(str(entered or caller.get())):
             logger.warning(
                 "%s: %s",
                 error.reason,
@@ -91,6 +96,6 @@ class MachineDoor(Door[Principal]):
                 extra={
                     "method": call.rule.method,
                     "peer": call.peer,
-                    "principal": str(entered or ANONYMOUS),
+                    "principal": str(entered or caller.get()),
                 },
             )

@@ -5,6 +5,8 @@ Rules kept here:
   compared with the rules;
 * a taken port, a missing right or a wrong address is one sentence that names the setting;
 * metrics listen on loopback only;
+* connections are bounded by the files this process may open; calls are bounded by the door, health
+  by itself;
 * one event loop serves everything; on SIGTERM or SIGINT health says NOT_SERVING, new calls are
   refused and running ones have `grace` seconds to end.
 
@@ -18,6 +20,7 @@ import contextlib
 import errno
 import ipaddress
 import logging
+import resource
 import signal
 import socket
 import threading
@@ -28,10 +31,10 @@ from wsgiref.simple_server import WSGIServer
 
 import grpc
 import grpc.aio
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from prometheus_client import CollectorRegistry, start_http_server
 
 from appliance.core.errors import FailedPrecondition, InvalidInput
+from appliance.wire.health import Health
 from appliance.wire.metrics import ProcessState
 from appliance.wire.rules import Rule, RuleMissing
 from appliance.wire.tls import SERVER_OPTIONS
@@ -39,7 +42,8 @@ from appliance.wire.tls import SERVER_OPTIONS
 logger = logging.getLogger(__name__)
 
 GRACE_SECONDS = 10.0
-CONCURRENT_CALLS = 2048
+MAX_CONNECTIONS = 4096
+"""Open connections of a listener; fewer where the process may open fewer files."""
 
 
 @dataclass(frozen=True)
@@ -132,8 +136,7 @@ class Server:
         grace: float = GRACE_SECONDS,
     ) -> None:
         self._servers: list[grpc.aio.Server] = []
-        # grpc-stubs does not know the asyncio flavour.
-        self._health = cast("Any", health).aio.HealthServicer()
+        self._health: list[Health] = []
         self._metrics_address = metrics_address
         self._metrics_setting = metrics_setting
         self._registry = registry or CollectorRegistry()
@@ -152,14 +155,16 @@ class Server:
         """
         check_free(listener.address, listener.setting)
         replaced = {key for key, _ in listener.options}
-        options = [option for option in SERVER_OPTIONS if option[0] not in replaced]
+        defaults = [*SERVER_OPTIONS, ("grpc.max_allowed_incoming_connections", _connections())]
+        options = [option for option in defaults if option[0] not in replaced]
+        # No limit of calls here: gRPC's is one for all, before anybody is known, so that whoever
+        # holds calls would shut out everybody else. The door has shares by source and by caller.
         server = grpc.aio.server(
-            interceptors=list(listener.interceptors),
-            options=[*options, *listener.options],
-            maximum_concurrent_rpcs=CONCURRENT_CALLS,
+            interceptors=list(listener.interceptors), options=[*options, *listener.options]
         )
-        _register(server, listener)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        health = Health(_register(server, listener))
+        server.add_generic_rpc_handlers((health,))
+        self._health.append(health)
         try:
             port = server.add_secure_port(listener.address, listener.credentials)
         except RuntimeError as error:
@@ -176,10 +181,9 @@ class Server:
             await server.start()
 
     async def set_serving(self, service: str = "", *, serving: bool) -> None:
-        """Say in health whether a service (none named: the whole server) can do its work."""
-        states = health_pb2.HealthCheckResponse
-        state = states.SERVING if serving else states.NOT_SERVING
-        await self._health.set(service, state)
+        """Say in health whether a service (none named: every one) can do its work."""
+        for health in self._health:
+            await health.set(service, serving=serving)
 
     async def run(self) -> None:
         """Start, serve until SIGTERM, SIGINT or `request_stop`, then stop gracefully."""
@@ -201,7 +205,8 @@ class Server:
 
     async def stop(self) -> None:
         """Say NOT_SERVING, refuse new calls, let running ones end within the grace, close all."""
-        await self._health.enter_graceful_shutdown()
+        for health in self._health:
+            await health.enter_graceful_shutdown()
         await asyncio.gather(*(server.stop(self._grace) for server in self._servers))
         if self._metrics is not None:
             httpd, thread = self._metrics
@@ -252,7 +257,14 @@ class _Recorder:
         cast("Any", self._server).add_registered_method_handlers(service, handlers)
 
 
-def _register(server: grpc.aio.Server, listener: Listener) -> None:
+def _connections() -> int:
+    """Open connections of a listener: half of the files this process may open, if that is less."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MAX_CONNECTIONS if files == resource.RLIM_INFINITY else min(MAX_CONNECTIONS, files // 2)
+
+
+def _register(server: grpc.aio.Server, listener: Listener) -> list[str]:
+    """Register what a listener serves; the full names of its services. Raises RuleMissing."""
     recorder = _Recorder(server)
     for service in listener.services:
         service.register(service.servicer, recorder)
@@ -261,3 +273,4 @@ def _register(server: grpc.aio.Server, listener: Listener) -> None:
         raise RuleMissing(
             f"the server does not start, because there is no access rule for {', '.join(missing)}"
         )
+    return sorted({method.split("/")[1] for method in recorder.methods})

@@ -13,7 +13,7 @@ Called by the door of every server (`to_status`) and by the client (`from_rpc_er
 
 from __future__ import annotations
 
-from typing import cast
+from typing import NamedTuple, cast
 
 import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
@@ -41,6 +41,8 @@ from appliance.core.errors import (
 from appliance.wire.unreachable import explain
 
 DOMAIN = "appliance"
+REQUEST_ID = "x-request-id"
+"""Trailer of every error: the id under which the server's log and records have the call."""
 # Bytes. The message crosses twice, once percent-encoded (three times its size), the details in
 # base64: together they stay below the 8 KiB of metadata that gRPC accepts by default.
 _LONGEST_MESSAGE = 800
@@ -126,7 +128,18 @@ def to_status(error: ApplianceError, request_id: str) -> grpc.Status:
     status = status_pb2.Status(
         code=code, message=_cut(error.message, _LONGEST_MESSAGE), details=details
     )
-    return rpc_status.to_status(status)
+    found = rpc_status.to_status(status)
+    # Beside the details also in plain text, for clients and proxies that do not read them.
+    trailers = (*found.trailing_metadata, (REQUEST_ID, request_id))
+    return cast("grpc.Status", _Status(found.code, found.details, trailers))
+
+
+class _Status(NamedTuple):
+    """What gRPC asks of a status; its own class is private."""
+
+    code: grpc.StatusCode
+    details: str
+    trailing_metadata: tuple[tuple[str, str | bytes], ...]
 
 
 def from_rpc_error(error: grpc.RpcError) -> ApplianceError:

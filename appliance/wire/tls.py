@@ -12,8 +12,8 @@ Rules kept here:
 * a port is never shared by accident (`so_reuseport` 0): a second process gets an error.
 
 The attacks: a server that poses as another with a certificate of its own, a silent TCP connection,
-a flood of streams, an oversized message, and a second server on a taken port. Called by the server,
-the client, the agent, the gateway and the worker.
+a flood of streams or pings, an oversized or compressed message, and a second server on a taken
+port. Called by the server, the client, the agent, the gateway and the worker.
 """
 
 from __future__ import annotations
@@ -29,15 +29,20 @@ SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_send_message_length", 16 * _MIB),
     ("grpc.max_metadata_size", 8 << 10),
     ("grpc.absolute_max_metadata_size", 16 << 10),
-    ("grpc.max_concurrent_streams", 1024),
+    ("grpc.max_concurrent_streams", 256),
+    # A compressed message stays as it came, and the door refuses it: gRPC would inflate up to the
+    # limit above for a thousandth of it, before anybody is asked.
+    ("grpc.per_message_decompression", 0),
     ("grpc.server_handshake_timeout_ms", 5_000),
-    ("grpc.max_connection_idle_ms", 300_000),
+    # A connection without a call holds a descriptor; a client opens another with its next call.
+    ("grpc.max_connection_idle_ms", 60_000),
     # A stream that is cut by age is one its caller has to open again: rarely, and with time to end.
     ("grpc.max_connection_age_ms", 3_600_000),
     ("grpc.max_connection_age_grace_ms", 600_000),
-    # Clients ping each 10 s to notice a dead host; 0 strikes: such pings never count as abuse.
-    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-    ("grpc.http2.max_ping_strikes", 0),
+    # Clients ping each 10 s to notice a dead host. Whoever pings more often than each 5 s, without
+    # data in between, has the connection closed at the third time (0 strikes: never).
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.http2.max_ping_strikes", 2),
     ("grpc.keepalive_permit_without_calls", 1),
 )
 """Options of every server; a listener may add its own behind them."""

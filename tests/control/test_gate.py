@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import errno
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -21,10 +22,14 @@ from appliance.api.access.v1 import (
 from appliance.api.audit.v1 import audit_service_pb2, audit_service_pb2_grpc
 from appliance.api.auth.v1 import auth_service_pb2, auth_service_pb2_grpc
 from appliance.api.projects.v1 import project_service_pb2, project_service_pb2_grpc
+from appliance.control.auth import tokens
 from appliance.control.auth.rules import Link
+from appliance.control.auth.tokens import TokenKind
 from appliance.control.config import ControlConfig, Limits
 from appliance.control.main import Control
+from appliance.control.pools import STRANGER_THREADS
 from appliance.control.rpc.servicer import Servicer
+from appliance.control.services.caller import Caller, set_current_caller
 from appliance.control.store import tables
 from appliance.core.errors import (
     AuditUnavailable,
@@ -38,6 +43,7 @@ from appliance.core.errors import (
     Unauthenticated,
     UnknownMethod,
 )
+from appliance.wire.admission import CallerLimits, StrangerLimits
 from appliance.wire.rules import RuleMissing
 from tests.fakes.appliance import ADMINISTRATOR, Appliance, bearer, error_of, running, settings_of
 
@@ -54,7 +60,7 @@ async def test_a_call_leaves_an_intent_and_a_result_with_its_caller(appliance: A
     token = appliance.session(ADMINISTRATOR)
     request = user_service_pb2.GetUserRequest(name="users/alice")
     await users(appliance).GetUser(request, metadata=bearer(token, "call-1"))
-    records = [record for record in appliance.records() if record["request_id"] == "call-1"]
+    records = appliance.records_of("call-1")
     assert [
         (record["kind"], record["principal"], record["resource"], record["outcome"])
         for record in records
@@ -83,7 +89,7 @@ async def test_a_refused_call_is_recorded_with_its_callers_name(appliance: Appli
         "(in role administrator), which an administrator on the platform can give"
     )
     assert error.metadata["permission"] == "projects.create"
-    (record,) = [record for record in appliance.records() if record["request_id"] == "call-1"]
+    (record,) = appliance.records_of("call-1")
     assert (record["kind"], record["principal"], record["outcome"]) == (
         "denied",
         "users/vera",
@@ -140,7 +146,7 @@ async def test_half_a_log_in_opens_nothing(appliance: Appliance) -> None:
         auth(appliance).WhoAmI(auth_service_pb2.WhoAmIRequest(), metadata=bearer(token, "call-1"))
     )
     assert type(error) is MfaRequired
-    (record,) = [record for record in appliance.records() if record["request_id"] == "call-1"]
+    (record,) = appliance.records_of("call-1")
     assert (record["kind"], record["principal"], record["outcome"]) == (
         "denied",
         "users/alice",
@@ -183,7 +189,7 @@ async def test_an_unknown_method_is_refused_and_recorded(appliance: Appliance) -
         )
     )
     assert isinstance(error, UnknownMethod)
-    (record,) = [record for record in appliance.records() if record["request_id"] == "call-1"]
+    (record,) = appliance.records_of("call-1")
     assert (record["kind"], record["principal"], record["method"]) == (
         "denied",
         "users/alice",
@@ -289,10 +295,10 @@ async def test_an_open_stream_ends_within_two_seconds_of_losing_the_right(
     assert appliance.records()[-1]["outcome"] == reason
 
 
-async def settled(appliance: Appliance, request_id: str, count: int) -> list[dict[str, object]]:
+async def settled(appliance: Appliance, asked: str, count: int) -> list[dict[str, object]]:
     """The records of a call, once there are so many."""
     while True:
-        found = [each for each in appliance.records() if each["request_id"] == request_id]
+        found = appliance.records_of(asked)
         if len(found) >= count:
             return found
         await asyncio.sleep(0.01)
@@ -310,7 +316,7 @@ async def test_a_bug_shows_its_request_id_and_nothing_of_the_inside(
         )
     )
     assert isinstance(error, Internal)
-    assert "call-1" in error.message
+    assert appliance.records()[-1]["request_id"] in error.message
     assert "nobody may see" not in error.message
     assert "what nobody may see" in caplog.text
     assert appliance.records()[-1]["outcome"] == "INTERNAL"
@@ -370,11 +376,158 @@ async def test_an_address_that_does_not_say_who_it_is_is_slowed_down(
             for _ in range(5)
         ]
         assert errors == [Unauthenticated] * 3 + [Exhausted] * 2
-        assert len(appliance.records()) == before + 3
+        assert len(appliance.records()) == before
         answer = await auth(appliance).WhoAmI(
             who, metadata=bearer(appliance.session(ADMINISTRATOR))
         )
         assert answer.principal == "users/alice"
+
+
+@pytest.mark.attack
+async def test_what_strangers_cause_is_one_record(appliance: Appliance) -> None:
+    """No token, a made-up one, a message that is none, a call that nobody has: 400 refusals."""
+    before = len(appliance.records())
+    channel = appliance.channel(appliance.control.api_port)
+    made_up = tokens.mint(TokenKind.SESSION, b"another key").text
+    login = "/appliance.api.auth.v1.AuthService/Login"
+    who = "/appliance.api.auth.v1.AuthService/WhoAmI"
+    for _ in range(100):
+        assert type(await error_of(channel.unary_unary(who)(b""))) is Unauthenticated
+        answer = channel.unary_unary(who)(b"", metadata=bearer(made_up))
+        assert type(await error_of(answer)) is Unauthenticated
+        assert type(await error_of(channel.unary_unary(login)(b"\xff"))) is InvalidInput
+        assert type(await error_of(channel.unary_unary("/x/y")(b"\xff"))) is UnknownMethod
+    await appliance.control.record_refusals()
+    (record,) = appliance.records()[before:]
+    assert (record["kind"], record["principal"], record["source"], record["outcome"]) == (
+        "denied",
+        "",
+        "127.0.0.1",
+        "UNAUTHENTICATED",
+    )
+    assert record["details"] == {
+        "count": 400,
+        "reasons": {"UNAUTHENTICATED": 200, "INVALID_INPUT": 100, "UNKNOWN_METHOD": 100},
+        "methods": {who: 200, login: 100, "unknown": 100},
+    }
+    await appliance.control.record_refusals()
+    assert len(appliance.records()) == before + 1
+
+
+async def test_a_credential_that_ended_is_recorded_with_its_owner(appliance: Appliance) -> None:
+    appliance.user("olga")
+    token = appliance.session("olga")
+    lock(appliance, "")
+    error = await error_of(
+        auth(appliance).WhoAmI(auth_service_pb2.WhoAmIRequest(), metadata=bearer(token, "call-1"))
+    )
+    assert type(error) is Unauthenticated
+    (record,) = appliance.records_of("call-1")
+    assert (record["kind"], record["principal"]) == ("denied", "users/olga")
+
+
+@pytest.mark.attack
+async def test_a_malformed_message_of_a_known_caller_is_recorded_with_its_name(
+    appliance: Appliance, caplog: pytest.LogCaptureFixture
+) -> None:
+    channel = appliance.channel(appliance.control.api_port)
+    get = channel.unary_unary("/appliance.api.access.v1.UserService/GetUser")
+    metadata = bearer(appliance.session(ADMINISTRATOR), "call-1")
+    for wrong in (b"\xff", b"\x0a\x03\xed\xa0\x80"):
+        assert isinstance(await error_of(get(wrong, metadata=metadata)), InvalidInput)
+    records = appliance.records_of("call-1")
+    assert [(r["kind"], r["principal"], r["outcome"]) for r in records] == [
+        ("denied", "users/alice", "INVALID_INPUT")
+    ] * 2
+    assert caplog.text == ""
+
+
+@pytest.mark.attack
+async def test_a_known_callers_reads_and_denials_do_not_fill_the_log(
+    template: Path, tmp_path: Path
+) -> None:
+    def settings(folder: Path) -> ControlConfig:
+        slow = CallerLimits(
+            reads_per_second=0.001, read_burst=10, denials_per_second=0.001, denial_burst=3
+        )
+        return settings_of(folder, callers=slow)
+
+    async with running(template, tmp_path / "data", settings=settings) as appliance:
+        appliance.user("vera")
+        metadata = bearer(appliance.session("vera"))
+        who, create = auth_service_pb2.WhoAmIRequest(), user_service_pb2.CreateUserRequest()
+        before = len(appliance.records())
+        for _ in range(50):
+            denied = await error_of(users(appliance).CreateUser(create, metadata=metadata))
+            assert isinstance(denied, Denied)
+        for _ in range(10):
+            await auth(appliance).WhoAmI(who, metadata=metadata)
+        for _ in range(50):
+            over = await error_of(auth(appliance).WhoAmI(who, metadata=metadata))
+            assert isinstance(over, Exhausted)
+            assert over.retry_after is not None
+        await appliance.control.record_refusals()
+        records = appliance.records()[before:]
+        assert [record["kind"] for record in records] == (
+            ["denied"] * 3 + ["intent", "result"] * 10 + ["denied"]
+        )
+        assert (records[-1]["principal"], records[-1]["details"]["reasons"]) == (
+            "users/vera",
+            {"PERMISSION_DENIED": 47, "RESOURCE_EXHAUSTED": 50},
+        )
+        # Somebody else reads on.
+        await auth(appliance).WhoAmI(who, metadata=bearer(appliance.session(ADMINISTRATOR)))
+
+
+@pytest.mark.attack
+async def test_held_log_ins_stop_nobody_with_a_session(template: Path, tmp_path: Path) -> None:
+    def settings(folder: Path) -> ControlConfig:
+        few = StrangerLimits(waiting=8, waiting_per_source=8, first_message_seconds=60)
+        return settings_of(folder, strangers=few)
+
+    async with running(template, tmp_path / "data", settings=settings) as appliance:
+        channel = appliance.channel(appliance.control.api_port)
+        login = channel.stream_unary("/appliance.api.auth.v1.AuthService/Login")
+        held = [login() for _ in range(8)]
+        while len(held) < 200:
+            held.append(login())
+            refused = await error_of(held[-1])
+            assert isinstance(refused, Exhausted)
+        answer = await auth(appliance).WhoAmI(
+            auth_service_pb2.WhoAmIRequest(), metadata=bearer(appliance.session(ADMINISTRATOR))
+        )
+        assert answer.principal == "users/alice"
+        for call in held:
+            call.cancel()
+
+
+@pytest.mark.attack
+async def test_log_ins_that_wait_leave_the_threads_of_known_callers_free(
+    appliance: Appliance,
+) -> None:
+    """Every thread of strangers is taken; a known caller's work goes on."""
+    go_on, begun = threading.Event(), threading.Semaphore(0)
+    pool = appliance.control._pool
+
+    def wait() -> None:
+        begun.release()
+        go_on.wait(20.0)
+
+    def flood() -> None:
+        set_current_caller(Caller())
+        for _ in range(20):
+            pool.submit(wait)
+
+    try:
+        contextvars.copy_context().run(flood)
+        for _ in range(STRANGER_THREADS):
+            assert await asyncio.to_thread(begun.acquire, timeout=5.0)
+        answer = await auth(appliance).WhoAmI(
+            auth_service_pb2.WhoAmIRequest(), metadata=bearer(appliance.session(ADMINISTRATOR))
+        )
+        assert answer.principal == "users/alice"
+    finally:
+        go_on.set()
 
 
 @pytest.mark.attack

@@ -6,6 +6,7 @@ The caller is an administrator, so that everything reaches the services.
 from __future__ import annotations
 
 import asyncio
+import base64
 import random
 from collections.abc import AsyncIterator
 from typing import Any
@@ -47,6 +48,8 @@ TEXTS = (
     "a" * 10_000,
     "projects/" + "p/" * 3000,
     "WyJhIl0",
+    base64.urlsafe_b64encode(b'["\\ud800"]').decode(),
+    base64.urlsafe_b64encode(b'["\\udfff",1]').decode(),
     "123e4567-e89b-42d3-a456-426614174000",
 )
 NUMBERS = (0, 1, -1, 2, 1000, 2**31 - 1, -(2**31))

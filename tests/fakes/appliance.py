@@ -238,6 +238,16 @@ class Appliance:
         """The audit log, oldest first."""
         return list(self.control.base.opened.log.newest())[::-1]
 
+    def records_of(self, asked: str) -> list[dict[str, Any]]:
+        """The records of a call by the caller's own request id, oldest first."""
+        records = self.records()
+        ids = {
+            record["request_id"]
+            for record in records
+            if record["details"].get("caller_request_id") == asked
+        }
+        return [record for record in records if record["request_id"] in ids]
+
 
 def bearer(token: str, request_id: str = "") -> tuple[tuple[str, str], ...]:
     """Metadata with a token, and a request id if one is given."""

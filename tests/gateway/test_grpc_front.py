@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from tests.fakes.gateway import stage
+import grpc.aio
+import pytest
+
+from appliance.core.identity import PrincipalKind
+from appliance.wire.status import from_rpc_error
+from tests.fakes.gateway import Stage, stage, until
 from tests.fakes.routing import ENDPOINT
+from tests.fakes.wire import connect
 from tests.fakes.worker import STORY, Worker, story, tokenizer
 
 
@@ -18,3 +25,48 @@ async def test_an_answer_streams(tmp_path: Path) -> None:
     assert pieces[-1].totals.prompt_tokens == 5
     assert pieces[-1].totals.completion_tokens == 40
     assert STORY
+
+
+REFUSED = {"UNAUTHENTICATED", "RESOURCE_EXHAUSTED"}
+GENERATE = "/appliance.api.inference.v1.InferenceService/Generate"
+
+
+@pytest.mark.attack
+async def test_what_strangers_send_is_counted_and_holds_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No token, held or malformed: 300 calls are one row, and no usage of anybody."""
+    async with stage(tmp_path, Worker("a")) as found, connect_to(found) as channel:
+        held = channel.stream_stream(GENERATE)
+        for _ in range(100):
+            assert await reason(held()) in REFUSED
+            assert await reason(channel.unary_stream(GENERATE)(b"\xff")) in REFUSED
+            assert await reason(channel.unary_stream("/x/y")(b"")) == "UNKNOWN_METHOD"
+        assert len(found.control.usages) == 0
+        (row,) = found.gateway.refusals.drain()
+        assert (row.source, row.principal, row.count) == ("127.0.0.1", "", 300)
+    assert "Traceback" not in caplog.text
+
+
+@pytest.mark.attack
+async def test_a_malformed_message_of_a_known_caller_is_a_record_with_its_name(
+    tmp_path: Path,
+) -> None:
+    async with stage(tmp_path, Worker("a")) as found, connect_to(found) as channel:
+        metadata = (("authorization", f"Bearer {found.token}"),)
+        call = channel.unary_stream(GENERATE)(b"\xff", metadata=metadata)
+        assert await reason(call) == "INVALID_INPUT"
+        await until(lambda: len(found.control.usages) == 1)
+        (usage,) = found.control.usages
+        assert (usage.principal, usage.reason) == ("serviceAccounts/app", "INVALID_INPUT")
+
+
+def connect_to(found: Stage) -> grpc.aio.Channel:
+    return connect(found.gateway.grpc_port, server=PrincipalKind.GATEWAY)
+
+
+async def reason(call: Any) -> str:
+    """The reason of the error a stream of answers ends with."""
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await call.read()
+    return from_rpc_error(raised.value).reason

@@ -1,8 +1,11 @@
 """The door: order, exactly one note for each call, errors mapped, nothing past it."""
 
 import asyncio
+import gzip
 import logging
-from collections.abc import AsyncIterator
+import re
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from typing import Any, Self
 
 import grpc
@@ -17,14 +20,27 @@ from appliance.api.data.v1 import (
 )
 from appliance.api.jobs.v1 import job_pb2, job_service_pb2, job_service_pb2_grpc
 from appliance.core import log
-from appliance.core.errors import ApplianceError, Denied, FailedPrecondition, Internal, NotFound
+from appliance.core.errors import (
+    ApplianceError,
+    Denied,
+    Exhausted,
+    FailedPrecondition,
+    Internal,
+    InvalidInput,
+    NotFound,
+    Unauthenticated,
+)
+from appliance.core.identity import Principal, PrincipalKind
 from appliance.wire import door as door_module
+from appliance.wire import tls
+from appliance.wire.admission import CallerLimits, StrangerLimits
+from appliance.wire.budgets import Admission
 from appliance.wire.door import Call, Door
 from appliance.wire.metrics import CallMetrics
 from appliance.wire.rules import rules_of
 from appliance.wire.server import Service
 from appliance.wire.status import from_rpc_error
-from tests.fakes.wire import connect, failure, serving
+from tests.fakes.wire import authority, connect, failure, serving
 
 RULES = rules_of(
     [
@@ -32,6 +48,15 @@ RULES = rules_of(
         job_service_pb2.DESCRIPTOR.services_by_name["JobService"],
     ]
 )
+
+ALICE = Principal(PrincipalKind.USER, "alice")
+UNREADABLE = (
+    "a message of GetDataset cannot be read: send it uncompressed, as the published protos "
+    "describe it, with text in UTF-8"
+)
+NAME = "projects/p/datasets/d"
+GET = "/appliance.api.data.v1.DatasetService/GetDataset"
+UPLOAD = "/appliance.api.data.v1.DatasetService/UploadDatasetVersion"
 
 
 class NotingDoor(Door[str]):
@@ -41,13 +66,21 @@ class NotingDoor(Door[str]):
         self.own = dict(RULES)
         super().__init__(self.own, **settings)
         self.notes: list[tuple[str, ...]] = []
+        self.callers_ids: list[str] = []
+        self.stranger: ApplianceError | None = None
         self.refusal: ApplianceError | None = None
         self.revoked = asyncio.Event()
         self.leave_fails: Exception | None = None
         self.left = asyncio.Event()
 
+    async def identify(self, call: Call) -> Principal:
+        if self.stranger:
+            raise self.stranger
+        return ALICE
+
     async def enter(self, call: Call) -> str:
         self.notes.append(("enter", call.rule.permission, call.resource))
+        self.callers_ids.append(call.caller_request_id)
         if self.refusal:
             raise self.refusal
         return "alice"
@@ -112,10 +145,15 @@ def services(datasets: Datasets, jobs: Jobs) -> list[Service]:
 
 
 class House:
-    """A running server with the noting door, and stubs to call it."""
+    """A running server with the noting door, and stubs to call it.
 
-    def __init__(self, **settings: Any) -> None:
+    `anonymous`: a method that needs no identity here.
+    """
+
+    def __init__(self, *, anonymous: str = "", **settings: Any) -> None:
         self.door = NotingDoor(**settings)
+        if anonymous:
+            self.door.own[anonymous] = replace(self.door.own[anonymous], anonymous=True)
         self.datasets = Datasets(self.door)
         self.jobs = Jobs()
 
@@ -124,6 +162,7 @@ class House:
             [self.door], services(self.datasets, self.jobs), RULES, require_client=False
         )
         running = await self._serving.__aenter__()
+        self.port = running.port
         self.channel = connect(running.port)
         self.data = dataset_service_pb2_grpc.DatasetServiceStub(self.channel)
         self.job = job_service_pb2_grpc.JobServiceStub(self.channel)
@@ -142,22 +181,29 @@ class House:
 
 async def test_order_of_a_call() -> None:
     async with House() as house:
-        answer = await house.get(x_request_id="req-7")
-        assert answer.name == "projects/p/datasets/d"
+        answer = await house.get()
+        assert answer.name == NAME
+        served = house.door.notes[1][1]
+        assert re.fullmatch(r"[0-9a-f]{32}", served)
         assert house.door.notes == [
-            ("enter", "datasets.get", "projects/p/datasets/d"),
-            ("serve", "req-7"),
+            ("enter", "datasets.get", NAME),
+            ("serve", served),
             ("leave", "GetDataset", "alice", "OK"),
         ]
 
 
 @pytest.mark.attack
-@pytest.mark.parametrize("wrong", ["", "a b", "x" * 65, "a{}"])
-async def test_a_request_id_from_outside_is_checked(wrong: str) -> None:
+@pytest.mark.parametrize(
+    ("asked", "kept"),
+    [("req-7", "req-7"), ("", ""), ("a b", ""), ("x" * 65, ""), ("a{}", "")],
+)
+async def test_a_caller_does_not_choose_the_request_id(asked: str, kept: str) -> None:
     async with House() as house:
-        await house.get(x_request_id=wrong)
-        (served,) = [note[1] for note in house.door.notes if note[0] == "serve"]
-        assert len(served) == 32
+        await house.get(x_request_id=asked)
+        await house.get(x_request_id=asked)
+        first, second = (note[1] for note in house.door.notes if note[0] == "serve")
+        assert len({first, second, asked}) == 3
+        assert house.door.callers_ids == [kept, kept]
 
 
 async def test_a_refused_call_never_reaches_the_service() -> None:
@@ -174,9 +220,12 @@ async def test_a_refused_call_never_reaches_the_service() -> None:
 async def test_an_error_of_ours_reaches_the_caller() -> None:
     async with House() as house:
         house.datasets.error = NotFound("no dataset d")
-        error = from_rpc_error(await failure(lambda: house.get(x_request_id="r-1")))
+        failed = await failure(house.get)
+        error = from_rpc_error(failed)
         assert (type(error), str(error)) == (NotFound, "no dataset d")
-        assert error.metadata["request_id"] == "r-1"
+        served = house.door.notes[1][1]
+        assert error.metadata["request_id"] == served
+        assert dict(failed.trailing_metadata())["x-request-id"] == served
         assert house.door.notes[-1] == ("leave", "GetDataset", "alice", "RESOURCE_NOT_FOUND")
 
 
@@ -185,10 +234,10 @@ async def test_a_bug_says_nothing_but_its_request_id(caplog: pytest.LogCaptureFi
     async with House() as house:
         house.datasets.error = KeyError("the secret")
         with caplog.at_level(logging.ERROR, "appliance.wire.door"):
-            error = from_rpc_error(await failure(lambda: house.get(x_request_id="r-2")))
+            error = from_rpc_error(await failure(house.get))
         assert type(error) is Internal
         assert "secret" not in str(error)
-        assert "r-2" in str(error)
+        assert house.door.notes[1][1] in str(error)
         assert house.door.notes[-1] == ("leave", "GetDataset", "alice", "INTERNAL")
     assert "KeyError" in caplog.text
 
@@ -280,15 +329,191 @@ async def test_a_stream_without_a_message_has_no_resource() -> None:
 
 
 @pytest.mark.attack
-async def test_a_caller_that_never_says_what_its_stream_is_about(
+@pytest.mark.parametrize("method", [GET, UPLOAD])
+async def test_a_call_that_is_held_ends_whatever_it_is(method: str) -> None:
+    admission = Admission(StrangerLimits(first_message_seconds=0.05))
+    async with House(admission=admission) as house:
+        call = house.channel.stream_unary(method)(timeout=10)
+        error = from_rpc_error(await failure(lambda: call))
+        name = method.rpartition("/")[2]
+        assert str(error) == f"the first message of {name} did not come within 1 second"
+        assert house.door.notes == [("leave", name, "?", "INVALID_INPUT")]
+
+
+async def test_a_call_without_its_message_is_refused() -> None:
+    async with House() as house:
+        call = house.channel.stream_unary(GET)(timeout=10)
+        await call.done_writing()
+        error = from_rpc_error(await failure(lambda: call))
+        assert (type(error), str(error)) == (
+            InvalidInput,
+            "GetDataset came without its message: send it",
+        )
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        b"\xff",  # no field ends here
+        b"\x0a\x7f",  # longer than what follows
+        b"\x0a\x03\xed\xa0\x80",  # a lone surrogate
+        b"\x0a\x01\xff",  # no UTF-8
+        gzip.compress(b"\x0a\x01d"),
+    ],
+)
+async def test_a_message_that_cannot_be_read_is_refused_by_the_door(
+    wrong: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with House() as house:
+        error = from_rpc_error(
+            await failure(lambda: house.channel.unary_unary(GET)(wrong, timeout=10))
+        )
+        assert (type(error), str(error)) == (
+            InvalidInput,
+            UNREADABLE,
+        )
+        assert house.door.notes == [("leave", "GetDataset", "?", "INVALID_INPUT")]
+    assert caplog.text == ""
+
+
+@pytest.mark.attack
+async def test_a_later_message_that_cannot_be_read_ends_the_stream() -> None:
+    async with House() as house:
+
+        async def requests() -> AsyncIterator[bytes]:
+            yield dataset_service_pb2.UploadDatasetVersionRequest(parent=NAME).SerializeToString()
+            yield b"\xff"
+
+        call = house.channel.stream_unary(UPLOAD)(requests(), timeout=10)
+        error = from_rpc_error(await failure(lambda: call))
+        assert type(error) is InvalidInput
+        assert house.door.notes[-1] == ("leave", "UploadDatasetVersion", "alice", "INVALID_INPUT")
+
+
+def unbounded(port: int, **options: int) -> grpc.aio.Channel:
+    """A channel of a client that keeps to no limits."""
+    known = {**dict(tls.CHANNEL_OPTIONS), "grpc.max_send_message_length": -1, **options}
+    name = ("grpc.ssl_target_name_override", PrincipalKind.CONTROL.server_name)
+    credentials = grpc.ssl_channel_credentials(authority().certificate_pem)
+    return grpc.aio.secure_channel(f"127.0.0.1:{port}", credentials, options=[*known.items(), name])
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("size", [10_000, 50 << 20])
+async def test_a_compressed_message_is_not_inflated(size: int) -> None:
+    gzipped = {"grpc.default_compression_algorithm": 2}
+    async with House() as house, unbounded(house.port, **gzipped) as channel:
+        error = await failure(lambda: channel.unary_unary(GET)(bytes(size), timeout=20))
+        assert "send it uncompressed" in str(error.details())
+        assert house.door.notes == [("leave", "GetDataset", "?", "INVALID_INPUT")]
+
+
+@pytest.mark.attack
+async def test_an_oversize_message_is_refused_and_leaves_no_line(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with House() as house, unbounded(house.port) as channel:
+        message = bytes(4 * (1 << 20) + 1)
+        error = await failure(lambda: channel.unary_unary(GET)(message, timeout=10))
+        assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        async with asyncio.timeout(5):
+            await house.door.left.wait()
+        assert len(house.door.notes) == 1
+        assert (await house.get()).name == NAME
+    assert caplog.text == ""
+
+
+@pytest.mark.attack
+async def test_calls_that_are_held_stop_neither_the_same_source_nor_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(door_module, "FIRST_MESSAGE_SECONDS", 0.05)
+    """500 calls say nothing; a caller with an identity comes in beside them."""
+    admission = Admission(StrangerLimits(waiting_per_source=8, first_message_seconds=60))
+    async with House(admission=admission, anonymous=GET) as house:
+        before = len(asyncio.all_tasks())
+        pending = {
+            asyncio.create_task(ended(house.channel.stream_unary(GET)())) for _ in range(500)
+        }
+        refused: list[ApplianceError] = []
+        while len(pending) > 8:
+            done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            refused += [task.result() for task in done]
+        # Some streams above 256 of a connection are refused by HTTP/2 itself.
+        told = [error.retry_after for error in refused if type(error) is Exhausted]
+        assert len(told) > 400
+        assert set(told) == {1.0}
+        # The same source: a call that needs an identity does not ask for those places.
+        job = house.job.WatchJob(job_service_pb2.WatchJobRequest(name="projects/p/jobs/j"))
+        assert (await job.read()).name == "projects/p/jobs/j"
+        job.cancel()
+        # Another source has its own share.
+        with monkeypatch.context() as elsewhere:
+            elsewhere.setattr(door_module, "source_of", lambda _: "10.0.0.2")
+            assert (await house.get()).name == NAME
+        for task in pending:
+            task.cancel()
+        await asyncio.wait(pending)
+        async with asyncio.timeout(5):
+            await until(lambda: admission.anonymous.held == 0)
+            await until(lambda: len(asyncio.all_tasks()) <= before)
+
+
+async def until(true: Callable[[], bool]) -> None:
+    """Let everything else run until something is true."""
+    while not true():  # noqa: ASYNC110 - gRPC says nothing when it has forgotten a call
+        await asyncio.sleep(0)
+
+
+async def ended(call: Any) -> ApplianceError:
+    """The error a call ends with; cancelling this cancels the call."""
+    try:
+        await call
+    except grpc.aio.AioRpcError as error:
+        return from_rpc_error(error)
+    raise AssertionError("the call went well")
+
+
+@pytest.mark.attack
+async def test_who_needs_an_identity_and_has_none_holds_nothing() -> None:
+    """The call is refused before a message of it is read."""
     async with House() as house:
-        call = house.data.UploadDatasetVersion(timeout=10)
-        error = from_rpc_error(await failure(lambda: call))
-        assert str(error) == "the first message of the stream did not come in time"
-        assert house.door.notes == [("leave", "UploadDatasetVersion", "?", "INVALID_INPUT")]
+        house.door.stranger = Unauthenticated("log in first")
+        for _ in range(200):
+            error = from_rpc_error(await failure(house.channel.stream_unary(GET)))
+            assert str(error) == "log in first"
+        assert house.door.notes == [("leave", "GetDataset", "?", "UNAUTHENTICATED")] * 200
+
+
+@pytest.mark.attack
+async def test_one_known_caller_holds_its_seats_and_no_more() -> None:
+    admission = Admission(callers=CallerLimits(calls=3))
+    async with House(admission=admission) as house:
+        request = job_service_pb2.WatchJobRequest(name="projects/p/jobs/j")
+        watches = [house.job.WatchJob(request) for _ in range(3)]
+        for watch in watches:
+            await watch.read()
+        error = from_rpc_error(await failure(lambda: house.job.WatchJob(request).read()))
+        assert str(error) == (
+            "you have as many watch calls in work as one caller may: wait 1 second, then repeat"
+        )
+        # Of another kind it may make more.
+        assert (await house.get()).name == NAME
+        for watch in watches:
+            watch.cancel()
+
+
+@pytest.mark.attack
+async def test_reads_over_the_budget_are_refused() -> None:
+    admission = Admission(callers=CallerLimits(reads_per_second=0.1, read_burst=2))
+    async with House(admission=admission) as house:
+        await house.get()
+        await house.get()
+        error = from_rpc_error(await failure(house.get))
+        assert type(error) is Exhausted
+        assert str(error).startswith("you make more read calls than one caller may: wait ")
+        assert error.retry_after is not None
+        assert 9 < error.retry_after <= 10
 
 
 @pytest.mark.attack

@@ -5,6 +5,7 @@ import contextlib
 import os
 import signal
 import socket
+import ssl
 import urllib.request
 from collections.abc import AsyncIterator
 
@@ -15,11 +16,15 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client import CollectorRegistry, Counter
 
 from appliance.api.inference.v1 import worker_service_pb2, worker_service_pb2_grpc
-from appliance.core.errors import FailedPrecondition, InvalidInput
+from appliance.core.errors import Exhausted, FailedPrecondition, InvalidInput
 from appliance.core.identity import PrincipalKind
+from appliance.wire.health import WATCHES_PER_SOURCE
 from appliance.wire.machine_door import MachineDoor
 from appliance.wire.rules import RuleMissing, rules_of
 from appliance.wire.server import Listener, Server, Service, split_address
+from appliance.wire.status import from_rpc_error
+from appliance.wire.tls import CHANNEL_OPTIONS, SERVER_OPTIONS
+from tests.fakes.http2 import ENHANCE_YOUR_CALM, Raw
 from tests.fakes.wire import CLUSTER, connect, failure, issued, server_credentials, serving
 
 RULES = rules_of([worker_service_pb2.DESCRIPTOR.services_by_name["WorkerService"]])
@@ -229,6 +234,126 @@ async def test_a_taken_metrics_port() -> None:
         with pytest.raises(FailedPrecondition, match="or set metrics to another port"):
             await server.start()
     await server.stop()
+
+
+async def test_health_knows_the_services_of_its_listener() -> None:
+    server = Server()
+    port = server.bind(listener())
+    other = server.bind(
+        Listener("127.0.0.1:0", "listen", server_credentials(require_client=False), [], [], {})
+    )
+    await server.start()
+    name = "appliance.api.inference.v1.WorkerService"
+    try:
+        async with gateway(port) as channel, connect(other) as elsewhere:
+            for serving_now, state in ((False, NOT_SERVING), (True, SERVING)):
+                await server.set_serving(serving=serving_now)
+                assert [await health(channel, service) for service in ("", name)] == [state] * 2
+            error = await failure(lambda: health(elsewhere, name))
+            assert error.code() is grpc.StatusCode.NOT_FOUND
+    finally:
+        await server.stop()
+
+
+@pytest.mark.attack
+async def test_watches_of_health_are_bounded_and_checks_answer_beside_them() -> None:
+    async with (
+        serving([], [], {}, require_client=False) as running,
+        connect(running.port) as channel,
+    ):
+        stub = health_pb2_grpc.HealthStub(channel)
+        watches = [
+            stub.Watch(health_pb2.HealthCheckRequest(service=f"s{number}"))
+            for number in range(WATCHES_PER_SOURCE)
+        ]
+        for watch in watches:
+            assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+        held = [channel.stream_unary("/grpc.health.v1.Health/Check")() for _ in range(8)]
+        for _ in range(100):
+            refused = from_rpc_error(
+                await failure(stub.Watch(health_pb2.HealthCheckRequest()).read)
+            )
+            assert type(refused) is Exhausted
+        assert await health(channel) == SERVING
+        for call in (*watches, *held):
+            call.cancel()
+
+
+@pytest.mark.attack
+async def test_a_malformed_question_about_health_is_one_sentence(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with (
+        serving([], [], {}, require_client=False) as running,
+        connect(running.port) as channel,
+    ):
+        check = channel.unary_unary("/grpc.health.v1.Health/Check")
+        error = from_rpc_error(await failure(lambda: check(b"\xff", timeout=10)))
+        assert type(error) is InvalidInput
+    assert caplog.text == ""
+
+
+@pytest.mark.attack
+async def test_whoever_pings_without_end_is_cut_off() -> None:
+    async with serving([], [], {}, require_client=False) as running:
+        async with Raw.connect(running.port) as raw:
+            for _ in range(10):
+                raw.ping()
+            async with asyncio.timeout(10):
+                # The last word may be lost when the connection is closed on unread pings.
+                assert set(await raw.ended()) <= {ENHANCE_YOUR_CALM}
+        async with connect(running.port) as channel:
+            assert await health(channel) == SERVING
+
+
+def test_our_own_pings_are_never_too_many() -> None:
+    rarest = dict(SERVER_OPTIONS)["grpc.http2.min_ping_interval_without_data_ms"]
+    assert dict(CHANNEL_OPTIONS)["grpc.keepalive_time_ms"] >= 2 * rarest
+
+
+@pytest.mark.attack
+async def test_streams_that_are_taken_back_at_once_leave_nothing() -> None:
+    """Rapid reset (CVE-2023-44487): 2,000 calls on one connection, each reset at once."""
+    async with (
+        serving([], [], {}, require_client=False) as running,
+        connect(running.port) as channel,
+    ):
+        await health(channel)
+        before = len(asyncio.all_tasks())
+        async with Raw.connect(running.port) as raw:
+            for number in range(2000):
+                raw.request("/grpc.health.v1.Health/Watch", 2 * number + 1)
+                raw.reset(2 * number + 1)
+            await raw.drain()
+            assert await health(channel) == SERVING
+        async with asyncio.timeout(10):
+            while len(asyncio.all_tasks()) > before:  # noqa: ASYNC110 - gRPC says nothing
+                await asyncio.sleep(0)
+
+
+@pytest.mark.attack
+async def test_connections_of_a_listener_are_bounded() -> None:
+    options = (("grpc.max_allowed_incoming_connections", 3),)
+    async with (
+        serving([], [], {}, require_client=False, options=options) as running,
+        contextlib.AsyncExitStack() as open_ones,
+    ):
+        for _ in range(3):
+            raw = await open_ones.enter_async_context(Raw.connect(running.port))
+            assert await raw.next() is not None
+        with pytest.raises((ConnectionError, ssl.SSLError)):
+            await open_ones.enter_async_context(Raw.connect(running.port))
+
+
+@pytest.mark.attack
+async def test_an_idle_connection_is_closed() -> None:
+    options = (("grpc.max_connection_idle_ms", 200),)
+    async with (
+        serving([], [], {}, require_client=False, options=options) as running,
+        Raw.connect(running.port) as raw,
+        asyncio.timeout(10),
+    ):
+        assert await raw.ended() != []
 
 
 @pytest.mark.attack

@@ -52,8 +52,9 @@ def test_every_class_comes_back(reason: str) -> None:
 def test_details_follow_aip_193() -> None:
     status = to_status(InvalidInput("bad", fields={"name": "empty"}, object="o"), "r-9")
     assert status.code is grpc.StatusCode.INVALID_ARGUMENT
-    ((key, packed),) = status.trailing_metadata
+    (key, packed), plain = status.trailing_metadata
     assert key == "grpc-status-details-bin"
+    assert plain == ("x-request-id", "r-9")
     failed = grpc.aio.AioRpcError(
         status.code, grpc.aio.Metadata(), grpc.aio.Metadata((key, packed)), status.details
     )
@@ -156,7 +157,7 @@ def test_any_text_fits_into_the_metadata(message: str, values: dict[str, str]) -
     error = InvalidInput(message, fields=values)
     error.metadata = values
     status = to_status(error, "r" * 64)
-    ((_, packed),) = status.trailing_metadata
+    (_, packed), _ = status.trailing_metadata
     percent_encoded = len(status.details.encode()) * 3
     assert len(packed) * 4 / 3 + percent_encoded < 7900
     assert over_the_wire(error).code == "INVALID_ARGUMENT"

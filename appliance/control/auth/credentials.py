@@ -60,6 +60,17 @@ def fresh_mfa(mfa_time: datetime | None, now: datetime) -> bool:
     return mfa_time is not None and timedelta() <= now - mfa_time <= FRESH
 
 
+def check_shape(authorization: str) -> tokens.Parsed:
+    """The bearer token in this `authorization` metadata, which may still be nobody's.
+
+    Raises Unauthenticated when it is no token of a person or an application. Pure.
+    """
+    if not authorization.startswith(SCHEME):
+        raise Unauthenticated("log in first: this call needs a bearer token")
+    text = authorization.removeprefix(SCHEME)
+    return tokens.parse(text, TokenKind.SESSION, TokenKind.SERVICE)
+
+
 class Credentials:
     """Identifies callers by bearer token."""
 
@@ -78,17 +89,14 @@ class Credentials:
             Unauthenticated: it is no live token.
             MfaRequired: the session still needs its second factor.
         """
-        if not authorization.startswith(SCHEME):
-            raise Unauthenticated("log in first: this call needs a bearer token")
-        text = authorization.removeprefix(SCHEME)
-        presented = tokens.parse(text, TokenKind.SESSION, TokenKind.SERVICE)
+        presented = check_shape(authorization)
         with self._database.read() as state:
             if presented.kind is TokenKind.SERVICE:
                 row = self._service_token(state, presented.id)
                 if not tokens.matches(presented, row.digest, self._token_key):
                     raise tokens.refused()
                 return _of_token(row)
-            found = self._sessions.find(state, text)
+            found = self._sessions.find(state, authorization.removeprefix(SCHEME))
         if self._clock() - found.seen_time >= NOTED_EVERY:
             self._sessions.touch(found.id)
         return _of_session(found)

@@ -51,6 +51,11 @@ def current_caller() -> Caller:
         raise Internal("there is no caller: this code runs outside of a request") from error
 
 
+def known_caller() -> Caller | None:
+    """The caller of the request being served as far as the gate found out; None before that."""
+    return _current.get(None)
+
+
 def set_current_caller(caller: Caller) -> None:
     """For the gate: from here on this request is made by `caller`."""
     _current.set(caller)

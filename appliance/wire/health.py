@@ -1,0 +1,94 @@
+"""gRPC health of one listener: answered in full load, and no way to hold places.
+
+Rules kept here:
+* the names that are known are the listener's services and the empty one for all of them (Envoy and
+  grpc_health_probe ask by name);
+* a check needs its message within seconds; checks and watches have places of their own, a share for
+  each source, so that neither strangers at the other calls stop health nor watchers anything else;
+* nothing about who asked is recorded: health says no more than whether the server serves.
+
+The attack: health needs no identity, so whoever may connect opens watches and holds them.
+Registered by `appliance.wire.server`; the door lets it pass.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from typing import Any, cast
+
+import grpc
+from grpc_health.v1 import health, health_pb2
+
+from appliance.core.errors import ApplianceError
+from appliance.wire.admission import Shares, source_of
+from appliance.wire.handlers import Context, Handler, Incoming, receiving_bytes
+from appliance.wire.rules import HEALTH_SERVICE
+from appliance.wire.status import to_status
+
+FIRST_MESSAGE_SECONDS = 5.0
+CHECKS, CHECKS_PER_SOURCE = 256, 16
+WATCHES, WATCHES_PER_SOURCE = 256, 16
+
+_States = health_pb2.HealthCheckResponse
+
+
+class Health(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the stubs only
+    """Says whether the services of one listener can do their work.
+
+    Args:
+        services: full names of what the listener serves.
+    """
+
+    def __init__(self, services: Iterable[str] = ()) -> None:
+        # grpc-stubs does not know the asyncio flavour.
+        self._servicer = cast("Any", health).aio.HealthServicer()
+        self._names = ["", *services]
+        self._checks = Shares(CHECKS, CHECKS_PER_SOURCE)
+        self._watches = Shares(WATCHES, WATCHES_PER_SOURCE)
+        self._handlers: dict[str, Handler] = {
+            f"{HEALTH_SERVICE}{name}": receiving_bytes(
+                behaviour, streams=streams, serializer=_States.SerializeToString
+            )
+            for name, behaviour, streams in (
+                ("Check", self._check, False),
+                ("Watch", self._watch, True),
+            )
+        }
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler | None:
+        """The handler of a method of health; None for any other."""
+        return self._handlers.get(handler_call_details.method)
+
+    async def set(self, service: str, *, serving: bool) -> None:
+        """Say whether a service serves; the empty name says it for every service here."""
+        state = _States.SERVING if serving else _States.NOT_SERVING
+        for name in self._names if not service else [service]:
+            await self._servicer.set(name, state)
+
+    async def enter_graceful_shutdown(self) -> None:
+        """Say from now on that nothing serves."""
+        await self._servicer.enter_graceful_shutdown()
+
+    async def _check(self, raw: AsyncIterator[bytes], context: Context) -> object:
+        return await self._answer("Check", self._checks, self._servicer.Check, raw, context)
+
+    async def _watch(self, raw: AsyncIterator[bytes], context: Context) -> object:
+        return await self._answer("Watch", self._watches, self._servicer.Watch, raw, context)
+
+    async def _answer(
+        self,
+        name: str,
+        shares: Shares,
+        behaviour: Callable[[Any, Context], Awaitable[object]],
+        raw: AsyncIterator[bytes],
+        context: Context,
+    ) -> object:
+        parse = health_pb2.HealthCheckRequest.FromString
+        try:
+            with shares.place(source_of(context.peer())):
+                request = await Incoming(name, raw, parse).only(FIRST_MESSAGE_SECONDS)
+                return await behaviour(request, context)
+        except ApplianceError as error:
+            # grpc-stubs is older than this method of the asyncio context.
+            return await cast("Any", context).abort_with_status(to_status(error, uuid.uuid4().hex))
