@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from prometheus_client import CollectorRegistry
 
-from appliance.control import parts
+from appliance.control import cross_check, parts
 from appliance.control.access import Access
 from appliance.control.config import ControlConfig
 from appliance.control.foundation import Clock, Foundation, People
@@ -116,6 +116,7 @@ class Control:
         tasks = {
             asyncio.create_task(self.work.scheduler.run(self._pool, self.base.events)),
             asyncio.create_task(self._record_refusals()),
+            asyncio.create_task(cross_check.run(self.base.policies, self._pool, self.base.events)),
         }
         try:
             await self.server.run()

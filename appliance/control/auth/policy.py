@@ -113,6 +113,7 @@ class PolicyStore:
         self._policy: Policy | None = None
         self._pending: tuple[Transaction, Policy] | None = None
         self._broken: ApplianceError | None = None
+        self._checked = 0
 
     def current(self) -> Policy:
         """The policy of the database's version; made anew when somebody else has changed that.
@@ -146,12 +147,12 @@ class PolicyStore:
     def cross_check(self) -> bool:
         """Make the policy anew from the rows, and refuse everything if it is not that in force.
 
-        Returns whether the two were of one version and could be compared; when a change came
-        between, ask again. Takes a second with 50,000 bindings: for the background.
+        Returns whether the two were compared: not when this version was before, nor when a change
+        was being committed, after which this is called again. For the background: it reads all.
         """
         with self._database.read() as state:
             version, policy = rules.version_of(state), self._policy
-            if policy is None or policy.version != version:
+            if policy is None or policy.version != version or version == self._checked:
                 return False
             rows = rules.read(state, self.roles)
         try:
@@ -162,6 +163,7 @@ class PolicyStore:
                 f"{error}. Nobody may do anything until the tables are right and the control plane "
                 "is started again"
             )
+        self._checked = version
         return True
 
     def _of_database(self) -> Policy | None:

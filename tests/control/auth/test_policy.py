@@ -7,22 +7,18 @@ import threading
 from pathlib import Path
 
 import pytest
-from sqlalchemy import delete, insert, update
 
 from appliance.control.auth import engine as module
 from appliance.control.auth import rules
 from appliance.control.auth.engine import Engine, IndexRoles, enforcer
 from appliance.control.auth.index import Index
-from appliance.control.auth.policy import Policy, PolicyStore, compile_policy
+from appliance.control.auth.policy import Policy, compile_policy
 from appliance.control.auth.roles import Role, Roles
 from appliance.control.auth.rules import Link, Rows, Rule
 from appliance.control.auth.scopes import EVERYWHERE, PLATFORM
-from appliance.control.store import tables
-from appliance.control.store.database import Database
 from appliance.core.errors import FailedPrecondition, InvalidInput
 from appliance.core.identity import ANONYMOUS, Principal, PrincipalKind, parse_subject
 from tests.fakes.plain_casbin import plain_casbin
-from tests.fakes.state import START, add_application, add_binding, add_project
 
 ALICE = Principal(PrincipalKind.USER, "alice")
 BOB = Principal(PrincipalKind.USER, "bob")
@@ -389,127 +385,6 @@ def test_casbin_is_imported_in_one_place() -> None:
         if "import casbin" in path.read_text()
     }
     assert found == {"appliance/control/auth/engine.py"}
-
-
-# --- the policy in force --------------------------------------------------------------------------
-
-
-def test_a_binding_counts_at_once(state: Database, roles: Roles) -> None:
-    store = PolicyStore(state, roles)
-    add_project(state, "red")
-    assert not store.current().allowed(ALICE, "red", "jobs.create")
-    add_binding(state, "user:alice", "developer", "red")
-    assert store.current().allowed(ALICE, "red", "jobs.create")
-    assert store.current() is store.current()
-
-
-@pytest.mark.attack
-def test_a_role_taken_away_is_gone_before_the_change_returns(state: Database, roles: Roles) -> None:
-    store = PolicyStore(state, roles)
-    add_binding(state, "user:alice", "developer", "red")
-    assert store.current().allowed(ALICE, "red", "jobs.create")
-    with state.write() as transaction:
-        transaction.run(delete(tables.binding))
-        store.changed(transaction)
-    assert not store._policy.allowed(ALICE, "red", "jobs.create")
-    assert not store.current().allowed(ALICE, "red", "jobs.create")
-
-
-@pytest.mark.attack
-@pytest.mark.parametrize("statement", [1, 2, 3])
-def test_an_error_while_changing_leaves_memory_and_database_as_they_were(
-    state: Database, roles: Roles, broken_writes: dict[str, int], statement: int
-) -> None:
-    store = PolicyStore(state, roles)
-    add_binding(state, "user:alice", "developer", "red")
-    before = store.current()
-
-    def change() -> None:
-        with state.write() as transaction:
-            transaction.run(delete(tables.binding))
-            store.changed(transaction)
-
-    broken_writes["count"] = statement
-    with pytest.raises(OSError, match="injected"):
-        change()
-    broken_writes["count"] = -1
-    assert store.current() is before
-    with state.read() as reading:
-        assert rules.read(reading, roles).links == (Link("user:alice", "developer", "red"),)
-        assert rules.version_of(reading) == before.version
-
-
-@pytest.mark.attack
-def test_a_change_that_does_not_validate_is_undone(state: Database, roles: Roles) -> None:
-    store = PolicyStore(state, roles)
-    before = store.current()
-
-    def change() -> None:
-        with state.write() as transaction:
-            transaction.run(
-                insert(tables.binding).values(
-                    id="b",
-                    subject="user:alice",
-                    role="owner",
-                    domain="red*",
-                    creator="x",
-                    create_time=START,
-                )
-            )
-            store.changed(transaction)
-
-    with pytest.raises(FailedPrecondition, match="nobody gains"):
-        change()
-    assert store.current() is before
-
-
-@pytest.mark.attack
-def test_rows_that_somebody_wrote_past_the_checks_let_nobody_in(
-    state: Database, roles: Roles
-) -> None:
-    store = PolicyStore(state, roles)
-    add_binding(state, "user:alice", "administrator", "/platform")
-    assert store.current().allowed(ALICE, PLATFORM, "users.create")
-    add_binding(state, "role:viewer", "administrator", "/platform")
-    with pytest.raises(FailedPrecondition, match="nobody gains"):
-        store.current()
-
-
-@pytest.mark.attack
-def test_a_database_that_cannot_be_read_lets_nobody_in(state: Database, roles: Roles) -> None:
-    store = PolicyStore(state, roles)
-    add_binding(state, "user:alice", "administrator", "/platform")
-    assert store.current().allowed(ALICE, PLATFORM, "users.create")
-    with state.write() as transaction:
-        transaction.run(delete(tables.meta))
-    with pytest.raises(FailedPrecondition, match="run `appliance init`"):
-        store.current()
-
-
-def test_machines_hold_their_roles_by_their_certificates(state: Database, roles: Roles) -> None:
-    store = PolicyStore(state, roles)
-    with state.write() as transaction:
-        transaction.run(insert(tables.node).values(id="gpu-1", state="READY", create_time=START))
-        transaction.run(insert(tables.gateway).values(id="main", state="READY", create_time=START))
-        store.changed(transaction)
-    policy = store.current()
-    assert policy.allowed(NODE, PLATFORM, "agent.connect")
-    assert policy.allowed(GATEWAY, PLATFORM, "routing.watch")
-    assert not policy.allowed(NODE, PLATFORM, "routing.watch")
-    assert not policy.allowed(Principal(PrincipalKind.NODE, "gpu-2"), PLATFORM, "agent.connect")
-    with state.write() as transaction:
-        transaction.run(update(tables.node).values(state="EVICTED"))
-        store.changed(transaction)
-    assert not store.current().allowed(NODE, PLATFORM, "agent.connect")
-
-
-def test_an_application_holds_roles_at_home(state: Database, roles: Roles) -> None:
-    store = PolicyStore(state, roles)
-    add_project(state, "red")
-    add_application(state, "app", "red")
-    add_binding(state, "svc:app", "inference", "red")
-    assert store.current().allowed(APP, "red", "endpoints.infer")
-    assert not store.current().allowed(APP, "red", "endpoints.create")
 
 
 def test_a_policy_of_many_rules_still_decides(roles: Roles) -> None:
