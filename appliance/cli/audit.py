@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -31,7 +32,27 @@ COLUMNS = [
     ("RESOURCE", field("resource")),
     ("OUTCOME", field("outcome")),
     ("FROM", field("source")),
+    ("DETAILS", lambda row: details_of(row["details"])),
 ]
+
+
+def details_of(text: str) -> str:
+    """What a call was asked and what it made, as `field=value`; the last part of each path."""
+    try:
+        facts = json.loads(text or "{}")
+    except ValueError:
+        return ""
+    said: dict[str, str] = {}
+    for part in ("asked", "made"):
+        found = facts.get(part) if isinstance(facts, dict) else None
+        for path, value in found.items() if isinstance(found, dict) else ():
+            said[path.rpartition(".")[2]] = _value(value)
+    return " ".join(f"{name}={value}" for name, value in said.items())
+
+
+def _value(value: object) -> str:
+    return ",".join(str(each) for each in value) if isinstance(value, (list, dict)) else str(value)
+
 
 command = click.Group("audit", help="Read and verify the audit chain.")
 

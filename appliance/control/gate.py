@@ -15,8 +15,8 @@
 Rules kept here:
 * a method without a rule is refused, and a server with one does not start (`appliance.wire`);
 * a stream is identified and decided again every second and ends when that fails;
-* nothing a caller sent reaches the audit record but ids, the name of the resource and the request
-  id; passwords, codes and tokens are not among them;
+* nothing a caller sent reaches the audit record but ids, the name of the resource, the request id
+  and the fields that the rule names; passwords, codes and tokens are not among them;
 * who is refused and has a name gets a record of its own, up to a rate; what strangers cause, and
   what is over a known caller's budget, is counted and becomes one record a minute.
 
@@ -48,6 +48,7 @@ from appliance.wire.admission import Rates, Refusals, SourceLimit
 from appliance.wire.budgets import Admission
 from appliance.wire.door import UNKNOWN, Call, Door
 from appliance.wire.metrics import CallMetrics
+from appliance.wire.recorded import facts
 from appliance.wire.rules import Rule
 
 RECHECK_SECONDS = 1.0
@@ -137,7 +138,8 @@ class Gate(Door[Entered]):
         caller = current_caller()
         version = await self._run(self._access.decide, caller, call.rule, call.resource)
         self._access.check_fresh_mfa(caller, call.rule)
-        line = await self._journal.intent(caller, call.rule.method, call.resource, version)
+        asked = facts(call.request, call.rule.recorded.asked)
+        line = await self._journal.intent(caller, call.rule.method, call.resource, version, asked)
         return Entered(caller, line)
 
     async def recheck(self, call: Call, entered: Entered) -> None:
@@ -153,7 +155,8 @@ class Gate(Door[Entered]):
         """Record the outcome, of a refused call with as much of its caller as is known."""
         outcome = error.reason if error else "OK"
         if entered is not None:
-            await self._journal.result(entered.line, entered.caller, outcome)
+            made = facts(call.answer, call.rule.recorded.made)
+            await self._journal.result(entered.line, entered.caller, outcome, made)
             return
         caller = known_caller()
         name = (caller.principal.name or caller.notes.get("principal", "")) if caller else ""
@@ -168,7 +171,8 @@ class Gate(Door[Entered]):
             method = call.rule.method if call.rule.method in self.rules else UNKNOWN
             self._limits.refusals.count(call.source, outcome, method, principal=name)
             return
-        await self._journal.denied(caller, call.rule.method, call.resource, outcome)
+        asked = facts(call.request, call.rule.recorded.asked)
+        await self._journal.denied(caller, call.rule.method, call.resource, outcome, asked)
 
     async def _run(self, function: Callable[..., T], *arguments: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)

@@ -55,7 +55,10 @@ def make(settings: ControlConfig, node: str, clock: Callable[[], datetime]) -> I
             token = join_tokens.create(
                 transaction, keyring.token_hmac, node, "", clock(), lifetime=LIFETIME
             )
-        log.append(Entry("result", method=METHOD, resource=name, outcome="OK")).result()
+        made = {"made": {"expire_time": token.expire_time.isoformat()}}
+        log.append(
+            Entry("result", method=METHOD, resource=name, outcome="OK", details=made)
+        ).result()
         return Invitation(token, keyring.ca.fingerprint())
     finally:
         opened.close()

@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from appliance.control.audit.log import AuditLog
 from appliance.control.audit.record import Entry
@@ -38,6 +38,7 @@ class Line:
     sequence: int
     method: str
     resource: str
+    asked: Mapping[str, object] = field(default_factory=dict)
 
 
 class Journal:
@@ -46,16 +47,27 @@ class Journal:
     def __init__(self, log: AuditLog) -> None:
         self._log = log
 
-    async def intent(self, caller: Caller, method: str, resource: str, policy: int) -> Line:
+    async def intent(  # the members of a record
+        self,
+        caller: Caller,
+        method: str,
+        resource: str,
+        policy: int,
+        asked: Mapping[str, object],
+    ) -> Line:
         """Record that a call is about to happen. Raises AuditUnavailable: then it must not."""
         details: dict[str, object] = {"policy_version": policy}
         if caller.credential:
             details["credential"] = caller.credential
-        sequence = await self._append("intent", caller, method, resource, "", details)
-        return Line(sequence, method, resource)
+        sequence = await self._append(
+            "intent", caller, method, resource, "", details | _some(asked=asked)
+        )
+        return Line(sequence, method, resource, asked)
 
-    async def result(self, line: Line, caller: Caller, outcome: str) -> None:
-        """Record what came out of a call."""
+    async def result(
+        self, line: Line, caller: Caller, outcome: str, made: Mapping[str, object]
+    ) -> None:
+        """Record what came out of a call: also what it was asked, so that one record says it."""
         try:
             await self._append(
                 "result",
@@ -63,7 +75,11 @@ class Journal:
                 line.method,
                 line.resource,
                 outcome,
-                {**caller.notes, "intent": line.sequence},
+                {
+                    **caller.notes,
+                    **_some(asked=line.asked, made=made),
+                    "intent": line.sequence,
+                },
             )
         except AuditUnavailable as error:
             logger.critical(
@@ -77,10 +93,18 @@ class Journal:
                 "what happened, and look at the disk of the control plane"
             ) from error
 
-    async def denied(self, caller: Caller, method: str, resource: str, outcome: str) -> None:
+    async def denied(  # the members of a record
+        self,
+        caller: Caller,
+        method: str,
+        resource: str,
+        outcome: str,
+        asked: Mapping[str, object],
+    ) -> None:
         """Record a call that was refused before it began. A log that is full does not hide why."""
         try:
-            await self._append("denied", caller, method, resource, outcome, caller.notes)
+            details = {**caller.notes, **_some(asked=asked)}
+            await self._append("denied", caller, method, resource, outcome, details)
         except AuditUnavailable as error:
             logger.critical("a refused call could not be recorded: %s", error.message)
 
@@ -125,3 +149,8 @@ class Journal:
             details=rest,
         )
         return await asyncio.wrap_future(self._log.append(entry))
+
+
+def _some(**facts: Mapping[str, object]) -> dict[str, object]:
+    """Those that say something."""
+    return {name: values for name, values in facts.items() if values}

@@ -84,7 +84,10 @@ def _renew(opened: Opened, now: datetime) -> Renewed:
         )
         # Last in the transaction: when it cannot be written, the certificate before stays good.
         write_durably(path, certificate)
-    log.append(Entry("result", method=METHOD, resource=gateway.name, outcome="OK")).result()
+    made = {"made": {"certificate": serial_of(certificate)}}
+    log.append(
+        Entry("result", method=METHOD, resource=gateway.name, outcome="OK", details=made)
+    ).result()
     return Renewed(path, not_after(certificate))
 
 

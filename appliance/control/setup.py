@@ -210,7 +210,17 @@ def _write_state(
             log.append(entry).result()
             database.watch_log(log.head)
             token = _write_rows(plan, database, keyring, hashed, gateway_serial)
-            entry = Entry("result", principal=administrator, method="init", outcome="OK")
+            details = {
+                "made": {
+                    "user": administrator,
+                    "role": names.role(ADMINISTRATOR),
+                    "gateway": names.gateway(plan.gateway_name),
+                    "node": names.node(plan.node_name),
+                }
+            }
+            entry = Entry(
+                "result", principal=administrator, method="init", outcome="OK", details=details
+            )
             log.append(entry).result()
         finally:
             log.close()

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Executor
 
+from appliance.control.audit.system import SystemRecords
 from appliance.control.foundation import Foundation, People
 from appliance.control.rpc.agents import AgentRpc
 from appliance.control.rpc.datasets import DatasetRpc
@@ -61,13 +62,26 @@ class Work:
             base.keyring.manifest_sign,
             base.clock,
         )
+        records = SystemRecords(base.opened.log)
         self.leases = Leases(monotonic)
         self.fleet = Fleet(monotonic)
         self.runs = Runs(
-            base.database, self.artifacts, self.leases, self.fleet, base.events, base.clock
+            base.database,
+            self.artifacts,
+            self.leases,
+            self.fleet,
+            base.events,
+            records,
+            base.clock,
         )
         self.reports = RunReports(
-            base.database, self.artifacts, self.leases, self.runs, base.events, base.clock
+            base.database,
+            self.artifacts,
+            self.leases,
+            self.runs,
+            base.events,
+            records,
+            base.clock,
         )
         self.replicas = Replicas(
             base.database, self.leases, self.fleet, base.events, base.clock, monotonic

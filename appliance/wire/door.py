@@ -91,6 +91,7 @@ class Call:
         request_id: of this call; made here.
         context: gRPC's.
         caller_request_id: the caller's own `x-request-id`, when it is one; names nothing of ours.
+        answer: what the service answered, once it has; of a stream of answers None.
     """
 
     rule: Rule
@@ -99,6 +100,7 @@ class Call:
     request_id: str
     context: Context
     caller_request_id: str = ""
+    answer: Message | None = None
 
     @property
     def resource(self) -> str:
@@ -263,7 +265,8 @@ class Door(grpc.aio.ServerInterceptor, Generic[Entered]):  # type: ignore[type-a
             hidden = _internal_error(call, bug)
             await self._leave(call, entered, hidden)
             raise hidden from bug
-        await self._leave(call, entered, None)
+        answered = replace(call, answer=answer) if isinstance(answer, Message) else call
+        await self._leave(answered, entered, None)
         return answer
 
     async def _admit(self, call: Call, places: contextlib.ExitStack) -> None:

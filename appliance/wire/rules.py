@@ -5,6 +5,8 @@ Rules kept here:
   server from starting;
 * the field that names the resource is found and checked when the server starts, not when a request
   comes;
+* an RPC that changes something says which fields its audit records carry, see
+  `appliance.wire.recorded`;
 * a path of `-` says in the proto that the resource is the whole appliance although the request has
   a name in it.
 
@@ -19,7 +21,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 from google.protobuf.descriptor import (
@@ -32,6 +34,7 @@ from google.protobuf.message import Message
 
 from appliance.api.common.v1 import access_pb2
 from appliance.core.errors import ApplianceError
+from appliance.wire.recorded import Recorded, recorded_of
 
 HEALTH_SERVICE = "/grpc.health.v1.Health/"
 """Prefix of the health methods; they need no rule: they only say whether the server serves."""
@@ -60,6 +63,7 @@ class Rule:
         resource: path of the request's field that names the resource; empty: the whole appliance.
         request_streaming: the caller sends a stream; the resource is in its first message.
         response_streaming: the server sends a stream.
+        recorded: fields of request and response that its audit records carry.
         summary: the comment of the RPC in its proto, on one line.
     """
 
@@ -71,6 +75,7 @@ class Rule:
     resource: str = ""
     request_streaming: bool = False
     response_streaming: bool = False
+    recorded: Recorded = field(default_factory=Recorded)
     summary: str = ""
 
     @property
@@ -123,6 +128,7 @@ def _rule(path: str, method: MethodDescriptor) -> Rule:
         resource=_resource_field(method.input_type, access.resource),
         request_streaming=method.client_streaming,
         response_streaming=method.server_streaming,
+        recorded=recorded_of(method, access.asked, access.made),
         summary=_summary(method),
     )
 

@@ -12,6 +12,7 @@ from appliance.api.common.v1 import access_pb2
 from appliance.api.data.v1 import dataset_service_pb2
 from appliance.api.jobs.v1 import job_service_pb2
 from appliance.api.serving.v1 import routing_service_pb2
+from appliance.wire.recorded import Recorded
 from appliance.wire.rules import Rule, RuleMissing, resource_of, rules_of
 
 API = Path(__file__).parents[2] / "appliance" / "api"
@@ -35,6 +36,8 @@ def service_with(access: access_pb2.Access | None) -> ServiceDescriptor:
     request.field.add(name="many", number=2, type=STRING, label=3)
     request.field.add(name="size", number=3, type=5, label=1)
     request.field.add(name="thing", number=4, type=11, label=1, type_name=".t.Request")
+    request.field.add(name="password", number=5, type=STRING, label=1)
+    request.field.add(name="blob", number=6, type=12, label=1)
     method = file.service.add(name="S").method.add(
         name="Get", input_type=".t.Request", output_type=".t.Request"
     )
@@ -68,6 +71,7 @@ def test_known_answers() -> None:
         "bindings.create",
         fresh_mfa=True,
         resource="binding.scope",
+        recorded=Recorded(("binding.principal", "binding.role", "binding.scope"), ("name",)),
         summary="Gives a role, which the caller must hold there with each of its permissions.",
     )
     upload = rules["/appliance.api.data.v1.DatasetService/UploadDatasetVersion"]
@@ -97,6 +101,14 @@ def test_known_answers() -> None:
         (access_pb2.Access(permission="a.b", resource="thing"), "is not one text"),
         (access_pb2.Access(permission="a.b", resource="many"), "is not one text"),
         (access_pb2.Access(permission="a.b", resource="size"), "is not one text"),
+        (access_pb2.Access(permission="a.b"), "does not say which fields its records carry"),
+        (access_pb2.Access(permission="a.b", asked=["nmae"]), "no field nmae to record"),
+        (access_pb2.Access(permission="a.b", made=["thing.nmae"]), "no field thing.nmae"),
+        (access_pb2.Access(permission="a.b", made=["name.name"]), "no field name.name"),
+        (access_pb2.Access(permission="a.b", made=["thing"]), "must not be recorded"),
+        (access_pb2.Access(permission="a.b", asked=["password"]), "must not be recorded"),
+        (access_pb2.Access(permission="a.b", made=["thing.password"]), "must not be recorded"),
+        (access_pb2.Access(permission="a.b", made=["blob"]), "must not be recorded"),
     ],
 )
 def test_no_server_starts_with(access: access_pb2.Access | None, why: str) -> None:

@@ -2,7 +2,8 @@
 
 Rules kept here:
 * a record holds names, outcomes and counts; never a password, code, token, key, prompt or text of a
-  dataset. Whoever makes an `Entry` puts no request into it, only what it was about;
+  dataset. Whoever makes an `Entry` puts no request into it, only what it was about, and what is no
+  name is not recorded as one;
 * everything is bounded and cleaned, so that a hostile field makes neither a second line nor a huge
   one: a line is RFC 8785 JSON, in which control characters are escaped.
 
@@ -20,8 +21,9 @@ from typing import Any
 import rfc8785
 
 from appliance.core.errors import InvalidInput
+from appliance.wire.recorded import shaped
 
-KINDS = frozenset({"intent", "result", "denied", "inference"})
+KINDS = frozenset({"intent", "result", "denied", "inference", "event"})
 LONGEST_TEXT = 1024
 MOST_MEMBERS = 64
 DEEPEST = 4
@@ -33,7 +35,8 @@ class Entry:
     """What is recorded.
 
     Args:
-        kind: `intent` before an effect, `result` after it, `denied`, or `inference`.
+        kind: `intent` before an effect, `result` after it, `denied`, `inference`, or `event` for
+            what the appliance does by itself.
         request_id: joins an intent with its result, and both with the logs.
         principal: resource name of the caller; empty when nobody could be identified.
         method: full name of the RPC.
@@ -74,7 +77,7 @@ def prepare(entry: Entry, now: datetime) -> Prepared:
         "request_id": _text(entry.request_id),
         "principal": _text(entry.principal),
         "method": _text(entry.method),
-        "resource": _text(entry.resource),
+        "resource": shaped(entry.resource),
         "outcome": _text(entry.outcome),
         "source": _text(entry.source),
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -70,13 +70,27 @@ class Audit:
 
 
 def _matches(record: Mapping[str, Any], request: rpc.ListRecordsRequest) -> bool:
-    about: str = record["resource"]
-    below = about == request.resource or about.startswith(f"{request.resource}/")
+    below = any(_is_below(name, request.resource) for name in _names(record))
     return (
         request.principal in {"", record["principal"]}
         and request.outcome in {"", record["outcome"]}
         and (not request.resource or below)
     )
+
+
+def _is_below(name: str, resource: str) -> bool:
+    return name == resource or name.startswith(f"{resource}/")
+
+
+def _names(record: Mapping[str, Any]) -> Iterator[str]:
+    """What a record is about: its resource, and what was named in the call or came out of it."""
+    yield record["resource"]
+    for part in ("asked", "made"):
+        facts = record["details"].get(part)
+        for value in facts.values() if isinstance(facts, dict) else ():
+            # What a job made is a table of names and digests.
+            values = value if isinstance(value, (list, dict)) else [value]
+            yield from (name for name in values if isinstance(name, str))
 
 
 def _resource(record: Mapping[str, Any]) -> record_pb2.Record:

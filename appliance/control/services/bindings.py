@@ -140,7 +140,7 @@ class Bindings:
             transaction.run(tables.binding.delete().where(column.id == name.id))
             self._policies.took(transaction, Link(row.subject, row.role, row.domain))
             transaction.after_commit(lambda: self._events.publish(ACCESS, ROUTING))
-            return binding_service_pb2.DeleteBindingResponse()
+            return binding_service_pb2.DeleteBindingResponse(binding=_resource(row))
 
         return self._changes.make(caller, request, binding_service_pb2.DeleteBindingResponse, work)
 

@@ -109,7 +109,6 @@ class Enrolment:
         """A token with which one server may join under this name within ten minutes."""
         node = names.check_id(request.node_id, "node_id")
         escalation.check_lets_in(self._policies.current(), caller.principal)
-        caller.notes["node"] = names.node(node)
         with self._database.write() as transaction:
             made = join_tokens.create(
                 transaction,
@@ -134,6 +133,7 @@ class Enrolment:
             caller.notes["principal"] = names.node(node)
             certificate = self._issue(node, request.certificate_request, now)
             self._store(transaction, node, certificate, now)
+            caller.notes["certificate"] = serial_of(certificate)
         return enrolment_service_pb2.JoinResponse(
             node=names.node(node),
             certificate=certificate.decode(),
@@ -154,9 +154,11 @@ class Enrolment:
             copied = row is None or self._certificates.is_copied(row, caller.credential)
             if copied:
                 self._nodes.put_out(transaction, node)
+                caller.notes["evicted"] = names.node(node)
             else:
                 certificate = self._issue(node, request.certificate_request, now)
                 self._replace(transaction, row, certificate, keep=caller.credential)
+                caller.notes["certificate"] = serial_of(certificate)
         if copied:
             logger.error("the key of %s was copied: evicted", names.node(node))
             raise Unauthenticated(

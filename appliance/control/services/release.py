@@ -62,7 +62,6 @@ class Release:
         Raises LeaseLost when it is not, Tampered or Stale when an input is not what is on record.
         """
         node, work = caller.principal.id, request.work
-        caller.notes["work"] = f"{work.work}@{work.epoch}"
         self._leases.check(work.work, work.epoch, node)
         answer = self._replica(request) if "/" in work.work else self._job(work)
         # What was checked took time; the lease may have been lost in it.

@@ -4,7 +4,7 @@ Rules kept here:
 * nothing counts that is not said under the job's lease;
 * a checkpoint is recorded after it was seen to be complete in the object store;
 * a job has succeeded when every part has ended well and every output was read back, verified and
-  signed; then all outputs appear and the job ends in one transaction;
+  signed; then all outputs appear and the job ends in one transaction, and the audit log says which;
 * facts of outputs are read from the sealed files, not taken from the report.
 
 Called by `services.agents`, and at start for jobs that had just ended.
@@ -22,6 +22,7 @@ from sqlalchemy import Row, insert, update
 
 from appliance.api.agent.v1 import agent_service_pb2 as rpc
 from appliance.api.jobs.v1 import job_pb2
+from appliance.control.audit.system import Records
 from appliance.control.events import Events
 from appliance.control.services import job_rows, job_specs, outputs
 from appliance.control.services.artifacts import CHECKPOINTS, Artifacts, Version
@@ -62,6 +63,7 @@ class RunReports:
         leases: Leases,
         runs: Runs,
         events: Events,
+        records: Records,
         clock: Callable[[], datetime],
     ) -> None:
         self._database = database
@@ -69,6 +71,7 @@ class RunReports:
         self._leases = leases
         self._runs = runs
         self._events = events
+        self._records = records
         self._clock = clock
 
     def progress(self, node: str, report: rpc.JobProgress) -> None:
@@ -174,7 +177,13 @@ class RunReports:
                 outputs={slot: version.uid for slot, (version, _, _) in made.items()},
                 end_time=self._clock(),
             )
+            self._record(row, made)
         self._runs.stop(uid, epoch)
+
+    def _record(self, row: Row[Any], made: dict[str, Registered]) -> None:
+        """What appears is in the audit log before it appears. Raises AuditUnavailable."""
+        versions = {version.name: version.digest for version, _, _ in made.values()}
+        self._records.record("job.succeeded", job_rows.name_of(row), outputs=versions)
 
     def _failed(self, report: rpc.JobEnded) -> None:
         work = report.work

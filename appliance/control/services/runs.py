@@ -21,6 +21,7 @@ from typing import Any
 from sqlalchemy import Row, select
 
 from appliance.api.agent.v1 import agent_service_pb2 as rpc
+from appliance.control.audit.system import Records
 from appliance.control.events import Events
 from appliance.control.services import job_rows, job_specs
 from appliance.control.services.artifact_rows import PENDING
@@ -54,6 +55,7 @@ class Runs:
         leases: Leases,
         fleet: Fleet,
         events: Events,
+        records: Records,
         clock: Callable[[], datetime],
     ) -> None:
         self._database = database
@@ -61,6 +63,7 @@ class Runs:
         self._leases = leases
         self._fleet = fleet
         self._events = events
+        self._records = records
         self._clock = clock
         self._left: dict[tuple[str, str], tuple[str, ...]] = {}
 
@@ -149,6 +152,7 @@ class Runs:
             now = self._clock()
             self.end_in(transaction, row, to, reason=reason, message=message, end_time=now)
         self.stop(row.uid, row.epoch)
+        self._records.note(f"job.{to.lower()}", job_rows.name_of(row), reason, epoch=row.epoch)
 
     def end_in(
         self, transaction: Transaction, row: Row[Any], to: JobState, **values: object

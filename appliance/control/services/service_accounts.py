@@ -120,7 +120,6 @@ class ServiceAccounts:
                 transaction, self._token_key, row.id, request.lifetime_days, self._clock()
             )
             transaction.after_commit(lambda: self._events.publish(ROUTING))
-        caller.notes["token"] = made.id
         return rpc.CreateTokenResponse(
             token=made.text,
             metadata=service_account_pb2.Token(
@@ -140,11 +139,11 @@ class ServiceAccounts:
         self, caller: Caller, request: rpc.RevokeTokenRequest
     ) -> rpc.RevokeTokenResponse:
         """End a token."""
+        del caller
         with self._database.write() as transaction:
             row = _row(transaction, request.name)
             service_tokens.revoke(transaction, row.id, request.token_id)
             transaction.after_commit(lambda: self._events.publish(ACCESS, ROUTING))
-        caller.notes["token"] = request.token_id
         return rpc.RevokeTokenResponse()
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
+
 import pytest
 
 from appliance.api.agent.v1 import agent_service_pb2 as agent
 from appliance.api.jobs.v1 import job_pb2, job_service_pb2
 from appliance.control.store import tables
-from appliance.core.errors import FailedPrecondition, LeaseLost
+from appliance.core.errors import AuditUnavailable, FailedPrecondition, LeaseLost
 from tests.fakes import tiny_model
 from tests.fakes.lab import ALICE, GIB, PROJECT, Lab, prepared_files, write
 
@@ -52,6 +54,49 @@ async def test_a_job_goes_from_the_queue_to_a_registered_signed_output(lab: Lab)
     # The series of checkpoints is no longer needed, and the output is readable under its signature.
     assert [row.kind for row in lab.rows(tables.artifact_version)] == ["dataset", "model"]
     assert lab.work.leases.of_node("n1") == []
+
+
+async def test_the_audit_log_says_what_a_job_made_and_why_one_failed(lab: Lab) -> None:
+    node = await lab.connected("n1")
+    dataset = lab.tokens()
+    for name in ("t1", "t2"):
+        lab.train(name, dataset)
+        lab.look()
+        await node.take()
+    good, bad = (order.work for order in node.started)
+    node.succeed(good, MODEL)
+    node.fail(bad, "INVALID_INPUT")
+    events = [each for each in lab.base.opened.log.newest() if each["kind"] == "event"][::-1]
+    assert [(each["method"], each["resource"], each["outcome"]) for each in events] == [
+        ("job.succeeded", "projects/demo/jobs/t1", "OK"),
+        ("job.failed", "projects/demo/jobs/t2", "INVALID_INPUT"),
+    ]
+    assert {each["principal"] for each in events} == {"control"}
+    outputs = events[0]["details"]["made"]["outputs"]
+    assert list(outputs) == ["projects/demo/models/m-t1/versions/1"]
+    assert len(next(iter(outputs.values()))) == 64
+
+
+async def test_what_cannot_be_recorded_does_not_appear(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The record of a job's outputs comes before they do; a failed job ends in any case."""
+    node = await lab.connected("n1")
+    dataset = lab.tokens()
+    for name in ("t1", "t2"):
+        lab.train(name, dataset)
+        lab.look()
+        await node.take()
+    good, bad = (order.work for order in node.started)
+    refused: Future[int] = Future()
+    refused.set_exception(AuditUnavailable("the disk is full"))
+    monkeypatch.setattr(lab.base.opened.log, "append", lambda _: refused)
+    with pytest.raises(AuditUnavailable):
+        node.succeed(good, MODEL)
+    assert lab.job("t1").state == Job.STATE_RUNNING
+    assert list(lab.job("t1").outputs) == []
+    node.fail(bad, "INVALID_INPUT")
+    assert lab.job("t2").state == Job.STATE_FAILED
 
 
 async def test_all_ranks_of_two_nodes_or_none(lab: Lab) -> None:

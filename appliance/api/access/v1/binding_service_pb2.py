@@ -26,7 +26,7 @@ from appliance.api.access.v1 import binding_pb2 as appliance_dot_api_dot_access_
 from appliance.api.common.v1 import access_pb2 as appliance_dot_api_dot_common_dot_v1_dot_access__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-appliance/api/access/v1/binding_service.proto\x12\x17\x61ppliance.api.access.v1\x1a%appliance/api/access/v1/binding.proto\x1a$appliance/api/common/v1/access.proto\"K\n\x13ListBindingsRequest\x12\r\n\x05scope\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"c\n\x14ListBindingsResponse\x12\x32\n\x08\x62indings\x18\x01 \x03(\x0b\x32 .appliance.api.access.v1.Binding\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"t\n\x14\x43reateBindingRequest\x12\x31\n\x07\x62inding\x18\x01 \x01(\x0b\x32 .appliance.api.access.v1.Binding\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"8\n\x14\x44\x65leteBindingRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"\x17\n\x15\x44\x65leteBindingResponse2\xb5\x03\n\x0e\x42indingService\x12\x8a\x01\n\x0cListBindings\x12,.appliance.api.access.v1.ListBindingsRequest\x1a-.appliance.api.access.v1.ListBindingsResponse\"\x1d\x90\x02\x01\x8a\xb5\x18\x16\n\rbindings.list\"\x05scope\x12\x8b\x01\n\rCreateBinding\x12-.appliance.api.access.v1.CreateBindingRequest\x1a .appliance.api.access.v1.Binding\")\x90\x02\x02\x8a\xb5\x18\"\n\x0f\x62indings.create\x10\x01\"\rbinding.scope\x12\x87\x01\n\rDeleteBinding\x12-.appliance.api.access.v1.DeleteBindingRequest\x1a..appliance.api.access.v1.DeleteBindingResponse\"\x17\x8a\xb5\x18\x13\n\x0f\x62indings.delete\x10\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-appliance/api/access/v1/binding_service.proto\x12\x17\x61ppliance.api.access.v1\x1a%appliance/api/access/v1/binding.proto\x1a$appliance/api/common/v1/access.proto\"K\n\x13ListBindingsRequest\x12\r\n\x05scope\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"c\n\x14ListBindingsResponse\x12\x32\n\x08\x62indings\x18\x01 \x03(\x0b\x32 .appliance.api.access.v1.Binding\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"t\n\x14\x43reateBindingRequest\x12\x31\n\x07\x62inding\x18\x01 \x01(\x0b\x32 .appliance.api.access.v1.Binding\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"8\n\x14\x44\x65leteBindingRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"J\n\x15\x44\x65leteBindingResponse\x12\x31\n\x07\x62inding\x18\x01 \x01(\x0b\x32 .appliance.api.access.v1.Binding2\xa1\x04\n\x0e\x42indingService\x12\x8a\x01\n\x0cListBindings\x12,.appliance.api.access.v1.ListBindingsRequest\x1a-.appliance.api.access.v1.ListBindingsResponse\"\x1d\x90\x02\x01\x8a\xb5\x18\x16\n\rbindings.list\"\x05scope\x12\xc1\x01\n\rCreateBinding\x12-.appliance.api.access.v1.CreateBindingRequest\x1a .appliance.api.access.v1.Binding\"_\x90\x02\x02\x8a\xb5\x18X\n\x0f\x62indings.create\x10\x01\"\rbinding.scope2\x11\x62inding.principal2\x0c\x62inding.role2\rbinding.scope:\x04name\x12\xbd\x01\n\rDeleteBinding\x12-.appliance.api.access.v1.DeleteBindingRequest\x1a..appliance.api.access.v1.DeleteBindingResponse\"M\x8a\xb5\x18I\n\x0f\x62indings.delete\x10\x01\x32\x04name:\x11\x62inding.principal:\x0c\x62inding.role:\rbinding.scopeb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,9 +36,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_BINDINGSERVICE'].methods_by_name['ListBindings']._loaded_options = None
   _globals['_BINDINGSERVICE'].methods_by_name['ListBindings']._serialized_options = b'\220\002\001\212\265\030\026\n\rbindings.list\"\005scope'
   _globals['_BINDINGSERVICE'].methods_by_name['CreateBinding']._loaded_options = None
-  _globals['_BINDINGSERVICE'].methods_by_name['CreateBinding']._serialized_options = b'\220\002\002\212\265\030\"\n\017bindings.create\020\001\"\rbinding.scope'
+  _globals['_BINDINGSERVICE'].methods_by_name['CreateBinding']._serialized_options = b'\220\002\002\212\265\030X\n\017bindings.create\020\001\"\rbinding.scope2\021binding.principal2\014binding.role2\rbinding.scope:\004name'
   _globals['_BINDINGSERVICE'].methods_by_name['DeleteBinding']._loaded_options = None
-  _globals['_BINDINGSERVICE'].methods_by_name['DeleteBinding']._serialized_options = b'\212\265\030\023\n\017bindings.delete\020\001'
+  _globals['_BINDINGSERVICE'].methods_by_name['DeleteBinding']._serialized_options = b'\212\265\030I\n\017bindings.delete\020\0012\004name:\021binding.principal:\014binding.role:\rbinding.scope'
   _globals['_LISTBINDINGSREQUEST']._serialized_start=151
   _globals['_LISTBINDINGSREQUEST']._serialized_end=226
   _globals['_LISTBINDINGSRESPONSE']._serialized_start=228
@@ -48,7 +48,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DELETEBINDINGREQUEST']._serialized_start=447
   _globals['_DELETEBINDINGREQUEST']._serialized_end=503
   _globals['_DELETEBINDINGRESPONSE']._serialized_start=505
-  _globals['_DELETEBINDINGRESPONSE']._serialized_end=528
-  _globals['_BINDINGSERVICE']._serialized_start=531
-  _globals['_BINDINGSERVICE']._serialized_end=968
+  _globals['_DELETEBINDINGRESPONSE']._serialized_end=579
+  _globals['_BINDINGSERVICE']._serialized_start=582
+  _globals['_BINDINGSERVICE']._serialized_end=1127
 # @@protoc_insertion_point(module_scope)

@@ -26,7 +26,7 @@ from appliance.api.access.v1 import user_pb2 as appliance_dot_api_dot_access_dot
 from appliance.api.common.v1 import access_pb2 as appliance_dot_api_dot_common_dot_v1_dot_access__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*appliance/api/access/v1/user_service.proto\x12\x17\x61ppliance.api.access.v1\x1a\"appliance/api/access/v1/user.proto\x1a$appliance/api/common/v1/access.proto\"\x1e\n\x0eGetUserRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"9\n\x10ListUsersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"Z\n\x11ListUsersResponse\x12,\n\x05users\x18\x01 \x03(\x0b\x32\x1d.appliance.api.access.v1.User\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"a\n\x11\x43reateUserRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x10\n\x08password\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"3\n\x0fLockUserRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"5\n\x11UnlockUserRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t2\xb5\x04\n\x0bUserService\x12\x65\n\x07GetUser\x12\'.appliance.api.access.v1.GetUserRequest\x1a\x1d.appliance.api.access.v1.User\"\x12\x90\x02\x01\x8a\xb5\x18\x0b\n\tusers.get\x12w\n\tListUsers\x12).appliance.api.access.v1.ListUsersRequest\x1a*.appliance.api.access.v1.ListUsersResponse\"\x13\x90\x02\x01\x8a\xb5\x18\x0c\n\nusers.list\x12p\n\nCreateUser\x12*.appliance.api.access.v1.CreateUserRequest\x1a\x1d.appliance.api.access.v1.User\"\x17\x90\x02\x02\x8a\xb5\x18\x10\n\x0cusers.create\x10\x01\x12g\n\x08LockUser\x12(.appliance.api.access.v1.LockUserRequest\x1a\x1d.appliance.api.access.v1.User\"\x12\x8a\xb5\x18\x0e\n\nusers.lock\x10\x01\x12k\n\nUnlockUser\x12*.appliance.api.access.v1.UnlockUserRequest\x1a\x1d.appliance.api.access.v1.User\"\x12\x8a\xb5\x18\x0e\n\nusers.lock\x10\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*appliance/api/access/v1/user_service.proto\x12\x17\x61ppliance.api.access.v1\x1a\"appliance/api/access/v1/user.proto\x1a$appliance/api/common/v1/access.proto\"\x1e\n\x0eGetUserRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"9\n\x10ListUsersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"Z\n\x11ListUsersResponse\x12,\n\x05users\x18\x01 \x03(\x0b\x32\x1d.appliance.api.access.v1.User\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"a\n\x11\x43reateUserRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x10\n\x08password\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"3\n\x0fLockUserRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"5\n\x11UnlockUserRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t2\xd7\x04\n\x0bUserService\x12\x65\n\x07GetUser\x12\'.appliance.api.access.v1.GetUserRequest\x1a\x1d.appliance.api.access.v1.User\"\x12\x90\x02\x01\x8a\xb5\x18\x0b\n\tusers.get\x12w\n\tListUsers\x12).appliance.api.access.v1.ListUsersRequest\x1a*.appliance.api.access.v1.ListUsersResponse\"\x13\x90\x02\x01\x8a\xb5\x18\x0c\n\nusers.list\x12v\n\nCreateUser\x12*.appliance.api.access.v1.CreateUserRequest\x1a\x1d.appliance.api.access.v1.User\"\x1d\x90\x02\x02\x8a\xb5\x18\x16\n\x0cusers.create\x10\x01:\x04name\x12u\n\x08LockUser\x12(.appliance.api.access.v1.LockUserRequest\x1a\x1d.appliance.api.access.v1.User\" \x8a\xb5\x18\x1c\n\nusers.lock\x10\x01\x32\x04name:\x06locked\x12y\n\nUnlockUser\x12*.appliance.api.access.v1.UnlockUserRequest\x1a\x1d.appliance.api.access.v1.User\" \x8a\xb5\x18\x1c\n\nusers.lock\x10\x01\x32\x04name:\x06lockedb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,11 +38,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_USERSERVICE'].methods_by_name['ListUsers']._loaded_options = None
   _globals['_USERSERVICE'].methods_by_name['ListUsers']._serialized_options = b'\220\002\001\212\265\030\014\n\nusers.list'
   _globals['_USERSERVICE'].methods_by_name['CreateUser']._loaded_options = None
-  _globals['_USERSERVICE'].methods_by_name['CreateUser']._serialized_options = b'\220\002\002\212\265\030\020\n\014users.create\020\001'
+  _globals['_USERSERVICE'].methods_by_name['CreateUser']._serialized_options = b'\220\002\002\212\265\030\026\n\014users.create\020\001:\004name'
   _globals['_USERSERVICE'].methods_by_name['LockUser']._loaded_options = None
-  _globals['_USERSERVICE'].methods_by_name['LockUser']._serialized_options = b'\212\265\030\016\n\nusers.lock\020\001'
+  _globals['_USERSERVICE'].methods_by_name['LockUser']._serialized_options = b'\212\265\030\034\n\nusers.lock\020\0012\004name:\006locked'
   _globals['_USERSERVICE'].methods_by_name['UnlockUser']._loaded_options = None
-  _globals['_USERSERVICE'].methods_by_name['UnlockUser']._serialized_options = b'\212\265\030\016\n\nusers.lock\020\001'
+  _globals['_USERSERVICE'].methods_by_name['UnlockUser']._serialized_options = b'\212\265\030\034\n\nusers.lock\020\0012\004name:\006locked'
   _globals['_GETUSERREQUEST']._serialized_start=145
   _globals['_GETUSERREQUEST']._serialized_end=175
   _globals['_LISTUSERSREQUEST']._serialized_start=177
@@ -56,5 +56,5 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_UNLOCKUSERREQUEST']._serialized_start=480
   _globals['_UNLOCKUSERREQUEST']._serialized_end=533
   _globals['_USERSERVICE']._serialized_start=536
-  _globals['_USERSERVICE']._serialized_end=1101
+  _globals['_USERSERVICE']._serialized_end=1135
 # @@protoc_insertion_point(module_scope)

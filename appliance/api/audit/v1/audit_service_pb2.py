@@ -26,7 +26,7 @@ from appliance.api.audit.v1 import record_pb2 as appliance_dot_api_dot_audit_dot
 from appliance.api.common.v1 import access_pb2 as appliance_dot_api_dot_common_dot_v1_dot_access__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*appliance/api/audit/v1/audit_service.proto\x12\x16\x61ppliance.api.audit.v1\x1a#appliance/api/audit/v1/record.proto\x1a$appliance/api/common/v1/access.proto\"q\n\x12ListRecordsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x11\n\tprincipal\x18\x03 \x01(\t\x12\x0f\n\x07outcome\x18\x04 \x01(\t\x12\x10\n\x08resource\x18\x05 \x01(\t\"_\n\x13ListRecordsResponse\x12/\n\x07records\x18\x01 \x03(\x0b\x32\x1e.appliance.api.audit.v1.Record\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x16\n\x14GetCheckpointRequest\"c\n\x15GetCheckpointResponse\x12\x36\n\ncheckpoint\x18\x01 \x01(\x0b\x32\".appliance.api.audit.v1.Checkpoint\x12\x12\n\npublic_key\x18\x02 \x01(\t\"-\n\x14\x45xportRecordsRequest\x12\x15\n\rfrom_sequence\x18\x01 \x01(\x03\"&\n\x15\x45xportRecordsResponse\x12\r\n\x05lines\x18\x01 \x01(\x0c\x32\x97\x03\n\x0c\x41uditService\x12{\n\x0bListRecords\x12*.appliance.api.audit.v1.ListRecordsRequest\x1a+.appliance.api.audit.v1.ListRecordsResponse\"\x13\x90\x02\x01\x8a\xb5\x18\x0c\n\naudit.list\x12\x81\x01\n\rGetCheckpoint\x12,.appliance.api.audit.v1.GetCheckpointRequest\x1a-.appliance.api.audit.v1.GetCheckpointResponse\"\x13\x90\x02\x01\x8a\xb5\x18\x0c\n\naudit.list\x12\x85\x01\n\rExportRecords\x12,.appliance.api.audit.v1.ExportRecordsRequest\x1a-.appliance.api.audit.v1.ExportRecordsResponse\"\x15\x90\x02\x01\x8a\xb5\x18\x0e\n\x0c\x61udit.export0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*appliance/api/audit/v1/audit_service.proto\x12\x16\x61ppliance.api.audit.v1\x1a#appliance/api/audit/v1/record.proto\x1a$appliance/api/common/v1/access.proto\"q\n\x12ListRecordsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x11\n\tprincipal\x18\x03 \x01(\t\x12\x0f\n\x07outcome\x18\x04 \x01(\t\x12\x10\n\x08resource\x18\x05 \x01(\t\"_\n\x13ListRecordsResponse\x12/\n\x07records\x18\x01 \x03(\x0b\x32\x1e.appliance.api.audit.v1.Record\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x16\n\x14GetCheckpointRequest\"c\n\x15GetCheckpointResponse\x12\x36\n\ncheckpoint\x18\x01 \x01(\x0b\x32\".appliance.api.audit.v1.Checkpoint\x12\x12\n\npublic_key\x18\x02 \x01(\t\"-\n\x14\x45xportRecordsRequest\x12\x15\n\rfrom_sequence\x18\x01 \x01(\x03\"&\n\x15\x45xportRecordsResponse\x12\r\n\x05lines\x18\x01 \x01(\x0c\x32\xbc\x03\n\x0c\x41uditService\x12\x90\x01\n\x0bListRecords\x12*.appliance.api.audit.v1.ListRecordsRequest\x1a+.appliance.api.audit.v1.ListRecordsResponse\"(\x90\x02\x01\x8a\xb5\x18!\n\naudit.list2\tprincipal2\x08resource\x12\x81\x01\n\rGetCheckpoint\x12,.appliance.api.audit.v1.GetCheckpointRequest\x1a-.appliance.api.audit.v1.GetCheckpointResponse\"\x13\x90\x02\x01\x8a\xb5\x18\x0c\n\naudit.list\x12\x94\x01\n\rExportRecords\x12,.appliance.api.audit.v1.ExportRecordsRequest\x1a-.appliance.api.audit.v1.ExportRecordsResponse\"$\x90\x02\x01\x8a\xb5\x18\x1d\n\x0c\x61udit.export2\rfrom_sequence0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,11 +34,11 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'appliance.api.audit.v1.audi
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_AUDITSERVICE'].methods_by_name['ListRecords']._loaded_options = None
-  _globals['_AUDITSERVICE'].methods_by_name['ListRecords']._serialized_options = b'\220\002\001\212\265\030\014\n\naudit.list'
+  _globals['_AUDITSERVICE'].methods_by_name['ListRecords']._serialized_options = b'\220\002\001\212\265\030!\n\naudit.list2\tprincipal2\010resource'
   _globals['_AUDITSERVICE'].methods_by_name['GetCheckpoint']._loaded_options = None
   _globals['_AUDITSERVICE'].methods_by_name['GetCheckpoint']._serialized_options = b'\220\002\001\212\265\030\014\n\naudit.list'
   _globals['_AUDITSERVICE'].methods_by_name['ExportRecords']._loaded_options = None
-  _globals['_AUDITSERVICE'].methods_by_name['ExportRecords']._serialized_options = b'\220\002\001\212\265\030\016\n\014audit.export'
+  _globals['_AUDITSERVICE'].methods_by_name['ExportRecords']._serialized_options = b'\220\002\001\212\265\030\035\n\014audit.export2\rfrom_sequence'
   _globals['_LISTRECORDSREQUEST']._serialized_start=145
   _globals['_LISTRECORDSREQUEST']._serialized_end=258
   _globals['_LISTRECORDSRESPONSE']._serialized_start=260
@@ -52,5 +52,5 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EXPORTRECORDSRESPONSE']._serialized_start=529
   _globals['_EXPORTRECORDSRESPONSE']._serialized_end=567
   _globals['_AUDITSERVICE']._serialized_start=570
-  _globals['_AUDITSERVICE']._serialized_end=977
+  _globals['_AUDITSERVICE']._serialized_end=1014
 # @@protoc_insertion_point(module_scope)

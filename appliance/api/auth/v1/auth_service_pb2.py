@@ -26,7 +26,7 @@ from appliance.api.common.v1 import access_pb2 as appliance_dot_api_dot_common_d
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(appliance/api/auth/v1/auth_service.proto\x12\x15\x61ppliance.api.auth.v1\x1a$appliance/api/common/v1/access.proto\x1a\x1fgoogle/protobuf/timestamp.proto\".\n\x0cLoginRequest\x12\x0c\n\x04user\x18\x01 \x01(\t\x12\x10\n\x08password\x18\x02 \x01(\t\"U\n\rLoginResponse\x12\r\n\x05token\x18\x01 \x01(\t\x12\x35\n\tnext_step\x18\x02 \x01(\x0e\x32\".appliance.api.auth.v1.SessionStep\"\"\n\x11\x45nrollTotpRequest\x12\r\n\x05token\x18\x01 \x01(\t\".\n\x12\x45nrollTotpResponse\x12\x18\n\x10provisioning_uri\x18\x01 \x01(\t\"G\n\x11VerifyTotpRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0c\n\x04\x63ode\x18\x02 \x01(\t\x12\x15\n\rrecovery_code\x18\x03 \x01(\t\"l\n\x12VerifyTotpResponse\x12\r\n\x05token\x18\x01 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0erecovery_codes\x18\x03 \x03(\t\"\x0f\n\rWhoAmIRequest\"\x91\x01\n\x0eWhoAmIResponse\x12\x11\n\tprincipal\x18\x01 \x01(\t\x12\r\n\x05roles\x18\x02 \x03(\t\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08mfa_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x0f\n\rLogoutRequest\"\x10\n\x0eLogoutResponse*\x82\x01\n\x0bSessionStep\x12\x1c\n\x18SESSION_STEP_UNSPECIFIED\x10\x00\x12\x19\n\x15SESSION_STEP_COMPLETE\x10\x01\x12\x1c\n\x18SESSION_STEP_VERIFY_TOTP\x10\x02\x12\x1c\n\x18SESSION_STEP_ENROLL_TOTP\x10\x03\x32\x80\x04\n\x0b\x41uthService\x12Z\n\x05Login\x12#.appliance.api.auth.v1.LoginRequest\x1a$.appliance.api.auth.v1.LoginResponse\"\x06\x8a\xb5\x18\x02\x18\x01\x12i\n\nEnrollTotp\x12(.appliance.api.auth.v1.EnrollTotpRequest\x1a).appliance.api.auth.v1.EnrollTotpResponse\"\x06\x8a\xb5\x18\x02\x18\x01\x12i\n\nVerifyTotp\x12(.appliance.api.auth.v1.VerifyTotpRequest\x1a).appliance.api.auth.v1.VerifyTotpResponse\"\x06\x8a\xb5\x18\x02\x18\x01\x12`\n\x06WhoAmI\x12$.appliance.api.auth.v1.WhoAmIRequest\x1a%.appliance.api.auth.v1.WhoAmIResponse\"\t\x90\x02\x01\x8a\xb5\x18\x02(\x01\x12]\n\x06Logout\x12$.appliance.api.auth.v1.LogoutRequest\x1a%.appliance.api.auth.v1.LogoutResponse\"\x06\x8a\xb5\x18\x02(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(appliance/api/auth/v1/auth_service.proto\x12\x15\x61ppliance.api.auth.v1\x1a$appliance/api/common/v1/access.proto\x1a\x1fgoogle/protobuf/timestamp.proto\".\n\x0cLoginRequest\x12\x0c\n\x04user\x18\x01 \x01(\t\x12\x10\n\x08password\x18\x02 \x01(\t\"U\n\rLoginResponse\x12\r\n\x05token\x18\x01 \x01(\t\x12\x35\n\tnext_step\x18\x02 \x01(\x0e\x32\".appliance.api.auth.v1.SessionStep\"\"\n\x11\x45nrollTotpRequest\x12\r\n\x05token\x18\x01 \x01(\t\".\n\x12\x45nrollTotpResponse\x12\x18\n\x10provisioning_uri\x18\x01 \x01(\t\"G\n\x11VerifyTotpRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0c\n\x04\x63ode\x18\x02 \x01(\t\x12\x15\n\rrecovery_code\x18\x03 \x01(\t\"l\n\x12VerifyTotpResponse\x12\r\n\x05token\x18\x01 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0erecovery_codes\x18\x03 \x03(\t\"\x0f\n\rWhoAmIRequest\"\x91\x01\n\x0eWhoAmIResponse\x12\x11\n\tprincipal\x18\x01 \x01(\t\x12\r\n\x05roles\x18\x02 \x03(\t\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08mfa_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x0f\n\rLogoutRequest\"\x10\n\x0eLogoutResponse*\x82\x01\n\x0bSessionStep\x12\x1c\n\x18SESSION_STEP_UNSPECIFIED\x10\x00\x12\x19\n\x15SESSION_STEP_COMPLETE\x10\x01\x12\x1c\n\x18SESSION_STEP_VERIFY_TOTP\x10\x02\x12\x1c\n\x18SESSION_STEP_ENROLL_TOTP\x10\x03\x32\x9e\x04\n\x0b\x41uthService\x12\x65\n\x05Login\x12#.appliance.api.auth.v1.LoginRequest\x1a$.appliance.api.auth.v1.LoginResponse\"\x11\x8a\xb5\x18\r\x18\x01:\tnext_step\x12l\n\nEnrollTotp\x12(.appliance.api.auth.v1.EnrollTotpRequest\x1a).appliance.api.auth.v1.EnrollTotpResponse\"\t\x8a\xb5\x18\x05\x18\x01\x32\x01-\x12v\n\nVerifyTotp\x12(.appliance.api.auth.v1.VerifyTotpRequest\x1a).appliance.api.auth.v1.VerifyTotpResponse\"\x13\x8a\xb5\x18\x0f\x18\x01:\x0b\x65xpire_time\x12`\n\x06WhoAmI\x12$.appliance.api.auth.v1.WhoAmIRequest\x1a%.appliance.api.auth.v1.WhoAmIResponse\"\t\x90\x02\x01\x8a\xb5\x18\x02(\x01\x12`\n\x06Logout\x12$.appliance.api.auth.v1.LogoutRequest\x1a%.appliance.api.auth.v1.LogoutResponse\"\t\x8a\xb5\x18\x05(\x01\x32\x01-b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,15 +34,15 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'appliance.api.auth.v1.auth_
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_AUTHSERVICE'].methods_by_name['Login']._loaded_options = None
-  _globals['_AUTHSERVICE'].methods_by_name['Login']._serialized_options = b'\212\265\030\002\030\001'
+  _globals['_AUTHSERVICE'].methods_by_name['Login']._serialized_options = b'\212\265\030\r\030\001:\tnext_step'
   _globals['_AUTHSERVICE'].methods_by_name['EnrollTotp']._loaded_options = None
-  _globals['_AUTHSERVICE'].methods_by_name['EnrollTotp']._serialized_options = b'\212\265\030\002\030\001'
+  _globals['_AUTHSERVICE'].methods_by_name['EnrollTotp']._serialized_options = b'\212\265\030\005\030\0012\001-'
   _globals['_AUTHSERVICE'].methods_by_name['VerifyTotp']._loaded_options = None
-  _globals['_AUTHSERVICE'].methods_by_name['VerifyTotp']._serialized_options = b'\212\265\030\002\030\001'
+  _globals['_AUTHSERVICE'].methods_by_name['VerifyTotp']._serialized_options = b'\212\265\030\017\030\001:\013expire_time'
   _globals['_AUTHSERVICE'].methods_by_name['WhoAmI']._loaded_options = None
   _globals['_AUTHSERVICE'].methods_by_name['WhoAmI']._serialized_options = b'\220\002\001\212\265\030\002(\001'
   _globals['_AUTHSERVICE'].methods_by_name['Logout']._loaded_options = None
-  _globals['_AUTHSERVICE'].methods_by_name['Logout']._serialized_options = b'\212\265\030\002(\001'
+  _globals['_AUTHSERVICE'].methods_by_name['Logout']._serialized_options = b'\212\265\030\005(\0012\001-'
   _globals['_SESSIONSTEP']._serialized_start=741
   _globals['_SESSIONSTEP']._serialized_end=871
   _globals['_LOGINREQUEST']._serialized_start=138
@@ -66,5 +66,5 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LOGOUTRESPONSE']._serialized_start=722
   _globals['_LOGOUTRESPONSE']._serialized_end=738
   _globals['_AUTHSERVICE']._serialized_start=874
-  _globals['_AUTHSERVICE']._serialized_end=1386
+  _globals['_AUTHSERVICE']._serialized_end=1416
 # @@protoc_insertion_point(module_scope)

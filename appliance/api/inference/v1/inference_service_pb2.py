@@ -26,7 +26,7 @@ from appliance.api.common.v1 import access_pb2 as appliance_dot_api_dot_common_d
 from appliance.api.inference.v1 import generation_pb2 as appliance_dot_api_dot_inference_dot_v1_dot_generation__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n2appliance/api/inference/v1/inference_service.proto\x12\x1a\x61ppliance.api.inference.v1\x1a$appliance/api/common/v1/access.proto\x1a+appliance/api/inference/v1/generation.proto\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"A\n\x04\x43hat\x12\x39\n\x08messages\x18\x01 \x03(\x0b\x32\'.appliance.api.inference.v1.ChatMessage\"\xa8\x01\n\x0fGenerateRequest\x12\x10\n\x08\x65ndpoint\x18\x01 \x01(\t\x12\x10\n\x06prompt\x18\x02 \x01(\tH\x00\x12\x30\n\x04\x63hat\x18\x03 \x01(\x0b\x32 .appliance.api.inference.v1.ChatH\x00\x12\x36\n\x08sampling\x18\x04 \x01(\x0b\x32$.appliance.api.inference.v1.SamplingB\x07\n\x05input\"\xa8\x01\n\x10GenerateResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12?\n\rfinish_reason\x18\x03 \x01(\x0e\x32(.appliance.api.inference.v1.FinishReason\x12\x32\n\x06totals\x18\x04 \x01(\x0b\x32\".appliance.api.inference.v1.Totals\"Q\n\x06Totals\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x05\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\x05\x12\x15\n\rcontinuations\x18\x03 \x01(\x05\x32\x9d\x01\n\x10InferenceService\x12\x88\x01\n\x08Generate\x12+.appliance.api.inference.v1.GenerateRequest\x1a,.appliance.api.inference.v1.GenerateResponse\"\x1f\x8a\xb5\x18\x1b\n\x0f\x65ndpoints.infer\"\x08\x65ndpoint0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n2appliance/api/inference/v1/inference_service.proto\x12\x1a\x61ppliance.api.inference.v1\x1a$appliance/api/common/v1/access.proto\x1a+appliance/api/inference/v1/generation.proto\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"A\n\x04\x43hat\x12\x39\n\x08messages\x18\x01 \x03(\x0b\x32\'.appliance.api.inference.v1.ChatMessage\"\xa8\x01\n\x0fGenerateRequest\x12\x10\n\x08\x65ndpoint\x18\x01 \x01(\t\x12\x10\n\x06prompt\x18\x02 \x01(\tH\x00\x12\x30\n\x04\x63hat\x18\x03 \x01(\x0b\x32 .appliance.api.inference.v1.ChatH\x00\x12\x36\n\x08sampling\x18\x04 \x01(\x0b\x32$.appliance.api.inference.v1.SamplingB\x07\n\x05input\"\xa8\x01\n\x10GenerateResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12?\n\rfinish_reason\x18\x03 \x01(\x0e\x32(.appliance.api.inference.v1.FinishReason\x12\x32\n\x06totals\x18\x04 \x01(\x0b\x32\".appliance.api.inference.v1.Totals\"Q\n\x06Totals\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x05\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\x05\x12\x15\n\rcontinuations\x18\x03 \x01(\x05\x32\xa0\x01\n\x10InferenceService\x12\x8b\x01\n\x08Generate\x12+.appliance.api.inference.v1.GenerateRequest\x1a,.appliance.api.inference.v1.GenerateResponse\"\"\x8a\xb5\x18\x1e\n\x0f\x65ndpoints.infer\"\x08\x65ndpoint2\x01-0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,7 +34,7 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'appliance.api.inference.v1.
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_INFERENCESERVICE'].methods_by_name['Generate']._loaded_options = None
-  _globals['_INFERENCESERVICE'].methods_by_name['Generate']._serialized_options = b'\212\265\030\033\n\017endpoints.infer\"\010endpoint'
+  _globals['_INFERENCESERVICE'].methods_by_name['Generate']._serialized_options = b'\212\265\030\036\n\017endpoints.infer\"\010endpoint2\001-'
   _globals['_CHATMESSAGE']._serialized_start=165
   _globals['_CHATMESSAGE']._serialized_end=209
   _globals['_CHAT']._serialized_start=211
@@ -46,5 +46,5 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TOTALS']._serialized_start=620
   _globals['_TOTALS']._serialized_end=701
   _globals['_INFERENCESERVICE']._serialized_start=704
-  _globals['_INFERENCESERVICE']._serialized_end=861
+  _globals['_INFERENCESERVICE']._serialized_end=864
 # @@protoc_insertion_point(module_scope)

@@ -27,7 +27,7 @@ from appliance.api.nodes.v1 import node_pb2 as appliance_dot_api_dot_nodes_dot_v
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)appliance/api/nodes/v1/node_service.proto\x12\x16\x61ppliance.api.nodes.v1\x1a$appliance/api/common/v1/access.proto\x1a!appliance/api/nodes/v1/node.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x1e\n\x0eGetNodeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"9\n\x10ListNodesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"Y\n\x11ListNodesResponse\x12+\n\x05nodes\x18\x01 \x03(\x0b\x32\x1c.appliance.api.nodes.v1.Node\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\")\n\x16\x43reateJoinTokenRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\"q\n\x17\x43reateJoinTokenResponse\x12\r\n\x05token\x18\x01 \x01(\t\x12\x16\n\x0e\x63\x61_fingerprint\x18\x02 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"4\n\x10\x45victNodeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t2\xe7\x03\n\x0bNodeService\x12\x63\n\x07GetNode\x12&.appliance.api.nodes.v1.GetNodeRequest\x1a\x1c.appliance.api.nodes.v1.Node\"\x12\x90\x02\x01\x8a\xb5\x18\x0b\n\tnodes.get\x12u\n\tListNodes\x12(.appliance.api.nodes.v1.ListNodesRequest\x1a).appliance.api.nodes.v1.ListNodesResponse\"\x13\x90\x02\x01\x8a\xb5\x18\x0c\n\nnodes.list\x12\x91\x01\n\x0f\x43reateJoinToken\x12..appliance.api.nodes.v1.CreateJoinTokenRequest\x1a/.appliance.api.nodes.v1.CreateJoinTokenResponse\"\x1d\x8a\xb5\x18\x19\n\x15nodes.createJoinToken\x10\x01\x12h\n\tEvictNode\x12(.appliance.api.nodes.v1.EvictNodeRequest\x1a\x1c.appliance.api.nodes.v1.Node\"\x13\x8a\xb5\x18\x0f\n\x0bnodes.evict\x10\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)appliance/api/nodes/v1/node_service.proto\x12\x16\x61ppliance.api.nodes.v1\x1a$appliance/api/common/v1/access.proto\x1a!appliance/api/nodes/v1/node.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x1e\n\x0eGetNodeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"9\n\x10ListNodesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"Y\n\x11ListNodesResponse\x12+\n\x05nodes\x18\x01 \x03(\x0b\x32\x1c.appliance.api.nodes.v1.Node\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\")\n\x16\x43reateJoinTokenRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\"q\n\x17\x43reateJoinTokenResponse\x12\r\n\x05token\x18\x01 \x01(\t\x12\x16\n\x0e\x63\x61_fingerprint\x18\x02 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"4\n\x10\x45victNodeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t2\x8a\x04\n\x0bNodeService\x12\x63\n\x07GetNode\x12&.appliance.api.nodes.v1.GetNodeRequest\x1a\x1c.appliance.api.nodes.v1.Node\"\x12\x90\x02\x01\x8a\xb5\x18\x0b\n\tnodes.get\x12u\n\tListNodes\x12(.appliance.api.nodes.v1.ListNodesRequest\x1a).appliance.api.nodes.v1.ListNodesResponse\"\x13\x90\x02\x01\x8a\xb5\x18\x0c\n\nnodes.list\x12\xa7\x01\n\x0f\x43reateJoinToken\x12..appliance.api.nodes.v1.CreateJoinTokenRequest\x1a/.appliance.api.nodes.v1.CreateJoinTokenResponse\"3\x8a\xb5\x18/\n\x15nodes.createJoinToken\x10\x01\x32\x07node_id:\x0b\x65xpire_time\x12u\n\tEvictNode\x12(.appliance.api.nodes.v1.EvictNodeRequest\x1a\x1c.appliance.api.nodes.v1.Node\" \x8a\xb5\x18\x1c\n\x0bnodes.evict\x10\x01\x32\x04name:\x05stateb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,9 +39,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_NODESERVICE'].methods_by_name['ListNodes']._loaded_options = None
   _globals['_NODESERVICE'].methods_by_name['ListNodes']._serialized_options = b'\220\002\001\212\265\030\014\n\nnodes.list'
   _globals['_NODESERVICE'].methods_by_name['CreateJoinToken']._loaded_options = None
-  _globals['_NODESERVICE'].methods_by_name['CreateJoinToken']._serialized_options = b'\212\265\030\031\n\025nodes.createJoinToken\020\001'
+  _globals['_NODESERVICE'].methods_by_name['CreateJoinToken']._serialized_options = b'\212\265\030/\n\025nodes.createJoinToken\020\0012\007node_id:\013expire_time'
   _globals['_NODESERVICE'].methods_by_name['EvictNode']._loaded_options = None
-  _globals['_NODESERVICE'].methods_by_name['EvictNode']._serialized_options = b'\212\265\030\017\n\013nodes.evict\020\001'
+  _globals['_NODESERVICE'].methods_by_name['EvictNode']._serialized_options = b'\212\265\030\034\n\013nodes.evict\020\0012\004name:\005state'
   _globals['_GETNODEREQUEST']._serialized_start=175
   _globals['_GETNODEREQUEST']._serialized_end=205
   _globals['_LISTNODESREQUEST']._serialized_start=207
@@ -55,5 +55,5 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EVICTNODEREQUEST']._serialized_start=515
   _globals['_EVICTNODEREQUEST']._serialized_end=567
   _globals['_NODESERVICE']._serialized_start=570
-  _globals['_NODESERVICE']._serialized_end=1057
+  _globals['_NODESERVICE']._serialized_end=1092
 # @@protoc_insertion_point(module_scope)
