@@ -48,7 +48,7 @@ class Limits:
 
     anonymous_per_second: float = field(
         default=1.0,
-        metadata=doc("calls without an identity, or with a refused one, from one address"),
+        metadata=doc("calls without an identity from one address, and as many with a refused one"),
     )
     anonymous_burst: int = field(default=30, metadata=doc("such calls that may come at once"))
 

@@ -68,12 +68,15 @@ class GateLimits:
     """What both listeners count together, because both write into one audit log.
 
     Attributes:
-        strangers: calls without an identity, or with a refused one, by source.
+        strangers: calls that need no identity, by source.
+        refused: calls whose credential was refused, by source; apart, so that tokens that ended
+            stop nobody at the same address from logging in again.
         denials: refused calls that get a record of their own, by the name of their caller.
         refusals: all others, until they become records.
     """
 
     strangers: SourceLimit
+    refused: SourceLimit
     denials: Rates
     refusals: Refusals
 
@@ -129,7 +132,7 @@ class Gate(Door[Entered]):
             self._credentials.check_presented(call)
             return await self._run(self._credentials.caller, call)
         except Unauthenticated as refused:
-            self._limits.strangers.take(call.peer)
+            self._limits.refused.take(call.peer)
             set_current_caller(await self._run(self._credentials.stranger, call, refused))
             raise
 

@@ -190,8 +190,10 @@ class Control:
 def _limits(settings: ControlConfig) -> GateLimits:
     """What both listeners count together."""
     limits, callers = settings.limits, settings.callers
+    per_second, burst = limits.anonymous_per_second, limits.anonymous_burst
     return GateLimits(
-        strangers=SourceLimit(limits.anonymous_per_second, limits.anonymous_burst, time.monotonic),
+        strangers=SourceLimit(per_second, burst, time.monotonic),
+        refused=SourceLimit(per_second, burst, time.monotonic),
         denials=Rates(callers.denials_per_second, callers.denial_burst, time.monotonic),
         refusals=Refusals(),
     )

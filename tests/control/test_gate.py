@@ -377,6 +377,9 @@ async def test_an_address_that_does_not_say_who_it_is_is_slowed_down(
         ]
         assert errors == [Unauthenticated] * 3 + [Exhausted] * 2
         assert len(appliance.records()) == before
+        # Who shares the address may still log in, and whoever is known is not slowed down.
+        login = auth_service_pb2.LoginRequest(user="alice", password="wrong")
+        assert type(await error_of(auth(appliance).Login(login))) is Unauthenticated
         answer = await auth(appliance).WhoAmI(
             who, metadata=bearer(appliance.session(ADMINISTRATOR))
         )

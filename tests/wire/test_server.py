@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import ssl
+import sys
 import urllib.request
 from collections.abc import AsyncIterator
 
@@ -380,3 +381,34 @@ async def test_a_silent_connection_is_closed() -> None:
         async with asyncio.timeout(10):
             assert await reader.read() == b""
         writer.close()
+
+
+_NO_HANDSHAKE = """
+import appliance  # as every process of ours begins
+import asyncio
+from tests.fakes.wire import serving
+
+async def main():
+    async with serving([], [], {}) as running:
+        for _ in range(5):
+            reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
+            writer.write(b"GET / HTTP/1.0\\r\\n\\r\\n")
+            await reader.read()
+            writer.close()
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.attack
+async def test_handshakes_that_fail_write_no_lines() -> None:
+    environment = {key: value for key, value in os.environ.items() if key != "GRPC_VERBOSITY"}
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", _NO_HANDSHAKE),
+        env=environment,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(60):
+        assert await process.communicate() == (b"", b"")
+    assert process.returncode == 0
