@@ -1,7 +1,7 @@
 """Short names on the command line become resource names.
 
-`docs/3` in project `demo` is `projects/demo/datasets/docs/versions/3`. Full names are taken as they
-are.
+`docs/3` in project `demo` is `projects/demo/datasets/docs/versions/3`, the application `app` there
+is `serviceAccounts/demo--app`. Full names are taken as they are.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ def complete(kind: str, text: str, project: str) -> str:
     ids = [part for part in text.split("/") if part != "versions"]
     if pattern.startswith("projects/{project}/"):
         ids = [needed(project), *ids]
+    if kind == "serviceAccount" and project and names.ACCOUNT_MARK not in text:
+        return names.service_account(names.new_service_account_id(needed(project), text))
     try:
         return str(names.Name.of(kind, *ids))
     except InvalidInput as error:

@@ -76,7 +76,8 @@ class Session:
     def name(self, kind: str, text: str) -> str:
         """A resource name from what was typed; see `naming.complete`."""
         project = self.shared.project
-        if not project and names.PATTERNS[kind].startswith("projects/{project}/"):
+        inside = names.PATTERNS[kind].startswith("projects/{project}/")
+        if not project and (inside or kind == "serviceAccount"):
             project = self.profile.project
         return naming.complete(kind, text, project)
 

@@ -44,6 +44,8 @@ _ID = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _NUMBER = re.compile(r"[1-9][0-9]{0,8}")
 _NUMBERED = frozenset({"version"})
 _SHOWN = 80
+LONGEST_ID = 63
+ACCOUNT_MARK = "--"
 
 
 def shown(text: str) -> str:
@@ -181,6 +183,25 @@ def user(user_id: str) -> str:
 def service_account(account: str) -> str:
     """`serviceAccounts/{service_account}`."""
     return str(Name.of("serviceAccount", account))
+
+
+def new_service_account_id(project_id: str, account: str) -> str:
+    """Id of a new application: `demo--app`.
+
+    Service accounts are called by their ids alone, all over the appliance. With the project in
+    front, no two projects can want the same, so that nobody learns from a refusal what another
+    project has. The last `--` ends the project: `account` holds none. Raises InvalidInput.
+    """
+    field = "service_account_id"
+    short = check_id(account.removeprefix(f"{project_id}{ACCOUNT_MARK}"), field)
+    if ACCOUNT_MARK in short:
+        wrong = f"{shown(short)} holds {ACCOUNT_MARK}, which ends the project's part of the name"
+        raise InvalidInput(f"{field}: {wrong}", fields={field: wrong})
+    found = f"{project_id}{ACCOUNT_MARK}{short}"
+    if len(found) > LONGEST_ID:
+        wrong = f"is too long: {found} may have {LONGEST_ID} characters"
+        raise InvalidInput(f"{field} {wrong}", fields={field: wrong})
+    return found
 
 
 def role(role_id: str) -> str:

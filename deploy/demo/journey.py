@@ -119,7 +119,7 @@ def log_in(stage: Stage) -> str:
     bind = ("binding", "create", "--project", PROJECT)
     admin.run(*bind, "--principal", "users/dora", "--role", "developer")
     admin.run("service-account", "create", "app", "--project", PROJECT)
-    admin.run(*bind, "--principal", "serviceAccounts/app", "--role", "inference")
+    admin.run(*bind, "--principal", f"serviceAccounts/{PROJECT}--app", "--role", "inference")
     admin.run("service-account", "create-token", "app", "--out", str(stage.token_file))
     nodes = admin.json("node", "list")
     return f"alice, dora and app exist; node {nodes[0]['name']} is {nodes[0]['state']}"

@@ -11,6 +11,7 @@ from appliance.api.access.v1 import binding_pb2
 from appliance.api.access.v1 import binding_service_pb2 as rpc
 from appliance.api.access.v1 import service_account_service_pb2 as accounts_rpc
 from appliance.api.access.v1.binding_service_pb2_grpc import BindingServiceStub
+from appliance.api.access.v1.service_account_service_pb2_grpc import ServiceAccountServiceStub
 from appliance.api.data.v1 import dataset_service_pb2 as datasets_rpc
 from appliance.api.data.v1.dataset_service_pb2_grpc import DatasetServiceStub
 from appliance.api.nodes.v1 import node_service_pb2 as nodes_rpc
@@ -165,6 +166,30 @@ async def test_a_foreign_application_looks_like_one_that_is_not_there(
             error = await error_of(call)
             said.append((error.reason, error.message.replace(account, "it")))
         assert said[0] == said[1]
+
+
+@pytest.mark.attack
+async def test_ids_of_another_projects_applications_are_free(appliance: Appliance) -> None:
+    base = appliance.control.base
+    said = []
+    for project in ("mine", "theirs"):
+        appliance.project(project)
+        appliance.user(f"owner-{project}", ("owner", project))
+        stub = appliance.api(ServiceAccountServiceStub)
+        request = accounts_rpc.CreateServiceAccountRequest(
+            parent=f"projects/{project}", service_account_id="payroll"
+        )
+        metadata = bearer(appliance.session(f"owner-{project}"))
+        said.append(await stub.CreateServiceAccount(request, metadata=metadata))
+        error = await error_of(stub.CreateServiceAccount(request, metadata=metadata))
+        assert error.message == (
+            f"serviceAccounts/{project}--payroll exists already: choose another id"
+        )
+    assert [account.name for account in said] == [
+        "serviceAccounts/mine--payroll",
+        "serviceAccounts/theirs--payroll",
+    ]
+    assert base.policies.cross_check()
 
 
 @pytest.mark.attack

@@ -349,12 +349,12 @@ async def test_an_application_gets_a_token_that_can_be_ended(
         rpc.CreateServiceAccountRequest(parent="projects/demo", service_account_id="app"),
         metadata=alice.metadata,
     )
-    assert (made.name, made.project) == ("serviceAccounts/app", "projects/demo")
+    assert (made.name, made.project) == ("serviceAccounts/demo--app", "projects/demo")
     token = await alice.accounts.CreateToken(
         rpc.CreateTokenRequest(name=made.name), metadata=alice.metadata
     )
     app = Client(appliance, token.token)
-    assert (await app.who()).principal == "serviceAccounts/app"
+    assert (await app.who()).principal == "serviceAccounts/demo--app"
     lifetime = token.metadata.expire_time.ToDatetime() - token.metadata.create_time.ToDatetime()
     assert lifetime == timedelta(days=30)
     listed = await alice.accounts.ListServiceAccounts(

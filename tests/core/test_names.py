@@ -167,6 +167,35 @@ def test_refused_new_ids(bad: str) -> None:
     assert list(raised.value.fields) == ["job_id"]
 
 
+def test_the_id_of_an_application_begins_with_its_project() -> None:
+    assert names.new_service_account_id("demo", "app") == "demo--app"
+    assert names.new_service_account_id("demo", "demo--app") == "demo--app"
+    assert names.new_service_account_id("a-b", "c-d") == "a-b--c-d"
+
+
+@pytest.mark.attack
+def test_applications_of_two_projects_never_have_one_id() -> None:
+    parts = ["ab", "ab-", "ab--", "a--b", "b-a", "ab--b", "bb"]
+    made: dict[str, str] = {}
+    for project in parts:
+        for account in parts:
+            try:
+                found = names.new_service_account_id(project, account)
+            except InvalidInput:
+                continue
+            assert made.setdefault(found, project) == project
+
+
+@pytest.mark.parametrize(
+    ("account", "says"),
+    [("", "is not an id"), ("a--b", "holds --"), ("A", "is not an id"), ("a" * 60, "is too long")],
+)
+def test_refused_ids_of_applications(account: str, says: str) -> None:
+    with pytest.raises(InvalidInput, match=says) as raised:
+        names.new_service_account_id("demo", account)
+    assert list(raised.value.fields) == ["service_account_id"]
+
+
 def test_every_format_in_the_protos_is_in_the_table() -> None:
     found = {
         pattern

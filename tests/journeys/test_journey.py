@@ -132,7 +132,7 @@ def test_a_cancelled_job_leaves_nothing(prepared: Appliance) -> None:
 
 def test_an_application_may_infer_and_nothing_else(prepared: Appliance, tmp_path: Path) -> None:
     alice, token = prepared.alice, tmp_path / "app.token"
-    account = "serviceAccounts/app"
+    account = "serviceAccounts/demo--app"
     alice.run("service-account", "create", "app")
     alice.run(
         *("binding", "create", "--principal", account, "--role", "inference"),

@@ -1,7 +1,8 @@
 """Service accounts: applications of a project, and their tokens.
 
 Rules kept here:
-* an application belongs to one project for ever and can hold roles there only;
+* an application belongs to one project for ever and can hold roles there only; its id begins with
+  the project's, so that no answer tells what another project has;
 * a token is shown once; revoked, it stops to work before the call returns;
 * who makes a token could act as the application, so he holds all that it holds.
 """
@@ -90,16 +91,14 @@ class ServiceAccounts:
     ) -> service_account_pb2.ServiceAccount:
         """A new application of a project."""
         project = Name.parse(request.parent, "project", field="parent").id
-        identifier = names.check_id(request.service_account_id, "service_account_id")
+        identifier = names.new_service_account_id(project, request.service_account_id)
 
         def work(transaction: Transaction) -> service_account_pb2.ServiceAccount:
             _check_project(transaction, project)
             column = tables.service_account.c
             if transaction.first(tables.service_account.select().where(column.id == identifier)):
                 name = names.service_account(identifier)
-                raise AlreadyExists(
-                    f"the id {identifier} is taken on this appliance: choose another", name=name
-                )
+                raise AlreadyExists(f"{name} exists already: choose another id", name=name)
             transaction.run(
                 tables.service_account.insert().values(
                     id=identifier, project=project, locked=False, create_time=self._clock()
