@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-BENCHES = ("sealed_load", "gateway_relay", "hybrid_trainer", "flood")
+BENCHES = ("sealed_load", "gateway_relay", "hybrid_trainer", "policy_change", "flood")
 
 
 def main() -> int:

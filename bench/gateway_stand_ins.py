@@ -24,6 +24,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from appliance.api.inference.v1 import generation_pb2, worker_service_pb2, worker_service_pb2_grpc
 from appliance.api.serving.v1 import endpoint_pb2, routing_service_pb2, routing_service_pb2_grpc
 from appliance.core.identity import Principal, PrincipalKind
+from appliance.wire import routing
 from appliance.wire.machine_door import MachineDoor
 from appliance.wire.rules import rules_of
 from appliance.wire.server import Listener, Server, Service
@@ -115,7 +116,7 @@ def _view(cast: Cast, ports: dict[str, int]) -> routing_service_pb2.RoutingView:
     principal = "serviceAccounts/bench"
     ends = Timestamp()
     ends.FromDatetime(datetime.now(UTC) + timedelta(hours=1))
-    return routing_service_pb2.RoutingView(
+    view = routing_service_pb2.RoutingView(
         version=1,
         token_key=cast.token_key,
         credentials=[
@@ -123,14 +124,15 @@ def _view(cast: Cast, ports: dict[str, int]) -> routing_service_pb2.RoutingView:
                 id=cast.token_id, digest=cast.token_digest, principal=principal, expire_time=ends
             )
         ],
-        grants=[
-            routing_service_pb2.Grant(
-                principal=principal, endpoints=[endpoint(kind) for kind in KINDS]
+        rights=[
+            routing_service_pb2.Right(
+                principal=principal, project="projects/bench", permissions=["endpoints.infer"]
             )
         ],
         routes=[
             routing_service_pb2.Route(
                 endpoint=endpoint(kind),
+                project="projects/bench",
                 model="projects/bench/models/letters/versions/1",
                 max_sequence_length=LONGEST,
                 replicas=[
@@ -146,6 +148,9 @@ def _view(cast: Cast, ports: dict[str, int]) -> routing_service_pb2.RoutingView:
             for kind, port in ports.items()
         ],
     )
+    entries = [*view.credentials, *view.rights, *view.routes]
+    view.digest = routing.digest(routing.total(0, map(routing.entry_digest, entries), ()))
+    return view
 
 
 def letters() -> Tokenizer:

@@ -20,6 +20,7 @@ from appliance.gateway.snapshot import Route, Snapshot
 
 _BEARER = "bearer "
 _NOBODY = bytes(32)
+INFER = "endpoints.infer"
 
 
 def bearer(authorization: str | bytes | None) -> str:
@@ -55,7 +56,7 @@ def still(snapshot: Snapshot, credential: str, principal: str, endpoint: str, no
 def route(snapshot: Snapshot, principal: str, endpoint: str) -> Route:
     """The route of an endpoint that the principal may ask. Raises NotFound for all others."""
     found = snapshot.routes.get(endpoint)
-    if found is None or endpoint not in snapshot.grants.get(principal, frozenset()):
+    if found is None or not snapshot.may(principal, found.project, INFER):
         raise NotFound(
             f"there is no endpoint {shown(endpoint)} that you may ask: check its name, "
             "or have somebody give you the right to ask it",
@@ -66,5 +67,8 @@ def route(snapshot: Snapshot, principal: str, endpoint: str) -> Route:
 
 def allowed(snapshot: Snapshot, principal: str) -> list[str]:
     """Endpoints the principal may ask, sorted."""
-    granted = snapshot.grants.get(principal, frozenset())
-    return sorted(granted & snapshot.routes.keys())
+    return sorted(
+        endpoint
+        for endpoint, route in snapshot.routes.items()
+        if snapshot.may(principal, route.project, INFER)
+    )

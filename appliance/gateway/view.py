@@ -1,7 +1,8 @@
 """The gateway's connection to the control plane: a fresh view, tokenizers, reports.
 
 Rules kept here:
-* the view is replaced whole, never changed;
+* the view is replaced by another, never changed, and only when all of the other has arrived; what
+  does not fit to what is there ends the stream, and a new one begins with everything;
 * its age counts from the moment a message of the control plane arrived, by a clock that also goes
   while the machine sleeps and that nobody can set;
 * older than the limit, there is no view: the gateway would decide by rights that may have ended.
@@ -23,7 +24,7 @@ import grpc.aio
 from appliance.api.serving.v1 import routing_service_pb2
 from appliance.api.serving.v1.routing_service_pb2_grpc import RoutingServiceStub
 from appliance.core.errors import Internal, Unavailable
-from appliance.gateway.snapshot import Snapshot
+from appliance.gateway.snapshot import Draft, Snapshot
 from appliance.wire.status import from_rpc_error
 
 logger = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ class View:
         self._limit = limit
         self._clock = clock
         self._snapshot: Snapshot | None = None
+        self._draft: Draft | None = None
         self._heard = 0.0
 
     def take(self, message: routing_service_pb2.RoutingView) -> bool:
@@ -63,9 +65,32 @@ class View:
                 raise Internal("the control plane says that a view has not changed which we lack")
             self._heard = self._clock()
             return False
-        self._snapshot = Snapshot.of(message)
+        draft, self._draft = self._continued(message), None
+        draft.add(message)
+        if message.more:
+            self._draft = draft
+            return False
+        self._snapshot = draft.finished(message)
         self._heard = self._clock()
         return True
+
+    def begin(self) -> None:
+        """Forget what a stream that has ended left half said."""
+        self._draft = None
+
+    def _continued(self, message: routing_service_pb2.RoutingView) -> Draft:
+        """The draft that a message belongs to. Raises Internal when it fits none."""
+        draft = self._draft
+        base = draft.base.version if draft and draft.base else 0
+        if draft is not None and (draft.version, base) == (message.version, message.base_version):
+            return draft
+        if draft is not None:
+            raise Internal("the control plane began a version of the view before it ended another")
+        if not message.base_version:
+            return Draft(None, message)
+        if self._snapshot is None or self._snapshot.version != message.base_version:
+            raise Internal("the control plane changes a version of the view which we lack")
+        return Draft(self._snapshot, message)
 
     @property
     def fresh(self) -> bool:
@@ -118,6 +143,7 @@ class Control:
             await asyncio.sleep(RETRY_SECONDS)
 
     async def _stream(self) -> AsyncIterator[Snapshot]:
+        self._view.begin()
         call = self._stub.WatchRouting(routing_service_pb2.WatchRoutingRequest())
         messages = aiter(call)
         try:

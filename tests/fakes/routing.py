@@ -12,6 +12,7 @@ from appliance.control.auth import tokens
 from appliance.core.errors import Unavailable
 from appliance.core.identity import Principal, PrincipalKind
 from appliance.crypto.tokens import TokenKind
+from appliance.wire import routing
 from appliance.wire.machine_door import MachineDoor
 from appliance.wire.rules import rules_of
 from appliance.wire.server import Listener, Server, Service
@@ -26,6 +27,13 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<s>assistant: {% endif %}"
 )
 KEY = bytes(range(32))
+
+
+def seal(view: routing_service_pb2.RoutingView) -> routing_service_pb2.RoutingView:
+    """A whole view with its digest."""
+    entries = [*view.credentials, *view.rights, *view.routes]
+    view.digest = routing.digest(routing.total(0, map(routing.entry_digest, entries), ()))
+    return view
 
 
 class Control(routing_service_pb2_grpc.RoutingServiceServicer):
@@ -50,13 +58,16 @@ class Control(routing_service_pb2_grpc.RoutingServiceServicer):
         *,
         expires: float | None = None,
     ) -> str:
-        """A token and its grant; returns what the owner is shown."""
+        """A token, and the right to ask in these endpoints' projects; what the owner is shown."""
         minted = tokens.mint(TokenKind.SERVICE, KEY)
         credential = self.view.credentials.add(
             id=minted.id, digest=minted.digest, principal=principal
         )
         credential.expire_time.FromSeconds(int(expires or time.time() + 3600))
-        self.view.grants.add(principal=principal, endpoints=endpoints)
+        for project in sorted({endpoint.rsplit("/", 2)[0] for endpoint in endpoints}):
+            self.view.rights.add(
+                principal=principal, project=project, permissions=["endpoints.infer"]
+            )
         return minted.text
 
     def serve(self, *replicas: Worker, endpoint: str = ENDPOINT, longest: int = 512) -> None:
@@ -65,6 +76,7 @@ class Control(routing_service_pb2_grpc.RoutingServiceServicer):
             self.view.routes.remove(route)
         self.view.routes.add(
             endpoint=endpoint,
+            project=endpoint.rsplit("/", 2)[0],
             model="projects/p/models/m/versions/1",
             max_sequence_length=longest,
             replicas=[
@@ -112,7 +124,7 @@ class Control(routing_service_pb2_grpc.RoutingServiceServicer):
             if self.view.version == last:
                 yield routing_service_pb2.RoutingView(version=last, unchanged=True)
             else:
-                yield self.view
+                yield seal(self.view)
                 last = self.view.version
             try:
                 async with asyncio.timeout(self.pulse):

@@ -13,7 +13,7 @@ from appliance.crypto.tokens import Parsed, TokenKind, text_of
 from appliance.gateway import access
 from appliance.gateway.snapshot import Snapshot
 from appliance.gateway.view import View
-from tests.fakes.routing import ENDPOINT, KEY, Control
+from tests.fakes.routing import ENDPOINT, KEY, Control, seal
 
 OTHER = "projects/q/endpoints/secret"
 
@@ -28,14 +28,14 @@ def made() -> tuple[Control, str]:
 
 def test_a_token_says_who() -> None:
     control, token = made()
-    principal, _ = access.identify(Snapshot.of(control.view), token, time.time())
+    principal, _ = access.identify(Snapshot.of(seal(control.view)), token, time.time())
     assert principal == "serviceAccounts/app"
 
 
 @pytest.mark.attack
 def test_what_is_not_a_live_token_is_refused() -> None:
     control, token = made()
-    snapshot = Snapshot.of(control.view)
+    snapshot = Snapshot.of(seal(control.view))
     minted = tokens.mint(TokenKind.SERVICE, KEY).text
     parts = token.split("_")
     swapped = text_of(Parsed(TokenKind.SERVICE, parts[2], minted.split("_")[3]))
@@ -49,7 +49,7 @@ def test_what_is_not_a_live_token_is_refused() -> None:
 def test_a_token_ends() -> None:
     control = Control()
     token = control.issue(expires=1000)
-    snapshot = Snapshot.of(control.view)
+    snapshot = Snapshot.of(seal(control.view))
     assert access.identify(snapshot, token, 999.9)[0] == "serviceAccounts/app"
     with pytest.raises(Unauthenticated):
         access.identify(snapshot, token, 1000)
@@ -58,7 +58,7 @@ def test_a_token_ends() -> None:
 @pytest.mark.attack
 def test_no_right_and_no_endpoint_look_the_same() -> None:
     control, _ = made()
-    snapshot = Snapshot.of(control.view)
+    snapshot = Snapshot.of(seal(control.view))
     said = []
     for name in (OTHER, "projects/q/endpoints/nothere"):
         with pytest.raises(NotFound) as raised:
@@ -81,7 +81,7 @@ def test_the_scheme_is_not_case_sensitive() -> None:
 
 def test_secrets_are_in_no_repr() -> None:
     control, _ = made()
-    shown = repr(Snapshot.of(control.view))
+    shown = repr(Snapshot.of(seal(control.view)))
     assert str(KEY) not in shown
     assert "digest" not in shown
 
@@ -99,7 +99,7 @@ def test_an_old_view_decides_nothing() -> None:
     view = View(10.0, clock)
     with pytest.raises(Unavailable):
         view.current()
-    view.take(routing_service_pb2.RoutingView(version=3))
+    view.take(routing_service_pb2.RoutingView(version=3, digest=bytes(32)))
     clock.now += 10
     assert view.current().version == 3
     clock.now += 0.1
@@ -115,6 +115,6 @@ def test_a_sign_of_life_of_another_view_is_refused() -> None:
     message = routing_service_pb2.RoutingView(version=4, unchanged=True)
     with pytest.raises(Internal):
         view.take(message)
-    view.take(routing_service_pb2.RoutingView(version=3))
+    view.take(routing_service_pb2.RoutingView(version=3, digest=bytes(32)))
     with pytest.raises(Internal):
         view.take(message)

@@ -44,7 +44,7 @@ async def ask(found: Stage, token: str | None = None, **how: object) -> list[int
 
 def knows(found: Stage, principal: str) -> bool:
     snapshot = found.gateway.view.last
-    return snapshot is not None and principal in snapshot.grants
+    return snapshot is not None and any(who == principal for who, _ in snapshot.rights)
 
 
 async def reasons(found: Stage, count: int) -> list[str]:
@@ -116,7 +116,7 @@ async def test_a_right_that_was_taken_away_ends_a_running_answer(tmp_path: Path)
     async with stage(tmp_path, worker) as found, found.client() as client:
         answer = client.generate(ENDPOINT, prompt="Hallo", max_tokens=500)
         await anext(answer)
-        del found.control.view.grants[:]
+        del found.control.view.rights[:]
         found.control.publish()
         with pytest.raises(NotFound):
             async for _ in answer:

@@ -222,7 +222,7 @@ async def test_a_model_is_read_once_and_again_after_a_failure(desk: Desk) -> Non
         return served()
 
     models = Models(fetch, desk)
-    route = Route("projects/p/endpoints/e", "m", 10, (), coming=False)
+    route = Route("projects/p/endpoints/e", "projects/p", "m", 10, (), coming=False)
     with pytest.raises(Unavailable):
         await models.get(route)
     found = await asyncio.gather(*(models.get(route) for _ in range(5)))

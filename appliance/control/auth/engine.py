@@ -108,6 +108,7 @@ class Engine:
             self._domains.add(rule.domain)
             if not rule.subject.startswith(ROLE_PREFIX):
                 self._subjects.add(rule.subject)
+        self.named_projects = frozenset(self._domains - {PLATFORM, EVERYWHERE})
         self._enforcers: dict[tuple[str, str], casbin.Enforcer] = {}
         self._decisions: dict[Question, bool] = {}
 

@@ -63,6 +63,14 @@ class Policy:
         """The roles of a principal by domain. The same object while nothing of it changes."""
         return self.index.held(principal.subject)
 
+    def places(self, principal: Principal) -> list[str]:
+        """The projects, and all projects, in which a principal may be judged differently; sorted.
+
+        Those of its roles and, as long as it has any, those that rules name.
+        """
+        held = self.held(principal).keys() - {PLATFORM}
+        return sorted(held | self.engine.named_projects) if held else []
+
     def roles_of(self, principal: Principal) -> list[tuple[str, str]]:
         """The (role, domain) pairs a principal holds, sorted."""
         return sorted(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from concurrent.futures import Executor
 from typing import Any
@@ -12,13 +13,15 @@ from appliance.api.serving.v1 import routing_service_pb2 as rpc
 from appliance.api.serving.v1.routing_service_pb2_grpc import RoutingServiceServicer
 from appliance.control.events import ACCESS, ROUTING, Events
 from appliance.control.rpc.servicer import Servicer
-from appliance.control.services.routing import Routing, unchanged
+from appliance.control.services.routing import Routing
+from appliance.control.services.routing_view import Held
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
 PULSE_SECONDS = 1.0
 """How often a gateway hears that its view still holds."""
+TOGETHER_SECONDS = 0.1
 
 
 class RoutingRpc(Servicer, RoutingServiceServicer):
@@ -31,14 +34,15 @@ class RoutingRpc(Servicer, RoutingServiceServicer):
     async def WatchRouting(
         self, request: rpc.WatchRoutingRequest, context: Context
     ) -> AsyncIterator[rpc.RoutingView]:
-        """Streams the whole view now, each time it changes, and a sign of life once a second."""
-        last: rpc.RoutingView | None = None
+        """Streams the whole view, then what changes in it, and a sign of life once a second."""
+        held: Held | None = None
         with self._events.watch(ROUTING, ACCESS) as watch:
             while True:
-                view = await self._look(self._service.follow, last)
-                same = last is not None and view.version == last.version
-                yield unchanged(view) if same else view
-                last = view
+                held, messages = await self._look(self._service.messages, held)
+                for message in messages:
+                    yield message
+                # Changes that come together are sent together.
+                await asyncio.sleep(TOGETHER_SECONDS)
                 await watch.wait(PULSE_SECONDS)
 
     async def GetServedTokenizer(

@@ -4,6 +4,7 @@ Rules kept here:
 * the view holds what the policy engine decided, for live credentials only: a revoked token, a
   locked user or a lost role is missing from the next view;
 * it never holds a secret of a person or application, only keyed digests;
+* it is made once for all gateways, and only when something has changed;
 * usage is durable in the audit chain before the call that reports it returns, and holds no text;
 * what a gateway counted of strangers becomes one record for each source, so many at most.
 
@@ -15,9 +16,10 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Row, select
@@ -26,13 +28,15 @@ from appliance.api.serving.v1 import endpoint_pb2
 from appliance.api.serving.v1 import routing_service_pb2 as rpc
 from appliance.control.audit.log import AuditLog
 from appliance.control.audit.record import Entry
+from appliance.control.auth import scopes
 from appliance.control.auth.credentials import Credentials
-from appliance.control.auth.policy import PolicyStore
+from appliance.control.auth.policy import Policy, PolicyStore
 from appliance.control.services.artifacts import Artifacts
 from appliance.control.services.caller import Caller
 from appliance.control.services.endpoints import model_name, replica_resource
 from appliance.control.services.release import identity_of
 from appliance.control.services.resources import missing, timestamp
+from appliance.control.services.routing_view import Held, Key, key_of
 from appliance.control.store import tables
 from appliance.control.store.database import Database
 from appliance.core import names
@@ -41,8 +45,12 @@ from appliance.core.identity import Principal, PrincipalKind
 from appliance.core.names import Name
 from appliance.crypto.artifacts import ArtifactReader
 from appliance.wire.admission import MAX_COUNTED_SOURCES
+from appliance.wire.routing import ViewEntry
 
-PERMISSION = "endpoints.infer"
+PERMISSIONS = ("endpoints.infer",)
+"""What gateways decide."""
+LOOK_AGAIN = timedelta(seconds=5)
+"""After so long, credentials are read again though nothing was written: sessions end."""
 METHOD = "/appliance.api.inference.v1.InferenceService/Generate"
 MOST_USAGES = 1000
 MAX_REFUSALS = MAX_COUNTED_SOURCES + 1
@@ -79,43 +87,78 @@ class Routing:
         self._log = log
         self._token_key = token_key
         self._clock = clock
+        self._lock = threading.Lock()
+        self._held: Held | None = None
+        self._generation = 0
+        self._made = clock()
+        self._rights: dict[Principal, tuple[object, list[rpc.Right]]] = {}
 
-    def view(self) -> rpc.RoutingView:
-        """The view now; `version` is the state's generation."""
+    def now(self) -> Held:
+        """The view now; the same object for every gateway as long as it says the same.
+
+        It is made anew only when something in the state has changed, or when so much time has
+        passed that a credential may have ended by itself.
+        """
+        with self._lock:
+            with self._database.read() as state:
+                generation = int(state.value(select(tables.meta.c.generation)))
+            moment = self._clock()
+            if self._held is None:
+                self._held = Held(generation, self._token_key, {})
+            elif generation == self._generation and moment - self._made < LOOK_AGAIN:
+                return self._held
+            self._held = self._held.followed_by(generation, self._entries())
+            self._generation, self._made = generation, moment
+            return self._held
+
+    def messages(self, before: Held | None) -> tuple[Held, list[rpc.RoutingView]]:
+        """The view now, and what to send to a gateway that holds `before`."""
+        held = self.now()
+        if held is before:
+            found = [rpc.RoutingView(version=held.version, unchanged=True)]
+        else:
+            found = held.since(before)
+        now = self._clock()
+        for message in found:
+            message.as_of.FromDatetime(now)
+        return held, found
+
+    def _entries(self) -> dict[Key, ViewEntry]:
+        """Everything gateways hold. Of what did not change, the same messages as before."""
         live = [found for found in self._credentials.live() if found.principal.kind in _CALLERS]
-        routes, projects = self._routes()
-        with self._database.read() as state:
-            generation = int(state.value(select(tables.meta.c.generation)))
-        return rpc.RoutingView(
-            version=generation,
-            as_of=timestamp(self._clock()),
-            token_key=self._token_key,
-            credentials=[
-                rpc.Credential(
+        entries: dict[Key, ViewEntry] = {}
+        known = self._held.entries if self._held else {}
+        for found in live:
+            key = ("credential", found.id)
+            old = known.get(key)
+            # A credential is never changed but in its end.
+            ends = timestamp(found.expire_time)
+            if isinstance(old, rpc.Credential) and old.expire_time == ends:
+                entries[key] = old
+            else:
+                entries[key] = rpc.Credential(
                     id=found.id,
                     digest=found.digest,
                     principal=found.principal.name,
-                    expire_time=timestamp(found.expire_time),
+                    expire_time=ends,
                 )
-                for found in live
-            ],
-            grants=self._grants({found.principal for found in live}, routes, projects),
-            routes=routes,
-        )
+        for right in self._rights_of({found.principal for found in live}):
+            entries[key_of(right)] = right
+        for route in self._routes():
+            entries[key_of(route)] = route
+        return entries
 
-    def follow(self, last: rpc.RoutingView | None) -> rpc.RoutingView:
-        """The view now, of a higher version than `last`; of the same version when equal to it.
-
-        Only for comparison is everything else in it; `unchanged` says what to send.
-        """
-        view = self.view()
-        if last is None:
-            return view
-        if _same(view, last):
-            view.version = last.version
-        else:
-            view.version = max(view.version, last.version + 1)
-        return view
+    def _rights_of(self, principals: set[Principal]) -> Iterator[rpc.Right]:
+        """What principals may do, by project; made anew for those whose roles have changed."""
+        policy = self._policies.current()
+        kept, self._rights = self._rights, {}
+        for principal in principals:
+            held = policy.held(principal)
+            known = kept.get(principal)
+            if known is None or known[0] is not held:
+                known = (held, rights_of(policy, principal))
+            self._rights[principal] = known
+            yield from known[1]
 
     def tokenizer(
         self, caller: Caller, request: rpc.GetServedTokenizerRequest
@@ -150,44 +193,38 @@ class Routing:
             future.result(DURABLE_SECONDS)
         return rpc.ReportUsageResponse()
 
-    def _routes(self) -> tuple[list[rpc.Route], dict[str, str]]:
-        """The routes by name, and the project of each."""
-        routes: list[rpc.Route] = []
-        projects: dict[str, str] = {}
+    def _routes(self) -> Iterator[rpc.Route]:
+        """The routes, by name."""
+        replicas: dict[str, list[endpoint_pb2.Replica]] = {}
         with self._database.read() as state:
+            # Also those that do not answer yet: a gateway waits for them, and only then.
+            for replica in state.all(select(tables.replica).order_by(_replica.id)):
+                replicas.setdefault(replica.endpoint, []).append(_replica_of(replica))
             for row in state.all(select(tables.endpoint).order_by(_endpoint.project, _endpoint.id)):
-                found = state.all(
-                    select(tables.replica)
-                    # Also those that do not answer yet: a gateway waits for them, and only then.
-                    .where(_replica.endpoint == row.uid)
-                    .order_by(_replica.id)
+                yield rpc.Route(
+                    endpoint=names.endpoint(row.project, row.id),
+                    project=names.project(row.project),
+                    model=model_name(state, row),
+                    max_sequence_length=row.max_sequence_length,
+                    replicas=replicas.get(row.uid, []),
                 )
-                name = names.endpoint(row.project, row.id)
-                projects[name] = row.project
-                routes.append(
-                    rpc.Route(
-                        endpoint=name,
-                        model=model_name(state, row),
-                        max_sequence_length=row.max_sequence_length,
-                        replicas=[_replica_of(replica) for replica in found],
-                    )
-                )
-        return routes, projects
 
-    def _grants(
-        self, principals: set[Principal], routes: list[rpc.Route], projects: dict[str, str]
-    ) -> list[rpc.Grant]:
-        policy = self._policies.current()
-        grants: list[rpc.Grant] = []
-        for principal in sorted(principals, key=lambda principal: principal.name):
-            endpoints = [
-                route.endpoint
-                for route in routes
-                if policy.allowed(principal, projects[route.endpoint], PERMISSION)
-            ]
-            if endpoints:
-                grants.append(rpc.Grant(principal=principal.name, endpoints=endpoints))
-        return grants
+
+def rights_of(policy: Policy, principal: Principal) -> list[rpc.Right]:
+    """What a principal may do that gateways decide, by project.
+
+    One line for all projects and one for each project that is named by a role of the principal or
+    by a rule; a gateway takes the line of a project before that of all.
+    """
+    found = []
+    for domain in policy.places(principal):
+        permissions = [each for each in PERMISSIONS if policy.allowed(principal, domain, each)]
+        found.append(
+            rpc.Right(
+                principal=principal.name, project=scopes.name(domain), permissions=permissions
+            )
+        )
+    return found
 
 
 def _replica_of(row: Row[Any]) -> endpoint_pb2.Replica:
@@ -195,21 +232,6 @@ def _replica_of(row: Row[Any]) -> endpoint_pb2.Replica:
     replica = replica_resource(row)
     replica.server_name = identity_of(row).server_name
     return replica
-
-
-def _same(view: rpc.RoutingView, other: rpc.RoutingView) -> bool:
-    """Whether two views say the same, whenever they were made."""
-    mine, its = rpc.RoutingView(), rpc.RoutingView()
-    for copy, original in ((mine, view), (its, other)):
-        copy.CopyFrom(original)
-        copy.ClearField("version")
-        copy.ClearField("as_of")
-    return mine == its
-
-
-def unchanged(view: rpc.RoutingView) -> rpc.RoutingView:
-    """The message that says that `view` still holds."""
-    return rpc.RoutingView(version=view.version, as_of=view.as_of, unchanged=True)
 
 
 def served_tokenizer(reader: ArtifactReader) -> rpc.ServedTokenizer:

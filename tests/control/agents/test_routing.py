@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import random
+from typing import Any
+
 import pytest
+from sqlalchemy import event
 
 from appliance.api.serving.v1 import endpoint_pb2, endpoint_service_pb2, routing_service_pb2
-from appliance.control.auth import tokens
-from appliance.control.auth.rules import Link
+from appliance.control.auth import rules, tokens
+from appliance.control.auth.policy import Policy, compile_policy
+from appliance.control.auth.roles import Roles
+from appliance.control.auth.rules import Link, Rows, Rule
+from appliance.control.auth.scopes import EVERYWHERE
 from appliance.control.auth.tokens import TokenKind
 from appliance.control.services.bindings import Bindings
 from appliance.control.services.caller import Caller
-from appliance.control.services.routing import unchanged
+from appliance.control.services.routing import rights_of
 from appliance.control.store import tables
 from appliance.core.errors import InvalidInput, NotFound
 from appliance.core.identity import Principal, PrincipalKind
+from appliance.gateway import access
+from appliance.gateway.snapshot import Snapshot
+from appliance.gateway.view import View
 from tests.fakes import tiny_model
 from tests.fakes.lab import ALICE, Lab
+from tests.fakes.routing import seal
 
 NAME = "projects/demo/endpoints/chat"
 GATEWAY = Caller(principal=Principal(PrincipalKind.GATEWAY, "gateway-1"))
@@ -39,11 +50,21 @@ def application(lab: Lab, name: str, *, role: bool) -> str:
                 expire_time=now.replace(year=now.year + 1),
             )
         )
-        if role:
-            Bindings(base.database, base.changes, base.policies, base.events, base.clock).bind(
-                transaction, Link(f"svc:{name}", "inference", "demo"), "users/alice"
-            )
+    if role:
+        bind(lab, Link(f"svc:{name}", "inference", "demo"))
     return minted.id
+
+
+def bind(lab: Lab, link: Link) -> None:
+    base = lab.base
+    bindings = Bindings(base.database, base.changes, base.policies, base.events, base.clock)
+    with lab.database.write() as transaction:
+        bindings.bind(transaction, link, "users/alice")
+
+
+def take(view: View, messages: list[routing_service_pb2.RoutingView]) -> None:
+    for message in messages:
+        view.take(message)
 
 
 async def serve(lab: Lab) -> None:
@@ -59,17 +80,18 @@ async def serve(lab: Lab) -> None:
     node.ready(node.started[0].work, "127.0.0.1:5001")
 
 
-async def test_the_view_holds_live_credentials_grants_and_ready_replicas(lab: Lab) -> None:
+async def test_the_view_holds_live_credentials_rights_and_ready_replicas(lab: Lab) -> None:
     await serve(lab)
     allowed, stranger = application(lab, "app", role=True), application(lab, "other", role=False)
-    view = lab.routing.view()
+    _, (view,) = lab.routing.messages(None)
     assert {credential.id for credential in view.credentials} == {allowed, stranger}
-    assert [(grant.principal, list(grant.endpoints)) for grant in view.grants] == [
-        ("serviceAccounts/app", [NAME])
+    assert [(r.principal, r.project, list(r.permissions)) for r in view.rights] == [
+        ("serviceAccounts/app", "projects/demo", ["endpoints.infer"])
     ]
     route = view.routes[0]
-    assert (route.endpoint, route.model, route.max_sequence_length) == (
+    assert (route.endpoint, route.project, route.model, route.max_sequence_length) == (
         NAME,
+        "projects/demo",
         "projects/demo/models/base/versions/1",
         128,
     )
@@ -80,31 +102,101 @@ async def test_the_view_holds_live_credentials_grants_and_ready_replicas(lab: La
     (endpoint,) = lab.rows(tables.endpoint)
     assert replica.server_name == f"{endpoint.uid}-r0-1.replica.appliance"
     assert view.token_key == lab.base.keyring.token_hmac
+    snapshot = Snapshot.of(view)
+    assert access.allowed(snapshot, "serviceAccounts/app") == [NAME]
+    assert access.allowed(snapshot, "serviceAccounts/other") == []
 
 
 @pytest.mark.attack
-async def test_a_revoked_token_is_gone_from_the_next_view(lab: Lab) -> None:
+async def test_a_revoked_token_is_gone_with_the_next_change(lab: Lab) -> None:
     await serve(lab)
     token = application(lab, "app", role=True)
-    first = lab.routing.follow(None)
+    view = View(10.0)
+    held, messages = lab.routing.messages(None)
+    take(view, messages)
     with lab.database.write() as transaction:
         transaction.run(tables.token.delete().where(tables.token.c.id == token))
-    second = lab.routing.follow(first)
-    assert (list(second.credentials), list(second.grants)) == ([], [])
-    assert second.version > first.version
+    held, (change,) = lab.routing.messages(held)
+    assert (list(change.gone_credentials), list(change.routes)) == ([token], [])
+    assert [right.principal for right in change.gone_rights] == ["serviceAccounts/app"]
+    take(view, [change])
+    assert (view.current().credentials, view.current().rights) == ({}, {})
+    assert view.current().version == held.version
 
 
 async def test_a_view_that_says_the_same_keeps_its_version_and_is_sent_short(lab: Lab) -> None:
     await serve(lab)
-    first = lab.routing.follow(None)
+    held, (first,) = lab.routing.messages(None)
     lab.forward(1)
     with lab.database.write():
         pass
-    second = lab.routing.follow(first)
-    assert second.version == first.version
-    short = unchanged(second)
+    same, (short,) = lab.routing.messages(held)
+    assert same is held
     assert (short.unchanged, short.version, list(short.routes)) == (True, first.version, [])
     assert short.as_of.ToDatetime() > first.as_of.ToDatetime()
+
+
+async def test_nothing_is_read_again_for_another_gateway(lab: Lab) -> None:
+    await serve(lab)
+    application(lab, "app", role=True)
+    held, _ = lab.routing.messages(None)
+    reads: list[str] = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        reads.append(statement)
+
+    event.listen(lab.database._reader, "before_cursor_execute", note)
+    for _ in range(3):
+        again, messages = lab.routing.messages(None)
+        assert again is held
+        assert messages[0].credentials
+    assert {read for read in reads if read.startswith("SELECT")} == {
+        "SELECT meta.generation \nFROM meta"
+    }
+
+
+async def test_a_session_that_ends_by_itself_is_gone_after_a_while(lab: Lab) -> None:
+    await serve(lab)
+    token = application(lab, "app", role=True)
+    held, _ = lab.routing.messages(None)
+    lab.forward(400 * 24 * 3600)
+    _, (change,) = lab.routing.messages(held)
+    assert list(change.gone_credentials) == [token]
+
+
+async def test_roles_of_all_projects_are_one_line(lab: Lab) -> None:
+    await serve(lab)
+    bind(lab, Link("user:alice", "viewer", "demo"))
+    (right,) = rights_of(lab.base.policies.current(), ALICE.principal)[:1]
+    assert (right.project, list(right.permissions)) == ("projects/-", ["endpoints.infer"])
+
+
+def policy_with(roles: Roles, *links: Link, extra: tuple[Rule, ...] = ()) -> Policy:
+    rows = Rows(1, (*rules.rules_of(roles), *extra), links, {})
+    return compile_policy(rows, roles)
+
+
+def test_a_gateway_decides_as_the_policy_does() -> None:
+    roles, chance = Roles.load(), random.Random(3)
+    places = ["p0", "p1", "p2", EVERYWHERE]
+    for _ in range(8):
+        links = [
+            Link(f"user:{chance.choice('abcd')}", role, chance.choice(places))
+            for role in ("owner", "viewer", "inference")
+            for _ in range(3)
+        ]
+        deny = Rule(f"user:{chance.choice('abcd')}", "p1", "endpoints", "infer", "deny")
+        policy = policy_with(roles, *links, extra=(deny,))
+        people = [Principal(PrincipalKind.USER, letter) for letter in ("aa", *"abcd")]
+        view = routing_service_pb2.RoutingView(
+            rights=[right for who in people for right in rights_of(policy, who)]
+        )
+        snapshot = Snapshot.of(seal(view))
+        for who in people:
+            for project in ("p0", "p1", "p2", "p9"):
+                assert snapshot.may(who.name, f"projects/{project}", "endpoints.infer") == (
+                    policy.allowed(who, project, "endpoints.infer")
+                ), (who, project, links)
 
 
 async def test_the_tokenizer_of_what_is_served(lab: Lab) -> None:

@@ -16,22 +16,34 @@ class WatchRoutingRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class RoutingView(_message.Message):
-    __slots__ = ("version", "as_of", "unchanged", "token_key", "credentials", "grants", "routes")
+    __slots__ = ("version", "as_of", "unchanged", "token_key", "credentials", "routes", "base_version", "rights", "gone_credentials", "gone_rights", "gone_routes", "more", "digest")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     AS_OF_FIELD_NUMBER: _ClassVar[int]
     UNCHANGED_FIELD_NUMBER: _ClassVar[int]
     TOKEN_KEY_FIELD_NUMBER: _ClassVar[int]
     CREDENTIALS_FIELD_NUMBER: _ClassVar[int]
-    GRANTS_FIELD_NUMBER: _ClassVar[int]
     ROUTES_FIELD_NUMBER: _ClassVar[int]
+    BASE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    RIGHTS_FIELD_NUMBER: _ClassVar[int]
+    GONE_CREDENTIALS_FIELD_NUMBER: _ClassVar[int]
+    GONE_RIGHTS_FIELD_NUMBER: _ClassVar[int]
+    GONE_ROUTES_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
     version: int
     as_of: _timestamp_pb2.Timestamp
     unchanged: bool
     token_key: bytes
     credentials: _containers.RepeatedCompositeFieldContainer[Credential]
-    grants: _containers.RepeatedCompositeFieldContainer[Grant]
     routes: _containers.RepeatedCompositeFieldContainer[Route]
-    def __init__(self, version: _Optional[int] = ..., as_of: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., unchanged: _Optional[bool] = ..., token_key: _Optional[bytes] = ..., credentials: _Optional[_Iterable[_Union[Credential, _Mapping]]] = ..., grants: _Optional[_Iterable[_Union[Grant, _Mapping]]] = ..., routes: _Optional[_Iterable[_Union[Route, _Mapping]]] = ...) -> None: ...
+    base_version: int
+    rights: _containers.RepeatedCompositeFieldContainer[Right]
+    gone_credentials: _containers.RepeatedScalarFieldContainer[str]
+    gone_rights: _containers.RepeatedCompositeFieldContainer[Right]
+    gone_routes: _containers.RepeatedScalarFieldContainer[str]
+    more: bool
+    digest: bytes
+    def __init__(self, version: _Optional[int] = ..., as_of: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., unchanged: _Optional[bool] = ..., token_key: _Optional[bytes] = ..., credentials: _Optional[_Iterable[_Union[Credential, _Mapping]]] = ..., routes: _Optional[_Iterable[_Union[Route, _Mapping]]] = ..., base_version: _Optional[int] = ..., rights: _Optional[_Iterable[_Union[Right, _Mapping]]] = ..., gone_credentials: _Optional[_Iterable[str]] = ..., gone_rights: _Optional[_Iterable[_Union[Right, _Mapping]]] = ..., gone_routes: _Optional[_Iterable[str]] = ..., more: _Optional[bool] = ..., digest: _Optional[bytes] = ...) -> None: ...
 
 class Credential(_message.Message):
     __slots__ = ("id", "digest", "principal", "expire_time")
@@ -45,25 +57,29 @@ class Credential(_message.Message):
     expire_time: _timestamp_pb2.Timestamp
     def __init__(self, id: _Optional[str] = ..., digest: _Optional[bytes] = ..., principal: _Optional[str] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
-class Grant(_message.Message):
-    __slots__ = ("principal", "endpoints")
+class Right(_message.Message):
+    __slots__ = ("principal", "project", "permissions")
     PRINCIPAL_FIELD_NUMBER: _ClassVar[int]
-    ENDPOINTS_FIELD_NUMBER: _ClassVar[int]
+    PROJECT_FIELD_NUMBER: _ClassVar[int]
+    PERMISSIONS_FIELD_NUMBER: _ClassVar[int]
     principal: str
-    endpoints: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, principal: _Optional[str] = ..., endpoints: _Optional[_Iterable[str]] = ...) -> None: ...
+    project: str
+    permissions: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, principal: _Optional[str] = ..., project: _Optional[str] = ..., permissions: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Route(_message.Message):
-    __slots__ = ("endpoint", "model", "max_sequence_length", "replicas")
+    __slots__ = ("endpoint", "model", "max_sequence_length", "replicas", "project")
     ENDPOINT_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     MAX_SEQUENCE_LENGTH_FIELD_NUMBER: _ClassVar[int]
     REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    PROJECT_FIELD_NUMBER: _ClassVar[int]
     endpoint: str
     model: str
     max_sequence_length: int
     replicas: _containers.RepeatedCompositeFieldContainer[_endpoint_pb2.Replica]
-    def __init__(self, endpoint: _Optional[str] = ..., model: _Optional[str] = ..., max_sequence_length: _Optional[int] = ..., replicas: _Optional[_Iterable[_Union[_endpoint_pb2.Replica, _Mapping]]] = ...) -> None: ...
+    project: str
+    def __init__(self, endpoint: _Optional[str] = ..., model: _Optional[str] = ..., max_sequence_length: _Optional[int] = ..., replicas: _Optional[_Iterable[_Union[_endpoint_pb2.Replica, _Mapping]]] = ..., project: _Optional[str] = ...) -> None: ...
 
 class GetServedTokenizerRequest(_message.Message):
     __slots__ = ("endpoint",)

@@ -57,7 +57,7 @@ class RoutingServiceServicer:
     """
 
     def WatchRouting(self, request, context):
-        """Streams the whole view now, each time it changes, and once a second, so that its age can be judged.
+        """Streams the whole view, then what changes in it, and a sign of life once a second, so that its age can be judged.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

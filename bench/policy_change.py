@@ -1,0 +1,218 @@
+"""How long a change of rights takes with 50,000 bindings, and when gateways know of it.
+
+A real control plane on loopback, with its background cross-check; changes go through the RPC with a
+session; a gateway follows its view over mutual TLS. Beside it, once: the whole policy made anew as
+version 0.1.0 did within each change, with a graph of roles that Casbin fills.
+
+Prints a table and writes build/bench/policy_change.json.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import casbin
+
+from appliance.api.access.v1 import binding_pb2
+from appliance.api.access.v1 import binding_service_pb2 as rpc
+from appliance.api.access.v1.binding_service_pb2_grpc import BindingServiceStub
+from appliance.control import cross_check
+from appliance.control.auth import rules
+from appliance.control.auth.roles import Roles
+from appliance.control.auth.rules import ROLE_PREFIX, Link
+from appliance.control.store import tables
+from appliance.core.identity import PrincipalKind, parse_name
+from appliance.gateway.view import Control as GatewayControl
+from appliance.gateway.view import View
+from appliance.wire.tls import channel
+from bench.measure import RESULTS
+from tests.fakes.appliance import ADMINISTRATOR, Appliance, bearer, make_data_directory, running
+
+BINDINGS = 50_000
+PROJECTS = 100
+CHANGES = 100
+PAUSE = 0.05
+SESSIONS = 200
+SLOWEST = 0.050
+LATEST = 1.0
+
+
+def main() -> None:
+    """Run it."""
+    with tempfile.TemporaryDirectory() as folder:
+        asyncio.run(_measure(Path(folder), BINDINGS))
+
+
+async def _measure(folder: Path, bindings: int) -> None:
+    make_data_directory(folder / "made")
+    async with running(folder / "made", folder / "data") as appliance:
+        links = list(_links(bindings))
+        _fill(appliance, links)
+        base = appliance.control.base
+        began = time.perf_counter()
+        base.policies.current()
+        start = time.perf_counter() - began
+        with ThreadPoolExecutor(1) as pool:
+            check = asyncio.create_task(cross_check.run(base.policies, pool, base.events))
+            changes, seen = await _change(appliance)
+            check.cancel()
+            await asyncio.wait({check})
+        before = _as_before(base.policies.roles, links)
+    _print(bindings, start, changes, seen, before)
+
+
+def _links(count: int) -> Iterator[Link]:
+    """Five roles each in other projects, for so many people."""
+    for number in range(count):
+        person, place = divmod(number, 5)
+        yield Link(f"user:u{person}", "developer", f"p{(person + place) % PROJECTS}")
+
+
+def _fill(appliance: Appliance, links: list[Link]) -> None:
+    now = appliance.clock()
+    base = appliance.control.base
+    with base.database.write() as transaction:
+        for number in range(PROJECTS):
+            transaction.run(
+                tables.project.insert().values(id=f"p{number}", description="", create_time=now)
+            )
+        for start in range(0, len(links), 5_000):
+            rows = [
+                {
+                    "id": f"{start + number:016x}",
+                    "subject": link.subject,
+                    "role": link.role,
+                    "domain": link.domain,
+                    "creator": "users/alice",
+                    "create_time": now,
+                }
+                for number, link in enumerate(links[start : start + 5_000])
+            ]
+            transaction.run(tables.binding.insert().values(rows))
+        people = sorted({link.subject.removeprefix("user:") for link in links})
+        for start in range(0, len(people), 5_000):
+            found = [
+                {"id": name, "password_hash": "none", "locked": False, "create_time": now}
+                for name in people[start : start + 5_000]
+            ]
+            transaction.run(tables.user.insert().values(found))
+        transaction.change_policy()
+
+
+async def _change(appliance: Appliance) -> tuple[list[float], list[float]]:
+    """Seconds of each change until it returned, and until the gateway held it."""
+    for number in range(SESSIONS):
+        appliance.session(f"u{number}")
+    machine = appliance.gateway()
+    view = View(10.0)
+    async with channel(
+        f"127.0.0.1:{appliance.control.machines_port}",
+        appliance.ca_pem,
+        machine.key,
+        machine.certificate,
+        server_name=PrincipalKind.CONTROL.server_name,
+    ) as stream:
+        watching = asyncio.create_task(GatewayControl(stream, view).watch(lambda _: None))
+        await _until(lambda: view.fresh)
+        stub = appliance.api(BindingServiceStub)
+        metadata = bearer(appliance.session(ADMINISTRATOR))
+        changes, seen = [], []
+        for number in range(CHANGES):
+            who, where = f"users/u{number // 2}", "projects/p99"
+            began = time.perf_counter()
+            if number % 2 == 0:
+                wanted = binding_pb2.Binding(principal=who, role="roles/inference", scope=where)
+                made = await stub.CreateBinding(
+                    rpc.CreateBindingRequest(binding=wanted), metadata=metadata
+                )
+            else:
+                await stub.DeleteBinding(
+                    rpc.DeleteBindingRequest(name=made.name), metadata=metadata
+                )
+            changes.append(time.perf_counter() - began)
+            _check_in_force(appliance, who, held=number % 2 == 0)
+            given = number % 2 == 0
+            await _until(partial(_gateway_says, view, who, where, given=given))
+            seen.append(time.perf_counter() - began)
+            await asyncio.sleep(PAUSE)
+        watching.cancel()
+        await asyncio.wait({watching})
+    return changes, seen
+
+
+def _gateway_says(view: View, who: str, where: str, *, given: bool) -> bool:
+    return view.current().may(who, where, "endpoints.infer") is given
+
+
+async def _until(true: Callable[[], bool]) -> None:
+    """Look every two milliseconds."""
+    while not true():  # noqa: ASYNC110 - what is waited for sets no event
+        await asyncio.sleep(0.002)
+
+
+def _check_in_force(appliance: Appliance, who: str, *, held: bool) -> None:
+    """The change counts when its call has returned."""
+    principal = parse_name(who)
+    allowed = appliance.control.base.policies.current().allowed(principal, "p99", "endpoints.infer")
+    if allowed is not held:
+        raise SystemExit(f"the change of {who} was not in force when its call returned")
+
+
+class _Filled(casbin.persist.Adapter):  # type: ignore[misc]  # casbin is untyped
+    """Fills Casbin's tables as version 0.1.0 did."""
+
+    def __init__(self, links: list[Link]) -> None:
+        self._links = links
+
+    def load_policy(self, model: casbin.Model) -> None:
+        """One by one, each compared with all before it."""
+        model.add_policies(
+            "g", "g", [[k.subject, ROLE_PREFIX + k.role, k.domain] for k in self._links]
+        )
+
+
+def _as_before(roles: Roles, links: list[Link]) -> float:
+    """Seconds of one change as version 0.1.0 made it: check all rows, fill one graph of roles."""
+    began = time.perf_counter()
+    rules.check_links(links, {}, roles)
+    model = casbin.Model()
+    model.load_model_from_text(roles.model_text)
+    casbin.Enforcer(model, _Filled(links))
+    return time.perf_counter() - began
+
+
+def _print(
+    bindings: int, start: float, changes: list[float], seen: list[float], before: float
+) -> None:
+    p50, p95 = statistics.median(changes), _p95(changes)
+    latest = max(seen)
+    rows = [
+        ("a change through the RPC, p50", p50),
+        ("a change through the RPC, p95", p95),
+        ("until the gateway holds it, p95", _p95(seen)),
+        ("until the gateway holds it, latest", latest),
+        ("the whole policy from the tables, once", start),
+        ("the policy alone, as 0.1.0 made it in each change", before),
+    ]
+    print(f"{bindings:,} bindings, {len(changes)} changes, {platform.processor() or 'CPU'}")
+    for words, seconds in rows:
+        print(f"  {words:<52}{1000 * seconds:>12,.1f} ms")
+    print(f"  0.1.0 against a change now, p95{before / p95:>37,.0f} times")
+    kept = "kept" if p95 <= SLOWEST and latest <= LATEST else "NOT kept"
+    print(f"  bounds of {1000 * SLOWEST:.0f} ms and {LATEST:.0f} s: {kept}")
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    found = {"bindings": bindings, **dict(rows)}
+    (RESULTS / "policy_change.json").write_text(json.dumps(found, indent=2))
+
+
+def _p95(seconds: list[float]) -> float:
+    return statistics.quantiles(seconds, n=20, method="inclusive")[-1]
