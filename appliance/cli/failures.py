@@ -22,6 +22,7 @@ INTERRUPTED = 130
 # The first class that fits decides.
 _CODES: tuple[tuple[type[errors.ApplianceError], int, str], ...] = (
     (errors.FreshMfaRequired, LOG_IN, "repeat it in a terminal, or give --code-file"),
+    (errors.PasswordChangeRequired, LOG_IN, "`appliance password change`"),
     (errors.Unauthenticated, LOG_IN, "log in again with `appliance login`"),
     (errors.Denied, NOT_ALLOWED, "`appliance whoami` shows your roles; an owner can give more"),
     (errors.NotFound, NOT_FOUND, "list what there is with the noun's `list` command"),

@@ -104,6 +104,7 @@ def _add_context(local: Local, server: str, admin: str) -> str:
         name = f"local-{number}"
     if name in taken:
         profiles.forget_token(taken[name])
+        profiles.forget_devices(taken[name])
     pem = local.ca.read_text(encoding="ascii")
     profiles.put(Profile(name=name, server=server, ca_pem=pem, user=admin))
     return name

@@ -1,4 +1,8 @@
-"""`appliance login`: password, then the second factor; the first time, enrol an authenticator."""
+"""`appliance login`: password, then the second factor; the first time, enrol an authenticator.
+
+Rule kept here: what the server knows this device by is sent with the password and kept, so that
+somebody else's wrong guesses do not keep its user out.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +12,30 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from appliance.cli import password as passwords
 from appliance.cli import prompts
 from appliance.cli.command import command as make
-from appliance.core.errors import InvalidInput, MfaRequired, Unauthenticated
+from appliance.core.errors import (
+    InvalidInput,
+    MfaRequired,
+    PasswordChangeRequired,
+    Unauthenticated,
+)
 
 if TYPE_CHECKING:
     from appliance.cli.session import Session
 
 TRIES = 3
-COMPLETE, VERIFY, ENROLL = 1, 2, 3  # SessionStep
+COMPLETE, VERIFY, ENROLL, CHANGE = 1, 2, 3, 4  # SessionStep
 
 
-@make("login", "AuthService.Login", "AuthService.EnrollTotp", "AuthService.VerifyTotp")
+@make(
+    "login",
+    "AuthService.Login",
+    "AuthService.EnrollTotp",
+    "AuthService.VerifyTotp",
+    "AuthService.ChangePassword",
+)
 @click.option("--user", metavar="U", help="Your id.  [default: the one of the last time]")
 @click.option("--password-file", metavar="FILE", help="Your password; `-` is standard input.")
 @click.option(
@@ -27,20 +43,53 @@ COMPLETE, VERIFY, ENROLL = 1, 2, 3  # SessionStep
     metavar="FILE",
     help="A recovery code instead of the authenticator; `-` is standard input.",
 )
+@click.option(
+    "--new-password-file",
+    metavar="FILE",
+    help="Your next password, when the present one was chosen by somebody else.",
+)
 def command(
-    session: Session, user: str | None, password_file: str | None, recovery_code_file: str | None
+    session: Session,
+    user: str | None,
+    password_file: str | None,
+    recovery_code_file: str | None,
+    new_password_file: str | None,
 ) -> None:
     """Log in with password and authenticator."""
     profile = session.profile
     user = user or profile.user or _ask_user()
     password = prompts.password(password_file, f"Password of {user}")
-    begun = session.call("AuthService.Login", user=user, password=password)
+    recovery_code = prompts.first_line(recovery_code_file) if recovery_code_file else ""
+    begun = session.call(
+        "AuthService.Login",
+        user=user,
+        password=password,
+        device_token=session.profiles.device(profile, user),
+        recovery_code=recovery_code,
+    )
     if begun.next_step == ENROLL:
         _show_secret(session.call("AuthService.EnrollTotp", token=begun.token).provisioning_uri)
-    done = _prove(session, begun.token, recovery_code_file)
+    done = _prove(session, begun.token, recovery_code)
     session.profiles.put(replace(profile, user=user), use=False)
     session.profiles.keep_token(profile, done.token)
+    if done.device_token:
+        session.profiles.keep_device(profile, user, done.device_token)
     _finish(session, user, done)
+    if done.next_step == CHANGE:
+        session.use_token(done.token)
+        _replace(session, user, password, new_password_file)
+
+
+def _replace(session: Session, user: str, password: str, source: str | None) -> None:
+    """Replace a password that somebody else chose; nothing else is allowed before."""
+    if source is None and not prompts.interactive():
+        raise PasswordChangeRequired(
+            "Your password was chosen by somebody else and must be replaced first: log in in a "
+            "terminal, or give --new-password-file FILE."
+        )
+    click.echo("Your password was chosen by somebody else: choose your own.", err=True)
+    new = prompts.password(source, f"New password of {user}", twice=True)
+    passwords.change(session, user, password, new)
 
 
 def _ask_user() -> str:
@@ -62,11 +111,10 @@ def _show_secret(uri: str) -> None:
     click.echo(picture.getvalue() + uri, err=True)
 
 
-def _prove(session: Session, token: str, recovery_code_file: str | None) -> Any:
+def _prove(session: Session, token: str, recovery_code: str) -> Any:
     """Prove the second factor; a person may mistype it."""
-    if recovery_code_file is not None:
-        code = prompts.first_line(recovery_code_file)
-        return session.call("AuthService.VerifyTotp", token=token, recovery_code=code)
+    if recovery_code:
+        return session.call("AuthService.VerifyTotp", token=token, recovery_code=recovery_code)
     tries = TRIES if prompts.interactive() and session.shared.code_file is None else 1
     while True:
         tries -= 1

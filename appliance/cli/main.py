@@ -31,9 +31,11 @@ NOUNS = {
     "logout": "End the session.",
     "model": "Take in models; see their versions.",
     "node": "See and add servers.",
+    "password": "Change your own password.",
     "project": "Manage projects.",
     "role": "See the built-in roles.",
     "service-account": "Manage applications and their tokens.",
+    "session": "See and end your own log-ins.",
     "status": "Say what the server is and where it answers.",
     "tokenizer": "See tokenizers.",
     "up": "Start an appliance on this machine.",
@@ -41,6 +43,8 @@ NOUNS = {
     "whoami": "Say who you are and what you may do.",
 }
 """Every command with its line in `--help`; its module is `appliance.cli.NOUN`."""
+_MODULES = {"session": "sessions"}
+"""Nouns whose module has another name: `appliance.cli.session` is what every command runs in."""
 
 
 class Nouns(click.Group):
@@ -54,7 +58,8 @@ class Nouns(click.Group):
         """Import the command's module and return its `command`."""
         if cmd_name not in NOUNS:
             return None
-        module = importlib.import_module(f"appliance.cli.{cmd_name.replace('-', '_')}")
+        name = _MODULES.get(cmd_name, cmd_name.replace("-", "_"))
+        module = importlib.import_module(f"appliance.cli.{name}")
         command: click.Command = module.command
         return command
 

@@ -30,6 +30,14 @@ COLUMNS = [
     ("SEEN", field("seen_time")),
 ]
 
+JOIN_TOKENS = [
+    ("TOKEN", field("id")),
+    ("NODE", last("node")),
+    ("MADE BY", last("creator")),
+    ("MADE", field("create_time")),
+    ("ENDS", field("expire_time")),
+]
+
 command = click.Group("node", help="See and add servers.")
 
 
@@ -58,6 +66,7 @@ def create_join_token(session: Session, node_id: str, out: Path | None) -> None:
     made = session.call("NodeService.CreateJoinToken", node_id=node_id)
     facts = {
         "token": made.token,
+        "id": made.token_id,
         "ca_fingerprint": made.ca_fingerprint,
         "expire_time": made.expire_time.ToJsonString(),
     }
@@ -65,6 +74,20 @@ def create_join_token(session: Session, node_id: str, out: Path | None) -> None:
         write_secret(out, facts.pop("token"))
         click.echo(f"the token is in {out}, readable by you alone", err=True)
     session.show(facts)
+
+
+@make("list-join-tokens", "NodeService.ListJoinTokens", group=command)
+def list_join_tokens(session: Session) -> None:
+    """List the join tokens that can still be used."""
+    session.show(session.list("NodeService.ListJoinTokens", "join_tokens"), JOIN_TOKENS)
+
+
+@make("revoke-join-token", "NodeService.RevokeJoinToken", group=command)
+@click.argument("token_id", metavar="ID")
+def revoke_join_token(session: Session, token_id: str) -> None:
+    """End a join token; no server can join with it once this returns."""
+    session.call("NodeService.RevokeJoinToken", token_id=token_id)
+    click.echo("revoked", err=True)
 
 
 @make("evict", "NodeService.EvictNode", group=command)

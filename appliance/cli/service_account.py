@@ -22,6 +22,14 @@ COLUMNS = [
     ("CREATED", field("create_time")),
 ]
 
+TOKENS = [
+    ("TOKEN", field("id")),
+    ("SERVICE ACCOUNT", last("service_account")),
+    ("MADE BY", last("creator")),
+    ("MADE", field("create_time")),
+    ("ENDS", field("expire_time")),
+]
+
 command = click.Group("service-account", help="Manage applications and their tokens.")
 
 
@@ -50,6 +58,17 @@ def list_(session: Session) -> None:
     """List the service accounts of a project."""
     method = "ServiceAccountService.ListServiceAccounts"
     session.show(session.list(method, "service_accounts", parent=session.parent), COLUMNS)
+
+
+@make("list-tokens", "ServiceAccountService.ListServiceAccounts", group=command, project=True)
+def list_tokens(session: Session) -> None:
+    """List the live tokens of a project's applications, and who made them."""
+    method = "ServiceAccountService.ListServiceAccounts"
+    accounts = session.list(method, "service_accounts", parent=session.parent)
+    tokens = [
+        {"service_account": each["name"], **token} for each in accounts for token in each["tokens"]
+    ]
+    session.show(tokens, TOKENS)
 
 
 @make("create-token", "ServiceAccountService.CreateToken", group=command)

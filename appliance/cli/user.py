@@ -9,6 +9,7 @@ import click
 from appliance.cli import prompts
 from appliance.cli.command import command as make
 from appliance.cli.output import field, last
+from appliance.cli.prompts import agree
 
 if TYPE_CHECKING:
     from appliance.cli.session import Session
@@ -17,6 +18,7 @@ COLUMNS = [
     ("USER", last()),
     ("LOCKED", field("locked")),
     ("AUTHENTICATOR", field("totp_enrolled")),
+    ("MUST CHANGE PASSWORD", field("must_change_password")),
     ("CREATED", field("create_time")),
 ]
 
@@ -27,7 +29,7 @@ command = click.Group("user", help="Manage people.")
 @click.argument("user_id", metavar="USER")
 @click.option("--password-file", metavar="FILE", help="First password; `-` is standard input.")
 def create(session: Session, user_id: str, password_file: str | None) -> None:
-    """Create a user with a first password."""
+    """Create a user with a first password, to be replaced at the first log-in."""
     password = prompts.password(password_file, f"First password of {user_id}", twice=True)
     made = session.call("UserService.CreateUser", user_id=user_id, password=password)
     session.show(made, COLUMNS)
@@ -49,7 +51,7 @@ def list_(session: Session) -> None:
 @make("lock", "UserService.LockUser", group=command)
 @click.argument("name", metavar="USER")
 def lock(session: Session, name: str) -> None:
-    """Lock a user: live sessions stop at once."""
+    """Lock a user: live sessions stop at once, devices are forgotten."""
     session.show(session.call("UserService.LockUser", name=session.name("user", name)), COLUMNS)
 
 
@@ -58,3 +60,31 @@ def lock(session: Session, name: str) -> None:
 def unlock(session: Session, name: str) -> None:
     """Unlock a user and clear failed attempts."""
     session.show(session.call("UserService.UnlockUser", name=session.name("user", name)), COLUMNS)
+
+
+@make("reset-password", "UserService.ResetPassword", group=command)
+@click.argument("name", metavar="USER")
+@click.option("--password-file", metavar="FILE", help="Next password; `-` is standard input.")
+def reset_password(session: Session, name: str, password_file: str | None) -> None:
+    """Give a user another password, to be replaced at the next log-in; live sessions stop."""
+    full = session.name("user", name)
+    password = prompts.password(password_file, f"Next password of {full}", twice=True)
+    session.show(session.call("UserService.ResetPassword", name=full, password=password), COLUMNS)
+
+
+@make("reset-factor", "UserService.ResetFactor", group=command)
+@click.argument("name", metavar="USER")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def reset_factor(session: Session, name: str, *, yes: bool) -> None:
+    """Take a user's authenticator and recovery codes away; the next log-in enrols another one."""
+    full = session.name("user", name)
+    if not yes:
+        agree(f"Reset the second factor of {full}? Until the next log-in its password is enough.")
+    session.show(session.call("UserService.ResetFactor", name=full), COLUMNS)
+
+
+@make("end-sessions", "UserService.EndUserSessions", group=command)
+@click.argument("name", metavar="USER")
+def end_sessions(session: Session, name: str) -> None:
+    """End every session of a user; they stop to work before this returns."""
+    session.show(session.call("UserService.EndUserSessions", name=session.name("user", name)))

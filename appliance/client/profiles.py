@@ -1,8 +1,9 @@
 """Contexts and sessions in the user's configuration folder.
 
 `contexts.json` names the servers a person uses: address, CA certificate, default project, and which
-of them is current. The token of a session lies in a file of its own, 0600. Nothing secret is in
-`contexts.json`; a context can be copied to a colleague.
+of them is current. The token of a session lies in a file of its own, 0600, and so does what a
+server knows this device by, for each user. Nothing secret is in `contexts.json`; a context can be
+copied to a colleague.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import TypedDict
 
 from appliance.core.errors import FailedPrecondition, NotFound
 from appliance.core.files import make_private_dir, read_secret, write_durably
-from appliance.core.names import check_id
+from appliance.core.names import check_id, is_id
 
 
 @dataclass(frozen=True)
@@ -86,9 +87,10 @@ class Profiles:
         return profile
 
     def remove(self, name: str) -> None:
-        """Forget a context and its session."""
+        """Forget a context, its session, and what the server knows this device by."""
         gone = self.get(name)
         self.forget_token(gone)
+        self.forget_devices(gone)
         rest = [each for each in self.all() if each.name != gone.name]
         self._write(rest, "" if self.current == gone.name else self.current)
 
@@ -105,6 +107,28 @@ class Profiles:
     def forget_token(self, profile: Profile) -> None:
         """Forget the session's token."""
         self._token_file(profile).unlink(missing_ok=True)
+
+    def device(self, profile: Profile, user: str) -> str:
+        """What the server knows this device by, for a user; empty when it does not."""
+        path = self._device_file(profile, user)
+        return read_secret(path).decode().strip() if is_id(user) and path.exists() else ""
+
+    def keep_device(self, profile: Profile, user: str, token: str) -> None:
+        """Keep what the server knows this device by from now on, 0600; nothing for no user's id."""
+        if not is_id(user):
+            return
+        path = self._device_file(profile, user)
+        make_private_dir(path.parent)
+        write_durably(path, token.encode())
+
+    def forget_devices(self, profile: Profile) -> None:
+        """Be an unknown device again, for every user."""
+        for path in (self._folder / "devices").glob(f"{profile.name}.*"):
+            path.unlink(missing_ok=True)
+
+    def _device_file(self, profile: Profile, user: str) -> Path:
+        # An id has no dot: two contexts never share a file.
+        return self._folder / "devices" / f"{profile.name}.{user}"
 
     def _token_file(self, profile: Profile) -> Path:
         return self._folder / "sessions" / profile.name

@@ -1,7 +1,8 @@
 """`python -m appliance.control --config control.toml` serves.
 
 `… init` makes a data directory; `--config control.toml join-token` lets one server join;
-`… gateway-certificate` renews the gateway's certificate.
+`… gateway-certificate` renews the gateway's certificate; `… unlock USER`, `… reset-factor USER` and
+`… accept-clock` are for when nobody can log in any more.
 
 Rules kept here: whatever it does, it first closes itself to core files and other processes, because
 all of it holds keys; the password is read from standard input, never from an argument; what goes
@@ -21,12 +22,18 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from appliance.control import joining, renewing, setup
+from appliance.control import joining, renewing, rescuing, setup
 from appliance.control.config import ControlConfig
 from appliance.control.main import Control
-from appliance.core import config, log
+from appliance.core import config, log, names
 from appliance.core.errors import ApplianceError, InvalidInput
 from appliance.core.process import harden
+
+_RESCUES = {
+    rescuing.UNLOCK: "let a person in again and forget the failed log-ins",
+    rescuing.RESET_FACTOR: "take a person's authenticator away; the next log-in enrols another",
+    rescuing.ACCEPT_CLOCK: "go on from the present time after the clock was ahead",
+}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -44,6 +51,8 @@ def main(arguments: Sequence[str]) -> int:
             return _join_token(settings, parsed.node)
         if parsed.command == "gateway-certificate":
             return _gateway_certificate(settings)
+        if parsed.command in _RESCUES:
+            return _rescue(settings, parsed)
         log.configure("control")
         for library in ("alembic", "casbin"):
             logging.getLogger(library).setLevel(logging.WARNING)
@@ -110,6 +119,19 @@ def _gateway_certificate(settings: ControlConfig) -> int:
     return 0
 
 
+def _rescue(settings: ControlConfig, parsed: argparse.Namespace) -> int:
+    facts: dict[str, str] = {"done": parsed.command}
+    if parsed.command == rescuing.ACCEPT_CLOCK:
+        ahead = rescuing.accept_clock(settings, _now)
+        facts |= {"last_record": ahead.isoformat(), "clock": _now().isoformat()}
+    else:
+        change = rescuing.unlock if parsed.command == rescuing.UNLOCK else rescuing.reset_factor
+        change(settings, parsed.user, _now)
+        facts["user"] = names.user(parsed.user)
+    print(json.dumps(facts))  # noqa: T201  # the answer of the command
+    return 0
+
+
 def _now() -> datetime:
     return datetime.now(UTC)
 
@@ -151,6 +173,10 @@ def _parser() -> argparse.ArgumentParser:
         "gateway-certificate",
         help="make a new certificate for the gateway; the control plane is down",
     )
+    for name, what in _RESCUES.items():
+        rescue = commands.add_parser(name, help=f"{what}; the control plane is down")
+        if name != rescuing.ACCEPT_CLOCK:
+            rescue.add_argument("user", metavar="USER", help="id of the person")
     return parser
 
 

@@ -15,9 +15,10 @@ Called by the gate, at the start of a call and again while a stream runs.
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from appliance.control.auth import scopes
+from appliance.control.auth.credentials import fresh_mfa
 from appliance.control.auth.escalation import givers
 from appliance.control.auth.policy import PolicyStore
 from appliance.control.auth.scopes import words
@@ -27,8 +28,6 @@ from appliance.control.services.resources import missing
 from appliance.core.errors import Denied, FreshMfaRequired
 from appliance.core.identity import PrincipalKind
 from appliance.wire.rules import Rule
-
-FRESH_MFA = timedelta(minutes=5)
 
 
 class Access:
@@ -78,7 +77,7 @@ class Access:
             raise FreshMfaRequired(
                 f"{caller.principal} may not do this: it needs a person with a second factor"
             )
-        if caller.mfa_time is None or self._clock() - caller.mfa_time > FRESH_MFA:
+        if not fresh_mfa(caller.mfa_time, self._clock()):
             raise FreshMfaRequired(
                 "this needs a code from your authenticator in the last five minutes: enter a new "
                 "one, then repeat"

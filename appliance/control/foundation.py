@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime
 
-from appliance.control.auth.attempts import Attempts
 from appliance.control.auth.credentials import Credentials
+from appliance.control.auth.hasher import Hasher
+from appliance.control.auth.log_in import LogIn
 from appliance.control.auth.passwords import Passwords
 from appliance.control.auth.policy import PolicyStore
 from appliance.control.auth.roles import Roles
@@ -55,11 +56,13 @@ class People:
     def __init__(self, base: Foundation) -> None:
         ring = base.keyring
         self.passwords = Passwords(ring.pepper)
-        self.sessions = Sessions(
+        self.hasher = Hasher(self.passwords)
+        self.totp = Totp(ring.field_key, ring.token_hmac)
+        self.sessions = Sessions(base.database, ring.token_hmac, base.clock)
+        self.log_in = LogIn(
             database=base.database,
-            passwords=self.passwords,
-            totp=Totp(ring.field_key, ring.token_hmac),
-            attempts=Attempts(base.database, ring.token_hmac),
+            sessions=self.sessions,
+            totp=self.totp,
             token_key=ring.token_hmac,
             clock=base.clock,
         )

@@ -70,7 +70,7 @@ class ByToken:
         """The owner of the token; nobody for a call that needs no identity."""
         if call.rule.anonymous:
             return _nobody(call)
-        proof = self._credentials.identify(_authorization(call))
+        proof = self._credentials.identify(_authorization(call), unfinished=call.rule.unfinished)
         return Caller(
             principal=proof.principal,
             request_id=call.request_id,

@@ -55,7 +55,7 @@ def make(settings: ControlConfig, node: str, clock: Callable[[], datetime]) -> I
             token = join_tokens.create(
                 transaction, keyring.token_hmac, node, "", clock(), lifetime=LIFETIME
             )
-        made = {"made": {"expire_time": token.expire_time.isoformat()}}
+        made = {"made": {"token_id": token.id, "expire_time": token.expire_time.isoformat()}}
         log.append(
             Entry("result", method=METHOD, resource=name, outcome="OK", details=made)
         ).result()

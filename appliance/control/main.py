@@ -31,7 +31,7 @@ from appliance.control.rpc.servicer import Servicer, descriptor_of, service_of
 from appliance.control.services.places import Places
 from appliance.control.work import Work
 from appliance.core.identity import Principal, PrincipalKind
-from appliance.crypto.certs import CA_LIFETIME, make_csr, new_private_key
+from appliance.crypto.certs import make_csr, new_private_key
 from appliance.crypto.keys import Keyring
 from appliance.wire.admission import Rates, Refusals, SourceLimit
 from appliance.wire.budgets import Admission
@@ -142,6 +142,7 @@ class Control:
         """Close what `build` opened, after the server has stopped."""
         self._pool.shutdown()
         self._door_pool.shutdown()
+        self.people.hasher.close()
         self.base.opened.close()
 
     def _identities(self) -> tuple[Identify, Identify]:
@@ -204,4 +205,4 @@ def _certificate(ring: Keyring, key: bytes) -> bytes:
 
     It ends with the authority: a process may run as long as it likes, and its key ends with it.
     """
-    return ring.ca.issue(make_csr(key), CONTROL, server=True, client=False, lifetime=CA_LIFETIME)
+    return ring.ca.issue(make_csr(key), CONTROL, server=True, client=False, lifetime=None)

@@ -5,10 +5,11 @@ Checked here, each with one sentence that says what to do:
 * root key and keyring are files of this user alone, and belong to this appliance;
 * the state database is whole, of this version, and of the same appliance as the keyring;
 * the audit log is whole, signed by this keyring, and not older than what the state has seen;
-* the clock is not before what was recorded last.
+* the clock is not before what was recorded last. When it was ahead for a while and is right now,
+  whoever may read the keys says so (`accept_clock`), which is recorded.
 
 The attacks: a keyring, state or log swapped for an older or a foreign one; a clock set back to make
-ended credentials live again. Called by the composition root.
+ended credentials live again. Called by the composition root and the offline commands.
 """
 
 from __future__ import annotations
@@ -17,18 +18,17 @@ import fcntl
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from appliance.control.audit import witness
 from appliance.control.audit.log import AuditLog
+from appliance.control.auth.moments import believed
 from appliance.control.config import ControlConfig, DataDirectory, audit_origin
 from appliance.control.store import migrate, tables
 from appliance.control.store.database import Database
 from appliance.core.errors import FailedPrecondition
 from appliance.core.files import make_private_dir, open_private, read_secret
 from appliance.crypto.keys import Keyring, RootKey
-
-CLOCK_TOLERANCE = timedelta(minutes=5)
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,15 @@ class Opened:
         os.close(self.lock)
 
 
-def open_data(settings: ControlConfig, clock: Callable[[], datetime]) -> Opened:
+def open_data(
+    settings: ControlConfig, clock: Callable[[], datetime], *, check_clock: bool = True
+) -> Opened:
     """Check and open the data directory of a configuration.
+
+    Args:
+        settings: where it is.
+        clock: the time, aware.
+        check_clock: False only to set right what a wrong clock has written.
 
     Raises:
         FailedPrecondition: something is missing, open to others, in use or of another version.
@@ -70,7 +77,7 @@ def open_data(settings: ControlConfig, clock: Callable[[], datetime]) -> Opened:
         os.close(lock)
         raise
     try:
-        log = _open_log(data, keyring, database, clock)
+        log = _open_log(data, keyring, database, clock, check_clock=check_clock)
     except BaseException:
         database.close()
         os.close(lock)
@@ -93,7 +100,12 @@ def _lock(data: DataDirectory) -> int:
 
 
 def _open_log(
-    data: DataDirectory, keyring: Keyring, database: Database, clock: Callable[[], datetime]
+    data: DataDirectory,
+    keyring: Keyring,
+    database: Database,
+    clock: Callable[[], datetime],
+    *,
+    check_clock: bool,
 ) -> AuditLog:
     found = migrate.check(database)
     if found != keyring.cluster_id:
@@ -109,14 +121,16 @@ def _open_log(
         known=witness.known(database),
     )
     try:
-        _check_clock(database, log, clock())
+        if check_clock:
+            _check_clock(database, log, clock())
     except BaseException:
         log.close()
         raise
     return log
 
 
-def _check_clock(database: Database, log: AuditLog, now: datetime) -> None:
+def last_moment(database: Database, log: AuditLog) -> datetime:
+    """When the appliance was made, or its newest record, whichever is later."""
     with database.read() as state:
         latest: datetime = state.value(
             tables.meta.select().with_only_columns(tables.meta.c.create_time)
@@ -124,8 +138,15 @@ def _check_clock(database: Database, log: AuditLog, now: datetime) -> None:
     for record in log.newest():
         latest = max(latest, datetime.fromisoformat(record["time"]))
         break
-    if now < latest - CLOCK_TOLERANCE:
+    return latest
+
+
+def _check_clock(database: Database, log: AuditLog, now: datetime) -> None:
+    latest = last_moment(database, log)
+    if not believed(latest, now):
         raise FailedPrecondition(
             f"the clock says {now:%Y-%m-%d %H:%M:%S}Z, but the last record is of "
-            f"{latest:%Y-%m-%d %H:%M:%S}Z: set the clock right, then start again"
+            f"{latest:%Y-%m-%d %H:%M:%S}Z: set the clock right, then start again. If it is right "
+            "now and was ahead before, run `python -m appliance.control --config control.toml "
+            "accept-clock` first"
         )

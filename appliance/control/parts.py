@@ -67,9 +67,7 @@ def api(base: Foundation, people: People, does: Work, pool: Executor) -> list[Se
     nodes = Nodes(base.database, base.changes, base.policies, events, base.clock)
     return [
         AuditRpc(Audit(base.opened.log), pool, events),
-        AuthRpc(
-            Authentication(base.database, people.sessions, base.policies, events), pool, events
-        ),
+        AuthRpc(_authentication(base, people), people.hasher, pool, events),
         BindingRpc(
             Bindings(base.database, base.changes, base.policies, events, base.clock), pool, events
         ),
@@ -79,7 +77,7 @@ def api(base: Foundation, people: People, does: Work, pool: Executor) -> list[Se
         RoleRpc(RoleService(base.policies.roles), pool, events),
         ServiceAccountRpc(_service_accounts(base), pool, events),
         SystemRpc(System(_facts(base), rules(), base.policies), pool, events),
-        UserRpc(_users(base, people), pool, events),
+        UserRpc(_users(base, people), people.hasher, pool, events),
         *does.api(pool),
     ]
 
@@ -114,11 +112,24 @@ def _service_accounts(base: Foundation) -> ServiceAccounts:
     )
 
 
+def _authentication(base: Foundation, people: People) -> Authentication:
+    return Authentication(
+        database=base.database,
+        log_in=people.log_in,
+        sessions=people.sessions,
+        passwords=people.passwords,
+        policies=base.policies,
+        events=base.events,
+    )
+
+
 def _users(base: Foundation, people: People) -> Users:
     return Users(
         database=base.database,
         changes=base.changes,
+        policies=base.policies,
         passwords=people.passwords,
+        totp=people.totp,
         payload_key=base.keyring.token_hmac,
         events=base.events,
         clock=base.clock,

@@ -31,6 +31,7 @@ from appliance.control.auth.policy import PolicyStore
 from appliance.control.auth.roles import Roles
 from appliance.control.auth.rules import Link
 from appliance.control.auth.scopes import EVERYWHERE, PLATFORM
+from appliance.control.auth.totp import Totp
 from appliance.control.config import DataDirectory, audit_origin
 from appliance.control.events import Events
 from appliance.control.services.bindings import ADMINISTRATOR, Bindings
@@ -239,14 +240,16 @@ def _write_rows(
     users = Users(
         database=database,
         changes=changes,
+        policies=policies,
         passwords=Passwords(keyring.pepper),
+        totp=Totp(keyring.field_key, keyring.token_hmac),
         payload_key=keyring.token_hmac,
         events=events,
         clock=_now,
     )
     first = Principal(PrincipalKind.USER, plan.administrator)
     with database.write() as transaction:
-        users.add(transaction, plan.administrator, hashed)
+        users.add(transaction, plan.administrator, hashed, must_change=False)
         transaction.run(
             tables.gateway.insert().values(
                 id=plan.gateway_name,

@@ -135,7 +135,7 @@ class Work:
     def machines(self, enrolment: Enrolment, pool: Executor) -> list[Servicer]:
         """One servicer for each of `MACHINES`."""
         base, events = self._base, self._base.events
-        release = Release(base.database, self.artifacts, self.leases, base.keyring.ca, base.clock)
+        release = Release(base.database, self.artifacts, self.leases, base.keyring.ca)
         routing = Routing(
             database=base.database,
             policies=base.policies,

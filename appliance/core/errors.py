@@ -104,6 +104,12 @@ class MfaRequired(Unauthenticated):
     reason = "MFA_REQUIRED"
 
 
+class PasswordChangeRequired(Unauthenticated):
+    """Password and second factor were right; the password must be replaced first."""
+
+    reason = "PASSWORD_CHANGE_REQUIRED"
+
+
 class Conflict(ApplianceError):
     """Somebody else changed the resource first; read it again, then repeat."""
 
@@ -192,6 +198,7 @@ BY_REASON: dict[str, type[ApplianceError]] = {
         FreshMfaRequired,
         Unauthenticated,
         MfaRequired,
+        PasswordChangeRequired,
         Conflict,
         LeaseLost,
         FailedPrecondition,

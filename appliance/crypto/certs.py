@@ -119,7 +119,7 @@ class Authority:
         client: bool,
         dns: Iterable[str] = (),
         ips: Iterable[str] = (),
-        lifetime: timedelta = LEAF_LIFETIME,
+        lifetime: timedelta | None = LEAF_LIFETIME,
         now: datetime | None = None,
     ) -> bytes:
         """A leaf certificate (PEM).
@@ -132,7 +132,8 @@ class Authority:
             client: may be shown by clients.
             dns: further DNS names of a server, for clients that are not ours.
             ips: IP addresses of a server.
-            lifetime: from now on; never longer than the authority's own.
+            lifetime: from now on; never longer than the authority's own. None: all the authority's
+                time, from its first moment, so that a clock that is ahead now does no harm later.
             now: aware time; the clock's when None.
 
         Raises:
@@ -140,18 +141,18 @@ class Authority:
         """
         if not (server or client):
             raise InvalidInput("A certificate is for servers, for clients or for both.")
-        if lifetime <= timedelta(0):
+        if lifetime is not None and lifetime <= timedelta(0):
             raise InvalidInput("The lifetime of a certificate is longer than nothing.")
         public = public_key_of(subject) if isinstance(subject, bytes) else _check_public(subject)
         now = now or datetime.now(UTC)
         authority = x509.load_pem_x509_certificate(self.certificate_pem)
-        end = min(now + lifetime, authority.not_valid_after_utc)
+        start, end = authority.not_valid_before_utc, authority.not_valid_after_utc
+        if lifetime is not None:
+            start, end = now - CLOCK_SKEW, min(now + lifetime, end)
         names = _names(self.cluster, principal, server=server, dns=dns, ips=ips)
         wanted = {"server": server, "client": client}
         purposes = [PURPOSES[purpose] for purpose, yes in wanted.items() if yes]
-        builder = _builder(
-            _name(principal.subject), authority.subject, public, now - CLOCK_SKEW, end
-        )
+        builder = _builder(_name(principal.subject), authority.subject, public, start, end)
         for extension, critical in (
             (x509.BasicConstraints(ca=False, path_length=None), True),
             (_usage(signs_certificates=False), True),
@@ -222,6 +223,13 @@ def fingerprint(cert_pem: bytes) -> str:
 def serial_of(cert_pem: bytes) -> str:
     """Serial number of a certificate, hex."""
     return f"{_load(cert_pem).serial_number:x}"
+
+
+def half_life(cert_pem: bytes) -> datetime:
+    """The middle between the first and the last moment of a certificate; no clock is asked."""
+    certificate = _load(cert_pem)
+    start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    return start + (end - start) / 2
 
 
 def not_after(cert_pem: bytes) -> datetime:

@@ -30,6 +30,7 @@ class TokenKind(StrEnum):
     SESSION = "ses"
     SERVICE = "svc"
     JOIN = "join"
+    DEVICE = "dev"
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ from appliance.core.errors import FailedPrecondition, Unauthenticated
 from appliance.core.files import read_secret, write_durably
 from appliance.core.identity import PrincipalKind
 from appliance.core.names import Name
-from appliance.crypto.certs import fingerprint, make_csr, new_private_key, not_after
+from appliance.crypto.certs import fingerprint, half_life, make_csr, new_private_key, not_after
 from appliance.crypto.signing import equal
 from appliance.node.config import Control
 from appliance.wire.status import from_rpc_error
@@ -208,14 +208,13 @@ class IdentityStore:
         if not certificate:
             raise Unauthenticated("the control plane gave no certificate")
         pem = certificate.encode()
-        now = self.now()
         identity = Identity(
             node=node,
             cluster=cluster,
             key_pem=key,
             certificate_pem=pem,
             ca_pem=ca_pem,
-            renew_at=now + (not_after(pem) - now) / 2,
+            renew_at=half_life(pem),
         )
         write_durably(self.path, identity.document())
         return identity

@@ -60,6 +60,7 @@ class Rule:
         fresh_mfa: the caller's session passed a second factor in the last five minutes.
         anonymous: nobody needs to be identified.
         own: anybody with a live session may, for what concerns itself (`self` in the proto).
+        unfinished: also a session may that can do nothing else until its password is replaced.
         resource: path of the request's field that names the resource; empty: the whole appliance.
         request_streaming: the caller sends a stream; the resource is in its first message.
         response_streaming: the server sends a stream.
@@ -72,6 +73,7 @@ class Rule:
     fresh_mfa: bool = False
     anonymous: bool = False
     own: bool = False
+    unfinished: bool = False
     resource: str = ""
     request_streaming: bool = False
     response_streaming: bool = False
@@ -119,12 +121,15 @@ def _rule(path: str, method: MethodDescriptor) -> Rule:
         raise ValueError("it must say exactly one of permission, anonymous and self")
     if access.fresh_mfa and access.anonymous:
         raise ValueError("an anonymous caller has no second factor")
+    if access.unfinished and not own:
+        raise ValueError("only what concerns the caller itself is open to an unfinished session")
     return Rule(
         method=path,
         permission=access.permission,
         fresh_mfa=access.fresh_mfa,
         anonymous=access.anonymous,
         own=own,
+        unfinished=access.unfinished,
         resource=_resource_field(method.input_type, access.resource),
         request_streaming=method.client_streaming,
         response_streaming=method.server_streaming,

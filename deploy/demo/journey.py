@@ -70,10 +70,15 @@ class Stage:
         return self.data / "ca.pem"
 
     def developer_logs_in(self) -> str:
-        """Dora's first login, from a home of her own; returns her authenticator's secret."""
+        """Dora's first login, from a home of her own; returns her authenticator's secret.
+
+        The password that the administrator chose is replaced by her own.
+        """
         server = self.addresses["control"]
         self.developer.run("context", "add", "demo", "--server", server, "--ca", str(self.ca))
-        return self.developer.first_login("dora", self.passwords["dora"])
+        first, own = self.passwords["dora"], secrets.token_urlsafe(18)
+        self.passwords["dora"] = own
+        return self.developer.first_login("dora", first, own)
 
     def tear_down(self) -> None:
         """Stop everything that runs from the data directory."""

@@ -82,8 +82,11 @@ class Terminal:
         done = self.run(*arguments, "-o", "json", timeout=timeout, echo=echo)
         return json.loads(done.stdout)
 
-    def first_login(self, user: str, password: str) -> str:
-        """Log in on a real terminal, enrol an authenticator; return its secret (base32)."""
+    def first_login(self, user: str, password: str, new_password: str = "") -> str:
+        """Log in on a real terminal, enrol an authenticator; return its secret (base32).
+
+        `new_password` replaces one that somebody else chose.
+        """
         print(f"  $ appliance login --user {user}", flush=True)
         child = pexpect.spawn(
             self._program,
@@ -99,11 +102,17 @@ class Terminal:
         secret = child.match.group(1)
         child.expect("[Cc]ode.*: ?")
         child.sendline(pyotp.TOTP(secret).now())
+        printed = ""
+        for _ in range(2 if new_password else 0):
+            child.expect("(New password of|Repeat for confirmation).*: ?")
+            printed += child.before
+            child.sendline(new_password)
         child.expect(pexpect.EOF)
-        codes = len(re.findall(r"[a-z2-7]{4}(?:-[a-z2-7]{2,}){3,}", child.before.lower()))
+        printed += child.before
+        codes = len(re.findall(r"[a-z2-7]{4}(?:-[a-z2-7]{2,}){3,}", printed.lower()))
         child.close()
         if child.exitstatus != 0:
-            raise CommandFailedError(child.before)
+            raise CommandFailedError(printed)
         print(f"    authenticator enrolled with a QR code; {codes} recovery codes shown once")
         return str(secret)
 

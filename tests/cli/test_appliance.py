@@ -90,8 +90,11 @@ def data(tmp_path: Path, type_: Type) -> Iterator[Path]:
         type_("down", "--data-dir", str(folder))
 
 
-def log_in(home: Path, user: str) -> str:
-    """Log in for the first time at a terminal; returns the authenticator's secret."""
+def log_in(home: Path, user: str, new_password: str = "") -> str:
+    """Log in for the first time at a terminal; returns the authenticator's secret.
+
+    `new_password` replaces one that somebody else chose.
+    """
     child = pexpect.spawn(
         PROGRAM[0],
         [*PROGRAM[1:], "login", "--user", user],
@@ -106,11 +109,17 @@ def log_in(home: Path, user: str) -> str:
     secret: str = child.match.group(1)
     child.expect("Code from your authenticator: ")
     child.sendline(pyotp.TOTP(secret).now())
+    printed = ""
+    for asks in ("New password of .*: ", "Repeat for confirmation: ") if new_password else ():
+        child.expect(asks)
+        printed += child.before
+        child.sendline(new_password)
     child.expect(pexpect.EOF)
+    printed += child.before
     child.close()
-    assert child.exitstatus == 0, child.before
-    assert PASSWORDS[user] not in child.before
-    assert len(re.findall(r"^[a-z2-7]{5}(-[a-z2-7]+)+\r?$", child.before, re.MULTILINE)) == 10
+    assert child.exitstatus == 0, printed
+    assert not [word for word in (PASSWORDS[user], new_password) if word and word in printed]
+    assert len(re.findall(r"^[a-z2-7]{5}(-[a-z2-7]+)+\r?$", printed, re.MULTILINE)) == 10
     return secret
 
 
@@ -207,7 +216,7 @@ def test_a_person_logs_in_and_another_one_is_refused_by_name(
         "login", "--user", "dora", "--password-file", "-", stdin="not her password\n", who="dora"
     )
     assert wrong.returncode == 4
-    log_in(tmp_path / "dora", "dora")
+    log_in(tmp_path / "dora", "dora", "nine warm tiled ovens")
     assert type_("dataset", "list", who="dora").returncode == 0
     denied = type_("user", "list", who="dora")
     assert (denied.returncode, denied.stdout) == (5, "")

@@ -125,6 +125,7 @@ class Cast:
         session = self.appliance.session
         return {
             "partial": Someone(session(ADMINISTRATOR, step="VERIFY_TOTP")),
+            "must-change": Someone(session(ADMINISTRATOR, step="CHANGE_PASSWORD")),
             "expired": Someone(session(ADMINISTRATOR, lifetime=timedelta(seconds=-1))),
             "locked": Someone(session("locked")),
             "administrator": Someone(session(ADMINISTRATOR)),

@@ -313,14 +313,16 @@ async def test_there_is_always_an_administrator(appliance: Appliance, alice: Cli
         error = await error_of(attempt)
         assert isinstance(error, FailedPrecondition)
         assert error.message == (
-            "users/alice is the last administrator on the platform: bind administrator there to "
-            "somebody else first"
+            "users/alice is the last administrator on the platform who can log in: bind "
+            "administrator there to somebody else first, and let them enrol an authenticator"
         )
     error = await error_of(alice.unbind(everywhere.name))
-    assert "is the last administrator in all projects: bind" in error.message
+    assert "is the last administrator in all projects who can log in: bind" in error.message
     appliance.user("locked", ("administrator", "/platform"), locked=True)
     assert isinstance(await error_of(alice.unbind(own.name)), FailedPrecondition)
-    appliance.user("carol", ("administrator", "/platform"))
+    appliance.user("newcomer", ("administrator", "/platform"))
+    assert isinstance(await error_of(alice.unbind(own.name)), FailedPrecondition)
+    appliance.user("carol", ("administrator", "/platform"), enrolled=True)
     await alice.unbind(own.name)
     assert isinstance(await error_of(alice.bind("users/bob", "roles/auditor")), Denied)
 
@@ -329,7 +331,8 @@ async def test_there_is_always_an_administrator(appliance: Appliance, alice: Cli
 async def test_two_administrators_who_unbind_each_other_leave_one(
     appliance: Appliance, alice: Client
 ) -> None:
-    appliance.user("carol", ("administrator", "/platform"), ("administrator", "*"))
+    appliance.user("carol", ("administrator", "/platform"), ("administrator", "*"), enrolled=True)
+    appliance.enrol(ADMINISTRATOR)
     carol = Client(appliance, appliance.session("carol"))
     names = {found.principal: found.name for found in await bindings(alice, "platform")}
     answers = await asyncio.gather(

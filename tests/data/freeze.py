@@ -28,6 +28,8 @@ from tests.journeys.running import PROJECT, Appliance, texts, wait_for
 
 HERE = Path(__file__).parent
 PASSWORDS = {name: f"{name} keeps 31 quiet lanterns" for name in ("dora", "olga", "erin", "audi")}
+ENROLLED = ("dora", "olga")
+FIRST = "somebody else chose 7 words"
 TRAIN = (
     *("--dataset=tokens/1", "--layers=2", "--hidden-size=32", "--intermediate-size=64"),
     *("--attention-heads=4", "--key-value-heads=2", "--context-length=32"),
@@ -40,7 +42,8 @@ def people(appliance: Appliance) -> dict[str, Any]:
     alice = appliance.alice
     alice.run("project", "create", "other")
     for name, password in PASSWORDS.items():
-        alice.run("user", "create", name, "--password-file", "-", stdin=password + "\n")
+        first = FIRST if name in ENROLLED else password
+        alice.run("user", "create", name, "--password-file", "-", stdin=first + "\n")
     bind = ("binding", "create", "--principal")
     alice.run(*bind, "users/dora", "--role", "developer", "--project", PROJECT)
     alice.run(*bind, "users/erin", "--role", "viewer", "--project", PROJECT)
@@ -53,9 +56,9 @@ def people(appliance: Appliance) -> dict[str, Any]:
     alice.run("service-account", "create-token", "app", "--out", str(token))
     secrets: dict[str, Any] = {"app": token.read_text().strip()}
     secrets["totp"] = {"alice": appliance.secret}
-    for name in ("dora", "olga"):
+    for name in ENROLLED:
         who = appliance.person(name)
-        secrets["totp"][name] = who.first_login(name, PASSWORDS[name])
+        secrets["totp"][name] = who.first_login(name, FIRST, PASSWORDS[name])
     wrong = appliance.person("nobody")
     for _ in range(2):
         wrong.run("login", "--user", "dora", "--password-file", "-", stdin="wrong\n", expect=4)

@@ -17,6 +17,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
+import pyotp
 
 from appliance.control import setup
 from appliance.control.auth import tokens
@@ -154,7 +155,13 @@ class Appliance:
             )
         return minted.text
 
-    def user(self, name: str, *roles: tuple[str, str], locked: bool = False) -> str:
+    def user(
+        self,
+        name: str,
+        *roles: tuple[str, str],
+        locked: bool = False,
+        enrolled: bool = False,
+    ) -> str:
         """A person with roles given as (role, domain); their name."""
         with self.database.write() as transaction:
             transaction.run(
@@ -165,7 +172,19 @@ class Appliance:
         principal = Principal(PrincipalKind.USER, name)
         for role, domain in roles:
             self.bind(Link(principal.subject, role, domain))
+        if enrolled:
+            self.enrol(name)
         return principal.name
+
+    def enrol(self, name: str) -> pyotp.TOTP:
+        """A proved authenticator of a user who has none."""
+        totp = self.control.people.totp
+        with self.database.write() as transaction:
+            uri = totp.begin(transaction, name, name, self.clock())
+            totp.confirm(transaction, name)
+        found = pyotp.parse_uri(uri)
+        assert isinstance(found, pyotp.TOTP)
+        return found
 
     def bind(self, link: Link) -> str:
         """A new binding; its name."""

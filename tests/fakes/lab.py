@@ -82,9 +82,7 @@ class Lab:
         self.endpoints = Endpoints(
             base.database, base.changes, base.policies, work.replicas, base.events, base.clock
         )
-        self.release = Release(
-            base.database, work.artifacts, work.leases, base.keyring.ca, base.clock
-        )
+        self.release = Release(base.database, work.artifacts, work.leases, base.keyring.ca)
         self.routing = Routing(
             base.database,
             base.policies,

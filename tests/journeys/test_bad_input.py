@@ -25,6 +25,7 @@ pytestmark = pytest.mark.timeout(180)
 
 FAILED, USAGE, LOG_IN, NOT_FOUND = 1, 2, 4, 6
 PASSWORD = "seven quiet 92 lanterns"
+FIRST_PASSWORD = "somebody else chose 7 words"
 # Heads of width 64, which every engine serves.
 SHAPE = {"hidden_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1}
 SMALL = {
@@ -73,7 +74,9 @@ def train(**changes: object) -> list[str]:
 
 @pytest.fixture(scope="module")
 def dora(appliance: Appliance) -> Terminal:
-    appliance.alice.run("user", "create", "dora", "--password-file", "-", stdin=PASSWORD + "\n")
+    appliance.alice.run(
+        "user", "create", "dora", "--password-file", "-", stdin=FIRST_PASSWORD + "\n"
+    )
     return appliance.person("dora")
 
 
@@ -87,7 +90,7 @@ def test_a_wrong_password_and_a_wrong_or_repeated_code(
     assert appliance.refused(*stranger, stdin="x\n", code=LOG_IN, who=dora) == said
 
     before = time.time()
-    secret = dora.first_login("dora", PASSWORD)
+    secret = dora.first_login("dora", FIRST_PASSWORD, PASSWORD)
     expected = "this code is wrong or was used before: wait for the next one, then try again"
     for code in (code_of(secret, before), code_of(secret, before - 3600)):
         given = f"{PASSWORD}\n{code}\n"

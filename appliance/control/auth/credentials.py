@@ -3,7 +3,9 @@
 Rules kept here:
 * every call looks the credential up in the database: an ended, revoked or locked one is refused at
   the next call, and `recheck` does the same for an open stream;
-* a session without its second factor identifies nobody;
+* a session without its second factor identifies nobody, one whose password must be replaced only
+  where the rule of the call says so;
+* a session or token that says it was made in the future is not believed;
 * a proof of the second factor is fresh for five minutes; applications never have one;
 * the use of a session is noted at most once a minute, so that identifying is a read, not a write.
 
@@ -20,11 +22,12 @@ from typing import Any
 from sqlalchemy import Row, select
 
 from appliance.control.auth import tokens
-from appliance.control.auth.sessions import COMPLETE, IDLE, Clock, Sessions
+from appliance.control.auth.moments import TOLERANCE, believed
+from appliance.control.auth.sessions import CHANGE_PASSWORD, COMPLETE, Clock, Sessions
 from appliance.control.auth.tokens import TokenKind
 from appliance.control.store.database import Database, Reading
 from appliance.control.store.tables import service_account, session, token, user
-from appliance.core.errors import MfaRequired, Unauthenticated
+from appliance.core.errors import MfaRequired, PasswordChangeRequired, Unauthenticated
 from appliance.core.identity import Principal, PrincipalKind
 
 SCHEME = "Bearer "
@@ -57,7 +60,7 @@ class LiveCredential:
 
 def fresh_mfa(mfa_time: datetime | None, now: datetime) -> bool:
     """Whether a second factor was proved within the last five minutes."""
-    return mfa_time is not None and timedelta() <= now - mfa_time <= FRESH
+    return mfa_time is not None and believed(mfa_time, now) and now - mfa_time <= FRESH
 
 
 def check_shape(authorization: str) -> tokens.Parsed:
@@ -82,12 +85,17 @@ class Credentials:
         self._token_key = token_key
         self._clock = clock
 
-    def identify(self, authorization: str) -> Proof:
+    def identify(self, authorization: str, *, unfinished: bool = False) -> Proof:
         """Who presents this `authorization` metadata, `Bearer sla_…`.
+
+        Args:
+            authorization: as it came.
+            unfinished: whether a session that must replace its password first is taken.
 
         Raises:
             Unauthenticated: it is no live token.
             MfaRequired: the session still needs its second factor.
+            PasswordChangeRequired: it still needs a new password.
         """
         presented = check_shape(authorization)
         with self._database.read() as state:
@@ -99,7 +107,7 @@ class Credentials:
             found = self._sessions.find(state, authorization.removeprefix(SCHEME))
         if self._clock() - found.seen_time >= NOTED_EVERY:
             self._sessions.touch(found.id)
-        return _of_session(found)
+        return _of_session(found, unfinished=unfinished)
 
     def recheck(self, proof: Proof) -> Proof:
         """Whether a proof still holds, for a stream that is open; raises as `identify` does."""
@@ -122,15 +130,18 @@ class Credentials:
                 .where(
                     ~user.c.locked,
                     session.c.step == COMPLETE,
-                    session.c.expire_time > now,
-                    session.c.seen_time > now - IDLE,
                 )
             )
             applications = state.all(
                 select(token)
                 .join(service_account, service_account.c.id == token.c.service_account)
-                .where(~service_account.c.locked, token.c.expire_time > now)
+                .where(
+                    ~service_account.c.locked,
+                    token.c.expire_time > now,
+                    token.c.create_time <= now + TOLERANCE,
+                )
             )
+        people = [row for row in people if self._sessions.is_live(row)]
         found = [
             LiveCredential(row.id, row.digest, proof.principal, proof.expire_time)
             for rows, proves in ((people, _of_session), (applications, _of_token))
@@ -144,13 +155,19 @@ class Credentials:
             .join(service_account, service_account.c.id == token.c.service_account)
             .where(token.c.id == token_id, ~service_account.c.locked)
         )
-        if row is None or self._clock() >= row.expire_time:
+        now = self._clock()
+        if row is None or not believed(row.create_time, now) or now >= row.expire_time:
             raise tokens.refused()
         return row
 
 
-def _of_session(row: Row[Any]) -> Proof:
-    if row.step != COMPLETE:
+def _of_session(row: Row[Any], *, unfinished: bool = False) -> Proof:
+    if row.step == CHANGE_PASSWORD and not unfinished:
+        raise PasswordChangeRequired(
+            "this session can only choose a new password: do that first, with "
+            "`appliance password change`"
+        )
+    if row.step not in (COMPLETE, CHANGE_PASSWORD):
         raise MfaRequired("the second factor is missing: enter the code of the authenticator")
     principal = Principal(PrincipalKind.USER, row.user)
     return Proof(principal, row.id, row.expire_time, row.mfa_time)

@@ -1,8 +1,13 @@
 """Join tokens: one server may join once, under one name, within ten minutes.
 
-Rules kept here: stored as a keyed digest; used up in the transaction that makes the node, so of two
-at the same time one wins; unknown, used and ended tokens get the same answer.
+Rules kept here:
+* stored as a keyed digest; used up in the transaction that makes the node, so of two at the same
+  time one wins;
+* those that can still be used are listed and revoked; an eviction voids those of the node's name;
+* unknown, used, ended, revoked and void tokens get the same answer, and so does one that says that
+  it was made in the future.
 
+The attacks: a token used twice, or kept by a server that was evicted to come back with it.
 Called by the node and enrolment services, inside their transactions.
 """
 
@@ -10,13 +15,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import Any
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import Row, delete, insert, select, update
 
 from appliance.control.auth import tokens
+from appliance.control.auth.moments import TOLERANCE, believed
 from appliance.control.auth.tokens import TokenKind
-from appliance.control.store.database import Transaction
+from appliance.control.store.database import Reading, Transaction
 from appliance.control.store.tables import join_token
+from appliance.core.errors import NotFound
 
 LIFETIME = timedelta(minutes=10)
 
@@ -25,6 +33,7 @@ LIFETIME = timedelta(minutes=10)
 class NewJoinToken:
     """A join token; `text` is shown once."""
 
+    id: str
     text: str = field(repr=False)
     expire_time: datetime
 
@@ -50,7 +59,7 @@ def create(  # noqa: PLR0913 - the columns of one row
             expire_time=now + lifetime,
         )
     )
-    return NewJoinToken(minted.text, now + lifetime)
+    return NewJoinToken(minted.id, minted.text, now + lifetime)
 
 
 def consume(transaction: Transaction, key: bytes, text: str, now: datetime) -> str:
@@ -61,8 +70,41 @@ def consume(transaction: Transaction, key: bytes, text: str, now: datetime) -> s
         row is None
         or not tokens.matches(token, row.digest, key)
         or row.used_time is not None
+        or not believed(row.create_time, now)
         or now >= row.expire_time
     ):
         raise tokens.refused()
     transaction.run(update(join_token).where(join_token.c.id == row.id).values(used_time=now))
     return str(row.node)
+
+
+def usable(state: Reading, now: datetime, *, after: str = "", limit: int) -> list[Row[Any]]:
+    """Tokens with which a server may still join, by id, at most `limit` after the id `after`."""
+    column = join_token.c
+    return state.all(
+        select(join_token)
+        .where(
+            column.used_time.is_(None),
+            column.expire_time > now,
+            column.create_time <= now + TOLERANCE,
+            column.id > after,
+        )
+        .order_by(column.id)
+        .limit(limit)
+    )
+
+
+def revoke(transaction: Transaction, token_id: str) -> str:
+    """End a token; the node it was for. Raises NotFound when none can be used under this id."""
+    mine = join_token.c.id == token_id, join_token.c.used_time.is_(None)
+    node = transaction.value(select(join_token.c.node).where(*mine))
+    if node is None:
+        raise NotFound("there is no such join token: see `appliance node list-join-tokens`")
+    transaction.run(delete(join_token).where(*mine))
+    return str(node)
+
+
+def void(transaction: Transaction, node: str) -> int:
+    """End every token of a node's name, when it is evicted; how many."""
+    mine = join_token.c.node == node, join_token.c.used_time.is_(None)
+    return transaction.run(delete(join_token).where(*mine))

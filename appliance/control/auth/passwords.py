@@ -6,11 +6,10 @@ Rules kept here:
   database, so a copy of the database cannot be searched;
 * normalised to NFC and nothing else: no trimming, no change of case; 12 characters to 1024 bytes;
   no rules of composition, but the most common ones and the user's own name are refused;
-* two hashes at once: more callers are told to wait, so a flood of log-ins cannot take the memory;
 * an unknown user costs the same work as a known one.
 
-The attack: guessing on-line, guessing off-line from a stolen database, finding out who exists, and
-exhausting memory. Called by `sessions` and the user service.
+The attack: guessing on-line, guessing off-line from a stolen database, finding out who exists.
+Called by `hasher`, which says how many at once and who is next, and by `init`.
 """
 
 from __future__ import annotations
@@ -18,24 +17,18 @@ from __future__ import annotations
 import base64
 import re
 import secrets
-import threading
 import unicodedata
-from collections.abc import Callable
-from typing import TypeVar
 
 import argon2
 from argon2.exceptions import InvalidHashError, VerificationError, VerifyMismatchError
 
-from appliance.core.errors import Exhausted, FailedPrecondition, InvalidInput
+from appliance.core.errors import FailedPrecondition, InvalidInput
 from appliance.crypto.signing import hmac_sha256
 
 SHORTEST = 12
 LONGEST_BYTES = 1024
-AT_ONCE = 2
-RETRY_SECONDS = 1.0
 FEWEST_DIFFERENT = 5
 RFC_9106 = argon2.PasswordHasher.from_parameters(argon2.profiles.RFC_9106_LOW_MEMORY)
-_T = TypeVar("_T")
 _COMMON = re.compile(
     # Runs on a keyboard, counted digits, and words that everybody tries, once or twice over.
     r"[0-9 ]*|(0?1?234567890?)+.*|(abcdefgh|qwertyui|asdfghjk|zxcvbnm|1qaz2wsx|1q2w3e4r|qwerty12).*"
@@ -49,7 +42,6 @@ class Passwords:
 
     def __init__(self, pepper: bytes, hasher: argon2.PasswordHasher = RFC_9106) -> None:
         self._pepper = pepper
-        self._slots = threading.BoundedSemaphore(AT_ONCE)
         self._hasher = hasher
         # Verified for users that do not exist; made from random bytes, so that nothing matches it.
         self._nobody = self._hasher.hash(secrets.token_bytes(32))
@@ -78,16 +70,16 @@ class Passwords:
             raise InvalidInput(f"this password is refused: {why}", fields={"password": why})
 
     def hash(self, password: str) -> str:
-        """Hash a password, 64 MiB and some 100 ms of work. Raises Exhausted when busy."""
-        return self._work(lambda: self._hasher.hash(self._keyed(password)))
+        """Hash a password, 64 MiB and some 100 ms of work."""
+        return self._hasher.hash(self._keyed(password))
 
     def verify(self, stored: str | None, password: str) -> bool:
-        """Whether `password` has the hash `stored`; with None the same work, and False.
+        """Whether `password` has the hash `stored`; with None the same work, and False."""
+        return self._matches(stored or self._nobody, password) and stored is not None
 
-        Raises Exhausted when two hashes are already being computed.
-        """
-        found = self._work(lambda: self._matches(stored or self._nobody, password))
-        return found and stored is not None
+    def same(self, one: str, other: str) -> bool:
+        """Whether two texts are one password, however their letters are written."""
+        return self._keyed(one) == self._keyed(other)
 
     def is_old(self, stored: str) -> bool:
         """Whether a hash was made with weaker parameters than today's."""
@@ -106,17 +98,6 @@ class Passwords:
     def _keyed(self, password: str) -> bytes:
         text = unicodedata.normalize("NFC", password).encode(errors="surrogatepass")
         return base64.b64encode(hmac_sha256(self._pepper, text[: LONGEST_BYTES + 1]))
-
-    def _work(self, work: Callable[[], _T]) -> _T:
-        if not self._slots.acquire(blocking=False):
-            raise Exhausted(
-                "too many people log in at this moment: try again in a second",
-                retry_after=RETRY_SECONDS,
-            )
-        try:
-            return work()
-        finally:
-            self._slots.release()
 
 
 def _made_of(text: str, word: str) -> bool:

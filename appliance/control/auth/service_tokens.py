@@ -1,7 +1,11 @@
 """Bearer tokens of applications: shown once, at most 90 days, ended at once.
 
-Rules kept here: the secret is stored as a keyed digest alone; at most two tokens live at a time, so
-that one can be replaced without a gap but none piles up.
+Rules kept here:
+* the secret is stored as a keyed digest alone;
+* at most two tokens live at a time, so that one can be replaced without a gap but none piles up;
+* who made it is kept, because a token lives on when its maker has gone;
+* a token that has ended is deleted only when two have ended later: a clock that is ahead for a
+  while must not take away those that live by the right time.
 
 Called by the service-account service, inside its transaction.
 """
@@ -11,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from sqlalchemy import delete, func, insert, select
+from sqlalchemy import delete, insert, select
 
 from appliance.control.auth import tokens
 from appliance.control.auth.tokens import TokenKind
@@ -34,8 +38,14 @@ class NewToken:
     expire_time: datetime
 
 
-def create(
-    transaction: Transaction, key: bytes, account: str, lifetime_days: int, now: datetime
+def create(  # noqa: PLR0913 - the columns of one row
+    transaction: Transaction,
+    key: bytes,
+    account: str,
+    lifetime_days: int,
+    now: datetime,
+    *,
+    creator: str = "",
 ) -> NewToken:
     """Make a token; 30 days when `lifetime_days` is zero.
 
@@ -46,8 +56,10 @@ def create(
         wrong = f"must be 1 to {MOST_DAYS}, or 0 for {DAYS}"
         raise InvalidInput(f"lifetime_days: {wrong}", fields={"lifetime_days": wrong})
     mine = token.c.service_account == account
-    transaction.run(delete(token).where(mine, token.c.expire_time <= now))
-    if transaction.value(select(func.count()).select_from(token).where(mine)) >= MOST_LIVE:
+    rows = transaction.all(select(token).where(mine).order_by(token.c.expire_time.desc()))
+    ended = [row.id for row in rows if row.expire_time <= now]
+    transaction.run(delete(token).where(token.c.id.in_(ended[MOST_LIVE:])))
+    if len(rows) - len(ended) >= MOST_LIVE:
         raise FailedPrecondition(
             f"this application has {MOST_LIVE} live tokens: revoke one, then make the new one"
         )
@@ -60,6 +72,7 @@ def create(
             digest=minted.digest,
             create_time=now,
             expire_time=ends,
+            creator=creator,
         )
     )
     return NewToken(minted.id, minted.text, now, ends)

@@ -1,163 +1,50 @@
-"""Sessions of people: password, then second factor, then a new token that ends by itself.
+"""Sessions of people: a token that ends by itself, and what it still needs before it is worth much.
 
 Rules kept here:
-* the first token can do nothing but finish the log-in, within ten minutes; completing or renewing a
-  session gives a new token, and the one before stops to work;
-* a session ends after 12 hours, or 30 minutes without use;
-* an unknown user, a wrong password and a locked user get the same answer after the same work;
-* every try is counted before it is verified (`attempts`);
-* a locked user is refused at once, also in a live session.
+* a session ends after 12 hours, or 30 minutes without use; one from the future is not believed;
+* a locked user is refused at once, also in a live session;
+* who loses one loses it before the call returns.
 
-The attack: guessing, replay, fixation (a token known before log-in must not be worth more after
-it), finding out who exists. Called by the auth rpc; `credentials` looks sessions up.
+The attack: an ended, stolen or foreign token. Called by `log_in`, which makes them, by
+`credentials`, which looks them up for every call, and by the services that show and end them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Row, delete, insert, select, update
+from sqlalchemy import Row, delete, insert, or_, select, update
 
-from appliance.control.auth import attempts, tokens
-from appliance.control.auth.attempts import Attempts
-from appliance.control.auth.passwords import Passwords
+from appliance.control.auth import tokens
+from appliance.control.auth.moments import TOLERANCE, believed
 from appliance.control.auth.tokens import TokenKind
-from appliance.control.auth.totp import Totp
 from appliance.control.store.database import Database, Reading, Transaction
 from appliance.control.store.tables import session, user
-from appliance.core.errors import FailedPrecondition, Unauthenticated
+from appliance.core.errors import NotFound, Unauthenticated
 from appliance.core.identity import ANONYMOUS, Principal, PrincipalKind
-from appliance.core.names import is_id
 
 LIFETIME = timedelta(hours=12)
 IDLE = timedelta(minutes=30)
-PARTIAL_LIFETIME = timedelta(minutes=10)
 
 COMPLETE = "COMPLETE"
 VERIFY_TOTP = "VERIFY_TOTP"
 ENROLL_TOTP = "ENROLL_TOTP"
+CHANGE_PASSWORD = "CHANGE_PASSWORD"  # noqa: S105 - a step, no password
 
 Clock = Callable[[], datetime]
 
 
-@dataclass(frozen=True)
-class Started:
-    """After the password: a token for the next step, and which step that is."""
-
-    token: str = field(repr=False)
-    step: str
-    principal: Principal
-
-
-@dataclass(frozen=True)
-class Completed:
-    """After the second factor: the token to use, when it ends, and new recovery codes if any."""
-
-    token: str = field(repr=False)
-    principal: Principal
-    expire_time: datetime
-    recovery_codes: list[str] = field(repr=False)
-
-
 class Sessions:
-    """Starts, completes, renews and ends sessions. `token_key` is the keyring's token key."""
+    """Opens, finds, shows and ends sessions. `token_key` is the keyring's token key."""
 
-    def __init__(  # noqa: PLR0913 - what a log-in is made of
-        self,
-        *,
-        database: Database,
-        passwords: Passwords,
-        totp: Totp,
-        attempts: Attempts,
-        token_key: bytes,
-        clock: Clock,
-    ) -> None:
+    def __init__(self, database: Database, token_key: bytes, clock: Clock) -> None:
         self._database = database
-        self._passwords = passwords
-        self._totp = totp
-        self._attempts = attempts
         self._token_key = token_key
         self._clock = clock
 
-    def login(self, name: str, password: str, source: str) -> Started:
-        """Check a password.
-
-        Raises:
-            Unauthenticated: one sentence for an unknown user, a wrong password and a locked user.
-            Exhausted: too many tries for this name, or too many log-ins at this moment.
-        """
-        self._attempts.begin(name, self._clock())
-        with self._database.read() as state:
-            row = _user(state, name)
-        right = self._passwords.verify(row.password_hash if row else None, password)
-        if row is None or not right or row.locked:
-            raise _wrong_login()
-        renewed = (
-            self._passwords.hash(password) if self._passwords.is_old(row.password_hash) else ""
-        )
-        with self._database.write() as transaction:
-            if _is_locked(transaction, row.id):
-                raise _wrong_login()
-            if renewed:
-                transaction.run(
-                    update(user).where(user.c.id == row.id).values(password_hash=renewed)
-                )
-            enrolled = self._totp.is_enrolled(transaction, row.id)
-            if not enrolled:
-                # With an authenticator the count goes on until the code was right too.
-                attempts.clear(transaction, row.id)
-            step = VERIFY_TOTP if enrolled else ENROLL_TOTP
-            token = self._open(transaction, row.id, step, PARTIAL_LIFETIME, source)
-        return Started(token, step, Principal(PrincipalKind.USER, row.id))
-
-    def enroll_totp(self, token: str) -> str:
-        """Start to enrol an authenticator; the otpauth:// address, shown once.
-
-        Raises FailedPrecondition when one is enrolled already.
-        """
-        with self._database.write() as transaction:
-            row = self.find(transaction, token)
-            if row.step != ENROLL_TOTP:
-                raise FailedPrecondition("an authenticator is enrolled already: enter its code")
-            return self._totp.begin(transaction, row.user, row.user, self._clock())
-
-    def verify_totp(
-        self, token: str, *, code: str = "", recovery_code: str = "", source: str = ""
-    ) -> Completed:
-        """Prove the second factor: end an enrolment or a log-in, or renew a live session.
-
-        Raises:
-            Unauthenticated: the token has ended, or the code is wrong or was used before.
-            Exhausted: too many failed tries.
-        """
-        with self._database.read() as state:
-            owner = self.find(state, token).user
-        self._attempts.begin(owner, self._clock())
-        with self._database.write() as transaction:
-            row = self.find(transaction, token)
-            if not self._prove(transaction, row, code, recovery_code):
-                raise Unauthenticated(
-                    "this code is wrong or was used before: wait for the next one, then try again"
-                )
-            attempts.clear(transaction, row.user)
-            codes = self._totp.confirm(transaction, row.user) if row.step == ENROLL_TOTP else []
-            transaction.run(delete(session).where(session.c.id == row.id))
-            now = self._clock()
-            ends = row.expire_time if row.step == COMPLETE else now + LIFETIME
-            text = self._open(transaction, row.user, COMPLETE, ends - now, source, mfa_time=now)
-        return Completed(text, Principal(PrincipalKind.USER, row.user), ends, codes)
-
-    def _prove(
-        self, transaction: Transaction, row: Row[Any], code: str, recovery_code: str
-    ) -> bool:
-        if code or row.step == ENROLL_TOTP:
-            return self._totp.verify(transaction, row.user, code, self._clock())
-        return self._totp.use_recovery_code(transaction, row.user, recovery_code)
-
-    def _open(  # noqa: PLR0913 - the columns of one row
+    def open(  # noqa: PLR0913 - the columns of one row
         self,
         transaction: Transaction,
         owner: str,
@@ -165,10 +52,13 @@ class Sessions:
         lifetime: timedelta,
         source: str,
         mfa_time: datetime | None = None,
+        counter: str = "",
     ) -> str:
+        """A new session of a user; its token, to be shown once."""
         now = self._clock()
         minted = tokens.mint(TokenKind.SESSION, self._token_key)
-        transaction.run(delete(session).where(session.c.expire_time <= now))
+        over = or_(session.c.expire_time <= now, session.c.create_time > now + TOLERANCE)
+        transaction.run(delete(session).where(over))
         transaction.run(
             insert(session).values(
                 id=minted.id,
@@ -180,6 +70,7 @@ class Sessions:
                 seen_time=now,
                 mfa_time=mfa_time,
                 source=source,
+                counter=counter,
             )
         )
         return minted.text
@@ -199,10 +90,22 @@ class Sessions:
             .join(user, user.c.id == session.c.user)
             .where(session.c.id == session_id, ~user.c.locked)
         )
-        now = self._clock()
-        if row is None or now >= row.expire_time or now >= row.seen_time + IDLE:
+        if row is None or not self.is_live(row):
             raise tokens.refused()
         return row
+
+    def is_live(self, row: Row[Any]) -> bool:
+        """Whether a session has begun, has not ended, and was used within half an hour."""
+        now = self._clock()
+        begun = believed(row.create_time, now) and believed(row.seen_time, now)
+        return begun and now < row.expire_time and now < row.seen_time + IDLE
+
+    def of(self, owner: str) -> list[Row[Any]]:
+        """The live sessions of a user, the newest first."""
+        mine = select(session).where(session.c.user == owner)
+        with self._database.read() as state:
+            rows = state.all(mine.order_by(session.c.create_time.desc(), session.c.id))
+        return [row for row in rows if self.is_live(row)]
 
     def touch(self, session_id: str) -> None:
         """Note that a session is being used."""
@@ -219,24 +122,14 @@ class Sessions:
         except Unauthenticated:
             return ANONYMOUS
 
-    def logout(self, session_id: str) -> None:
-        """End a session; it stops to work before this returns."""
+    def end(self, owner: str, session_id: str) -> None:
+        """End a session of a user; it stops to work before this returns. NotFound without one."""
+        mine = session.c.id == session_id, session.c.user == owner
         with self._database.write() as transaction:
-            transaction.run(delete(session).where(session.c.id == session_id))
+            if transaction.run(delete(session).where(*mine)) == 0:
+                raise NotFound("you have no such session: see `appliance session list`")
 
 
 def revoke_all(transaction: Transaction, owner: str) -> int:
     """End every session of a user, such as when it is locked; how many."""
     return transaction.run(delete(session).where(session.c.user == owner))
-
-
-def _user(state: Reading, name: str) -> Row[Any] | None:
-    return state.first(select(user).where(user.c.id == name)) if is_id(name) else None
-
-
-def _is_locked(state: Reading, owner: str) -> bool:
-    return bool(state.value(select(user.c.locked).where(user.c.id == owner)))
-
-
-def _wrong_login() -> Unauthenticated:
-    return Unauthenticated("the user or the password is wrong: check both, then try again")

@@ -3,9 +3,11 @@
 Rules kept here:
 * a code is six ASCII digits before anything else looks at it: pyotp would also take full-width and
   superscript digits, which makes one code many;
-* a code works once: the step it belongs to is stored in one statement that only succeeds when it is
-  later than the one before, so replays fail, also in parallel, after a restart and when the clock
-  steps back; one step to either side is accepted;
+* a code works once: the step it belongs to must be later than the one before and none of the last
+  sixteen that were used, which are stored in the transaction that accepts it, so replays fail, also
+  in parallel, after a restart and when the clock steps back; one step to either side is accepted;
+* a stored step that lies more than five minutes ahead was written under a wrong clock: it is not
+  believed to be the one before, or the user would be locked out until that time has come;
 * the secret (160 bits) is sealed for its user and its row, so it cannot be moved to another user;
 * ten recovery codes of 130 bits, stored as keyed digests, each deleted as it is used.
 
@@ -21,8 +23,9 @@ from datetime import datetime
 
 import pyotp
 import pyotp.exceptions
-from sqlalchemy import delete, insert, or_, select, update
+from sqlalchemy import delete, insert, select, update
 
+from appliance.control.auth.moments import TOLERANCE
 from appliance.control.store.database import Reading, Transaction
 from appliance.control.store.tables import recovery_code, totp
 from appliance.core.errors import FailedPrecondition
@@ -34,6 +37,9 @@ WINDOW = 1
 SECRET_BYTES = 20
 RECOVERY_CODES = 10
 RECOVERY_LETTERS = 26
+STEP_SECONDS = 30
+STEPS_AHEAD = int(TOLERANCE.total_seconds()) // STEP_SECONDS
+REMEMBERED = 16
 _CODE = re.compile(r"[0-9]{6}", re.ASCII)
 _ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
 
@@ -85,13 +91,12 @@ class Totp:
             step = device.verify_and_get_timecode(code, for_time=now, valid_window=WINDOW)
         except pyotp.exceptions.OTPVerificationError:
             return False
-        fresh = or_(totp.c.last_timecode.is_(None), totp.c.last_timecode < step)
-        return (
-            transaction.run(
-                update(totp).where(totp.c.id == row.id, fresh).values(last_timecode=step)
-            )
-            == 1
-        )
+        if step is None or not _is_fresh(row.last_timecode, row.used_timecodes, step, now):
+            return False
+        used = [*row.used_timecodes, step][-REMEMBERED:]
+        changed = update(totp).where(totp.c.id == row.id)
+        transaction.run(changed.values(last_timecode=step, used_timecodes=used))
+        return True
 
     def confirm(self, transaction: Transaction, user: str) -> list[str]:
         """End an enrolment: the authenticator counts from now on. Ten new recovery codes."""
@@ -108,20 +113,35 @@ class Totp:
         )
         return ["-".join(re.findall(".{1,5}", code)) for code in codes]
 
+    def holds_recovery_code(self, state: Reading, user: str, code: str) -> bool:
+        """Whether `code` is an unused recovery code of the user, without using it up."""
+        row = recovery_code.c
+        wanted = select(row.user).where(row.user == user, row.digest == self._digest(user, code))
+        return state.first(wanted) is not None
+
     def use_recovery_code(self, transaction: Transaction, user: str, code: str) -> bool:
         """Whether `code` is an unused recovery code of the user; then it is used up."""
-        plain = code.replace("-", "").lower()
-        if len(plain) != RECOVERY_LETTERS or not plain.isascii():
-            return False
-        mine = recovery_code.c.user == user
-        digest = self._digest(user, plain)
-        return (
-            transaction.run(delete(recovery_code).where(mine, recovery_code.c.digest == digest))
-            == 1
-        )
+        row = recovery_code.c
+        used = delete(recovery_code).where(row.user == user, row.digest == self._digest(user, code))
+        return transaction.run(used) == 1
+
+    def reset(self, transaction: Transaction, user: str) -> None:
+        """Take the authenticator and the recovery codes away; the next log-in enrols anew."""
+        transaction.run(delete(totp).where(totp.c.user == user))
+        transaction.run(delete(recovery_code).where(recovery_code.c.user == user))
 
     def _digest(self, user: str, code: str) -> bytes:
-        return hmac_sha256(self._hmac_key, f"recovery code\n{user}\n{code}".encode())
+        # Typed with or without hyphens, in either case; what cannot be one matches nothing.
+        plain = code.replace("-", "").lower().encode(errors="replace")
+        return hmac_sha256(self._hmac_key, f"recovery code\n{user}\n".encode() + plain)
+
+
+def _is_fresh(last: int | None, used: list[int], step: int, now: datetime) -> bool:
+    """Whether a step may still be used, after the last one that was."""
+    if last is None:
+        return True
+    ahead = last - int(now.timestamp()) // STEP_SECONDS > STEPS_AHEAD
+    return step not in used and (step > last or ahead)
 
 
 def _place(identifier: str, user: str) -> dict[str, str | int]:

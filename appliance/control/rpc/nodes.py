@@ -44,6 +44,18 @@ class NodeRpc(Servicer, NodeServiceServicer):
         """Makes a token with which one server may join once."""
         return await self._run(self._enrolment.create_join_token, self.caller, request)
 
+    async def ListJoinTokens(
+        self, request: rpc.ListJoinTokensRequest, context: Context
+    ) -> rpc.ListJoinTokensResponse:
+        """Returns one page of the join tokens that can still be used."""
+        return await self._run(self._enrolment.list_join_tokens, self.caller, request)
+
+    async def RevokeJoinToken(
+        self, request: rpc.RevokeJoinTokenRequest, context: Context
+    ) -> rpc.RevokeJoinTokenResponse:
+        """Ends a join token."""
+        return await self._run(self._enrolment.revoke_join_token, self.caller, request)
+
     async def EvictNode(self, request: rpc.EvictNodeRequest, context: Context) -> node_pb2.Node:
         """Refuses the node from now on."""
         return await self._run(self._service.evict, self.caller, request)

@@ -25,6 +25,8 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
+from sqlalchemy import select
+
 from appliance.api.access.v1 import binding_pb2, binding_service_pb2
 from appliance.control.auth import escalation, rules, scopes
 from appliance.control.auth.policy import PolicyStore
@@ -194,19 +196,22 @@ def _wrong_principal(wrong: str) -> InvalidInput:
 def guard_last_administrator(state: Reading, leaving: Principal, *domains: str) -> None:
     """Raise FailedPrecondition when nobody but `leaving` could administer what is in `domains`.
 
-    Without domains: the platform and all projects, each for itself.
+    Without domains: the platform and all projects, each for itself. Somebody who has not proved a
+    second factor yet, or is locked, could not.
     """
     user = tables.user
+    proved = select(tables.totp.c.user).where(tables.totp.c.confirmed)
     able = {
         Principal(PrincipalKind.USER, row.id).subject
-        for row in state.all(user.select().where(user.c.locked.is_(False)))
+        for row in state.all(user.select().where(user.c.locked.is_(False), user.c.id.in_(proved)))
     }
     for domain in domains or (PLATFORM, EVERYWHERE):
         administrators = _administrators(state, domain)
         if leaving.subject in administrators and not (administrators & able) - {leaving.subject}:
             raise FailedPrecondition(
-                f"{leaving.name} is the last administrator {scopes.words(domain)}: bind "
-                f"{ADMINISTRATOR} there to somebody else first",
+                f"{leaving.name} is the last administrator {scopes.words(domain)} who can log in: "
+                f"bind {ADMINISTRATOR} there to somebody else first, and let them enrol an "
+                "authenticator",
                 principal=leaving.name,
             )
 

@@ -26,6 +26,7 @@ from appliance.api.nodes.v1 import node_service_pb2
 from appliance.control.auth import escalation, join_tokens, rules
 from appliance.control.auth.policy import PolicyStore
 from appliance.control.events import ACCESS, NODES, Events
+from appliance.control.services import paging
 from appliance.control.services.caller import Caller
 from appliance.control.services.nodes import EVICTED, LOST, Nodes
 from appliance.control.services.resources import timestamp
@@ -119,9 +120,45 @@ class Enrolment:
             )
         return node_service_pb2.CreateJoinTokenResponse(
             token=made.text,
+            token_id=made.id,
             ca_fingerprint=self._keyring.ca.fingerprint(),
             expire_time=timestamp(made.expire_time),
         )
+
+    def list_join_tokens(
+        self, caller: Caller, request: node_service_pb2.ListJoinTokensRequest
+    ) -> node_service_pb2.ListJoinTokensResponse:
+        """One page of the join tokens that can still be used, by id."""
+        del caller
+        size = paging.page_size(request.page_size)
+        after = paging.key_of(request.page_token, str)
+        with self._database.read() as state:
+            rows = join_tokens.usable(
+                state, self._clock(), after=str(after[0]) if after else "", limit=size + 1
+            )
+        page, token = paging.cut(rows, size, lambda row: (row.id,))
+        return node_service_pb2.ListJoinTokensResponse(
+            join_tokens=[
+                node_service_pb2.JoinToken(
+                    id=row.id,
+                    node=names.node(row.node),
+                    creator=row.creator,
+                    create_time=timestamp(row.create_time),
+                    expire_time=timestamp(row.expire_time),
+                )
+                for row in page
+            ],
+            next_page_token=token,
+        )
+
+    def revoke_join_token(
+        self, caller: Caller, request: node_service_pb2.RevokeJoinTokenRequest
+    ) -> node_service_pb2.RevokeJoinTokenResponse:
+        """End a join token; no server can join with it once this returns."""
+        with self._database.write() as transaction:
+            node = join_tokens.revoke(transaction, request.token_id)
+        caller.notes["node"] = names.node(node)
+        return node_service_pb2.RevokeJoinTokenResponse()
 
     def join(
         self, caller: Caller, request: enrolment_service_pb2.JoinRequest

@@ -3,7 +3,8 @@
 Rules kept here:
 * what a node has in use is counted from the work placed on it, not from what it says;
 * an evicted node is refused from the moment `evict` returns: its role is gone with the new policy,
-  its certificate by its state; its work is placed elsewhere by the scheduler.
+  its certificate by its state; its work is placed elsewhere by the scheduler; join tokens made for
+  its name until then are void.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from datetime import datetime
 from typing import Any
 
 from appliance.api.nodes.v1 import node_pb2, node_service_pb2
-from appliance.control.auth import rules
+from appliance.control.auth import join_tokens, rules
 from appliance.control.auth.policy import PolicyStore
 from appliance.control.events import ACCESS, NODES, QUEUE, ROUTING, Events
 from appliance.control.services import paging
@@ -127,6 +128,7 @@ class Nodes:
         )
         if not changed:
             raise missing(names.node(identifier))
+        join_tokens.void(transaction, identifier)
         self._policies.took(transaction, rules.machine_link(PrincipalKind.NODE, identifier))
         transaction.after_commit(lambda: self._events.publish(ACCESS, NODES, QUEUE, ROUTING))
 

@@ -16,8 +16,6 @@ for `identity_of` by `routing`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Row, select, update
@@ -34,7 +32,7 @@ from appliance.control.store.database import Database
 from appliance.core.errors import LeaseLost
 from appliance.core.identity import Principal, PrincipalKind
 from appliance.core.jobs import JobState
-from appliance.crypto.certs import CA_LIFETIME, Authority, serial_of
+from appliance.crypto.certs import Authority, serial_of
 
 _LEASED = (JobState.STARTING, JobState.RUNNING)
 
@@ -43,18 +41,12 @@ class Release:
     """Hands out keys and replicas' certificates."""
 
     def __init__(
-        self,
-        database: Database,
-        artifacts: Artifacts,
-        leases: Leases,
-        authority: Authority,
-        clock: Callable[[], datetime],
+        self, database: Database, artifacts: Artifacts, leases: Leases, authority: Authority
     ) -> None:
         self._database = database
         self._artifacts = artifacts
         self._leases = leases
         self._authority = authority
-        self._clock = clock
 
     def keys(self, caller: Caller, request: rpc.ReleaseKeysRequest) -> rpc.ReleaseKeysResponse:
         """The data keys of work that is leased to the calling node now.
@@ -122,8 +114,7 @@ class Release:
             identity_of(row),
             server=True,
             client=False,
-            lifetime=CA_LIFETIME,
-            now=self._clock(),
+            lifetime=None,
         )
         replica = tables.replica.c
         with self._database.write() as transaction:

@@ -94,7 +94,10 @@ class Replicas:
             endpoints = state.all(
                 select(tables.endpoint)
                 .where(_endpoint.state != STOPPING)
-                .order_by(_endpoint.create_time, _endpoint.uid)
+                # What a clock that was ahead has dated comes first, or newer ones pass it for ever.
+                .order_by(
+                    _endpoint.create_time <= self._clock(), _endpoint.create_time, _endpoint.uid
+                )
             )
             for endpoint in endpoints:
                 model = state.first(

@@ -76,7 +76,8 @@ class Runs:
             rows = state.all(
                 select(tables.job)
                 .where(_job.state == JobState.QUEUED)
-                .order_by(_job.create_time, _job.uid)
+                # What a clock that was ahead has dated comes first, or newer jobs pass it for ever.
+                .order_by(_job.create_time <= self._clock(), _job.create_time, _job.uid)
             )
         found: list[tuple[Row[Any], Demand]] = []
         for row in rows:

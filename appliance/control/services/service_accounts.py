@@ -116,7 +116,12 @@ class ServiceAccounts:
             row = _row(transaction, request.name)
             self._check_acts_as(caller, row.id)
             made = service_tokens.create(
-                transaction, self._token_key, row.id, request.lifetime_days, self._clock()
+                transaction,
+                self._token_key,
+                row.id,
+                request.lifetime_days,
+                self._clock(),
+                creator=caller.principal.name,
             )
             transaction.after_commit(lambda: self._events.publish(ROUTING))
         return rpc.CreateTokenResponse(
@@ -125,6 +130,7 @@ class ServiceAccounts:
                 id=made.id,
                 create_time=timestamp(made.create_time),
                 expire_time=timestamp(made.expire_time),
+                creator=caller.principal.name,
             ),
         )
 
@@ -189,6 +195,7 @@ def _tokens(
                 id=row.id,
                 create_time=timestamp(row.create_time),
                 expire_time=timestamp(row.expire_time),
+                creator=row.creator,
             )
         )
     return live

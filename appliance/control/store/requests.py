@@ -13,7 +13,7 @@ import hashlib
 import re
 from datetime import datetime, timedelta
 
-from sqlalchemy import delete, insert, select
+from sqlalchemy import delete, insert, or_, select
 
 from appliance.control.store.database import Reading, Transaction
 from appliance.control.store.tables import request
@@ -91,5 +91,6 @@ def remember(  # noqa: PLR0913 - the columns of one row
 
 
 def forget(transaction: Transaction, now: datetime) -> int:
-    """Delete answers older than a day; how many."""
-    return transaction.run(delete(request).where(request.c.create_time < now - KEPT))
+    """Delete answers older than a day, and those of a clock that was ahead; how many."""
+    made = request.c.create_time
+    return transaction.run(delete(request).where(or_(made < now - KEPT, made > now + KEPT)))

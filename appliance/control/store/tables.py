@@ -9,8 +9,7 @@ Rules kept here:
   keyed digests, TOTP secrets and data keys are sealed under the keyring;
 * a `revision` rises by one with each change of a row that callers may watch; it is the etag.
 
-Called by `appliance.control.store`, `auth` and `services`. The first migration creates exactly
-this.
+Called by `appliance.control.store`, `auth` and `services`. The migrations create exactly this.
 """
 
 from __future__ import annotations
@@ -31,6 +30,7 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     false,
+    text,
 )
 
 from appliance.control.store.types import Moment
@@ -67,10 +67,12 @@ user = Table(
     Column("password_hash", Text, nullable=False),
     Column("locked", Boolean, nullable=False, default=False, server_default=false()),
     Column("create_time", Moment, nullable=False),
+    Column("must_change", Boolean, nullable=False, default=False, server_default=false()),
 )
 
-# Failed proofs in a row, per account; a row for a name nobody has is a bucket shared by many such
-# names.
+# Failed proofs in a row. `account` is what they are counted for: `user:<id>` for all unknown
+# devices together, `device:<id>`, `recovery:<user>` for who holds an unused recovery code, or
+# `unknown:<n>`, a bucket shared by many names that nobody has.
 attempt = Table(
     "attempt",
     metadata,
@@ -88,6 +90,7 @@ totp = Table(
     Column("confirmed", Boolean, nullable=False),
     Column("last_timecode", BigInteger, nullable=True),
     Column("create_time", Moment, nullable=False),
+    Column("used_timecodes", JSON, nullable=False, default=list, server_default=text("'[]'")),
 )
 
 recovery_code = Table(
@@ -97,7 +100,20 @@ recovery_code = Table(
     Column("digest", LargeBinary, primary_key=True),
 )
 
-# `step`: VERIFY_TOTP | ENROLL_TOTP | COMPLETE.
+# A device on which a user has logged in; it shows a token of which this is the digest.
+device = Table(
+    "device",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("user", Text, ForeignKey("user.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("digest", LargeBinary, nullable=False),
+    Column("create_time", Moment, nullable=False),
+    Column("expire_time", Moment, nullable=False),
+    Column("seen_time", Moment, nullable=False),
+)
+
+# `step`: VERIFY_TOTP | ENROLL_TOTP | CHANGE_PASSWORD | COMPLETE. `failures`: wrong codes and
+# passwords in a row in this session. `counter`: the row of `attempt` that its log-in counted in.
 session = Table(
     "session",
     metadata,
@@ -110,6 +126,8 @@ session = Table(
     Column("seen_time", Moment, nullable=False),
     Column("mfa_time", Moment, nullable=True),
     Column("source", Text, nullable=False),
+    Column("failures", Integer, nullable=False, default=0, server_default=text("0")),
+    Column("counter", Text, nullable=False, default="", server_default=text("''")),
 )
 
 project = Table(
@@ -155,6 +173,7 @@ token = Table(
     Column("digest", LargeBinary, nullable=False),
     Column("create_time", Moment, nullable=False),
     Column("expire_time", Moment, nullable=False),
+    Column("creator", Text, nullable=False, default="", server_default=text("''")),
 )
 
 # Who holds which role where. `subject` as in the policy (`user:alice`, `svc:app`), `domain` a

@@ -1,23 +1,39 @@
 """Failed proofs: counted first, slowed down, stopped; the same for names that nobody has."""
 
 import threading
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 from sqlalchemy import func, select
 
 from appliance.control.auth import attempts as module
-from appliance.control.auth.attempts import Attempts, clear, delay_after
+from appliance.control.auth.attempts import Reserved, clear, delay_after
 from appliance.control.store.database import Database
 from appliance.control.store.tables import attempt
 from appliance.core.errors import Exhausted
 from tests.fakes.state import START, add_user
 
 
+class Counters:
+    """What a log-in from an unknown device counts in, by name."""
+
+    def __init__(self, state: Database) -> None:
+        self.state = state
+
+    def begin(self, name: str, now: datetime = START) -> Reserved:
+        with self.state.write() as transaction:
+            counter = module.shared_counter(transaction, name, b"k" * 32)
+            return module.reserve(transaction, counter, now)
+
+    def release(self, reserved: Reserved) -> None:
+        with self.state.write() as transaction:
+            module.release(transaction, reserved)
+
+
 @pytest.fixture
-def attempts(state: Database) -> Attempts:
+def attempts(state: Database) -> Counters:
     add_user(state, "alice")
-    return Attempts(state, b"k" * 32)
+    return Counters(state)
 
 
 def test_delays() -> None:
@@ -26,11 +42,11 @@ def test_delays() -> None:
 
 
 @pytest.mark.attack
-def test_the_sixth_try_must_wait(attempts: Attempts) -> None:
+def test_the_sixth_try_must_wait(attempts: Counters) -> None:
     for _ in range(5):
-        attempts.begin("alice", START)
-    with pytest.raises(Exhausted, match="wait 1 seconds") as raised:
-        attempts.begin("alice", START)
+        attempts.begin("alice")
+    with pytest.raises(Exhausted, match="wait 1 second,") as raised:
+        attempts.begin("alice")
     assert raised.value.retry_after == 1
     attempts.begin("alice", START + timedelta(seconds=1))
     with pytest.raises(Exhausted, match="wait 2 seconds"):
@@ -38,26 +54,26 @@ def test_the_sixth_try_must_wait(attempts: Attempts) -> None:
 
 
 @pytest.mark.attack
-def test_after_a_hundred_an_administrator_must_unlock(attempts: Attempts, state: Database) -> None:
+def test_after_a_hundred_the_counter_is_shut(attempts: Counters, state: Database) -> None:
     now = START
     for _ in range(100):
         attempts.begin("alice", now)
         now += timedelta(seconds=900)
-    with pytest.raises(Exhausted, match="administrator must unlock"):
+    with pytest.raises(Exhausted, match="have an administrator unlock"):
         attempts.begin("alice", now + timedelta(days=365))
     with state.write() as transaction:
-        clear(transaction, "alice")
+        clear(transaction, "user:alice")
     attempts.begin("alice", now)
 
 
 @pytest.mark.attack
-def test_parallel_tries_cannot_exceed_the_limit(attempts: Attempts) -> None:
+def test_parallel_tries_cannot_exceed_the_limit(attempts: Counters) -> None:
     got_through: list[int] = []
 
     def guess() -> None:
         for _ in range(5):
             try:
-                attempts.begin("alice", START)
+                attempts.begin("alice")
             except Exhausted:
                 continue
             got_through.append(1)
@@ -70,29 +86,69 @@ def test_parallel_tries_cannot_exceed_the_limit(attempts: Attempts) -> None:
     assert len(got_through) == module.FREE
 
 
+def test_a_try_that_was_never_verified_is_given_back(attempts: Counters) -> None:
+    for _ in range(20):
+        attempts.release(attempts.begin("alice"))
+    reserved = [attempts.begin("alice") for _ in range(5)]
+    with pytest.raises(Exhausted):
+        attempts.begin("alice")
+    attempts.release(reserved[-1])
+    attempts.begin("alice")
+
+
+@pytest.mark.attack
+def test_tries_are_given_back_in_any_order_and_never_twice(
+    attempts: Counters, state: Database
+) -> None:
+    first, second = attempts.begin("alice"), attempts.begin("alice")
+    attempts.release(first)
+    attempts.release(second)
+    with state.read() as reading:
+        assert reading.value(select(attempt.c.failures)) == 0
+    kept = attempts.begin("alice")
+    with state.write() as transaction:
+        clear(transaction, "user:alice")
+    attempts.release(kept)
+    for _ in range(5):
+        attempts.begin("alice")
+    with pytest.raises(Exhausted):
+        attempts.begin("alice")
+
+
 @pytest.mark.attack
 @pytest.mark.parametrize(
     "name", ["ALICE", " alice", "alice ", "\uff41\uff4c\uff49\uff43\uff45", "Alice\n"]
 )
-def test_spellings_share_one_counter(attempts: Attempts, name: str) -> None:
+def test_spellings_share_one_counter(attempts: Counters, name: str) -> None:
     for _ in range(5):
-        attempts.begin(name, START)
+        attempts.begin(name)
     with pytest.raises(Exhausted):
-        attempts.begin("alice", START)
+        attempts.begin("alice")
 
 
 @pytest.mark.attack
 def test_unknown_names_answer_alike_and_cannot_fill_the_disk(
-    attempts: Attempts, state: Database, monkeypatch: pytest.MonkeyPatch
+    attempts: Counters, state: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "BUCKETS", 3)
     for _ in range(5):
-        attempts.begin("nobody", START)
-    with pytest.raises(Exhausted, match="wait 1 seconds"):
-        attempts.begin("nobody", START)
+        attempts.begin("nobody")
+    with pytest.raises(Exhausted, match="wait 1 second,"):
+        attempts.begin("nobody")
     now = START
     for number in range(30):
         now += timedelta(seconds=900)
         attempts.begin(f"name-{number}", now)
     with state.read() as reading:
         assert reading.value(select(func.count()).select_from(attempt)) <= 3
+
+
+def test_a_wait_from_a_clock_that_was_ahead_is_not_believed(attempts: Counters) -> None:
+    ahead = START + timedelta(days=365)
+    for _ in range(6):
+        attempts.begin("alice", ahead)
+        ahead += timedelta(seconds=1)
+    # The sixth asks for two seconds; what lies further ahead was written by a wrong clock.
+    attempts.begin("alice", START)
+    with pytest.raises(Exhausted, match="wait 4 seconds"):
+        attempts.begin("alice", START)

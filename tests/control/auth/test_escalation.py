@@ -1,5 +1,7 @@
 """Nobody takes over a right that he does not hold himself."""
 
+import re
+
 import pytest
 
 from appliance.control.auth import escalation, rules
@@ -43,7 +45,7 @@ def test_nobody_acts_for_somebody_who_holds_more(roles: Roles) -> None:
         Denied, match=r"who may do more: you lack audit\.export on the platform"
     ) as refused:
         escalation.check_acts_as(policy, roles, BOB, ALICE)
-    assert " and 41 more. Ask an administrator" in refused.value.message
+    assert re.search(r"and [0-9]+ more\. Ask", refused.value.message)
 
 
 @pytest.mark.attack

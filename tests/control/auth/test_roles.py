@@ -40,8 +40,8 @@ def test_the_roles(roles: Roles) -> None:
         for role in roles.roles.values()
     }
     assert found == {
-        "administrator": (True, "everywhere platform", 42),
-        "auditor": (True, "everywhere platform", 9),
+        "administrator": (True, "everywhere platform", 47),
+        "auditor": (True, "everywhere platform", 10),
         "owner": (True, "everywhere project", 29),
         "developer": (True, "everywhere project", 21),
         "viewer": (True, "everywhere project", 11),
@@ -88,7 +88,7 @@ def test_reading_roles_change_nothing(roles: Roles) -> None:
         for name in ("auditor", "viewer")
         for item in roles.roles[name].permissions
     }
-    assert verbs == {"get", "list", "export"}
+    assert verbs == {"get", "list", "listJoinTokens", "export"}
 
 
 @pytest.mark.parametrize(

@@ -25,13 +25,13 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"appliance/api/access/v1/user.proto\x12\x17\x61ppliance.api.access.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"l\n\x04User\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06locked\x18\x02 \x01(\x08\x12\x15\n\rtotp_enrolled\x18\x03 \x01(\x08\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestampb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"appliance/api/access/v1/user.proto\x12\x17\x61ppliance.api.access.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8a\x01\n\x04User\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06locked\x18\x02 \x01(\x08\x12\x15\n\rtotp_enrolled\x18\x03 \x01(\x08\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1c\n\x14must_change_password\x18\x05 \x01(\x08\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'appliance.api.access.v1.user_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_USER']._serialized_start=96
-  _globals['_USER']._serialized_end=204
+  _globals['_USER']._serialized_start=97
+  _globals['_USER']._serialized_end=235
 # @@protoc_insertion_point(module_scope)

@@ -9,13 +9,15 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class User(_message.Message):
-    __slots__ = ("name", "locked", "totp_enrolled", "create_time")
+    __slots__ = ("name", "locked", "totp_enrolled", "create_time", "must_change_password")
     NAME_FIELD_NUMBER: _ClassVar[int]
     LOCKED_FIELD_NUMBER: _ClassVar[int]
     TOTP_ENROLLED_FIELD_NUMBER: _ClassVar[int]
     CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
+    MUST_CHANGE_PASSWORD_FIELD_NUMBER: _ClassVar[int]
     name: str
     locked: bool
     totp_enrolled: bool
     create_time: _timestamp_pb2.Timestamp
-    def __init__(self, name: _Optional[str] = ..., locked: _Optional[bool] = ..., totp_enrolled: _Optional[bool] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    must_change_password: bool
+    def __init__(self, name: _Optional[str] = ..., locked: _Optional[bool] = ..., totp_enrolled: _Optional[bool] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., must_change_password: _Optional[bool] = ...) -> None: ...

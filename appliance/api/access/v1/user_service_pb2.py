@@ -26,7 +26,7 @@ from appliance.api.access.v1 import user_pb2 as appliance_dot_api_dot_access_dot
 from appliance.api.common.v1 import access_pb2 as appliance_dot_api_dot_common_dot_v1_dot_access__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*appliance/api/access/v1/user_service.proto\x12\x17\x61ppliance.api.access.v1\x1a\"appliance/api/access/v1/user.proto\x1a$appliance/api/common/v1/access.proto\"\x1e\n\x0eGetUserRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"9\n\x10ListUsersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"Z\n\x11ListUsersResponse\x12,\n\x05users\x18\x01 \x03(\x0b\x32\x1d.appliance.api.access.v1.User\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"a\n\x11\x43reateUserRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x10\n\x08password\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"3\n\x0fLockUserRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"5\n\x11UnlockUserRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t2\xd7\x04\n\x0bUserService\x12\x65\n\x07GetUser\x12\'.appliance.api.access.v1.GetUserRequest\x1a\x1d.appliance.api.access.v1.User\"\x12\x90\x02\x01\x8a\xb5\x18\x0b\n\tusers.get\x12w\n\tListUsers\x12).appliance.api.access.v1.ListUsersRequest\x1a*.appliance.api.access.v1.ListUsersResponse\"\x13\x90\x02\x01\x8a\xb5\x18\x0c\n\nusers.list\x12v\n\nCreateUser\x12*.appliance.api.access.v1.CreateUserRequest\x1a\x1d.appliance.api.access.v1.User\"\x1d\x90\x02\x02\x8a\xb5\x18\x16\n\x0cusers.create\x10\x01:\x04name\x12u\n\x08LockUser\x12(.appliance.api.access.v1.LockUserRequest\x1a\x1d.appliance.api.access.v1.User\" \x8a\xb5\x18\x1c\n\nusers.lock\x10\x01\x32\x04name:\x06locked\x12y\n\nUnlockUser\x12*.appliance.api.access.v1.UnlockUserRequest\x1a\x1d.appliance.api.access.v1.User\" \x8a\xb5\x18\x1c\n\nusers.lock\x10\x01\x32\x04name:\x06lockedb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*appliance/api/access/v1/user_service.proto\x12\x17\x61ppliance.api.access.v1\x1a\"appliance/api/access/v1/user.proto\x1a$appliance/api/common/v1/access.proto\"\x1e\n\x0eGetUserRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"9\n\x10ListUsersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"Z\n\x11ListUsersResponse\x12,\n\x05users\x18\x01 \x03(\x0b\x32\x1d.appliance.api.access.v1.User\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"a\n\x11\x43reateUserRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x10\n\x08password\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"3\n\x0fLockUserRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"5\n\x11UnlockUserRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"J\n\x14ResetPasswordRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08password\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"6\n\x12ResetFactorRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\":\n\x16\x45ndUserSessionsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"+\n\x17\x45ndUserSessionsResponse\x12\x10\n\x08sessions\x18\x01 \x01(\x05\x32\x9c\x08\n\x0bUserService\x12\x65\n\x07GetUser\x12\'.appliance.api.access.v1.GetUserRequest\x1a\x1d.appliance.api.access.v1.User\"\x12\x90\x02\x01\x8a\xb5\x18\x0b\n\tusers.get\x12w\n\tListUsers\x12).appliance.api.access.v1.ListUsersRequest\x1a*.appliance.api.access.v1.ListUsersResponse\"\x13\x90\x02\x01\x8a\xb5\x18\x0c\n\nusers.list\x12v\n\nCreateUser\x12*.appliance.api.access.v1.CreateUserRequest\x1a\x1d.appliance.api.access.v1.User\"\x1d\x90\x02\x02\x8a\xb5\x18\x16\n\x0cusers.create\x10\x01:\x04name\x12u\n\x08LockUser\x12(.appliance.api.access.v1.LockUserRequest\x1a\x1d.appliance.api.access.v1.User\" \x8a\xb5\x18\x1c\n\nusers.lock\x10\x01\x32\x04name:\x06locked\x12y\n\nUnlockUser\x12*.appliance.api.access.v1.UnlockUserRequest\x1a\x1d.appliance.api.access.v1.User\" \x8a\xb5\x18\x1c\n\nusers.lock\x10\x01\x32\x04name:\x06locked\x12\x96\x01\n\rResetPassword\x12-.appliance.api.access.v1.ResetPasswordRequest\x1a\x1d.appliance.api.access.v1.User\"7\x8a\xb5\x18\x33\n\x13users.resetPassword\x10\x01\x32\x04name:\x14must_change_password\x12\x89\x01\n\x0bResetFactor\x12+.appliance.api.access.v1.ResetFactorRequest\x1a\x1d.appliance.api.access.v1.User\".\x8a\xb5\x18*\n\x11users.resetFactor\x10\x01\x32\x04name:\rtotp_enrolled\x12\x9d\x01\n\x0f\x45ndUserSessions\x12/.appliance.api.access.v1.EndUserSessionsRequest\x1a\x30.appliance.api.access.v1.EndUserSessionsResponse\"\'\x8a\xb5\x18#\n\x11users.endSessions2\x04name:\x08sessionsb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,6 +43,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_USERSERVICE'].methods_by_name['LockUser']._serialized_options = b'\212\265\030\034\n\nusers.lock\020\0012\004name:\006locked'
   _globals['_USERSERVICE'].methods_by_name['UnlockUser']._loaded_options = None
   _globals['_USERSERVICE'].methods_by_name['UnlockUser']._serialized_options = b'\212\265\030\034\n\nusers.lock\020\0012\004name:\006locked'
+  _globals['_USERSERVICE'].methods_by_name['ResetPassword']._loaded_options = None
+  _globals['_USERSERVICE'].methods_by_name['ResetPassword']._serialized_options = b'\212\265\0303\n\023users.resetPassword\020\0012\004name:\024must_change_password'
+  _globals['_USERSERVICE'].methods_by_name['ResetFactor']._loaded_options = None
+  _globals['_USERSERVICE'].methods_by_name['ResetFactor']._serialized_options = b'\212\265\030*\n\021users.resetFactor\020\0012\004name:\rtotp_enrolled'
+  _globals['_USERSERVICE'].methods_by_name['EndUserSessions']._loaded_options = None
+  _globals['_USERSERVICE'].methods_by_name['EndUserSessions']._serialized_options = b'\212\265\030#\n\021users.endSessions2\004name:\010sessions'
   _globals['_GETUSERREQUEST']._serialized_start=145
   _globals['_GETUSERREQUEST']._serialized_end=175
   _globals['_LISTUSERSREQUEST']._serialized_start=177
@@ -55,6 +61,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LOCKUSERREQUEST']._serialized_end=478
   _globals['_UNLOCKUSERREQUEST']._serialized_start=480
   _globals['_UNLOCKUSERREQUEST']._serialized_end=533
-  _globals['_USERSERVICE']._serialized_start=536
-  _globals['_USERSERVICE']._serialized_end=1135
+  _globals['_RESETPASSWORDREQUEST']._serialized_start=535
+  _globals['_RESETPASSWORDREQUEST']._serialized_end=609
+  _globals['_RESETFACTORREQUEST']._serialized_start=611
+  _globals['_RESETFACTORREQUEST']._serialized_end=665
+  _globals['_ENDUSERSESSIONSREQUEST']._serialized_start=667
+  _globals['_ENDUSERSESSIONSREQUEST']._serialized_end=725
+  _globals['_ENDUSERSESSIONSRESPONSE']._serialized_start=727
+  _globals['_ENDUSERSESSIONSRESPONSE']._serialized_end=770
+  _globals['_USERSERVICE']._serialized_start=773
+  _globals['_USERSERVICE']._serialized_end=1825
 # @@protoc_insertion_point(module_scope)

@@ -61,6 +61,21 @@ class UserServiceStub:
                 request_serializer=appliance_dot_api_dot_access_dot_v1_dot_user__service__pb2.UnlockUserRequest.SerializeToString,
                 response_deserializer=appliance_dot_api_dot_access_dot_v1_dot_user__pb2.User.FromString,
                 _registered_method=True)
+        self.ResetPassword = channel.unary_unary(
+                '/appliance.api.access.v1.UserService/ResetPassword',
+                request_serializer=appliance_dot_api_dot_access_dot_v1_dot_user__service__pb2.ResetPasswordRequest.SerializeToString,
+                response_deserializer=appliance_dot_api_dot_access_dot_v1_dot_user__pb2.User.FromString,
+                _registered_method=True)
+        self.ResetFactor = channel.unary_unary(
+                '/appliance.api.access.v1.UserService/ResetFactor',
+                request_serializer=appliance_dot_api_dot_access_dot_v1_dot_user__service__pb2.ResetFactorRequest.SerializeToString,
+                response_deserializer=appliance_dot_api_dot_access_dot_v1_dot_user__pb2.User.FromString,
+                _registered_method=True)
+        self.EndUserSessions = channel.unary_unary(
+                '/appliance.api.access.v1.UserService/EndUserSessions',
+                request_serializer=appliance_dot_api_dot_access_dot_v1_dot_user__service__pb2.EndUserSessionsRequest.SerializeToString,
+                response_deserializer=appliance_dot_api_dot_access_dot_v1_dot_user__service__pb2.EndUserSessionsResponse.FromString,
+                _registered_method=True)
 
 
 class UserServiceServicer:
@@ -82,14 +97,14 @@ class UserServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CreateUser(self, request, context):
-        """Creates a user with a first password.
+        """Creates a user with a first password, which the user has to replace at the first log-in.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def LockUser(self, request, context):
-        """Locks a user: live sessions stop at once.
+        """Locks a user: live sessions stop at once, every device is forgotten.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -97,6 +112,27 @@ class UserServiceServicer:
 
     def UnlockUser(self, request, context):
         """Unlocks a user and clears its failed attempts.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResetPassword(self, request, context):
+        """Gives a user another password, which the user has to replace at the next log-in. Sessions end, devices are forgotten, failed attempts are cleared.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResetFactor(self, request, context):
+        """Takes a user's authenticator and recovery codes away; the next log-in enrols another one. Sessions end, devices are forgotten.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EndUserSessions(self, request, context):
+        """Ends every session of a user before this call returns.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -129,6 +165,21 @@ def add_UserServiceServicer_to_server(servicer, server):
                     servicer.UnlockUser,
                     request_deserializer=appliance_dot_api_dot_access_dot_v1_dot_user__service__pb2.UnlockUserRequest.FromString,
                     response_serializer=appliance_dot_api_dot_access_dot_v1_dot_user__pb2.User.SerializeToString,
+            ),
+            'ResetPassword': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResetPassword,
+                    request_deserializer=appliance_dot_api_dot_access_dot_v1_dot_user__service__pb2.ResetPasswordRequest.FromString,
+                    response_serializer=appliance_dot_api_dot_access_dot_v1_dot_user__pb2.User.SerializeToString,
+            ),
+            'ResetFactor': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResetFactor,
+                    request_deserializer=appliance_dot_api_dot_access_dot_v1_dot_user__service__pb2.ResetFactorRequest.FromString,
+                    response_serializer=appliance_dot_api_dot_access_dot_v1_dot_user__pb2.User.SerializeToString,
+            ),
+            'EndUserSessions': grpc.unary_unary_rpc_method_handler(
+                    servicer.EndUserSessions,
+                    request_deserializer=appliance_dot_api_dot_access_dot_v1_dot_user__service__pb2.EndUserSessionsRequest.FromString,
+                    response_serializer=appliance_dot_api_dot_access_dot_v1_dot_user__service__pb2.EndUserSessionsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -267,6 +318,87 @@ class UserService:
             '/appliance.api.access.v1.UserService/UnlockUser',
             appliance_dot_api_dot_access_dot_v1_dot_user__service__pb2.UnlockUserRequest.SerializeToString,
             appliance_dot_api_dot_access_dot_v1_dot_user__pb2.User.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResetPassword(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.api.access.v1.UserService/ResetPassword',
+            appliance_dot_api_dot_access_dot_v1_dot_user__service__pb2.ResetPasswordRequest.SerializeToString,
+            appliance_dot_api_dot_access_dot_v1_dot_user__pb2.User.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResetFactor(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.api.access.v1.UserService/ResetFactor',
+            appliance_dot_api_dot_access_dot_v1_dot_user__service__pb2.ResetFactorRequest.SerializeToString,
+            appliance_dot_api_dot_access_dot_v1_dot_user__pb2.User.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EndUserSessions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.api.access.v1.UserService/EndUserSessions',
+            appliance_dot_api_dot_access_dot_v1_dot_user__service__pb2.EndUserSessionsRequest.SerializeToString,
+            appliance_dot_api_dot_access_dot_v1_dot_user__service__pb2.EndUserSessionsResponse.FromString,
             options,
             channel_credentials,
             insecure,

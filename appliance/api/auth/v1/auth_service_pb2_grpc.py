@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class AuthServiceStub:
-    """Log in, prove the second factor, log out.
+    """Log in, prove the second factor, change one's own password, see and end one's own sessions.
     """
 
     def __init__(self, channel):
@@ -60,10 +60,25 @@ class AuthServiceStub:
                 request_serializer=appliance_dot_api_dot_auth_dot_v1_dot_auth__service__pb2.LogoutRequest.SerializeToString,
                 response_deserializer=appliance_dot_api_dot_auth_dot_v1_dot_auth__service__pb2.LogoutResponse.FromString,
                 _registered_method=True)
+        self.ChangePassword = channel.unary_unary(
+                '/appliance.api.auth.v1.AuthService/ChangePassword',
+                request_serializer=appliance_dot_api_dot_auth_dot_v1_dot_auth__service__pb2.ChangePasswordRequest.SerializeToString,
+                response_deserializer=appliance_dot_api_dot_auth_dot_v1_dot_auth__service__pb2.ChangePasswordResponse.FromString,
+                _registered_method=True)
+        self.ListSessions = channel.unary_unary(
+                '/appliance.api.auth.v1.AuthService/ListSessions',
+                request_serializer=appliance_dot_api_dot_auth_dot_v1_dot_auth__service__pb2.ListSessionsRequest.SerializeToString,
+                response_deserializer=appliance_dot_api_dot_auth_dot_v1_dot_auth__service__pb2.ListSessionsResponse.FromString,
+                _registered_method=True)
+        self.EndSession = channel.unary_unary(
+                '/appliance.api.auth.v1.AuthService/EndSession',
+                request_serializer=appliance_dot_api_dot_auth_dot_v1_dot_auth__service__pb2.EndSessionRequest.SerializeToString,
+                response_deserializer=appliance_dot_api_dot_auth_dot_v1_dot_auth__service__pb2.EndSessionResponse.FromString,
+                _registered_method=True)
 
 
 class AuthServiceServicer:
-    """Log in, prove the second factor, log out.
+    """Log in, prove the second factor, change one's own password, see and end one's own sessions.
     """
 
     def Login(self, request, context):
@@ -101,6 +116,27 @@ class AuthServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ChangePassword(self, request, context):
+        """Changes the caller's own password: the present one is asked for again. Every other session of the caller ends, and every device is forgotten.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListSessions(self, request, context):
+        """Returns the caller's own live sessions, the newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EndSession(self, request, context):
+        """Ends one of the caller's own sessions; it stops to work before this call returns.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AuthServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -129,6 +165,21 @@ def add_AuthServiceServicer_to_server(servicer, server):
                     request_deserializer=appliance_dot_api_dot_auth_dot_v1_dot_auth__service__pb2.LogoutRequest.FromString,
                     response_serializer=appliance_dot_api_dot_auth_dot_v1_dot_auth__service__pb2.LogoutResponse.SerializeToString,
             ),
+            'ChangePassword': grpc.unary_unary_rpc_method_handler(
+                    servicer.ChangePassword,
+                    request_deserializer=appliance_dot_api_dot_auth_dot_v1_dot_auth__service__pb2.ChangePasswordRequest.FromString,
+                    response_serializer=appliance_dot_api_dot_auth_dot_v1_dot_auth__service__pb2.ChangePasswordResponse.SerializeToString,
+            ),
+            'ListSessions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSessions,
+                    request_deserializer=appliance_dot_api_dot_auth_dot_v1_dot_auth__service__pb2.ListSessionsRequest.FromString,
+                    response_serializer=appliance_dot_api_dot_auth_dot_v1_dot_auth__service__pb2.ListSessionsResponse.SerializeToString,
+            ),
+            'EndSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.EndSession,
+                    request_deserializer=appliance_dot_api_dot_auth_dot_v1_dot_auth__service__pb2.EndSessionRequest.FromString,
+                    response_serializer=appliance_dot_api_dot_auth_dot_v1_dot_auth__service__pb2.EndSessionResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'appliance.api.auth.v1.AuthService', rpc_method_handlers)
@@ -138,7 +189,7 @@ def add_AuthServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AuthService:
-    """Log in, prove the second factor, log out.
+    """Log in, prove the second factor, change one's own password, see and end one's own sessions.
     """
 
     @staticmethod
@@ -266,6 +317,87 @@ class AuthService:
             '/appliance.api.auth.v1.AuthService/Logout',
             appliance_dot_api_dot_auth_dot_v1_dot_auth__service__pb2.LogoutRequest.SerializeToString,
             appliance_dot_api_dot_auth_dot_v1_dot_auth__service__pb2.LogoutResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ChangePassword(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.api.auth.v1.AuthService/ChangePassword',
+            appliance_dot_api_dot_auth_dot_v1_dot_auth__service__pb2.ChangePasswordRequest.SerializeToString,
+            appliance_dot_api_dot_auth_dot_v1_dot_auth__service__pb2.ChangePasswordResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSessions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.api.auth.v1.AuthService/ListSessions',
+            appliance_dot_api_dot_auth_dot_v1_dot_auth__service__pb2.ListSessionsRequest.SerializeToString,
+            appliance_dot_api_dot_auth_dot_v1_dot_auth__service__pb2.ListSessionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EndSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.api.auth.v1.AuthService/EndSession',
+            appliance_dot_api_dot_auth_dot_v1_dot_auth__service__pb2.EndSessionRequest.SerializeToString,
+            appliance_dot_api_dot_auth_dot_v1_dot_auth__service__pb2.EndSessionResponse.FromString,
             options,
             channel_credentials,
             insecure,

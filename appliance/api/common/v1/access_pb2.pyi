@@ -10,7 +10,7 @@ ACCESS_FIELD_NUMBER: _ClassVar[int]
 access: _descriptor.FieldDescriptor
 
 class Access(_message.Message):
-    __slots__ = ("permission", "fresh_mfa", "anonymous", "resource", "self", "asked", "made")
+    __slots__ = ("permission", "fresh_mfa", "anonymous", "resource", "self", "asked", "made", "unfinished")
     PERMISSION_FIELD_NUMBER: _ClassVar[int]
     FRESH_MFA_FIELD_NUMBER: _ClassVar[int]
     ANONYMOUS_FIELD_NUMBER: _ClassVar[int]
@@ -18,6 +18,7 @@ class Access(_message.Message):
     SELF_FIELD_NUMBER: _ClassVar[int]
     ASKED_FIELD_NUMBER: _ClassVar[int]
     MADE_FIELD_NUMBER: _ClassVar[int]
+    UNFINISHED_FIELD_NUMBER: _ClassVar[int]
     permission: str
     fresh_mfa: bool
     anonymous: bool
@@ -25,4 +26,5 @@ class Access(_message.Message):
     self: bool
     asked: _containers.RepeatedScalarFieldContainer[str]
     made: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self_, permission: _Optional[str] = ..., fresh_mfa: _Optional[bool] = ..., anonymous: _Optional[bool] = ..., resource: _Optional[str] = ..., self: _Optional[bool] = ..., asked: _Optional[_Iterable[str]] = ..., made: _Optional[_Iterable[str]] = ...) -> None: ...
+    unfinished: bool
+    def __init__(self_, permission: _Optional[str] = ..., fresh_mfa: _Optional[bool] = ..., anonymous: _Optional[bool] = ..., resource: _Optional[str] = ..., self: _Optional[bool] = ..., asked: _Optional[_Iterable[str]] = ..., made: _Optional[_Iterable[str]] = ..., unfinished: _Optional[bool] = ...) -> None: ...

@@ -51,6 +51,16 @@ class NodeServiceStub:
                 request_serializer=appliance_dot_api_dot_nodes_dot_v1_dot_node__service__pb2.CreateJoinTokenRequest.SerializeToString,
                 response_deserializer=appliance_dot_api_dot_nodes_dot_v1_dot_node__service__pb2.CreateJoinTokenResponse.FromString,
                 _registered_method=True)
+        self.ListJoinTokens = channel.unary_unary(
+                '/appliance.api.nodes.v1.NodeService/ListJoinTokens',
+                request_serializer=appliance_dot_api_dot_nodes_dot_v1_dot_node__service__pb2.ListJoinTokensRequest.SerializeToString,
+                response_deserializer=appliance_dot_api_dot_nodes_dot_v1_dot_node__service__pb2.ListJoinTokensResponse.FromString,
+                _registered_method=True)
+        self.RevokeJoinToken = channel.unary_unary(
+                '/appliance.api.nodes.v1.NodeService/RevokeJoinToken',
+                request_serializer=appliance_dot_api_dot_nodes_dot_v1_dot_node__service__pb2.RevokeJoinTokenRequest.SerializeToString,
+                response_deserializer=appliance_dot_api_dot_nodes_dot_v1_dot_node__service__pb2.RevokeJoinTokenResponse.FromString,
+                _registered_method=True)
         self.EvictNode = channel.unary_unary(
                 '/appliance.api.nodes.v1.NodeService/EvictNode',
                 request_serializer=appliance_dot_api_dot_nodes_dot_v1_dot_node__service__pb2.EvictNodeRequest.SerializeToString,
@@ -83,8 +93,22 @@ class NodeServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListJoinTokens(self, request, context):
+        """Returns one page of the join tokens that can still be used.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevokeJoinToken(self, request, context):
+        """Ends a join token; no server can join with it once this call returns.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def EvictNode(self, request, context):
-        """Refuses the node from now on; its leases end and its work starts elsewhere.
+        """Refuses the node from now on; its leases end and its work starts elsewhere. Join tokens of its name are void.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -107,6 +131,16 @@ def add_NodeServiceServicer_to_server(servicer, server):
                     servicer.CreateJoinToken,
                     request_deserializer=appliance_dot_api_dot_nodes_dot_v1_dot_node__service__pb2.CreateJoinTokenRequest.FromString,
                     response_serializer=appliance_dot_api_dot_nodes_dot_v1_dot_node__service__pb2.CreateJoinTokenResponse.SerializeToString,
+            ),
+            'ListJoinTokens': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListJoinTokens,
+                    request_deserializer=appliance_dot_api_dot_nodes_dot_v1_dot_node__service__pb2.ListJoinTokensRequest.FromString,
+                    response_serializer=appliance_dot_api_dot_nodes_dot_v1_dot_node__service__pb2.ListJoinTokensResponse.SerializeToString,
+            ),
+            'RevokeJoinToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeJoinToken,
+                    request_deserializer=appliance_dot_api_dot_nodes_dot_v1_dot_node__service__pb2.RevokeJoinTokenRequest.FromString,
+                    response_serializer=appliance_dot_api_dot_nodes_dot_v1_dot_node__service__pb2.RevokeJoinTokenResponse.SerializeToString,
             ),
             'EvictNode': grpc.unary_unary_rpc_method_handler(
                     servicer.EvictNode,
@@ -196,6 +230,60 @@ class NodeService:
             '/appliance.api.nodes.v1.NodeService/CreateJoinToken',
             appliance_dot_api_dot_nodes_dot_v1_dot_node__service__pb2.CreateJoinTokenRequest.SerializeToString,
             appliance_dot_api_dot_nodes_dot_v1_dot_node__service__pb2.CreateJoinTokenResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListJoinTokens(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.api.nodes.v1.NodeService/ListJoinTokens',
+            appliance_dot_api_dot_nodes_dot_v1_dot_node__service__pb2.ListJoinTokensRequest.SerializeToString,
+            appliance_dot_api_dot_nodes_dot_v1_dot_node__service__pb2.ListJoinTokensResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevokeJoinToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.api.nodes.v1.NodeService/RevokeJoinToken',
+            appliance_dot_api_dot_nodes_dot_v1_dot_node__service__pb2.RevokeJoinTokenRequest.SerializeToString,
+            appliance_dot_api_dot_nodes_dot_v1_dot_node__service__pb2.RevokeJoinTokenResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,111 @@
+"""When nobody can log in any more: unlock, a new second factor, a clock that was ahead.
+
+The way for people is `appliance user unlock` and `reset-factor`: it needs somebody who can log in.
+These are for whoever may read the keys on the control plane's own server, when nobody can.
+
+Rules kept here:
+* the control plane must not run: its lock is taken, so there is one writer of state and audit log;
+* intent and result are in the audit log, under the methods `unlock`, `reset-factor` and
+  `accept-clock` and no principal: the operating system, not the appliance, says who may run it;
+* nothing is let in: password and second factor are asked for at the next log-in as ever;
+* a clock is accepted only when the last record is ahead of it, and that is recorded; what was made
+  under the wrong clock stays unbelieved (`auth.moments`).
+
+Called by `python -m appliance.control --config control.toml unlock|reset-factor|accept-clock`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import closing
+from datetime import datetime
+
+from appliance.control.audit.record import Entry
+from appliance.control.auth import attempts
+from appliance.control.auth.moments import believed
+from appliance.control.auth.totp import Totp
+from appliance.control.config import ControlConfig
+from appliance.control.opening import Opened, last_moment, open_data
+from appliance.control.services.resources import missing
+from appliance.control.services.users import put_out
+from appliance.control.store import tables
+from appliance.control.store.database import Transaction
+from appliance.core import names
+from appliance.core.errors import FailedPrecondition
+
+UNLOCK, RESET_FACTOR, ACCEPT_CLOCK = "unlock", "reset-factor", "accept-clock"
+Clock = Callable[[], datetime]
+
+
+def unlock(settings: ControlConfig, user: str, clock: Clock) -> None:
+    """Let a person in again and forget the failed tries, on whatever device.
+
+    Raises:
+        InvalidInput, NotFound: `user` names nobody.
+        FailedPrecondition: the control plane runs, or its data directory is not in order.
+        AuditUnavailable: it cannot be recorded; then nothing has changed.
+    """
+
+    def work(transaction: Transaction, _: Opened) -> None:
+        open_again = tables.user.update().where(tables.user.c.id == user)
+        transaction.run(open_again.values(locked=False))
+        attempts.clear_account(transaction, user)
+
+    _change(settings, UNLOCK, user, clock, work)
+
+
+def reset_factor(settings: ControlConfig, user: str, clock: Clock) -> None:
+    """Take a person's authenticator and recovery codes away; the next log-in enrols another one.
+
+    Sessions end and devices are forgotten. Raises as `unlock` does.
+    """
+
+    def work(transaction: Transaction, opened: Opened) -> None:
+        ring = opened.keyring
+        Totp(ring.field_key, ring.token_hmac).reset(transaction, user)
+        put_out(transaction, user)
+
+    _change(settings, RESET_FACTOR, user, clock, work)
+
+
+def accept_clock(settings: ControlConfig, clock: Clock) -> datetime:
+    """Go on from the present time although the last record is ahead of it; that record's time.
+
+    Raises:
+        FailedPrecondition: the control plane runs, its data directory is not in order, or the
+            clock is not behind.
+        AuditUnavailable: it cannot be recorded; then nothing has changed.
+    """
+    with closing(open_data(settings, clock, check_clock=False)) as opened:
+        now, ahead = clock(), last_moment(opened.database, opened.log)
+        if believed(ahead, now):
+            raise FailedPrecondition(
+                f"the clock is not behind the last record ({ahead:%Y-%m-%d %H:%M:%S}Z): there is "
+                "nothing to accept, start the control plane"
+            )
+        details = {"last_record": ahead.isoformat(), "clock": now.isoformat()}
+        opened.log.append(Entry("intent", method=ACCEPT_CLOCK, details=details)).result()
+        with opened.database.write() as transaction:
+            made = tables.meta.c.create_time
+            transaction.run(tables.meta.update().where(made > now).values(create_time=now))
+        opened.log.append(Entry("result", method=ACCEPT_CLOCK, outcome="OK")).result()
+        return ahead
+
+
+def _change(
+    settings: ControlConfig,
+    method: str,
+    user: str,
+    clock: Clock,
+    work: Callable[[Transaction, Opened], None],
+) -> None:
+    """Do something for a user who exists, between intent and result."""
+    resource = names.user(names.check_id(user, "user"))
+    with closing(open_data(settings, clock)) as opened:
+        with opened.database.read() as state:
+            if state.first(tables.user.select().where(tables.user.c.id == user)) is None:
+                raise missing(resource)
+        opened.log.append(Entry("intent", method=method, resource=resource)).result()
+        with opened.database.write() as transaction:
+            work(transaction, opened)
+        opened.log.append(Entry("result", method=method, resource=resource, outcome="OK")).result()

@@ -1,0 +1,144 @@
+"""When nobody can log in any more: what the offline commands open, and what they record."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from appliance.control import rescuing
+from appliance.control.auth import devices
+from appliance.control.auth.totp import Totp
+from appliance.control.opening import Opened, open_data
+from appliance.control.store import tables
+from appliance.core.errors import FailedPrecondition, InvalidInput, NotFound
+from tests.fakes.appliance import ADMINISTRATOR, settings_of
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+def records(copy: Path) -> list[dict[str, Any]]:
+    lines = b"".join(path.read_bytes() for path in sorted((copy / "audit").glob("0*.log")))
+    return [json.loads(line) for line in lines.splitlines()]
+
+
+@pytest.fixture
+def locked_out(copy: Path) -> Path:
+    """The only administrator is locked, shut out on every way, and has an authenticator."""
+    opened = open_data(settings_of(copy), now)
+    key = opened.keyring.token_hmac
+    with opened.database.write() as transaction:
+        device = devices.remember(transaction, ADMINISTRATOR, key, now()).split("_")[2]
+        for counter in (f"user:{ADMINISTRATOR}", f"recovery:{ADMINISTRATOR}", f"device:{device}"):
+            transaction.run(
+                tables.attempt.insert().values(account=counter, failures=100, next_time=now())
+            )
+        transaction.run(tables.user.update().values(locked=True))
+        totp = Totp(opened.keyring.field_key, key)
+        totp.begin(transaction, ADMINISTRATOR, ADMINISTRATOR, now())
+        totp.confirm(transaction, ADMINISTRATOR)
+        transaction.run(
+            tables.session.insert().values(
+                id="s",
+                user=ADMINISTRATOR,
+                digest=b"",
+                step="COMPLETE",
+                create_time=now(),
+                expire_time=now(),
+                seen_time=now(),
+                source="test",
+            )
+        )
+    opened.close()
+    return copy
+
+
+def rows(copy: Path) -> dict[str, list[Any]]:
+    opened: Opened = open_data(settings_of(copy), now)
+    names = ("attempt", "totp", "recovery_code", "session", "device", "user")
+    with opened.database.read() as state:
+        found = {name: state.all(getattr(tables, name).select()) for name in names}
+    opened.close()
+    return found
+
+
+def test_unlocking_opens_every_way_in_and_leaves_the_second_factor(locked_out: Path) -> None:
+    rescuing.unlock(settings_of(locked_out), ADMINISTRATOR, now)
+    left = rows(locked_out)
+    assert (left["attempt"], left["user"][0].locked) == ([], False)
+    assert len(left["totp"]) == len(left["device"]) == 1
+    assert len(left["recovery_code"]) == 10
+
+
+def test_a_reset_factor_leaves_nothing_that_it_had_proved(locked_out: Path) -> None:
+    rescuing.reset_factor(settings_of(locked_out), ADMINISTRATOR, now)
+    left = rows(locked_out)
+    for gone in ("totp", "recovery_code", "session", "device"):
+        assert left[gone] == [], gone
+    assert left["user"][0].locked is True
+
+
+@pytest.mark.parametrize(
+    ("method", "work"), [("unlock", rescuing.unlock), ("reset-factor", rescuing.reset_factor)]
+)
+def test_intent_and_result_are_recorded(copy: Path, method: str, work: Any) -> None:
+    work(settings_of(copy), ADMINISTRATOR, now)
+    said = [
+        (each["kind"], each["method"], each["resource"], each["outcome"])
+        for each in records(copy)[-2:]
+    ]
+    assert said == [
+        ("intent", method, "users/alice", ""),
+        ("result", method, "users/alice", "OK"),
+    ]
+
+
+def test_it_is_refused_while_the_control_plane_runs_and_for_nobody(copy: Path) -> None:
+    before = len(records(copy))
+    with pytest.raises(NotFound):
+        rescuing.unlock(settings_of(copy), "ghost", now)
+    with pytest.raises(InvalidInput):
+        rescuing.unlock(settings_of(copy), "../alice", now)
+    opened = open_data(settings_of(copy), now)
+    try:
+        with pytest.raises(FailedPrecondition, match="another control plane uses"):
+            rescuing.reset_factor(settings_of(copy), ADMINISTRATOR, now)
+    finally:
+        opened.close()
+    assert len(records(copy)) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "out", "err"),
+    [
+        (("unlock", "alice"), 0, {"done": "unlock", "user": "users/alice"}, ""),
+        (("reset-factor", "alice"), 0, {"done": "reset-factor", "user": "users/alice"}, ""),
+        (("unlock", "ghost"), 1, None, "users/ghost"),
+        (("accept-clock",), 1, None, "there is nothing to accept"),
+        (("unlock",), 2, None, "USER"),
+    ],
+)
+def test_the_command_prints_one_json_object_or_one_sentence(
+    copy: Path, arguments: tuple[str, ...], code: int, out: dict[str, str] | None, err: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "appliance.control", "--config", copy / "control.toml", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=REPOSITORY,
+        check=False,
+    )
+    assert done.returncode == code, done.stderr
+    assert (json.loads(done.stdout) if done.stdout else None) == out
+    assert err in done.stderr
+    assert "Traceback" not in done.stderr
