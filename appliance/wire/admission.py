@@ -3,7 +3,8 @@
 Used by every listener, gRPC and HTTPS, before a caller has proved who it is; what comes after that
 is `appliance.wire.budgets`. Rules kept here:
 * a source is an IPv4 address or an IPv6 /64; an IPv4 address written as IPv6 is the same source;
-* one source holds a share of the places, never all; who waits for nothing holds none;
+* one source holds a share of the places, never all; who waits for nothing holds none, and who lets
+  itself be waited for goes for who comes;
 * a refusal is counted in a table of fixed size and recorded once a minute and source, so that
   neither the memory nor the audit log grows with what strangers send;
 * nothing of a request is kept: method names and reasons come from our own tables, and the caller
@@ -109,6 +110,98 @@ class Shares:
             yield
         finally:
             self.release(source)
+
+
+class Place:
+    """A place of a call that waits for its caller; `end` takes it away from it."""
+
+    def __init__(self, source: str, end: Callable[[], None]) -> None:
+        self.source = source
+        self.end = end
+
+
+class Places:
+    """Places for strangers who are waited for: who waits longest goes for who comes.
+
+    In a full share, and when all places are taken, the call that has waited longest ends, of the
+    source that holds the most: a caller who says at once what it wants is there for a moment only,
+    so silence keeps nobody out, from however many addresses it comes.
+
+    Args:
+        total: places in all.
+        per_source: places one source may hold.
+        sentence: what a caller is told when it has to go, or when nobody else can.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        per_source: int,
+        sentence: str = "too many calls wait here at this moment",
+    ) -> None:
+        self._total = total
+        self._per_source = per_source
+        self._sentence = sentence
+        self._held: dict[str, dict[Place, None]] = {}
+        """Every place by source, the oldest first."""
+        self._settled: set[Place] = set()
+        self._count = 0
+
+    def __len__(self) -> int:
+        """Places taken now."""
+        return self._count
+
+    def enter(self, source: str, end: Callable[[], None]) -> Place:
+        """A place for a call; whoever has to go for it is ended.
+
+        Raises Exhausted when every place that could be given is one that stays.
+        """
+        leaving: Place | None = None
+        if len(self._held.get(source, ())) >= self._per_source:
+            leaving = self._oldest(source)
+            is_full = True
+        else:
+            is_full = self._count >= self._total
+            if is_full:
+                leaving = self._oldest(max(self._held, key=self._waiting))
+        if leaving is not None:
+            self.leave(leaving)
+            leaving.end()
+        elif is_full:
+            raise self.refusal()
+        place = Place(source, end)
+        self._held.setdefault(source, {})[place] = None
+        self._count += 1
+        return place
+
+    def settle(self, place: Place) -> None:
+        """The call has said what it wants: from now on it goes for nobody."""
+        self._settled.add(place)
+
+    def leave(self, place: Place) -> None:
+        """The call is over, or was ended; said twice, it is over once."""
+        mine = self._held.get(place.source, {})
+        if place not in mine:
+            return
+        del mine[place]
+        self._settled.discard(place)
+        self._count -= 1
+        if not mine:
+            del self._held[place.source]
+
+    def refusal(self) -> Exhausted:
+        """What a caller hears for whom there is no place, or no longer."""
+        return Exhausted(
+            f"{self._sentence}: wait {in_seconds(RETRY_SECONDS)}, then repeat",
+            retry_after=RETRY_SECONDS,
+        )
+
+    def _waiting(self, source: str) -> int:
+        return sum(place not in self._settled for place in self._held[source])
+
+    def _oldest(self, source: str) -> Place | None:
+        mine = self._held[source]
+        return next((place for place in mine if place not in self._settled), None)
 
 
 class Rates:

@@ -22,7 +22,7 @@ from enum import StrEnum
 from appliance.core.errors import Exhausted
 from appliance.core.identity import Principal, PrincipalKind
 from appliance.core.waiting import in_seconds
-from appliance.wire.admission import CallerLimits, Rates, Shares, StrangerLimits
+from appliance.wire.admission import CallerLimits, Places, Rates, Shares, StrangerLimits
 from appliance.wire.rules import Rule
 
 MAX_SEATS = 8192
@@ -135,5 +135,5 @@ class Admission:
         # Two kinds of places: who identifies itself waits for us alone, so these come back within
         # moments and no stranger can hold one; the others wait for what a stranger sends.
         self.identifying = Shares(total, per_source)
-        self.anonymous = Shares(total, per_source)
+        self.anonymous = Places(total, per_source)
         self.seats = Seats(callers or CallerLimits(), clock)

@@ -5,7 +5,8 @@ with the call itself and never from a message; a seat of that caller; the first 
 time; `enter` (may it), the service, `leave` (what came out), the status. Rules kept here:
 * a method without a rule is refused, whatever the service would have done;
 * nobody waits for a stranger: a call that needs an identity is judged before a message is read, and
-  one that needs none holds one of the few places of its source until it ends;
+  one that needs none holds one of the few places of its source, where who waits longest goes for
+  who comes;
 * an error of ours becomes a status with details; any other exception becomes INTERNAL with the
   request id and its text stays in the log;
 * the request id is always ours; the one a caller sent is kept beside it;
@@ -249,8 +250,13 @@ class Door(grpc.aio.ServerInterceptor, Generic[Entered]):  # type: ignore[type-a
         entered: Entered | None = None
         try:
             with contextlib.ExitStack() as places:
-                await self._admit(call, places)
-                request, messages = await self._first(call, incoming)
+                if call.rule.anonymous:
+                    request, messages = await self._receive(call, incoming, places)
+                else:
+                    principal = await self._identify_in_turn(call)
+                    seat = self._admission.seats.seat(principal, class_of(call.rule))
+                    places.enter_context(seat)
+                    request, messages = await self._first(call, incoming)
                 call = replace(call, request=request)
                 entered = await self.enter(call)
                 work = serve(behaviour, messages, call.context)
@@ -269,18 +275,23 @@ class Door(grpc.aio.ServerInterceptor, Generic[Entered]):  # type: ignore[type-a
         await self._leave(answered, entered, None)
         return answer
 
-    async def _admit(self, call: Call, places: contextlib.ExitStack) -> None:
-        """Take the places of a call until it ends. Raises what the caller shall see.
+    async def _receive(
+        self, call: Call, incoming: Incoming, places: contextlib.ExitStack
+    ) -> tuple[Message | None, object]:
+        """The first message of a stranger, in a place that it holds until the call ends.
 
-        The places that strangers fill are not asked of a caller who is known, and the others are
-        never held while waiting for a peer: somebody with a credential always comes in.
+        The limits of `identify` come first, so that who is over them pushes nobody out.
         """
-        if call.rule.anonymous:
-            places.enter_context(self._admission.anonymous.place(call.source))
-            caller.set(await self.identify(call))
-            return
-        principal = await self._identify_in_turn(call)
-        places.enter_context(self._admission.seats.seat(principal, class_of(call.rule)))
+        caller.set(await self.identify(call))
+        anonymous = self._admission.anonymous
+        place = anonymous.enter(call.source, incoming.end)
+        places.callback(anonymous.leave, place)
+        try:
+            found = await self._first(call, incoming)
+        except TimeoutError as error:
+            raise anonymous.refusal() from error
+        anonymous.settle(place)
+        return found
 
     async def _identify_in_turn(self, call: Call) -> Principal:
         """`identify`, for as many calls of a source at a time as its share allows."""

@@ -49,20 +49,34 @@ class Incoming:
         self._name = method.rpartition("/")[2]
         self._raw = raw
         self._parse = parse
+        self._deadline: asyncio.Timeout | None = None
+        self._ended = False
+
+    def end(self) -> None:
+        """Wait no longer for the first message: the call's place is needed."""
+        self._ended = True
+        if self._deadline is not None and not self._deadline.expired():
+            self._deadline.reschedule(asyncio.get_running_loop().time())
 
     async def first(self, seconds: float) -> Message | None:
-        """The first message; None when the caller sends none. Raises InvalidInput."""
+        """The first message; None when the caller sends none.
+
+        Raises InvalidInput when it cannot be read or does not come in time, TimeoutError after
+        `end`.
+        """
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(seconds) as self._deadline:
                 raw = await anext(self._raw, None)
         except TimeoutError as error:
+            if self._ended:
+                raise
             raise InvalidInput(
                 f"the first message of {self._name} did not come within {in_seconds(seconds)}"
             ) from error
         return None if raw is None else self._parsed(raw)
 
     async def only(self, seconds: float) -> Message:
-        """The one message of a request that is no stream. Raises InvalidInput, also without it."""
+        """The one message of a request that is no stream; raises as `first`, also without it."""
         message = await self.first(seconds)
         if message is None:
             raise InvalidInput(f"{self._name} came without its message: send it")

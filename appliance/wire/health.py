@@ -5,6 +5,7 @@ Rules kept here:
   grpc_health_probe ask by name);
 * a check needs its message within seconds; checks and watches have places of their own, a share for
   each source, so that neither strangers at the other calls stop health nor watchers anything else;
+  when they are full, the oldest of the source that holds the most ends for who comes;
 * nothing about who asked is recorded: health says no more than whether the server serves.
 
 The attack: health needs no identity, so whoever may connect opens watches and holds them.
@@ -13,6 +14,8 @@ Registered by `appliance.wire.server`; the door lets it pass.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any, cast
@@ -21,7 +24,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2
 
 from appliance.core.errors import ApplianceError
-from appliance.wire.admission import Shares, source_of
+from appliance.wire.admission import Places, source_of
 from appliance.wire.handlers import Context, Handler, Incoming, receiving_bytes
 from appliance.wire.rules import HEALTH_SERVICE
 from appliance.wire.status import to_status
@@ -44,8 +47,8 @@ class Health(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in th
         # grpc-stubs does not know the asyncio flavour.
         self._servicer = cast("Any", health).aio.HealthServicer()
         self._names = ["", *services]
-        self._checks = Shares(CHECKS, CHECKS_PER_SOURCE)
-        self._watches = Shares(WATCHES, WATCHES_PER_SOURCE)
+        self._checks = Places(CHECKS, CHECKS_PER_SOURCE)
+        self._watches = Places(WATCHES, WATCHES_PER_SOURCE)
         self._handlers: dict[str, Handler] = {
             f"{HEALTH_SERVICE}{name}": receiving_bytes(
                 behaviour, streams=streams, serializer=_States.SerializeToString
@@ -79,16 +82,32 @@ class Health(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in th
     async def _answer(
         self,
         name: str,
-        shares: Shares,
+        places: Places,
         behaviour: Callable[[Any, Context], Awaitable[object]],
         raw: AsyncIterator[bytes],
         context: Context,
     ) -> object:
         parse = health_pb2.HealthCheckRequest.FromString
+        incoming = Incoming(name, raw, parse)
+        error: ApplianceError
         try:
-            with shares.place(source_of(context.peer())):
-                request = await Incoming(name, raw, parse).only(FIRST_MESSAGE_SECONDS)
-                return await behaviour(request, context)
-        except ApplianceError as error:
-            # grpc-stubs is older than this method of the asyncio context.
-            return await cast("Any", context).abort_with_status(to_status(error, uuid.uuid4().hex))
+            async with asyncio.timeout(None) as until, self._place(places, context, until):
+                return await behaviour(await incoming.only(FIRST_MESSAGE_SECONDS), context)
+        except TimeoutError:
+            error = places.refusal()
+        except ApplianceError as raised:
+            error = raised
+        # grpc-stubs is older than this method of the asyncio context.
+        return await cast("Any", context).abort_with_status(to_status(error, uuid.uuid4().hex))
+
+    @contextlib.asynccontextmanager
+    async def _place(
+        self, places: Places, context: Context, until: asyncio.Timeout
+    ) -> AsyncIterator[None]:
+        """A place until the call ends; it may be ended for another one's."""
+        now = asyncio.get_running_loop().time
+        place = places.enter(source_of(context.peer()), lambda: until.reschedule(now()))
+        try:
+            yield
+        finally:
+            places.leave(place)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from appliance.core.errors import Exhausted
 from appliance.wire import admission
 from appliance.wire.admission import (
     OTHERS,
+    Places,
     Rates,
     Refusals,
     Refused,
@@ -89,6 +92,58 @@ def test_a_place_comes_back_when_the_block_fails() -> None:
     with pytest.raises(ZeroDivisionError), shares.place("a"):
         raise ZeroDivisionError
     assert shares.held == 0
+
+
+class Ended(list[str]):
+    """Notes whose place was taken away."""
+
+    def of(self, name: str) -> Callable[[], None]:
+        return lambda: self.append(name)
+
+
+@pytest.mark.attack
+def test_who_waits_longest_goes_for_who_comes() -> None:
+    ended = Ended()
+    places = Places(total=10, per_source=2)
+    for name in ("a1", "a2", "a3"):
+        places.enter("a", ended.of(name))
+    assert ended == ["a1"]
+    assert len(places) == 2
+
+
+@pytest.mark.attack
+def test_many_addresses_push_out_themselves_and_not_the_one_that_comes() -> None:
+    ended = Ended()
+    places = Places(total=6, per_source=3)
+    for source in ("a", "b"):
+        for number in range(3):
+            places.enter(source, ended.of(f"{source}{number}"))
+    mine = places.enter("honest", ended.of("honest"))
+    assert ended == ["a0"]
+    places.enter("c", ended.of("c0"))
+    assert ended == ["a0", "b0"]
+    places.settle(mine)
+    places.leave(mine)
+    places.leave(mine)
+    assert len(places) == 5
+
+
+def test_who_has_said_what_it_wants_goes_for_nobody() -> None:
+    ended = Ended()
+    places = Places(total=2, per_source=1)
+    first = places.enter("a", ended.of("a"))
+    places.settle(first)
+    with pytest.raises(Exhausted):
+        places.enter("a", ended.of("again"))
+    places.settle(places.enter("b", ended.of("b")))
+    with pytest.raises(Exhausted) as refused:
+        places.enter("c", ended.of("c"))
+    assert refused.value.message == (
+        "too many calls wait here at this moment: wait 1 second, then repeat"
+    )
+    places.leave(first)
+    places.enter("c", ended.of("c"))
+    assert ended == []
 
 
 def test_a_burst_then_a_rate_for_each_source_alone() -> None:

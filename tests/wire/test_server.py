@@ -270,11 +270,17 @@ async def test_watches_of_health_are_bounded_and_checks_answer_beside_them() -> 
         for watch in watches:
             assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
         held = [channel.stream_unary("/grpc.health.v1.Health/Check")() for _ in range(8)]
+        waiting = {asyncio.create_task(failure(watch.read)) for watch in watches}
         for _ in range(100):
-            refused = from_rpc_error(
-                await failure(stub.Watch(health_pb2.HealthCheckRequest()).read)
-            )
-            assert type(refused) is Exhausted
+            watch = stub.Watch(health_pb2.HealthCheckRequest())
+            assert (await watch.read()).status == SERVING
+            watches.append(watch)
+            # Another one goes for it.
+            ended, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            assert [type(from_rpc_error(task.result())) for task in ended] == [Exhausted]
+            waiting.add(asyncio.create_task(failure(watch.read)))
+        for task in waiting:
+            task.cancel()
         assert await health(channel) == SERVING
         for call in (*watches, *held):
             call.cancel()
