@@ -32,8 +32,10 @@ from vllm.v1.metrics.loggers import StatLoggerBase
 from appliance.core.errors import Unavailable
 from appliance.worker.admission import ARCHITECTURES, architecture_of, dtype_of
 from appliance.worker.loader import LOAD_FORMAT, register
+from appliance.worker.mask import MISSING, TokensOnly
 from appliance.worker.outputs import LENGTH, STOP, Output, Pulse
 from appliance.worker.requests import Limits, Request
+from appliance.worker.vocabulary import Ranges
 
 MOST_RUNNING = 128
 """Answers in one step; more wait."""
@@ -49,6 +51,7 @@ class Settings:
         tensor_parallel: ranks.
         sequence_length: most tokens of a prompt and its answer.
         cache_bytes: of the key-value cache, of all ranks together.
+        missing: token ids that the model has rows for and the tokenizer does not have.
     """
 
     folder: Path
@@ -56,6 +59,7 @@ class Settings:
     tensor_parallel: int
     sequence_length: int
     cache_bytes: int
+    missing: Ranges
 
 
 class _StepLogger(StatLoggerBase):  # type: ignore[misc]  # vLLM has no types that mypy follows
@@ -150,6 +154,8 @@ def _sampling_of(request: Request) -> SamplingParams:
 
 def _engine_args(settings: Settings) -> AsyncEngineArgs:
     cpu = current_platform.is_cpu()
+    # Looked at by name in each rank; imported here, before the fork.
+    mask = [f"{TokensOnly.__module__}:{TokensOnly.__name__}"] if settings.missing else None
     return AsyncEngineArgs(
         model=str(settings.folder),
         load_format=LOAD_FORMAT,
@@ -168,6 +174,8 @@ def _engine_args(settings: Settings) -> AsyncEngineArgs:
         disable_log_stats=True,
         enable_log_requests=False,
         seed=0,
+        logits_processors=mask,
+        additional_config={MISSING: settings.missing} if settings.missing else {},
     )
 
 

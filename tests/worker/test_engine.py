@@ -27,11 +27,13 @@ pytestmark = pytest.mark.engine
 
 PROMPTS = [[1, 2, 3], [400], list(range(5, 60)), [7, 7, 7, 9]]
 COUNT = 24
+TOKENS = 450
+"""The tokenizer has fewer than the embedding has rows, as after padding."""
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    found = Served(tmp_path_factory.mktemp("engine"))
+    found = Served(tmp_path_factory.mktemp("engine"), tokens=TOKENS)
     yield found
     found.worker.end()
 
@@ -51,15 +53,27 @@ async def test_streamed_tokens_are_those_of_transformers(served: Served) -> None
         await call.write(submit(index, prompt, max_tokens=COUNT))
     tokens, finished, messages = await answers(call, len(PROMPTS))
     await served.channel.close()
-    expected = {i: tiny_llama.greedy(served.model, p, COUNT) for i, p in enumerate(PROMPTS)}
+    expected = {i: tiny_llama.greedy(served.model, p, COUNT, TOKENS) for i, p in enumerate(PROMPTS)}
     assert tokens == expected
     assert set(finished.values()) == {2}
     # A message for each step, not for each token.
     assert messages < COUNT * len(PROMPTS) / 2
 
 
+async def test_no_answer_has_an_id_that_the_tokenizer_does_not_have(served: Served) -> None:
+    free = tiny_llama.greedy(served.model, PROMPTS[0], COUNT)
+    assert max(free) >= TOKENS
+    call = served.stub().Attach()
+    for index in range(4):
+        await call.write(submit(index, [index + 1], max_tokens=128, temperature=2.0, seed=index))
+    tokens, _, _ = await answers(call, 4)
+    await served.channel.close()
+    assert {len(answer) for answer in tokens.values()} == {128}
+    assert max(max(answer) for answer in tokens.values()) < TOKENS
+
+
 async def test_an_end_token_ends_the_answer_unless_told_not_to(served: Served) -> None:
-    full = tiny_llama.greedy(served.model, PROMPTS[0], COUNT)
+    full = tiny_llama.greedy(served.model, PROMPTS[0], COUNT, TOKENS)
     end = full[5]
     first = full.index(end) + 1
     call = served.stub().Attach()
@@ -72,7 +86,7 @@ async def test_an_end_token_ends_the_answer_unless_told_not_to(served: Served) -
 
 
 async def test_a_continuation_goes_on_token_by_token(served: Served) -> None:
-    full = tiny_llama.greedy(served.model, PROMPTS[0], COUNT)
+    full = tiny_llama.greedy(served.model, PROMPTS[0], COUNT, TOKENS)
     call = served.stub().Attach()
     await call.write(submit(1, PROMPTS[0] + full[:10], max_tokens=COUNT - 10))
     tokens, _, _ = await answers(call, 1)
