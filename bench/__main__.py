@@ -3,7 +3,14 @@
 import importlib
 import sys
 
-BENCHES = ("sealed_load", "gateway_relay", "hybrid_trainer", "policy_change", "flood")
+BENCHES = (
+    "sealed_load",
+    "gateway_relay",
+    "prompt_pause",
+    "hybrid_trainer",
+    "policy_change",
+    "flood",
+)
 
 
 def main() -> int:

@@ -37,7 +37,7 @@ from appliance.crypto.certs import Authority, make_csr, new_private_key
 from appliance.crypto.tokens import Parsed, TokenKind, digest_of, text_of
 from appliance.wire.tls import channel
 from bench import gateway_stand_ins as stand_ins
-from bench.gateway_stand_ins import CLUSTER, KINDS, Cast, Pair, endpoint
+from bench.gateway_stand_ins import CLUSTER, KINDS, LONG, Cast, Pair, endpoint
 from bench.measure import RESULTS, Contender, compare
 
 STREAMS = {"saturated": 16, "paced": 64}
@@ -94,7 +94,7 @@ def stage() -> Iterator[Stage]:
     cast = Cast(
         authority.certificate_pem,
         _pair(authority, PrincipalKind.CONTROL, "control"),
-        {kind: _pair(authority, PrincipalKind.REPLICA, kind) for kind in KINDS},
+        {kind: _pair(authority, PrincipalKind.REPLICA, kind) for kind in (*KINDS, LONG)},
         key,
         token.id,
         digest_of(token, key),

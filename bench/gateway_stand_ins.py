@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import pydoc_data.topics
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from typing import Any
 
 import uvloop
 from google.protobuf.timestamp_pb2 import Timestamp
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from appliance.api.inference.v1 import generation_pb2, worker_service_pb2, worker_service_pb2_grpc
 from appliance.api.serving.v1 import endpoint_pb2, routing_service_pb2, routing_service_pb2_grpc
@@ -32,9 +33,13 @@ from appliance.wire.tls import server_credentials
 
 CLUSTER = "bench"
 KINDS = ("saturated", "paced")
+LONG = "long"
+"""The replica that takes long prompts, with a tokenizer of words and a template."""
+LONG_CONTEXT = 1 << 19
 TICK_SECONDS = 0.02
 BEAT_SECONDS = 0.25
 LONGEST = 4096
+TEMPLATE = "{% for m in messages %}<s>{{ m.role }}: {{ m.content | trim }}{% endfor %}<s>"
 WORDS = b"The relay passes on what the replica says, letter by letter. "
 
 
@@ -78,7 +83,7 @@ def run(cast: Cast, parent: Connection) -> None:
 async def _run(cast: Cast, parent: Connection) -> None:
     servers: list[Server] = []
     ports: dict[str, int] = {}
-    for kind in KINDS:
+    for kind in (*KINDS, LONG):
         service = Service(
             Replica(TICK_SECONDS if kind == "paced" else 0.0),
             worker_service_pb2_grpc.add_WorkerServiceServicer_to_server,
@@ -133,8 +138,8 @@ def _view(cast: Cast, ports: dict[str, int]) -> routing_service_pb2.RoutingView:
             routing_service_pb2.Route(
                 endpoint=endpoint(kind),
                 project="projects/bench",
-                model="projects/bench/models/letters/versions/1",
-                max_sequence_length=LONGEST,
+                model=f"projects/bench/models/{kind}/versions/1",
+                max_sequence_length=LONG_CONTEXT if kind == LONG else LONGEST,
                 replicas=[
                     endpoint_pb2.Replica(
                         id=kind,
@@ -164,12 +169,26 @@ def letters() -> Tokenizer:
     return made
 
 
+def words() -> Tokenizer:
+    """A tokenizer of words, trained on Python's documentation."""
+    made = letters()
+    trainer = trainers.BpeTrainer(
+        vocab_size=4096,
+        special_tokens=["<s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    made.train_from_iterator(pydoc_data.topics.topics.values(), trainer)
+    return made
+
+
 class Routing(routing_service_pb2_grpc.RoutingServiceServicer):
     """One view that never changes, one tokenizer; usage is taken and forgotten."""
 
     def __init__(self, view: routing_service_pb2.RoutingView) -> None:
         self._view = view
-        self._tokenizer = letters().to_str().encode()
+        self._letters = letters().to_str().encode()
+        self._words = words().to_str().encode()
 
     async def WatchRouting(
         self, request: Any, context: Any
@@ -183,8 +202,12 @@ class Routing(routing_service_pb2_grpc.RoutingServiceServicer):
     async def GetServedTokenizer(
         self, request: Any, context: Any
     ) -> routing_service_pb2.ServedTokenizer:
-        """The tokenizer of both endpoints."""
-        return routing_service_pb2.ServedTokenizer(tokenizer_json=self._tokenizer)
+        """The tokenizer of an endpoint."""
+        if request.endpoint == endpoint(LONG):
+            return routing_service_pb2.ServedTokenizer(
+                tokenizer_json=self._words, chat_template=TEMPLATE
+            )
+        return routing_service_pb2.ServedTokenizer(tokenizer_json=self._letters)
 
     async def ReportUsage(
         self, request: Any, context: Any

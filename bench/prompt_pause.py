@@ -1,0 +1,175 @@
+"""How long do answers stand still while somebody's prompt of 1 MiB is prepared?
+
+Eight answers stream through a whole gateway at an engine's pace while one caller sends a prompt of
+1 MiB, then four at once; as text, and as a conversation with a template. The longest gap between
+two pieces of any answer is held against that of a time without such prompts. Beside it, the same
+text is tokenized in one process, as the gateway does it and by `encode` in the event loop, which is
+the alternative: the longest time in which the loop did not turn.
+
+The bar: no answer pauses more than `MOST_MILLISECONDS` longer than without.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import pydoc_data.topics
+import sys
+import time
+from collections.abc import Awaitable, Callable
+
+from appliance.api.serving.v1 import routing_service_pb2
+from appliance.core.errors import ApplianceError
+from appliance.gateway.tokenize import Desk, ServedModel
+from bench import gateway_stand_ins as stand_ins
+from bench.gateway_relay import Stage, stage
+from bench.gateway_stand_ins import LONG, LONG_CONTEXT, endpoint
+from bench.measure import RESULTS, Contender, compare
+
+NAME = "prompt_pause"
+MOST_MILLISECONDS = 50.0
+STREAMS = 8
+SIZE = 1 << 20
+ROUNDS = 5
+QUIET_SECONDS = 3.0
+TICK_SECONDS = 0.001
+WHOLE = "\n\n".join(pydoc_data.topics.topics.values()).encode("ascii", "ignore").decode() * 4
+TEXT = WHOLE[:SIZE]
+
+
+def main() -> int:
+    """Measure both; 1 when the bar is missed."""
+    table = _in_one_process()
+    with stage() as running:
+        figures = asyncio.run(_gaps(running))
+    quiet = figures["quiet_gap_milliseconds"]
+    worst = max(value for name, value in figures.items() if name.endswith("_gap_milliseconds"))
+    figures["longest_pause_milliseconds"] = worst - quiet
+    print(f"\n{NAME}, through a gateway")
+    for name, value in figures.items():
+        print(f"  {name:44}{value:>10.4g}")
+    whole = {"bench": NAME, "in_one_process": table, "figures": figures, "bar": MOST_MILLISECONDS}
+    (RESULTS / f"{NAME}.json").write_text(json.dumps(whole, indent=2) + "\n")
+    return int(worst - quiet > MOST_MILLISECONDS)
+
+
+def _in_one_process() -> dict[str, object]:
+    served = routing_service_pb2.ServedTokenizer(
+        tokenizer_json=stand_ins.words().to_str().encode(), chat_template=stand_ins.TEMPLATE
+    )
+    desk = Desk.new()
+    model, plain = ServedModel(served, desk), stand_ins.words()
+
+    async def inside() -> None:
+        plain.encode(TEXT)
+
+    try:
+        return compare(
+            f"{NAME}_in_one_process",
+            "1 / longest pause in seconds",
+            Contender(
+                "ours, in pieces",
+                lambda: 1 / asyncio.run(_longest(lambda: model.prompt(TEXT, LONG_CONTEXT))),
+            ),
+            Contender("`encode` in the loop", lambda: 1 / asyncio.run(_longest(inside))),
+            rounds=ROUNDS,
+        )
+    finally:
+        desk.close()
+
+
+async def _longest(work: Callable[[], Awaitable[object]]) -> float:
+    """Longest time in seconds between two turns of the loop while work is done."""
+    longest, last = 0.0, time.perf_counter()
+    task = asyncio.ensure_future(work())
+    while not task.done():
+        await asyncio.sleep(TICK_SECONDS)
+        now = time.perf_counter()
+        longest, last = max(longest, now - last), now
+    await task
+    return longest
+
+
+async def _gaps(running: Stage) -> dict[str, float]:
+    """Longest gaps in milliseconds between pieces of answers, by what else is asked meanwhile."""
+    found: dict[str, float] = {}
+    async with running.through() as client:
+        messages = [("user", TEXT)]
+
+        async def text() -> None:
+            async for _ in client.generate(endpoint(LONG), prompt=TEXT, max_tokens=1):
+                pass
+
+        async def chat() -> None:
+            async for _ in client.generate(endpoint(LONG), messages=messages, max_tokens=1):
+                pass
+
+        await _ready(text)
+        await chat()
+        watch = Watch(running)
+        await watch.start()
+        await asyncio.sleep(QUIET_SECONDS)
+        found["quiet_gap_milliseconds"] = watch.take()
+        for name, ask in (("text", text), ("chat", chat)):
+            for count in (1, 4):
+                start = time.perf_counter()
+                for _ in range(ROUNDS):
+                    await asyncio.gather(*(ask() for _ in range(count)))
+                taken = (time.perf_counter() - start) / ROUNDS
+                found[f"{name}_{count}_gap_milliseconds"] = watch.take()
+                found[f"{name}_{count}_seconds"] = taken
+        await watch.stop()
+    return found
+
+
+async def _ready(ask: Callable[[], Awaitable[None]]) -> None:
+    """Return when the long endpoint answers."""
+    for _ in range(100):
+        try:
+            return await ask()
+        except ApplianceError:
+            await asyncio.sleep(0.2)
+    raise SystemExit("the gateway does not serve long prompts")
+
+
+class Watch:
+    """Answers that stream all the time, and the longest gap in any of them."""
+
+    def __init__(self, running: Stage) -> None:
+        self._running = running
+        self._longest = 0.0
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Begin; returns when each answer streams."""
+        begun = [asyncio.Event() for _ in range(STREAMS)]
+        self._tasks = [asyncio.create_task(self._stream(event)) for event in begun]
+        await asyncio.gather(*(event.wait() for event in begun))
+        self._longest = 0.0
+
+    def take(self) -> float:
+        """Milliseconds of the longest gap since the last time."""
+        longest, self._longest = self._longest, 0.0
+        return 1e3 * longest
+
+    async def stop(self) -> None:
+        """End all."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _stream(self, begun: asyncio.Event) -> None:
+        async with self._running.through() as client:
+            while True:
+                last = 0.0
+                pieces = client.generate(endpoint("paced"), prompt="Go on.", max_tokens=4000)
+                async for _ in pieces:
+                    now = time.perf_counter()
+                    if last:
+                        self._longest = max(self._longest, now - last)
+                    last = now
+                    begun.set()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
