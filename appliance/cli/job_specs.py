@@ -151,7 +151,8 @@ def spec_of(fields: Sequence[Field], values: Mapping[str, Any], resolve: Resolve
     spec: dict[str, Any] = {}
     for field in fields:
         value = values[field.variable]
-        if value in (None, (), False):
+        # A zero that was asked for is a zero, and equals False.
+        if value is None or value is False or value == ():
             continue
         if isinstance(field.kind, str):
             value = (

@@ -78,6 +78,8 @@ def test_a_spec_has_what_was_given_alone() -> None:
             "projects/p/datasets/more/versions/2",
         ],
         "output_dataset": "projects/p/datasets/tokens",
+        # A zero that was given is a zero.
+        "seed": 0,
     }
     quantize = {"model": "m/1", "output_model": "q", "scheme": "w8a8-int8"}
     spec = job_specs.spec_of(job_specs.QUANTIZE, quantize, lambda _, text: text)

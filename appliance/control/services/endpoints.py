@@ -31,6 +31,7 @@ from appliance.control.store.objects import new_uid
 from appliance.core import names
 from appliance.core.errors import AlreadyExists, FailedPrecondition, NotFound
 from appliance.core.names import Name, shown
+from appliance.core.presence import given
 
 MOST_REPLICAS = 64
 DEFAULT_LENGTH = 2048
@@ -163,8 +164,8 @@ class Endpoints:
         """The columns of an acceptable endpoint, defaults filled in."""
         problems = Problems()
         model = self._model(state, caller, project, endpoint.model, problems)
-        count, degree = endpoint.replicas or 1, endpoint.tensor_parallel or 1
-        cache = endpoint.cache_bytes or memory.GIB
+        count, degree = given(endpoint, "replicas", 1), given(endpoint, "tensor_parallel", 1)
+        cache = given(endpoint, "cache_bytes", memory.GIB)
         problems.check(
             "endpoint.replicas",
             holds=1 <= count <= MOST_REPLICAS,
@@ -182,7 +183,7 @@ class Endpoints:
         problems.raise_if_any()
         facts = model.facts if model is not None else {}
         context = int(facts.get("context_length", DEFAULT_LENGTH))
-        length = endpoint.max_sequence_length or min(DEFAULT_LENGTH, context)
+        length = given(endpoint, "max_sequence_length", min(DEFAULT_LENGTH, context))
         problems.check(
             "endpoint.max_sequence_length",
             holds=2 <= length <= context,

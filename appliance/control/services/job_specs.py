@@ -21,6 +21,7 @@ from appliance.control.services import memory
 from appliance.core.errors import InvalidInput
 from appliance.core.names import Name
 from appliance.core.placement import Demand
+from appliance.core.presence import given
 
 KINDS: dict[str, type[Message]] = {
     "prepare": job_pb2.PrepareSpec,
@@ -153,7 +154,7 @@ def demand(kind: str, spec: Message, inputs: Mapping[str, Input]) -> Demand:
         case "evaluate", job_pb2.EvaluateSpec():
             facts = inputs["job.evaluate.model"].facts
             count, vocabulary = int(facts["parameters"]), int(facts["vocabulary_size"])
-            window = min(spec.window or 512, int(facts["context_length"]))
+            window = min(given(spec, "window", 512), int(facts["context_length"]))
             return Demand(1, memory_per_rank=memory.evaluate_rank(count, window, vocabulary))
     text = sum(item.size_bytes for item in inputs.values())
     return Demand(1, memory_per_rank=memory.prepare_rank(text))
@@ -188,13 +189,11 @@ def _check_prepare(
             holds=_is_text(item),
             sentence="holds tokens; name a version of text",
         )
-    _between(problems, f"{at}.vocabulary_size", spec.vocabulary_size or 8192, 512, 65536)
-    _between(
-        problems, f"{at}.near_duplicate_threshold", spec.near_duplicate_threshold or 0.8, 0.1, 1
-    )
-    _between(problems, f"{at}.validation_fraction", spec.validation_fraction or 0.02, 0, 0.5)
-    _between(problems, f"{at}.minimum_characters", spec.minimum_characters or 200, 1, 1 << 20)
-    _between(problems, f"{at}.shard_tokens", spec.shard_tokens or 1 << 20, 1024, 1 << 32)
+    _optional(problems, at, spec, "vocabulary_size", 8192, 512, 65536)
+    _optional(problems, at, spec, "near_duplicate_threshold", 0.8, 0.1, 1)
+    _optional(problems, at, spec, "validation_fraction", 0.02, 0, 0.5)
+    _optional(problems, at, spec, "minimum_characters", 200, 1, 1 << 20)
+    _optional(problems, at, spec, "shard_tokens", 1 << 20, 1024, 1 << 32)
 
 
 def _check_train(spec: job_pb2.TrainSpec, inputs: Mapping[str, Input], problems: Problems) -> None:
@@ -209,11 +208,11 @@ def _check_train(spec: job_pb2.TrainSpec, inputs: Mapping[str, Input], problems:
     _between(problems, f"{at}.steps", spec.steps, 1, 1 << 40)
     _between(problems, f"{at}.batch_size", spec.batch_size, 1, 1 << 20)
     _between(problems, f"{at}.sequence_length", spec.sequence_length, 2, 1 << 20)
-    _between(problems, f"{at}.learning_rate", spec.learning_rate or 0.001, 1e-9, 10)
+    _optional(problems, at, spec, "learning_rate", 0.001, 1e-9, 10)
     _between(problems, f"{at}.warmup_steps", spec.warmup_steps, 0, max(spec.steps, 0))
     _between(problems, f"{at}.weight_decay", spec.weight_decay, 0, 10)
-    _between(problems, f"{at}.gradient_clip", spec.gradient_clip or 1.0, 1e-6, 1e6)
-    _between(problems, f"{at}.checkpoint_interval", spec.checkpoint_interval or 50, 1, 1 << 40)
+    _optional(problems, at, spec, "gradient_clip", 1.0, 1e-6, 1e6)
+    _optional(problems, at, spec, "checkpoint_interval", 50, 1, 1 << 40)
     problems.check(
         f"{at}.sequence_length",
         holds=spec.sequence_length <= spec.architecture.context_length,
@@ -336,19 +335,20 @@ def _check_evaluate(
         holds=_is_tokens(inputs.get("job.evaluate.dataset")),
         sentence="holds no held-out text; name a version that a prepare job made",
     )
-    _between(problems, "job.evaluate.max_tokens", spec.max_tokens or 4096, 2, 1 << 40)
-    _between(problems, "job.evaluate.window", spec.window or 512, 2, 1 << 20)
+    _optional(problems, "job.evaluate", spec, "max_tokens", 4096, 2, 1 << 40)
+    _optional(problems, "job.evaluate", spec, "window", 512, 2, 1 << 20)
 
 
 def degrees(spec: job_pb2.TrainSpec) -> tuple[int, int, int]:
-    """Data, tensor and pipeline degree; 1 where zero."""
-    return spec.mesh.data or 1, spec.mesh.tensor or 1, spec.mesh.pipeline or 1
+    """Data, tensor and pipeline degree; 1 where not set."""
+    mesh = spec.mesh
+    return given(mesh, "data", 1), given(mesh, "tensor", 1), given(mesh, "pipeline", 1)
 
 
 def microbatches(spec: job_pb2.TrainSpec) -> int:
     """Pieces a pipeline rank cuts its batch into."""
-    pipeline = spec.mesh.pipeline or 1
-    return spec.microbatches or (2 * pipeline if pipeline > 1 else 1)
+    _, _, pipeline = degrees(spec)
+    return given(spec, "microbatches", 2 * pipeline if pipeline > 1 else 1)
 
 
 def _shape(spec: job_pb2.TrainSpec, item: Input) -> memory.Shape:
@@ -375,6 +375,12 @@ def _train_demand(spec: job_pb2.TrainSpec, item: Input) -> Demand:
         length=spec.sequence_length,
     )
     return Demand(data * tensor * pipeline, memory_per_rank=need)
+
+
+def _optional(problems: Problems, at: str, spec: Message, name: str, *numbers: float) -> None:
+    """Check a field that has a default, and bounds; a zero that was given is a zero."""
+    default, least, most = numbers
+    _between(problems, f"{at}.{name}", given(spec, name, default), least, most)
 
 
 def _between(problems: Problems, path: str, value: float, low: float, high: float) -> None:

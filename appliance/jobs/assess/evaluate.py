@@ -22,6 +22,7 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from appliance.core.errors import InvalidInput
+from appliance.core.presence import given
 from appliance.crypto.artifacts import ArtifactReader
 from appliance.jobs.runtime import weights
 from appliance.jobs.runtime.context import Context
@@ -52,9 +53,9 @@ def run(context: Context) -> None:
     spec = context.spec
     source, dataset = context.input(spec.model), context.input(spec.dataset)
     config = source.read_json("config.json")
-    window = min(spec.window or _WINDOW, int(config["max_position_embeddings"]))
+    window = min(given(spec, "window", _WINDOW), int(config["max_position_embeddings"]))
     tokenizer = Tokenizer.from_str(source.read_bytes("tokenizer.json").decode())
-    ids, size = held_out_tokens(dataset, tokenizer, spec.max_tokens or _MOST_TOKENS)
+    ids, size = held_out_tokens(dataset, tokenizer, given(spec, "max_tokens", _MOST_TOKENS))
     context.report.progress(0, len(ids), "loading weights")
     model = load(source, config).to(context.device)
     total = Total()

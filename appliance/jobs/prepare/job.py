@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 
 from appliance.api.jobs.v1 import job_pb2
 from appliance.core.errors import InvalidInput
+from appliance.core.presence import given
 from appliance.crypto.artifacts import ArtifactWriter
 from appliance.jobs.prepare import vocabulary
 from appliance.jobs.prepare.corpus import Corpus, Document
@@ -50,14 +51,14 @@ class Settings:
 
     @classmethod
     def of(cls, spec: job_pb2.PrepareSpec) -> Settings:
-        """Read a spec; zero means the default."""
+        """Read a spec; what was left out has its default."""
         return cls(
-            vocabulary_size=spec.vocabulary_size or 8192,
-            threshold=spec.near_duplicate_threshold or 0.8,
-            validation_fraction=spec.validation_fraction or 0.02,
+            vocabulary_size=given(spec, "vocabulary_size", 8192),
+            threshold=given(spec, "near_duplicate_threshold", 0.8),
+            validation_fraction=given(spec, "validation_fraction", 0.02),
             keep_personal_data=spec.keep_personal_data,
-            minimum_characters=spec.minimum_characters or 200,
-            shard_tokens=spec.shard_tokens or 1 << 20,
+            minimum_characters=given(spec, "minimum_characters", 200),
+            shard_tokens=given(spec, "shard_tokens", 1 << 20),
             seed=spec.seed,
         )
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from appliance.api.jobs.v1.job_pb2 import TrainSpec
 from appliance.core.errors import InvalidInput
+from appliance.core.presence import given
 from appliance.jobs.train.parallel.schedules import STAGES_PER_RANK
 
 DEFAULT_SCHEDULE = "1F1B"
@@ -80,7 +81,9 @@ class Settings:
     def from_spec(cls, spec: TrainSpec) -> Settings:
         """Fill in the defaults that `TrainSpec` documents."""
         mesh, architecture = spec.mesh, spec.architecture
-        degrees = Degrees(mesh.data or 1, mesh.tensor or 1, mesh.pipeline or 1)
+        degrees = Degrees(
+            given(mesh, "data", 1), given(mesh, "tensor", 1), given(mesh, "pipeline", 1)
+        )
         pieces = 1 if degrees.pipeline == 1 else 2 * degrees.pipeline
         return cls(
             shape=Shape(
@@ -97,13 +100,13 @@ class Settings:
             steps=spec.steps,
             batch_size=spec.batch_size,
             sequence_length=spec.sequence_length,
-            microbatches=spec.microbatches or pieces,
-            learning_rate=spec.learning_rate or DEFAULT_LEARNING_RATE,
+            microbatches=given(spec, "microbatches", pieces),
+            learning_rate=given(spec, "learning_rate", DEFAULT_LEARNING_RATE),
             warmup_steps=spec.warmup_steps,
             weight_decay=spec.weight_decay,
-            gradient_clip=spec.gradient_clip or DEFAULT_GRADIENT_CLIP,
+            gradient_clip=given(spec, "gradient_clip", DEFAULT_GRADIENT_CLIP),
             seed=spec.seed,
-            checkpoint_interval=spec.checkpoint_interval or DEFAULT_CHECKPOINT_INTERVAL,
+            checkpoint_interval=given(spec, "checkpoint_interval", DEFAULT_CHECKPOINT_INTERVAL),
         )
 
     @property

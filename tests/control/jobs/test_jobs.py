@@ -45,6 +45,11 @@ def fields(lab: Lab, request: job_service_pb2.CreateJobRequest) -> dict[str, str
         ({"steps": -5}, "steps", "must be 1 to"),
         ({"sequence_length": 129}, "sequence_length", "longer than the context of 128"),
         ({"learning_rate": float("nan")}, "learning_rate", "must be 1e-09 to 10"),
+        ({"learning_rate": 0.0}, "learning_rate", "must be 1e-09 to 10"),
+        ({"gradient_clip": 0.0}, "gradient_clip", "must be 1e-06 to"),
+        ({"checkpoint_interval": 0}, "checkpoint_interval", "must be 1 to"),
+        ({"microbatches": 0}, "microbatches", "must be 1 to"),
+        ({"mesh": Mesh(data=0)}, "mesh.data", "must be 1 to 4096"),
         ({"warmup_steps": 21}, "warmup_steps", "must be 0 to 20"),
         ({"pipeline_schedule": "Magic"}, "pipeline_schedule", "must be one of 1F1B"),
         (

@@ -106,6 +106,15 @@ def test_tokens_read_back_as_the_clean_text(tmp_path: Path) -> None:
     assert 3 <= len(lines) <= 17
 
 
+def test_no_share_held_out_is_none(tmp_path: Path) -> None:
+    texts = [prose(i) for i in range(40)]
+    prepared = job(tmp_path, texts, vocabulary_size=600, validation_fraction=0.0)
+    run(prepared.context())
+    dataset = prepared.output("dataset")
+    assert dataset.read_bytes("validation.jsonl") == b""
+    assert dataset.read_json("index.json")["tokens"]["validation"] == 0
+
+
 def test_the_same_job_writes_the_same_bytes(tmp_path: Path) -> None:
     files = []
     for place in ("a", "b"):

@@ -29,6 +29,12 @@ def test_what_is_left_out_has_the_documented_default() -> None:
     assert settings(mesh={"pipeline": 2}).microbatches == 4
 
 
+def test_a_zero_that_was_asked_for_is_a_zero() -> None:
+    asked = TrainSpec(steps=3, learning_rate=0.0, gradient_clip=0.0, microbatches=0)
+    found = Settings.from_spec(asked)
+    assert (found.learning_rate, found.gradient_clip, found.microbatches) == (0.0, 0.0, 0)
+
+
 def test_a_mesh_that_fits_is_accepted() -> None:
     settings(mesh={"data": 2, "tensor": 2, "pipeline": 2}).check(8)
 
