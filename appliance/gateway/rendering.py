@@ -66,6 +66,13 @@ class Marks:
         return text
 
 
+def _veiled(text: str, veil: Mapping[str, str]) -> str:
+    # Letter by letter is a tenth of `translate`'s time, in which nobody else has the interpreter.
+    for letter, hidden in veil.items():
+        text = text.replace(letter, hidden)
+    return text
+
+
 def _pattern(control: Control) -> str:
     text = re.escape(control.text)
     return rf"(?<!\w){text}(?!\w)" if control.whole_word else text
@@ -94,9 +101,8 @@ class ChatTemplate:
         """The prompt of a conversation, its control tokens by name. Raises InvalidInput."""
         contents = [message["content"] for message in messages]
         veil = self._marks.veil([*self._fixed.values(), *contents])
-        hide = str.maketrans(veil)
         veiled = [
-            {"role": message["role"], "content": message["content"].translate(hide)}
+            {"role": message["role"], "content": _veiled(message["content"], veil)}
             for message in messages
         ]
         text = self._renderers.render({**self._fixed, "messages": veiled, "veil": veil})
