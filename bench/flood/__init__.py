@@ -34,7 +34,7 @@ QUIET_SECONDS = 1.5
 SETTLE_SECONDS = 5.0
 STRANGER, NEIGHBOUR = "127.0.0.2", "127.0.0.1"
 """The flooder's address: one of its own, or the caller's."""
-MOST_RATIO, MOST_RECORDS, MOST_GROWTH = 3.0, 100, 1.1
+MOST_RATIO, MOST_RECORDS, MOST_GROWTH, MOST_LOG = 3.0, 100, 1.1, 100_000
 SLACK = {"tasks": 2, "threads": 2, "descriptors": 2}
 """What may be more afterwards: the connection that asks, and a call that is under way."""
 
@@ -142,6 +142,7 @@ def _missed(row: Row) -> list[str]:
         f"{row['lost']} calls lost": row["lost"] > 0,
         f"{row['records']} records": row["records"] > MOST_RECORDS,
         f"memory {row['growth']:.2f} times": row["growth"] > MOST_GROWTH,
+        f"{row['log_bytes']} bytes of log": row["log_bytes"] > MOST_LOG,
     }
     for name, slack in SLACK.items():
         bars[f"{name} {row['before'][name]} to {row['after'][name]}"] = (
@@ -191,9 +192,9 @@ def _p99(times: Sequence[float]) -> float:
 
 _HEAD = (
     *("flood", "listener", "acts/s", "quiet p99", "flooded", "ratio", "lost", "records"),
-    *("tasks", "fds", "threads", "memory", "shared p99", "lost"),
+    *("log kB", "tasks", "fds", "threads", "memory", "shared p99", "lost"),
 )
-_WIDTHS = (20, 9, 8, 10, 9, 7, 6, 9, 12, 12, 9, 8, 11, 9)
+_WIDTHS = (20, 9, 8, 10, 9, 7, 6, 9, 8, 12, 12, 9, 8, 11, 9)
 
 
 def _cells(row: Row) -> tuple[str, ...]:
@@ -209,6 +210,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         f"{row['ratio']:.2f}",
         str(row["lost"]),
         str(row["records"]),
+        f"{row['log_bytes'] / 1e3:.1f}",
         change("tasks"),
         change("descriptors"),
         change("threads"),
