@@ -113,7 +113,7 @@ class Acceptor:
         task = self._loop.create_task(self._open(connection, place))
         place.end = functools.partial(_cancel, task)
         self._opening.add(task)
-        task.add_done_callback(self._opening.discard)
+        task.add_done_callback(functools.partial(self._opened, connection, place))
 
     async def _open(self, connection: socket.socket, place: Place) -> None:
         """Complete the handshake; afterwards the protocol has the connection."""
@@ -132,12 +132,15 @@ class Acceptor:
             self._connections.leave(place)
             self._refused(place.source, "HANDSHAKE")
             connection.close()
-        except asyncio.CancelledError:
-            # Its place went to somebody else, or the gateway stops.
-            self._connections.leave(place)
-            connection.close()
         else:
             place.end = transport.abort
+
+    def _opened(self, connection: socket.socket, place: Place, task: asyncio.Task[None]) -> None:
+        """The handshake is over; when somebody else got the place, maybe before it began."""
+        self._opening.discard(task)
+        if task.cancelled():
+            self._connections.leave(place)
+            connection.close()
 
 
 def _cancel(task: asyncio.Task[None]) -> None:

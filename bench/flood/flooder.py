@@ -12,7 +12,7 @@ import contextlib
 import os
 import ssl
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
@@ -207,9 +207,15 @@ def serve(target: Target, act: Act, rate: float, most: int, parent: Connection) 
         if order[0] != "start":
             return
         attacker = Attacker(target, order[1])
-        uvloop.run(burst(attacker, act, rate, most, parent.poll))
+        uvloop.run(_quietly(burst(attacker, act, rate, most, parent.poll)))
         parent.recv()
         parent.send(asdict(attacker.tally))
+
+
+async def _quietly(work: Coroutine[None, None, None]) -> None:
+    """Without a word about connections that the flooded end has closed in the middle."""
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, _context: None)
+    await work
 
 
 async def burst(

@@ -114,6 +114,25 @@ async def test_half_hellos_make_way(tmp_path: Path) -> None:
 
 
 @pytest.mark.attack
+async def test_who_makes_way_before_its_handshake_began_is_closed_too(tmp_path: Path) -> None:
+    async with dialling(tmp_path, connections=8, connections_per_source=2) as (found, dialler):
+        # All of them wait before the first one is accepted.
+        port = found.gateway.http.port
+        sockets = [socket.create_connection(("127.0.0.1", port)) for _ in range(10)]
+        for each in sockets:
+            each.setblocking(False)
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(20):
+            for each in sockets[:8]:
+                with contextlib.suppress(OSError):
+                    assert await loop.sock_recv(each, 1) == b""
+        assert len(found.gateway.http.connections) == 2
+        for each in sockets:
+            each.close()
+        await until(lambda: len(found.gateway.http.connections) == 0)
+
+
+@pytest.mark.attack
 @pytest.mark.parametrize("hello", [b"", b"\x16\x03\x01\x02\x00\x01", b"GET / HTTP/1.1\r\n\r\n"])
 async def test_a_handshake_has_its_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hello: bytes
