@@ -132,7 +132,8 @@ class Attacker:
     tally: Tally = field(default_factory=Tally)
     number: int = 0
     held: list[Peer] = field(default_factory=list)
-    _pool: list[Peer] = field(default_factory=list)
+    _pool: dict[int, Peer] = field(default_factory=dict)
+    _opening: asyncio.Lock = field(default_factory=asyncio.Lock)
     _tls: ssl.SSLContext | None = None
 
     async def connect(self, *, tls: bool = True) -> Peer:
@@ -155,11 +156,10 @@ class Attacker:
     async def peer(self, streams: int = 1 << 20) -> Peer:
         """One of a few connections that calls share; a new one when one is over or full."""
         place = self.number % CONNECTIONS
-        while len(self._pool) <= place:
-            self._pool.append(await self.connect())
-        found = self._pool[place]
-        if not found.open or found.streams >= streams:
-            found = self._pool[place] = await self.connect()
+        async with self._opening:
+            found = self._pool.get(place)
+            if found is None or not found.open or found.streams >= streams:
+                found = self._pool[place] = await self.connect()
         return found
 
     def token(self) -> str:

@@ -115,7 +115,7 @@ async def test_half_hellos_make_way(tmp_path: Path) -> None:
 
 @pytest.mark.attack
 async def test_who_makes_way_before_its_handshake_began_is_closed_too(tmp_path: Path) -> None:
-    async with dialling(tmp_path, connections=8, connections_per_source=2) as (found, dialler):
+    async with dialling(tmp_path, connections=8, connections_per_source=2) as (found, _dialler):
         # All of them wait before the first one is accepted.
         port = found.gateway.http.port
         sockets = [socket.create_connection(("127.0.0.1", port)) for _ in range(10)]
