@@ -7,11 +7,13 @@ models it may ask, which takes every step of a call but the answer.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import re
 import secrets
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -126,7 +128,17 @@ def stage(folder: Path) -> Iterator[Stage]:
         _start(made, stack, "control", data / "control.toml")
         _enter(made, password)
         _start(made, stack, "gateway", data / "gateway" / "gateway.toml")
+        # It has its view a moment after it listens.
+        _patiently(functools.partial(_models, made), OSError, made.processes["gateway"])
         yield made
+
+
+def _models(made: Stage) -> None:
+    url = f"https://localhost:{made.ports['openai']}/v1/models"
+    request = urllib.request.Request(url, headers={"authorization": f"Bearer {made.token}"})
+    trust = ssl.create_default_context(cadata=made.ca.decode())
+    with urllib.request.urlopen(request, timeout=5, context=trust) as answer:
+        answer.read()
 
 
 def _start(made: Stage, stack: contextlib.ExitStack, name: str, config: Path) -> None:
