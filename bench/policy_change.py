@@ -2,7 +2,8 @@
 
 A real control plane on loopback, with its background cross-check; changes go through the RPC with a
 session; a gateway follows its view over mutual TLS. Beside it, once: the whole policy made anew as
-version 0.1.0 did within each change, with a graph of roles that Casbin fills.
+version 0.1.0 did within each change, with a graph of roles that Casbin fills, for 20,000 bindings,
+because its time is quadratic.
 
 Prints a table and writes build/bench/policy_change.json.
 """
@@ -11,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import platform
 import statistics
 import tempfile
 import time
@@ -38,6 +38,7 @@ from bench.measure import RESULTS
 from tests.fakes.appliance import ADMINISTRATOR, Appliance, bearer, make_data_directory, running
 
 BINDINGS = 50_000
+BEFORE = 20_000
 PROJECTS = 100
 CHANGES = 100
 PAUSE = 0.05
@@ -66,8 +67,22 @@ async def _measure(folder: Path, bindings: int) -> None:
             changes, seen = await _change(appliance)
             check.cancel()
             await asyncio.wait({check})
-        before = _as_before(base.policies.roles, links)
-    _print(bindings, start, changes, seen, before)
+        rows = [
+            ("a change through the RPC, p50", statistics.median(changes)),
+            ("a change through the RPC, p95", _p95(changes)),
+            ("until the gateway holds it, p95", _p95(seen)),
+            ("until the gateway holds it, latest", max(seen)),
+            ("the whole policy from the tables, once", start),
+        ]
+        _print(bindings, rows)
+        few = links[:BEFORE]
+        before = _as_before(base.policies.roles, few)
+    words = f"0.1.0: the policy alone, with {len(few):,} bindings"
+    _print_row(words, before)
+    print(f"  against a change now, p95{before / _p95(changes):>39,.0f} times")
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    found = {"bindings": bindings, **dict(rows), words: before}
+    (RESULTS / "policy_change.json").write_text(json.dumps(found, indent=2) + "\n")
 
 
 def _links(count: int) -> Iterator[Link]:
@@ -190,28 +205,19 @@ def _as_before(roles: Roles, links: list[Link]) -> float:
     return time.perf_counter() - began
 
 
-def _print(
-    bindings: int, start: float, changes: list[float], seen: list[float], before: float
-) -> None:
-    p50, p95 = statistics.median(changes), _p95(changes)
-    latest = max(seen)
-    rows = [
-        ("a change through the RPC, p50", p50),
-        ("a change through the RPC, p95", p95),
-        ("until the gateway holds it, p95", _p95(seen)),
-        ("until the gateway holds it, latest", latest),
-        ("the whole policy from the tables, once", start),
-        ("the policy alone, as 0.1.0 made it in each change", before),
-    ]
-    print(f"{bindings:,} bindings, {len(changes)} changes, {platform.processor() or 'CPU'}")
+def _print(bindings: int, rows: list[tuple[str, float]]) -> None:
+    print(f"{bindings:,} bindings, {CHANGES} changes")
     for words, seconds in rows:
-        print(f"  {words:<52}{1000 * seconds:>12,.1f} ms")
-    print(f"  0.1.0 against a change now, p95{before / p95:>37,.0f} times")
-    kept = "kept" if p95 <= SLOWEST and latest <= LATEST else "NOT kept"
-    print(f"  bounds of {1000 * SLOWEST:.0f} ms and {LATEST:.0f} s: {kept}")
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    found = {"bindings": bindings, **dict(rows)}
-    (RESULTS / "policy_change.json").write_text(json.dumps(found, indent=2))
+        _print_row(words, seconds)
+    found = dict(rows)
+    slow = found["a change through the RPC, p95"] > SLOWEST
+    late = found["until the gateway holds it, latest"] > LATEST
+    kept = "NOT kept" if slow or late else "kept"
+    print(f"  bounds of {1000 * SLOWEST:.0f} ms and {LATEST:.0f} s: {kept}", flush=True)
+
+
+def _print_row(words: str, seconds: float) -> None:
+    print(f"  {words:<52}{1000 * seconds:>12,.1f} ms", flush=True)
 
 
 def _p95(seconds: list[float]) -> float:

@@ -47,13 +47,15 @@ def people(appliance: Appliance) -> dict[str, Any]:
     bind = ("binding", "create", "--principal")
     alice.run(*bind, "users/dora", "--role", "developer", "--project", PROJECT)
     alice.run(*bind, "users/erin", "--role", "viewer", "--project", PROJECT)
-    # Without a project: in 0.1.0 that is everything, the platform included.
-    alice.run(*bind, "users/olga", "--role", "owner")
-    alice.run(*bind, "users/audi", "--role", "auditor")
+    # In 0.1.0, whose commands said neither, both were everything, the platform included.
+    alice.run(*bind, "users/olga", "--role", "owner", "--everywhere")
+    alice.run(*bind, "users/audi", "--role", "auditor", "--platform")
     alice.run("service-account", "create", "app", "--project", PROJECT)
-    alice.run(*bind, "serviceAccounts/app", "--role", "inference", "--project", PROJECT)
+    alice.run(*bind, f"serviceAccounts/{PROJECT}--app", "--role", "inference", "--project", PROJECT)
     token = appliance.home / "app.token"
-    alice.run("service-account", "create-token", "app", "--out", str(token))
+    alice.run(
+        "service-account", "create-token", f"serviceAccounts/{PROJECT}--app", "--out", str(token)
+    )
     secrets: dict[str, Any] = {"app": token.read_text().strip()}
     secrets["totp"] = {"alice": appliance.secret}
     for name in ENROLLED:

@@ -15,6 +15,7 @@ the gateways, by the routing service.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -120,9 +121,12 @@ class Credentials:
             self._sessions.touch(found.id)
         return _of_session(found)
 
-    def live(self) -> list[LiveCredential]:
-        """Every complete session and every token whose owner is not locked, by id."""
-        now = self._clock()
+    def live(self, known: Mapping[str, LiveCredential] | None = None) -> list[LiveCredential]:
+        """Every complete session and every token whose owner is not locked, by id.
+
+        Of `known`, by id, what still says the same is returned itself.
+        """
+        known, now = known or {}, self._clock()
         with self._database.read() as state:
             people = state.all(
                 select(session)
@@ -142,11 +146,14 @@ class Credentials:
                 )
             )
         people = [row for row in people if self._sessions.is_live(row)]
-        found = [
-            LiveCredential(row.id, row.digest, proof.principal, proof.expire_time)
-            for rows, proves in ((people, _of_session), (applications, _of_token))
-            for row, proof in ((row, proves(row)) for row in rows)
-        ]
+        found: list[LiveCredential] = []
+        for rows, proves in ((people, _of_session), (applications, _of_token)):
+            for row in rows:
+                old = known.get(row.id)
+                if old is None or (old.digest, old.expire_time) != (row.digest, row.expire_time):
+                    proof = proves(row)
+                    old = LiveCredential(row.id, row.digest, proof.principal, proof.expire_time)
+                found.append(old)
         return sorted(found, key=lambda credential: credential.id)
 
     def _service_token(self, state: Reading, token_id: str) -> Row[Any]:

@@ -30,7 +30,7 @@ from appliance.control.auth.roles import Roles
 from appliance.control.auth.rules import ROLE_PREFIX, Link, Rows
 from appliance.control.auth.scopes import EVERYWHERE, PLATFORM
 from appliance.control.store.database import Database, Reading, Transaction
-from appliance.core.errors import ApplianceError, FailedPrecondition
+from appliance.core.errors import ApplianceError, Exhausted, FailedPrecondition, Unavailable
 from appliance.core.identity import ANONYMOUS, Principal
 
 logger = logging.getLogger(__name__)
@@ -158,13 +158,15 @@ class PolicyStore:
         Returns whether the two were compared: not when this version was before, nor when a change
         was being committed, after which this is called again. For the background: it reads all.
         """
-        with self._database.read() as state:
-            version, policy = rules.version_of(state), self._policy
-            if policy is None or policy.version != version or version == self._checked:
-                return False
-            rows = rules.read(state, self.roles)
         try:
+            with self._database.read() as state:
+                version, policy = rules.version_of(state), self._policy
+                if policy is None or policy.version != version or version == self._checked:
+                    return False
+                rows = rules.read(state, self.roles)
             _compare(policy, compile_policy(rows, self.roles))
+        except (Unavailable, Exhausted):
+            raise  # It says nothing about the policy: the next change is followed.
         except ApplianceError as error:
             logger.critical("nobody may do anything: %s", error)
             self._broken = FailedPrecondition(

@@ -29,7 +29,7 @@ from appliance.api.serving.v1 import routing_service_pb2 as rpc
 from appliance.control.audit.log import AuditLog
 from appliance.control.audit.record import Entry
 from appliance.control.auth import scopes
-from appliance.control.auth.credentials import Credentials
+from appliance.control.auth.credentials import Credentials, LiveCredential
 from appliance.control.auth.policy import Policy, PolicyStore
 from appliance.control.services.artifacts import Artifacts
 from appliance.control.services.caller import Caller
@@ -91,6 +91,7 @@ class Routing:
         self._held: Held | None = None
         self._generation = 0
         self._made = clock()
+        self._live: dict[str, tuple[LiveCredential, rpc.Credential]] = {}
         self._rights: dict[Principal, tuple[object, list[rpc.Right]]] = {}
 
     def now(self) -> Held:
@@ -125,24 +126,17 @@ class Routing:
 
     def _entries(self) -> dict[Key, ViewEntry]:
         """Everything gateways hold. Of what did not change, the same messages as before."""
-        live = [found for found in self._credentials.live() if found.principal.kind in _CALLERS]
+        known = {name: credential for name, (credential, _) in self._live.items()}
+        found = [each for each in self._credentials.live(known) if each.principal.kind in _CALLERS]
+        kept, self._live = self._live, {}
         entries: dict[Key, ViewEntry] = {}
-        known = self._held.entries if self._held else {}
-        for found in live:
-            key = ("credential", found.id)
-            old = known.get(key)
-            # A credential is never changed but in its end.
-            ends = timestamp(found.expire_time)
-            if isinstance(old, rpc.Credential) and old.expire_time == ends:
-                entries[key] = old
-            else:
-                entries[key] = rpc.Credential(
-                    id=found.id,
-                    digest=found.digest,
-                    principal=found.principal.name,
-                    expire_time=ends,
-                )
-        for right in self._rights_of({found.principal for found in live}):
+        for credential in found:
+            old = kept.get(credential.id)
+            if old is None or old[0] is not credential:
+                old = (credential, _credential_of(credential))
+            self._live[credential.id] = old
+            entries["credential", credential.id] = old[1]
+        for right in self._rights_of({credential.principal for credential in found}):
             entries[key_of(right)] = right
         for route in self._routes():
             entries[key_of(route)] = route
@@ -225,6 +219,15 @@ def rights_of(policy: Policy, principal: Principal) -> list[rpc.Right]:
             )
         )
     return found
+
+
+def _credential_of(credential: LiveCredential) -> rpc.Credential:
+    return rpc.Credential(
+        id=credential.id,
+        digest=credential.digest,
+        principal=credential.principal.name,
+        expire_time=timestamp(credential.expire_time),
+    )
 
 
 def _replica_of(row: Row[Any]) -> endpoint_pb2.Replica:
