@@ -45,4 +45,7 @@ def check(
             kind = Untrusted if isinstance(failed, Untrusted) else Unavailable
             raise kind(f"{address}: {failed}") from error
     if answer.status != health_pb2.HealthCheckResponse.SERVING:
-        raise Unavailable(f"{address} answers, but does not serve: it is starting or stopping")
+        raise Unavailable(
+            f"{address} answers, but does not serve: it is starting or stopping, or cannot do its "
+            "work, which its log says"
+        )

@@ -44,6 +44,7 @@ logger = logging.getLogger(__name__)
 
 DOOR_THREADS = 4
 """Threads that identify and decide: each such step is some look-ups in the database."""
+HEALTH_SECONDS = 0.25
 CONTROL = Principal(PrincipalKind.CONTROL, "control")
 
 
@@ -109,13 +110,13 @@ class Control:
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT, then let running calls end."""
-        await self.server.set_serving(serving=True)
         logger.info(
             "serving", extra={"api_port": self.api_port, "machines_port": self.machines_port}
         )
         tasks = {
             asyncio.create_task(self.work.scheduler.run(self._pool, self.base.events)),
             asyncio.create_task(self._record_refusals()),
+            asyncio.create_task(self.tell_health()),
             asyncio.create_task(cross_check.run(self.base.policies, self._pool, self.base.events)),
         }
         try:
@@ -124,6 +125,18 @@ class Control:
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
+
+    async def tell_health(self) -> None:
+        """Say in health whether calls can be recorded, and so answered; until cancelled."""
+        serving: bool | None = None
+        while True:
+            trouble = self.base.opened.log.trouble
+            if serving is not (not trouble):
+                serving = not trouble
+                await self.server.set_serving(serving=serving)
+                if trouble:
+                    logger.critical("not serving: %s", trouble)
+            await asyncio.sleep(HEALTH_SECONDS)
 
     async def _record_refusals(self) -> None:
         """Once a minute, and when the server has stopped."""

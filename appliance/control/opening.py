@@ -24,6 +24,7 @@ from appliance.control.audit import witness
 from appliance.control.audit.log import AuditLog
 from appliance.control.auth.moments import believed
 from appliance.control.config import ControlConfig, DataDirectory, audit_origin
+from appliance.control.presence import Presence
 from appliance.control.store import migrate, tables
 from appliance.control.store.database import Database
 from appliance.core.errors import FailedPrecondition
@@ -119,6 +120,7 @@ def _open_log(
         audit_origin(keyring.cluster_id),
         clock,
         known=witness.known(database),
+        guard=Presence([data.state, data.keyring]).check,
     )
     try:
         if check_clock:

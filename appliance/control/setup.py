@@ -141,17 +141,22 @@ def _beside(target: Path) -> Iterator[Path]:
         yield folder
     except OSError as error:
         raise _unusable(target, error) from error
+    except Exhausted as error:
+        raise _full(target) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _unusable(target: Path, error: OSError) -> Exhausted | FailedPrecondition:
     if error.errno in _FULL:
-        return Exhausted(
-            f"no space left for {target}, nothing was made: free some space, then repeat",
-            path=target,
-        )
+        return _full(target)
     return FailedPrecondition(f"{target} cannot be made ({error.strerror}), nothing was made")
+
+
+def _full(target: Path) -> Exhausted:
+    return Exhausted(
+        f"no space left for {target}, nothing was made: free some space, then repeat", path=target
+    )
 
 
 def _fill(plan: Plan, data: DataDirectory, password: str) -> Keyring:
@@ -206,6 +211,8 @@ def _write_state(
         migrate.create(database, keyring.cluster_id, _now())
         log = AuditLog.open(data.audit, keyring.audit_sign, audit_origin(keyring.cluster_id), _now)
         try:
+            if log.trouble:
+                raise Exhausted(log.trouble)
             administrator = names.user(plan.administrator)
             entry = Entry("intent", principal=administrator, method="init")
             log.append(entry).result()

@@ -86,9 +86,9 @@ class Folder:
         except OSError as error:
             if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
                 raise
+            # Whoever hears this may be far away: no path of the server.
             raise Exhausted(
-                f"No space is left for {file} in {self}. Free some space, then repeat.",
-                path=str(self),
+                f"No space is left for {file} in the object store. Free some space, then repeat."
             ) from error
 
     def create(self, file: str) -> NewFile:

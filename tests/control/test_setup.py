@@ -57,6 +57,7 @@ def test_the_directory_holds_what_the_processes_need_and_keeps_it_to_its_owner(
         "audit": "0o700",
         "audit/000000000000.log": "0o600",
         "audit/checkpoints": "0o600",
+        "audit/reserve": "0o600",
         "ca.pem": "0o644",
         "control.toml": "0o600",
         "gateway": "0o700",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import resource
 import signal
 import stat
@@ -18,6 +19,7 @@ from appliance.node.cgroup import Cgroup
 from appliance.node.launcher import Ended, Folders, Launch, Launcher, Running, folder_name
 from appliance.node.logs import CappedLog
 from appliance.node.processes import Process, kill_tree, tree
+from tests.fakes.disk import filled, small_disk
 from tests.fakes.gang import session_members
 
 READ = """
@@ -204,3 +206,19 @@ def test_a_folder_that_is_not_delegated_says_so(tmp_path: Path) -> None:
 
 def test_orders_are_not_shown() -> None:
     assert "secret" not in repr(Launch("a", 1, ["x"], {"key": "secret"}))
+
+
+async def test_a_full_disk_costs_lines_of_the_log_and_not_the_work(tmp_path: Path) -> None:
+    """Whoever reads what a work says must go on reading, or the work stops at a full pipe."""
+    with small_disk(tmp_path / "disk", 2) as disk:
+        log = CappedLog(disk / "log", 1 << 22)
+        log.write(b"before\n")
+        with filled(disk):
+            for _ in range(100):
+                log.write(b"x" * 4095 + b"\n")
+        log.write(b"after\n")
+        log.close()
+        lines = (disk / "log").read_bytes().splitlines()
+    assert lines[0] == b"before"
+    assert re.fullmatch(rb"x*\(\d+ bytes were lost here: the disk was full\)", lines[-2])
+    assert lines[-1] == b"after"

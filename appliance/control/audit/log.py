@@ -5,23 +5,30 @@ Rules kept here:
 * one thread writes; records that arrive while it waits for the disk are made durable together
   (group commit), so that many callers share one fdatasync;
 * a signed checkpoint follows after 256 records or one second, and when the log is closed;
-* after a failed write or sync nothing is ever appended again by this process: what the kernel did
-  with the bytes is unknown, and a second fsync would lie about it. Every append then fails;
+* after a failed write or sync nothing that failed is ever synced again: what the kernel did with
+  the bytes is unknown, and a second fsync would lie about it;
+* a full disk is waited for: the files are cut back to what was durable, that is asked of the disk
+  again, and the log goes on by itself when there is room. Meanwhile results and events use a
+  reserve, and everything else is refused. Any other failure is final;
+* what it wrote is looked at before each write and each second: once somebody else has removed,
+  replaced, cut or changed it, nothing is taken any more;
 * a log is verified when it is opened, against its checkpoints and what the state database saw last:
   the appliance does not go on with a log that somebody changed while it was down.
 
 The attack: acting without a trace by filling the disk or breaking it; changing the log while the
-control plane is down. Called by the gate, the usage service and the composition root.
+control plane is down, or unlinking it while it runs. Called by the gate, the usage service and the
+composition root.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from datetime import datetime
 from pathlib import Path
@@ -30,7 +37,7 @@ from typing import Any
 from appliance.control.audit import segments
 from appliance.control.audit.record import Entry, Prepared, line_of, prepare
 from appliance.control.audit.segments import Segments
-from appliance.core.errors import AuditUnavailable
+from appliance.core.errors import AuditUnavailable, Tampered
 from appliance.crypto import chain
 from appliance.crypto.chain import Tree, leaf_hash
 from appliance.crypto.signing import SignedNote, SigningKey
@@ -40,6 +47,10 @@ CHECKPOINT_SECONDS = 1.0
 SIGNING_SECONDS = 10.0
 LARGEST_BATCH = 1024
 LONGEST_QUEUE = 16_384
+CHECK_SECONDS = 1.0
+RESERVED = frozenset({"result", "event"})
+"""Kinds of records that say what has happened already: they may use the reserve."""
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _logger = logging.getLogger(__name__)
 
 Clock = Callable[[], datetime]
@@ -50,7 +61,14 @@ class AuditLog:
     """An open log. Use `AuditLog.open`; `close` when the process ends."""
 
     def __init__(  # noqa: PLR0913 - called by `open` alone
-        self, files: Segments, tree: Tree, previous: str, key: SigningKey, origin: str, clock: Clock
+        self,
+        files: Segments,
+        tree: Tree,
+        previous: str,
+        key: SigningKey,
+        origin: str,
+        clock: Clock,
+        guard: Callable[[], None],
     ) -> None:
         self._files = files
         self._tree = tree
@@ -58,6 +76,8 @@ class AuditLog:
         self._key = key
         self._origin = origin
         self._clock = clock
+        self._guard = guard
+        self._full = self._torn = False
         self._changed = threading.Condition()
         self._queue: deque[_Pending] = deque()
         self._failure: Exception | None = None
@@ -67,7 +87,7 @@ class AuditLog:
         self._covered = -1
         self._wanted = 0
         self._due = 0.0
-        self._sign()
+        self._start()
         self._thread = threading.Thread(target=self._run, name="audit", daemon=True)
         self._thread.start()
 
@@ -80,6 +100,7 @@ class AuditLog:
         clock: Clock,
         *,
         known: Mapping[int, bytes] | None = None,
+        guard: Callable[[], None] = lambda: None,
         segment_bytes: int = segments.SEGMENT_BYTES,
     ) -> AuditLog:
         """Open or begin the log in a folder.
@@ -90,6 +111,8 @@ class AuditLog:
             origin: name of the log in its checkpoints, such as `appliance/<cluster id>/audit`.
             clock: now, UTC.
             known: sizes and roots that were seen before, such as by the state database.
+            guard: raises Tampered when something beside the log is gone without which nothing may
+                be acknowledged; asked before each write and each second.
             segment_bytes: size at which a new file begins.
 
         Raises:
@@ -100,7 +123,7 @@ class AuditLog:
             tree, last = chain.grow(
                 streams, files.notes(), key.verify_key, origin, known=known or {}
             )
-        return cls(files, tree, last, key, origin, clock)
+        return cls(files, tree, last, key, origin, clock, guard)
 
     def append(self, entry: Entry) -> Future[int]:
         """Record an entry. The future gives its sequence once it is durable.
@@ -110,13 +133,20 @@ class AuditLog:
         """
         future: Future[int] = Future()
         with self._changed:
-            if self._failure is None and not self._closing and len(self._queue) < LONGEST_QUEUE:
+            if self._takes(entry.kind):
                 # The clock is read under the lock: times rise as sequences do.
                 self._queue.append((prepare(entry, self._clock()), future))
                 self._changed.notify_all()
                 return future
-        future.set_exception(self._refusal())
+            refusal = self._refusal()
+        future.set_exception(refusal)
         return future
+
+    @property
+    def trouble(self) -> str:
+        """Why nothing can be recorded now, as a sentence; empty when all is well."""
+        with self._changed:
+            return str(self._refusal()) if self._full or self._failure is not None else ""
 
     def head(self) -> tuple[int, bytes]:
         """How many records are durable, and the root over them; what the state database notes."""
@@ -138,7 +168,8 @@ class AuditLog:
         When none can be signed any more it is the newest there is.
         """
         with self._changed:
-            self._wanted = self._head[0]
+            if not self._full:
+                self._wanted = self._head[0]
             self._changed.notify_all()
             self._changed.wait_for(self._is_answered, SIGNING_SECONDS)
             return self._note, self._covered
@@ -165,35 +196,137 @@ class AuditLog:
         self._thread.join()
         self._files.close()
 
-    def _refusal(self) -> AuditUnavailable:
-        why = self._failure or ("it is closed" if self._closing else "too many records wait")
-        return AuditUnavailable(
-            f"the audit log cannot take a record ({why}), so nothing was done: free disk space or "
-            f"repair the disk, then restart the control plane"
+    def _takes(self, kind: str) -> bool:
+        return (
+            self._failure is None
+            and not self._closing
+            and len(self._queue) < LONGEST_QUEUE
+            and (kind in RESERVED or not self._full)
         )
+
+    def _refusal(self) -> AuditUnavailable:
+        if self._failure is not None:
+            return AuditUnavailable(_final(self._failure))
+        if self._full:
+            return AuditUnavailable(
+                "the disk of the control plane is full, so the audit log cannot take a record and "
+                "nothing was done: free some space there; it goes on by itself"
+            )
+        why = "it is closed" if self._closing else "too many records wait"
+        return AuditUnavailable(
+            f"the audit log takes no record now ({why}), so nothing was done: repeat it later"
+        )
+
+    def _start(self) -> None:
+        """Hold the reserve and sign what there is; a disk that is full is waited for."""
+        try:
+            self._files.reserve.take()
+            self._sign()
+        except OSError as error:
+            self._full = self._torn = self._is_no_space(error)
 
     def _run(self) -> None:
         batch: list[_Pending] = []
         try:
             while (batch := self._take()) or not self._closing:
-                if batch:
-                    self._commit(batch)
-                if self._is_due():
-                    self._sign()
-            if self._covered < self._tree.size:
+                self._look()
+                if self._full:
+                    self._go_on()
+                self._work(batch)
+            if self._covered < self._tree.size and not self._full:
                 self._sign()
         except Exception as error:
             # Whatever it was: without its thread the log must refuse, not keep callers waiting.
-            _logger.exception("the audit log failed and takes no further record")
+            _logger.critical(
+                "the audit log failed and takes no further record: %s", error, exc_info=error
+            )
             self._fail(error, batch)
+
+    def _look(self) -> None:
+        """Raise Tampered when somebody else touched what this process relies on.
+
+        A disk that is nearly full counts as full before a write fails: here, or in the state
+        database, which would find it out only in the middle of a call.
+        """
+        if not self._torn:
+            self._files.check()
+        self._guard()
+        if not self._full and self._files.reserve.is_needed():
+            self._become_full()
+
+    def _work(self, batch: list[_Pending]) -> None:
+        """Write what waits and sign what is due. Raises whatever is final."""
+        try:
+            if batch:
+                self._commit(batch)
+            if self._is_due() and not self._full:
+                self._sign()
+        except OSError as error:
+            self._torn = self._is_no_space(error)
+            self._wait_for_room(batch)
+
+    def _wait_for_room(self, batch: list[_Pending]) -> None:
+        """A write failed: refuse what has not happened yet, keep what has in the reserve."""
+        self._become_full()
+        waiting = [one for one in batch if not one[1].done()]
+        happened = [one for one in waiting if one[0].members["kind"] in RESERVED]
+        self._refuse([one for one in waiting if one not in happened])
+        self._files.reserve.release()
+        try:
+            self._mend()
+            if happened:
+                self._commit(happened)
+        except OSError as error:
+            self._torn = self._is_no_space(error)
+            self._refuse(happened)
+
+    def _become_full(self) -> None:
+        with self._changed:
+            first, self._full = not self._full, True
+            # A checkpoint is not waited for while none can be made.
+            self._wanted = min(self._wanted, self._covered)
+            self._changed.notify_all()
+        if first:
+            _logger.critical("the disk is full: calls cannot be recorded, so they are refused")
+
+    def _go_on(self) -> None:
+        """Take records again once there is room for the reserve and for a checkpoint."""
+        try:
+            self._mend()
+            self._files.reserve.take()
+        except OSError as error:
+            self._is_no_space(error)
+            return
+        try:
+            self._sign()
+        except OSError as error:
+            self._torn = self._is_no_space(error)
+            return
+        with self._changed:
+            self._full = False
+        _logger.warning("there is room on the disk again: calls are recorded and answered")
+
+    def _mend(self) -> None:
+        """Cut off what a failed write has left, before anything else is written."""
+        if self._torn:
+            self._files.roll_back(self._previous)
+            self._torn = False
+
+    @staticmethod
+    def _is_no_space(error: OSError) -> bool:
+        """True for a full disk, which is waited for; raises any other error."""
+        if error.errno not in _FULL:
+            raise error
+        return True
 
     def _take(self) -> list[_Pending]:
         """The next batch; empty when a checkpoint is due or the log is being closed."""
         with self._changed:
-            waiting = self._covered < self._tree.size
-            timeout = max(0.0, self._due - time.monotonic()) if waiting else None
+            unsigned = self._covered < self._tree.size and not self._full
+            due = max(0.0, self._due - time.monotonic()) if unsigned else CHECK_SECONDS
             self._changed.wait_for(
-                lambda: self._queue or self._closing or self._wanted > self._covered, timeout
+                lambda: self._queue or self._closing or self._wanted > self._covered,
+                min(due, CHECK_SECONDS),
             )
             batch = [self._queue.popleft() for _ in range(min(len(self._queue), LARGEST_BATCH))]
         for _, future in batch:
@@ -242,6 +375,23 @@ class AuditLog:
             self._changed.notify_all()
             waiting = [*batch, *self._queue]
             self._queue.clear()
+        self._refuse(waiting)
+
+    def _refuse(self, waiting: Sequence[_Pending]) -> None:
         for _, future in waiting:
             if not future.done():
                 future.set_exception(self._refusal())
+
+
+def _final(failure: Exception) -> str:
+    """What is said of a failure that only a restart ends; without paths of the server."""
+    if isinstance(failure, Tampered):
+        return (
+            f"the audit log is closed, so nothing was done ({failure.message}): keep the data "
+            "directory as it is, find out who did it, then start the control plane again"
+        )
+    why = failure.strerror if isinstance(failure, OSError) else type(failure).__name__
+    return (
+        f"the audit log cannot take a record ({why}), so nothing was done: repair the disk, then "
+        "restart the control plane"
+    )

@@ -6,7 +6,9 @@ Rules kept here:
   durable in its folder before a record in it counts;
 * opening cuts off a torn end: bytes after the last line end, or after a hole of zeros that a power
   cut left. Such bytes were never acknowledged; had they been, the checkpoints would say so;
-* reading uses positions kept in memory, so that a page from the middle costs one seek.
+* reading uses positions kept in memory, so that a page from the middle costs one seek;
+* `check` compares every file and the folder with what this process wrote (`growing`); `roll_back`
+  brings them back to that after a failed write, and proves it by the chain.
 
 Called by `appliance.control.audit.log` alone, which writes from one thread.
 """
@@ -16,16 +18,21 @@ from __future__ import annotations
 import bisect
 import contextlib
 import os
+import re
 from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
+from appliance.control.audit.growing import GrowingFile, Look, Reserve, expect, look_at
+from appliance.core.errors import Tampered
 from appliance.core.files import make_private_dir, sync_dir
-from appliance.crypto.chain import CHECKPOINTS, LOG_SUFFIX, notes_of, segment_name
+from appliance.crypto.chain import CHECKPOINTS, LOG_SUFFIX, leaf_hash, notes_of, segment_name
 
 SEGMENT_BYTES = 64 << 20
-_APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+RESERVE = "reserve"
+RESERVE_BYTES = 4 << 20
+_PREVIOUS = re.compile(rb'"previous":"([0-9a-f]{64})"')
 
 
 def files_of(folder: Path) -> list[Path]:
@@ -61,25 +68,74 @@ class Segments:
         self._first: list[int] = []
         self._paths: list[Path] = []
         self._starts: list[array[int]] = []
+        self._closed: list[tuple[Path, Look]] = []
         self._size = 0
-        self._bytes = 0
-        self._descriptor = -1
+        self._last: GrowingFile | None = None
         self._repair()
         self._notes = self._open(self.folder / CHECKPOINTS)
+        self._home = look_at(self.folder)
+        self.reserve = Reserve(self.folder / RESERVE, RESERVE_BYTES)
 
     def append(self, lines: Sequence[bytes]) -> None:
-        """Write lines, given without line ends, and make them durable. Raises OSError."""
-        if self._descriptor < 0 or self._bytes >= self._segment_bytes:
-            self._begin()
-        self._write(self._descriptor, b"\n".join(lines) + b"\n")
+        """Write lines, given without line ends, and make them durable.
+
+        Raises OSError, after which `roll_back` comes first, or Tampered.
+        """
+        if self._last is None or self._last.size >= self._segment_bytes:
+            self._last = self._begin()
+        start = self._last.size
+        self._last.append(b"\n".join(lines) + b"\n")
         for line in lines:
-            self._starts[-1].append(self._bytes)
-            self._bytes += len(line) + 1
+            self._starts[-1].append(start)
+            start += len(line) + 1
         self._size += len(lines)
 
     def append_note(self, note: bytes) -> None:
-        """Write a signed checkpoint and make it durable. Raises OSError."""
-        self._write(self._notes, note + b"\n")
+        """Write a signed checkpoint and make it durable. Raises as `append` does."""
+        self._notes.append(note + b"\n")
+
+    def check(self) -> None:
+        """Raise Tampered when a file is not what was written, or not in its place any more."""
+        home = look_at(self.folder)
+        if home is None or self._home is None or home.inode != self._home.inode:
+            raise Tampered(
+                f"the folder {self.folder.name} was removed or replaced while the control plane "
+                "used it",
+                object=self.folder.name,
+            )
+        for path, known in self._closed:
+            expect(path, known)
+        for file in (self._last, self._notes):
+            if file is not None:
+                file.check()
+
+    def roll_back(self, previous: str) -> None:
+        """After a failed write: bring every file back to what was durable, and prove it.
+
+        Args:
+            previous: leaf hash of the last durable record, hexadecimal.
+
+        Raises:
+            OSError: the disk does not even take this.
+            Tampered: what the disk has is not the chain up to `previous`.
+        """
+        self._notes.roll_back()
+        if self._last is not None:
+            self._last.roll_back()
+            self._prove(self._last.path, previous)
+
+    def _prove(self, path: Path, previous: str) -> None:
+        """Follow the links of the open segment, as it is on the disk, to the last record."""
+        leaf = b""
+        with path.open("rb") as stream:
+            for line in stream:
+                # The last one: `details` come first and may have a member of this name.
+                named = _PREVIOUS.findall(line)
+                if not named or (leaf and named[-1] != leaf):
+                    raise Tampered(f"{path.name} is not what was written", object=path.name)
+                leaf = leaf_hash(line.removesuffix(b"\n")).hex().encode()
+        if leaf and leaf.decode() != previous:
+            raise Tampered(f"{path.name} does not end as it was written", object=path.name)
 
     def notes(self) -> list[bytes]:
         """Every signed checkpoint, oldest first."""
@@ -99,31 +155,26 @@ class Segments:
 
     def close(self) -> None:
         """Close the files. Everything appended is durable already."""
-        for descriptor in (self._descriptor, self._notes):
-            if descriptor >= 0:
-                os.close(descriptor)
+        for file in (self._last, self._notes):
+            if file is not None:
+                file.close()
 
-    def _write(self, descriptor: int, data: bytes) -> None:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(descriptor, view) :]
-        os.fdatasync(descriptor)
-
-    def _open(self, path: Path) -> int:
-        descriptor = os.open(path, _APPEND, 0o600)
+    def _open(self, path: Path) -> GrowingFile:
+        file = GrowingFile(path)
         sync_dir(self.folder)
-        return descriptor
+        return file
 
-    def _begin(self) -> None:
-        """Start a new segment, named after the record that comes next."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
+    def _begin(self) -> GrowingFile:
+        """Start a new segment, named after the record that comes next. Raises OSError."""
         path = self.folder / segment_name(self._size)
-        self._descriptor = self._open(path)
+        file = self._open(path)
+        if self._last is not None:
+            self._last.close()
+            self._closed.append((self._last.path, self._last.known))
         self._first.append(self._size)
         self._paths.append(path)
         self._starts.append(array("Q"))
-        self._bytes = 0
+        return file
 
     def _repair(self) -> None:
         """Cut torn ends off, note where each line begins, go on in the newest segment."""
@@ -142,9 +193,10 @@ class Segments:
             self._paths.append(path)
             self._starts.append(_line_starts(data))
             self._size += len(self._starts[-1])
-            self._bytes = len(data)
+        for path in paths[:-1]:
+            self._closed.append((path, Look.of(path.stat())))
         if paths:
-            self._descriptor = self._open(paths[-1])
+            self._last = self._open(paths[-1])
 
 
 def _line_starts(data: bytes) -> array[int]:

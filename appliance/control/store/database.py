@@ -116,7 +116,7 @@ class Database:
     @contextlib.contextmanager
     def read(self) -> Iterator[Reading]:
         """A consistent view that no later write changes."""
-        with clear_errors(self.path), self._reader.connect() as connection, connection.begin():
+        with clear_errors(), self._reader.connect() as connection, connection.begin():
             yield Reading(connection)
 
     @contextlib.contextmanager
@@ -127,7 +127,7 @@ class Database:
             Exhausted: the disk is full; nothing changed.
             Unavailable: the file cannot be written; nothing changed.
         """
-        with clear_errors(self.path):
+        with clear_errors():
             with self._lock:
                 with self._writer.connect() as connection, connection.begin():
                     transaction = Transaction(connection)
@@ -220,13 +220,17 @@ def _engine(path: Path, *, pool_size: int, read_only: bool) -> Engine:
 
 
 @contextlib.contextmanager
-def clear_errors(path: Path) -> Iterator[None]:
+def clear_errors() -> Iterator[None]:
     """Turn what SQLite says about a disk into an error with a sentence."""
     try:
         yield
     except OperationalError as error:
         if _FULL_DISK in str(error.orig):
             raise Exhausted(
-                f"no space left for {path}: free some space, then repeat", path=path
+                "the disk of the control plane is full, so nothing was changed: free some space "
+                "there, then repeat"
             ) from error
-        raise Unavailable(f"the state database {path} cannot be used: {error.orig}") from error
+        raise Unavailable(
+            f"the state database cannot be used ({error.orig}): look at the disk of the control "
+            "plane"
+        ) from error

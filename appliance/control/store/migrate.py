@@ -31,7 +31,7 @@ def create(database: Database, cluster_id: str, now: datetime) -> None:
 
     Raises AlreadyExists when the database has tables.
     """
-    with clear_errors(database.path):
+    with clear_errors():
         found = inspect(database.migrator()).get_table_names()
     if found:
         raise AlreadyExists(f"{database.path} already holds the state of an appliance")
@@ -48,7 +48,7 @@ def upgrade(database: Database) -> None:
     """Run the migrations that are missing, each in one transaction."""
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
-    with clear_errors(database.path), database.migrator().begin() as connection:
+    with clear_errors(), database.migrator().begin() as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
 

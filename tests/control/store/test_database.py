@@ -14,6 +14,7 @@ from appliance.control.store import database as module
 from appliance.control.store.database import Database
 from appliance.control.store.tables import meta, project, token
 from appliance.core.errors import Exhausted, FailedPrecondition, Unavailable
+from tests.fakes.disk import filled, small_disk
 from tests.fakes.state import START, add_project, make_state
 
 
@@ -153,9 +154,31 @@ def test_a_full_disk_is_one_clear_sentence_and_nothing_is_lost(state: Database) 
     assert _projects(state) == ["demo"]
 
 
+def _add_many(state: Database) -> None:
+    for number in range(1000):
+        add_project(state, f"late-{number}")
+
+
+@pytest.mark.attack
+def test_a_disk_that_was_full_takes_changes_again(tmp_path: Path) -> None:
+    """A real one; what is said is for callers far away, so it names no path of the server."""
+    with small_disk(tmp_path / "disk", 8) as disk:
+        state = make_state(disk)
+        add_project(state, "before")
+        with filled(disk):
+            with pytest.raises(Exhausted, match="free some space there") as refused:
+                _add_many(state)
+            assert str(tmp_path) not in f"{refused.value.message}{refused.value.metadata}"
+            kept = _projects(state)
+        add_project(state, "zz-after")
+        assert _projects(state) == [*kept, "zz-after"]
+        state.close()
+
+
 def test_a_failing_disk_is_unavailable(state: Database) -> None:
-    with pytest.raises(Unavailable, match="cannot be used"), state.write():
+    with pytest.raises(Unavailable, match="cannot be used") as refused, state.write():
         raise OperationalError("", None, Exception("disk I/O error"))
+    assert str(state.path) not in f"{refused.value.message}{refused.value.metadata}"
 
 
 def test_times_keep_their_microseconds_and_their_zone(state: Database) -> None:
