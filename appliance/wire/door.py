@@ -90,7 +90,9 @@ class Call:
             in it; None when there is none, and while the caller is identified.
         metadata: what the caller sent beside it; keys in lower case; the last of equal keys counts.
         request_id: of this call; made here.
-        context: gRPC's.
+        context: gRPC's; asked by nobody but the event loop while the call lives.
+        peer: address the call came from, as gRPC writes it: `ipv4:127.0.0.1:51234`.
+        certificate: the peer's, PEM; None when it showed none.
         caller_request_id: the caller's own `x-request-id`, when it is one; names nothing of ours.
         answer: what the service answered, once it has; of a stream of answers None.
     """
@@ -100,6 +102,8 @@ class Call:
     metadata: Mapping[str, str | bytes]
     request_id: str
     context: Context
+    peer: str = ""
+    certificate: bytes | None = None
     caller_request_id: str = ""
     answer: Message | None = None
 
@@ -109,20 +113,9 @@ class Call:
         return resource_of(self.rule, self.request)
 
     @property
-    def peer(self) -> str:
-        """Address the call came from, as gRPC writes it: `ipv4:127.0.0.1:51234`."""
-        return self.context.peer()
-
-    @property
     def source(self) -> str:
         """What the call counts for while its caller is unknown, see `source_of`."""
         return source_of(self.peer)
-
-    @property
-    def certificate(self) -> bytes | None:
-        """The peer's certificate, PEM; None when it showed none."""
-        found = self.context.auth_context().get("x509_pem_cert")
-        return next(iter(found), None) if found else None
 
 
 class Door(grpc.aio.ServerInterceptor, Generic[Entered]):  # type: ignore[type-arg]  # generic in the stubs only
@@ -368,7 +361,19 @@ def _call(rule: Rule, context: Context) -> Call:
     usable = isinstance(asked, str) and _REQUEST_ID.fullmatch(asked)
     request_id = uuid.uuid4().hex
     log.request_id.set(request_id)
-    return Call(rule, None, metadata, request_id, context, str(asked) if usable else "")
+    shown = context.auth_context().get("x509_pem_cert")
+    return Call(
+        rule,
+        None,
+        metadata,
+        request_id,
+        context,
+        # Read now: gRPC's context of a call that has ended, asked from another thread, ends the
+        # whole process (seen as a segmentation fault when callers left during a flood).
+        peer=context.peer(),
+        certificate=next(iter(shown), None) if shown else None,
+        caller_request_id=str(asked) if usable else "",
+    )
 
 
 def _classify(ended: BaseException) -> ApplianceError:

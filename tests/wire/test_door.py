@@ -557,3 +557,29 @@ async def test_metrics_count_known_methods_only() -> None:
     assert count("unknown", "UNIMPLEMENTED", "UNKNOWN_METHOD") == 1
     assert registry.get_sample_value("appliance_rpc_active", {"method": method}) == 0
     assert registry.get_sample_value("appliance_rpc_seconds_count", {"method": method}) == 2
+
+
+@pytest.mark.attack
+async def test_nothing_asks_grpc_about_a_call_once_it_is_read() -> None:
+    """A context of a call that has ended, asked by a thread, ended the process."""
+
+    class Context:
+        asked = 0
+
+        def invocation_metadata(self) -> list[tuple[str, str]]:
+            return []
+
+        def peer(self) -> str:
+            self.asked += 1
+            return "ipv4:10.0.0.7:5312"
+
+        def auth_context(self) -> dict[str, list[bytes]]:
+            self.asked += 1
+            return {"x509_pem_cert": [b"PEM"]}
+
+    context = Context()
+    call = door_module._call(next(iter(RULES.values())), context)  # type: ignore[arg-type]
+    asked = context.asked
+    seen = await asyncio.to_thread(lambda: (call.peer, call.source, call.certificate))
+    assert seen == ("ipv4:10.0.0.7:5312", "10.0.0.7", b"PEM")
+    assert context.asked == asked
