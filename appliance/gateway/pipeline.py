@@ -18,14 +18,11 @@ refusals; guess tokens. Called by
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 import time
-import traceback
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NamedTuple
 
 from appliance.api.inference.v1 import generation_pb2
@@ -34,7 +31,6 @@ from appliance.core.errors import (
     ApplianceError,
     Cancelled,
     Exhausted,
-    Internal,
     InvalidInput,
     Unauthenticated,
     Unavailable,
@@ -47,11 +43,10 @@ from appliance.gateway.router import STOP, Ask, Router
 from appliance.gateway.snapshot import Route
 from appliance.gateway.text import Detokenizer
 from appliance.gateway.tokenize import Models, ServedModel, room
+from appliance.gateway.unsaid import unsaid
 from appliance.gateway.usage import UsageReports
 from appliance.gateway.view import View
 from appliance.wire.admission import Rates, Refusals, SourceLimit, source_of
-
-logger = logging.getLogger(__name__)
 
 MOST_STOPS = 16
 LONGEST_STOP = 256
@@ -242,7 +237,7 @@ class Pipeline:
         """Stream the answer of an admitted call; closing the generator ends it everywhere."""
         if call.route is None:
             raise InvalidInput("the call was not admitted")
-        with _unsaid(call.request_id):
+        with unsaid(call.request_id):
             text, ask = await self._prepare(call, call.route, question)
             async with contextlib.aclosing(self._parts.router.answer(ask)) as steps:
                 async for step in steps:
@@ -344,29 +339,6 @@ def meaning(ended: BaseException) -> ApplianceError:
     return ended if isinstance(ended, ApplianceError) else Cancelled("the caller left")
 
 
-@contextlib.contextmanager
-def _unsaid(request_id: str) -> Iterator[None]:
-    """Keep what a library says of a text out of logs and answers: it may quote the text."""
-    try:
-        yield
-    except ApplianceError:
-        raise
-    except Exception as bug:  # noqa: BLE001 - whatever it is, it may carry text
-        logger.error(  # noqa: TRY400 - its message and its values stay here
-            "a call failed: %s at %s", type(bug).__name__, _places(bug)
-        )
-        raise Internal(
-            "something went wrong in the gateway; its log has the place under request id "
-            f"{request_id}"
-        ) from None
-
-
-def _places(bug: BaseException) -> str:
-    """Where an exception was raised: files and lines, and nothing of what was in them."""
-    frames = traceback.extract_tb(bug.__traceback__)
-    return " < ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in reversed(frames))
-
-
 async def _tokens(model: ServedModel, question: Question, most: int, caller: str) -> list[int]:
     if question.messages is not None:
         return await model.chat(question.messages, most, caller)
@@ -394,5 +366,8 @@ def _ask(
     sampling = generation_pb2.Sampling()
     sampling.CopyFrom(wanted)
     sampling.max_tokens = max_tokens
+    # A control token is never text, so as a stop text it is the id that ends the answer.
+    ids = {control.text: control.id for control in model.controls}
+    ends = [*model.ends, *(ids[stop] for stop in wanted.stop if stop in ids)]
     del sampling.stop[:]
-    return Ask(endpoint, prompt, sampling, model.ends, model.vocabulary)
+    return Ask(endpoint, prompt, sampling, ends, model.vocabulary)

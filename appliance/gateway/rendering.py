@@ -15,6 +15,7 @@ import json
 import logging
 import re
 import select
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,6 +32,7 @@ logger = logging.getLogger(__name__)
 PROCESSES = 2
 WALL_SECONDS = 20.0
 """Longest wait for one rendering; the kernel ends it by its processor time long before."""
+END_SECONDS = 5.0
 _FIRST_PRIVATE = 0x100000
 _LAST_PRIVATE = 0x10FFFD
 
@@ -43,7 +45,8 @@ class Marks:
     def __init__(self, controls: Sequence[Control]) -> None:
         known = [control for control in controls if control.added]
         self._names = {control.text: control.name for control in known}
-        self._edges = sorted({end for text in self._names for end in (text[0], text[-1])})
+        shown = [text.strip() for text in self._names]
+        self._edges = sorted({end for text in shown for end in (text[0], text[-1])})
         # The longest first, as the tokenizer takes them.
         known.sort(key=lambda control: len(control.text), reverse=True)
         self._pattern = re.compile("|".join(map(_pattern, known))) if known else None
@@ -192,23 +195,30 @@ class _Process:
         return self._process.poll() is not None
 
     def ask(self, message: bytes) -> bytes:
-        """Its answer. Raises InvalidInput when it ended instead."""
-        stdin, stdout = self._process.stdin, self._process.stdout
-        answer = b""
-        if stdin is not None and stdout is not None:
-            try:
-                renderer.write(stdin, message)
-                if select.select([stdout], [], [], WALL_SECONDS)[0]:
-                    answer = renderer.read(stdout)
-            except OSError:
-                answer = b""
-        if not answer:
-            self.end()
-            raise _refused("it takes too long")
-        return answer
+        """Its answer.
 
-    def end(self) -> None:
-        """End it, whatever it does."""
+        Raises InvalidInput when the rendering took too long, Unavailable when it ended otherwise.
+        """
+        stdin, stdout = self._process.stdin, self._process.stdout
+        answer, late = b"", False
+        if stdin is not None and stdout is not None:
+            with suppress(OSError):
+                renderer.write(stdin, message)
+                late = not select.select([stdout], [], [], WALL_SECONDS)[0]
+                answer = b"" if late else renderer.read(stdout)
+        if answer:
+            return answer
+        if not late:
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(END_SECONDS)
+        if self.end() == -signal.SIGPROF or late:
+            raise _refused("it takes too long")
+        raise Unavailable(
+            "the process that renders chat templates ended: repeat the request", retry_after=1.0
+        )
+
+    def end(self) -> int:
+        """End it, whatever it does; its exit code."""
         self._process.kill()
         code = self._process.wait()
         for stream in (self._process.stdin, self._process.stdout):
@@ -217,3 +227,4 @@ class _Process:
                 with suppress(OSError):
                     stream.close()
         logger.info("a process for chat templates ended", extra={"code": code})
+        return code

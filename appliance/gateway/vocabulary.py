@@ -138,7 +138,7 @@ def _controls(
     ends: set[int],
 ) -> Iterator[Control]:
     added = {token["content"]: token for token in document.get("added_tokens") or ()}
-    special = {text for text, token in added.items() if token.get("special")}
+    special = {text for text, token in added.items() if token.get("special") and text.strip()}
     written = {text for text in added if text in template and _MARK.fullmatch(text)}
     bracketed = {text for text in added if _BRACKETED.fullmatch(text)}
     ended = {text for text, number in ids.items() if number in ends and _MARK.fullmatch(text)}

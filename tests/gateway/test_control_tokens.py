@@ -178,6 +178,14 @@ async def test_control_tokens_that_are_not_called_special_are_none_the_less(desk
     assert [made.id_to_token(token) for token in counted] == ["<tool>", USER, "word"]
 
 
+async def test_white_space_is_never_veiled(desk: Desk) -> None:
+    made = Tokenizer.from_str(gpt2().to_str())
+    made.add_special_tokens(["<|end|>\n", "\n\n\n"])
+    messages = [{"role": "user", "content": "\n\n the \n\n\n and \n"}]
+    ids = await served(made, desk, TRIMMED).chat(messages, MOST)
+    assert ids == by_the_book(made, TRIMMED, messages)
+
+
 async def test_a_template_finds_thoughts_in_what_was_said_before(models: Models) -> None:
     messages = [{"role": "assistant", "content": "<think>\nhm\n</think>\n\nYes."}]
     ids = await models["llama2", THINKING].chat(messages, MOST)

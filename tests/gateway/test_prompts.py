@@ -14,7 +14,7 @@ from appliance.gateway.text import Detokenizer
 from appliance.gateway.turns import Turns
 from tests.fakes.gateway import stage, until
 from tests.fakes.routing import ENDPOINT
-from tests.fakes.worker import Script, Worker, tokenizer
+from tests.fakes.worker import END, Script, Worker, tokenizer
 
 SECRET = "Rosenkohl"
 
@@ -70,6 +70,14 @@ async def test_a_long_prompt_is_refused_with_its_own_reason(tmp_path: Path) -> N
             with pytest.raises(ContextExceeded, match="send a shorter one"):
                 await anext(client.generate(ENDPOINT, **asked))  # type: ignore[arg-type]
         assert worker.submits == []
+
+
+async def test_a_control_token_as_a_stop_text_ends_an_answer(tmp_path: Path) -> None:
+    worker = Worker("a")
+    async with stage(tmp_path, worker) as found, found.client() as client:
+        async for _ in client.generate(ENDPOINT, prompt="Hi", max_tokens=3, stop=["<s>", "Zug"]):
+            pass
+    assert list(worker.submits[-1].end_token_ids) == [END, tokenizer().token_to_id("<s>")]
 
 
 async def _hold(turns: Turns, caller: str, order: list[str], done: asyncio.Event) -> None:

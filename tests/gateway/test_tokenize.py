@@ -155,6 +155,18 @@ def test_a_renderer_that_died_is_replaced() -> None:
     renderers.close()
 
 
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_renderer_that_dies_while_it_is_asked_is_no_fault_of_the_request(number: int) -> None:
+    renderers = Renderers()
+    assert renderers.render(ASKED) == "hi"
+    process = renderers._idle.get()
+    assert process is not None
+    os.kill(process._process.pid, number)
+    with pytest.raises(Unavailable, match="repeat the request"):
+        process.ask(b"{}")
+    renderers.close()
+
+
 def test_none_is_started_after_the_end() -> None:
     renderers = Renderers()
     assert renderers.render(ASKED) == "hi"
