@@ -71,6 +71,9 @@ class ServedModel:
             )
             self._encoder = Encoder(known)
             self.controls = known.controls
+            # Beside those that the model's configuration names, as vLLM does.
+            eos = (c.id for c in known.controls if c.text == served.eos_token)
+            self.ends += [number for number in eos if number not in self.ends]
             self.decoding = Decoding(self._encoder.tokenizer, known.controls)
             self._template = (
                 ChatTemplate(desk.renderers, served.chat_template, known.controls, *sides)

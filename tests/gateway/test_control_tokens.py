@@ -178,6 +178,10 @@ async def test_control_tokens_that_are_not_called_special_are_none_the_less(desk
     assert [made.id_to_token(token) for token in counted] == ["<tool>", USER, "word"]
 
 
+def test_the_tokenizers_own_end_ends_an_answer(desk: Desk) -> None:
+    assert served(gpt2(), desk).ends == [gpt2().token_to_id("</s>")]
+
+
 async def test_white_space_is_never_veiled(desk: Desk) -> None:
     made = Tokenizer.from_str(gpt2().to_str())
     made.add_special_tokens(["<|end|>\n", "\n\n\n"])

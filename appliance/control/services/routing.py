@@ -245,7 +245,8 @@ def served_tokenizer(reader: ArtifactReader) -> rpc.ServedTokenizer:
     if isinstance(template, list):
         named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
         template = named.get("default", "")
-    if not template and "chat_template.jinja" in files:
+    # A file of its own is the newer place, and counts before the older one, as in transformers.
+    if "chat_template.jinja" in files:
         template = reader.read_bytes("chat_template.jinja").decode()
     ends: set[int] = set()
     for file in ("generation_config.json", "config.json"):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from sqlalchemy import event
@@ -17,10 +18,11 @@ from appliance.control.auth.scopes import EVERYWHERE
 from appliance.control.auth.tokens import TokenKind
 from appliance.control.services.bindings import Bindings
 from appliance.control.services.caller import Caller
-from appliance.control.services.routing import rights_of
+from appliance.control.services.routing import rights_of, served_tokenizer
 from appliance.control.store import tables
 from appliance.core.errors import InvalidInput, NotFound
 from appliance.core.identity import Principal, PrincipalKind
+from appliance.crypto.artifacts import ArtifactReader
 from appliance.gateway import access
 from appliance.gateway.snapshot import Snapshot
 from appliance.gateway.view import View
@@ -213,6 +215,30 @@ async def test_the_tokenizer_of_what_is_served(lab: Lab) -> None:
     request.endpoint = "projects/demo/endpoints/none"
     with pytest.raises(NotFound):
         lab.routing.tokenizer(GATEWAY, request)
+
+
+class Folder:
+    """The files of a model, opened."""
+
+    object = "m"
+
+    def __init__(self, files: dict[str, bytes]) -> None:
+        self._files = files
+
+    def files(self) -> list[str]:
+        return list(self._files)
+
+    def read_bytes(self, file: str) -> bytes:
+        return self._files[file]
+
+    def read_json(self, file: str) -> Any:
+        return json.loads(self._files[file])
+
+
+def test_a_template_in_a_file_of_its_own_is_the_newer_one() -> None:
+    files = tiny_model.files() | {"chat_template.jinja": b"newer"}
+    found = served_tokenizer(cast("ArtifactReader", Folder(files)))
+    assert found.chat_template == "newer"
 
 
 def test_usage_is_in_the_audit_chain_when_the_call_returns_and_holds_no_text(lab: Lab) -> None:
