@@ -254,3 +254,40 @@ async def test_an_evicted_nodes_stream_ends_and_its_calls_are_refused(
     assert [(node.name, node.state) for node in listed.nodes] == [
         ("nodes/gpu-1", node_pb2.Node.STATE_EVICTED)
     ]
+
+
+@pytest.mark.attack
+async def test_a_token_made_before_an_eviction_does_not_let_the_evicted_node_in(
+    appliance: Appliance,
+) -> None:
+    """Whether somebody evicts it or its copied key does."""
+    kept = (await join_token(appliance, "gpu-1")).token
+    other = (await join_token(appliance, "gpu-2")).token
+    await joined(appliance, "gpu-1")
+    stub, admin = nodes(appliance), bearer(appliance.session(ADMINISTRATOR))
+    evict = node_service_pb2.EvictNodeRequest(name="nodes/gpu-1")
+    await stub.EvictNode(evict, metadata=admin)
+    csr = make_csr(new_private_key())
+    assert isinstance(await error_of(join(appliance, kept, csr)), Unauthenticated)
+    assert (await join(appliance, other, csr)).node == "nodes/gpu-2"
+    listed = await stub.ListJoinTokens(node_service_pb2.ListJoinTokensRequest(), metadata=admin)
+    assert "nodes/gpu-1" not in {token.node for token in listed.join_tokens}
+    machine = await joined(appliance, "gpu-1")
+    again = (await join_token(appliance, "gpu-1")).token
+    newest = await renewed(appliance, machine)
+    await agent(appliance, newest).ReleaseKeys(agent_service_pb2.ReleaseKeysRequest()).code()
+    assert isinstance(await error_of(renew(appliance, machine)), Unauthenticated)
+    assert state_of(appliance, "gpu-1") == "EVICTED"
+    assert isinstance(await error_of(join(appliance, again, csr)), Unauthenticated)
+
+
+@pytest.mark.attack
+async def test_a_revoked_token_looks_like_one_that_never_was(appliance: Appliance) -> None:
+    made = await join_token(appliance, "gpu-1")
+    await nodes(appliance).RevokeJoinToken(
+        node_service_pb2.RevokeJoinTokenRequest(token_id=made.token_id),
+        metadata=bearer(appliance.session(ADMINISTRATOR)),
+    )
+    csr = make_csr(new_private_key())
+    said = [(await error_of(join(appliance, text, csr))).message for text in (made.token, "sla")]
+    assert said[0] == said[1]

@@ -55,7 +55,10 @@ TEXTS = (
 NUMBERS = (0, 1, -1, 2, 1000, 2**31 - 1, -(2**31))
 LARGE = (*NUMBERS, 2**63 - 1, -(2**63))
 REALS = (0.0, -1.0, 0.5, 1e308, float("inf"), float("nan"))
-CALM = {"Login", "WatchRouting", "Connect", "Logout"}
+CALM = {
+    *("Login", "WatchRouting", "Connect", "Logout"),
+    *("EndUserSessions", "ResetPassword", "ResetFactor", "EndSession", "ChangePassword"),
+}
 """Slow by design, never ending, or ending the caller's own session; the access table calls them."""
 
 

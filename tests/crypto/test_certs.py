@@ -16,7 +16,9 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from appliance.core.errors import InvalidInput, Unauthenticated
 from appliance.core.identity import Principal, PrincipalKind
 from appliance.crypto.certs import (
+    CLOCK_SKEW,
     Authority,
+    half_life,
     make_csr,
     new_private_key,
     not_after,
@@ -140,6 +142,27 @@ def test_a_public_key_will_do_and_no_leaf_outlives_the_authority(authority: Auth
     )
 
     assert not_after(pem) == not_after(authority.certificate_pem)
+
+
+def test_what_lasts_as_long_as_the_authority_begins_with_it(
+    authority: Authority, key: bytes
+) -> None:
+    """A clock that is ahead when it is issued leaves no certificate of the future."""
+    ahead = NOW + timedelta(days=365)
+    pem = authority.issue(make_csr(key), NODE, server=True, client=False, lifetime=None, now=ahead)
+
+    for end in ("not_valid_before_utc", "not_valid_after_utc"):
+        assert getattr(read(pem), end) == getattr(read(authority.certificate_pem), end)
+
+
+def test_the_half_of_a_life_is_read_from_the_certificate_alone(
+    authority: Authority, key: bytes
+) -> None:
+    pem = authority.issue(
+        make_csr(key), NODE, server=False, client=True, lifetime=timedelta(hours=24), now=NOW
+    )
+
+    assert half_life(pem) == NOW + (timedelta(hours=24) - CLOCK_SKEW) / 2
 
 
 @pytest.mark.attack

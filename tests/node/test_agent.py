@@ -109,6 +109,16 @@ async def test_joins_with_a_pinned_authority_and_keeps_its_key_to_itself(
     assert timedelta(hours=11) < middle < timedelta(hours=13)
 
 
+async def test_a_clock_that_is_ahead_does_not_put_the_renewal_off(
+    control: FakeControlPlane, tmp_path: Path
+) -> None:
+    identities = dataclasses.replace(
+        store(control, tmp_path), now=lambda: datetime.now(UTC) + timedelta(days=365)
+    )
+    identity = await identities.join(token_file(control, tmp_path))
+    assert identity.renew_at < datetime.now(UTC) + timedelta(hours=13)
+
+
 @pytest.mark.attack
 async def test_another_authority_than_announced_gets_no_token(
     control: FakeControlPlane, tmp_path: Path

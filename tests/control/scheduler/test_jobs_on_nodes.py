@@ -99,6 +99,16 @@ async def test_what_cannot_be_recorded_does_not_appear(
     assert lab.job("t2").state == Job.STATE_FAILED
 
 
+async def test_a_job_dated_by_a_clock_that_was_ahead_does_not_wait_for_ever(lab: Lab) -> None:
+    await lab.connected("n1")
+    dataset = lab.tokens()
+    lab.forward(365 * 86400)
+    lab.train("ahead", dataset)
+    lab.forward(-365 * 86400)
+    lab.train("later", dataset)
+    assert [row.id for row, _ in lab.work.runs.queued()] == ["ahead", "later"]
+
+
 async def test_all_ranks_of_two_nodes_or_none(lab: Lab) -> None:
     one = await lab.connected("n1", devices=2)
     lab.node("n2", devices=2)  # joined, never connected
