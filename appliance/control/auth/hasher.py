@@ -9,8 +9,8 @@ Rules kept here:
 * who is known (by a device, a recovery code, a session) waits apart from all others, and every
   second turn is theirs: whatever strangers send, they wait for one hash more;
 * at most 64 wait in each part. When more come, the newest of the longest line goes, be it an
-  account's or a source's; a wait longer than ten seconds ends. Both are told to repeat, and nothing
-  was verified.
+  account's or a source's; a wait longer than twenty seconds ends. Both are told to repeat, and
+  nothing was verified.
 
 The attack: a flood of log-ins that keeps other people out or takes the memory (64 MiB a hash).
 `Lines` is pure. Called by the servicers of log-in and of people.
@@ -32,7 +32,7 @@ from appliance.core.errors import Exhausted
 
 AT_ONCE = 2
 MOST_WAITING = 64
-LONGEST_WAIT = 10.0
+LONGEST_WAIT = 20.0
 RETRY_SECONDS = 2.0
 
 
