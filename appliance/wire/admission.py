@@ -275,7 +275,7 @@ class StrangerLimits:
     )
     waiting_per_source: int = field(
         default=32,
-        metadata=doc("such calls of one address (of an IPv6 /64); a second time as many identify"),
+        metadata=doc("such calls of one address, or of one IPv6 /64"),
     )
     first_message_seconds: float = field(
         default=10.0, metadata=doc("time for a call's first message to come, whole")

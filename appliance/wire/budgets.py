@@ -14,9 +14,10 @@ for the clock; asked by the door once it knows who calls.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from enum import StrEnum
 
 from appliance.core.errors import Exhausted
@@ -27,6 +28,10 @@ from appliance.wire.rules import Rule
 
 MAX_SEATS = 8192
 """Seats of one class for all callers together: a far backstop, below it each has its own."""
+IDENTIFYING, IDENTIFYING_PER_SOURCE = 4096, 512
+"""Calls that wait to be identified, in all and of one source."""
+IDENTIFIED_AT_ONCE = 2
+"""Of one source: half of the threads that the control plane's door has for it."""
 MACHINE_SEATS = 256
 MACHINE_CALLS_PER_SECOND = 200.0
 MACHINE_BURST = 2000
@@ -114,6 +119,34 @@ class Seats:
             yield
 
 
+class Turns:
+    """Turns of callers who are being identified: so many of a source at a time, the rest in order.
+
+    Identifying waits for us alone, so whoever waits here is served within moments; a source that
+    floods with credentials waits for itself.
+    """
+
+    def __init__(self) -> None:
+        self._shares = Shares(IDENTIFYING, IDENTIFYING_PER_SOURCE)
+        self._gates: dict[str, tuple[asyncio.Semaphore, list[None]]] = {}
+
+    @contextlib.asynccontextmanager
+    async def turn(self, source: str) -> AsyncIterator[None]:
+        """A turn for the time of the block. Raises Exhausted when too many wait."""
+        with self._shares.place(source):
+            gate, users = self._gates.setdefault(
+                source, (asyncio.Semaphore(IDENTIFIED_AT_ONCE), [])
+            )
+            users.append(None)
+            try:
+                async with gate:
+                    yield
+            finally:
+                users.pop()
+                if not users:
+                    del self._gates[source]
+
+
 class Admission:
     """Everything a door counts before and after it knows who calls.
 
@@ -132,8 +165,8 @@ class Admission:
         strangers = strangers or StrangerLimits()
         total, per_source = strangers.waiting, strangers.waiting_per_source
         self.first_message_seconds = strangers.first_message_seconds
-        # Two kinds of places: who identifies itself waits for us alone, so these come back within
-        # moments and no stranger can hold one; the others wait for what a stranger sends.
-        self.identifying = Shares(total, per_source)
+        # Apart: who identifies itself waits for us alone, in turn; the others wait for what a
+        # stranger sends.
+        self.identifying = Turns()
         self.anonymous = Places(total, per_source)
         self.seats = Seats(callers or CallerLimits(), clock)

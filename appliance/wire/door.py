@@ -287,8 +287,8 @@ class Door(grpc.aio.ServerInterceptor, Generic[Entered]):  # type: ignore[type-a
         return found
 
     async def _identify_in_turn(self, call: Call) -> Principal:
-        """`identify`, for as many calls of a source at a time as its share allows."""
-        with self._admission.identifying.place(call.source):
+        """`identify`, when it is the turn of the call's source."""
+        async with self._admission.identifying.turn(call.source):
             principal = await self.identify(call)
         caller.set(principal)
         return principal

@@ -34,7 +34,7 @@ from appliance.core.identity import Principal, PrincipalKind
 from appliance.wire import door as door_module
 from appliance.wire import tls
 from appliance.wire.admission import CallerLimits, StrangerLimits
-from appliance.wire.budgets import Admission
+from appliance.wire.budgets import IDENTIFIED_AT_ONCE, Admission
 from appliance.wire.door import Call, Door
 from appliance.wire.metrics import CallMetrics
 from appliance.wire.rules import rules_of
@@ -67,6 +67,9 @@ class NotingDoor(Door[str]):
         super().__init__(self.own, **settings)
         self.notes: list[tuple[str, ...]] = []
         self.callers_ids: list[str] = []
+        self.at_once = self.most_at_once = 0
+        self.identifying = asyncio.Event()
+        self.identifying.set()
         self.stranger: ApplianceError | None = None
         self.refusal: ApplianceError | None = None
         self.revoked = asyncio.Event()
@@ -74,6 +77,10 @@ class NotingDoor(Door[str]):
         self.left = asyncio.Event()
 
     async def identify(self, call: Call) -> Principal:
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        await self.identifying.wait()
+        self.at_once -= 1
         if self.stranger:
             raise self.stranger
         return ALICE
@@ -472,6 +479,27 @@ async def ended(call: Any) -> ApplianceError:
     except grpc.aio.AioRpcError as error:
         return from_rpc_error(error)
     raise AssertionError("the call went well")
+
+
+@pytest.mark.attack
+async def test_a_source_that_floods_with_credentials_waits_for_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two at a time: others are identified beside it, and of its own calls none is refused."""
+    async with House() as house:
+        house.door.identifying = asyncio.Event()
+        flood = [asyncio.create_task(house.get()) for _ in range(60)]
+        async with asyncio.timeout(5):
+            await until(lambda: house.door.most_at_once == IDENTIFIED_AT_ONCE)
+        with monkeypatch.context() as elsewhere:
+            elsewhere.setattr(door_module, "source_of", lambda _: "10.0.0.2")
+            mine = asyncio.create_task(house.get())
+            async with asyncio.timeout(5):
+                await until(lambda: house.door.most_at_once == IDENTIFIED_AT_ONCE + 1)
+        house.door.identifying.set()
+        assert (await mine).name == NAME
+        assert len(await asyncio.gather(*flood)) == 60
+        assert house.door._admission.identifying._gates == {}
 
 
 @pytest.mark.attack
