@@ -392,11 +392,19 @@ async def test_a_silent_connection_is_closed() -> None:
 _NO_HANDSHAKE = """
 import appliance  # as every process of ours begins
 import asyncio
+import ssl
 from tests.fakes.wire import serving
 
 async def main():
-    async with serving([], [], {}) as running:
+    trust = ssl._create_unverified_context()
+    trust.set_alpn_protocols(["h2"])
+    async with serving([], [], {}, require_client=False) as running:
         for _ in range(5):
+            # A name that is no server's here.
+            reader, writer = await asyncio.open_connection(
+                "127.0.0.1", running.port, ssl=trust, server_hostname="other.example"
+            )
+            writer.close()
             reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
             writer.write(b"GET / HTTP/1.0\\r\\n\\r\\n")
             await reader.read()
