@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -37,7 +39,9 @@ def encoder(made: Tokenizer, piece: int = 20) -> Encoder:
     return Encoder(vocabulary.read(made.to_str(), "", CONTROLS, []), piece=piece)
 
 
-ENCODERS = {kind: encoder(maker()) for kind, maker in KINDS.items()}
+@functools.cache
+def encoder_of(kind: str) -> Encoder:
+    return encoder(KINDS[kind]())
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -45,13 +49,13 @@ ENCODERS = {kind: encoder(maker()) for kind, maker in KINDS.items()}
 def test_tokens_of_pieces_are_those_of_the_whole(kind: str, text: str) -> None:
     for special in (True, False):
         whole = KINDS[kind]().encode(text, add_special_tokens=special).ids
-        assert ENCODERS[kind].encode(text, MOST, special=special) == whole
+        assert encoder_of(kind).encode(text, MOST, special=special) == whole
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_ordinary_text_is_cut_into_many_pieces(kind: str) -> None:
     text = "".join(TEXTS) * 8
-    found = ENCODERS[kind]
+    found = encoder_of(kind)
     pieces = [piece for piece, _ in found._pieces(text)]
     assert "".join(pieces) == text
     assert len(pieces) > 10
@@ -60,13 +64,13 @@ def test_ordinary_text_is_cut_into_many_pieces(kind: str) -> None:
 
 def test_a_text_that_can_be_cut_nowhere_is_one_piece() -> None:
     text = "a" * 500
-    assert [piece for piece, _ in ENCODERS["gpt2"]._pieces(text)] == [text]
+    assert [piece for piece, _ in encoder_of("gpt2")._pieces(text)] == [text]
 
 
 @pytest.mark.attack
 @pytest.mark.parametrize("kind", ["gpt2", "llama3", "llama2", "gemma", "metaspace"])
 def test_more_bytes_than_a_context_can_hold_are_refused_untokenized(kind: str) -> None:
-    found = ENCODERS[kind]
+    found = encoder_of(kind)
     longest = found._longest
     assert longest is not None
     found = encoder(KINDS[kind]())
@@ -79,7 +83,7 @@ def test_more_bytes_than_a_context_can_hold_are_refused_untokenized(kind: str) -
 @given(SOME)
 def test_no_text_that_fits_is_refused_by_its_bytes(kind: str, text: str) -> None:
     tokens = len(KINDS[kind]().encode(text, add_special_tokens=False).ids)
-    ids = ENCODERS[kind].encode(text, tokens + 1, special=False)
+    ids = encoder_of(kind).encode(text, tokens + 1, special=False)
     assert len(ids) == tokens
 
 
@@ -114,4 +118,4 @@ def test_the_numbers_are_told() -> None:
 @pytest.mark.attack
 def test_what_is_no_unicode_is_refused() -> None:
     with pytest.raises(InvalidInput, match="not valid Unicode"):
-        ENCODERS["gpt2"].encode("\ud800", MOST, special=False)
+        encoder_of("gpt2").encode("\ud800", MOST, special=False)
