@@ -2,11 +2,12 @@
 
 Eight answers stream through a whole gateway at an engine's pace while one caller sends a prompt of
 1 MiB, then four at once; as text, and as a conversation with a template. The longest gap between
-two pieces of any answer is held against that of a time without such prompts. Beside it, the same
-text is tokenized in one process, as the gateway does it and by `encode` in the event loop, which is
-the alternative: the longest time in which the loop did not turn.
+two pieces of any answer is held against that of as long a time without such prompts, since on a
+shared machine answers pause by themselves. Beside it, the same text is tokenized in one process, as
+the gateway does it and by `encode` in the event loop, which is the alternative: the longest time in
+which the loop did not turn.
 
-The bar: no answer pauses more than `MOST_MILLISECONDS` longer than without.
+The bar: the longest pause is at most `MOST_MILLISECONDS` longer than without, in the median round.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import json
 import pydoc_data.topics
+import statistics
 import sys
 import time
 from collections.abc import Awaitable, Callable
@@ -31,8 +33,7 @@ MOST_MILLISECONDS = 50.0
 STREAMS = 8
 SIZE = 1 << 20
 ROUNDS = 5
-REPEATS = 3
-QUIET_SECONDS = 3.0
+REPEATS = 5
 TICK_SECONDS = 0.001
 WHOLE = "\n\n".join(pydoc_data.topics.topics.values()).encode("ascii", "ignore").decode() * 4
 TEXT = WHOLE[:SIZE]
@@ -43,15 +44,14 @@ def main() -> int:
     table = _in_one_process()
     with stage() as running:
         figures = asyncio.run(_gaps(running))
-    quiet = figures["quiet_gap_milliseconds"]
-    worst = max(value for name, value in figures.items() if name.endswith("_gap_milliseconds"))
-    figures["longest_pause_milliseconds"] = worst - quiet
+    worst = max(value for name, value in figures.items() if name.endswith("_pause_milliseconds"))
+    figures["longest_pause_milliseconds"] = worst
     print(f"\n{NAME}, through a gateway")
     for name, value in figures.items():
         print(f"  {name:44}{value:>10.4g}")
     whole = {"bench": NAME, "in_one_process": table, "figures": figures, "bar": MOST_MILLISECONDS}
     (RESULTS / f"{NAME}.json").write_text(json.dumps(whole, indent=2) + "\n")
-    return int(worst - quiet > MOST_MILLISECONDS)
+    return int(worst > MOST_MILLISECONDS)
 
 
 def _in_one_process() -> dict[str, object]:
@@ -109,18 +109,33 @@ async def _gaps(running: Stage) -> dict[str, float]:
         await chat()
         watch = Watch(running)
         await watch.start()
-        await asyncio.sleep(QUIET_SECONDS)
-        found["quiet_gap_milliseconds"] = watch.take()
         for name, ask in (("text", text), ("chat", chat)):
             for count in (1, 4):
-                start = time.perf_counter()
-                for _ in range(REPEATS):
-                    await asyncio.gather(*(ask() for _ in range(count)))
-                taken = (time.perf_counter() - start) / REPEATS
-                found[f"{name}_{count}_gap_milliseconds"] = watch.take()
-                found[f"{name}_{count}_seconds"] = taken
+                found |= await _pause(watch, ask, f"{name}_{count}", count)
         await watch.stop()
     return found
+
+
+async def _pause(
+    watch: Watch, ask: Callable[[], Awaitable[None]], name: str, count: int
+) -> dict[str, float]:
+    """Medians over rounds, each with as long a time without prompts before it."""
+    quiet, loud, seconds = [], [], 1.0
+    for _ in range(REPEATS):
+        watch.take()
+        await asyncio.sleep(seconds)
+        quiet.append(watch.take())
+        start = time.perf_counter()
+        await asyncio.gather(*(ask() for _ in range(count)))
+        seconds = time.perf_counter() - start
+        loud.append(watch.take())
+    pauses = [gap - usual for gap, usual in zip(loud, quiet, strict=True)]
+    return {
+        f"{name}_seconds": seconds,
+        f"{name}_quiet_gap_milliseconds": statistics.median(quiet),
+        f"{name}_gap_milliseconds": statistics.median(loud),
+        f"{name}_pause_milliseconds": statistics.median(pauses),
+    }
 
 
 async def _ready(ask: Callable[[], Awaitable[None]]) -> None:

@@ -160,7 +160,7 @@ def completion(body: Mapping[str, Any]) -> Request:
         prompt = prompt[0]
     if isinstance(prompt, str):
         return _request(body, Question(sampling, text=prompt))
-    if isinstance(prompt, list) and prompt and all(type(token) is int for token in prompt):
+    if isinstance(prompt, list) and set(map(type, prompt)) == {int}:
         return _request(body, Question(sampling, tokens=prompt))
     raise _wrong("prompt", "must be one text or one list of token ids")
 

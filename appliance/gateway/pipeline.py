@@ -37,6 +37,7 @@ from appliance.core.errors import (
 )
 from appliance.gateway import access
 from appliance.gateway.config import Limits
+from appliance.gateway.encode import too_long
 from appliance.gateway.metrics import GatewayMetrics
 from appliance.gateway.rendering import Message
 from appliance.gateway.router import STOP, Ask, Router
@@ -343,9 +344,13 @@ async def _tokens(model: ServedModel, question: Question, most: int, caller: str
     if question.messages is not None:
         return await model.chat(question.messages, most, caller)
     if question.tokens is not None:
-        if any(not 0 <= token < model.vocabulary for token in question.tokens):
+        size = model.vocabulary
+        # First of all how many: looking at a million of them would stop others.
+        if len(question.tokens) >= most:
+            raise too_long(len(question.tokens), most, whole=True)
+        if question.tokens and not 0 <= min(question.tokens) <= max(question.tokens) < size:
             raise InvalidInput(
-                f"a token id is not in the model's vocabulary of {model.vocabulary}",
+                f"a token id is not in the model's vocabulary of {size}",
                 fields={"prompt": "has an unknown token id"},
             )
         return list(question.tokens)

@@ -6,11 +6,16 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
+from appliance.api.inference.v1.generation_pb2 import Sampling
 from appliance.core.errors import ContextExceeded, Internal, InvalidInput
+from appliance.gateway.pipeline import Question, _tokens
 from appliance.gateway.text import Detokenizer
+from appliance.gateway.tokenize import ServedModel
 from appliance.gateway.turns import Turns
 from tests.fakes.gateway import stage, until
 from tests.fakes.routing import ENDPOINT
@@ -78,6 +83,27 @@ async def test_a_control_token_as_a_stop_text_ends_an_answer(tmp_path: Path) -> 
         async for _ in client.generate(ENDPOINT, prompt="Hi", max_tokens=3, stop=["<s>", "Zug"]):
             pass
     assert list(worker.submits[-1].end_token_ids) == [END, tokenizer().token_to_id("<s>")]
+
+
+class Many(Sequence[int]):
+    """More token ids than anybody should look at."""
+
+    def __len__(self) -> int:
+        return 1 << 40
+
+    def __getitem__(self, index: Any) -> Any:
+        raise AssertionError(index)
+
+
+@pytest.mark.attack
+async def test_token_ids_are_counted_before_they_are_looked_at() -> None:
+    model = cast("ServedModel", SimpleNamespace(vocabulary=100))
+    with pytest.raises(ContextExceeded, match="send a shorter one"):
+        await _tokens(model, Question(Sampling(), tokens=Many()), 512, "")
+    for wrong in ([100], [5, -1]):
+        with pytest.raises(InvalidInput, match="vocabulary of 100"):
+            await _tokens(model, Question(Sampling(), tokens=wrong), 512, "")
+    assert await _tokens(model, Question(Sampling(), tokens=[0, 99]), 512, "") == [0, 99]
 
 
 async def _hold(turns: Turns, caller: str, order: list[str], done: asyncio.Event) -> None:
