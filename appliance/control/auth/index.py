@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from appliance.control.auth.pacing import Pace, at_once
 from appliance.control.auth.rules import Link
 
 BUCKETS = 4096
@@ -23,24 +24,29 @@ Held = Mapping[str, frozenset[str]]
 _NOTHING: Held = {}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Index:
-    """Roles by subject and domain. Two are equal when they say the same."""
+    """Roles by subject and domain."""
 
     _buckets: tuple[Mapping[str, Held], ...]
 
     @classmethod
-    def of(cls, links: Iterable[Link]) -> Index:
+    def of(cls, links: Iterable[Link], pace: Pace = at_once) -> Index:
         """The index of some links."""
         held: dict[str, dict[str, set[str]]] = {}
-        for link in links:
+        for link in pace(links):
             held.setdefault(link.subject, {}).setdefault(link.domain, set()).add(link.role)
         buckets: list[dict[str, Held]] = [{} for _ in range(BUCKETS)]
-        for subject, domains in held.items():
+        for subject, domains in pace(held.items()):
             buckets[_bucket(subject)][subject] = {
                 domain: frozenset(roles) for domain, roles in domains.items()
             }
         return cls(tuple(buckets))
+
+    def says(self, other: Index, pace: Pace = at_once) -> bool:
+        """Whether two say the same."""
+        pairs = zip(self._buckets, other._buckets, strict=True)
+        return all(mine == its for mine, its in pace(pairs))
 
     def held(self, subject: str) -> Held:
         """Everything a subject holds. The same object as long as nothing of it changes."""

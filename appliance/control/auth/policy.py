@@ -26,6 +26,7 @@ from collections.abc import Iterable
 from appliance.control.auth import rules
 from appliance.control.auth.engine import ELSEWHERE, SOMEBODY, SOMEWHERE, Engine
 from appliance.control.auth.index import Held, Index
+from appliance.control.auth.pacing import Pace, at_once, paced
 from appliance.control.auth.roles import Roles
 from appliance.control.auth.rules import ROLE_PREFIX, Link, Rows
 from appliance.control.auth.scopes import EVERYWHERE, PLATFORM
@@ -78,14 +79,15 @@ class Policy:
         )
 
 
-def compile_policy(rows: Rows, roles: Roles) -> Policy:
+def compile_policy(rows: Rows, roles: Roles, pace: Pace = at_once) -> Policy:
     """Check the rows, build a policy, probe it. Raises FailedPrecondition instead of a bad one."""
-    rules.check(rows, roles)
-    policy = Policy(rows.version, Index.of(rows.links), Engine(rows.rules, roles.model_text))
+    rules.check(rows, roles, pace)
+    index = Index.of(rows.links, pace)
+    policy = Policy(rows.version, index, Engine(rows.rules, roles.model_text))
     probes = [(policy.index, *probe) for probe in _strangers(roles)]
     probes += [(Index.of([link]), SOMEBODY, *probe) for link, probe in _reaching(roles)]
-    for index, *probe in probes:
-        if policy.engine.decide(index, *probe):
+    for held, *probe in pace(probes):
+        if policy.engine.decide(held, *probe):
             raise FailedPrecondition(f"{_REFUSED}: it lets {probe} through")
     return policy
 
@@ -156,15 +158,16 @@ class PolicyStore:
         """Make the policy anew from the rows, and refuse everything if it is not that in force.
 
         Returns whether the two were compared: not when this version was before, nor when a change
-        was being committed, after which this is called again. For the background: it reads all.
+        was being committed, after which this is called again. For the background: it reads all, and
+        lets others go first.
         """
         try:
             with self._database.read() as state:
                 version, policy = rules.version_of(state), self._policy
                 if policy is None or policy.version != version or version == self._checked:
                     return False
-                rows = rules.read(state, self.roles)
-            _compare(policy, compile_policy(rows, self.roles))
+                rows = rules.read(state, self.roles, paced)
+            _compare(policy, compile_policy(rows, self.roles, paced))
         except (Unavailable, Exhausted):
             raise  # It says nothing about the policy: the next change is followed.
         except ApplianceError as error:
@@ -231,8 +234,8 @@ class PolicyStore:
 
 def _compare(policy: Policy, anew: Policy) -> None:
     """Raise FailedPrecondition when two policies of one version do not say the same."""
-    if policy.index != anew.index:
+    if not policy.index.says(anew.index, paced):
         raise FailedPrecondition(f"{_REFUSED}: bindings in the tables are not those in force")
-    for question, decision in policy.engine.kept():
+    for question, decision in paced(policy.engine.kept()):
         if anew.engine.answer(question) != decision:
             raise FailedPrecondition(f"{_REFUSED}: {question} was answered {decision}")

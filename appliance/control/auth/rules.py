@@ -21,6 +21,7 @@ from typing import Any
 
 from sqlalchemy import Row, select
 
+from appliance.control.auth.pacing import Pace, at_once
 from appliance.control.auth.roles import Role, Roles
 from appliance.control.auth.scopes import EVERYWHERE, PLATFORM, is_domain, words
 from appliance.control.store import tables
@@ -92,13 +93,13 @@ def version_of(state: Reading) -> int:
     return int(version)
 
 
-def read(state: Reading, roles: Roles) -> Rows:
+def read(state: Reading, roles: Roles, pace: Pace = at_once) -> Rows:
     """Read everything a policy is made from, as of one moment."""
     binding, account = tables.binding, tables.service_account
     node, gateway = tables.node, tables.gateway
     links = [
         Link(row.subject, row.role, row.domain)
-        for row in state.all(select(binding.c.subject, binding.c.role, binding.c.domain))
+        for row in pace(state.each(select(binding.c.subject, binding.c.role, binding.c.domain)))
     ]
     for kind, table, statement in (
         (PrincipalKind.NODE, node, node.c.state != "EVICTED"),
@@ -107,7 +108,7 @@ def read(state: Reading, roles: Roles) -> Rows:
         links += [
             machine_link(kind, row.id) for row in state.all(select(table.c.id).where(statement))
         ]
-    homes = _homes(state.all(select(account.c.id, account.c.project)))
+    homes = _homes(pace(state.each(select(account.c.id, account.c.project))))
     return Rows(version_of(state), rules_of(roles), tuple(links), homes)
 
 
@@ -125,13 +126,13 @@ def _homes(rows: Iterable[Row[Any]]) -> dict[str, str]:
     return {Principal(PrincipalKind.SERVICE_ACCOUNT, row.id).subject: row.project for row in rows}
 
 
-def check(rows: Rows, roles: Roles) -> None:
+def check(rows: Rows, roles: Roles, pace: Pace = at_once) -> None:
     """Raise FailedPrecondition naming the first rule or link that must not reach the engine."""
     for rule in rows.rules:
         why = _wrong_rule(rule, roles)
         if why:
             raise _refused(rule, why)
-    check_links(rows.links, rows.homes, roles)
+    check_links(pace(rows.links), rows.homes, roles)
 
 
 def check_links(links: Iterable[Link], homes: Mapping[str, str], roles: Roles) -> None:

@@ -38,6 +38,7 @@ from appliance.core.errors import Exhausted, FailedPrecondition, Unavailable
 OLDEST_SQLITE = (3, 51, 3)
 BUSY_SECONDS = 30
 READERS = 8
+ROWS_AT_A_TIME = 200
 _FULL_DISK = "database or disk is full"
 _logger = logging.getLogger(__name__)
 
@@ -53,6 +54,10 @@ class Reading:
     def all(self, statement: Executable) -> list[Row[Any]]:
         """Every row of a SELECT."""
         return list(self._connection.execute(statement))
+
+    def each(self, statement: Executable) -> Iterator[Row[Any]]:
+        """The rows of a SELECT, read a few hundred at a time."""
+        yield from self._connection.execute(statement).yield_per(ROWS_AT_A_TIME)
 
     def first(self, statement: Executable) -> Row[Any] | None:
         """The first row of a SELECT, or None."""
