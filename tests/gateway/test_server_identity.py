@@ -16,14 +16,14 @@ import httpx
 import pytest
 
 from appliance.api.inference.v1.worker_service_pb2_grpc import WorkerServiceStub
-from appliance.core.errors import FailedPrecondition, Unavailable
+from appliance.core.errors import FailedPrecondition, Untrusted
 from appliance.core.identity import Principal, PrincipalKind
 from appliance.crypto.certs import make_csr
 from appliance.gateway.config import GatewayConfig
 from appliance.gateway.main import Gateway, Identity
 from tests.fakes.gateway import Stage, configuration, stage, until
 from tests.fakes.routing import ENDPOINT, Control
-from tests.fakes.wire import authority, failure, serving
+from tests.fakes.wire import authority, failure, other_authority, serving
 from tests.fakes.worker import Worker, story
 
 
@@ -35,7 +35,9 @@ async def ask(found: Stage) -> list[int]:
 
 @pytest.mark.attack
 @pytest.mark.parametrize("kind", [PrincipalKind.REPLICA, PrincipalKind.GATEWAY])
-async def test_a_false_control_plane_is_not_believed(tmp_path: Path, kind: PrincipalKind) -> None:
+async def test_a_false_control_plane_is_not_believed(
+    tmp_path: Path, kind: PrincipalKind, caplog: pytest.LogCaptureFixture
+) -> None:
     control = Control(Principal(kind, "a"))
     await control.start()
     config = configuration(tmp_path, control.port)
@@ -43,10 +45,33 @@ async def test_a_false_control_plane_is_not_believed(tmp_path: Path, kind: Princ
     stop = asyncio.Event()
     running = asyncio.create_task(gateway.run(stop))
     try:
-        with pytest.raises(Unavailable):
+        with pytest.raises(Untrusted):
             await gateway._control.tokenizer(ENDPOINT)
         assert control.tokenizer_calls == 0
         assert gateway.view.last is None
+        await until(lambda: "of another kind or name than the one that is meant" in caplog.text)
+    finally:
+        stop.set()
+        await running
+        await control.stop()
+
+
+@pytest.mark.attack
+async def test_a_control_plane_of_another_authority_is_said_to_be_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not that it cannot be reached: whoever looks whether it runs would look in vain."""
+    control = Control()
+    await control.start()
+    config = configuration(tmp_path, control.port)
+    config.ca.write_bytes(other_authority().certificate_pem)
+    gateway = Gateway(config, Identity.read(config))
+    stop = asyncio.Event()
+    running = asyncio.create_task(gateway.run(stop))
+    try:
+        await until(lambda: "is not one that the CA certificate in use vouches for" in caplog.text)
+        with pytest.raises(Untrusted, match="TLS says: "):
+            await gateway._control.tokenizer(ENDPOINT)
     finally:
         stop.set()
         await running

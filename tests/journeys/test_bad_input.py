@@ -18,12 +18,13 @@ from appliance.control.services.model_files import check_config
 from appliance.control.services.weights import shapes
 from deploy.demo.terminal import Terminal
 from tests.fakes import tiny_model
+from tests.fakes.wire import other_authority
 from tests.journeys import running
 from tests.journeys.running import PROGRAM, PROJECT, Appliance, code_of, sentence, texts
 
 pytestmark = pytest.mark.timeout(180)
 
-FAILED, USAGE, LOG_IN, NOT_FOUND = 1, 2, 4, 6
+FAILED, USAGE, LOG_IN, NOT_FOUND, UNREACHABLE = 1, 2, 4, 6, 7
 PASSWORD = "seven quiet 92 lanterns"
 FIRST_PASSWORD = "somebody else chose 7 words"
 # Heads of width 64, which every engine serves.
@@ -305,6 +306,30 @@ def test_a_second_init_changes_nothing(appliance: Appliance) -> None:
     assert (files(), appliance.alice.run("context", "list").stdout) == (before, contexts)
     again = appliance.alice.run("up", "--data-dir", str(appliance.data), expect=FAILED)
     assert "already running: stop it with `appliance down" in sentence(again)
+
+
+def test_a_server_that_is_not_the_one_that_is_meant(appliance: Appliance, tmp_path: Path) -> None:
+    """A CA certificate of another appliance; the port of another process; of something else."""
+    stranger = appliance.person("stranger")
+    other = tmp_path / "ca.pem"
+    other.write_bytes(other_authority().certificate_pem)
+    gateway = next(each for each in Local(appliance.data).programs() if each.name == "gateway")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        listener.close()
+        for name, server, ca, expected in (
+            ("ca", appliance.server, other, "not one that the CA certificate in use vouches for"),
+            ("kind", gateway.health, appliance.data / "ca.pem", "of another kind or name than"),
+            ("none", f"127.0.0.1:{port}", other, f"nothing listens on 127.0.0.1:{port}: check"),
+        ):
+            stranger.run("context", "add", name, "--server", server, "--ca", str(ca))
+            said = appliance.refused(
+                *("login", "--user", "alice", "--password-file", "-"),
+                stdin=PASSWORD + "\n",
+                code=UNREACHABLE,
+                who=stranger,
+            )
+            assert expected in said
 
 
 @contextmanager

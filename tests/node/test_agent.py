@@ -18,7 +18,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from appliance.api.agent.v1 import agent_service_pb2 as rpc
-from appliance.core.errors import FailedPrecondition, Unauthenticated, Unavailable
+from appliance.core.errors import FailedPrecondition, Unauthenticated, Untrusted
 from appliance.core.identity import Principal, PrincipalKind
 from appliance.node.agent import Agent, Rhythm
 from appliance.node.config import Control
@@ -141,7 +141,7 @@ async def test_another_server_of_the_authority_is_no_control_plane(
     plane.shown = Principal(kind, "a")
     async with plane:
         identities, token = store(plane, tmp_path), token_file(plane, tmp_path)
-        with pytest.raises(Unavailable):
+        with pytest.raises(Untrusted, match="of another kind or name than the one that is meant"):
             await identities.join(token)
         assert plane.token
         assert token.exists()
@@ -149,7 +149,7 @@ async def test_another_server_of_the_authority_is_no_control_plane(
         true = await plane._serve(require_client=False)
         addresses = dataclasses.replace(identities.control, join=f"127.0.0.1:{true}")
         identity = await IdentityStore(tmp_path, addresses).join(token)
-        with pytest.raises(Unavailable):
+        with pytest.raises(Untrusted, match="of another kind or name than the one that is meant"):
             await identities.renew(identity)
     assert identities.load() == identity
 

@@ -30,6 +30,7 @@ from pysqlite3 import dbapi2 as sqlite
 from sqlalchemy import Connection, Engine, Executable, Row, create_engine, event, update
 from sqlalchemy.engine import URL, CursorResult
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from appliance.control.store import tables
@@ -229,6 +230,10 @@ def clear_errors() -> Iterator[None]:
     """Turn what SQLite says about a disk into an error with a sentence."""
     try:
         yield
+    except PoolTimeout as error:
+        raise Unavailable(
+            "the control plane is busy: repeat the call in a moment", retry_after=1.0
+        ) from error
     except OperationalError as error:
         if _FULL_DISK in str(error.orig):
             raise Exhausted(

@@ -1,5 +1,6 @@
 """The state database: durable, private, one writer, and refused when it cannot be trusted."""
 
+import contextlib
 import stat
 import threading
 from collections.abc import Iterator
@@ -173,6 +174,19 @@ def test_a_disk_that_was_full_takes_changes_again(tmp_path: Path) -> None:
         add_project(state, "zz-after")
         assert _projects(state) == [*kept, "zz-after"]
         state.close()
+
+
+def test_readers_that_wait_too_long_are_told_to_repeat(
+    state: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state._reader.pool, "_timeout", 0.0)
+    with contextlib.ExitStack() as held:
+        for _ in range(module.READERS):
+            held.enter_context(state.read())
+        with pytest.raises(Unavailable, match="busy: repeat") as refused, state.read():
+            pass
+    assert refused.value.retry_after == 1.0
+    assert _projects(state) == []
 
 
 def test_a_failing_disk_is_unavailable(state: Database) -> None:
