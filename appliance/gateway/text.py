@@ -47,22 +47,28 @@ class Decoding:
     def __init__(self, tokenizer: Tokenizer, controls: Sequence[Control] = ()) -> None:
         self._tokenizer = tokenizer
         self.byte_level = _is_byte_level(tokenizer)
-        # In the tokenizer they have names; here, their texts.
-        self._texts = {control.id: control.text for control in controls}
-        self._names = {control.id: control.name for control in controls}
         self._special = {
             identifier
             for identifier, token in tokenizer.get_added_tokens_decoder().items()
             if token.special
         }
+        # In the tokenizer they have names; here, their texts.
+        shown = [control for control in controls if control.id not in self._special]
+        self._texts = {control.id: control.text for control in shown}
+        self._names = {control.id: control.name for control in shown}
+        # Asked of the tokenizer once each.
+        self._tokens: dict[int, str | None] = {}
         self._bytes: dict[int, bytes] = {}
+        self._alone: dict[int, str] = {}
 
     def token(self, identifier: int) -> str | None:
         """The token of an id; None when it is never text: a special one, or none at all."""
-        if identifier in self._special:
-            return None
-        token: str | None = self._tokenizer.id_to_token(identifier)
-        return self._texts.get(identifier, token)
+        if identifier not in self._tokens:
+            found = None
+            if identifier not in self._special:
+                found = self._texts.get(identifier) or self._tokenizer.id_to_token(identifier)
+            self._tokens[identifier] = found
+        return self._tokens[identifier]
 
     def bytes_of(self, identifier: int) -> bytes:
         """The bytes of an id of a byte-level tokenizer."""
@@ -75,9 +81,19 @@ class Decoding:
     def text_of(self, identifiers: Sequence[int]) -> str:
         """The text of ids, as the tokenizer writes them at the beginning of a text."""
         text: str = self._tokenizer.decode(identifiers, skip_special_tokens=True)
-        for identifier in self._names.keys() & set(identifiers):
-            text = text.replace(self._names[identifier], self._texts[identifier])
+        for identifier in identifiers:
+            if identifier in self._names:
+                text = text.replace(self._names[identifier], self._texts[identifier])
         return text
+
+    def alone(self, identifiers: Sequence[int]) -> str:
+        """The same for what was shown last, which mostly is one id."""
+        if len(identifiers) != 1:
+            return self.text_of(identifiers)
+        found = self._alone.get(identifiers[0])
+        if found is None:
+            found = self._alone[identifiers[0]] = self.text_of(identifiers)
+        return found
 
 
 def _is_byte_level(tokenizer: Tokenizer) -> bool:
@@ -152,7 +168,7 @@ class _Words:
         if text or not self._before:
             # What was shown last is what the next text is written behind.
             self._before, self._held = self._held, []
-            self._said = self._decoding.text_of(self._before)
+            self._said = self._decoding.alone(self._before)
         else:
             self._held.clear()
         return text
