@@ -3,6 +3,7 @@
 Rules kept here:
 * the API key is the appliance's bearer token; who calls is decided before anything else of a
   request is looked at, on every path, also on one that does not exist;
+* a known caller makes so many requests a second at most, as on the other front;
 * a body is read up to a limit of bytes, at a rate at least, and so many at a time for one caller;
 * nothing is sent before the first token, so an error until then has its own status;
 * every refusal has the API's form, a request id of ours, and is recorded or counted; a fault of
@@ -20,6 +21,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
@@ -37,13 +39,15 @@ from appliance.core.errors import (
     Unavailable,
     UnknownMethod,
 )
+from appliance.core.waiting import in_seconds
 from appliance.gateway import openai_answer as answers
 from appliance.gateway import openai_request as requests
 from appliance.gateway.config import Limits
 from appliance.gateway.openai_answer import Form
 from appliance.gateway.openai_request import Parse, Request
 from appliance.gateway.pipeline import INFERENCE, Call, Piece, Pipeline, meaning
-from appliance.wire.admission import Shares
+from appliance.gateway.service import CALL_BURST, CALLS_PER_SECOND
+from appliance.wire.admission import Rates, Shares
 
 logger = logging.getLogger(__name__)
 
@@ -109,6 +113,7 @@ class OpenAi:
 
     def __init__(self, pipeline: Pipeline, limits: Limits) -> None:
         self._pipeline = pipeline
+        self._rates = Rates(CALLS_PER_SECOND, CALL_BURST, time.monotonic)
         self._bodies = bodies = Shares(
             limits.calls, limits.calls_per_caller, "too many of your requests are on their way"
         )
@@ -180,6 +185,12 @@ class OpenAi:
             raise
         visit.call.principal = principal
         link.know()
+        wait = self._rates.wait(principal)
+        if wait:
+            raise Exhausted(
+                f"you make more requests than one caller may: wait {in_seconds(wait)}, then repeat",
+                retry_after=wait,
+            )
         method = visit.http.method
         if allowed not in ("", method) and (allowed, method) != ("GET", "HEAD"):
             raise WrongMethod(

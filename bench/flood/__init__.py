@@ -3,7 +3,9 @@
 Each flood comes from one process on one core, at a fixed rate, from a source of its own, over
 loopback. A well-behaved caller's p99 with it and without it, in turn; audit records it causes; what
 the flooded process holds five seconds later; its memory after ten rounds against that after two.
-The last columns say what a caller with a token sees who shares the flooder's address.
+The last columns say what a caller with a token sees who shares the flooder's address. `cpu %` is
+the processor time of the flooded process during the flood, which other work on the machine does not
+change.
 """
 
 from __future__ import annotations
@@ -115,6 +117,8 @@ def _flooded(made: Stage, flood: Flood, listener: str, rounds: int) -> Row:
         "flood": flood.name,
         "listener": listener,
         "acts_per_second": tally["acts"] / tally["seconds"],
+        "cpu_share": tally["cpu"] / tally["seconds"],
+        "memory": memory,
         "tally": tally,
         "samples": [len(quiet), len(loud)],
         "quiet_p99": 1e3 * _p99(quiet),
@@ -161,9 +165,11 @@ async def _round(
         if caller.lost:
             raise SystemExit(f"calls are lost without any flood: {caller.lost[0]}")
         link.send(("start", source))
+        taken = made.cpu_seconds(made.process_of(listener))
         loud = await caller.measure(flood.seconds)
+        taken = made.cpu_seconds(made.process_of(listener)) - taken
         link.send(("stop",))
-        tally = await asyncio.to_thread(link.recv)
+        tally = {**await asyncio.to_thread(link.recv), "cpu": taken}
         await asyncio.sleep(0.5)
     finally:
         await caller.close()
@@ -191,10 +197,10 @@ def _p99(times: Sequence[float]) -> float:
 
 
 _HEAD = (
-    *("flood", "listener", "acts/s", "quiet p99", "flooded", "ratio", "lost", "records"),
+    *("flood", "listener", "acts/s", "cpu %", "quiet p99", "flooded", "ratio", "lost", "records"),
     *("log kB", "tasks", "fds", "threads", "memory", "shared p99", "lost"),
 )
-_WIDTHS = (20, 9, 8, 10, 9, 7, 6, 9, 8, 12, 12, 9, 8, 11, 9)
+_WIDTHS = (20, 9, 8, 7, 10, 9, 7, 6, 9, 8, 12, 12, 9, 8, 11, 9)
 
 
 def _cells(row: Row) -> tuple[str, ...]:
@@ -205,6 +211,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         row["flood"],
         row["listener"],
         f"{row['acts_per_second']:.0f}",
+        f"{100 * row['cpu_share']:.0f}",
         f"{row['quiet_p99']:.1f}",
         f"{row['flooded_p99']:.1f}",
         f"{row['ratio']:.2f}",

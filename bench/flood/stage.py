@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import os
 import re
 import secrets
 import signal
@@ -92,6 +93,12 @@ class Stage:
             name: int(float(re.search(rf"^appliance_process_{name} (\S+)$", text, re.MULTILINE)[1]))
             for name in HELD
         }
+
+    def cpu_seconds(self, process: str) -> float:
+        """User and system time that a process has taken (proc_pid_stat(5), fields 14 and 15)."""
+        stat = Path(f"/proc/{self.processes[process].pid}/stat").read_text()
+        fields = stat.rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def strangers_records(self) -> int:
         """Audit records since the last question that are of nobody we know."""

@@ -129,6 +129,26 @@ async def test_a_known_caller_is_recorded_by_the_call_up_to_a_budget(tmp_path: P
         assert row.methods == {"inference": 7}
 
 
+@pytest.mark.attack
+async def test_a_known_caller_makes_so_many_requests_a_second(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(front, "CALLS_PER_SECOND", 0.001)
+    monkeypatch.setattr(front, "CALL_BURST", 3)
+    async with stage(tmp_path, Worker("a")) as found:
+        other = found.control.issue("serviceAccounts/other")
+        found.control.publish()
+        async with client_of(found) as client:
+            codes = [(await client.get("/v1/models")).status_code for _ in range(5)]
+            assert codes == [200, 200, 200, 429, 429]
+            answer = await client.post("/v1/chat/completions", json=CHAT)
+            assert error_of(answer)[:2] == (429, "rate_limit_error")
+            assert int(answer.headers["retry-after"]) > 1
+        await until(lambda: found.gateway.view.last.version == found.control.view.version)
+        async with client_of(found, other) as client:
+            assert (await client.get("/v1/models")).status_code == 200
+
+
 async def test_what_was_counted_is_reported_when_the_gateway_stops(tmp_path: Path) -> None:
     async with stage(tmp_path, Worker("a")) as found:
         async with client_of(found, "") as client:
