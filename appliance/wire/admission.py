@@ -36,6 +36,8 @@ MAX_COUNTED_SOURCES = 64
 MAX_COUNTED_NAMES = 12
 """Reasons, and methods, told apart in a row; the next ones share a name."""
 OTHERS = "others"
+MAX_WAIT_SECONDS = 3600.0
+"""Longest time that anybody is told to wait."""
 RETRY_SECONDS = 1.0
 """When to come back after a full share: places are given back within moments."""
 
@@ -242,7 +244,10 @@ class Rates:
             self._buckets[key] = (left - 1.0 if allowed else left, now)
             while len(self._buckets) > self._max_keys:
                 self._buckets.popitem(last=False)
-        return 0.0 if allowed else (1.0 - left) / self._per_second
+        if allowed:
+            return 0.0
+        # Also for a rate of nothing, by which a site closes a way.
+        return min(MAX_WAIT_SECONDS, (1.0 - left) / max(self._per_second, 1e-9))
 
 
 class SourceLimit:

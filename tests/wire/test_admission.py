@@ -162,6 +162,14 @@ def test_a_burst_then_a_rate_for_each_source_alone() -> None:
         limit.take("ipv4:1.1.1.1:3")
 
 
+def test_a_rate_of_nothing_closes_the_way() -> None:
+    limit = SourceLimit(0.0, 1, Seconds())
+    limit.take("ipv4:1.1.1.1:1")
+    with pytest.raises(Exhausted) as refused:
+        limit.take("ipv4:1.1.1.1:1")
+    assert refused.value.message.endswith("wait 3600 seconds, then repeat")
+
+
 @pytest.mark.attack
 def test_an_ipv6_network_is_one_source() -> None:
     limit = SourceLimit(1.0, 2, Seconds())
