@@ -3,7 +3,8 @@
 A real control plane on loopback, with its background cross-check; changes go through the RPC with a
 session; a gateway follows its view over mutual TLS. Beside it, once: the whole policy made anew as
 version 0.1.0 did within each change, with a graph of roles that Casbin fills, for 20,000 bindings,
-because its time is quadratic.
+because its time is quadratic. A read between two changes, which is recorded twice like them, says
+what the machine gives at that time.
 
 Prints a table and writes build/bench/policy_change.json.
 """
@@ -64,12 +65,13 @@ async def _measure(folder: Path, bindings: int) -> None:
         start = time.perf_counter() - began
         with ThreadPoolExecutor(1) as pool:
             check = asyncio.create_task(cross_check.run(base.policies, pool, base.events))
-            changes, seen = await _change(appliance)
+            changes, seen, reads = await _change(appliance)
             check.cancel()
             await asyncio.wait({check})
         rows = [
             ("a change through the RPC, p50", statistics.median(changes)),
             ("a change through the RPC, p95", _p95(changes)),
+            ("a read through the same door in between, p95", _p95(reads)),
             ("until the gateway holds it, p95", _p95(seen)),
             ("until the gateway holds it, latest", max(seen)),
             ("the whole policy from the tables, once", start),
@@ -123,8 +125,8 @@ def _fill(appliance: Appliance, links: list[Link]) -> None:
         transaction.change_policy()
 
 
-async def _change(appliance: Appliance) -> tuple[list[float], list[float]]:
-    """Seconds of each change until it returned, and until the gateway held it."""
+async def _change(appliance: Appliance) -> tuple[list[float], list[float], list[float]]:
+    """Seconds of each change until it returned, and until the gateway held it; and of reads."""
     for number in range(SESSIONS):
         appliance.session(f"u{number}")
     machine = appliance.gateway()
@@ -140,7 +142,7 @@ async def _change(appliance: Appliance) -> tuple[list[float], list[float]]:
         await _until(lambda: view.fresh)
         stub = appliance.api(BindingServiceStub)
         metadata = bearer(appliance.session(ADMINISTRATOR))
-        changes, seen = [], []
+        changes, seen, reads = [], [], []
         for number in range(CHANGES):
             who, where = f"users/u{number // 2}", "projects/p99"
             began = time.perf_counter()
@@ -159,9 +161,14 @@ async def _change(appliance: Appliance) -> tuple[list[float], list[float]]:
             await _until(partial(_gateway_says, view, who, where, given=given))
             seen.append(time.perf_counter() - began)
             await asyncio.sleep(PAUSE)
+            began = time.perf_counter()
+            await stub.ListBindings(
+                rpc.ListBindingsRequest(scope="platform", page_size=1), metadata=metadata
+            )
+            reads.append(time.perf_counter() - began)
         watching.cancel()
         await asyncio.wait({watching})
-    return changes, seen
+    return changes, seen, reads
 
 
 def _gateway_says(view: View, who: str, where: str, *, given: bool) -> bool:
