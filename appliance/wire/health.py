@@ -20,7 +20,7 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any, cast
 
-import grpc
+import grpc.aio
 from grpc_health.v1 import health, health_pb2
 
 from appliance.core.errors import ApplianceError
@@ -36,7 +36,7 @@ WATCHES, WATCHES_PER_SOURCE = 256, 16
 _States = health_pb2.HealthCheckResponse
 
 
-class Health(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the stubs only
+class Health:
     """Says whether the services of one listener can do their work.
 
     Args:
@@ -49,19 +49,19 @@ class Health(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in th
         self._names = ["", *services]
         self._checks = Places(CHECKS, CHECKS_PER_SOURCE)
         self._watches = Places(WATCHES, WATCHES_PER_SOURCE)
-        self._handlers: dict[str, Handler] = {
-            f"{HEALTH_SERVICE}{name}": receiving_bytes(
-                behaviour, streams=streams, serializer=_States.SerializeToString
-            )
-            for name, behaviour, streams in (
-                ("Check", self._check, False),
-                ("Watch", self._watch, True),
-            )
-        }
 
-    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler | None:
-        """The handler of a method of health; None for any other."""
-        return self._handlers.get(handler_call_details.method)
+    def register(self, server: grpc.aio.Server) -> None:
+        """Answer for health on a server.
+
+        As methods of their own: gRPC takes their calls beside those that wait for other methods.
+        """
+        methods = (("Check", self._check, False), ("Watch", self._watch, True))
+        handlers: dict[str, Handler] = {
+            name: receiving_bytes(behaviour, streams=streams, serializer=_States.SerializeToString)
+            for name, behaviour, streams in methods
+        }
+        # grpc-stubs is older than this method.
+        cast("Any", server).add_registered_method_handlers(HEALTH_SERVICE.strip("/"), handlers)
 
     async def set(self, service: str, *, serving: bool) -> None:
         """Say whether a service serves; the empty name says it for every service here."""

@@ -163,7 +163,7 @@ class Server:
             interceptors=list(listener.interceptors), options=[*options, *listener.options]
         )
         health = Health(_register(server, listener))
-        server.add_generic_rpc_handlers((health,))
+        health.register(server)
         self._health.append(health)
         try:
             port = server.add_secure_port(listener.address, listener.credentials)
