@@ -95,6 +95,8 @@ def test_known_answers() -> None:
         (access_pb2.Access(permission="a.b", anonymous=True), "exactly one of"),
         (access_pb2.Access(anonymous=True, self=True), "exactly one of"),
         (access_pb2.Access(anonymous=True, fresh_mfa=True), "no second factor"),
+        (access_pb2.Access(anonymous=True, unfinished=True), "open to an unfinished session"),
+        (access_pb2.Access(permission="a.b", unfinished=True), "open to an unfinished session"),
         (access_pb2.Access(permission="a.b", resource="nmae"), "has no field nmae"),
         (access_pb2.Access(permission="a.b", resource="thing.nmae"), "has no field thing.nmae"),
         (access_pb2.Access(permission="a.b", resource="name.name"), "has no field name.name"),
