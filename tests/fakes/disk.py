@@ -28,7 +28,7 @@ def small_disk(folder: Path, mebibytes: int) -> Iterator[Path]:
 def filled(disk: Path) -> Iterator[None]:
     """Leave no byte on a disk."""
     filler = disk / "filler"
-    for size in (1 << 20, 1):
+    for size in (1 << 20, 1 << 12, 1):
         with filler.open("ab", buffering=0) as file, contextlib.suppress(OSError):
             while True:
                 file.write(b"x" * size)

@@ -14,6 +14,7 @@ that it goes on writing where nobody can read. Called by `segments` alone.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,6 +155,9 @@ class Reserve:
         The other half is what others write next: without it, room that was just given up would
         look like a disk that is no longer full. Raises OSError; what is held already stays held.
         """
+        # Asked first: an attempt that fails would take the last room from others for a moment.
+        if self._room() < (self._size if self._held else 2 * self._size):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         descriptor = os.open(self._path, _APPEND | os.O_CREAT, 0o600)
         try:
             os.posix_fallocate(descriptor, 0, 2 * self._size)
@@ -167,8 +171,11 @@ class Reserve:
 
         `take` asks for all of it once more, so the two do not follow each other every second.
         """
+        return self._room() < self._size // 2
+
+    def _room(self) -> int:
         found = os.statvfs(self._path.parent)
-        return found.f_bavail * found.f_frsize < self._size // 2
+        return found.f_bavail * found.f_frsize
 
     def release(self) -> None:
         """Give the room to what is written next."""
