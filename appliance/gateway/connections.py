@@ -66,6 +66,8 @@ class Connections:
         self._told: dict[Place, None] = {}
         """Places beyond the total, the oldest first."""
         self._open: set[Place] = set()
+        self.ended = 0
+        """Connections that are over, of all times."""
 
     def __len__(self) -> int:
         """Open connections."""
@@ -116,6 +118,7 @@ class Connections:
         if place not in self._open:
             return
         self._open.remove(place)
+        self.ended += 1
         self._held[place.source] -= 1
         if not self._held[place.source]:
             del self._held[place.source]

@@ -21,7 +21,7 @@ from appliance.core.config import load
 from appliance.core.errors import ApplianceError, FailedPrecondition
 from appliance.core.files import read_secret
 from appliance.core.identity import PrincipalKind
-from appliance.core.process import harden
+from appliance.core.process import give_back_memory, harden
 from appliance.crypto.certs import not_after
 from appliance.gateway.config import GatewayConfig, Limits
 from appliance.gateway.fleet import Fleet
@@ -45,6 +45,8 @@ GRACE_SECONDS = 20.0
 """Time that running answers have when the gateway stops."""
 FLUSH_SECONDS = 5.0
 LOOK_SECONDS = 0.5
+CROWD, CROWD_SECONDS = 100, 5.0
+"""Connections that ended in so long, after which memory is given back."""
 NOTICE = timedelta(days=45)
 """Time before its end from which on the gateway speaks of its certificate."""
 NOTICE_SECONDS = 86_400.0
@@ -202,6 +204,7 @@ class Gateway:
             self.fleet.run(),
             self._say_health(),
             self._mind_certificate(),
+            self._mind_memory(),
         ]
         await self._server.set_serving(serving=False)
         await self._server.start()
@@ -248,6 +251,16 @@ class Gateway:
             if end - datetime.now(UTC) < NOTICE:
                 logger.warning("the certificate of this gateway ends on %s: %s", end, _RENEW)
             await asyncio.sleep(NOTICE_SECONDS)
+
+    async def _mind_memory(self) -> None:
+        """Give back what a crowd of connections took, when it has gone."""
+        seen = 0
+        while True:
+            ended = self.http.connections.ended
+            if ended - seen >= CROWD:
+                seen = ended
+                give_back_memory()
+            await asyncio.sleep(CROWD_SECONDS)
 
     async def _say_health(self) -> None:
         """Say whether calls can be decided; keep the gauges that nobody else sets."""

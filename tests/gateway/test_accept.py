@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from appliance.gateway import accept
+from appliance.gateway import accept, main
 from appliance.gateway.config import Limits
 from tests.fakes.gateway import Stage, stage, until
 from tests.fakes.worker import Worker
@@ -199,3 +199,19 @@ async def test_without_descriptors_it_waits_and_goes_on(tmp_path: Path) -> None:
         assert (await dialler.ask(pair, found.token))[0].startswith(b"HTTP/1.1 200 ")
         assert stand_in.refused == 1
         acceptor._listening = real
+
+
+async def test_memory_of_a_crowd_is_given_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = []
+    monkeypatch.setattr(main, "CROWD", 3)
+    monkeypatch.setattr(main, "CROWD_SECONDS", 0.01)
+    monkeypatch.setattr(main, "give_back_memory", lambda: given.append(True))
+    async with dialling(tmp_path) as (found, dialler):
+        for _ in range(3):
+            assert given == []
+            _, writer = await dialler.open()
+            writer.transport.abort()
+        await until(lambda: found.gateway.http.connections.ended == 3)
+        await until(lambda: given == [True])
