@@ -3,7 +3,7 @@
 A tokenizer turns the text of a control token (`<|im_end|>`) into that token wherever it stands, so
 a caller who writes one could end his turn and begin the system's. Here each control token gets a
 name that nobody can guess, made anew in each process. Whoever may write a control token writes its
-name; its text is text like any other (`docs/decisions/0013-control-tokens-by-name.md`).
+name; its text is text like any other (`docs/decisions/0019-control-tokens-by-name.md`).
 
 Rules kept here:
 * every id stays what it was: entries are renamed where they stand, never removed or moved;
