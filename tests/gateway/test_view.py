@@ -76,6 +76,13 @@ def test_a_long_walk_of_changes_leaves_what_is_held() -> None:
         assert view.current() == anew.current()
 
 
+def test_no_message_is_so_large_that_answers_stand_still_for_it() -> None:
+    """A gateway takes in 64 KiB of credentials in 6 to 9 ms; 1 MiB took it up to 289."""
+    messages = held(START, *(credential(number) for number in range(5_000))).since(None)
+    assert max(message.ByteSize() for message in messages) <= 72 << 10
+    assert sum(len(message.credentials) for message in messages) == 5_000
+
+
 def test_a_large_view_comes_in_parts_and_counts_when_it_is_whole(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
