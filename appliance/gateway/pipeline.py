@@ -4,8 +4,8 @@ Order: who is it and may they (`admit`), then words to tokens, tokens from a rep
 (`answer`), then what it took (`end`). Rules kept here:
 * nothing of a request is looked at closely before its caller is known and may ask;
 * every call that `begin` saw is ended once, and its outcome goes to the audit chain: one record for
-  an inference call of a known caller, a count for calls of strangers and for what a known caller is
-  refused beyond its budget;
+  an inference call of a known caller, a count for calls of strangers, for what a known caller is
+  refused beyond its budget, and for what it is refused that asks no model;
 * a credential that does not work counts against its source, a valid one never does;
 * a running answer is judged again with each new view: a right that was taken away ends it;
 * text is never logged, reported or counted, nor what a library says of it.
@@ -301,7 +301,7 @@ class Pipeline:
 
     def _is_counted(self, call: Call) -> bool:
         """Whether a refused call becomes one of a count, and no record of its own."""
-        if not call.principal:
+        if not call.principal or call.method != INFERENCE:
             return True
         # What took a model's time is recorded whatever became of it.
         return not call.prompt_tokens and self._denials.wait(call.principal) > 0

@@ -318,7 +318,8 @@ class Refused:
 
     Attributes:
         source: from `source_of`, or `others` for those that found no row.
-        principal: resource name of a known caller that was over its budget; empty for strangers.
+        principal: resource name of a known caller, of whose refusals not each has a record; empty
+            for strangers.
         count: refused calls.
         reasons, methods: how many of them had which reason, and were for which method.
     """

@@ -179,7 +179,16 @@ async def test_paths_and_methods_that_are_none(found: Stage) -> None:
             assert error_of(answer) == (405, "invalid_request_error", None, None)
             assert answer.headers["allow"] == allowed
         assert (await client.head("/v1/models")).status_code == 200
-    assert counted(found) == []
+    (row,) = counted(found)
+    assert (row.source, row.principal, row.count) == ("", "serviceAccounts/app", 6)
+    assert row.reasons == {"UNKNOWN_PATH": 1, "RESOURCE_NOT_FOUND": 1, "WRONG_METHOD": 4}
+    assert row.methods == {
+        "unknown": 1,
+        "/v1/models": 3,
+        "/v1/completions": 1,
+        "/v1/chat/completions": 1,
+    }
+    assert found.control.usages == []
 
 
 @pytest.mark.attack
