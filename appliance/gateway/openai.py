@@ -7,7 +7,7 @@ Rules kept here:
 * a body is read up to a limit of bytes, at a rate at least, and so many at a time for one caller;
 * nothing is sent before the first token, so an error until then has its own status;
 * every refusal has the API's form, a request id of ours, and is recorded or counted; a fault of
-  ours is one as well;
+  ours is one as well, and the log hears nothing of the text it was about;
 * whoever leaves ends the answer at once, streamed or not (who reads nothing is cut off by the
   server, see `http`).
 
@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -33,7 +32,6 @@ from appliance.core.errors import (
     ApplianceError,
     Cancelled,
     Exhausted,
-    Internal,
     InvalidInput,
     NotFound,
     Unavailable,
@@ -47,16 +45,15 @@ from appliance.gateway.openai_answer import Form
 from appliance.gateway.openai_request import Parse, Request
 from appliance.gateway.pipeline import INFERENCE, Call, Piece, Pipeline, meaning
 from appliance.gateway.service import CALL_BURST, CALLS_PER_SECOND
+from appliance.gateway.unsaid import unsaid
 from appliance.wire.admission import Rates, Shares
-
-logger = logging.getLogger(__name__)
+from appliance.wire.door import UNKNOWN
 
 FRONT = "openai"
 BODY_GRACE_SECONDS = 5.0
 """Time for a body, beside what its bytes give it."""
 BODY_BYTES_PER_SECOND = 16 << 10
 """A body that comes slower for longer than the grace is refused."""
-UNKNOWN = "unknown"
 _MODELS = "/v1/models"
 _JSON = "application/json"
 
@@ -138,14 +135,13 @@ class OpenAi:
         call = self._pipeline.begin(FRONT, request_id, "", _source(http), method)
         error: ApplianceError | None = None
         try:
-            await self._serve(Visit(call, http, receive, sender), allowed, work)
+            with unsaid(request_id):
+                await self._serve(Visit(call, http, receive, sender), allowed, work)
         except ApplianceError as refused:
             error = refused
         except asyncio.CancelledError as ended:
             error = meaning(ended)
             raise
-        except Exception as bug:  # noqa: BLE001 - whatever it is, the caller hears of a fault
-            error = _hidden(bug, request_id)
         finally:
             error = self._end(call, error)
         if error is not None:
@@ -156,9 +152,10 @@ class OpenAi:
     def _end(self, call: Call, error: ApplianceError | None) -> ApplianceError | None:
         """End the call, whose own faults do not reach its caller either."""
         try:
-            self._pipeline.end(call, error)
-        except Exception as bug:  # noqa: BLE001 - whatever it is, the caller hears of a fault
-            return _hidden(bug, call.request_id)
+            with unsaid(call.request_id):
+                self._pipeline.end(call, error)
+        except ApplianceError as fault:
+            return fault
         return error
 
     def _route(self, http: HttpRequest) -> tuple[str, str, Work]:
@@ -383,13 +380,4 @@ def _described(endpoint: str) -> dict[str, object]:
 async def _no_path(_: Visit) -> None:
     raise UnknownPath(
         f"there is nothing at this path: the API has {_MODELS} and two more below /v1"
-    )
-
-
-def _hidden(bug: Exception, request_id: str) -> Internal:
-    """What a caller hears of a fault of ours; the log hears the rest."""
-    logger.error("a call failed", exc_info=bug)
-    return Internal(
-        "something went wrong in the gateway; its log has the details under request id "
-        f"{request_id}"
     )

@@ -1,8 +1,9 @@
 """The gRPC front: the door that admits calls of InferenceService, and the service behind it.
 
 Rules kept here: who calls is decided in the door, before a message is read, and again every few
-seconds while the answer streams; each call is ended once, with its outcome. The way of a call
-itself is `appliance.gateway.pipeline`.
+seconds while the answer streams; each call is ended once, with its outcome; the log hears nothing
+of the text that a fault of ours was about. The way of a call itself is
+`appliance.gateway.pipeline`.
 
 Called by gRPC; constructed by `appliance.gateway.main`.
 """
@@ -18,14 +19,15 @@ import grpc.aio
 
 from appliance.api.inference.v1 import inference_service_pb2
 from appliance.api.inference.v1.inference_service_pb2_grpc import InferenceServiceServicer
-from appliance.core.errors import ApplianceError, Unauthenticated
+from appliance.core.errors import ApplianceError, Internal, Unauthenticated
 from appliance.core.identity import Principal, parse_name
 from appliance.gateway import pipeline as way
 from appliance.gateway.config import GatewayConfig
 from appliance.gateway.pipeline import Pipeline, Question
+from appliance.gateway.unsaid import fault
 from appliance.wire.admission import CallerLimits
 from appliance.wire.budgets import Admission
-from appliance.wire.door import Call, Door
+from appliance.wire.door import UNKNOWN, Call, Door
 from appliance.wire.metrics import CallMetrics
 from appliance.wire.rules import Rule
 
@@ -88,8 +90,13 @@ class GatewayDoor(Door[way.Call]):
         begun = entered or _current.get(None) or self._begin(call)
         self._pipeline.end(begun, error)
 
+    def fault(self, call: Call, bug: Exception) -> Internal:
+        """As everywhere in the gateway: a bug's words may be a caller's text, and stay unsaid."""
+        return fault(bug, call.request_id)
+
     def _begin(self, call: Call) -> way.Call:
-        return self._pipeline.begin(FRONT, call.request_id, call.resource, call.peer)
+        method = way.INFERENCE if call.rule.method in self.rules else UNKNOWN
+        return self._pipeline.begin(FRONT, call.request_id, call.resource, call.peer, method)
 
 
 class InferenceService(InferenceServiceServicer):

@@ -1,7 +1,7 @@
 """Keeps what a library says of a text out of logs and answers: its exceptions may quote the text.
 
 The attack: text that makes a library fail, to be read in a log. Called by
-`appliance.gateway.pipeline`.
+`appliance.gateway.pipeline`, and by both fronts for what they do before and after it.
 """
 
 from __future__ import annotations
@@ -25,13 +25,15 @@ def unsaid(request_id: str) -> Iterator[None]:
     except ApplianceError:
         raise
     except Exception as bug:  # noqa: BLE001 - whatever it is, it may carry text
-        logger.error(  # noqa: TRY400 - its message and its values stay here
-            "a call failed: %s at %s", type(bug).__name__, _places(bug)
-        )
-        raise Internal(
-            "something went wrong in the gateway; its log has the place under request id "
-            f"{request_id}"
-        ) from None
+        raise fault(bug, request_id) from None
+
+
+def fault(bug: Exception, request_id: str) -> Internal:
+    """What a caller hears of a bug; the log hears its kind and its place."""
+    logger.error("a call failed: %s at %s", type(bug).__name__, _places(bug))
+    return Internal(
+        f"something went wrong in the gateway; its log has the place under request id {request_id}"
+    )
 
 
 def _places(bug: BaseException) -> str:

@@ -159,6 +159,14 @@ class Door(grpc.aio.ServerInterceptor, Generic[Entered]):  # type: ignore[type-a
         An error raised here is what the caller sees.
         """
 
+    def fault(self, call: Call, bug: Exception) -> Internal:
+        """What a caller hears of a bug; the log hears the rest."""
+        logger.error("%s failed", call.rule.method, exc_info=bug)
+        return Internal(
+            "something went wrong in the server; its log has the details under request id "
+            f"{call.request_id}"
+        )
+
     # The base class promises a handler always, but gRPC itself answers None for unknown methods.
     async def intercept_service(
         self,
@@ -261,7 +269,7 @@ class Door(grpc.aio.ServerInterceptor, Generic[Entered]):  # type: ignore[type-a
             await self._leave(call, entered, _classify(ended))
             raise
         except Exception as bug:
-            hidden = _internal_error(call, bug)
+            hidden = self.fault(call, bug)
             await self._leave(call, entered, hidden)
             raise hidden from bug
         answered = replace(call, answer=answer) if isinstance(answer, Message) else call
@@ -300,7 +308,7 @@ class Door(grpc.aio.ServerInterceptor, Generic[Entered]):  # type: ignore[type-a
         except ApplianceError:
             return
         except Exception as bug:
-            raise _internal_error(call, bug) from bug
+            raise self.fault(call, bug) from bug
 
     async def _first(self, call: Call, incoming: Incoming) -> tuple[Message | None, object]:
         """The message that names the resource, and what the service gets, that one included."""
@@ -323,7 +331,7 @@ class Door(grpc.aio.ServerInterceptor, Generic[Entered]):  # type: ignore[type-a
         except ApplianceError:
             raise
         except Exception as bug:
-            raise _internal_error(call, bug) from bug
+            raise self.fault(call, bug) from bug
 
     def _count_start(self, method: str) -> None:
         if self._metrics is not None:
@@ -383,15 +391,6 @@ def _classify(ended: BaseException) -> ApplianceError:
     if isinstance(ended, asyncio.CancelledError):
         return Cancelled("the caller left")
     return Internal("the service ended the call itself")
-
-
-def _internal_error(call: Call, bug: Exception) -> Internal:
-    """What a caller hears of a bug; the log hears the rest."""
-    logger.error("%s failed", call.rule.method, exc_info=bug)
-    return Internal(
-        "something went wrong in the server; its log has the details under request id "
-        f"{call.request_id}"
-    )
 
 
 async def _abort(call: Call, error: ApplianceError) -> None:

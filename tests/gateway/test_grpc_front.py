@@ -8,7 +8,9 @@ from typing import Any
 import grpc.aio
 import pytest
 
+from appliance.core.errors import Internal
 from appliance.core.identity import PrincipalKind
+from appliance.gateway import service
 from appliance.wire.status import from_rpc_error
 from tests.fakes.gateway import Stage, stage, until
 from tests.fakes.routing import ENDPOINT
@@ -45,6 +47,7 @@ async def test_what_strangers_send_is_counted_and_holds_nothing(
         assert len(found.control.usages) == 0
         (row,) = found.gateway.refusals.drain()
         assert (row.source, row.principal, row.count) == ("127.0.0.1", "", 300)
+        assert row.methods == {"inference": 200, "unknown": 100}
     assert "Traceback" not in caplog.text
 
 
@@ -59,6 +62,39 @@ async def test_a_malformed_message_of_a_known_caller_is_a_record_with_its_name(
         await until(lambda: len(found.control.usages) == 1)
         (usage,) = found.control.usages
         assert (usage.principal, usage.reason) == ("serviceAccounts/app", "INVALID_INPUT")
+
+
+async def test_what_a_known_caller_calls_that_is_none_is_no_inference(tmp_path: Path) -> None:
+    async with stage(tmp_path, Worker("a")) as found, connect_to(found) as channel:
+        metadata = (("authorization", f"Bearer {found.token}"),)
+        call = channel.unary_stream("/x/y")(b"", metadata=metadata)
+        assert await reason(call) == "UNKNOWN_METHOD"
+        (row,) = found.gateway.refusals.drain()
+        assert (row.principal, row.count) == ("serviceAccounts/app", 1)
+        assert row.methods == {"unknown": 1}
+        assert found.control.usages == []
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("name", ["question_of", "_totals"])
+async def test_no_fault_around_an_answer_takes_its_text_into_the_log(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    name: str,
+) -> None:
+    def broken(given: object) -> None:
+        raise ValueError(f"secret {given!r}")
+
+    monkeypatch.setattr(service, name, broken)
+    async with stage(tmp_path, Worker("a")) as found, found.client() as client:
+        with pytest.raises(Internal):
+            async for _ in client.generate(ENDPOINT, prompt="Hallo", max_tokens=4):
+                pass
+        await until(lambda: len(found.control.usages) == 1)
+        assert found.control.usages[0].reason == "INTERNAL"
+    assert "ValueError at test_grpc_front.py:" in caplog.text
+    assert "secret" not in caplog.text
 
 
 def connect_to(found: Stage) -> grpc.aio.Channel:

@@ -238,22 +238,58 @@ async def test_a_fault_of_ours_is_an_answer_too(
     assert error_of(answer) == (500, "server_error", "internal_error", None)
     assert answer.headers["x-request-id"] in answer.json()["error"]["message"]
     assert "secret" not in answer.text
-    assert "secret inside" in caplog.text
+    assert "RuntimeError at test_refusals.py:" in caplog.text
+    assert "secret" not in caplog.text
     if path.endswith("completions"):
         await until(lambda: len(found.control.usages) == 1)
         assert found.control.usages[0].reason == "INTERNAL"
 
 
 async def test_a_fault_when_a_call_is_ended_is_an_answer_too(
-    found: Stage, monkeypatch: pytest.MonkeyPatch
+    found: Stage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(*_: object) -> None:
-        raise ValueError("no such text")
+        raise ValueError("secret inside")
 
     monkeypatch.setattr(found.gateway.pipeline, "_usage", broken)
     async with client_of(found) as client:
         answer = await client.post("/v1/chat/completions", json={**CHAT, "model": "p/x"})
         assert error_of(answer)[0] == 500
+    assert "ValueError at test_refusals.py:" in caplog.text
+    assert "secret" not in caplog.text
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize(
+    ("where", "name", "more"),
+    [
+        (front.requests, "document", {}),
+        (front.answers.Form, "whole", {}),
+        (front.answers.Form, "piece", {"stream": True}),
+        (front.answers, "encoded", {}),
+    ],
+)
+async def test_no_fault_around_an_answer_takes_its_text_into_the_log(
+    found: Stage,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    where: Any,
+    name: str,
+    more: dict[str, Any],
+) -> None:
+    real = getattr(where, name)
+
+    def broken(*given: Any) -> Any:
+        if "error" in str(given):
+            return real(*given)
+        raise ValueError(f"secret {given!r}")
+
+    monkeypatch.setattr(where, name, broken)
+    async with client_of(found) as client:
+        answer = await client.post("/v1/chat/completions", json={**CHAT, **more})
+    assert error_of(answer)[0] == 500
+    assert "ValueError at test_refusals.py:" in caplog.text
+    assert "secret" not in caplog.text + answer.text
 
 
 @pytest.mark.attack
