@@ -45,7 +45,8 @@ class Acceptor:
         listening: bound and listening.
         context: of TLS.
         connections: who may have a place.
-        protocol: makes what serves a connection; it leaves the place when the connection is lost.
+        protocol: makes what serves a connection; from when the connection is made, the place's
+            `end` aborts it, and when it is lost, it leaves the place.
         refused: is told of each connection that came to nothing.
     """
 
@@ -62,7 +63,7 @@ class Acceptor:
         self._connections = connections
         self._protocol = protocol
         self._refused = refused
-        self._opening: set[asyncio.Task[None]] = set()
+        self._opening: dict[asyncio.Task[None], Place] = {}
         self._loop = asyncio.get_running_loop()
         self._pause: asyncio.TimerHandle | None = None
 
@@ -78,8 +79,8 @@ class Acceptor:
             self._pause.cancel()
         self._loop.remove_reader(self._listening)
         self._listening.close()
-        for task in self._opening:
-            task.cancel()
+        for place in [*self._opening.values()]:
+            place.end()
 
     async def wait_closed(self) -> None:
         """Return when no handshake is under way."""
@@ -112,7 +113,7 @@ class Acceptor:
             leaving.end()
         task = self._loop.create_task(self._open(connection, place))
         place.end = functools.partial(_cancel, task)
-        self._opening.add(task)
+        self._opening[task] = place
         task.add_done_callback(functools.partial(self._opened, connection, place))
 
     async def _open(self, connection: socket.socket, place: Place) -> None:
@@ -121,7 +122,7 @@ class Acceptor:
         try:
             connection.setblocking(False)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            transport, _ = await self._loop.connect_accepted_socket(
+            await self._loop.connect_accepted_socket(
                 lambda: protocol,
                 connection,
                 ssl=self._context,
@@ -132,13 +133,16 @@ class Acceptor:
             self._connections.leave(place)
             self._refused(place.source, "HANDSHAKE")
             connection.close()
-        else:
-            place.end = transport.abort
 
     def _opened(self, connection: socket.socket, place: Place, task: asyncio.Task[None]) -> None:
         """The handshake is over; when somebody else got the place, maybe before it began."""
-        self._opening.discard(task)
+        del self._opening[task]
         if task.cancelled():
+            self._connections.leave(place)
+            connection.close()
+        elif (bug := task.exception()) is not None:
+            logger.error("a connection could not be opened", exc_info=bug)
+            self._refused(place.source, "HANDSHAKE")
             self._connections.leave(place)
             connection.close()
 

@@ -87,6 +87,10 @@ class Link:
         """Its caller showed a valid token: the connection makes way for nobody any more."""
         self._connections.know(self._place)
 
+    def begin(self, end: Callable[[], None]) -> None:
+        """It is made, and this ends it."""
+        self._place.end = end
+
     def leave(self) -> None:
         """It is over."""
         self._connections.leave(self._place)
@@ -136,6 +140,7 @@ class _Protocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn's own narrowing
         """A handshake is complete."""
+        self._link.begin(transport.abort)
         super().connection_made(transport)
         self._expect_head()
 

@@ -16,6 +16,7 @@ import pytest
 
 from appliance.gateway import accept, main
 from appliance.gateway.config import Limits
+from appliance.gateway.connections import Place
 from tests.fakes.gateway import Stage, stage, until
 from tests.fakes.worker import Worker
 
@@ -130,6 +131,52 @@ async def test_who_makes_way_before_its_handshake_began_is_closed_too(tmp_path: 
         for each in sockets:
             each.close()
         await until(lambda: len(found.gateway.http.connections) == 0)
+
+
+@pytest.mark.attack
+async def test_who_makes_way_as_its_handshake_ends_is_closed_whole(tmp_path: Path) -> None:
+    """Its descriptor is free for the next connection, and nothing of the old one is on it."""
+    async with dialling(tmp_path) as (found, dialler):
+        acceptor = found.gateway.http._server.servers[0]
+        real = acceptor._protocol
+
+        def leaving(place: Place) -> Any:
+            made = real(place)
+            begin = made.connection_made
+
+            def connection_made(transport: asyncio.Transport) -> None:
+                begin(transport)
+                place.end()
+
+            made.connection_made = connection_made
+            return made
+
+        acceptor._protocol = leaving
+        with contextlib.suppress(OSError):
+            assert await is_closed(await dialler.open())
+        acceptor._protocol = real
+        await until(lambda: len(found.gateway.http.connections) == 0)
+        pair = await dialler.open()
+        assert (await dialler.ask(pair, found.token))[0].startswith(b"HTTP/1.1 200 ")
+
+
+async def test_a_fault_while_a_connection_opens_keeps_neither_place_nor_socket(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with dialling(tmp_path) as (found, dialler):
+        acceptor = found.gateway.http._server.servers[0]
+        real = acceptor._protocol
+
+        def broken(_: Place) -> Any:
+            raise ValueError("no protocol")
+
+        acceptor._protocol = broken
+        assert await is_closed(await dialler.open(tls=False))
+        acceptor._protocol = real
+        await until(lambda: len(found.gateway.http.connections) == 0)
+        (row,) = found.gateway.refusals.drain()
+        assert row.reasons == {"HANDSHAKE": 1}
+    assert "a connection could not be opened" in caplog.text
 
 
 @pytest.mark.attack
