@@ -2,7 +2,8 @@
 
 Rules kept here:
 * whatever ids an engine answers with, their text is told and the answer goes on: bytes that are no
-  character are shown as U+FFFD, and an id that the tokenizer does not have is no text;
+  character are shown as U+FFFD, and an id that the tokenizer does not have is no text and is not
+  remembered;
 * the pieces together are the text that the tokenizer makes of all ids at once;
 * text that may be the beginning of a stop text is held back until it is or is not one;
 * the state belongs to the answer, not to the replica: an answer that goes on elsewhere in the
@@ -56,26 +57,28 @@ class Decoding:
         shown = [control for control in controls if control.id not in self._special]
         self._texts = {control.id: control.text for control in shown}
         self._names = {control.id: control.name for control in shown}
-        # Asked of the tokenizer once each.
-        self._tokens: dict[int, str | None] = {}
+        # Asked of the tokenizer once each; only ids that it has, so that an engine fills nothing.
+        self._tokens: dict[int, str] = {}
         self._bytes: dict[int, bytes] = {}
         self._alone: dict[int, str] = {}
 
     def token(self, identifier: int) -> str | None:
         """The token of an id; None when it is never text: a special one, or none at all."""
-        if identifier not in self._tokens:
-            found = None
-            if identifier not in self._special:
-                found = self._texts.get(identifier) or self._tokenizer.id_to_token(identifier)
-            self._tokens[identifier] = found
-        return self._tokens[identifier]
+        found = self._tokens.get(identifier)
+        if found is None and identifier not in self._special:
+            found = self._texts.get(identifier) or self._tokenizer.id_to_token(identifier)
+            if found is not None:
+                self._tokens[identifier] = found
+        return found
 
     def bytes_of(self, identifier: int) -> bytes:
         """The bytes of an id of a byte-level tokenizer."""
         found = self._bytes.get(identifier)
         if found is None:
-            found = _bytes(self.token(identifier) or "")
-            self._bytes[identifier] = found
+            token = self.token(identifier)
+            if token is None:
+                return b""
+            found = self._bytes[identifier] = _bytes(token)
         return found
 
     def text_of(self, identifiers: Sequence[int]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import product
 
 import pytest
@@ -72,6 +73,17 @@ def test_a_stop_text_is_found_over_every_seam(stop: str) -> None:
 def test_an_answer_that_ends_inside_a_character_shows_that() -> None:
     ids = tokenizer().encode("a🤗").ids[:-1]
     assert said([ids], []) == "a\ufffd"
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("make", [tokenizer, metaspace])
+def test_ids_that_nobody_has_take_no_memory(make: Callable[[], Tokenizer]) -> None:
+    made = make()
+    decoding = Decoding(made)
+    text = Detokenizer(decoding, [], [])
+    assert text.add(range(1_000_000, 1_050_000)) + text.flush() == ""
+    kept = (decoding._tokens, decoding._bytes, decoding._alone)
+    assert max(map(len, kept)) <= made.get_vocab_size()
 
 
 def test_special_tokens_are_not_text() -> None:
