@@ -29,6 +29,13 @@ class Limits:
     calls_per_caller: int = field(
         default=64, metadata=doc("answers in work at a time, of one caller")
     )
+    calls_per_second: float = field(
+        default=200.0,
+        metadata=doc("calls of one caller in the long run, on each of the two fronts"),
+    )
+    call_burst: int = field(
+        default=2000, metadata=doc("calls of one caller that may come at once, on each front")
+    )
     body_bytes: int = field(
         default=1 << 20, metadata=doc("largest request; a larger one is refused")
     )

@@ -44,7 +44,6 @@ from appliance.gateway.config import Limits
 from appliance.gateway.openai_answer import Form
 from appliance.gateway.openai_request import Parse, Request
 from appliance.gateway.pipeline import INFERENCE, Call, Piece, Pipeline, meaning
-from appliance.gateway.service import CALL_BURST, CALLS_PER_SECOND
 from appliance.gateway.unsaid import unsaid
 from appliance.wire.admission import Rates, Shares
 from appliance.wire.door import UNKNOWN
@@ -105,12 +104,12 @@ class OpenAi:
 
     Args:
         pipeline: takes the calls.
-        limits: of bodies.
+        limits: of bodies, and of requests a second.
     """
 
     def __init__(self, pipeline: Pipeline, limits: Limits) -> None:
         self._pipeline = pipeline
-        self._rates = Rates(CALLS_PER_SECOND, CALL_BURST, time.monotonic)
+        self._rates = Rates(limits.calls_per_second, limits.call_burst, time.monotonic)
         self._bodies = bodies = Shares(
             limits.calls, limits.calls_per_caller, "too many of your requests are on their way"
         )

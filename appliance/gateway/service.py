@@ -32,8 +32,6 @@ from appliance.wire.metrics import CallMetrics
 from appliance.wire.rules import Rule
 
 FRONT = "grpc"
-CALLS_PER_SECOND, CALL_BURST = 200.0, 2000
-"""Calls of one caller: far above what replicas answer, so that only a flood is refused."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -42,9 +40,11 @@ _current: ContextVar[way.Call] = ContextVar("inference_call")
 
 def admission_of(config: GatewayConfig) -> Admission:
     """Places of this front; what a caller may have in work is counted by the pipeline."""
-    seats = 2 * config.limits.calls_per_caller
+    limits = config.limits
     callers = CallerLimits(
-        calls=seats, changes_per_second=CALLS_PER_SECOND, change_burst=CALL_BURST
+        calls=2 * limits.calls_per_caller,
+        changes_per_second=limits.calls_per_second,
+        change_burst=limits.call_burst,
     )
     return Admission(config.strangers, callers)
 

@@ -8,9 +8,10 @@ from typing import Any
 import grpc.aio
 import pytest
 
-from appliance.core.errors import Internal
+from appliance.core.errors import Exhausted, Internal
 from appliance.core.identity import PrincipalKind
 from appliance.gateway import service
+from appliance.gateway.config import Limits
 from appliance.wire.status import from_rpc_error
 from tests.fakes.gateway import Stage, stage, until
 from tests.fakes.routing import ENDPOINT
@@ -73,6 +74,19 @@ async def test_what_a_known_caller_calls_that_is_none_is_no_inference(tmp_path: 
         assert (row.principal, row.count) == ("serviceAccounts/app", 1)
         assert row.methods == {"unknown": 1}
         assert found.control.usages == []
+
+
+@pytest.mark.attack
+async def test_a_known_caller_makes_so_many_calls_a_second(tmp_path: Path) -> None:
+    limits = Limits(calls_per_second=0.001, call_burst=2)
+    async with stage(tmp_path, Worker("a"), limits=limits) as found, found.client() as client:
+        for _ in range(2):
+            async for _ in client.generate(ENDPOINT, prompt="Hallo", max_tokens=1):
+                pass
+        with pytest.raises(Exhausted) as refused:
+            async for _ in client.generate(ENDPOINT, prompt="Hallo", max_tokens=1):
+                pass
+        assert refused.value.retry_after > 1
 
 
 @pytest.mark.attack

@@ -130,12 +130,9 @@ async def test_a_known_caller_is_recorded_by_the_call_up_to_a_budget(tmp_path: P
 
 
 @pytest.mark.attack
-async def test_a_known_caller_makes_so_many_requests_a_second(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(front, "CALLS_PER_SECOND", 0.001)
-    monkeypatch.setattr(front, "CALL_BURST", 3)
-    async with stage(tmp_path, Worker("a")) as found:
+async def test_a_known_caller_makes_so_many_requests_a_second(tmp_path: Path) -> None:
+    limits = Limits(calls_per_second=0.001, call_burst=3)
+    async with stage(tmp_path, Worker("a"), limits=limits) as found:
         other = found.control.issue("serviceAccounts/other")
         found.control.publish()
         async with client_of(found) as client:
