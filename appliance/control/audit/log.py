@@ -257,6 +257,8 @@ class AuditLog:
     def _work(self, batch: list[_Pending]) -> None:
         """Write what waits and sign what is due. Raises whatever is final."""
         try:
+            if self._full:
+                batch = self._only_reserved(batch)
             if batch:
                 self._commit(batch)
             if self._is_due() and not self._full:
@@ -264,6 +266,16 @@ class AuditLog:
         except OSError as error:
             self._torn = self._is_no_space(error)
             self._wait_for_room(batch)
+
+    def _only_reserved(self, batch: list[_Pending]) -> list[_Pending]:
+        """What may be written while the disk is full: of what waited before, too.
+
+        Nothing while the bytes of a failed write are not cut off yet: behind them, records would
+        look as if somebody else had changed the file.
+        """
+        happened = [one for one in batch if one[0].members["kind"] in RESERVED and not self._torn]
+        self._refuse([one for one in batch if one not in happened])
+        return happened
 
     def _wait_for_room(self, batch: list[_Pending]) -> None:
         """A write failed: refuse what has not happened yet, keep what has in the reserve."""

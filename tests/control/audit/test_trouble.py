@@ -122,6 +122,49 @@ def test_what_failed_is_cut_off_and_never_synced_again(
 
 
 @pytest.mark.attack
+def test_a_disk_too_full_to_cut_a_torn_write_off_is_waited_for_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a failed write has left is ours: it is no sign of a change by somebody else."""
+    log = opened(tmp_path / "audit")
+    assert log.append(ENTRY).result(10) == 0
+    real = os.write
+
+    def half(descriptor: int, data: bytes) -> int:
+        real(descriptor, bytes(data)[:20])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(log._files, "roll_back", _no_space)
+    with monkeypatch.context() as torn:
+        torn.setattr(os, "write", half)
+        assert "is full" in refused(log)
+    # The disk takes writes again, but the torn one is still there.
+    assert "is full" in refused(log, RESULT)
+    assert "is full" in log.trouble
+    monkeypatch.undo()
+    wait_until(lambda: not log.trouble, "the log to go on")
+    assert log.append(RESULT).result(10) == 1
+    log.close()
+    assert verified(tmp_path / "audit").covered == 2
+
+
+@pytest.mark.attack
+def test_what_waited_when_the_disk_became_full_takes_nothing_of_the_reserve(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Nobody looks before the first record does.
+    monkeypatch.setattr(module, "CHECK_SECONDS", 3600.0)
+    log = opened(tmp_path / "audit")
+    monkeypatch.setattr(log._files.reserve, "is_needed", lambda: True)
+    monkeypatch.setattr(log._files.reserve, "take", _no_space)
+    with log._changed:
+        intent, result = log.append(ENTRY), log.append(RESULT)
+    assert "is full" in str(intent.exception(10))
+    assert result.result(10) == 0
+    log.close()
+
+
+@pytest.mark.attack
 def test_a_disk_that_lost_what_it_had_is_not_gone_on_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
