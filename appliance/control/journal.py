@@ -109,17 +109,15 @@ class Journal:
             logger.critical("a refused call could not be recorded: %s", error.message)
 
     async def counted(self, rows: Sequence[Refused]) -> None:
-        """Record refusals that were counted. What cannot be recorded goes to the log instead."""
-        for row in rows:
-            entry = Entry(
-                kind="denied",
-                principal=row.principal,
-                outcome=max(row.reasons, key=lambda reason: row.reasons[reason]),
-                source=row.source,
-                details={"count": row.count, "reasons": row.reasons, "methods": row.methods},
-            )
+        """Record refusals that were counted. What cannot be recorded goes to the log instead.
+
+        All of them are with the audit log before this waits, so that whoever is cancelled in it
+        loses none.
+        """
+        records = [(row, self._log.append(_entry_of(row))) for row in rows]
+        for row, record in records:
             try:
-                await asyncio.wrap_future(self._log.append(entry))
+                await asyncio.wrap_future(record)
             except AuditUnavailable as error:
                 logger.critical(
                     "refused calls could not be recorded: %s",
@@ -149,6 +147,16 @@ class Journal:
             details=rest,
         )
         return await asyncio.wrap_future(self._log.append(entry))
+
+
+def _entry_of(row: Refused) -> Entry:
+    return Entry(
+        kind="denied",
+        principal=row.principal,
+        outcome=max(row.reasons, key=lambda reason: row.reasons[reason]),
+        source=row.source,
+        details={"count": row.count, "reasons": row.reasons, "methods": row.methods},
+    )
 
 
 def _some(**facts: Mapping[str, object]) -> dict[str, object]:

@@ -109,28 +109,41 @@ class Control:
             raise
 
     async def run(self) -> None:
-        """Serve until SIGTERM or SIGINT, then let running calls end."""
+        """Serve until SIGTERM or SIGINT, then let running calls end.
+
+        Raises what ended one of the tasks beside the server: without it the process would go on
+        and leave jobs, records or health alone.
+        """
         logger.info(
             "serving", extra={"api_port": self.api_port, "machines_port": self.machines_port}
         )
-        tasks = {
+        tasks = [
             asyncio.create_task(self.work.scheduler.run(self._pool, self.base.events)),
             asyncio.create_task(self._record_refusals()),
             asyncio.create_task(self.tell_health()),
             asyncio.create_task(cross_check.run(self.base.policies, self._pool, self.base.events)),
-        }
+        ]
+        serving = asyncio.create_task(self.server.run())
         try:
-            await self.server.run()
+            await asyncio.wait({serving, *tasks}, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            self.server.request_stop()
+            await asyncio.wait({serving})
             for task in tasks:
                 task.cancel()
-            await asyncio.wait(tasks)
+            ended = await asyncio.gather(serving, *tasks, return_exceptions=True)
+        for outcome in ended:
+            if isinstance(outcome, Exception):
+                raise outcome
 
     async def tell_health(self) -> None:
-        """Say in health whether calls can be recorded, and so answered; until cancelled."""
+        """Say in health whether calls can be recorded and decided, and so answered.
+
+        Until cancelled.
+        """
         serving: bool | None = None
         while True:
-            trouble = self.base.opened.log.trouble
+            trouble = self.base.opened.log.trouble or self.base.policies.trouble
             if serving is not (not trouble):
                 serving = not trouble
                 await self.server.set_serving(serving=serving)
@@ -155,7 +168,8 @@ class Control:
         """Close what `build` opened, after the server has stopped."""
         self._pool.shutdown()
         self._door_pool.shutdown()
-        self.people.hasher.close()
+        # Waits for the passwords in work.
+        await asyncio.to_thread(self.people.hasher.close)
         self.base.opened.close()
 
     def _identities(self) -> tuple[Identify, Identify]:

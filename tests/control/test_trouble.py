@@ -1,8 +1,9 @@
-"""A whole control plane whose disk fills up, and whose files are taken away."""
+"""A whole control plane whose disk fills up, whose files are taken away, whose parts fail."""
 
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -15,10 +16,19 @@ from appliance.api.projects.v1 import project_service_pb2_grpc
 from appliance.control.audit import log as log_module
 from appliance.control.audit import segments
 from appliance.control.config import DataDirectory, audit_origin
+from appliance.control.main import Control
 from appliance.control.store import tables
-from appliance.core.errors import ApplianceError, AuditUnavailable
+from appliance.core.errors import ApplianceError, AuditUnavailable, FailedPrecondition
 from appliance.crypto import chain
-from tests.fakes.appliance import ADMINISTRATOR, Appliance, bearer, error_of, running
+from tests.fakes.appliance import (
+    ADMINISTRATOR,
+    Appliance,
+    MovingClock,
+    bearer,
+    error_of,
+    running,
+    settings_of,
+)
 from tests.fakes.disk import filled, small_disk
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -135,3 +145,71 @@ async def test_the_root_key_may_be_taken_away(appliance: Appliance) -> None:
         DataDirectory(appliance.folder).root_key.unlink()
         await create(appliance, "one", token)  # type: ignore[misc]  # an aio call
         await becomes(appliance, SERVING)
+
+
+# --- tables, and parts of the process -------------------------------------------------------------
+
+
+@pytest.mark.attack
+async def test_a_policy_that_is_not_that_of_the_tables_is_said_in_health(
+    appliance: Appliance,
+) -> None:
+    token = appliance.session(ADMINISTRATOR)
+    base = appliance.control.base
+    async with told(appliance):
+        await create(appliance, "before", token)  # type: ignore[misc]  # an aio call
+        await becomes(appliance, SERVING)
+        with base.database.write() as transaction:  # Past the checks, and without a new version.
+            transaction.run(tables.binding.delete())
+        assert await asyncio.to_thread(base.policies.cross_check)
+        await becomes(appliance, NOT_SERVING)
+        error = await error_of(create(appliance, "late", token))
+    assert isinstance(error, FailedPrecondition)
+    assert error.message == base.policies.trouble
+
+
+@pytest.mark.parametrize("part", ["_record_refusals", "tell_health"])
+async def test_a_part_that_ends_with_an_error_ends_the_process(
+    copy: Path, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would go on without its records or its health, and nobody would know."""
+    control = Control.build(settings_of(copy), MovingClock())
+
+    async def fail() -> None:
+        raise RuntimeError("injected")
+
+    monkeypatch.setattr(control, part, fail)
+    try:
+        async with asyncio.timeout(30):
+            with pytest.raises(RuntimeError, match="injected"):
+                await control.run()
+    finally:
+        await control.close()
+
+
+async def test_what_runs_beside_the_server_ends_with_it(copy: Path) -> None:
+    control = Control.build(settings_of(copy), MovingClock())
+    try:
+        before = asyncio.all_tasks()
+        serving = asyncio.create_task(control.run())
+        await asyncio.sleep(0)
+        control.server.request_stop()
+        async with asyncio.timeout(30):
+            await serving
+        assert not asyncio.all_tasks() - before
+    finally:
+        await control.close()
+
+
+async def test_passwords_in_work_do_not_stop_the_loop_at_the_end(copy: Path) -> None:
+    control = Control.build(settings_of(copy), MovingClock())
+    goes_on, loop = threading.Event(), asyncio.get_running_loop()
+    shut_down = control.people.hasher.close
+
+    def close() -> None:
+        loop.call_soon_threadsafe(goes_on.set)
+        assert goes_on.wait(30), "the loop stands still"
+        shut_down()
+
+    control.people.hasher.close = close  # type: ignore[method-assign]  # a slow password
+    await control.close()

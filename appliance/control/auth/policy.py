@@ -40,7 +40,7 @@ _REFUSED = "the policy is refused, nobody gains anything"
 
 
 class Policy:
-    """One version of the policy, immutable. Made by `compile_policy`, `given` and `taken`."""
+    """One version of the policy, immutable. Made by `compile_policy`, for changes by the store."""
 
     def __init__(self, version: int, index: Index, engine: Engine) -> None:
         self.version = version
@@ -137,6 +137,12 @@ class PolicyStore:
             self._database.settle()
             policy = self._of_database()
         return policy or self._rebuild()
+
+    @property
+    def trouble(self) -> str:
+        """Why nobody may do anything, as a sentence; empty while the policy was found right."""
+        broken = self._broken
+        return broken.message if broken is not None else ""
 
     def gave(self, transaction: Transaction, *links: Link) -> None:
         """Call last in a transaction that gave roles: in force before its caller goes on."""
