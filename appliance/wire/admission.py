@@ -296,11 +296,11 @@ class CallerLimits:
         metadata=doc("calls of one caller in work at a time, for reads, changes, uploads, watches"),
     )
     reads_per_second: float = field(
-        default=50.0, metadata=doc("reads of one caller in the long run")
+        default=10.0, metadata=doc("reads of one caller in the long run")
     )
-    read_burst: int = field(default=500, metadata=doc("reads of one caller that may come at once"))
+    read_burst: int = field(default=600, metadata=doc("reads of one caller that may come at once"))
     changes_per_second: float = field(
-        default=20.0, metadata=doc("changes, uploads and watches of one caller in the long run")
+        default=5.0, metadata=doc("changes, uploads and watches of one caller in the long run")
     )
     change_burst: int = field(
         default=400, metadata=doc("such calls of one caller that may come at once")

@@ -73,7 +73,6 @@ caller: ContextVar[Principal] = ContextVar("caller", default=ANONYMOUS)
 
 UNKNOWN = "unknown"
 """Stands for the name of a method that nobody has, where names must be ours."""
-_LONGEST_METHOD = 200
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 Entered = TypeVar("Entered")
@@ -178,7 +177,7 @@ class Door(grpc.aio.ServerInterceptor, Generic[Entered]):  # type: ignore[type-a
         handler = await continuation(handler_call_details)
         if handler is None:
             unknown = UnknownMethod("the server does not know this call")
-            return receiving_bytes(self._refusing(method, unknown), streams=True)
+            return receiving_bytes(self._refusing(UNKNOWN, unknown), streams=True)
         if method.startswith(HEALTH_SERVICE):
             return handler
         rule = self.rules.get(method)
@@ -197,8 +196,11 @@ class Door(grpc.aio.ServerInterceptor, Generic[Entered]):  # type: ignore[type-a
         )
 
     def _refusing(self, method: str, error: ApplianceError) -> Behaviour:
-        """Behaviour of a method that is refused whoever asks; no message of it is read."""
-        rule = Rule(method[:_LONGEST_METHOD], permission="")
+        """Behaviour of a method that is refused whoever asks; no message of it is read.
+
+        `method` is a name of ours: what a caller made up is free text, which no record takes.
+        """
+        rule = Rule(method, permission="")
 
         async def refuse(_: object, context: Context) -> None:
             call = _call(rule, context)

@@ -25,7 +25,7 @@ from appliance.api.projects.v1 import project_service_pb2, project_service_pb2_g
 from appliance.control.auth import tokens
 from appliance.control.auth.rules import Link
 from appliance.control.auth.tokens import TokenKind
-from appliance.control.config import ControlConfig, Limits
+from appliance.control.config import ControlConfig, DataDirectory, Limits
 from appliance.control.main import Control
 from appliance.control.pools import STRANGER_THREADS
 from appliance.control.rpc.servicer import Servicer
@@ -180,7 +180,9 @@ async def test_what_is_no_token_identifies_nobody(appliance: Appliance, token: s
     assert type(error) is Unauthenticated
 
 
-async def test_an_unknown_method_is_refused_and_recorded(appliance: Appliance) -> None:
+async def test_an_unknown_method_is_refused_and_recorded_without_its_text(
+    appliance: Appliance,
+) -> None:
     token = appliance.session(ADMINISTRATOR)
     channel = appliance.channel(appliance.control.api_port)
     error = await error_of(
@@ -193,8 +195,9 @@ async def test_an_unknown_method_is_refused_and_recorded(appliance: Appliance) -
     assert (record["kind"], record["principal"], record["method"]) == (
         "denied",
         "users/alice",
-        "/appliance.api.access.v1.UserService/Become",
+        "unknown",
     )
+    assert "Become" not in str(record)
 
 
 @pytest.mark.attack
@@ -480,6 +483,24 @@ async def test_a_known_callers_reads_and_denials_do_not_fill_the_log(
         )
         # Somebody else reads on.
         await auth(appliance).WhoAmI(who, metadata=bearer(appliance.session(ADMINISTRATOR)))
+
+
+@pytest.mark.attack
+async def test_what_one_caller_adds_to_the_log_by_reading_all_day_is_bounded(
+    appliance: Appliance,
+) -> None:
+    """The number of docs/audit.md: the bytes of a read, by the rate of the defaults."""
+    folder = DataDirectory(appliance.folder).audit
+    metadata = bearer(appliance.session(ADMINISTRATOR), "c" * 36)
+
+    def size() -> int:
+        return sum(path.stat().st_size for path in folder.glob("*.log"))
+
+    stub, before = users(appliance), size()
+    for _ in range(20):
+        await stub.ListUsers(user_service_pb2.ListUsersRequest(), metadata=metadata)
+    a_read = (size() - before) / 20
+    assert a_read * CallerLimits().reads_per_second * 86_400 < 0.8e9
 
 
 @pytest.mark.attack

@@ -35,7 +35,7 @@ from appliance.wire import door as door_module
 from appliance.wire import tls
 from appliance.wire.admission import CallerLimits, StrangerLimits
 from appliance.wire.budgets import IDENTIFIED_AT_ONCE, Admission
-from appliance.wire.door import Call, Door
+from appliance.wire.door import UNKNOWN, Call, Door
 from appliance.wire.metrics import CallMetrics
 from appliance.wire.rules import rules_of
 from appliance.wire.server import Service
@@ -98,7 +98,7 @@ class NotingDoor(Door[str]):
 
     async def leave(self, call: Call, entered: str | None, error: ApplianceError | None) -> None:
         outcome = error.reason if error else "OK"
-        self.notes.append(("leave", call.rule.method.rsplit("/", 1)[1], entered or "?", outcome))
+        self.notes.append(("leave", call.rule.method.rsplit("/", 1)[-1], entered or "?", outcome))
         self.left.set()
         if self.leave_fails:
             raise self.leave_fails
@@ -307,7 +307,7 @@ async def test_an_unknown_method_is_noted(kind: str) -> None:
 
         error = await failure(invoke)
         assert error.code() is grpc.StatusCode.UNIMPLEMENTED
-        assert house.door.notes == [("leave", "ServerReflectionInfo", "?", "UNKNOWN_METHOD")]
+        assert house.door.notes == [("leave", UNKNOWN, "?", "UNKNOWN_METHOD")]
 
 
 async def test_the_resource_of_a_stream_is_in_its_first_message() -> None:
