@@ -38,7 +38,6 @@ MACHINE_BURST = 2000
 _MACHINES = frozenset(
     {PrincipalKind.NODE, PrincipalKind.GATEWAY, PrincipalKind.REPLICA, PrincipalKind.CONTROL}
 )
-_READING = ("Get", "List", "WhoAmI")
 
 
 class MethodClass(StrEnum):
@@ -52,15 +51,14 @@ class MethodClass(StrEnum):
 
 
 def class_of(rule: Rule) -> MethodClass:
-    """The class of a rule's method, by what streams and by the verb of its name (AIP-130)."""
+    """The class of a rule's method, by what streams and whether it changes anything."""
     if rule.anonymous:
         return MethodClass.LOG_IN
     if rule.response_streaming:
         return MethodClass.WATCH
     if rule.request_streaming:
         return MethodClass.UPLOAD
-    name = rule.method.rpartition("/")[2]
-    return MethodClass.READ if name.startswith(_READING) else MethodClass.CHANGE
+    return MethodClass.READ if rule.reads else MethodClass.CHANGE
 
 
 class _Class:

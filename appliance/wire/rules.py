@@ -61,6 +61,7 @@ class Rule:
         anonymous: nobody needs to be identified.
         own: anybody with a live session may, for what concerns itself (`self` in the proto).
         unfinished: also a session may that can do nothing else until its password is replaced.
+        reads: it changes nothing; its proto says `NO_SIDE_EFFECTS`.
         resource: path of the request's field that names the resource; empty: the whole appliance.
         request_streaming: the caller sends a stream; the resource is in its first message.
         response_streaming: the server sends a stream.
@@ -74,6 +75,7 @@ class Rule:
     anonymous: bool = False
     own: bool = False
     unfinished: bool = False
+    reads: bool = False
     resource: str = ""
     request_streaming: bool = False
     response_streaming: bool = False
@@ -130,6 +132,7 @@ def _rule(path: str, method: MethodDescriptor) -> Rule:
         anonymous=access.anonymous,
         own=own,
         unfinished=access.unfinished,
+        reads=options.idempotency_level == options.NO_SIDE_EFFECTS,
         resource=_resource_field(method.input_type, access.resource),
         request_streaming=method.client_streaming,
         response_streaming=method.server_streaming,

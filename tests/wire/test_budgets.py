@@ -13,7 +13,7 @@ from appliance.core.identity import Principal, PrincipalKind
 from appliance.wire import budgets
 from appliance.wire.admission import CallerLimits
 from appliance.wire.budgets import MethodClass, Seats, class_of
-from appliance.wire.rules import rules_of
+from appliance.wire.rules import Rule, rules_of
 
 ALICE = Principal(PrincipalKind.USER, "alice")
 APP = Principal(PrincipalKind.SERVICE_ACCOUNT, "app")
@@ -51,6 +51,11 @@ class Seconds:
 )
 def test_the_class_follows_from_the_rule(method: str, expected: MethodClass) -> None:
     assert class_of(RULES[method]) is expected
+
+
+def test_what_reads_is_said_by_the_proto_and_not_by_a_name() -> None:
+    assert class_of(Rule("/x.Jobs/SearchJobs", "jobs.list", reads=True)) is MethodClass.READ
+    assert class_of(Rule("/x.Jobs/GetOrCreateJob", "jobs.create")) is MethodClass.CHANGE
 
 
 @pytest.mark.attack
