@@ -146,7 +146,8 @@ class OpenAi:
         if error is not None:
             # What was not sent in time is not waited for either.
             sender.closes |= isinstance(error, BodyTooSlow)
-            await sender.fail(error)
+            with unsaid(request_id):
+                await sender.fail(error)
 
     def _end(self, call: Call, error: ApplianceError | None) -> ApplianceError | None:
         """End the call, whose own faults do not reach its caller either."""

@@ -290,6 +290,21 @@ async def test_no_fault_around_an_answer_takes_its_text_into_the_log(
 
 
 @pytest.mark.attack
+async def test_a_fault_while_a_refusal_is_told_takes_no_text_into_the_log(
+    found: Stage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(given: object) -> bytes:
+        raise ValueError(f"secret {given!r}")
+
+    monkeypatch.setattr(front.answers, "encoded", broken)
+    async with client_of(found) as client:
+        answer = await client.get("/v1/models")
+    assert answer.status_code == 500
+    assert "ValueError at test_refusals.py:" in caplog.text
+    assert "secret" not in caplog.text + answer.text
+
+
+@pytest.mark.attack
 async def test_what_is_no_http_is_answered_in_the_apis_dialect(
     found: Stage, caplog: pytest.LogCaptureFixture
 ) -> None:
