@@ -8,6 +8,8 @@ the gateway does it and by `encode` in the event loop, which is the alternative:
 which the loop did not turn.
 
 The bar: the longest pause is at most `MOST_MILLISECONDS` longer than without, in the median round.
+The worst round is printed beside it and has no bar: one round on a shared machine says as much of
+the machine as of the gateway. So the bench shows what a pause mostly is, and no bound on every one.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import pydoc_data.topics
 import statistics
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from appliance.api.serving.v1 import routing_service_pb2
 from appliance.core.errors import ApplianceError
@@ -30,6 +32,7 @@ from bench.measure import RESULTS, Contender, compare
 
 NAME = "prompt_pause"
 MOST_MILLISECONDS = 50.0
+MEDIAN, WORST = "_median_pause_milliseconds", "_worst_pause_milliseconds"
 STREAMS = 8
 SIZE = 1 << 20
 ROUNDS = 5
@@ -44,14 +47,17 @@ def main() -> int:
     table = _in_one_process()
     with stage() as running:
         figures = asyncio.run(_gaps(running))
-    worst = max(value for name, value in figures.items() if name.endswith("_pause_milliseconds"))
-    figures["longest_pause_milliseconds"] = worst
+    median = max(value for name, value in figures.items() if name.endswith(MEDIAN))
+    figures["median_round_at_most_milliseconds"] = median
+    figures["worst_round_milliseconds"] = max(
+        value for name, value in figures.items() if name.endswith(WORST)
+    )
     print(f"\n{NAME}, through a gateway")
     for name, value in figures.items():
         print(f"  {name:44}{value:>10.4g}")
     whole = {"bench": NAME, "in_one_process": table, "figures": figures, "bar": MOST_MILLISECONDS}
     (RESULTS / f"{NAME}.json").write_text(json.dumps(whole, indent=2) + "\n")
-    return int(worst > MOST_MILLISECONDS)
+    return int(median > MOST_MILLISECONDS)
 
 
 def _in_one_process() -> dict[str, object]:
@@ -119,7 +125,7 @@ async def _gaps(running: Stage) -> dict[str, float]:
 async def _pause(
     watch: Watch, ask: Callable[[], Awaitable[None]], name: str, count: int
 ) -> dict[str, float]:
-    """Medians over rounds, each with as long a time without prompts before it."""
+    """Longest gaps of rounds, each with as long a time without prompts before it."""
     quiet, loud, seconds = [], [], 1.0
     for _ in range(REPEATS):
         watch.take()
@@ -129,12 +135,18 @@ async def _pause(
         await asyncio.gather(*(ask() for _ in range(count)))
         seconds = time.perf_counter() - start
         loud.append(watch.take())
+    return {f"{name}_seconds": seconds, **summary(name, quiet, loud)}
+
+
+def summary(name: str, quiet: Sequence[float], loud: Sequence[float]) -> dict[str, float]:
+    """The median round, which the bar holds, and the worst one: milliseconds."""
     pauses = [gap - usual for gap, usual in zip(loud, quiet, strict=True)]
     return {
-        f"{name}_seconds": seconds,
         f"{name}_quiet_gap_milliseconds": statistics.median(quiet),
         f"{name}_gap_milliseconds": statistics.median(loud),
-        f"{name}_pause_milliseconds": statistics.median(pauses),
+        f"{name}_worst_gap_milliseconds": max(loud),
+        f"{name}{MEDIAN}": statistics.median(pauses),
+        f"{name}{WORST}": max(pauses),
     }
 
 
