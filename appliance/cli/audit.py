@@ -13,7 +13,7 @@ import click
 from appliance.cli import output
 from appliance.cli.command import command as make
 from appliance.cli.command import output_option
-from appliance.cli.files import write_public
+from appliance.cli.files import private_file, write_public
 from appliance.cli.output import field
 from appliance.core.errors import FailedPrecondition
 
@@ -77,16 +77,11 @@ def list_(session: Session, limit: int, **only: str) -> None:
 @make("export", "AuditService.ExportRecords", group=command)
 @click.option("--out", required=True, type=FILE, help="File for the records.")
 def export(session: Session, out: Path) -> None:
-    """Write the whole chain to a file, exactly as it is stored."""
+    """Write the whole chain to a file of yours alone, exactly as it is stored."""
     written = 0
-    part = out.with_name(f".{out.name}.part")
-    try:
-        with part.open("wb") as file:
-            for piece in session.stream("AuditService.ExportRecords", timeout=EXPORT_SECONDS):
-                written += file.write(piece.lines)
-        part.replace(out)
-    finally:
-        part.unlink(missing_ok=True)
+    with private_file(out) as file:
+        for piece in session.stream("AuditService.ExportRecords", timeout=EXPORT_SECONDS):
+            written += file.write(piece.lines)
     click.echo(f"{written} bytes in {out}", err=True)
 
 

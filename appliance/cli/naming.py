@@ -30,7 +30,7 @@ def complete(kind: str, text: str, project: str) -> str:
     ids = [part for part in text.split("/") if part != "versions"]
     if pattern.startswith("projects/{project}/"):
         ids = [needed(project), *ids]
-    if kind == "serviceAccount" and project and names.ACCOUNT_MARK not in text:
+    if kind == "serviceAccount" and names.ACCOUNT_MARK not in text:
         return names.service_account(names.new_service_account_id(needed(project), text))
     try:
         return str(names.Name.of(kind, *ids))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from appliance.cli.command import command as make
-from appliance.cli.files import write_secret
+from appliance.cli.options import made_token, token_out
 from appliance.cli.output import field, last, state
 from appliance.cli.prompts import agree
 
@@ -56,24 +56,20 @@ def get(session: Session, name: str) -> None:
 
 @make("create-join-token", "NodeService.CreateJoinToken", group=command)
 @click.argument("node_id", metavar="NODE")
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Write the token to this file, 0600, instead of printing it.",
-)
+@token_out
 def create_join_token(session: Session, node_id: str, out: Path | None) -> None:
     """Make a token with which one server may join once, within ten minutes."""
-    made = session.call("NodeService.CreateJoinToken", node_id=node_id)
-    facts = {
-        "token": made.token,
-        "id": made.token_id,
-        "ca_fingerprint": made.ca_fingerprint,
-        "expire_time": made.expire_time.ToJsonString(),
-    }
-    if out is not None:
-        write_secret(out, facts.pop("token"))
-        click.echo(f"the token is in {out}, readable by you alone", err=True)
-    session.show(facts)
+
+    def make_token() -> dict[str, str]:
+        made = session.call("NodeService.CreateJoinToken", node_id=node_id)
+        return {
+            "token": made.token,
+            "id": made.token_id,
+            "ca_fingerprint": made.ca_fingerprint,
+            "expire_time": made.expire_time.ToJsonString(),
+        }
+
+    session.show(made_token(out, make_token))
 
 
 @make("list-join-tokens", "NodeService.ListJoinTokens", group=command)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from appliance.cli.command import command as make
-from appliance.cli.files import write_secret
+from appliance.cli.options import made_token, token_out
 from appliance.cli.output import field, last
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def create(session: Session, account: str) -> None:
     session.show(made, COLUMNS)
 
 
-@make("get", "ServiceAccountService.GetServiceAccount", group=command)
+@make("get", "ServiceAccountService.GetServiceAccount", group=command, project=True)
 @click.argument("name", metavar="ACCOUNT")
 def get(session: Session, name: str) -> None:
     """Show one service account and its live tokens."""
@@ -71,30 +71,27 @@ def list_tokens(session: Session) -> None:
     session.show(tokens, TOKENS)
 
 
-@make("create-token", "ServiceAccountService.CreateToken", group=command)
+@make("create-token", "ServiceAccountService.CreateToken", group=command, project=True)
 @click.argument("name", metavar="ACCOUNT")
 @click.option("--days", type=click.IntRange(1, 90), help="Days until it ends.  [default: 30]")
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Write the token to this file, 0600, instead of printing it.",
-)
+@token_out
 def create_token(session: Session, name: str, days: int | None, out: Path | None) -> None:
     """Make a token; it is shown once and never stored."""
-    made = session.call(
-        "ServiceAccountService.CreateToken",
-        name=session.name("serviceAccount", name),
-        lifetime_days=days or 0,
-    )
-    facts = {"token": made.token, "id": made.metadata.id}
-    facts["expire_time"] = made.metadata.expire_time.ToJsonString()
-    if out is not None:
-        write_secret(out, facts.pop("token"))
-        click.echo(f"the token is in {out}, readable by you alone", err=True)
-    session.show(facts)
+    full = session.name("serviceAccount", name)
+
+    def make_token() -> dict[str, str]:
+        made = session.call("ServiceAccountService.CreateToken", name=full, lifetime_days=days or 0)
+        return {
+            "token": made.token,
+            "id": made.metadata.id,
+            "service_account": full,
+            "expire_time": made.metadata.expire_time.ToJsonString(),
+        }
+
+    session.show(made_token(out, make_token))
 
 
-@make("revoke-token", "ServiceAccountService.RevokeToken", group=command)
+@make("revoke-token", "ServiceAccountService.RevokeToken", group=command, project=True)
 @click.argument("name", metavar="ACCOUNT")
 @click.argument("token_id", metavar="ID")
 def revoke_token(session: Session, name: str, token_id: str) -> None:

@@ -62,6 +62,17 @@ def write_durably(path: Path, data: bytes, mode: int = 0o600) -> None:
     Raises Exhausted when the disk is full and OSError for other failures; then the older file is
     untouched.
     """
+    with durable_file(path, mode) as descriptor:
+        _write_all(descriptor, data)
+
+
+@contextlib.contextmanager
+def durable_file(path: Path, mode: int = 0o600) -> Iterator[int]:
+    """A new file, open for writing, that gets its name when the block ends without an error.
+
+    For what must not be made before there is a place for it. Raises as `write_durably`; after an
+    error nothing is left.
+    """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -70,7 +81,7 @@ def write_durably(path: Path, data: bytes, mode: int = 0o600) -> None:
         try:
             try:
                 os.fchmod(descriptor, mode)
-                _write_all(descriptor, data)
+                yield descriptor
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)

@@ -47,6 +47,9 @@ def test_what_is_no_name_is_refused(kind: str, text: str) -> None:
 def test_a_short_name_needs_a_project() -> None:
     with pytest.raises(click.UsageError, match="set-project"):
         naming.complete("dataset", "docs", "")
+    with pytest.raises(click.UsageError, match="no project is chosen"):
+        naming.complete("serviceAccount", "app", "")
+    assert naming.complete("serviceAccount", "demo--app", "") == "serviceAccounts/demo--app"
     assert naming.complete("user", "alice", "") == "users/alice"
 
 
