@@ -15,6 +15,30 @@ import click
 
 Function = Callable[..., None]
 FORMS = ("table", "json", "yaml")
+REPEATABLE = frozenset(
+    {
+        "BindingService.CreateBinding",
+        "BindingService.DeleteBinding",
+        "DatasetService.CreateDataset",
+        "DatasetService.UploadDatasetVersion",
+        "EndpointService.CreateEndpoint",
+        "EndpointService.DeleteEndpoint",
+        "JobService.CancelJob",
+        "JobService.CreateJob",
+        "ModelService.CreateModel",
+        "ModelService.ImportModelVersion",
+        "NodeService.EvictNode",
+        "ProjectService.CreateProject",
+        "ServiceAccountService.CreateServiceAccount",
+        "UserService.CreateUser",
+        "UserService.EndUserSessions",
+        "UserService.LockUser",
+        "UserService.ResetFactor",
+        "UserService.ResetPassword",
+        "UserService.UnlockUser",
+    }
+)
+"""The RPCs whose request has a `request_id`; written down, as reading it takes gRPC."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +85,7 @@ def command(
                 output=values.pop("output"),
                 context=values.pop("context") or "",
                 project=(values.pop("project") or "") if project else "",
-                request_id=values.pop("request_id") or "",
+                request_id=str(values.pop("request_id", None) or ""),
                 code_file=values.pop("code_file"),
                 methods=methods,
             )
@@ -102,6 +126,12 @@ def _shared_options(methods: tuple[str, ...], *, project: bool) -> list[click.Pa
         envvar="APPLIANCE_PROJECT",
         help="Project of short names.  [default: the context's]",
     )
+    repeat = click.Option(
+        ["--request-id"],
+        metavar="UUID",
+        type=click.UUID,
+        help="Repeat an earlier command: what it changed is not changed twice.",
+    )
     return [
         *([of_project] if project else []),
         output_option(),
@@ -111,11 +141,7 @@ def _shared_options(methods: tuple[str, ...], *, project: bool) -> list[click.Pa
             envvar="APPLIANCE_CONTEXT",
             help="Server to call.  [default: the current context]",
         ),
-        click.Option(
-            ["--request-id"],
-            metavar="UUID",
-            help="Repeat an earlier command: what it changed is not changed twice.",
-        ),
+        *([repeat] if REPEATABLE.intersection(methods) else []),
         click.Option(
             ["--code-file"],
             metavar="FILE",

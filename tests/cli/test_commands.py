@@ -206,6 +206,12 @@ def test_a_repeated_command_repeats_its_request(command: Run, logged_in: FakeApi
     assert second.request.request_id not in ("", ID)
 
 
+def test_a_request_id_is_a_uuid_of_what_can_be_repeated(command: Run, logged_in: FakeApi) -> None:
+    assert command("project", "create", "p", "--request-id", "seven").code == 2
+    assert command("node", "create-join-token", "n2", "--request-id", ID).code == 2
+    assert logged_in.calls == []
+
+
 def test_first_login_enrols_and_shows_everything_once(
     command: Run, logged_in: FakeApi, terminal: list[str]
 ) -> None:

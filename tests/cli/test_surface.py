@@ -8,13 +8,13 @@ from pathlib import Path
 
 import click
 
-from appliance.cli.command import Calls
+from appliance.cli.command import REPEATABLE, Calls
 from appliance.cli.main import NOUNS, appliance
 from appliance.client.methods import SERVICES
 from tests.fakes.command_line import Run
 
 SURFACE = Path(__file__).with_name("surface.txt")
-SHARED = {"-o", "--output", "--context", "--request-id", "--code-file", "--show-permission"}
+SHARED = {"-o", "--output", "--context", "--code-file", "--show-permission"}
 
 
 def commands(
@@ -114,6 +114,20 @@ def test_every_call_of_people_has_a_command() -> None:
         methods = module.DESCRIPTOR.services_by_name[service].methods
         there |= {f"{service}.{method.name}" for method in methods}
     assert used == there
+
+
+def test_only_what_can_be_repeated_takes_a_request_id() -> None:
+    there = set()
+    for service, path in SERVICES.items():
+        module = importlib.import_module(f"appliance.api.{path}_pb2")
+        for method in module.DESCRIPTOR.services_by_name[service].methods:
+            if "request_id" in method.input_type.fields_by_name:
+                there.add(f"{service}.{method.name}")
+    assert there == REPEATABLE
+    for path, each in commands():
+        if isinstance(each, Calls):
+            flags = {flag for option in each.params for flag in option.opts}
+            assert ("--request-id" in flags) == bool(there.intersection(each.methods)), path
 
 
 def test_a_shell_completes_commands_and_options() -> None:
