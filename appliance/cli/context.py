@@ -69,8 +69,12 @@ def _show(profiles: Profiles, names: str | list[str], form: str) -> None:
 @click.option("--project", default="", metavar="P", help="Project that short names belong to.")
 def add(profiles: Profiles, name: str, server: str, ca: Path, project: str) -> str:
     """Add a server and use it."""
-    if ":" not in server:
-        raise click.UsageError(f"--server {server}: write HOST:PORT, such as {server}:7443")
+    host, _, port = server.rpartition(":")
+    if not host or not port.isascii() or not port.isdecimal() or not 0 < int(port[:6]) <= 65535:
+        raise click.UsageError(
+            f"--server {server}: write HOST:PORT with a port from 1 to 65535, such as "
+            "appliance.example:7443"
+        )
     pem = ca.read_text(encoding="ascii", errors="replace")
     if "-----BEGIN CERTIFICATE-----" not in pem:
         raise click.UsageError(f"--ca {ca} is no PEM certificate: take ca.pem of the appliance")

@@ -95,17 +95,20 @@ def _make(local: Local, admin: str, password: str, arguments: list[str]) -> dict
 
 
 def _add_context(local: Local, server: str, admin: str) -> str:
-    """A context under a name that no other server has."""
+    """A context under a name that no other appliance has; one of another appliance is kept."""
     profiles = Profiles()
+    pem = local.ca.read_text(encoding="ascii")
     taken = {profile.name: profile for profile in profiles.all()}
     name, number = "local", 1
-    while name in taken and taken[name].server != server:
+    while name in taken and taken[name].ca_pem != pem:
         number += 1
         name = f"local-{number}"
-    if name in taken:
-        profiles.forget_token(taken[name])
-        profiles.forget_devices(taken[name])
-    pem = local.ca.read_text(encoding="ascii")
+    if name != "local":
+        click.echo(
+            f"the context local is of another appliance and stays as it is: this one is {name}, "
+            "which is in use now",
+            err=True,
+        )
     profiles.put(Profile(name=name, server=server, ca_pem=pem, user=admin))
     return name
 

@@ -65,6 +65,12 @@ def open_data(
     """
     data = DataDirectory(settings.data)
     if not data.root_key.exists():
+        if data.keyring.exists():
+            raise FailedPrecondition(
+                f"{data.root_key} is missing, and nothing here can be read without it: put it back "
+                "from where you keep it",
+                path=data.root_key,
+            )
         raise FailedPrecondition(
             f"{data.path} holds no appliance: make one with `appliance init`", path=data.path
         )

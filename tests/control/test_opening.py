@@ -104,7 +104,7 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         (widen, FailedPrecondition, "open to other users"),
         (open_folder, FailedPrecondition, "open to other users"),
-        (drop_root_key, FailedPrecondition, "make one with `appliance init`"),
+        (drop_root_key, FailedPrecondition, "put it back from where you keep it"),
         (drop_keyring, FailedPrecondition, "there is no file"),
         (other_root_key, Tampered, ""),
         (other_keyring, Tampered, ""),
