@@ -65,11 +65,15 @@ def unlock(session: Session, name: str) -> None:
 @make("reset-password", "UserService.ResetPassword", group=command)
 @click.argument("name", metavar="USER")
 @click.option("--password-file", metavar="FILE", help="Next password; `-` is standard input.")
-def reset_password(session: Session, name: str, password_file: str | None) -> None:
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def reset_password(session: Session, name: str, password_file: str | None, *, yes: bool) -> None:
     """Give a user another password, to be replaced at the next log-in; live sessions stop."""
     full = session.name("user", name)
+    if not yes:
+        agree(f"Reset the password of {full}? Every session of theirs ends.")
     password = prompts.password(password_file, f"Next password of {full}", twice=True)
     session.show(session.call("UserService.ResetPassword", name=full, password=password), COLUMNS)
+    click.echo(f"every session of {full} has ended", err=True)
 
 
 @make("reset-factor", "UserService.ResetFactor", group=command)
@@ -81,6 +85,7 @@ def reset_factor(session: Session, name: str, *, yes: bool) -> None:
     if not yes:
         agree(f"Reset the second factor of {full}? Until the next log-in its password is enough.")
     session.show(session.call("UserService.ResetFactor", name=full), COLUMNS)
+    click.echo(f"every session of {full} has ended", err=True)
 
 
 @make("end-sessions", "UserService.EndUserSessions", group=command)

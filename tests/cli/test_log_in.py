@@ -166,8 +166,12 @@ def test_what_an_administrator_resets(command: Run, logged_in: FakeApi) -> None:
         "UserService.ResetFactor": bob,
         "UserService.EndUserSessions": user_service_pb2.EndUserSessionsResponse(sessions=3),
     }
-    reset = command("user", "reset-password", "bob", "--password-file", "-", stdin="next one\n")
+    give = ("user", "reset-password", "bob", "--password-file", "-")
+    assert command(*give, stdin="next one\n").code == 3
+    assert logged_in.calls == []
+    reset = command(*give, "--yes", stdin="next one\n")
     assert (reset.code, "next one" in reset.out + reset.err) == (0, False)
+    assert "every session of users/bob has ended" in reset.err
     assert command("user", "reset-factor", "bob").code == 3
     assert command("user", "reset-factor", "bob", "--yes").code == 0
     assert json.loads(command("user", "end-sessions", "bob", "-o", "json").out) == {"sessions": 3}

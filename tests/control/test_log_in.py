@@ -205,6 +205,19 @@ async def test_a_reset_password_is_good_for_one_log_in(appliance: Appliance, adm
     assert SECOND not in text
 
 
+@pytest.mark.attack
+async def test_nobody_resets_their_own_password(appliance: Appliance, admin: Any) -> None:
+    request = user_service_pb2.ResetPasswordRequest(name="users/alice", password=SECOND)
+    refused = await error_of(users(appliance).ResetPassword(request, metadata=admin))
+    assert isinstance(refused, FailedPrecondition)
+    assert "appliance password change" in refused.message
+    assert not (
+        await users(appliance).GetUser(
+            user_service_pb2.GetUserRequest(name="users/alice"), metadata=admin
+        )
+    ).must_change_password
+
+
 async def test_a_reset_factor_is_enrolled_anew(appliance: Appliance, admin: Any) -> None:
     appliance.user("bob")
     appliance.enrol("bob")

@@ -65,7 +65,7 @@ def test_a_first_password_is_replaced_at_the_first_log_in(
     )
     assert sentence(old) == "the user or the password is wrong: check both, then try again"
     appliance.alice.run(
-        "user", "reset-password", "erin", "--password-file", "-", stdin=FIRST + "\n"
+        "user", "reset-password", "erin", "--yes", "--password-file", "-", stdin=FIRST + "\n"
     )
     assert "log in again" in sentence(erin.run("whoami", expect=LOG_IN))
     files = ("--password-file", "-", "--code-file", "-")

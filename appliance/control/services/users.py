@@ -8,6 +8,8 @@ Rules kept here:
   administrator is neither locked nor loses the second factor;
 * who resets what proves another person could become that person: it is refused for somebody who may
   do more (`auth.escalation`);
+* nobody resets their own password: who finds a session open would replace a password that they do
+  not know. `AuthService.ChangePassword` asks for the present one;
 * unlocking, and a new password, clear the count of failed tries.
 """
 
@@ -32,7 +34,7 @@ from appliance.control.services.resources import missing, timestamp
 from appliance.control.store import tables
 from appliance.control.store.database import Database, Reading, Transaction
 from appliance.core import names
-from appliance.core.errors import AlreadyExists
+from appliance.core.errors import AlreadyExists, FailedPrecondition
 from appliance.core.identity import Principal, PrincipalKind
 from appliance.core.names import Name
 from appliance.crypto.signing import hmac_sha256
@@ -150,6 +152,7 @@ class Users:
     def check_reset(self, caller: Caller, request: user_service_pb2.ResetPasswordRequest) -> None:
         """Check a request before its password is hashed."""
         identifier = Name.parse(request.name, "user").id
+        _check_another(caller, identifier)
         self._passwords.check_new(request.password, identifier)
         with self._database.read() as state:
             self._check_may_reset(state, caller, identifier)
@@ -161,6 +164,7 @@ class Users:
         identifier = Name.parse(request.name, "user").id
 
         def work(transaction: Transaction) -> user_pb2.User:
+            _check_another(caller, identifier)
             self._check_may_reset(transaction, caller, identifier)
             changed = tables.user.update().where(tables.user.c.id == identifier)
             transaction.run(changed.values(password_hash=hashed, must_change=True))
@@ -223,6 +227,11 @@ class Users:
             tables.user.update().where(tables.user.c.id == identifier).values(locked=locked)
         )
         transaction.after_commit(lambda: self._events.publish(ACCESS, ROUTING))
+
+
+def _check_another(caller: Caller, identifier: str) -> None:
+    if caller.principal == Principal(PrincipalKind.USER, identifier):
+        raise FailedPrecondition("this is you: use `appliance password change`")
 
 
 def put_out(transaction: Transaction, identifier: str) -> None:
