@@ -15,6 +15,7 @@ import pytest
 
 from appliance.control.audit import log as module
 from appliance.control.audit import segments
+from appliance.control.audit.growing import Look
 from appliance.control.audit.log import AuditLog
 from appliance.control.audit.record import Entry
 from appliance.core.errors import AuditUnavailable, Tampered
@@ -31,6 +32,7 @@ Opened = Callable[..., AuditLog]
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look each 10 ms, so that a test waits for what happens and not for a second."""
     monkeypatch.setattr(module, "CHECK_SECONDS", 0.01)
+    monkeypatch.setattr(segments, "LOOK_SECONDS", 0.0)
 
 
 def opened(folder: Path, **more: Any) -> AuditLog:
@@ -307,6 +309,35 @@ def test_what_somebody_else_does_to_a_file_is_noticed_and_nothing_more_is_taken(
     assert [each.levelname for each in caplog.records] == ["CRITICAL"]
     assert "reserve" not in refused(log, RESULT)
     log.close()
+
+
+def test_a_write_does_not_look_at_every_closed_segment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are as many as the log is old; a second later they are looked at again."""
+    now = [1000.0]
+    monkeypatch.setattr(segments, "LOOK_SECONDS", 1.0)
+    monkeypatch.setattr("appliance.control.audit.segments.time.monotonic", lambda: now[0])
+    files = segments.Segments(tmp_path / "audit", segment_bytes=10)
+    for _ in range(5):
+        files.append([b"a line of a record"])
+    looked: list[Path] = []
+    real = segments.expect
+
+    def expect(path: Path, known: Look) -> None:
+        looked.append(path)
+        real(path, known)
+
+    monkeypatch.setattr(segments, "expect", expect)
+    files.check()
+    assert len(looked) == 4
+    for _ in range(100):
+        files.check()
+    assert len(looked) == 4
+    now[0] += 1.0
+    files.check()
+    assert len(looked) == 8
+    files.close()
 
 
 @pytest.mark.attack
