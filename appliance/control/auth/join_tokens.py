@@ -3,6 +3,7 @@
 Rules kept here:
 * stored as a keyed digest; used up in the transaction that makes the node, so of two at the same
   time one wins;
+* one that has ended is deleted a day later, when the next is made;
 * those that can still be used are listed and revoked; an eviction voids those of the node's name;
 * unknown, used, ended, revoked and void tokens get the same answer, and so does one that says that
   it was made in the future.
@@ -27,6 +28,8 @@ from appliance.control.store.tables import join_token
 from appliance.core.errors import NotFound
 
 LIFETIME = timedelta(minutes=10)
+KEPT = timedelta(days=1)
+"""Time for which a token that has ended is kept: the audit log says who used it, for ever."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ def create(  # noqa: PLR0913 - the columns of one row
 ) -> NewJoinToken:
     """Make a token with which one server may join as `node`, ten minutes unless said otherwise."""
     minted = tokens.mint(TokenKind.JOIN, key)
+    transaction.run(delete(join_token).where(join_token.c.expire_time <= now - KEPT))
     transaction.run(
         insert(join_token).values(
             id=minted.id,

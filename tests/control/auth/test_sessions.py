@@ -389,6 +389,23 @@ def test_a_join_token_works_once_and_for_ten_minutes(house: House) -> None:
     assert len(answers) == 1
 
 
+def test_join_tokens_that_ended_are_deleted_after_a_day(house: House) -> None:
+    used, unused = _join_token(house), _join_token(house)
+    _join(house, used.text)
+
+    def kept() -> set[str]:
+        with house.state.read() as state:
+            return {row.id for row in state.all(select(tables.join_token))}
+
+    house.clock.forward(24 * 3600)
+    young = _join_token(house)
+    assert kept() == {used.id, unused.id, young.id}
+    house.clock.forward(600)
+    assert _join_token(house).id in kept()
+    assert kept().isdisjoint({used.id, unused.id})
+    assert young.id in kept()
+
+
 @pytest.mark.attack
 def test_of_two_servers_with_one_token_one_joins(house: House) -> None:
     token, joined = _join_token(house).text, []
