@@ -17,7 +17,7 @@ from appliance.api.auth.v1.auth_service_pb2_grpc import AuthServiceServicer
 from appliance.control.auth.hasher import Hasher
 from appliance.control.auth.log_in import Begun
 from appliance.control.events import Events
-from appliance.control.rpc.servicer import Servicer
+from appliance.control.rpc.servicer import Servicer, stop_if_left
 from appliance.control.services.authentication import Authentication
 from appliance.core.errors import Exhausted
 from appliance.wire.admission import source_of
@@ -89,6 +89,7 @@ class AuthRpc(Servicer, AuthServiceServicer):
     async def _verify(self, begun: Begun, password: str) -> bool:
         source = source_of(self.caller.source)
         try:
+            stop_if_left()  # While the try was counted: it ends before it takes a turn.
             return await self._hasher.verify(
                 begun.stored, password, account=begun.lane, source=source, known=begun.known
             )
@@ -99,6 +100,7 @@ class AuthRpc(Servicer, AuthServiceServicer):
     async def _hash(self, begun: Begun, password: str) -> str:
         source = source_of(self.caller.source)
         try:
+            stop_if_left()
             return await self._hasher.hash(password, account=begun.lane, source=source, known=True)
         except (Exhausted, asyncio.CancelledError):
             # The password was right; what is missing is a turn.

@@ -38,7 +38,7 @@ LOOK_AGAIN = 15.0
 """Seconds after which a watcher reads the state again even if nobody woke it."""
 
 
-def _stop_if_left() -> None:
+def stop_if_left() -> None:
     """Raise CancelledError when the call being served was cancelled, also if that was absorbed."""
     task = asyncio.current_task()
     if task is not None and task.cancelling():
@@ -92,7 +92,7 @@ class Servicer:
     async def _look(self, function: Callable[..., T], *arguments: object) -> T:
         """As `_run` inside a stream: one whose caller has left goes no further."""
         value = await self._run(function, *arguments)
-        _stop_if_left()
+        stop_if_left()
         return value
 
     async def _take_in(
@@ -108,7 +108,7 @@ class Servicer:
             raise InvalidInput("the stream is empty: its first message names what to fill")
         intake = await self._run(begin, self.caller, first)
         try:
-            _stop_if_left()
+            stop_if_left()
             async for message in messages:
                 await self._look(intake.add, message)
             await self._look(intake.close)
