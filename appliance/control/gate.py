@@ -42,7 +42,12 @@ from appliance.control.services.caller import (
     known_caller,
     set_current_caller,
 )
-from appliance.core.errors import ApplianceError, Exhausted, Unauthenticated
+from appliance.core.errors import (
+    ApplianceError,
+    Exhausted,
+    PasswordChangeRequired,
+    Unauthenticated,
+)
 from appliance.core.identity import Principal
 from appliance.wire.admission import Rates, Refusals, SourceLimit
 from appliance.wire.budgets import Admission
@@ -132,7 +137,8 @@ class Gate(Door[Entered]):
             self._credentials.check_presented(call)
             return await self._run(self._credentials.caller, call)
         except Unauthenticated as refused:
-            self._limits.refused.take(call.peer)
+            if not isinstance(refused, PasswordChangeRequired):  # That credential was right.
+                self._limits.refused.take(call.peer)
             set_current_caller(await self._run(self._credentials.stranger, call, refused))
             raise
 

@@ -24,6 +24,7 @@ from appliance.api.auth.v1 import auth_service_pb2, auth_service_pb2_grpc
 from appliance.api.projects.v1 import project_service_pb2, project_service_pb2_grpc
 from appliance.control.auth import tokens
 from appliance.control.auth.rules import Link
+from appliance.control.auth.sessions import CHANGE_PASSWORD
 from appliance.control.auth.tokens import TokenKind
 from appliance.control.config import ControlConfig, DataDirectory, Limits
 from appliance.control.main import Control
@@ -40,6 +41,7 @@ from appliance.core.errors import (
     InvalidInput,
     MfaRequired,
     NotFound,
+    PasswordChangeRequired,
     Unauthenticated,
     UnknownMethod,
 )
@@ -387,6 +389,21 @@ async def test_an_address_that_does_not_say_who_it_is_is_slowed_down(
             who, metadata=bearer(appliance.session(ADMINISTRATOR))
         )
         assert answer.principal == "users/alice"
+
+
+async def test_a_session_that_needs_a_new_password_takes_nothing_from_its_address(
+    template: Path, tmp_path: Path
+) -> None:
+    def settings(folder: Path) -> ControlConfig:
+        few = Limits(anonymous_per_second=0.001, anonymous_burst=2)
+        return settings_of(folder, limits=few)
+
+    async with running(template, tmp_path / "data", settings=settings) as appliance:
+        metadata = bearer(appliance.session(ADMINISTRATOR, step=CHANGE_PASSWORD))
+        request = user_service_pb2.ListUsersRequest()
+        for _ in range(5):
+            error = await error_of(users(appliance).ListUsers(request, metadata=metadata))
+            assert isinstance(error, PasswordChangeRequired)
 
 
 @pytest.mark.attack
