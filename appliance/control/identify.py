@@ -38,7 +38,7 @@ class Identify(Protocol):
     def check_presented(self, call: Call) -> None:
         """Raise Unauthenticated when the call shows nothing that can be a credential.
 
-        Reads nothing but the call, so that such calls cost no thread and no look-up.
+        Reads nothing but the call, so that such calls cost no look-up of who calls.
         """
 
     def caller(self, call: Call) -> Caller:

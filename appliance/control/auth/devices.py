@@ -9,7 +9,7 @@ Rules kept here (OWASP, "device cookies"):
 * a new password, a reset and a lock forget every device of the user;
 * one that says it was made in the future is not believed.
 
-The attack: shutting an account for its owner by guessing wrongly. Called by `sessions` and the user
+The attack: shutting an account for its owner by guessing wrongly. Called by `log_in` and the user
 service, inside their transactions.
 """
 

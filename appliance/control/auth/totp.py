@@ -11,7 +11,7 @@ Rules kept here:
 * the secret (160 bits) is sealed for its user and its row, so it cannot be moved to another user;
 * ten recovery codes of 130 bits, stored as keyed digests, each deleted as it is used.
 
-The attack: replay, guessing, look-alike digits, moving a secret between rows. Called by `sessions`.
+The attack: replay, guessing, look-alike digits, moving a secret between rows. Called by `log_in`.
 """
 
 from __future__ import annotations
