@@ -145,6 +145,8 @@ class Gate(Door[Entered]):
     async def enter(self, call: Call) -> Entered:
         """Decide, up to the intent. Raises what the caller shall see."""
         caller = current_caller()
+        if call.rule.anonymous:
+            await self._run(self._credentials.check_carried, call)
         version = await self._run(self._access.decide, caller, call.rule, call.resource)
         self._access.check_fresh_mfa(caller, call.rule)
         asked = facts(call.request, call.rule.recorded.asked)

@@ -30,6 +30,16 @@ from appliance.crypto.certs import not_after, peer_identity, serial_of
 from appliance.wire.door import Call
 
 EVICTED = "EVICTED"
+_HOLDERS = {
+    TokenKind.SESSION: PrincipalKind.USER,
+    TokenKind.SERVICE: PrincipalKind.SERVICE_ACCOUNT,
+}
+_TOKENS = {
+    TokenKind.SESSION: (tables.session, tables.session.c.user),
+    TokenKind.SERVICE: (tables.token, tables.token.c.service_account),
+    TokenKind.JOIN: (tables.join_token, tables.join_token.c.node),
+}
+"""Where the digest of each kind of token is, and whose it is."""
 
 
 class Identify(Protocol):
@@ -43,6 +53,12 @@ class Identify(Protocol):
 
     def caller(self, call: Call) -> Caller:
         """Who calls. Raises Unauthenticated or MfaRequired; never reads the request."""
+
+    def check_carried(self, call: Call) -> None:
+        """Raise Unauthenticated when the message of an anonymous call carries a made-up token.
+
+        Before the record of an intent, so that rubbish is counted like every stranger's.
+        """
 
     def stranger(self, call: Call, refused: ApplianceError) -> Caller:
         """A caller without rights, for the record of a call whose credential was `refused`."""
@@ -89,22 +105,32 @@ class ByToken:
             presented = tokens.parse(text, TokenKind.SESSION, TokenKind.SERVICE)
         except Unauthenticated:
             return _nobody(call)
-        session, token = tables.session, tables.token
-        table, owner, kind = (
-            (session, session.c.user, PrincipalKind.USER)
-            if presented.kind is TokenKind.SESSION
-            else (token, token.c.service_account, PrincipalKind.SERVICE_ACCOUNT)
-        )
+        caller = _nobody(call)
+        owner = self._owner(presented)
+        if owner is not None:
+            caller.notes["principal"] = Principal(_HOLDERS[presented.kind], owner).name
+        return caller
+
+    def check_carried(self, call: Call) -> None:
+        """The token of a log-in that has begun, or of a server that joins; it may have ended."""
+        carried = getattr(call.request, "token", None)
+        if carried is None:
+            return
+        if self._owner(tokens.parse(carried, TokenKind.SESSION, TokenKind.JOIN)) is None:
+            raise tokens.refused()
+
+    def _owner(self, presented: tokens.Parsed) -> str | None:
+        """Id of whose token it is, live or not; None when the secret in it is wrong."""
+        table, owner = _TOKENS[presented.kind]
         with self._database.read() as state:
             row = state.first(
                 table.select()
                 .with_only_columns(owner.label("owner"), table.c.digest)
                 .where(table.c.id == presented.id)
             )
-        caller = _nobody(call)
-        if row is not None and tokens.matches(presented, row.digest, self._token_key):
-            caller.notes["principal"] = Principal(kind, row.owner).name
-        return caller
+        if row is None or not tokens.matches(presented, row.digest, self._token_key):
+            return None
+        return str(row.owner)
 
 
 class ByCertificate:
@@ -133,6 +159,9 @@ class ByCertificate:
         """A certificate, which the handshake asks for."""
         if call.certificate is None:
             raise Unauthenticated("this listener asks for a certificate of the appliance")
+
+    def check_carried(self, call: Call) -> None:
+        """Nothing: no call on this listener goes without a certificate."""
 
     def caller(self, call: Call) -> Caller:
         """The machine a certificate was issued to, if it still holds."""

@@ -73,4 +73,7 @@ def configure(process: str, stream: TextIO | None = None, level: int = logging.I
         root.removeHandler(old)
     root.addHandler(handler)
     root.setLevel(level)
+    # gRPC writes each header that is no text into the log, before any door of ours was asked: a
+    # thousand times what a stranger sent. What it says of failed calls, the doors say themselves.
+    logging.getLogger("grpc._cython.cygrpc").setLevel(logging.CRITICAL)
     logging.captureWarnings(capture=True)

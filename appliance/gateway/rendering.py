@@ -52,13 +52,17 @@ class Marks:
         self._pattern = re.compile("|".join(map(_pattern, known))) if known else None
 
     def veil(self, texts: Sequence[str]) -> dict[str, str]:
-        """For each edge letter of a control token one that is in none of the texts."""
-        free = (
-            letter
-            for number in range(_FIRST_PRIVATE, _LAST_PRIVATE + 1)
-            if not any((letter := chr(number)) in text for text in texts)
-        )
-        return dict(zip(self._edges, free, strict=False))
+        """For each edge letter of a control token one that is in none of the texts.
+
+        Raises InvalidInput when so many private letters are written that none is left.
+        """
+        used = set().union(*texts)
+        numbers = range(_FIRST_PRIVATE, _LAST_PRIVATE + 1)
+        free = (letter for number in numbers if (letter := chr(number)) not in used)
+        veil = dict(zip(self._edges, free, strict=False))
+        if len(veil) < len(self._edges):
+            raise _refused("it has every letter for private use that there is")
+        return veil
 
     def named(self, text: str, veil: Mapping[str, str]) -> str:
         """A rendered text with names in place of its control tokens, unveiled."""

@@ -359,9 +359,9 @@ class Door(grpc.aio.ServerInterceptor, Generic[Entered]):  # type: ignore[type-a
             if not work.done():
                 work.cancel()
                 await asyncio.wait({work})
-                if not work.cancelled():
-                    # The stream is over; what it raised while it was ended interests nobody.
-                    work.exception()
+            if not work.cancelled():
+                # The stream is over; what it raised while it was ended interests nobody.
+                work.exception()
 
 
 def _call(rule: Rule, context: Context) -> Call:

@@ -10,8 +10,10 @@ import pytest
 from appliance.api.access.v1 import binding_pb2
 from appliance.api.access.v1 import binding_service_pb2 as rpc
 from appliance.api.access.v1 import service_account_service_pb2 as accounts_rpc
+from appliance.api.access.v1 import user_service_pb2 as users_rpc
 from appliance.api.access.v1.binding_service_pb2_grpc import BindingServiceStub
 from appliance.api.access.v1.service_account_service_pb2_grpc import ServiceAccountServiceStub
+from appliance.api.access.v1.user_service_pb2_grpc import UserServiceStub
 from appliance.api.data.v1 import dataset_service_pb2 as datasets_rpc
 from appliance.api.data.v1.dataset_service_pb2_grpc import DatasetServiceStub
 from appliance.api.nodes.v1 import node_service_pb2 as nodes_rpc
@@ -148,6 +150,20 @@ async def test_who_may_not_see_people_does_not_learn_who_is_there(appliance: App
     alice = Giver(appliance, ADMINISTRATOR)
     error = await error_of(alice.bind("viewer", "projects/mine", "users/phantom"))
     assert "there is no users/phantom: create it first" in error.message
+
+
+@pytest.mark.attack
+async def test_who_creates_a_person_holds_what_waits_for_that_name(appliance: Appliance) -> None:
+    """He chooses the first password, so he could act as that person."""
+    appliance.project("mine")
+    appliance.user("olga", ("owner", "mine"))
+    appliance.user("plat", ("administrator", PLATFORM))
+    await Giver(appliance, "olga").bind("owner", "projects/mine", "users/yan")
+    users = appliance.api(UserServiceStub)
+    request = users_rpc.CreateUserRequest(user_id="yan", password="nine slow rivers 48")
+    plat, alice = (bearer(appliance.session(name)) for name in ("plat", ADMINISTRATOR))
+    assert isinstance(await error_of(users.CreateUser(request, metadata=plat)), Denied)
+    assert (await users.CreateUser(request, metadata=alice)).name == "users/yan"
 
 
 @pytest.mark.attack

@@ -408,18 +408,24 @@ async def test_a_session_that_needs_a_new_password_takes_nothing_from_its_addres
 
 @pytest.mark.attack
 async def test_what_strangers_cause_is_one_record(appliance: Appliance) -> None:
-    """No token, a made-up one, a message that is none, a call that nobody has: 400 refusals."""
+    """No token, a made-up one, also in a message, a message that is none, a call nobody has."""
     before = len(appliance.records())
     channel = appliance.channel(appliance.control.api_port)
     made_up = tokens.mint(TokenKind.SESSION, b"another key").text
-    login = "/appliance.api.auth.v1.AuthService/Login"
-    who = "/appliance.api.auth.v1.AuthService/WhoAmI"
+    login, verify, who = (
+        f"/appliance.api.auth.v1.AuthService/{method}"
+        for method in ("Login", "VerifyTotp", "WhoAmI")
+    )
     for _ in range(100):
         assert type(await error_of(channel.unary_unary(who)(b""))) is Unauthenticated
         answer = channel.unary_unary(who)(b"", metadata=bearer(made_up))
         assert type(await error_of(answer)) is Unauthenticated
         assert type(await error_of(channel.unary_unary(login)(b"\xff"))) is InvalidInput
         assert type(await error_of(channel.unary_unary("/x/y")(b"\xff"))) is UnknownMethod
+        for text in ("x", made_up):
+            request = auth_service_pb2.VerifyTotpRequest(token=text, code="123456")
+            answer = channel.unary_unary(verify)(request.SerializeToString())
+            assert type(await error_of(answer)) is Unauthenticated
     await appliance.control.record_refusals()
     (record,) = appliance.records()[before:]
     assert (record["kind"], record["principal"], record["source"], record["outcome"]) == (
@@ -429,9 +435,9 @@ async def test_what_strangers_cause_is_one_record(appliance: Appliance) -> None:
         "UNAUTHENTICATED",
     )
     assert record["details"] == {
-        "count": 400,
-        "reasons": {"UNAUTHENTICATED": 200, "INVALID_INPUT": 100, "UNKNOWN_METHOD": 100},
-        "methods": {who: 200, login: 100, "unknown": 100},
+        "count": 600,
+        "reasons": {"UNAUTHENTICATED": 400, "INVALID_INPUT": 100, "UNKNOWN_METHOD": 100},
+        "methods": {who: 200, login: 100, "unknown": 100, verify: 200},
     }
     await appliance.control.record_refusals()
     assert len(appliance.records()) == before + 1

@@ -83,3 +83,10 @@ def test_configuring_twice_writes_once(lines: io.StringIO) -> None:
     log.configure("control", lines)
     logging.getLogger("a").info("once")
     assert lines.getvalue().count("\n") == 1
+
+
+@pytest.mark.attack
+def test_headers_that_are_no_text_are_not_written_down(lines: io.StringIO) -> None:
+    """gRPC says each of them at the level of an error, a thousand times what a stranger sent."""
+    logging.getLogger("grpc._cython.cygrpc").error("Invalid encoding on %s", b"\xff" * 7000)
+    assert lines.getvalue() == ""

@@ -393,9 +393,12 @@ _NO_HANDSHAKE = """
 import appliance  # as every process of ours begins
 import asyncio
 import ssl
+from appliance.core import log
+from tests.fakes.http2 import Raw
 from tests.fakes.wire import serving
 
 async def main():
+    log.configure("test")
     trust = ssl._create_unverified_context()
     trust.set_alpn_protocols(["h2"])
     async with serving([], [], {}, require_client=False) as running:
@@ -409,13 +412,19 @@ async def main():
             writer.write(b"GET / HTTP/1.0\\r\\n\\r\\n")
             await reader.read()
             writer.close()
+            # Headers that are no text, of a method that nobody has.
+            async with Raw.connect(running.port) as raw:
+                raw.request("/x/y", 1, **{"x-a": "\u00ff" * 500})
+                raw.message(1, b"")
+                while (await raw.next())[2] != 1:
+                    pass
 
 asyncio.run(main())
 """
 
 
 @pytest.mark.attack
-async def test_handshakes_that_fail_write_no_lines() -> None:
+async def test_handshakes_that_fail_and_headers_that_are_no_text_write_no_lines() -> None:
     environment = {key: value for key, value in os.environ.items() if key != "GRPC_VERBOSITY"}
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", _NO_HANDSHAKE),

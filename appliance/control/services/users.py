@@ -101,6 +101,10 @@ class Users:
         """A new person with a first password, of which `hashed` is the hash."""
 
         def work(transaction: Transaction) -> user_pb2.User:
+            # Roles may wait for this name; whoever chooses the password could use them.
+            other = Principal(PrincipalKind.USER, request.user_id)
+            policy = self._policies.current()
+            check_acts_as(policy, self._policies.roles, caller.principal, other)
             return self.add(transaction, request.user_id, hashed)
 
         payload = self._without_password(request)
