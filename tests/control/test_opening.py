@@ -12,7 +12,7 @@ import pytest
 
 from appliance.control.audit.record import Entry
 from appliance.control.main import Control
-from appliance.control.opening import open_data
+from appliance.control.opening import last_moment, open_data
 from appliance.control.store import tables
 from appliance.control.store.database import Database
 from appliance.core.errors import ApplianceError, FailedPrecondition, Stale, Tampered
@@ -148,9 +148,13 @@ def test_an_older_copy_of_the_log_contradicts_the_state(copy: Path, tmp_path: Pa
 
 @pytest.mark.attack
 def test_a_clock_set_back_is_noticed(copy: Path) -> None:
+    # From the newest record, not from now: the copied directory may be as old as the test run.
+    opened = open_data(settings_of(copy), now)
+    latest = last_moment(opened.database, opened.log)
+    opened.close()
     with pytest.raises(FailedPrecondition, match="set the clock right"):
-        open_data(settings_of(copy), lambda: now() - timedelta(minutes=10))
-    open_data(settings_of(copy), lambda: now() - timedelta(minutes=4)).close()
+        open_data(settings_of(copy), lambda: latest - timedelta(minutes=10))
+    open_data(settings_of(copy), lambda: latest - timedelta(minutes=4)).close()
 
 
 def test_the_configuration_names_the_appliance_of_the_keyring(copy: Path) -> None:
