@@ -1,24 +1,71 @@
 """Threads for calls: those whose caller is known, and those of strangers, apart.
 
-Rules kept here: services run where their caller belongs, decided when the work begins; however
-many log-ins wait for their hash, a known caller's work finds its threads free.
+Rules kept here:
+* services run where their caller belongs, decided when the work begins; however many log-ins wait
+  for their hash, a known caller's work finds its threads free;
+* turns of strangers go round their sources: a log-in waits for one piece of work of each other
+  source, however much the others have asked for.
 
-The attack: fill every thread with log-ins. Made by the composition root; given to every servicer as
-one pool.
+The attacks: fill every thread with log-ins; from many addresses at once, each within its rate, let
+work wait longer than anybody stays. Made by the composition root; given to every servicer as one
+pool.
 """
 
 from __future__ import annotations
 
+import functools
+import threading
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from appliance.control.services.caller import known_caller
 from appliance.core.identity import ANONYMOUS
+from appliance.wire.admission import source_of
 
 T = TypeVar("T")
 
 STRANGER_THREADS = 4
+
+
+class InTurn:
+    """Threads whose work goes round the sources that asked for it.
+
+    Args:
+        threads: pieces of work at a time.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="stranger")
+        self._lock = threading.Lock()
+        self._lines: OrderedDict[str, deque[tuple[Future[Any], Callable[[], Any]]]] = OrderedDict()
+
+    def submit(self, source: str, work: Callable[[], T]) -> Future[T]:
+        """Run `work` when it is the turn of its source. Raises RuntimeError after the end."""
+        future: Future[T] = Future()
+        with self._lock:
+            # One piece of work each time a thread is free: which one is decided then.
+            self._pool.submit(self._next)
+            self._lines.setdefault(source, deque()).append((future, work))
+        return future
+
+    def _next(self) -> None:
+        with self._lock:
+            source, line = self._lines.popitem(last=False)
+            future, work = line.popleft()
+            if line:
+                self._lines[source] = line
+        if not future.set_running_or_notify_cancel():
+            return
+        try:
+            future.set_result(work())
+        except BaseException as error:  # noqa: BLE001 - it belongs to whoever waits
+            future.set_exception(error)
+
+    def shutdown(self, *, wait: bool = True) -> None:
+        """Take nothing more; what was asked for is done."""
+        self._pool.shutdown(wait)
 
 
 class CallPool(Executor):
@@ -30,17 +77,19 @@ class CallPool(Executor):
 
     def __init__(self, threads: int) -> None:
         self._known = ThreadPoolExecutor(threads, thread_name_prefix="call")
-        self._strangers = ThreadPoolExecutor(STRANGER_THREADS, thread_name_prefix="stranger")
+        self._strangers = InTurn(STRANGER_THREADS)
 
     def submit(
         self, function: Callable[..., T], /, *arguments: object, **named: object
     ) -> Future[T]:
         """Run a function; called in the context of the call it belongs to."""
         caller = known_caller()
-        stranger = caller is not None and caller.principal == ANONYMOUS
-        return (self._strangers if stranger else self._known).submit(function, *arguments, **named)
+        if caller is None or caller.principal != ANONYMOUS:
+            return self._known.submit(function, *arguments, **named)
+        work = functools.partial(function, *arguments, **named)
+        return self._strangers.submit(source_of(caller.source), work)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002 - the base class names it
         """End both."""
         self._known.shutdown(wait, cancel_futures=cancel_futures)
-        self._strangers.shutdown(wait, cancel_futures=cancel_futures)
+        self._strangers.shutdown(wait=wait)
