@@ -15,12 +15,16 @@ from appliance.cli.command import command as make
 from appliance.cli.command import output_option
 from appliance.cli.files import private_file, write_public
 from appliance.cli.output import field
-from appliance.core.errors import FailedPrecondition
+from appliance.core import names
+from appliance.core.errors import BY_REASON, FailedPrecondition, InvalidInput
+from appliance.core.identity import parse_name
 
 if TYPE_CHECKING:
     from appliance.cli.session import Session
 
 EXPORT_SECONDS = 3600.0
+SYSTEM = "control"
+"""Who records have for what the appliance did by itself."""
 FILE = click.Path(path_type=Path, dir_okay=False)
 EXISTING = click.Path(path_type=Path, dir_okay=False, exists=True)
 COLUMNS = [
@@ -58,7 +62,12 @@ command = click.Group("audit", help="Read and verify the audit chain.")
 
 
 @make("list", "AuditService.ListRecords", group=command)
-@click.option("--principal", default="", metavar="NAME", help="Only of users/U and the like.")
+@click.option(
+    "--principal",
+    default="",
+    metavar="NAME",
+    help="Only of a user, or of serviceAccounts/A and the like.",
+)
 @click.option("--outcome", default="", help="Only with this outcome, such as PERMISSION_DENIED.")
 @click.option("--resource", default="", metavar="NAME", help="Only about this and what is below.")
 @click.option(
@@ -68,10 +77,37 @@ command = click.Group("audit", help="Read and verify the audit chain.")
     show_default=True,
     help="Newest records to show; 0 for all.",
 )
-def list_(session: Session, limit: int, **only: str) -> None:
+def list_(session: Session, limit: int, principal: str, outcome: str, resource: str) -> None:
     """List records, newest first."""
+    only = {
+        "principal": _principal(session, principal),
+        "outcome": outcome.upper(),
+        "resource": _resource(resource),
+    }
     rows = session.list("AuditService.ListRecords", "records", limit=limit, **only)
+    if not rows and only["outcome"] not in {"", "OK", *BY_REASON}:
+        # A job can end for a reason that is none of these: only what was not found is refused.
+        raise InvalidInput(
+            f"no record has the outcome {names.shown(outcome)}: take OK, or a reason such as "
+            f"{', '.join(list(BY_REASON)[:5])}, as a record or an error shows it"
+        )
     session.show(rows, COLUMNS)
+
+
+def _principal(session: Session, text: str) -> str:
+    """The name of a caller as records have it; a word alone is a person."""
+    if text in {"", SYSTEM}:
+        return text
+    return parse_name(text).name if "/" in text else session.name("user", text)
+
+
+def _resource(text: str) -> str:
+    if text and "/" not in text:
+        raise InvalidInput(
+            f"{names.shown(text)} is no resource's name: write projects/{text}, users/{text} or "
+            "the like; what is below it is found too"
+        )
+    return text
 
 
 @make("export", "AuditService.ExportRecords", group=command)
