@@ -10,6 +10,7 @@ from click.core import ParameterSource
 
 from appliance.cli.command import command as make
 from appliance.cli.output import field, last
+from appliance.core.errors import NotFound
 
 if TYPE_CHECKING:
     from appliance.cli.session import Session
@@ -69,12 +70,33 @@ def create(
     session: Session, principal: str, role: str, *, everywhere: bool, platform: bool
 ) -> None:
     """Give a role in a project, in all projects or on the platform."""
+    if "/" not in principal:
+        raise click.UsageError(
+            f"--principal {principal}: write users/{principal} for a person, "
+            f"serviceAccounts/{principal} for an application"
+        )
     wanted = {
         "principal": principal,
         "role": session.name("role", role),
         "scope": scope(session, everywhere=everywhere, platform=platform),
     }
-    session.show(session.call("BindingService.CreateBinding", binding=wanted), COLUMNS)
+    try:
+        made = session.call("BindingService.CreateBinding", binding=wanted)
+    except NotFound:
+        # An application of an older appliance may have the short name itself, so that comes first.
+        wanted["principal"] = _of_project(session, principal)
+        if wanted["principal"] == principal:
+            raise
+        made = session.call("BindingService.CreateBinding", binding=wanted)
+    session.show(made, COLUMNS)
+
+
+def _of_project(session: Session, principal: str) -> str:
+    """`serviceAccounts/app` as the application `app` of the chosen project; others as they are."""
+    collection, _, account = principal.partition("/")
+    if collection != "serviceAccounts" or not session.project:
+        return principal
+    return session.name("serviceAccount", account)
 
 
 @make("list", "BindingService.ListBindings", group=command, project=True)

@@ -6,6 +6,7 @@ import pytest
 
 from appliance.api.access.v1 import binding_pb2, binding_service_pb2, service_account_pb2
 from appliance.client.profiles import Profiles
+from appliance.core.errors import NotFound
 from tests.fakes.command_line import Run
 from tests.fakes.control_api import FakeApi
 
@@ -68,3 +69,32 @@ def test_a_short_name_of_an_application_is_of_the_chosen_project(
     logged_in.answers["ServiceAccountService.GetServiceAccount"] = answer
     assert command("service-account", "get", typed).code == 0
     assert logged_in.calls[0].request.name == name
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_a_role_is_given_to_the_application_that_is_there(
+    command: Run, logged_in: FakeApi, *, older: bool
+) -> None:
+    made = binding_pb2.Binding(name="bindings/b", scope="projects/demo")
+
+    def create(request: binding_service_pb2.CreateBindingRequest) -> object:
+        is_there = older or request.binding.principal == "serviceAccounts/demo--app"
+        return made if is_there else NotFound("there is none")
+
+    logged_in.answers["BindingService.CreateBinding"] = create
+    give = ("binding", "create", "--principal", "serviceAccounts/app", "--role", "inference")
+    assert command(*give).code == 0
+    asked = [call.request.binding.principal for call in logged_in.calls]
+    assert asked == ["serviceAccounts/app", "serviceAccounts/demo--app"][: 1 if older else 2]
+
+
+def test_what_is_not_there_is_asked_for_once(command: Run, logged_in: FakeApi) -> None:
+    logged_in.answers["BindingService.CreateBinding"] = NotFound("there is none")
+    assert command(*GIVE).code == 6
+    assert len(logged_in.calls) == 1
+
+
+def test_a_word_alone_is_nobody(command: Run, logged_in: FakeApi) -> None:
+    result = command("binding", "create", "--principal", "dora", "--role", "owner")
+    assert (result.code, "write users/dora for a person" in result.err) == (2, True)
+    assert logged_in.calls == []
