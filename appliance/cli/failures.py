@@ -12,23 +12,29 @@ import traceback
 
 import click
 
-from appliance.cli.prompts import Declined
+from appliance.cli.prompts import Declined, WrongCode
 from appliance.core import errors
 from appliance.core.waiting import in_seconds
 
 FAILED, USAGE, TIMED_OUT, LOG_IN, NOT_ALLOWED, NOT_FOUND, UNREACHABLE = range(1, 8)
 INTERRUPTED = 130
 
+_SERVER = (
+    "`appliance context show` names the server in use; `appliance up --data-dir D` starts one on "
+    "this machine"
+)
+
 # The first class that fits decides.
 _CODES: tuple[tuple[type[errors.ApplianceError], int, str], ...] = (
+    (WrongCode, LOG_IN, ""),
     (errors.FreshMfaRequired, LOG_IN, "repeat it in a terminal, or give --code-file"),
     (errors.PasswordChangeRequired, LOG_IN, "`appliance password change`"),
-    (errors.Unauthenticated, LOG_IN, "log in again with `appliance login`"),
-    (errors.Denied, NOT_ALLOWED, "`appliance whoami` shows your roles; an owner can give more"),
+    (errors.Unauthenticated, LOG_IN, "log in with `appliance login`"),
+    (errors.Denied, NOT_ALLOWED, "`appliance whoami` shows your roles"),
     (errors.NotFound, NOT_FOUND, "list what there is with the noun's `list` command"),
     (errors.AuditUnavailable, FAILED, "nothing was changed; look at the disk of the server"),
     (errors.Untrusted, UNREACHABLE, "`appliance context show` names the server in use"),
-    (errors.Unavailable, UNREACHABLE, "`appliance status` says whether the server answers"),
+    (errors.Unavailable, UNREACHABLE, _SERVER),
 )
 
 
@@ -76,13 +82,19 @@ def _explain_ours(error: errors.ApplianceError) -> int:
             break
     request = error.metadata.get("request_id")
     # What this machine itself could not find says what to do in its own sentence.
-    if hint and (request or code != NOT_FOUND):
+    if hint and (request or code != NOT_FOUND) and not _repeats(error.message, hint):
         _say(f"hint: {hint}")
-    if error.retry_after is not None:
+    if error.retry_after is not None and in_seconds(error.retry_after) not in error.message:
         _say(f"hint: try again in {in_seconds(error.retry_after)}")
     if request:
         _say(f"request: {request} ({error.reason})")
     return code
+
+
+def _repeats(message: str, hint: str) -> bool:
+    """Whether the sentence already names every command of the hint."""
+    commands = hint.split("`")[1::2]
+    return bool(commands) and all(f"`{each}`" in message for each in commands)
 
 
 def _say(text: str) -> None:

@@ -25,7 +25,6 @@ from appliance.core.errors import (
 if TYPE_CHECKING:
     from appliance.cli.session import Session
 
-TRIES = 3
 COMPLETE, VERIFY, ENROLL, CHANGE = 1, 2, 3, 4  # SessionStep
 
 
@@ -68,6 +67,11 @@ def command(
         recovery_code=recovery_code,
     )
     if begun.next_step == ENROLL:
+        if not prompts.interactive() and session.shared.code_file is None:
+            raise MfaRequired(
+                "The password is right, and an authenticator must be enrolled first: log in in a "
+                "terminal. Nothing was enrolled, so that no secret is in the output of a script."
+            )
         _show_secret(session.call("AuthService.EnrollTotp", token=begun.token).provisioning_uri)
     done = _prove(session, begun.token, recovery_code)
     session.profiles.put(replace(profile, user=user), use=False)
@@ -88,8 +92,20 @@ def _replace(session: Session, user: str, password: str, source: str | None) -> 
             "terminal, or give --new-password-file FILE."
         )
     click.echo("Your password was chosen by somebody else: choose your own.", err=True)
-    new = prompts.password(source, f"New password of {user}", twice=True)
-    passwords.change(session, user, password, new)
+    for left in reversed(range(prompts.tries(source))):
+        new = prompts.password(source, f"New password of {user}", twice=True)
+        try:
+            passwords.change(session, user, password, new)
+        except InvalidInput as error:
+            if left == 0:
+                raise prompts.in_words(
+                    InvalidInput,
+                    f"{error.message}. You are logged in: go on with `appliance password change`",
+                    error,
+                ) from error
+            click.echo(error.message, err=True)
+        else:
+            return
 
 
 def _ask_user() -> str:
@@ -114,8 +130,15 @@ def _show_secret(uri: str) -> None:
 def _prove(session: Session, token: str, recovery_code: str) -> Any:
     """Prove the second factor; a person may mistype it."""
     if recovery_code:
-        return session.call("AuthService.VerifyTotp", token=token, recovery_code=recovery_code)
-    tries = TRIES if prompts.interactive() and session.shared.code_file is None else 1
+        try:
+            return session.call("AuthService.VerifyTotp", token=token, recovery_code=recovery_code)
+        except Unauthenticated as error:
+            raise prompts.in_words(
+                Unauthenticated,
+                "this recovery code is wrong or was used before: take another one",
+                error,
+            ) from error
+    tries = prompts.tries(session.shared.code_file)
     while True:
         tries -= 1
         code_or_none = prompts.code(session.shared.code_file)

@@ -7,14 +7,33 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TypeVar
 
 import click
 
+from appliance.core.errors import ApplianceError, FreshMfaRequired
+
 STDIN = "-"
+TRIES = 3
+"""How often a person may type something again that was refused."""
 
 
 class Declined(Exception):
     """A person said no, or nobody was there to say yes."""
+
+
+class WrongCode(FreshMfaRequired):
+    """The code that was given for this call was refused; the session goes on."""
+
+
+_E = TypeVar("_E", bound=ApplianceError)
+
+
+def in_words(kind: type[_E], message: str, error: ApplianceError) -> _E:
+    """The server's error of a kind and in words of ours; what it tells programs stays."""
+    said = kind(message, fields=error.fields, retry_after=error.retry_after)
+    said.metadata.update(error.metadata)
+    return said
 
 
 def interactive() -> bool:
@@ -60,13 +79,32 @@ def password(source: str | None, prompt: str, *, twice: bool = False) -> str:
 
 
 def code(source: str | None) -> str | None:
-    """A code of the authenticator from `source` or a person; None when nobody is there."""
+    """A code of the authenticator from `source` or a person; None when nobody is there.
+
+    Raises:
+        click.UsageError: what is given is no code, so that it is not counted as a wrong one.
+    """
     if source is not None:
-        return first_line(source).replace(" ", "")
+        given = first_line(source).replace(" ", "")
+        if not _is_code(given):
+            raise click.UsageError("--code-file: a code from the authenticator has six digits")
+        return given
     if not interactive():
         return None
-    typed: str = click.prompt("Code from your authenticator", err=True)
-    return typed.replace(" ", "")
+    while True:
+        typed = str(click.prompt("Code from your authenticator", err=True)).replace(" ", "")
+        if _is_code(typed):
+            return typed
+        click.echo("A code from the authenticator has six digits.", err=True)
+
+
+def tries(source: str | None) -> int:
+    """How often a code may be given: a person mistypes, a file does not change."""
+    return TRIES if source is None and interactive() else 1
+
+
+def _is_code(text: str) -> bool:
+    return len(text) == 6 and text.isascii() and text.isdecimal()
 
 
 def agree(question: str) -> None:

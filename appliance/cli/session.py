@@ -14,6 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import click
+
 from appliance.cli import naming, output, prompts
 from appliance.cli.command import Shared
 from appliance.client.connection import DEADLINE, Connection
@@ -21,7 +23,7 @@ from appliance.client.methods import Method, find
 from appliance.client.pages import all_pages
 from appliance.client.profiles import Profile, Profiles
 from appliance.core import names
-from appliance.core.errors import FreshMfaRequired
+from appliance.core.errors import FreshMfaRequired, InvalidInput, Unauthenticated
 from appliance.core.files import read_secret
 from appliance.core.identity import PrincipalKind
 
@@ -190,11 +192,25 @@ class Session:
         except FreshMfaRequired:
             if os.environ.get(TOKEN_FILE):
                 raise
+            if not self._renewed():
+                raise
+        return ask()
+
+    def _renewed(self) -> bool:
+        """Whether a code was given and right; False when nobody is there to give one."""
+        for left in reversed(range(prompts.tries(self.shared.code_file))):
             code = prompts.code(self.shared.code_file)
             if code is None:
-                raise
-        self._renew(code)
-        return ask()
+                break
+            try:
+                self._renew(code)
+            except (InvalidInput, Unauthenticated) as error:
+                if left == 0:
+                    raise prompts.in_words(prompts.WrongCode, error.message, error) from error
+                click.echo(error.message, err=True)
+            else:
+                return True
+        return False
 
     def _renew(self, code: str) -> None:
         method = find(_VERIFY)

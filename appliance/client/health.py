@@ -43,7 +43,8 @@ def check(
         except grpc.RpcError as error:
             failed = from_rpc_error(error)
             kind = Untrusted if isinstance(failed, Untrusted) else Unavailable
-            raise kind(f"{address}: {failed}") from error
+            said = failed.message if address in failed.message else f"{address}: {failed}"
+            raise kind(said) from error
     if answer.status != health_pb2.HealthCheckResponse.SERVING:
         raise Unavailable(
             f"{address} answers, but does not serve: it is starting or stopping, or cannot do its "

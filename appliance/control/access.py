@@ -75,7 +75,7 @@ class Access:
             return
         if caller.principal.kind is not PrincipalKind.USER:
             raise FreshMfaRequired(
-                f"{caller.principal} may not do this: it needs a person with a second factor"
+                f"{caller.principal.name} may not do this: it needs a person with a second factor"
             )
         if not fresh_mfa(caller.mfa_time, self._clock()):
             raise FreshMfaRequired(
@@ -89,8 +89,9 @@ class Access:
             for role in self._policies.roles.roles.values()
             if rule.permission in role.permissions and role.assignable and role.fits(domain)
         ]
+        who = caller.principal.name or "nobody"
         return Denied(
-            f"{caller.principal} may not do this: it needs {rule.permission} {words(domain)} "
+            f"{who} may not do this: it needs {rule.permission} {words(domain)} "
             f"(in role {', '.join(sorted(roles)) or 'of the appliance itself'}), which "
             f"{givers(domain)} can give",
             permission=rule.permission,

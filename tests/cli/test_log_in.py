@@ -16,7 +16,12 @@ from appliance.api.access.v1 import (
 from appliance.api.auth.v1 import auth_service_pb2 as rpc
 from appliance.api.nodes.v1 import node_service_pb2
 from appliance.client.profiles import Profile, Profiles
-from appliance.core.errors import FreshMfaRequired, PasswordChangeRequired, Unauthenticated
+from appliance.core.errors import (
+    FreshMfaRequired,
+    InvalidInput,
+    PasswordChangeRequired,
+    Unauthenticated,
+)
 from tests.fakes.command_line import Run
 from tests.fakes.control_api import FakeApi
 
@@ -133,7 +138,10 @@ def test_changing_the_password_asks_for_a_fresh_code_like_every_other_command(
 def test_a_session_that_must_change_its_password_says_how(command: Run, logged_in: FakeApi) -> None:
     logged_in.answers["AuthService.WhoAmI"] = PasswordChangeRequired("choose a new password")
     result = command("whoami")
-    assert (result.code, "appliance password change" in result.err) == (4, True)
+    assert (result.code, "`appliance password change`" in result.err) == (4, True)
+    answers = "this session can only choose a new password, with `appliance password change`"
+    logged_in.answers["AuthService.WhoAmI"] = PasswordChangeRequired(answers)
+    assert command("whoami").err.count("appliance password change") == 1
 
 
 def test_sessions_are_listed_and_ended(command: Run, logged_in: FakeApi) -> None:
@@ -227,3 +235,78 @@ def test_a_refused_log_in_forgets_nothing(
     answers["AuthService.Login"] = Unauthenticated("wrong")
     assert command(*LOG_IN, stdin="pass\n123456\n").code == 4
     assert known() == "device-1"
+
+
+def test_a_first_log_in_of_a_script_shows_it_no_secret(
+    command: Run, logged_in: FakeApi, answers: dict[str, Any]
+) -> None:
+    answers["AuthService.Login"] = rpc.LoginResponse(token="half", next_step=3)
+    result = command("login", "--password-file", "-", stdin="first\n")
+    assert (result.code, "log in in a terminal" in result.err) == (4, True)
+    assert logged_in.named("AuthService.EnrollTotp") == []
+
+
+def test_a_refused_new_password_may_be_chosen_again(
+    command: Run, logged_in: FakeApi, answers: dict[str, Any], terminal: list[str]
+) -> None:
+    answers["AuthService.VerifyTotp"] = rpc.VerifyTotpResponse(token="whole", next_step=4)
+    replies = [InvalidInput("too short"), answers["AuthService.ChangePassword"]]
+    answers["AuthService.ChangePassword"] = lambda _: replies.pop(0)
+    terminal += ["first password", "123456", "short", "my own password"]
+    result = command("login")
+    assert (result.code, "too short" in result.err) == (0, True)
+    assert Profiles().token(Profiles().get()) == "changed"
+    answers["AuthService.ChangePassword"] = InvalidInput("too short")
+    terminal += ["first password", "123456", "a", "b", "c"]
+    given_up = command("login")
+    assert given_up.code == 1
+    assert "You are logged in: go on with `appliance password change`" in given_up.err
+    assert len(logged_in.named("AuthService.ChangePassword")) == 5
+
+
+def test_a_mistyped_fresh_code_may_be_typed_again(
+    command: Run, logged_in: FakeApi, answers: dict[str, Any], terminal: list[str]
+) -> None:
+    fresh, user = [FreshMfaRequired("fresh")], user_pb2.User(name="users/bob")
+    answers["UserService.LockUser"] = lambda _: fresh.pop(0) if fresh else user
+    codes = [Unauthenticated("wrong code"), answers["AuthService.VerifyTotp"]]
+    answers["AuthService.VerifyTotp"] = lambda _: codes.pop(0)
+    # What is no code reaches nobody, and counts against nobody.
+    terminal += ["12345", "aaaa-bbbb", "\uff11\uff12\uff13\uff14\uff15\uff16", "111111", "222222"]
+    result = command("user", "lock", "bob")
+    assert (result.code, "wrong code" in result.err) == (0, True)
+    assert result.err.count("six digits") == 3
+    sent = [call.request.code for call in logged_in.named("AuthService.VerifyTotp")]
+    assert sent == ["111111", "222222"]
+
+
+def test_three_wrong_fresh_codes_end_the_command_and_not_the_session(
+    command: Run, logged_in: FakeApi, answers: dict[str, Any], terminal: list[str]
+) -> None:
+    answers["UserService.LockUser"] = FreshMfaRequired("fresh")
+    answers["AuthService.VerifyTotp"] = Unauthenticated("wrong code")
+    terminal += ["111111", "222222", "333333"]
+    result = command("user", "lock", "bob")
+    assert (result.code, "appliance login" in result.err) == (4, False)
+    assert "error: wrong code" in result.err
+    assert Profiles().token(Profiles().get()) == "old-token"
+
+
+def test_a_code_file_without_a_code_is_wrong_usage(
+    command: Run, logged_in: FakeApi, answers: dict[str, Any]
+) -> None:
+    answers["UserService.LockUser"] = FreshMfaRequired("fresh")
+    result = command("user", "lock", "bob", "--code-file", "-", stdin="12345\n")
+    assert (result.code, "six digits" in result.err) == (2, True)
+    assert logged_in.named("AuthService.VerifyTotp") == []
+
+
+def test_a_used_recovery_code_asks_for_another_one(
+    command: Run, logged_in: FakeApi, answers: dict[str, Any]
+) -> None:
+    answers["AuthService.VerifyTotp"] = Unauthenticated("wrong: wait for the next one")
+    files = ("--password-file", "-", "--recovery-code-file", "-")
+    result = command("login", *files, stdin="pass\naaaa-bbbb\n")
+    assert (result.code, "take another one" in result.err) == (4, True)
+    assert "wait for the next" not in result.err
+    assert logged_in.named("AuthService.VerifyTotp")[0].request.recovery_code == "aaaa-bbbb"

@@ -87,7 +87,7 @@ async def test_a_refused_call_is_recorded_with_its_callers_name(appliance: Appli
     )
     assert isinstance(error, Denied)
     assert error.message == (
-        "user:vera may not do this: it needs projects.create on the platform "
+        "users/vera may not do this: it needs projects.create on the platform "
         "(in role administrator), which an administrator on the platform can give"
     )
     assert error.metadata["permission"] == "projects.create"
