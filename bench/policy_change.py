@@ -48,13 +48,13 @@ SLOWEST = 0.050
 LATEST = 1.0
 
 
-def main() -> None:
-    """Run it."""
+def main() -> int:
+    """Run it; 1 when a bound is not kept."""
     with tempfile.TemporaryDirectory() as folder:
-        asyncio.run(_measure(Path(folder), BINDINGS))
+        return int(not asyncio.run(_measure(Path(folder), BINDINGS)))
 
 
-async def _measure(folder: Path, bindings: int) -> None:
+async def _measure(folder: Path, bindings: int) -> bool:
     make_data_directory(folder / "made")
     async with running(folder / "made", folder / "data") as appliance:
         links = list(_links(bindings))
@@ -76,7 +76,7 @@ async def _measure(folder: Path, bindings: int) -> None:
             ("until the gateway holds it, latest", max(seen)),
             ("the whole policy from the tables, once", start),
         ]
-        _print(bindings, rows)
+        kept = _print(bindings, rows)
         few = links[:BEFORE]
         before = _as_before(base.policies.roles, few)
     words = f"0.1.0: the policy alone, with {len(few):,} bindings"
@@ -85,6 +85,7 @@ async def _measure(folder: Path, bindings: int) -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
     found = {"bindings": bindings, **dict(rows), words: before}
     (RESULTS / "policy_change.json").write_text(json.dumps(found, indent=2) + "\n")
+    return kept
 
 
 def _links(count: int) -> Iterator[Link]:
@@ -212,15 +213,18 @@ def _as_before(roles: Roles, links: list[Link]) -> float:
     return time.perf_counter() - began
 
 
-def _print(bindings: int, rows: list[tuple[str, float]]) -> None:
+def _print(bindings: int, rows: list[tuple[str, float]]) -> bool:
+    """Print the rows; whether the bounds are kept."""
     print(f"{bindings:,} bindings, {CHANGES} changes")
     for words, seconds in rows:
         _print_row(words, seconds)
     found = dict(rows)
     slow = found["a change through the RPC, p95"] > SLOWEST
     late = found["until the gateway holds it, latest"] > LATEST
-    kept = "NOT kept" if slow or late else "kept"
-    print(f"  bounds of {1000 * SLOWEST:.0f} ms and {LATEST:.0f} s: {kept}", flush=True)
+    kept = not (slow or late)
+    words = "kept" if kept else "NOT kept"
+    print(f"  bounds of {1000 * SLOWEST:.0f} ms and {LATEST:.0f} s: {words}", flush=True)
+    return kept
 
 
 def _print_row(words: str, seconds: float) -> None:
