@@ -60,7 +60,9 @@ def explain(error: Exception) -> int:
 
 def _sentence(error: Exception) -> tuple[int, str]:
     if isinstance(error, click.Abort):
-        return INTERRUPTED, "interrupted; work on the server goes on"
+        # At a prompt nothing is under way; click says so by naming no cause.
+        at_work = isinstance(error.__cause__, KeyboardInterrupt)
+        return INTERRUPTED, "interrupted" + "; work on the server goes on" * at_work
     if isinstance(error, WaitTimedOut | Declined):
         return TIMED_OUT, str(error)
     if isinstance(error, OSError):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from appliance.core.errors import FailedPrecondition, NotFound
-from appliance.core.files import make_private_dir, open_private
+from appliance.core.files import full_disk_is_exhausted, make_private_dir, open_private
 from appliance.core.identity import PrincipalKind
 
 LOG_BYTES = 16 << 20
@@ -91,7 +91,8 @@ class Local:
     def only_one(self) -> Iterator[None]:
         """Be the one that runs this appliance. Raises FailedPrecondition when there is another."""
         make_private_dir(self.run)
-        descriptor = open_private(self._lock, os.O_RDWR | os.O_APPEND)
+        with full_disk_is_exhausted(self._lock):
+            descriptor = open_private(self._lock, os.O_RDWR | os.O_APPEND)
         with os.fdopen(descriptor, "a+", encoding="ascii") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -100,9 +101,10 @@ class Local:
                     f"the appliance in {self.path} is already running: stop it with "
                     f"`appliance down --data-dir {self.path}`"
                 ) from error
-            file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
+            with full_disk_is_exhausted(self._lock):
+                file.truncate(0)
+                # Past the buffer: what it holds would be written again when the file is closed.
+                os.write(descriptor, str(os.getpid()).encode())
             yield
             file.truncate(0)
 

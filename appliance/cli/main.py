@@ -79,7 +79,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """Run a command line, by default the process's own; return the exit code."""
     try:
         code = appliance.main(arguments, prog_name="appliance", standalone_mode=False)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # It is closed when the command is started with `>&-`.
+            sys.stdout.flush()
     except BrokenPipeError:
         # Whoever read the output has seen enough; nothing more can be said there.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

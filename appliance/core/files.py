@@ -28,7 +28,8 @@ _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 @contextlib.contextmanager
-def _full_disk_is_exhausted(path: Path) -> Iterator[None]:
+def full_disk_is_exhausted(path: Path) -> Iterator[None]:
+    """Within it, a full disk is the error Exhausted, which names `path` and says what to do."""
     try:
         yield
     except OSError as error:
@@ -76,7 +77,7 @@ def durable_file(path: Path, mode: int = 0o600) -> Iterator[int]:
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    with _full_disk_is_exhausted(path):
+    with full_disk_is_exhausted(path):
         descriptor = os.open(temporary, flags, mode)
         try:
             try:
@@ -170,7 +171,7 @@ def make_private_dir(path: Path) -> Path:
     others.
     """
     path = Path(path)
-    with _full_disk_is_exhausted(path):
+    with full_disk_is_exhausted(path):
         for missing in reversed([p for p in (path, *path.parents) if not p.exists()]):
             with contextlib.suppress(FileExistsError):
                 missing.mkdir(mode=0o700)

@@ -26,6 +26,7 @@ from appliance.core.errors import InvalidInput
 MAX_DEPTH = 64
 """Objects and lists within each other; JSON that people and programs write has a dozen at most."""
 LONGEST_KEY_IN_PATH = 40
+_TOO_DEEP = f"is nested more than {MAX_DEPTH} deep"
 
 # Only an escape can bring half a pair into text that was decoded strictly.
 _HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
@@ -63,7 +64,11 @@ def read_value(file: str, data: bytes | str) -> Any:  # noqa: ANN401 - JSON of a
     try:
         text = data if isinstance(data, str) else data.decode("utf-8-sig")
         value = json.loads(text, object_pairs_hook=once, parse_constant=number)
-    except (ValueError, RecursionError) as error:
+    except RecursionError as error:
+        raise _wrong(file, _TOO_DEEP) from error
+    except json.JSONDecodeError as error:
+        raise _wrong(file, f"is not JSON: see {_place(error)}") from error
+    except ValueError as error:
         raise _wrong(file, "is not JSON") from error
     _check(file, value, look_at_texts=_HALF_PAIR.search(text) is not None)
     return value
@@ -84,7 +89,7 @@ def _check(file: str, value: object, *, look_at_texts: bool) -> None:
                 )
             continue
         if depth >= MAX_DEPTH:
-            raise _wrong(file, f"is nested more than {MAX_DEPTH} deep")
+            raise _wrong(file, _TOO_DEEP)
         for member, name in _members(value, path):
             if isinstance(member, (dict, list)) or (look_at_texts and isinstance(member, str)):
                 waiting.append((member, name, depth + 1))
@@ -107,6 +112,12 @@ def plain(key: str) -> str:
     """A key as it may stand in a path: printable, short, without quotes."""
     short = key if len(key) <= LONGEST_KEY_IN_PATH else key[:LONGEST_KEY_IN_PATH] + "..."
     return ascii(short)[1:-1]
+
+
+def _place(error: json.JSONDecodeError) -> str:
+    """Where a reader stopped; the only line of a text has no number."""
+    column = f"column {error.colno}"
+    return f"line {error.lineno}, {column}" if "\n" in error.doc.strip() else column
 
 
 def _is_text(text: str) -> bool:

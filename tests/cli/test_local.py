@@ -1,3 +1,4 @@
+import errno
 import os
 import signal
 import subprocess
@@ -8,7 +9,7 @@ import pytest
 
 from appliance.cli.local import Local
 from appliance.cli.process_tree import descendants, end, kill_below
-from appliance.core.errors import FailedPrecondition, NotFound
+from appliance.core.errors import Exhausted, FailedPrecondition, NotFound
 
 CONTROL = '[listen]\napi = "127.0.0.1:1"\nmachines = "127.0.0.1:2"\nmetrics = "127.0.0.1:3"\n'
 NODE = 'health = "127.0.0.1:4"\nmetrics = "127.0.0.1:5"\n'
@@ -74,6 +75,18 @@ def test_only_one_runs_an_appliance(data: Path) -> None:
         with pytest.raises(FailedPrecondition, match="already running"), Local(data).only_one():
             pass
     assert local.supervisor() is None
+
+
+def test_a_full_disk_is_one_sentence(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as disk:
+        disk.setattr("appliance.cli.local.os.write", full)
+        with pytest.raises(Exhausted, match="free some space"), Local(data).only_one():
+            raise AssertionError("it runs")
+    with Local(data).only_one():
+        assert Local(data).supervisor() == os.getpid()
 
 
 def test_a_stale_file_is_no_running_appliance(data: Path) -> None:

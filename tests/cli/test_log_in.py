@@ -292,6 +292,32 @@ def test_three_wrong_fresh_codes_end_the_command_and_not_the_session(
     assert Profiles().token(Profiles().get()) == "old-token"
 
 
+@pytest.mark.parametrize(("where", "said"), [("call", True), ("prompt", False)])
+def test_interrupting_says_what_goes_on(
+    command: Run,
+    answers: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    where: str,
+    *,
+    said: bool,
+) -> None:
+    del answers
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("appliance.cli.prompts.interactive", lambda: True)
+    monkeypatch.setattr("click.termui.visible_prompt_func", interrupt)
+    monkeypatch.setattr("click.termui.hidden_prompt_func", interrupt)
+    if where == "call":
+        monkeypatch.setattr("appliance.cli.session.Session.call", interrupt)
+        result = command(*LOG_IN, stdin="pass\n123456\n")
+    else:
+        result = command("login")
+    assert (result.code, "work on the server goes on" in result.err) == (130, said)
+    assert "interrupted" in result.err
+
+
 def test_a_code_file_without_a_code_is_wrong_usage(
     command: Run, logged_in: FakeApi, answers: dict[str, Any]
 ) -> None:

@@ -130,6 +130,17 @@ def test_only_what_can_be_repeated_takes_a_request_id() -> None:
             assert ("--request-id" in flags) == bool(there.intersection(each.methods)), path
 
 
+def test_a_closed_stdout_is_no_fault_of_the_command() -> None:
+    done = subprocess.run(
+        ["/bin/sh", "-c", 'exec "$0" -m appliance.cli.main context list >&-', sys.executable],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_shell_completes_commands_and_options() -> None:
     def completed(words: str) -> list[str]:
         done = subprocess.run(

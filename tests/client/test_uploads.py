@@ -69,7 +69,7 @@ def test_a_bad_line_is_named(tmp_path: Path, line: str) -> None:
         ('{"text": "half \\ud800"}', "line 2 has half of a surrogate pair at text"),
         ('{"text": "x", "\\udfff": 1}', "line 2 has half of a surrogate pair at a key"),
         ('{"text": "x", "id": ["\\ud800"]}', r"line 2 has half of a surrogate pair at id\[0\]"),
-        ('{"text": ' + "[" * 100_000, "line 2 is not JSON"),
+        ('{"text": ' + "[" * 100_000, "line 2 is nested more than 64 deep"),
         ('{"text": "x", "more": ' + "[" * 500 + "]" * 500 + "}", "line 2 is nested more than 64"),
         ('{"text": "x", "text": "y"}', "line 2 has the same key twice"),
     ],

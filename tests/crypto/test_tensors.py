@@ -108,7 +108,7 @@ def entry(begin: int, end: int, *shape: object, dtype: str = "BF16") -> dict[str
         (file_of(b"{}", b"x"), "its header describes"),
         (file_of(b"{}"[:1] + b" "), "not JSON"),
         (file_of(b"[]"), "not a JSON object"),
-        (file_of(b"[" * 100_000), "not JSON"),
+        (file_of(b"[" * 100_000), "nested more than 64 deep"),
         (file_of(b'{"a": {}, "a":   {}}'), "same key twice"),
         (file_of(b'{"a": {"dtype": "U8", "dtype": "I8"}}'), "same key twice"),
         (file_of(b'{"a": NaN}'), "where a number belongs"),
