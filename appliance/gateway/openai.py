@@ -54,6 +54,8 @@ BODY_GRACE_SECONDS = 5.0
 BODY_BYTES_PER_SECOND = 16 << 10
 """A body that comes slower for longer than the grace is refused."""
 _MODELS = "/v1/models"
+_CHAT = "/v1/chat/completions"
+_TEXT = "/v1/completions"
 _JSON = "application/json"
 
 
@@ -117,8 +119,8 @@ class OpenAi:
         text = Completions(pipeline, limits, bodies, requests.completion, chat=False)
         self._routes: Mapping[str, tuple[str, Work]] = {
             _MODELS: ("GET", self._models),
-            "/v1/chat/completions": ("POST", chat.serve),
-            "/v1/completions": ("POST", text.serve),
+            _CHAT: ("POST", chat.serve),
+            _TEXT: ("POST", text.serve),
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -378,6 +380,4 @@ def _described(endpoint: str) -> dict[str, object]:
 
 
 async def _no_path(_: Visit) -> None:
-    raise UnknownPath(
-        f"there is nothing at this path: the API has {_MODELS} and two more below /v1"
-    )
+    raise UnknownPath(f"there is nothing at this path: the API has {_CHAT}, {_TEXT} and {_MODELS}")

@@ -38,6 +38,10 @@ _OTHER_KIND = (
     "port; each process of the appliance listens on its own"
 )
 _NO_TLS = "what listens{on} does not speak TLS: check the port, it is that of something else"
+_NO_GRPC = (
+    "what listens{on} speaks TLS, and not gRPC: check the port, it is that of something else, such "
+    "as the OpenAI-compatible API"
+)
 _REFUSED = "nothing listens{on}: check the address, and that the server runs"
 _CLOSED = (
     "the server{at} ended the connection at once: it may be starting, or the port is that of "
@@ -53,6 +57,7 @@ _SENTENCES: tuple[tuple[str, type[Unavailable], str], ...] = (
     ("Hostname Verification Check failed", Untrusted, _OTHER_KIND),
     ("Failed to create security handshaker", Untrusted, _NO_AUTHORITY),
     ("WRONG_VERSION_NUMBER", Unavailable, _NO_TLS),
+    ("missing selected ALPN property", Unavailable, _NO_GRPC),
     ("Connection refused", Unavailable, _REFUSED),
     ("hostname lookup", Unavailable, _NO_NAME),
     ("errors resolving", Unavailable, _NO_NAME),

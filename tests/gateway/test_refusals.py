@@ -164,6 +164,8 @@ async def test_paths_and_methods_that_are_none(found: Stage) -> None:
     async with client_of(found) as client:
         answer = await client.get("/v1/embeddings")
         assert error_of(answer) == (404, "invalid_request_error", "unknown_url", None)
+        for path in ("/v1/chat/completions", "/v1/completions", "/v1/models"):
+            assert path in answer.json()["error"]["message"]
         answer = await client.get("/v1/models/p/other")
         assert error_of(answer) == (404, "invalid_request_error", "model_not_found", "model")
         for method, path, allowed in (

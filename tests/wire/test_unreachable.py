@@ -5,8 +5,9 @@ from __future__ import annotations
 import ast
 import contextlib
 import socket
+import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent import futures
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -61,7 +62,9 @@ def health_server(pair: Pair | None) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def answering(first: bytes) -> Iterator[str]:
+def answering(
+    first: bytes, shake: Callable[[socket.socket], socket.socket] = lambda taken: taken
+) -> Iterator[str]:
     """A TCP port that says something to each who connects, and hangs up."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
@@ -69,8 +72,8 @@ def answering(first: bytes) -> Iterator[str]:
             with contextlib.suppress(OSError):
                 while True:
                     taken, _ = listener.accept()
-                    with taken:
-                        taken.sendall(first)
+                    with shake(taken) as link:
+                        link.sendall(first)
 
         thread = threading.Thread(target=answer)
         thread.start()
@@ -138,6 +141,18 @@ def test_a_port_without_tls() -> None:
 def test_a_port_of_something_else() -> None:
     with answering(b"SSH-2.0-OpenSSH_9.2\r\n") as address:
         assert f"what listens on {address} does not speak TLS" in refusal(address).message
+
+
+def test_a_port_of_the_web(tmp_path: Path) -> None:
+    pair = issued(PrincipalKind.CONTROL, "main", server=True)
+    (tmp_path / "both.pem").write_bytes(pair.key + pair.certificate)
+    web = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    web.load_cert_chain(tmp_path / "both.pem")
+    web.set_alpn_protocols(["http/1.1"])
+    with answering(b"", lambda taken: web.wrap_socket(taken, server_side=True)) as address:
+        found = refusal(address)
+    assert type(found) is Unavailable
+    assert f"what listens on {address} speaks TLS, and not gRPC: check the port" in found.message
 
 
 def test_a_port_that_hangs_up() -> None:
