@@ -31,7 +31,7 @@ COLUMNS = [
     ("RECORD", field("sequence")),
     ("TIME", field("time")),
     ("KIND", field("kind")),
-    ("PRINCIPAL", field("principal")),
+    ("PRINCIPAL", lambda row: row["principal"] or _offline(row["details"])),
     ("METHOD", lambda row: row["method"].rpartition(".")[2]),
     ("RESOURCE", field("resource")),
     ("OUTCOME", field("outcome")),
@@ -42,16 +42,26 @@ COLUMNS = [
 
 def details_of(text: str) -> str:
     """What a call was asked and what it made, as `field=value`; the last part of each path."""
-    try:
-        facts = json.loads(text or "{}")
-    except ValueError:
-        return ""
+    facts = _facts(text)
     said: dict[str, str] = {}
     for part in ("asked", "made"):
-        found = facts.get(part) if isinstance(facts, dict) else None
+        found = facts.get(part)
         for path, value in found.items() if isinstance(found, dict) else ():
             said[path.rpartition(".")[2]] = _value(value)
     return " ".join(f"{name}={value}" for name, value in said.items())
+
+
+def _offline(text: str) -> str:
+    """`offline`, with the user of the machine, when the control plane was stopped; else empty."""
+    return str(_facts(text).get("by", ""))
+
+
+def _facts(text: str) -> dict[str, Any]:
+    try:
+        facts = json.loads(text or "{}")
+    except ValueError:
+        return {}
+    return facts if isinstance(facts, dict) else {}
 
 
 def _value(value: object) -> str:

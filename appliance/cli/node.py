@@ -33,7 +33,7 @@ COLUMNS = [
 JOIN_TOKENS = [
     ("TOKEN", field("id")),
     ("NODE", last("node")),
-    ("MADE BY", last("creator")),
+    ("MADE BY", lambda row: last("creator")(row) or "offline"),
     ("MADE", field("create_time")),
     ("ENDS", field("expire_time")),
 ]

@@ -22,7 +22,7 @@ from appliance.control.audit.record import Entry
 from appliance.control.auth import join_tokens
 from appliance.control.auth.join_tokens import NewJoinToken
 from appliance.control.config import ControlConfig
-from appliance.control.opening import open_data
+from appliance.control.opening import offline, open_data
 from appliance.core import names
 
 METHOD = "join-token"
@@ -50,12 +50,14 @@ def make(settings: ControlConfig, node: str, clock: Callable[[], datetime]) -> I
     opened = open_data(settings, clock)
     try:
         log, keyring = opened.log, opened.keyring
-        log.append(Entry("intent", method=METHOD, resource=name)).result()
+        log.append(Entry("intent", method=METHOD, resource=name, details=offline())).result()
         with opened.database.write() as transaction:
             token = join_tokens.create(
                 transaction, keyring.token_hmac, node, "", clock(), lifetime=LIFETIME
             )
-        made = {"made": {"token_id": token.id, "expire_time": token.expire_time.isoformat()}}
+        made = offline() | {
+            "made": {"token_id": token.id, "expire_time": token.expire_time.isoformat()}
+        }
         log.append(
             Entry("result", method=METHOD, resource=name, outcome="OK", details=made)
         ).result()

@@ -137,6 +137,14 @@ def _open_log(
     return log
 
 
+def offline() -> dict[str, str]:
+    """Who works on a data directory with the control plane stopped: no caller of it.
+
+    For the details of what is recorded; the record's principal is empty.
+    """
+    return {"by": f"offline, uid {os.getuid()}"}
+
+
 def last_moment(database: Database, log: AuditLog) -> datetime:
     """When the appliance was made, or its newest record, whichever is later."""
     with database.read() as state:

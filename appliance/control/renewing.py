@@ -23,7 +23,7 @@ from pathlib import Path
 
 from appliance.control.audit.record import Entry
 from appliance.control.config import ControlConfig
-from appliance.control.opening import Opened, open_data
+from appliance.control.opening import Opened, offline, open_data
 from appliance.control.services.nodes import EVICTED
 from appliance.control.setup import GATEWAY_LIFETIME
 from appliance.control.store import tables
@@ -64,7 +64,7 @@ def _renew(opened: Opened, now: datetime) -> Renewed:
     path = folder / "cert.pem"
     before, key = read_secret(path), read_secret(folder / "key.pem")
     gateway = _gateway_in(opened, before)
-    log.append(Entry("intent", method=METHOD, resource=gateway.name)).result()
+    log.append(Entry("intent", method=METHOD, resource=gateway.name, details=offline())).result()
     hosts, addresses = hosts_of(before)
     certificate = opened.keyring.ca.issue(
         make_csr(key),
@@ -84,7 +84,7 @@ def _renew(opened: Opened, now: datetime) -> Renewed:
         )
         # Last in the transaction: when it cannot be written, the certificate before stays good.
         write_durably(path, certificate)
-    made = {"made": {"certificate": serial_of(certificate)}}
+    made = offline() | {"made": {"certificate": serial_of(certificate)}}
     log.append(
         Entry("result", method=METHOD, resource=gateway.name, outcome="OK", details=made)
     ).result()

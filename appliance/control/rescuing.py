@@ -25,7 +25,7 @@ from appliance.control.auth import attempts
 from appliance.control.auth.moments import believed
 from appliance.control.auth.totp import Totp
 from appliance.control.config import ControlConfig
-from appliance.control.opening import Opened, last_moment, open_data
+from appliance.control.opening import Opened, last_moment, offline, open_data
 from appliance.control.services.resources import missing
 from appliance.control.services.users import put_out
 from appliance.control.store import tables
@@ -83,12 +83,14 @@ def accept_clock(settings: ControlConfig, clock: Clock) -> datetime:
                 f"the clock is not behind the last record ({ahead:%Y-%m-%d %H:%M:%S}Z): there is "
                 "nothing to accept, start the control plane"
             )
-        details = {"last_record": ahead.isoformat(), "clock": now.isoformat()}
+        details = offline() | {"last_record": ahead.isoformat(), "clock": now.isoformat()}
         opened.log.append(Entry("intent", method=ACCEPT_CLOCK, details=details)).result()
         with opened.database.write() as transaction:
             made = tables.meta.c.create_time
             transaction.run(tables.meta.update().where(made > now).values(create_time=now))
-        opened.log.append(Entry("result", method=ACCEPT_CLOCK, outcome="OK")).result()
+        opened.log.append(
+            Entry("result", method=ACCEPT_CLOCK, outcome="OK", details=offline())
+        ).result()
         return ahead
 
 
@@ -105,7 +107,11 @@ def _change(
         with opened.database.read() as state:
             if state.first(tables.user.select().where(tables.user.c.id == user)) is None:
                 raise missing(resource)
-        opened.log.append(Entry("intent", method=method, resource=resource)).result()
+        opened.log.append(
+            Entry("intent", method=method, resource=resource, details=offline())
+        ).result()
         with opened.database.write() as transaction:
             work(transaction, opened)
-        opened.log.append(Entry("result", method=method, resource=resource, outcome="OK")).result()
+        opened.log.append(
+            Entry("result", method=method, resource=resource, outcome="OK", details=offline())
+        ).result()

@@ -51,3 +51,17 @@ def test_an_outcome_that_is_none_is_said(command: Run, logged_in: FakeApi) -> No
     assert (result.code, "no record has the outcome" in result.err) == (1, True)
     logged_in.answers[METHOD] = FOUND
     assert command("audit", "list", "--outcome", "disk_full").code == 0
+
+
+def test_what_was_done_offline_is_said(command: Run, logged_in: FakeApi) -> None:
+    details = '{"by": "offline, uid 7", "made": {"token_id": "t1"}}'
+    logged_in.answers[METHOD] = audit_service_pb2.ListRecordsResponse(
+        records=[
+            record_pb2.Record(sequence=2, kind="result", method="join-token", details=details),
+            record_pb2.Record(sequence=1, kind="result", principal="users/bob", details="[]"),
+        ]
+    )
+    first, second = command("audit", "list").out.splitlines()[1:]
+    assert "offline, uid 7" in first
+    assert "token_id=t1" in first
+    assert "users/bob" in second

@@ -48,6 +48,7 @@ def test_intent_and_result_are_recorded_without_the_token(copy: Path) -> None:
         ("intent", "join-token", "nodes/node7", ""),
         ("result", "join-token", "nodes/node7", "OK"),
     ]
+    assert all(each["details"]["by"].startswith("offline, uid ") for each in records)
     assert made.token.text.encode() not in lines
     assert made.token.text not in repr(made)
 

@@ -83,6 +83,7 @@ def test_intent_and_result_are_recorded(copy: Path) -> None:
         ("intent", "gateway-certificate", "gateways/gateway-1", ""),
         ("result", "gateway-certificate", "gateways/gateway-1", "OK"),
     ]
+    assert all(each["details"]["by"].startswith("offline, uid ") for each in records)
 
 
 def other(authority: Authority, principal: Principal) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -100,6 +101,8 @@ def test_intent_and_result_are_recorded(copy: Path, method: str, work: Any) -> N
         ("intent", method, "users/alice", ""),
         ("result", method, "users/alice", "OK"),
     ]
+    by = {"by": f"offline, uid {os.getuid()}"}
+    assert [(each["principal"], each["details"]) for each in records(copy)[-2:]] == [("", by)] * 2
 
 
 def test_it_is_refused_while_the_control_plane_runs_and_for_nobody(copy: Path) -> None:
