@@ -175,7 +175,7 @@ class ByCertificate:
             self._check_gateway(principal, serial)
         else:
             raise Unauthenticated(
-                f"{principal} does not call the control plane", principal=principal.name
+                f"{principal.name} does not call the control plane", principal=principal.name
             )
         return Caller(
             principal=principal,

@@ -69,9 +69,9 @@ class MachineDoor(Door[Principal]):
             raise Unauthenticated("this server asks for a certificate of the appliance")
         principal = peer_identity(certificate, self._cluster, self._now(), need="client")
         if principal.kind not in self._allowed:
-            raise Denied(f"{principal} may not call this server", principal=principal.name)
+            raise Denied(f"{principal.name} may not call this server", principal=principal.name)
         if self._evicted(principal):
-            raise Denied(f"{principal} was evicted", principal=principal.name)
+            raise Denied(f"{principal.name} was evicted", principal=principal.name)
         return principal
 
     async def enter(self, call: Call) -> Principal:

@@ -238,8 +238,8 @@ async def test_a_role_holds_from_the_moment_it_is_given_to_the_moment_it_is_take
     ("principal", "role", "scope", "says"),
     [
         ("users/bob", "roles/wizard", "projects/demo", "there is no role 'wizard'; roles: "),
-        ("users/bob", "roles/node", "platform", "role node is not for user:bob"),
-        ("users/bob", "roles/gateway", "platform", "role gateway is not for user:bob"),
+        ("users/bob", "roles/node", "platform", "role node is not for users/bob"),
+        ("users/bob", "roles/gateway", "platform", "role gateway is not for users/bob"),
         ("users/bob", "roles/administrator", "projects/demo", "not bound in projects/demo, "),
         ("users/bob", "roles/owner", "platform", "not bound on the platform, but in all projects"),
         ("users/bob", "roles/viewer", "", "binding.scope is empty: write projects/{project} for"),

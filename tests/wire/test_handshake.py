@@ -153,7 +153,7 @@ async def test_another_kind_of_machine_is_denied(kind: PrincipalKind) -> None:
     async with worker(door()) as running, connect(running.port, issued(kind, "x1")) as channel:
         error = from_rpc_error(await failure(lambda: attach(channel)))
     assert type(error) is Denied
-    assert str(error) == f"{kind.prefix}:x1 may not call this server"
+    assert str(error) == f"{kind.collection}/x1 may not call this server"
 
 
 @pytest.mark.attack
@@ -182,7 +182,7 @@ async def test_an_evicted_machine_loses_its_open_stream_and_its_connection() -> 
         await stream.read()
         evicted.add(Principal(NODE, "n1"))
         error = from_rpc_error(await failure(stream.read))
-        assert str(error) == "node:n1 was evicted"
+        assert str(error) == "nodes/n1 was evicted"
         await failure(lambda: attach(channel))
 
 

@@ -64,8 +64,8 @@ def check_gives(policy: Decides, roles: Roles, caller: Principal, role: str, dom
     missing = lacks(policy, roles, caller, [(role, domain)])
     if missing:
         raise Denied(
-            f"{caller} may neither give nor take away role {role} {words(domain)}: nobody gives "
-            f"what he does not hold, and you lack {_listed(missing)}. Ask {givers(domain)}",
+            f"{caller.name} may neither give nor take away role {role} {words(domain)}: nobody "
+            f"gives what he does not hold, and you lack {_listed(missing)}. Ask {givers(domain)}",
             role=role,
             principal=caller.name,
         )
@@ -82,8 +82,8 @@ def check_acts_as(policy: Decides, roles: Roles, caller: Principal, other: Princ
     missing = lacks(policy, roles, caller, policy.roles_of(other))
     if missing:
         raise Denied(
-            f"{caller} may not act for {other}, who may do more: you lack {_listed(missing)}. "
-            "Ask an administrator who holds these, too",
+            f"{caller.name} may not act for {other.name}, who may do more: you lack "
+            f"{_listed(missing)}. Ask an administrator who holds these, too",
             principal=caller.name,
         )
 
@@ -97,8 +97,8 @@ def check_lets_in(policy: Decides, caller: Principal) -> None:
     ]
     if missing:
         raise Denied(
-            f"{caller} may not let a server in: it gets keys of the work of every project, and "
-            f"you lack {_listed(missing)}. An administrator of both can do it",
+            f"{caller.name} may not let a server in: it gets keys of the work of every project, "
+            f"and you lack {_listed(missing)}. An administrator of both can do it",
             permission=JOIN,
             principal=caller.name,
         )

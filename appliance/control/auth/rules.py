@@ -186,9 +186,10 @@ def _wrong_link(link: Link, homes: Mapping[str, str], roles: Roles) -> str:
         return (
             why or f"there is no role {shown(link.role)}; roles: {', '.join(sorted(roles.roles))}"
         )
-    kind = parse_subject(link.subject).kind
+    holder = parse_subject(link.subject)
+    kind = holder.kind
     if _MACHINE_ROLES.get(kind, link.role) != link.role or role.assignable != (kind in _PEOPLE):
-        return f"role {link.role} is not for {link.subject}"
+        return f"role {link.role} is not for {holder.name}"
     if not is_domain(link.domain):
         return f"{shown(link.domain)} is not a project"
     if kind is PrincipalKind.SERVICE_ACCOUNT and homes.get(link.subject) != link.domain:

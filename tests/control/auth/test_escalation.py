@@ -79,7 +79,7 @@ def test_a_role_without_rights_to_give_does_not_make_up_for_what_is_missing(role
     with pytest.raises(Denied) as refused:
         escalation.check_gives(policy, roles, BOB, "owner", "red")
     assert refused.value.message == (
-        "user:bob may neither give nor take away role owner in projects/red: nobody gives what he "
+        "users/bob may neither give nor take away role owner in projects/red: nobody gives what he "
         "does not hold, and you lack bindings.create in projects/red, bindings.delete in "
         "projects/red, bindings.list in projects/red, serviceAccounts.create in projects/red, "
         "serviceAccounts.createToken in projects/red and 3 more. Ask an owner of projects/red or "
