@@ -166,7 +166,7 @@ class Cast:
 
 
 def request_for(
-    rule: Rule, method: MethodDescriptor, bindings: dict[str, str], scope: str
+    rule: Rule, method: MethodDescriptor, bindings: dict[str, str], scope: str, ended: str
 ) -> Message:
     """About project `mine`, or about nothing in particular; never one that changes something."""
     request: Message = GetMessageClass(method.input_type)()
@@ -187,7 +187,11 @@ def request_for(
     if last:
         setattr(target, last, names.get(noun, default))
     # What passes the door must stop at the service's first check.
-    for field, value in (("request_id", "not-a-uuid"), ("lifetime_days", -1)):
+    stops = {"request_id": "not-a-uuid", "lifetime_days": -1}
+    if rule.anonymous:
+        # One that nobody was ever given does not pass the door.
+        stops["token"] = ended
+    for field, value in stops.items():
         if field in method.input_type.fields_by_name:
             setattr(request, field, value)
     return request
@@ -229,6 +233,7 @@ async def call(channel: grpc.aio.Channel, rule: Rule, request: Message, metadata
 async def test_every_rpc_answers_every_caller_as_the_table_says(appliance: Appliance) -> None:
     players = Cast.of(appliance)
     others, people = players.others(), players.people()
+    ended = people["expired"].token
     base = appliance.control
     said: dict[tuple[str, str], str] = {}
     before = len(appliance.records())
@@ -239,7 +244,7 @@ async def test_every_rpc_answers_every_caller_as_the_table_says(appliance: Appli
         said[name, caller] = await call(
             appliance.channel(port, someone.machine),
             rule,
-            request_for(rule, method, players.bindings, name.partition(" ")[2]),
+            request_for(rule, method, players.bindings, name.partition(" ")[2], ended),
             bearer(someone.token, request_id(name, caller)),
         )
 
