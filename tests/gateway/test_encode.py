@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
@@ -47,6 +47,8 @@ def encoder_of(kind: str) -> Encoder:
 @pytest.mark.parametrize("kind", KINDS)
 @given(SOME)
 def test_tokens_of_pieces_are_those_of_the_whole(kind: str, text: str) -> None:
+    # What spells a control token is text here and the token there.
+    assume(not any(control in text for control in CONTROLS))
     for special in (True, False):
         whole = KINDS[kind]().encode(text, add_special_tokens=special).ids
         assert encoder_of(kind).encode(text, MOST, special=special) == whole
