@@ -57,10 +57,10 @@ from appliance.wire.handlers import (
     behaviour_of,
     parser_of,
     receiving_bytes,
-    serve,
 )
 from appliance.wire.metrics import CallMetrics
 from appliance.wire.rules import HEALTH_SERVICE, Rule, resource_of
+from appliance.wire.sending import serve
 from appliance.wire.status import to_status
 
 logger = logging.getLogger(__name__)

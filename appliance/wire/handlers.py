@@ -16,8 +16,6 @@ door.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import inspect
 from collections.abc import AsyncIterator, Callable
 from typing import Any, TypeAlias, cast
 
@@ -132,14 +130,3 @@ def receiving_bytes(
     if streams:
         return grpc.stream_stream_rpc_method_handler(behaviour, response_serializer=serializer)
     return grpc.stream_unary_rpc_method_handler(behaviour, response_serializer=serializer)
-
-
-async def serve(behaviour: Behaviour, incoming: object, context: Context) -> object:
-    """What the service answers; a stream of answers is sent from here."""
-    answer = behaviour(incoming, context)
-    if not inspect.isasyncgen(answer):
-        return await answer
-    async with contextlib.aclosing(answer):
-        async for message in answer:
-            await context.write(message)
-    return None

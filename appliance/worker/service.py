@@ -23,6 +23,7 @@ import grpc.aio
 
 from appliance.api.inference.v1 import generation_pb2, worker_service_pb2, worker_service_pb2_grpc
 from appliance.core.errors import ApplianceError, InvalidInput, Unavailable
+from appliance.wire.sending import send
 from appliance.worker.outbox import Outbox
 from appliance.worker.outputs import LENGTH, STOP, Output, Pulse
 from appliance.worker.requests import Limits, Request, request_of
@@ -180,7 +181,7 @@ class _Stream:
                 due = time.monotonic() + HEARTBEAT_SECONDS
             try:
                 async with asyncio.timeout(SEND_SECONDS):
-                    await context.write(message)
+                    await send(context, message)
             except TimeoutError as error:
                 raise Unavailable("the gateway takes no messages; attach again") from error
 
