@@ -27,7 +27,7 @@ from appliance.control.config import ControlConfig
 from appliance.control.main import Control
 from appliance.core import config, log, names
 from appliance.core.errors import ApplianceError, InvalidInput
-from appliance.core.process import harden
+from appliance.core.process import harden, settle_memory
 
 _RESCUES = {
     rescuing.UNLOCK: "let a person in again and forget the failed log-ins",
@@ -66,6 +66,7 @@ def main(arguments: Sequence[str]) -> int:
 
 async def _serve(settings: ControlConfig) -> None:
     control = Control.build(settings, _now)
+    settle_memory()
     try:
         await control.run()
     finally:

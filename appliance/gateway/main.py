@@ -21,7 +21,7 @@ from appliance.core.config import load
 from appliance.core.errors import ApplianceError, FailedPrecondition
 from appliance.core.files import read_secret
 from appliance.core.identity import PrincipalKind
-from appliance.core.process import give_back_memory, harden
+from appliance.core.process import give_back_memory, harden, settle_memory
 from appliance.crypto.certs import not_after
 from appliance.gateway.config import GatewayConfig, Limits
 from appliance.gateway.fleet import Fleet
@@ -70,6 +70,7 @@ def main(arguments: Sequence[str]) -> int:
     log.configure("gateway")
     try:
         harden()
+        settle_memory()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve(load(GatewayConfig, options.config)))
     except ApplianceError as error:

@@ -145,11 +145,15 @@ class OpenAi:
             raise
         finally:
             error = self._end(call, error)
-        if error is not None:
-            # What was not sent in time is not waited for either.
-            sender.closes |= isinstance(error, BodyTooSlow)
-            with unsaid(request_id):
-                await sender.fail(error)
+        try:
+            if error is not None:
+                # What was not sent in time is not waited for either.
+                sender.closes |= isinstance(error, BodyTooSlow)
+                with unsaid(request_id):
+                    await sender.fail(error)
+        finally:
+            # It knows the frame that knows it, and both would stay until somebody searches.
+            del error
 
     def _end(self, call: Call, error: ApplianceError | None) -> ApplianceError | None:
         """End the call, whose own faults do not reach its caller either."""

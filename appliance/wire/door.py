@@ -32,7 +32,7 @@ from abc import abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeVar, cast
+from typing import Generic, TypeVar
 
 import grpc
 import grpc.aio
@@ -60,7 +60,7 @@ from appliance.wire.handlers import (
 )
 from appliance.wire.metrics import CallMetrics
 from appliance.wire.rules import HEALTH_SERVICE, Rule, resource_of
-from appliance.wire.sending import serve
+from appliance.wire.sending import end_with, serve
 from appliance.wire.status import to_status
 
 logger = logging.getLogger(__name__)
@@ -206,16 +206,16 @@ class Door(grpc.aio.ServerInterceptor, Generic[Entered]):  # type: ignore[type-a
             call = _call(rule, context)
             started = time.perf_counter()
             self._count_start(UNKNOWN)
-            told = error
+            status = to_status(error, call.request_id)
             try:
                 # For the record alone: a known caller is named in it, a stranger is counted.
                 await self._identify_if_known(call)
                 await self._leave(call, None, error)
             except ApplianceError as raised:
-                told = raised
+                status = to_status(raised, call.request_id)
             finally:
-                self._count_end(UNKNOWN, error, started)
-            await _abort(call, told)
+                self._count_end(UNKNOWN, (error.code, error.reason), started)
+            end_with(context, status)
 
         return refuse
 
@@ -225,28 +225,30 @@ class Door(grpc.aio.ServerInterceptor, Generic[Entered]):  # type: ignore[type-a
 
         async def guarded(raw: AsyncIterator[bytes], context: Context) -> object:
             incoming = Incoming(rule.method, raw, parse)
-            return await self._handle(_call(rule, context), incoming, behaviour)
+            try:
+                return await self._handle(_call(rule, context), incoming, behaviour)
+            finally:
+                await incoming.close()
 
         return guarded
 
     async def _handle(self, call: Call, incoming: Incoming, behaviour: Behaviour) -> object:
         """One call from its arrival to its status."""
         started = time.perf_counter()
-        error: ApplianceError | None = None
-        answer: object = None
+        outcome = ("OK", "")
         self._count_start(call.rule.method)
         try:
-            answer = await self._run_and_record(call, incoming, behaviour)
-        except ApplianceError as raised:
-            error = raised
+            return await self._run_and_record(call, incoming, behaviour)
+        except ApplianceError as error:
+            outcome = error.code, error.reason
+            end_with(call.context, to_status(error, call.request_id))
+            return None
         except BaseException as raised:
-            error = _classify(raised)
+            ended = _classify(raised)
+            outcome = ended.code, ended.reason
             raise
         finally:
-            self._count_end(call.rule.method, error, started)
-        if error is not None:
-            await _abort(call, error)
-        return answer
+            self._count_end(call.rule.method, outcome, started)
 
     async def _run_and_record(self, call: Call, incoming: Incoming, behaviour: Behaviour) -> object:
         """Admit, enter, serve, and leave exactly once, whatever happens."""
@@ -339,10 +341,10 @@ class Door(grpc.aio.ServerInterceptor, Generic[Entered]):  # type: ignore[type-a
         if self._metrics is not None:
             self._metrics.started(method)
 
-    def _count_end(self, method: str, error: ApplianceError | None, started: float) -> None:
+    def _count_end(self, method: str, outcome: tuple[str, str], started: float) -> None:
+        """`outcome`: code and reason."""
         if self._metrics is not None:
-            code, reason = (error.code, error.reason) if error else ("OK", "")
-            self._metrics.finished(method, code, reason, time.perf_counter() - started)
+            self._metrics.finished(method, *outcome, time.perf_counter() - started)
 
     async def _watched(
         self, call: Call, entered: Entered, serve: Coroutine[None, None, object]
@@ -393,9 +395,3 @@ def _classify(ended: BaseException) -> ApplianceError:
     if isinstance(ended, asyncio.CancelledError):
         return Cancelled("the caller left")
     return Internal("the service ended the call itself")
-
-
-async def _abort(call: Call, error: ApplianceError) -> None:
-    """End the call with the error's status."""
-    # grpc-stubs is older than this method of the asyncio context.
-    await cast("Any", call.context).abort_with_status(to_status(error, call.request_id))

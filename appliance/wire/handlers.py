@@ -16,6 +16,7 @@ door.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable
 from typing import Any, TypeAlias, cast
 
@@ -86,6 +87,18 @@ class Incoming:
             yield first
         async for raw in self._raw:
             yield self._parsed(raw)
+
+    async def close(self) -> None:
+        """Let go of what was not read; the call is over.
+
+        gRPC's stream and the call it belongs to know each other: without this each call would stay
+        until somebody searches all memory for circles, see `appliance.wire.sending.end_with`.
+        """
+        close = getattr(aiter(self._raw), "aclose", None)
+        if close is not None:
+            # A service's own reader, cancelled a moment ago, may still hold it.
+            with contextlib.suppress(RuntimeError):
+                await close()
 
     def _parsed(self, raw: bytes) -> Message:
         try:

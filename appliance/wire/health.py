@@ -27,6 +27,7 @@ from appliance.core.errors import ApplianceError
 from appliance.wire.admission import Places, source_of
 from appliance.wire.handlers import Context, Handler, Incoming, receiving_bytes
 from appliance.wire.rules import HEALTH_SERVICE
+from appliance.wire.sending import end_with
 from appliance.wire.status import to_status
 
 FIRST_MESSAGE_SECONDS = 5.0
@@ -89,16 +90,16 @@ class Health:
     ) -> object:
         parse = health_pb2.HealthCheckRequest.FromString
         incoming = Incoming(name, raw, parse)
-        error: ApplianceError
         try:
             async with asyncio.timeout(None) as until, self._place(places, context, until):
                 return await behaviour(await incoming.only(FIRST_MESSAGE_SECONDS), context)
         except TimeoutError:
-            error = places.refusal()
-        except ApplianceError as raised:
-            error = raised
-        # grpc-stubs is older than this method of the asyncio context.
-        return await cast("Any", context).abort_with_status(to_status(error, uuid.uuid4().hex))
+            end_with(context, to_status(places.refusal(), uuid.uuid4().hex))
+        except ApplianceError as error:
+            end_with(context, to_status(error, uuid.uuid4().hex))
+        finally:
+            await incoming.close()
+        return None
 
     @contextlib.asynccontextmanager
     async def _place(

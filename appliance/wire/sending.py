@@ -1,8 +1,9 @@
-"""Sending one message of a stream so that the stream can still be ended.
+"""What is sent to a caller: messages, so that the stream can still be ended, and the status.
 
 When the task that waits in gRPC's `write` is cancelled, gRPC (1.7x, asyncio) keeps the message and
 loses the status that is sent after it: the caller never hears that the call has ended. So a message
-that is on its way is finished before its task is. Called by the door and by the worker's service.
+that is on its way is finished before its task is. Called by the door, by health and by
+the worker's service.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+
+import grpc
 
 from appliance.wire.handlers import Behaviour, Context
 
@@ -47,3 +50,15 @@ async def serve(behaviour: Behaviour, incoming: object, context: Context) -> obj
         async for message in answer:
             await send(context, message)
     return None
+
+
+def end_with(context: Context, status: grpc.Status) -> None:
+    """Let a call end with a status as soon as its behaviour returns.
+
+    Instead of gRPC's `abort`, whose exception is kept by the call that it goes through: such a
+    circle stays until all memory is searched for circles, and under a flood of refused calls these
+    searches stopped the control plane for 200 ms at a time.
+    """
+    context.set_code(status.code)
+    context.set_details(status.details)
+    context.set_trailing_metadata(status.trailing_metadata)

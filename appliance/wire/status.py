@@ -103,7 +103,7 @@ def _pack(message: Message) -> AnyMessage:
 
 
 def to_status(error: ApplianceError, request_id: str) -> grpc.Status:
-    """The error as a status with details, for `context.abort_with_status`."""
+    """The error as a status with details."""
     details = [
         _pack(
             error_details_pb2.ErrorInfo(

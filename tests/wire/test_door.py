@@ -1,6 +1,8 @@
 """The door: order, exactly one note for each call, errors mapped, nothing past it."""
 
 import asyncio
+import contextlib
+import gc
 import gzip
 import logging
 import re
@@ -611,3 +613,31 @@ async def test_nothing_asks_grpc_about_a_call_once_it_is_read() -> None:
     seen = await asyncio.to_thread(lambda: (call.peer, call.source, call.certificate))
     assert seen == ("ipv4:10.0.0.7:5312", "10.0.0.7", b"PEM")
     assert context.asked == asked
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("method", [GET, "/x/y", "/grpc.health.v1.Health/Check"])
+@pytest.mark.parametrize("message", [b"", b"\xff" * 16], ids=["readable", "unreadable"])
+async def test_a_call_goes_without_a_search_for_circles(method: str, message: bytes) -> None:
+    """Searches of all memory stopped everything for 200 ms at a time under a flood."""
+
+    def kept() -> int:
+        return sum(type(found).__name__ == "RPCState" for found in gc.get_objects())
+
+    async def ask(house: House) -> None:
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            await house.channel.unary_unary(method)(message, timeout=10)
+
+    async with House() as house:
+        await ask(house)
+        gc.collect()
+        before = kept()
+        gc.disable()
+        try:
+            for _ in range(20):
+                await ask(house)
+            await asyncio.sleep(0.1)
+            # One or another that gRPC waits for calls with.
+            assert kept() - before <= 3
+        finally:
+            gc.enable()
