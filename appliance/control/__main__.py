@@ -22,6 +22,8 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+import uvloop
+
 from appliance.control import joining, renewing, rescuing, setup
 from appliance.control.config import ControlConfig
 from appliance.control.main import Control
@@ -56,8 +58,11 @@ def main(arguments: Sequence[str]) -> int:
         log.configure("control")
         for library in ("alembic", "casbin"):
             logging.getLogger(library).setLevel(logging.WARNING)
-        with contextlib.suppress(KeyboardInterrupt):
-            asyncio.run(_serve(settings))
+        with (
+            contextlib.suppress(KeyboardInterrupt),
+            asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+        ):
+            runner.run(_serve(settings))
     except ApplianceError as error:
         print(f"error: {error.message}", file=sys.stderr)  # noqa: T201  # said to whoever starts it
         return 1

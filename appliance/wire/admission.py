@@ -18,6 +18,7 @@ address. Pure: values and a clock in, decisions out; made by the composition roo
 from __future__ import annotations
 
 import contextlib
+import functools
 import ipaddress
 import re
 import threading
@@ -44,6 +45,7 @@ RETRY_SECONDS = 1.0
 _PEER = re.compile(r"ipv[46]:(?:\[|%5B)?([0-9A-Fa-f.:]+?)(?:%[^\]]*)?(?:\]|%5D)?:[0-9]+")
 
 
+@functools.lru_cache(maxsize=4096)
 def source_of(peer: str) -> str:
     """The source to count for, of a gRPC peer (`ipv4:10.0.0.7:5312`) or of a plain address.
 

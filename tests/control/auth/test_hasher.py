@@ -1,6 +1,7 @@
 """Whose password is hashed next: turns, bounds, and those whose turn never comes."""
 
 import asyncio
+import os
 import threading
 from collections.abc import AsyncIterator
 
@@ -218,3 +219,22 @@ async def test_who_leaves_after_the_work_began_is_waited_for(queue: Queue) -> No
     assert not queue.first[0].done()
     queue.held.go.set()
     assert (await queue.first[0]).startswith("$argon2id$")
+
+
+async def test_hashes_give_way_to_everything_else() -> None:
+    """Two hashes at once would take both processors of a small machine from all calls."""
+
+    class Noting(FastPasswords):
+        nice: int | None = None
+
+        def verify(self, stored: str | None, password: str) -> bool:
+            self.nice = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+            return super().verify(stored, password)
+
+    passwords = Noting()
+    hasher = Hasher(passwords)
+    mine = os.getpriority(os.PRIO_PROCESS, 0)
+    await hasher.verify(None, GOOD, account="a", source="s", known=False)
+    hasher.close()
+    assert passwords.nice == max(mine, module.NICE)
+    assert os.getpriority(os.PRIO_PROCESS, 0) == mine
