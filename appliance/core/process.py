@@ -56,8 +56,10 @@ def give_back_memory() -> None:
     """Give pages of freed memory back to the kernel (malloc_trim(3)); a few milliseconds.
 
     The allocator keeps what many small owners left in between, so a process that served a crowd
-    once would stay as large as the crowd, and each crowd would find other gaps.
+    once would stay as large as the crowd, and each crowd would find other gaps. A connection that
+    was ended keeps its buffers of TLS, some hundred kilobytes, until a search for circles finds it.
     """
+    gc.collect(1)
     with contextlib.suppress(AttributeError):  # not glibc
         ctypes.CDLL(None).malloc_trim(0)
 

@@ -37,6 +37,8 @@ ROUNDS = 10
 SHARED_ROUNDS = 1
 QUIET_SECONDS = 1.5
 SETTLE_SECONDS = 5.0
+SECOND = 1
+"""Number of the round whose memory, settled, is held against that of the last one."""
 STRANGER, NEIGHBOUR = "127.0.0.2", "127.0.0.1"
 """The flooder's address: one of its own, or the caller's."""
 MOST_RATIO, MOST_RECORDS, MOST_GROWTH, MOST_LOG = 3.0, 100, 1.1, 100_000
@@ -122,14 +124,15 @@ def _flooded(made: Stage, flood: Flood, listener: str, rounds: int) -> Row:
         lost: list[str] = []
         memory: list[int] = []
         tally: dict[str, float] = {}
-        for _ in range(rounds):
+        for number in range(rounds):
             found = asyncio.run(_round(made, flood, listener, link, STRANGER))
             quiet += found[0]
             loud += found[1]
             lost += found[2]
             tally = {key: tally.get(key, 0) + value for key, value in found[3].items()}
+            if number in (SECOND, rounds - 1):
+                time.sleep(SETTLE_SECONDS)
             memory.append(made.held(process)["resident_bytes"])
-        time.sleep(SETTLE_SECONDS)
         after = made.held(process)
         records, log = made.strangers_records(), made.log_bytes() - log
         shared = [
@@ -153,7 +156,7 @@ def _flooded(made: Stage, flood: Flood, listener: str, rounds: int) -> Row:
         "log_bytes": log,
         "before": before,
         "after": after,
-        "growth": memory[-1] / memory[min(1, len(memory) - 1)],
+        "growth": memory[-1] / memory[min(SECOND, rounds - 1)],
         "shared_p99": 1e3 * _p99([each for found in shared for each in found[1]]),
         "shared_lost": sum(len(found[2]) for found in shared),
         "shared_calls": sum(len(found[1]) for found in shared),
