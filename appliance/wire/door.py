@@ -215,7 +215,7 @@ class Door(grpc.aio.ServerInterceptor, Generic[Entered]):  # type: ignore[type-a
                 status = to_status(raised, call.request_id)
             finally:
                 self._count_end(UNKNOWN, (error.code, error.reason), started)
-            end_with(context, status)
+            await end_with(context, status)
 
         return refuse
 
@@ -241,7 +241,7 @@ class Door(grpc.aio.ServerInterceptor, Generic[Entered]):  # type: ignore[type-a
             return await self._run_and_record(call, incoming, behaviour)
         except ApplianceError as error:
             outcome = error.code, error.reason
-            end_with(call.context, to_status(error, call.request_id))
+            await end_with(call.context, to_status(error, call.request_id))
             return None
         except BaseException as raised:
             ended = _classify(raised)

@@ -94,9 +94,9 @@ class Health:
             async with asyncio.timeout(None) as until, self._place(places, context, until):
                 return await behaviour(await incoming.only(FIRST_MESSAGE_SECONDS), context)
         except TimeoutError:
-            end_with(context, to_status(places.refusal(), uuid.uuid4().hex))
+            await end_with(context, to_status(places.refusal(), uuid.uuid4().hex))
         except ApplianceError as error:
-            end_with(context, to_status(error, uuid.uuid4().hex))
+            await end_with(context, to_status(error, uuid.uuid4().hex))
         finally:
             await incoming.close()
         return None

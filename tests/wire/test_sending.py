@@ -8,7 +8,9 @@ import grpc
 import grpc.aio
 import pytest
 
-from appliance.wire.sending import send
+from appliance.core.errors import NotFound
+from appliance.wire.sending import end_with, send
+from appliance.wire.status import to_status
 
 STREAMS = 10
 
@@ -63,3 +65,38 @@ async def test_a_sender_does_not_wait_for_ever_for_a_caller_who_takes_nothing() 
     async with asyncio.timeout(5):
         await asyncio.gather(writer, return_exceptions=True)
     assert writer.cancelled()
+
+
+class Told:
+    """Notes what a call is told to end with."""
+
+    def __init__(self) -> None:
+        self.status: dict[str, Any] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda value: self.status.update({name.removeprefix("set_"): value})
+
+
+STATUS = to_status(NotFound("no dataset d"), "0" * 32)
+
+
+async def test_a_call_ends_with_the_status_that_it_was_given() -> None:
+    context: Any = Told()
+    await end_with(context, STATUS)
+    assert context.status == {
+        "code": grpc.StatusCode.NOT_FOUND,
+        "details": "no dataset d",
+        "trailing_metadata": STATUS.trailing_metadata,
+    }
+
+
+@pytest.mark.attack
+async def test_a_caller_who_has_left_gets_no_status() -> None:
+    """gRPC loses a kilobyte for each status that it is sending when its caller leaves."""
+    context: Any = Told()
+    ending = asyncio.create_task(end_with(context, STATUS))
+    await asyncio.sleep(0)
+    ending.cancel()
+    await asyncio.gather(ending, return_exceptions=True)
+    assert ending.cancelled()
+    assert context.status == {}
