@@ -19,6 +19,7 @@ The attack: a flood of log-ins that keeps other people out or takes the memory (
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import threading
 from collections import OrderedDict, deque
@@ -57,7 +58,10 @@ def _after_others() -> None:
     """Let everything else have a processor first: of two, two hashes would take both."""
     # Of this thread alone, on Linux (setpriority(2)).
     thread = threading.get_native_id()
-    os.setpriority(os.PRIO_PROCESS, thread, max(NICE, os.getpriority(os.PRIO_PROCESS, thread)))
+    # Where a filter of system calls forbids it they compute all the same: an initializer that
+    # raises would end all log-ins.
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, thread, max(NICE, os.getpriority(os.PRIO_PROCESS, thread)))
 
 
 class Lines:

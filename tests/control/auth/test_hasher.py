@@ -238,3 +238,16 @@ async def test_hashes_give_way_to_everything_else() -> None:
     hasher.close()
     assert passwords.nice == max(mine, module.NICE)
     assert os.getpriority(os.PRIO_PROCESS, 0) == mine
+
+
+async def test_hashes_are_made_where_no_priority_may_be_set(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refused(*_: int) -> None:
+        raise PermissionError("a filter of system calls")
+
+    monkeypatch.setattr(os, "setpriority", refused)
+    hasher = Hasher(FastPasswords())
+    async with asyncio.timeout(5):
+        await hasher.verify(None, GOOD, account="a", source="s", known=False)
+    hasher.close()
