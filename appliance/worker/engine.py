@@ -20,6 +20,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import torch
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.inputs.engine import tokens_input
 from vllm.model_executor.models.registry import ModelRegistry
@@ -78,6 +79,16 @@ class _StepLogger(StatLoggerBase):  # type: ignore[misc]  # vLLM has no types th
         """Nothing to say."""
 
 
+def _allow_tiles() -> None:
+    """Ask the kernel for the tile registers of Intel's AMX, for this process and its ranks.
+
+    vLLM's attention uses them for bfloat16 on processors that have them, and leaves it to oneDNN to
+    ask (arch_prctl(2), ARCH_REQ_XCOMP_PERM), which small models never reach: their ranks died of
+    SIGILL at the first token. Does nothing on other processors.
+    """
+    torch.cpu._init_amx()  # noqa: SLF001 - it has no public name, and vLLM's code asks its sister
+
+
 class Engine:
     """A running engine. Construct it before the event loop and before gRPC: it forks.
 
@@ -91,6 +102,7 @@ class Engine:
         config = _engine_args(settings).create_engine_config()
         # vLLM asks for new interpreters on CPUs; forked ranks are what this worker is built on.
         os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
+        _allow_tiles()
         self._llm = AsyncLLM.from_vllm_config(
             config,
             stat_loggers=[lambda *_: _StepLogger(self.pulse)],

@@ -1,4 +1,4 @@
-"""One real engine on one core, shared by the tests in their order; the last one kills it."""
+"""One real engine on one core, shared by the tests in their order; the last of them kills it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from safetensors.torch import load_file
 
@@ -215,3 +216,17 @@ def test_when_the_engine_is_killed_all_of_the_worker_ends_at_once(served: Served
     assert (said["type"], said["reason"]) == ("error", "UNAVAILABLE")
     assert str(engine) in said["message"]
     assert not list(Path("/dev/shm").glob(f"appliance-worker-{worker.process.pid}-*"))
+
+
+async def test_a_small_model_in_bfloat16_answers(tmp_path: Path) -> None:
+    """On processors with AMX its rank died of SIGILL; others never had the fault."""
+    found = Served(tmp_path, dtype=torch.bfloat16)
+    try:
+        assert found.ready["type"] == "ready"
+        call = found.stub().Attach()
+        await call.write(submit(1, PROMPTS[0], max_tokens=4))
+        tokens, _, _ = await answers(call, 1)
+        await found.channel.close()
+        assert len(tokens[1]) == 4
+    finally:
+        found.worker.end()
