@@ -60,7 +60,7 @@ from appliance.wire.handlers import (
 )
 from appliance.wire.metrics import CallMetrics
 from appliance.wire.rules import HEALTH_SERVICE, Rule, resource_of
-from appliance.wire.sending import end_with, serve
+from appliance.wire.sending import end_with, forget, serve
 from appliance.wire.status import to_status
 
 logger = logging.getLogger(__name__)
@@ -352,18 +352,18 @@ class Door(grpc.aio.ServerInterceptor, Generic[Entered]):  # type: ignore[type-a
         """Serve a stream; end it as soon as `recheck` says so."""
         work = asyncio.create_task(serve)
         try:
-            while True:
-                done, _ = await asyncio.wait({work}, timeout=self._recheck_seconds)
-                if done:
-                    return work.result()
+            while not (await asyncio.wait({work}, timeout=self._recheck_seconds))[0]:
                 await self.recheck(call, entered)
+            return work.result()
         finally:
-            if not work.done():
-                work.cancel()
+            # The stream is over; what it raises while it is ended interests nobody, and a caller
+            # who leaves meanwhile does not change why it was.
+            work.add_done_callback(forget)
+            work.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.wait({work})
-            if not work.cancelled():
-                # The stream is over; what it raised while it was ended interests nobody.
-                work.exception()
+            # It keeps its error, whose frames keep it.
+            del work
 
 
 def _call(rule: Rule, context: Context) -> Call:

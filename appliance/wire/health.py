@@ -6,9 +6,12 @@ Rules kept here:
 * a check needs its message within seconds; checks and watches have places of their own, a share for
   each source, so that neither strangers at the other calls stop health nor watchers anything else;
   when they are full, the oldest of the source that holds the most ends for who comes;
-* nothing about who asked is recorded: health says no more than whether the server serves.
+* nothing about who asked is recorded: health says no more than whether the server serves;
+* a watcher who takes no message holds up nobody: neither other watchers nor a change of state.
 
-The attack: health needs no identity, so whoever may connect opens watches and holds them.
+The attack: health needs no identity, so whoever may connect opens watches and holds them. The
+servicer of `grpc_health` sends under a lock that a change needs too, so that one watcher who reads
+nothing keeps a server from saying that it stops; its messages are used, its servicer is not.
 Registered by `appliance.wire.server`; the door lets it pass.
 """
 
@@ -21,20 +24,18 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any, cast
 
 import grpc.aio
-from grpc_health.v1 import health, health_pb2
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
-from appliance.core.errors import ApplianceError
+from appliance.core.errors import ApplianceError, NotFound
 from appliance.wire.admission import Places, source_of
 from appliance.wire.handlers import Context, Handler, Incoming, receiving_bytes
 from appliance.wire.rules import HEALTH_SERVICE
-from appliance.wire.sending import end_with
+from appliance.wire.sending import end_with, send
 from appliance.wire.status import to_status
 
 FIRST_MESSAGE_SECONDS = 5.0
 CHECKS, CHECKS_PER_SOURCE = 256, 16
 WATCHES, WATCHES_PER_SOURCE = 256, 16
-
-_States = health_pb2.HealthCheckResponse
 
 
 class Health:
@@ -45,9 +46,10 @@ class Health:
     """
 
     def __init__(self, services: Iterable[str] = ()) -> None:
-        # grpc-stubs does not know the asyncio flavour.
-        self._servicer = cast("Any", health).aio.HealthServicer()
-        self._names = ["", *services]
+        self._states: dict[str, int] = dict.fromkeys(("", *services), HealthCheckResponse.SERVING)
+        self._ending = False
+        self._changed = asyncio.Event()
+        """Set, and replaced, at each change."""
         self._checks = Places(CHECKS, CHECKS_PER_SOURCE)
         self._watches = Places(WATCHES, WATCHES_PER_SOURCE)
 
@@ -58,27 +60,53 @@ class Health:
         """
         methods = (("Check", self._check, False), ("Watch", self._watch, True))
         handlers: dict[str, Handler] = {
-            name: receiving_bytes(behaviour, streams=streams, serializer=_States.SerializeToString)
+            name: receiving_bytes(
+                behaviour, streams=streams, serializer=HealthCheckResponse.SerializeToString
+            )
             for name, behaviour, streams in methods
         }
         # grpc-stubs is older than this method.
         cast("Any", server).add_registered_method_handlers(HEALTH_SERVICE.strip("/"), handlers)
 
-    async def set(self, service: str, *, serving: bool) -> None:
-        """Say whether a service serves; the empty name says it for every service here."""
-        state = _States.SERVING if serving else _States.NOT_SERVING
-        for name in self._names if not service else [service]:
-            await self._servicer.set(name, state)
+    def set(self, service: str, *, serving: bool) -> None:
+        """Say whether a service serves; the empty name says it for every service here.
 
-    async def enter_graceful_shutdown(self) -> None:
+        Nothing happens any more after `end`.
+        """
+        if self._ending:
+            return
+        state = HealthCheckResponse.SERVING if serving else HealthCheckResponse.NOT_SERVING
+        self._states.update(dict.fromkeys([service] if service else self._states, state))
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def end(self) -> None:
         """Say from now on that nothing serves."""
-        await self._servicer.enter_graceful_shutdown()
+        self.set("", serving=False)
+        self._ending = True
 
     async def _check(self, raw: AsyncIterator[bytes], context: Context) -> object:
-        return await self._answer("Check", self._checks, self._servicer.Check, raw, context)
+        return await self._answer("Check", self._checks, self._state, raw, context)
 
     async def _watch(self, raw: AsyncIterator[bytes], context: Context) -> object:
-        return await self._answer("Watch", self._watches, self._servicer.Watch, raw, context)
+        return await self._answer("Watch", self._watches, self._states_of, raw, context)
+
+    async def _state(self, request: HealthCheckRequest, _: Context) -> HealthCheckResponse:
+        """The state of a service now. Raises NotFound for one that is not here."""
+        if request.service not in self._states:
+            raise NotFound("no service of that name is served here")
+        return HealthCheckResponse(status=self._states[request.service])
+
+    async def _states_of(self, request: HealthCheckRequest, context: Context) -> None:
+        """The state of a service, and each new one, until the call is cancelled."""
+        sent: int | None = None
+        while True:
+            changed = self._changed
+            state = self._states.get(request.service, HealthCheckResponse.SERVICE_UNKNOWN)
+            if state != sent:
+                await send(context, HealthCheckResponse(status=state))
+                sent = state
+            await changed.wait()
 
     async def _answer(
         self,
@@ -88,8 +116,7 @@ class Health:
         raw: AsyncIterator[bytes],
         context: Context,
     ) -> object:
-        parse = health_pb2.HealthCheckRequest.FromString
-        incoming = Incoming(name, raw, parse)
+        incoming = Incoming(name, raw, HealthCheckRequest.FromString)
         try:
             async with asyncio.timeout(None) as until, self._place(places, context, until):
                 return await behaviour(await incoming.only(FIRST_MESSAGE_SECONDS), context)

@@ -183,7 +183,7 @@ class Server:
     async def set_serving(self, service: str = "", *, serving: bool) -> None:
         """Say in health whether a service (none named: every one) can do its work."""
         for health in self._health:
-            await health.set(service, serving=serving)
+            health.set(service, serving=serving)
 
     async def run(self) -> None:
         """Start, serve until SIGTERM, SIGINT or `request_stop`, then stop gracefully."""
@@ -206,7 +206,7 @@ class Server:
     async def stop(self) -> None:
         """Say NOT_SERVING, refuse new calls, let running ones end within the grace, close all."""
         for health in self._health:
-            await health.enter_graceful_shutdown()
+            health.end()
         await asyncio.gather(*(server.stop(self._grace) for server in self._servers))
         if self._metrics is not None:
             httpd, thread = self._metrics

@@ -92,9 +92,11 @@ class WorkerService(worker_service_pb2_grpc.WorkerServiceServicer):
         finally:
             for task in (reader, writer):
                 task.cancel()
-            # First: a message that is on its way to nobody keeps no slot.
-            await stream.end()
-            ended = await asyncio.gather(reader, writer, return_exceptions=True)
+            try:
+                # First: a message that is on its way to nobody keeps no slot.
+                await stream.end()
+            finally:
+                ended = await asyncio.gather(reader, writer, return_exceptions=True)
         for outcome in ended:
             if isinstance(outcome, ApplianceError):
                 raise outcome

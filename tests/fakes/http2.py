@@ -18,6 +18,7 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY = 0x0, 0x1, 0x3, 0x4, 0x6, 0x7
 END_STREAM, END_HEADERS = 0x1, 0x4
 ENHANCE_YOUR_CALM = 0xB
+INITIAL_WINDOW = 0x4
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
@@ -60,15 +61,18 @@ class Raw:
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def connect(cls, port: int) -> AsyncIterator[Raw]:
-        """A connection over TLS whose server's certificate is not looked at."""
+    async def connect(cls, port: int, *, window: int = 65_535) -> AsyncIterator[Raw]:
+        """A connection over TLS whose server's certificate is not looked at.
+
+        `window`: bytes of messages that it takes of each call (RFC 9113, 6.9.2).
+        """
         context = ssl.create_default_context()
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
         context.set_alpn_protocols(["h2"])
         streams = await asyncio.open_connection("127.0.0.1", port, ssl=context)
         raw = cls(*streams)
-        raw.send(PREFACE + frame(SETTINGS, 0, 0))
+        raw.send(PREFACE + frame(SETTINGS, 0, 0, struct.pack(">HI", INITIAL_WINDOW, window)))
         try:
             yield raw
         finally:
@@ -108,6 +112,14 @@ class Raw:
         except (asyncio.IncompleteReadError, ConnectionError):
             return None
         return head[3], head[4], int.from_bytes(head[5:9]), payload
+
+    async def end_of(self, stream: int) -> None:
+        """Return when the server has ended a stream. Raises EOFError when it ends everything."""
+        while (came := await self.next()) is not None:
+            kind, flags, number, _ = came
+            if number == stream and (kind == RST_STREAM or flags & END_STREAM):
+                return
+        raise EOFError
 
     async def ended(self) -> list[int]:
         """Error codes of the GOAWAY frames until the server closed the connection."""

@@ -13,6 +13,7 @@ from typing import Any, Self
 import grpc
 import grpc.aio
 import pytest
+from grpc_health.v1 import health_pb2
 from prometheus_client import CollectorRegistry
 
 from appliance.api.data.v1 import (
@@ -42,6 +43,7 @@ from appliance.wire.metrics import CallMetrics
 from appliance.wire.rules import rules_of
 from appliance.wire.server import Service
 from appliance.wire.status import from_rpc_error
+from tests.fakes.http2 import Raw
 from tests.fakes.wire import authority, connect, failure, serving
 
 RULES = rules_of(
@@ -57,7 +59,9 @@ UNREADABLE = (
     "describe it, with text in UTF-8"
 )
 NAME = "projects/p/datasets/d"
+JOB = "projects/p/jobs/j"
 GET = "/appliance.api.data.v1.DatasetService/GetDataset"
+WATCH = "/appliance.api.jobs.v1.JobService/WatchJob"
 UPLOAD = "/appliance.api.data.v1.DatasetService/UploadDatasetVersion"
 
 
@@ -616,8 +620,12 @@ async def test_nothing_asks_grpc_about_a_call_once_it_is_read() -> None:
 
 
 @pytest.mark.attack
-@pytest.mark.parametrize("method", [GET, "/x/y", "/grpc.health.v1.Health/Check"])
-@pytest.mark.parametrize("message", [b"", b"\xff" * 16], ids=["readable", "unreadable"])
+@pytest.mark.parametrize("method", [GET, WATCH, "/x/y", "/grpc.health.v1.Health/Check"])
+@pytest.mark.parametrize(
+    "message",
+    [b"", b"\xff" * 16, health_pb2.HealthCheckRequest(service="none").SerializeToString()],
+    ids=["empty", "unreadable", "unknown service"],
+)
 async def test_a_call_goes_without_a_search_for_circles(method: str, message: bytes) -> None:
     """Searches of all memory stopped everything for 200 ms at a time under a flood."""
 
@@ -626,9 +634,11 @@ async def test_a_call_goes_without_a_search_for_circles(method: str, message: by
 
     async def ask(house: House) -> None:
         with contextlib.suppress(grpc.aio.AioRpcError):
-            await house.channel.unary_unary(method)(message, timeout=10)
+            async for _ in house.channel.unary_stream(method)(message, timeout=10):
+                pass
 
-    async with House() as house:
+    async with House(recheck_seconds=0.01) as house:
+        house.door.revoked.set()  # A stream ends at once.
         await ask(house)
         gc.collect()
         before = kept()
@@ -641,3 +651,32 @@ async def test_a_call_goes_without_a_search_for_circles(method: str, message: by
             assert kept() - before <= 3
         finally:
             gc.enable()
+
+
+@pytest.mark.attack
+async def test_a_refused_call_ends_though_its_caller_takes_no_bytes() -> None:
+    """A window of nothing lets no message through; a status alone needs none."""
+    async with House() as house, Raw.connect(house.port, window=0) as raw:
+        house.door.stranger = Unauthenticated("who are you")
+        raw.request(GET, stream=1)
+        async with asyncio.timeout(5):
+            await raw.end_of(1)
+
+
+@pytest.mark.attack
+async def test_why_a_stream_was_ended_is_noted_though_its_caller_leaves_meanwhile() -> None:
+    async with House(recheck_seconds=0.05) as house, Raw.connect(house.port, window=0) as raw:
+        judged = asyncio.Event()
+
+        async def recheck(call: Call, entered: str) -> None:
+            judged.set()
+            raise Denied(f"{entered} lost the right")
+
+        house.door.recheck = recheck  # type: ignore[method-assign]
+        raw.request(WATCH, 1)
+        raw.message(1, job_service_pb2.WatchJobRequest(name=JOB).SerializeToString())
+        async with asyncio.timeout(5):
+            await judged.wait()
+            raw.reset(1)
+            await house.door.left.wait()
+        assert house.door.notes[-1] == ("leave", "WatchJob", "alice", "PERMISSION_DENIED")

@@ -287,6 +287,34 @@ async def test_watches_of_health_are_bounded_and_checks_answer_beside_them() -> 
 
 
 @pytest.mark.attack
+async def test_a_watcher_who_takes_no_bytes_holds_up_nobody() -> None:
+    watch = "/grpc.health.v1.Health/Watch"
+    async with (
+        serving([], [], {}, require_client=False) as running,
+        connect(running.port) as channel,
+        Raw.connect(running.port, window=0) as raw,
+    ):
+        for stream in (1, 3, 5):
+            raw.request(watch, stream)
+            raw.message(stream, b"")
+        call = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+        async with asyncio.timeout(5):
+            assert (await call.read()).status == SERVING
+            await running.server.set_serving(serving=False)
+            assert (await call.read()).status == NOT_SERVING
+        call.cancel()
+
+
+async def test_health_of_a_service_that_is_not_here_is_not_found() -> None:
+    async with (
+        serving([], [], {}, require_client=False) as running,
+        connect(running.port) as channel,
+    ):
+        error = await failure(lambda: health(channel, "none"))
+        assert error.code() is grpc.StatusCode.NOT_FOUND
+
+
+@pytest.mark.attack
 async def test_a_malformed_question_about_health_is_one_sentence(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
