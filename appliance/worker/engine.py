@@ -14,6 +14,7 @@ service.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from vllm.distributed.device_communicators import shm_broadcast
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.inputs.engine import tokens_input
 from vllm.model_executor.models.registry import ModelRegistry
@@ -40,6 +42,8 @@ from appliance.worker.vocabulary import Ranges
 
 MOST_RUNNING = 128
 """Answers in one step; more wait."""
+LOOK_AGAIN_SECONDS = 50e-6
+"""Between two looks of a waiting rank; a step of the smallest model takes dozens of them."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,16 @@ def _allow_tiles() -> None:
     torch.cpu._init_amx()  # noqa: SLF001 - it has no public name, and vLLM's code asks its sister
 
 
+def _wait_asleep() -> None:
+    """Let the engine and its ranks sleep between two looks for the next message.
+
+    On a CPU, where all of a worker runs on the same cores. vLLM looks in a loop of sched_yield(2)
+    for a second after each message, so never stops under load, and Linux 6.18 lets nobody else run
+    for half a second at a time beside two such loops: orders, tokens and heartbeats waited so long.
+    """
+    shm_broadcast.sched_yield = lambda: time.sleep(LOOK_AGAIN_SECONDS)
+
+
 class Engine:
     """A running engine. Construct it before the event loop and before gRPC: it forks.
 
@@ -103,6 +117,8 @@ class Engine:
         # vLLM asks for new interpreters on CPUs; forked ranks are what this worker is built on.
         os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
         _allow_tiles()
+        if current_platform.is_cpu():
+            _wait_asleep()
         self._llm = AsyncLLM.from_vllm_config(
             config,
             stat_loggers=[lambda *_: _StepLogger(self.pulse)],

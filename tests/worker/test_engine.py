@@ -28,6 +28,8 @@ pytestmark = pytest.mark.engine
 
 PROMPTS = [[1, 2, 3], [400], list(range(5, 60)), [7, 7, 7, 9]]
 COUNT = 24
+MANY, SIDE_BY_SIDE, LENGTH = 512, 128, 256
+"""Answers, how many of them the engine has in one step, and their tokens with the prompt."""
 TOKENS = 400
 """The tokenizer has fewer than the embedding has rows, as after padding."""
 
@@ -106,20 +108,49 @@ async def test_the_same_seed_gives_the_same_answer(served: Served) -> None:
     assert tokens[0] == tokens[1] != tokens[2]
 
 
+async def test_waiting_for_work_takes_no_core(served: Served) -> None:
+    """The ranks looked for it without a pause, and what shares their cores stood still."""
+
+    def processor_seconds() -> float:
+        ticks = 0
+        for pid in served.worker.family():
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            ticks += int(fields[11]) + int(fields[12])
+        return ticks / os.sysconf("SC_CLK_TCK")
+
+    call = served.stub().Attach()
+    await call.write(submit(1, PROMPTS[0], max_tokens=1))
+    await answers(call, 1)
+    before = processor_seconds()
+    await asyncio.sleep(0.5)
+    assert processor_seconds() - before < 0.3
+    await served.channel.close()
+
+
 async def test_a_gateway_that_leaves_frees_its_slots(served: Served) -> None:
     watching = served.stub().Attach()
     mine = served.channel
     leaving = served.stub().Attach()
-    for identifier in range(4):
-        await leaving.write(submit(identifier, [3], ignore_end=True))
-    async with asyncio.timeout(20):
-        while (await beat(watching)).running < 4:
+    seen = [await beat(watching)]
+
+    async def watch() -> None:
+        while True:
+            seen.append(await beat(watching))
+
+    watcher = asyncio.create_task(watch())
+    async with asyncio.timeout(60):
+        # More than run side by side, so that most are in work long after the first token.
+        for identifier in range(MANY):
+            await leaving.write(submit(identifier, [3], ignore_end=True))
+        while not (await leaving.read()).outputs:
             pass
         leaving.cancel()
-        left = time.monotonic()
-        while (await beat(watching)).running:
-            pass
-    assert time.monotonic() - left < 1.5
+        left = len(seen)
+        while len(seen) <= left or seen[-1].running or seen[-1].waiting:
+            await asyncio.sleep(0.05)
+    # Not by the clock: by the steps that the answers would have needed.
+    assert seen[-1].steps - seen[left - 1].steps < MANY / SIDE_BY_SIDE * (LENGTH - 1) / 2
+    watcher.cancel()
     await served.channel.close()
     await mine.close()
 
