@@ -131,26 +131,24 @@ async def test_a_gateway_that_leaves_frees_its_slots(served: Served) -> None:
     watching = served.stub().Attach()
     mine = served.channel
     leaving = served.stub().Attach()
-    seen = [await beat(watching)]
 
-    async def watch() -> None:
-        while True:
-            seen.append(await beat(watching))
-
-    watcher = asyncio.create_task(watch())
-    async with asyncio.timeout(60):
+    async def ask_and_leave() -> None:
         # More than run side by side, so that most are in work long after the first token.
         for identifier in range(MANY):
             await leaving.write(submit(identifier, [3], ignore_end=True))
         while not (await leaving.read()).outputs:
             pass
         leaving.cancel()
-        left = len(seen)
-        while len(seen) <= left or seen[-1].running or seen[-1].waiting:
-            await asyncio.sleep(0.05)
+
+    async with asyncio.timeout(60):
+        asking = asyncio.create_task(ask_and_leave())
+        while not asking.done():
+            before = await beat(watching)
+        await asking
+        while (found := await beat(watching)).running or found.waiting:
+            pass
     # Not by the clock: by the steps that the answers would have needed.
-    assert seen[-1].steps - seen[left - 1].steps < MANY / SIDE_BY_SIDE * (LENGTH - 1) / 2
-    watcher.cancel()
+    assert found.steps - before.steps < MANY / SIDE_BY_SIDE * (LENGTH - 1) / 2
     await served.channel.close()
     await mine.close()
 
