@@ -37,8 +37,8 @@ ROUNDS = 10
 SHARED_ROUNDS = 1
 QUIET_SECONDS = 1.5
 SETTLE_SECONDS = 5.0
-SECOND = 1
-"""Number of the round whose memory, settled, is held against that of the last one."""
+WARM_UP = 2
+"""Rounds before those that count: memory after them is held against memory at the end."""
 STRANGER, NEIGHBOUR = "127.0.0.2", "127.0.0.1"
 """The flooder's address: one of its own, or the caller's."""
 MOST_RATIO, MOST_RECORDS, MOST_GROWTH, MOST_LOG = 3.0, 100, 1.1, 100_000
@@ -115,30 +115,31 @@ def _flooded(made: Stage, flood: Flood, listener: str, rounds: int) -> Row:
     """One row of the table."""
     process = made.process_of(listener)
     with _flooder(made, flood, listener) as link:
-        asyncio.run(_round(made, flood, listener, link, STRANGER))  # threads, caches
+        for _ in range(WARM_UP):
+            asyncio.run(_round(made, flood, listener, link, STRANGER))
         time.sleep(SETTLE_SECONDS)
         records, log = made.strangers_records(), made.log_bytes()
         before = made.held(process)
         quiet: list[float] = []
         loud: list[float] = []
         lost: list[str] = []
-        memory: list[int] = []
+        memory = [before["resident_bytes"]]
         tally: dict[str, float] = {}
-        for number in range(rounds):
+        for _ in range(rounds):
             found = asyncio.run(_round(made, flood, listener, link, STRANGER))
             quiet += found[0]
             loud += found[1]
             lost += found[2]
             tally = {key: tally.get(key, 0) + value for key, value in found[3].items()}
-            if number in (SECOND, rounds - 1):
-                time.sleep(SETTLE_SECONDS)
             memory.append(made.held(process)["resident_bytes"])
+        time.sleep(SETTLE_SECONDS)
         after = made.held(process)
         records, log = made.strangers_records(), made.log_bytes() - log
         shared = [
             asyncio.run(_round(made, flood, listener, link, NEIGHBOUR))
             for _ in range(SHARED_ROUNDS)
         ]
+        made.strangers_records()  # What the neighbour is told is not counted.
     row: Row = {
         "flood": flood.name,
         "listener": listener,
@@ -156,7 +157,7 @@ def _flooded(made: Stage, flood: Flood, listener: str, rounds: int) -> Row:
         "log_bytes": log,
         "before": before,
         "after": after,
-        "growth": memory[-1] / memory[min(SECOND, rounds - 1)],
+        "growth": after["resident_bytes"] / before["resident_bytes"],
         "shared_p99": 1e3 * _p99([each for found in shared for each in found[1]]),
         "shared_lost": sum(len(found[2]) for found in shared),
         "shared_calls": sum(len(found[1]) for found in shared),
