@@ -9,6 +9,8 @@ BENCHES = (
     "prompt_pause",
     "hybrid_trainer",
     "policy_change",
+    "hostile_text",
+    "redaction",
     "flood",
 )
 

@@ -40,6 +40,12 @@ STEPS = [
     ),
 ]
 
+SCRIPTS = [
+    ("SCRIPT", field("script")),
+    ("DOCUMENTS", field("documents")),
+    ("KEPT", field("kept")),
+]
+
 command = click.Group("dataset", help="Upload text; see what was made of it.")
 
 
@@ -60,16 +66,21 @@ def create(session: Session, dataset_id: str, description: str) -> None:
 @make("upload", "DatasetService.UploadDatasetVersion", group=command, project=True)
 @click.argument("name", metavar="DATASET")
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=Path)
-def upload(session: Session, name: str, paths: tuple[Path, ...]) -> None:
+@click.option("--hidden", is_flag=True, help="Take hidden files and folders too.")
+def upload(session: Session, name: str, paths: tuple[Path, ...], *, hidden: bool) -> None:
     """Upload text as a new sealed version, all of it or nothing.
 
     PATH is a file or a folder of .txt, .md, .rst (one document each) or .jsonl (one document per
-    line: an object with `text`, and `id` and `source` if you like).
+    line: an object with `text`, and `id` and `source` if you like). A text of more than 3 MiB
+    becomes several documents. What is left out of a folder is said.
     """
     from appliance.client import uploads  # noqa: PLC0415 - imports protobuf
 
     parent = session.name("dataset", name)
-    files = uploads.text_files(paths)
+    found = uploads.text_files(paths, hidden=hidden)
+    if found.left_out:
+        click.echo(f"left out: {found.sentence()}", err=True)
+    files = found.files
     total = sum(file.stat().st_size for file in files)
     with bytes_bar(f"{len(files)} files", total) as advance:
         messages = uploads.dataset_messages(
@@ -121,6 +132,8 @@ def report(session: Session, name: str, *, examples: bool) -> None:
         session.show(found)
         return
     session.show(found["steps"], STEPS)
+    scripts = [{"script": name} | row for name, row in sorted(found["scripts"].items())]
+    session.show(scripts, SCRIPTS)
     kept, documents, tokens = (found[key] for key in ("kept", "documents", "tokens"))
     click.echo(f"{kept} of {documents} documents kept; {tokens} tokens")
     if found["redactions"]:

@@ -126,7 +126,7 @@ class Session:
         method = self._method(rpc)
         connection = self.connection()
         stub = connection.stub(method.stub)
-        request = method.request(**fields)
+        request = method.filled(**fields)
         found: list[dict[str, Any]] = []
         for each in all_pages(connection, getattr(stub, method.short), request, field):
             found.append(output.plain(each))
@@ -142,7 +142,7 @@ class Session:
         connection = self.connection(at)
         stub = connection.stub(method.stub)
         return connection.stream(
-            getattr(stub, method.short), method.request(**fields), timeout=timeout
+            getattr(stub, method.short), method.filled(**fields), timeout=timeout
         )
 
     def upload(self, rpc: str, messages: Iterable[Any]) -> Any:
@@ -181,7 +181,7 @@ class Session:
         return find(name)
 
     def _request(self, method: Method, fields: dict[str, Any]) -> Any:
-        request = method.request(**fields)
+        request = method.filled(**fields)
         if "request_id" in method.request.DESCRIPTOR.fields_by_name and not request.request_id:
             request.request_id = self.request_id
         return request
@@ -215,7 +215,7 @@ class Session:
     def _renew(self, code: str) -> None:
         method = find(_VERIFY)
         connection = self.connection()
-        request = method.request(token=self.token, code=code)
+        request = method.filled(token=self.token, code=code)
         answer = connection.call(connection.stub(method.stub).VerifyTotp, request)
         self.profiles.keep_token(self.profile, answer.token)
         self.use_token(answer.token)

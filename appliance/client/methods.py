@@ -7,9 +7,13 @@ instead of importing three modules for each. Called by the command and by tests.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+
+from appliance.core.errors import InvalidInput
 from appliance.wire.rules import Rule, rules_of
 
 SERVICES = {
@@ -49,6 +53,14 @@ class Method:
         """Its name within the service."""
         return self.name.partition(".")[2]
 
+    def filled(self, **fields: Any) -> Any:  # noqa: ANN401 - generated classes have no type here
+        """A request; nested messages are given as dictionaries.
+
+        Raises InvalidInput naming the field that cannot hold its value.
+        """
+        _check(self.request.DESCRIPTOR, fields)
+        return self.request(**fields)
+
 
 def find(name: str) -> Method:
     """The RPC of a short name. Raises KeyError for one that does not exist."""
@@ -68,3 +80,38 @@ def find(name: str) -> Method:
         getattr(request, method.input_type.name),
         rule,
     )
+
+
+_WHOLE = {
+    FieldDescriptor.CPPTYPE_INT32: (-(1 << 31), (1 << 31) - 1),
+    FieldDescriptor.CPPTYPE_INT64: (-(1 << 63), (1 << 63) - 1),
+    FieldDescriptor.CPPTYPE_UINT32: (0, (1 << 32) - 1),
+    FieldDescriptor.CPPTYPE_UINT64: (0, (1 << 64) - 1),
+}
+
+
+def _check(descriptor: Descriptor, fields: Mapping[str, Any]) -> None:
+    for name, value in fields.items():
+        field = descriptor.fields_by_name[name]
+        for each in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(each, dict) and field.message_type is not None:
+                if not field.message_type.GetOptions().map_entry:
+                    _check(field.message_type, each)
+            elif isinstance(each, int) and field.cpp_type in _WHOLE:
+                least, most = _WHOLE[field.cpp_type]
+                if not least <= each <= most:
+                    raise _wrong(name, f"must be {least} to {most}")
+            elif isinstance(each, str) and not _is_text(each):
+                raise _wrong(name, "is not UTF-8: write it in another way")
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _wrong(name: str, why: str) -> InvalidInput:
+    return InvalidInput(f"{name} {why}.", fields={name: why})

@@ -1,14 +1,19 @@
-"""Cut documents and model files into the messages of an upload.
+"""Find text, and cut documents and model files into the messages of an upload.
 
 A message stays well below the 4 MiB that servers take. Files are read as they are sent; nothing is
-held in memory as a whole but a single text document.
+held in memory as a whole but a text of at most `LARGEST_DOCUMENT`.
 """
 
 from __future__ import annotations
 
+import io
+import itertools
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TextIO
 
 from appliance.api.data.v1 import dataset_service_pb2 as data
 from appliance.api.models.v1 import model_service_pb2 as models
@@ -16,36 +21,111 @@ from appliance.core import strict_json
 from appliance.core.errors import InvalidInput
 
 MESSAGE_BYTES = 1 << 20
+LARGEST_DOCUMENT = 3 << 20
+"""Bytes of one document that the control plane takes; a longer text becomes several."""
+PART_CHARACTERS = 1 << 18
+"""Of each of them: at most 1 MiB, whatever the characters are."""
 TEXT_SUFFIXES = (".txt", ".md", ".rst")
+LINES_SUFFIX = ".jsonl"
+_WANTED = (*TEXT_SUFFIXES, LINES_SUFFIX)
+_NAMES = ", ".join(_WANTED)
+LINKS, HIDDEN = "links", "hidden"
+_HINTS = {LINKS: " (name what they lead to)", HIDDEN: " (--hidden takes them)"}
 Advance = Callable[[int], None]
 
 
-def text_files(paths: Sequence[Path]) -> list[Path]:
-    """Files of text in `paths` and in the folders among them, sorted, each once.
+@dataclass
+class Found:
+    """Files to upload, and what was seen beside them.
+
+    Attributes:
+        files: sorted, each once.
+        left_out: how many files and folders were not taken, by what they are.
+    """
+
+    files: list[Path] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
+
+    def sentence(self) -> str:
+        """What was left out, for a person; empty when nothing was."""
+        return ", ".join(
+            f"{what}: {count}{_HINTS.get(what, '')}"
+            for what, count in sorted(self.left_out.items())
+        )
+
+
+def text_files(paths: Sequence[Path], *, hidden: bool = False) -> Found:
+    """Files of text in `paths` and in the folders among them.
+
+    In a folder, what its owner may not mean is left out: files that are no text by their name,
+    hidden ones (`.git`), and links, which may lead out of it. What is named itself is taken.
+
+    Args:
+        paths: files and folders.
+        hidden: take hidden files and folders too.
 
     Raises:
-        InvalidInput: a path does not exist, is no text file, or there is nothing to upload.
+        InvalidInput: a path does not exist, is no text file or cannot be read, or there is nothing
+            to upload.
     """
-    wanted = (*TEXT_SUFFIXES, ".jsonl")
-    found: list[Path] = []
+    found = Found()
     for path in paths:
         if path.is_dir():
-            found += (each for each in path.rglob("*") if each.suffix in wanted and each.is_file())
-        elif path.is_file() and path.suffix in wanted:
-            found.append(path)
+            _walk(path, found, hidden=hidden)
+        elif path.is_file() and path.suffix.lower() in _WANTED:
+            found.files.append(path)
         elif not path.exists():
             raise InvalidInput(f"{path} does not exist: check how it is written.")
         else:
             raise InvalidInput(
-                f"{path} is no text to upload: give folders or files named {', '.join(wanted)}."
+                f"{path} is no text to upload: give folders or files named {_NAMES}."
             )
-    if not found:
-        raise InvalidInput(f"There are no files named {', '.join(wanted)} in what was given.")
-    return sorted(set(found))
+    if not found.files:
+        others = found.sentence()
+        raise InvalidInput(
+            f"There are no files named {_NAMES} in what was given"
+            + (f"; left out: {others}." if others else ".")
+        )
+    found.files = sorted(set(found.files))
+    return found
+
+
+def _walk(folder: Path, found: Found, *, hidden: bool) -> None:
+    def refuse(error: OSError) -> None:
+        raise InvalidInput(
+            f"{error.filename} cannot be read ({error.strerror}): make it readable or leave it out."
+        ) from error
+
+    for root, folders, files in os.walk(folder, onerror=refuse):
+        here = Path(root)
+        for name in list(folders):
+            if what := _not_taken(here / name, hidden=hidden):
+                folders.remove(name)
+                found.left_out[what] += 1
+        for name in files:
+            path = here / name
+            if what := _not_taken(path, hidden=hidden) or _no_text(path):
+                found.left_out[what] += 1
+            else:
+                found.files.append(path)
+
+
+def _not_taken(path: Path, *, hidden: bool) -> str:
+    if path.is_symlink():
+        return LINKS
+    if path.name.startswith(".") and not hidden:
+        return HIDDEN
+    return ""
+
+
+def _no_text(path: Path) -> str:
+    if path.suffix.lower() not in _WANTED:
+        return f"files named *{path.suffix}" if path.suffix else "files without an ending"
+    return "" if path.is_file() else "files of a special kind"
 
 
 def documents(files: Sequence[Path], advance: Advance) -> Iterator[data.Document]:
-    """One document per text file, one per line of a .jsonl file.
+    """One document per text file, one per line of a .jsonl file; several for a long text.
 
     Ids are paths below the folder that all files share, so that they, and with them the split that
     a prepare job makes, do not depend on where the folder lies.
@@ -59,43 +139,95 @@ def documents(files: Sequence[Path], advance: Advance) -> Iterator[data.Document
     """
     shared = Path(os.path.commonpath([file.absolute().parent for file in files]))
     for file in files:
-        name = file.absolute().relative_to(shared).as_posix()
+        name = _printed(file.absolute().relative_to(shared).as_posix())
         try:
-            if file.suffix == ".jsonl":
-                yield from _lines(file, name)
-            else:
-                yield data.Document(id=name, text=_text(file), source=file.name)
+            # A mark of the byte order belongs to the file and not to its text.
+            with file.open(encoding="utf-8-sig") as text:
+                if file.suffix.lower() == LINES_SUFFIX:
+                    yield from _lines(file, name, text)
+                else:
+                    yield from _texts(file, name, text)
         except UnicodeDecodeError as error:
-            raise InvalidInput(f"{file} is not UTF-8 text: convert it or leave it out.") from error
+            raise InvalidInput(
+                f"{_printed(file)} is not UTF-8 text: convert it or leave it out."
+            ) from error
+        except OSError as error:
+            raise InvalidInput(
+                f"{_printed(file)} cannot be read ({error.strerror}): "
+                "make it readable or leave it out."
+            ) from error
         advance(file.stat().st_size)
 
 
-def _text(file: Path) -> str:
-    text = file.read_text(encoding="utf-8")
+def _printed(path: Path | str) -> str:
+    """A path as text, also where its name is not UTF-8."""
+    return os.fsencode(path).decode(errors="backslashreplace")
+
+
+def _texts(file: Path, name: str, text: TextIO) -> Iterator[data.Document]:
+    source = _printed(file.name)
+    if file.stat().st_size <= LARGEST_DOCUMENT:
+        yield data.Document(id=name, text=_checked(file, text.read()), source=source)
+    else:
+        yield from _parts(name, source, lambda count: _checked(file, text.read(count)))
+
+
+def _parts(identity: str, source: str, read: Callable[[int], str]) -> Iterator[data.Document]:
+    """A long text as several documents; `read` returns its next characters, fewer at its end."""
+    left = ""
+    for number in itertools.count(1):
+        text = left + read(PART_CHARACTERS - len(left))
+        last = len(text) < PART_CHARACTERS
+        part, left = (text, "") if last else _cut(text)
+        if part:
+            yield data.Document(id=f"{identity}#{number}", text=part, source=source)
+        if last:
+            return
+
+
+def _cut(text: str) -> tuple[str, str]:
+    """A text in two, at the last end of a paragraph, of a line or of a word in its second half."""
+    for end in ("\n\n", "\n", " "):
+        place = text.rfind(end, len(text) // 2)
+        if place >= 0:
+            return text[: place + len(end)], text[place + len(end) :]
+    return text, ""
+
+
+def _checked(file: Path, text: str) -> str:
     if "\0" in text:
         # Binary files, and UTF-16 without its mark, may be UTF-8 by accident.
-        raise InvalidInput(f"{file} holds NUL bytes: it is binary or UTF-16; convert it to UTF-8.")
+        raise InvalidInput(
+            f"{_printed(file)} holds NUL bytes: it is binary or UTF-16; convert it to UTF-8."
+        )
     return text
 
 
-def _lines(file: Path, name: str) -> Iterator[data.Document]:
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                value = strict_json.read_value(f"{file} line {number}", line)
-                text = value["text"]
-            except (TypeError, KeyError) as error:
-                raise _no_document(file, number) from error
-            if not isinstance(text, str):
-                raise _no_document(file, number)
-            identity, source = value.get("id", f"{name}:{number}"), value.get("source", file.name)
-            yield data.Document(id=str(identity), text=text, source=str(source))
+def _lines(file: Path, name: str, lines: TextIO) -> Iterator[data.Document]:
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        where = f"{_printed(file)} line {number}"
+        value = strict_json.read_value(where, line)
+        if not isinstance(value, dict) or not isinstance(value.get("text"), str):
+            raise InvalidInput(f"{where} is no JSON object with a `text`: mend it.")
+        identity = _word(where, value, "id", f"{name}:{number}")
+        source = _word(where, value, "source", _printed(file.name))
+        text = value["text"]
+        if len(text.encode()) <= LARGEST_DOCUMENT:
+            yield data.Document(id=identity, text=text, source=source)
+        else:
+            yield from _parts(identity, source, io.StringIO(text).read)
 
 
-def _no_document(file: Path, line: int) -> InvalidInput:
-    return InvalidInput(f"{file} line {line} is no JSON object with a `text`: mend it.")
+def _word(where: str, value: dict[str, Any], key: str, default: str) -> str:
+    """A text or a number of a document; the default where it has none."""
+    found = value.get(key)
+    if found is None:
+        return default
+    if isinstance(found, bool) or not isinstance(found, str | int | float):
+        raise InvalidInput(f"{where} has a `{key}` that is no text: mend it.")
+    return str(found)
 
 
 def dataset_messages(

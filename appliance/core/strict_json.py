@@ -25,6 +25,7 @@ from appliance.core.errors import InvalidInput
 
 MAX_DEPTH = 64
 """Objects and lists within each other; JSON that people and programs write has a dozen at most."""
+MOST_DIGITS = 1000
 LONGEST_KEY_IN_PATH = 40
 _TOO_DEEP = f"is nested more than {MAX_DEPTH} deep"
 
@@ -61,9 +62,14 @@ def read_value(file: str, data: bytes | str) -> Any:  # noqa: ANN401 - JSON of a
     def number(text: str) -> float:
         raise _wrong(file, f"has {text} where a number belongs")
 
+    def whole(text: str) -> int:
+        if len(text) > MOST_DIGITS:
+            raise _wrong(file, f"has a number of {len(text)} digits, {MOST_DIGITS} are allowed")
+        return int(text)
+
     try:
         text = data if isinstance(data, str) else data.decode("utf-8-sig")
-        value = json.loads(text, object_pairs_hook=once, parse_constant=number)
+        value = json.loads(text, object_pairs_hook=once, parse_constant=number, parse_int=whole)
     except RecursionError as error:
         raise _wrong(file, _TOO_DEEP) from error
     except json.JSONDecodeError as error:

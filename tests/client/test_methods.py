@@ -1,6 +1,9 @@
+from typing import Any
+
 import pytest
 
 from appliance.client.methods import find
+from appliance.core.errors import InvalidInput
 
 
 def test_a_method_is_found_with_its_rule() -> None:
@@ -15,3 +18,17 @@ def test_a_method_is_found_with_its_rule() -> None:
 def test_an_unknown_one_is_an_error(name: str) -> None:
     with pytest.raises(KeyError):
         find(name)
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ({"job": {"prepare": {"seed": 10**19}}}, "seed must be -9223372036854775808 to"),
+        ({"job": {"prepare": {"vocabulary_size": 1 << 31}}}, "vocabulary_size must be"),
+        ({"job_id": "half \udc80"}, "job_id is not UTF-8"),
+        ({"job": {"prepare": {"datasets": ["half \ud800"]}}}, "datasets is not UTF-8"),
+    ],
+)
+def test_what_a_field_cannot_hold_is_refused_by_its_name(fields: dict[str, Any], why: str) -> None:
+    with pytest.raises(InvalidInput, match=why):
+        find("JobService.CreateJob").filled(**fields)

@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,48 @@ def test_text_files_are_found_in_folders_once_and_sorted(tmp_path: Path) -> None
     for name in ("b.txt", "a.md", "sub/c.jsonl", "d.py"):
         (tmp_path / name).write_text("x")
     found = uploads.text_files([tmp_path, tmp_path / "b.txt"])
-    assert [str(path.relative_to(tmp_path)) for path in found] == ["a.md", "b.txt", "sub/c.jsonl"]
+    assert [str(path.relative_to(tmp_path)) for path in found.files] == [
+        "a.md",
+        "b.txt",
+        "sub/c.jsonl",
+    ]
+
+
+@pytest.mark.attack
+def test_a_folder_gives_what_its_owner_means_and_says_what_not(tmp_path: Path) -> None:
+    folder, outside = tmp_path / "texts", tmp_path / "outside"
+    for name in ("texts/.git", "texts/deep", "outside"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in (
+        "texts/A.TXT",
+        "texts/.secret.txt",
+        "texts/.git/a.txt",
+        "texts/deep/b.md",
+        "texts/c.pdf",
+        "texts/d.pdf",
+        "texts/LICENSE",
+        "outside/e.txt",
+    ):
+        (tmp_path / name).write_text("x")
+    (folder / "link.txt").symlink_to(outside / "e.txt")
+    (folder / "linked").symlink_to(outside)
+    os.mkfifo(folder / "pipe.txt")
+    found = uploads.text_files([folder])
+    assert [path.name for path in found.files] == ["A.TXT", "b.md"]
+    assert found.sentence() == (
+        "files named *.pdf: 2, files of a special kind: 1, files without an ending: 1"
+        ", hidden: 2 (--hidden takes them), links: 2 (name what they lead to)"
+    )
+    taken = uploads.text_files([folder], hidden=True)
+    assert [path.name for path in taken.files] == ["a.txt", ".secret.txt", "A.TXT", "b.md"]
+    named = uploads.text_files([folder / "link.txt", folder / ".secret.txt"])
+    assert len(named.files) == 2
+
+
+def test_what_was_left_out_is_said_when_nothing_is_left(tmp_path: Path) -> None:
+    (tmp_path / "a.pdf").write_text("x")
+    with pytest.raises(InvalidInput, match=r"left out: files named \*.pdf: 1"):
+        uploads.text_files([tmp_path])
 
 
 @pytest.mark.parametrize("name", ["missing.txt", "code.py"])
@@ -42,6 +84,47 @@ def test_documents_of_files_and_lines(tmp_path: Path) -> None:
     assert read == [5, lines.stat().st_size]
 
 
+@pytest.mark.parametrize("form", ["txt", "jsonl"])
+def test_a_long_text_becomes_documents_that_fit(tmp_path: Path, form: str) -> None:
+    text = "".join(f"Paragraph {n} says \u00e4.\n\n" for n in range(200_000))
+    file = tmp_path / f"long.{form}"
+    file.write_text(text if form == "txt" else json.dumps({"id": "long.txt", "text": text}))
+    found = list(uploads.documents([file], lambda _: None))
+    assert "".join(each.text for each in found) == text
+    assert [each.id for each in found] == [f"long.txt#{n + 1}" for n in range(len(found))]
+    assert all(each.text.endswith("\n\n") for each in found)
+    messages = uploads.dataset_messages("d", "r", iter(found))
+    assert max(each.ByteSize() for each in messages) < 2 << 20
+
+
+def test_a_long_text_without_a_place_to_cut_is_cut_all_the_same(tmp_path: Path) -> None:
+    file = tmp_path / "long.txt"
+    file.write_text("\U0001f469" * (1 << 20))
+    found = list(uploads.documents([file], lambda _: None))
+    assert [len(each.text) for each in found] == [1 << 18] * 4
+
+
+def test_a_mark_of_the_byte_order_is_no_text(tmp_path: Path) -> None:
+    for name, text in (("a.jsonl", '{"text": "one"}'), ("b.txt", "two")):
+        (tmp_path / name).write_text(text, encoding="utf-8-sig")
+    files = uploads.text_files([tmp_path]).files
+    assert [each.text for each in uploads.documents(files, lambda _: None)] == ["one", "two"]
+
+
+def test_a_file_whose_name_is_not_utf_8_is_taken(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"caf\xe9.txt")).write_text("one")
+    files = uploads.text_files([tmp_path]).files
+    (found,) = uploads.documents(files, lambda _: None)
+    assert (found.id, found.source) == ("caf\\xe9.txt",) * 2
+
+
+def test_an_id_that_is_null_is_none(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"text": "x", "id": null, "source": null}\n{"text": "y", "id": 7}')
+    found = [(each.id, each.source) for each in uploads.documents([file], lambda _: None)]
+    assert found == [("a.jsonl:1", "a.jsonl"), ("7", "a.jsonl")]
+
+
 def test_ids_do_not_depend_on_where_the_folder_lies(tmp_path: Path) -> None:
     found = []
     for place in ("here", "there"):
@@ -49,7 +132,7 @@ def test_ids_do_not_depend_on_where_the_folder_lies(tmp_path: Path) -> None:
         (folder / "deep").mkdir(parents=True)
         (folder / "a.txt").write_text("one")
         (folder / "deep" / "a.txt").write_text("two")
-        files = uploads.text_files([folder])
+        files = uploads.text_files([folder]).files
         found.append([each.id for each in uploads.documents(files, lambda _: None)])
     assert found == [["a.txt", "deep/a.txt"]] * 2
 
@@ -72,6 +155,8 @@ def test_a_bad_line_is_named(tmp_path: Path, line: str) -> None:
         ('{"text": ' + "[" * 100_000, "line 2 is nested more than 64 deep"),
         ('{"text": "x", "more": ' + "[" * 500 + "]" * 500 + "}", "line 2 is nested more than 64"),
         ('{"text": "x", "text": "y"}', "line 2 has the same key twice"),
+        ('{"text": "x", "id": ' + "7" * 5000 + "}", "line 2 has a number of 5000 digits"),
+        ('{"text": "x", "id": {"a": 1}}', "line 2 has a `id` that is no text"),
     ],
 )
 def test_a_line_that_no_other_reader_would_read_alike_is_refused(
@@ -100,7 +185,7 @@ def test_bytes_that_are_text_by_accident_are_refused(tmp_path: Path) -> None:
 def test_messages_stay_small_and_lose_nothing(tmp_path: Path) -> None:
     for i in range(5):
         (tmp_path / f"{i}.txt").write_text("x" * 600_000)
-    documents = uploads.documents(uploads.text_files([tmp_path]), lambda _: None)
+    documents = uploads.documents(uploads.text_files([tmp_path]).files, lambda _: None)
     first, *rest = uploads.dataset_messages("parent", "id", documents)
     assert (first.parent, first.request_id, len(first.documents)) == ("parent", "id", 0)
     assert [len(message.documents) for message in rest] == [1, 1, 1, 1, 1]

@@ -73,4 +73,7 @@ def inspect(reader: ArtifactReader) -> dict[str, Any]:
         size += reader.entry(name).plain_size
     if INDEX in names:
         weights.check_index(reader.read_json(INDEX), files)
-    return facts(model_files.check_config(reader.read_json("config.json")), files, size)
+    config = model_files.check_config(reader.read_json("config.json"))
+    with_ids = {name: reader.read_json(name) for name in names if name in model_files.HOLD_IDS}
+    model_files.check_ids(config, with_ids)
+    return facts(config, files, size)

@@ -15,9 +15,9 @@ Called by `services.models` while files come in.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from appliance.core.errors import InvalidInput
 from appliance.core.names import shown
@@ -37,6 +37,8 @@ _JSON = _CONFIGS | {
     INDEX,
 }
 _TEXT = frozenset({"merges.txt", "chat_template.jinja"})
+HOLD_IDS = _CONFIGS | {"tokenizer.json", "vocab.json", "added_tokens.json"}
+"""JSON files with ids of tokens."""
 IGNORED = frozenset({"LICENSE", "LICENSE.txt", "README.md", "NOTICE", ".gitattributes"})
 """Files that models carry for people; they are read past and not kept."""
 
@@ -136,6 +138,45 @@ def check_file(file: str, data: bytes) -> None:
     if file in {"tokenizer.json", "vocab.json", "added_tokens.json"}:
         return  # Their keys are words of a vocabulary.
     _check_members(file, value, paths=file in _CONFIGS)
+
+
+def check_ids(config: ModelConfig, files: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise InvalidInput for a token that the embedding has no row for.
+
+    Args:
+        config: checked.
+        files: parsed JSON files of the model by name; others than those with ids are passed over.
+    """
+    for file, value in files.items():
+        highest = max(_ids(file, value), default=-1)
+        if highest >= config.vocabulary_size:
+            raise _wrong(
+                file,
+                f"has the token id {highest}, but the model's embedding has "
+                f"{config.vocabulary_size} rows; take both from the same model",
+            )
+
+
+def _ids(file: str, value: Mapping[str, Any]) -> Iterator[int]:
+    if file in _CONFIGS:
+        for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            found = value.get(key)
+            yield from (n for n in (found if isinstance(found, list) else [found]) if _whole(n))
+    elif file in {"vocab.json", "added_tokens.json"}:
+        yield from filter(_whole, value.values())
+    elif file == "tokenizer.json":
+        model, added = value.get("model"), value.get("added_tokens")
+        words = model.get("vocab") if isinstance(model, dict) else None
+        if isinstance(words, dict):
+            yield from filter(_whole, words.values())
+        elif isinstance(words, list):
+            yield len(words) - 1
+        if isinstance(added, list):
+            yield from (n for t in added if isinstance(t, dict) and _whole(n := t.get("id")))
+
+
+def _whole(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def largest(file: str) -> int:

@@ -247,7 +247,7 @@ class Import:
             model_files.check_file(self._file, data)
             with self._writer.create(self._file) as sealed:
                 sealed.write(data)
-            if self._file in {"config.json", INDEX}:
+            if self._file == INDEX or self._file in model_files.HOLD_IDS:
                 self._texts[self._file] = data
         self._buffer.clear()
         self._header = self._sealed = None
@@ -258,10 +258,12 @@ class Import:
         if INDEX in self._texts:
             index = read_object(INDEX, self._texts[INDEX])
             weights.check_index(index, self._tensors)
-        config = read_object("config.json", self._texts["config.json"])
-        return model_facts.facts(
-            model_files.check_config(config), self._tensors, self._weight_bytes
-        )
+        values = {
+            name: read_object(name, text) for name, text in self._texts.items() if name != INDEX
+        }
+        config = model_files.check_config(values["config.json"])
+        model_files.check_ids(config, values)
+        return model_facts.facts(config, self._tensors, self._weight_bytes)
 
 
 def _model(state: Reading, row: Row[Any]) -> model_pb2.Model:

@@ -21,7 +21,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import nn
 
-from appliance.core.errors import InvalidInput
+from appliance.core.errors import FailedPrecondition, InvalidInput
 from appliance.core.presence import given
 from appliance.crypto.artifacts import ArtifactReader
 from appliance.jobs.runtime import weights
@@ -48,6 +48,7 @@ def run(context: Context) -> None:
 
     Raises:
         InvalidInput: there is no held-out text, or too little.
+        FailedPrecondition: the model's answers are no numbers.
         Tampered: an input is not intact.
     """
     spec = context.spec
@@ -55,6 +56,8 @@ def run(context: Context) -> None:
     config = source.read_json("config.json")
     window = min(given(spec, "window", _WINDOW), int(config["max_position_embeddings"]))
     tokenizer = Tokenizer.from_str(source.read_bytes("tokenizer.json").decode())
+    # Text that spells a special token is text.
+    tokenizer.encode_special_tokens = True
     ids, size = held_out_tokens(dataset, tokenizer, given(spec, "max_tokens", _MOST_TOKENS))
     context.report.progress(0, len(ids), "loading weights")
     model = load(source, config).to(context.device)
@@ -66,16 +69,30 @@ def run(context: Context) -> None:
             total.likelihood += negative_log_likelihood(model, piece)
             total.tokens += len(piece) - 1
         nll = total.likelihood / max(total.tokens, 1)
-        context.report.progress(begin + len(piece), len(ids), "measuring", perplexity=math.exp(nll))
+        measured = perplexity(nll)
+        context.report.progress(begin + len(piece), len(ids), "measuring", perplexity=measured)
     mean = total.likelihood / total.tokens
+    if not math.isfinite(perplexity(mean)):
+        raise FailedPrecondition(
+            f"The model's loss is {mean:.6g} nats per token, for which no perplexity can be written"
+            " down: its weights are broken. Evaluate the version it was made from."
+        )
     context.report.result(
         {
-            "perplexity": math.exp(mean),
+            "perplexity": perplexity(mean),
             "nll_per_token": mean,
             "tokens": total.tokens,
             "bits_per_byte": mean * len(ids) / (size * math.log(2)),
         }
     )
+
+
+def perplexity(nll: float) -> float:
+    """What a loss in nats per token is as perplexity; infinite where it is too large a number."""
+    try:
+        return math.exp(nll)
+    except OverflowError:
+        return math.inf
 
 
 def held_out_tokens(

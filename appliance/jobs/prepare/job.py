@@ -3,15 +3,19 @@
 Three passes over the sealed input. The first decides which documents stay, with a memory of a few
 hundred bytes per document; the second and third derive the clean text of those again, so that no
 plaintext is ever set down between passes.
+
+A text is judged by its quality before it is compared with others, so that no document is dropped
+for the sake of one that is dropped itself.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import time
 from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from tokenizers import Tokenizer
@@ -26,7 +30,8 @@ from appliance.jobs.prepare.duplicates import ExactDuplicates, NearDuplicates
 from appliance.jobs.prepare.normalize import normalize
 from appliance.jobs.prepare.personal_data import redact
 from appliance.jobs.prepare.quality import fault
-from appliance.jobs.prepare.report import Step, dropped_by_reason
+from appliance.jobs.prepare.report import EXCERPT, Step, dropped_by_reason
+from appliance.jobs.prepare.scripts import words_of, writing_of
 from appliance.jobs.prepare.shards import ShardWriter, dtype_for
 from appliance.jobs.runtime.context import Context
 
@@ -35,6 +40,8 @@ _EVERY = 200
 """Documents between two reports of progress."""
 _BATCH = 256
 """Documents tokenized at once."""
+BUDGET_SECONDS = 30.0
+"""Processor time for one document: ten times what the slowest of 3 MiB was seen to take."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +72,19 @@ class Settings:
 
 @dataclass
 class Decisions:
-    """What the first pass found: the split of every document, and the account of every step."""
+    """What the first pass found.
+
+    Attributes:
+        splits: of every document.
+        redactions: personal data replaced in the documents that stay, by kind.
+        steps: the account of every step, in order.
+        scripts: documents read and kept by their main script.
+    """
 
     splits: array[int] = field(default_factory=lambda: array("B"))
     redactions: Counter[str] = field(default_factory=Counter)
     steps: list[Step] = field(default_factory=list)
+    scripts: dict[str, Counter[str]] = field(default_factory=dict)
 
 
 def run(context: Context) -> None:
@@ -103,6 +118,7 @@ def run(context: Context) -> None:
         "tokens": tokens,
         "steps": [step.as_json() for step in decisions.steps],
         "redactions": dict(decisions.redactions),
+        "scripts": decisions.scripts,
         "vocabulary_size": settings.vocabulary_size,
     }
     dataset.write_json("report.json", report)
@@ -128,41 +144,106 @@ def run(context: Context) -> None:
 
 def decide(context: Context, corpus: Corpus, settings: Settings) -> Decisions:
     """First pass: take every document through the steps, in order, until one drops it."""
-    steps = [
-        Step(name)
-        for name in ("normalize", "exact_duplicates", "near_duplicates", "personal_data", "quality")
-    ]
-    normalizing, exact, near, personal, quality = steps
-    decisions = Decisions(steps=steps)
-    repeated = ExactDuplicates()
-    similar = NearDuplicates(settings.threshold, lambda number: normalize(corpus[number].text))
+    judge = Judge(settings, lambda number: corpus[number].text)
     for document in corpus:
-        decisions.splits.append(DROPPED)
         _progress(context, document.number, "deciding")
+        judge.decide(document)
+    return judge.decisions
+
+
+class _Dropped(Exception):
+    """A document ends here."""
+
+    def __init__(self, step: Step, reason: str) -> None:
+        self.step = step
+        self.reason = reason
+
+
+class Judge:
+    """The steps, and what they remember of earlier documents.
+
+    Args:
+        settings: of the job.
+        text_of: returns the text of an earlier document by its number.
+    """
+
+    def __init__(self, settings: Settings, text_of: Callable[[int], str]) -> None:
+        self._settings = settings
+        self._normalizing = Step("normalize")
+        self._personal = Step("personal_data")
+        self._quality = Step("quality")
+        self._exact = Step("exact_duplicates")
+        self._near = Step("near_duplicates")
+        self.decisions = Decisions(
+            steps=[self._normalizing, self._personal, self._quality, self._exact, self._near]
+        )
+        self._repeated = ExactDuplicates()
+        self._similar = NearDuplicates(
+            settings.threshold, lambda number: _words(normalize(text_of(number)))
+        )
+        self._until = 0.0
+
+    def decide(self, document: Document) -> None:
+        """Note the split of the next document, and what each step did with it."""
+        try:
+            self._take(document)
+        except _Dropped as end:
+            end.step.drop(end.reason, document.id, _excerpt(document.text))
+            self.decisions.splits.append(DROPPED)
+        else:
+            self.decisions.splits.append(split_of(document.id, self._settings))
+
+    def _take(self, document: Document) -> None:
+        """Take a document through the steps. Raises _Dropped."""
+        self._until = time.thread_time() + BUDGET_SECONDS
         text = normalize(document.text)
+        writing = writing_of(text)
+        count = self.decisions.scripts.setdefault(writing.main, Counter(documents=0, kept=0))
+        count["documents"] += 1
         if not text:
-            normalizing.drop("empty", document.id, "")
-            continue
-        normalizing.keep(changed=text != document.text)
-        clean, found = redact(text)
-        if repeated.is_repeated(text):
-            exact.drop("exact_duplicate", document.id, clean)
-            continue
-        exact.keep()
-        if similar.original_of(document.number, text) is not None:
-            near.drop("near_duplicate", document.id, clean)
-            continue
-        near.keep()
-        if settings.keep_personal_data:
-            clean, found = text, Counter()
-        personal.keep(changed=bool(found))
-        decisions.redactions.update(found)
-        if reason := fault(clean, settings.minimum_characters):
-            quality.drop(reason, document.id, clean)
-            continue
-        quality.keep()
-        decisions.splits[-1] = split_of(document.id, settings)
-    return decisions
+            raise _Dropped(self._normalizing, "empty")
+        self._done(self._normalizing, changed=text != document.text)
+        clean, found = text, Counter[str]()
+        if not self._settings.keep_personal_data:
+            redaction = redact(text)
+            if redaction.too_many:
+                raise _Dropped(self._personal, "too_much_personal_data")
+            found = redaction.found
+            clean = redaction.text if found else text
+        self._done(self._personal, changed=bool(found))
+        words = words_of(clean, writing)
+        if reason := fault(clean, words, writing, self._settings.minimum_characters):
+            raise _Dropped(self._quality, reason)
+        self._done(self._quality)
+        if self._repeated.is_repeated(text):
+            raise _Dropped(self._exact, "exact_duplicate")
+        self._done(self._exact)
+        # As an earlier text is read when it is compared: before personal data was replaced.
+        if clean is not text:
+            words = words_of(text, writing)
+        if self._similar.original_of(document.number, words) is not None:
+            raise _Dropped(self._near, "near_duplicate")
+        self._done(self._near)
+        count["kept"] += 1
+        self.decisions.redactions.update(found)
+
+    def _done(self, step: Step, *, changed: bool = False) -> None:
+        """A step is done with a document. Raises _Dropped when that has taken too long so far."""
+        if time.thread_time() > self._until:
+            raise _Dropped(step, "too_slow")
+        step.keep(changed=changed)
+
+
+def _excerpt(text: str) -> str:
+    """The beginning of a text without personal data, nor half of any at its end."""
+    beginning = text[: 4 * EXCERPT]
+    if len(text) > len(beginning):
+        beginning = next(iter(beginning.rsplit(maxsplit=1)), "")
+    return redact(normalize(beginning)).text
+
+
+def _words(text: str) -> list[str]:
+    return words_of(text, writing_of(text))
 
 
 def split_of(document_id: str, settings: Settings) -> int:
@@ -181,7 +262,7 @@ def kept_texts(
         split = decisions.splits[document.number]
         if split != DROPPED:
             text = normalize(document.text)
-            yield split, document, text if settings.keep_personal_data else redact(text)[0]
+            yield split, document, text if settings.keep_personal_data else redact(text).text
 
 
 def write_tokens(  # noqa: PLR0913 - the last pass needs what all others made
@@ -202,7 +283,7 @@ def write_tokens(  # noqa: PLR0913 - the last pass needs what all others made
         batch: list[tuple[int, Document, str]] = []
 
         def flush() -> None:
-            encoded = tokenizer.encode_batch([text for _, _, text in batch])
+            encoded = tokenizer.encode_batch_fast([text for _, _, text in batch])
             for (split, document, text), encoding in zip(batch, encoded, strict=True):
                 writer = train if split == TRAIN else validation
                 writer.write([*encoding.ids, vocabulary.END_OF_TEXT_ID])

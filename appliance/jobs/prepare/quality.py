@@ -2,18 +2,23 @@
 
 Sources: Rae et al. 2021 (Gopher, table A1) for word length, symbols, alphabetic words and
 repetition; Raffel et al. 2020 (C4) for placeholder text. Thresholds are loosened where technical
-documentation, which is full of symbols, would fall to rules made for web pages.
+documentation, which is full of symbols, would fall to rules made for web pages, and where other
+languages than English would: words of Greenlandic have 15 letters on average, those of Korean and
+Amharic two or three, and the length of a word says nothing where none are set apart.
 """
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from itertools import pairwise
 
-_WORD = re.compile(r"\S+")
+from appliance.jobs.prepare.scripts import Writing
+
+MOST_WORDS = 200_000
 MINIMUM_WORD_LENGTH = 2.5
-MAXIMUM_WORD_LENGTH = 14.0
+SHORT_WORDS = {"Hangul": 1.5, "Ethiopic": 1.5, "Vai": 1.5}
+"""Scripts whose letters are syllables have shorter words: the least average length."""
+MAXIMUM_WORD_LENGTH = 20.0
 MINIMUM_ALPHABETIC = 0.5
 MAXIMUM_SYMBOLS = 0.35
 MAXIMUM_DUPLICATE_LINES = 0.4
@@ -21,22 +26,32 @@ MAXIMUM_TOP_BIGRAM = 0.25
 _FEW_LINES = 8
 
 
-def fault(text: str, minimum_characters: int) -> str | None:
-    """The name of the first rule the text breaks; None for a good text."""
+def fault(text: str, words: list[str], writing: Writing, minimum_characters: int) -> str | None:
+    """The name of the first rule the text breaks; None for a good text.
+
+    Args:
+        text: normalized.
+        words: of the text; the first `MOST_WORDS` are judged.
+        writing: of the text.
+        minimum_characters: shorter texts are none.
+    """
     if len(text) < minimum_characters:
         return "too_short"
     if "lorem ipsum" in text.lower():
         return "placeholder_text"
-    words = _WORD.findall(text)
-    length = sum(map(len, words)) / len(words)
-    if not MINIMUM_WORD_LENGTH <= length <= MAXIMUM_WORD_LENGTH:
+    words = words[:MOST_WORDS]
+    if writing.spaced and _unusual(sum(map(len, words)) / len(words), writing.main):
         return "unusual_word_length"
-    if sum(any(c.isalpha() for c in word) for word in words) < MINIMUM_ALPHABETIC * len(words):
+    if sum(map(_has_letter, words)) < MINIMUM_ALPHABETIC * len(words):
         return "few_words_with_letters"
-    solid = sum(map(len, words))
-    if sum(not c.isalnum() for word in words for c in word) > MAXIMUM_SYMBOLS * solid:
+    if writing.symbols > MAXIMUM_SYMBOLS * writing.solid:
         return "many_symbols"
     return _repetition(text, words)
+
+
+def _unusual(length: float, script: str) -> bool:
+    least = SHORT_WORDS.get(script, MINIMUM_WORD_LENGTH)
+    return not least <= length <= MAXIMUM_WORD_LENGTH
 
 
 def _repetition(text: str, words: list[str]) -> str | None:
@@ -45,10 +60,19 @@ def _repetition(text: str, words: list[str]) -> str | None:
         repeated = len(lines) - len(set(lines))
         if repeated > MAXIMUM_DUPLICATE_LINES * len(lines):
             return "repeated_lines"
+    counts = Counter(words)
+    whole = sum(map(len, words))
+    # A pair has at most twice the share of its word that has more: most texts end here.
+    if max(count * len(word) for word, count in counts.items()) * 2 <= MAXIMUM_TOP_BIGRAM * whole:
+        return None
     pairs = Counter(pairwise(words))
     if pairs:
         (first, second), count = pairs.most_common(1)[0]
-        share = count * (len(first) + len(second)) / sum(map(len, words))
+        share = count * (len(first) + len(second)) / whole
         if count > 2 and share > MAXIMUM_TOP_BIGRAM:
             return "repeated_phrase"
     return None
+
+
+def _has_letter(word: str) -> bool:
+    return word.isalpha() or any(c.isalpha() for c in word)

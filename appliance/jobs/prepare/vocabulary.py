@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import re2
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from appliance.core.errors import InvalidInput
@@ -17,6 +18,11 @@ END_OF_TEXT = "<|endoftext|>"
 END_OF_TEXT_ID = 0
 SMALLEST = 512
 LARGEST = 1 << 16
+LONGEST_WORD = 256
+"""Characters that are learnt from as one word: the time that one takes grows with its square."""
+LONGEST_TEXT = 1 << 18
+"""Characters of one document that are learnt from: no document decides what words there are."""
+_LONG_WORD = re2.compile(rf"\S{{{LONGEST_WORD}}}|\s{{{LONGEST_WORD}}}")
 
 
 def train(texts: Iterator[str], size: int) -> Tokenizer:
@@ -25,6 +31,18 @@ def train(texts: Iterator[str], size: int) -> Tokenizer:
     Raises:
         InvalidInput: the texts are too few for so many entries.
     """
+    tokenizer = learn(texts, size)
+    found = tokenizer.get_vocab_size()
+    if found != size:
+        raise InvalidInput(
+            f"the text gives a vocabulary of {found} entries, {size} were asked for: ask for fewer"
+            " (--vocabulary-size) or add text"
+        )
+    return tokenizer
+
+
+def learn(texts: Iterator[str], size: int) -> Tokenizer:
+    """A tokenizer of at most `size` entries, to which the text of a special token is text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -35,14 +53,20 @@ def train(texts: Iterator[str], size: int) -> Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
-    found = tokenizer.get_vocab_size()
-    if found != size:
-        raise InvalidInput(
-            f"the text gives a vocabulary of {found} entries, {size} were asked for: ask for fewer"
-            " (--vocabulary-size) or add text"
-        )
+    tokenizer.train_from_iterator(_bounded(texts), trainer)
+    tokenizer.encode_special_tokens = True
     return tokenizer
+
+
+def _bounded(texts: Iterator[str]) -> Iterator[str]:
+    """The beginnings of texts, cut where a word or a gap is longer than `LONGEST_WORD`."""
+    for whole in texts:
+        text = whole[:LONGEST_TEXT]
+        start = 0
+        for found in _LONG_WORD.finditer(text):
+            yield text[start : found.end()]
+            start = found.end()
+        yield text[start:]
 
 
 def hugging_face_config(context_length: int = 1 << 20) -> dict[str, Any]:

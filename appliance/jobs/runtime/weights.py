@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from appliance.core.errors import InvalidInput
+from appliance.core.errors import FailedPrecondition, InvalidInput
 from appliance.crypto.artifacts import ArtifactReader, ArtifactWriter
 from appliance.crypto.sealed import SealedReader
 from appliance.crypto.tensors import INDEX, Entry, header, read_entries, weight_files
@@ -57,6 +57,20 @@ class Plan:
 def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
     """The bytes of a tensor as a flat uint8 tensor, on the same memory if it is contiguous."""
     return tensor.contiguous().flatten().view(torch.uint8)
+
+
+def finite_bytes(name: str, tensor: torch.Tensor) -> memoryview:
+    """The bytes of a tensor on the CPU that is to be kept.
+
+    Raises FailedPrecondition when a number in it is NaN or infinite: nothing good comes of it.
+    """
+    if tensor.is_floating_point() and tensor.itemsize > 1 and not tensor.isfinite().all():
+        raise FailedPrecondition(
+            f"{name} holds a number that is none (NaN or infinite), so nothing was kept of it. Go"
+            " back to the version or the checkpoint before; for training, lower learning_rate."
+        )
+    found: memoryview = as_bytes(tensor).numpy().data
+    return found
 
 
 def read_tensor(reader: SealedReader, entry: Entry, rows: slice | None = None) -> torch.Tensor:
@@ -142,7 +156,7 @@ def write(output: ArtifactWriter, plans: Sequence[Plan], tensors: Iterator[torch
                 tensor = next(tensors)
                 if (tensor.dtype, tuple(tensor.shape)) != (plan.dtype, plan.shape):
                     raise InvalidInput(f"{plan.name} is not what was planned")
-                sink.write(as_bytes(tensor).numpy().data)
+                sink.write(finite_bytes(plan.name, tensor))
     if len(groups) > 1:
         total = sum(plan.size for plan in plans)
         output.write_json(INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})

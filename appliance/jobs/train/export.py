@@ -17,6 +17,7 @@ import math
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import transformers
@@ -181,16 +182,17 @@ def _write_settings(assembly: Assembly, dataset: ArtifactReader, writer: Artifac
         file.write(tokenizer)
     with writer.create(TOKENIZER_CONFIG) as file:
         if TOKENIZER_CONFIG in dataset.files():
-            file.write(dataset.read_bytes(TOKENIZER_CONFIG))
+            found = dataset.read_json(TOKENIZER_CONFIG)
         else:
-            settings = _tokenizer_config(tokenizer, end_of_text, assembly.settings)
-            file.write(json.dumps(settings).encode())
+            found = _tokenizer_config(tokenizer, end_of_text)
+        # The tokenizer has no end of its own: the model does.
+        found["model_max_length"] = assembly.settings.shape.context_length
+        file.write(json.dumps(found).encode())
 
 
-def _tokenizer_config(tokenizer: bytes, end_of_text: int, settings: Settings) -> dict[str, object]:
+def _tokenizer_config(tokenizer: bytes, end_of_text: int) -> dict[str, Any]:
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": Tokenizer.from_str(tokenizer.decode()).id_to_token(end_of_text),
-        "model_max_length": settings.shape.context_length,
         "clean_up_tokenization_spaces": False,
     }

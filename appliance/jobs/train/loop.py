@@ -4,7 +4,8 @@ Rules kept here:
 * the fence is asked every step;
 * everything that decides the next step (weights, moments, step count, data order) is in the
   checkpoint or a function of seed and step, so a resumed run equals an unbroken one;
-* a loss that is no number ends the run at once, before a checkpoint can hold it.
+* a loss or a gradient that is no number ends the run at once, before a weight or a checkpoint can
+  hold it.
 
 Called by `job`.
 """
@@ -76,12 +77,9 @@ class Loop:
     def _step(self, step: int) -> None:
         settings, start = self.assembly.settings, time.perf_counter()
         loss = self._forward_backward(step)
-        if not math.isfinite(loss):
-            raise FailedPrecondition(
-                f"The loss is no number any more at step {step + 1}. Lower learning_rate or raise"
-                " warmup_steps, and start a new job."
-            )
+        _check_number("loss", loss, step)
         norm = self._finish_gradients()
+        _check_number("gradient", norm, step)
         rate = learning_rate(step, settings.steps, settings.warmup_steps, settings.learning_rate)
         self.assembly.optimizer.update(rate)
         self.losses = checkpoint.Losses(self.losses.first if self.losses else loss, loss)
@@ -136,3 +134,11 @@ class Loop:
         if self.resumed_at is not None:
             result["resumed_at_step"] = float(self.resumed_at)
         return result
+
+
+def _check_number(what: str, value: float, step: int) -> None:
+    if not math.isfinite(value):
+        raise FailedPrecondition(
+            f"The {what} is no number any more at step {step + 1}. Lower learning_rate or raise"
+            " warmup_steps, and start a new job."
+        )

@@ -16,7 +16,7 @@ import torch
 from appliance.core.errors import Internal, InvalidInput, Tampered
 from appliance.crypto.sealed import SealedReader
 from appliance.crypto.tensors import header, read_entries
-from appliance.jobs.runtime.weights import NAMES, as_bytes, read_tensor
+from appliance.jobs.runtime.weights import NAMES, finite_bytes, read_tensor
 from appliance.jobs.train.parallel.slices import Box, inside, shape_of
 
 
@@ -45,11 +45,14 @@ class TensorWriter:
         sink.write(header((name, NAMES[dtype], shape) for name, shape in self._left))
 
     def put(self, name: str, tensor: torch.Tensor) -> None:
-        """Write the next tensor; it is converted to the dtype of the file."""
+        """Write the next tensor; it is converted to the dtype of the file.
+
+        Raises FailedPrecondition when a number in it is none.
+        """
         expected = self._left.pop(0)
         if expected != (name, tuple(tensor.shape)):
             raise Internal(f"{name} of shape {tuple(tensor.shape)} came instead of {expected}.")
-        self._sink.write(as_bytes(tensor.detach().to("cpu", self._dtype)).numpy().data)
+        self._sink.write(finite_bytes(name, tensor.detach().to("cpu", self._dtype)))
 
 
 class TensorReader:

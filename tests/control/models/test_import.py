@@ -17,6 +17,7 @@ from tests.fakes.lab import ALICE, PROJECT, Lab
 
 Message = model_service_pb2.ImportModelVersionRequest
 NAME = "projects/demo/models/base"
+NAN = tiny_model.files()["model.safetensors"][:-2] + b"\xc0\x7f"
 UUID = "123e4567-e89b-42d3-a456-426614174000"
 
 
@@ -100,6 +101,8 @@ def test_a_model_in_several_weight_files_with_an_index(lab: Lab) -> None:
         ({"tokenizer.json": None}, "tokenizer.json is missing"),
         ({"model.safetensors": None}, "model.safetensors is missing"),
         ({"generation_config.json": b"[" * (2 << 20)}, "larger than"),
+        ({"model.safetensors": NAN}, "has a number in 'model.norm.weight' that is none"),
+        ({"added_tokens.json": b'{"<s>": 64}'}, "has the token id 64"),
     ],
 )
 def test_a_bad_file_refuses_the_import_and_leaves_nothing(

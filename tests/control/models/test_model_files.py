@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from typing import Any
 
 import pytest
@@ -138,6 +139,55 @@ def test_a_header_that_lies_is_refused_as_soon_as_it_has_come() -> None:
     with pytest.raises(InvalidInput, match="not the size of its tensor") as caught:
         check.feed(data[20:-16])
     assert list(caught.value.fields) == ["model.safetensors"]
+
+
+SPOILT = {
+    "F64": (struct.pack("<d", float("nan")), struct.pack("<d", 1.7e308)),
+    "F32": (struct.pack("<f", float("inf")), struct.pack("<f", -3.4e38)),
+    "F16": (struct.pack("<e", float("-inf")), struct.pack("<e", -65504.0)),
+    "BF16": (b"\x80\xff", b"\x7f\xff"),
+    "F8_E5M2": (b"\x7c", b"\xfb"),
+    "F8_E4M3": (b"\xff", b"\xfe"),
+    "I32": (None, b"\xff" * 4),
+}
+
+
+@pytest.mark.parametrize("dtype", SPOILT)
+def test_a_number_that_is_none_is_refused_wherever_it_stands(dtype: str) -> None:
+    """The largest numbers of each type pass; NaN and infinity do not, in any piece of a file."""
+    spoilt, largest = SPOILT[dtype]
+    size = len(largest)
+    count = 70_000
+    entry = {"dtype": dtype, "shape": [count], "data_offsets": [4, 4 + count * size]}
+    head = tiny_model.safetensors({"a": (2,)}, b=entry)
+    good = bytearray(head + largest * count)
+    header_of(bytes(good))
+    if spoilt is None:
+        return
+    for place in (0, 1, 32_767, 65_535, count - 1):
+        start = len(head) + place * size
+        bad = bytes(good[:start] + spoilt + good[start + size :])
+        with pytest.raises(InvalidInput, match="has a number in 'b' that is none"):
+            header_of(bad)
+
+
+@pytest.mark.parametrize(
+    ("file", "value"),
+    [
+        ("tokenizer.json", {"model": {"vocab": {"a": 0, "b": 64}}}),
+        ("tokenizer.json", {"model": {"vocab": [["a", 0.0]] * 65}}),
+        ("tokenizer.json", {"model": {"vocab": {}}, "added_tokens": [{"id": 64}]}),
+        ("vocab.json", {"a": 64}),
+        ("added_tokens.json", {"<s>": 64}),
+        ("config.json", {"eos_token_id": 64}),
+        ("generation_config.json", {"eos_token_id": [2, 64]}),
+    ],
+)
+def test_an_id_beyond_the_embedding_is_refused(file: str, value: dict[str, Any]) -> None:
+    config = model_files.check_config(tiny_model.CONFIG)
+    with pytest.raises(InvalidInput, match="id 64, but the model's embedding has 64 rows"):
+        model_files.check_ids(config, {file: value})
+    model_files.check_ids(config, {"config.json": {"pad_token_id": -1, "eos_token_id": [63]}})
 
 
 @pytest.mark.parametrize(

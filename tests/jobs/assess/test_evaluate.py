@@ -12,7 +12,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from appliance.core.errors import InvalidInput, Tampered
+from appliance.core.errors import FailedPrecondition, InvalidInput, Tampered
 from appliance.jobs.assess.evaluate import round_to_int8, run
 from appliance.jobs.compress.quantize import run as quantize
 from tests.fakes.job_context import FakeJob
@@ -110,6 +110,27 @@ def test_activations_are_rounded_for_each_token() -> None:
     rounded = round_to_int8(values)
     expected = torch.tensor([[1.0, -64 / 127, 1 / 127], [127.0, 63.0, 0.0]])
     assert torch.allclose(rounded, expected)
+
+
+def test_a_perplexity_that_is_no_number_is_said(tmp_path: Path) -> None:
+    model = tiny(tied=False)
+    model.lm_head.weight.data *= 1e6
+    job = evaluate(tmp_path, files_of(model, tmp_path / "hf"))
+    with pytest.raises(FailedPrecondition, match="nats per token, for which no perplexity"):
+        run(job.context())
+    assert "perplexity not finite" in job.lines("progress")[-1]["message"]
+
+
+def test_held_out_text_that_spells_a_special_token_is_text(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens(["<|end|>"])
+    files = files_of(tiny(tied=True), tmp_path / "hf")
+    files["tokenizer.json"] = tokenizer.to_str().encode()
+    job = FakeJob(tmp_path, "evaluate", {"model": MODEL, "dataset": DATASET})
+    job.add_input(MODEL, "model", files)
+    job.add_input(DATASET, "dataset", {"validation.jsonl": b'{"text": "abc <|end|> abc"}\n'})
+    run(job.context())
+    assert job.lines("result")[-1]["value"]["values"]["tokens"] == len("abc <|end|> abc") - 1
 
 
 def test_no_held_out_text_says_what_to_do(tmp_path: Path) -> None:

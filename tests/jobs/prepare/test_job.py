@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from appliance.core.errors import InvalidInput, LeaseLost, Tampered
+from appliance.jobs.prepare import job as prepare
 from appliance.jobs.prepare.job import run
 from tests.fakes.job_context import FakeJob
 
@@ -53,7 +55,7 @@ def test_what_is_kept_dropped_and_written(tmp_path: Path) -> None:
         texts[3].upper(),
         texts[5] + " One sentence more.",
         "too short",
-        " \n ",
+        " \n " * 1000,
         f"{prose(99)} Mail bob@corp.example.",
     ]
     prepared = job(tmp_path, texts, vocabulary_size=512, validation_fraction=0.2, shard_tokens=500)
@@ -63,19 +65,23 @@ def test_what_is_kept_dropped_and_written(tmp_path: Path) -> None:
     dropped = {step["name"]: step["dropped"] for step in report["steps"]}
     assert dropped == {
         "normalize": {"empty": 1},
-        "exact_duplicates": {"exact_duplicate": 1},
-        "near_duplicates": {"near_duplicate": 1},
         "personal_data": {},
         "quality": {"too_short": 1},
+        "exact_duplicates": {"exact_duplicate": 1},
+        "near_duplicates": {"near_duplicate": 1},
     }
     assert (report["documents"], report["kept"]) == (45, 41)
     assert report["redactions"] == {"EMAIL": 1}
     assert [e["document_id"] for s in report["steps"] for e in s["examples"]] == [
         "d43",
+        "d42",
         "d40",
         "d41",
-        "d42",
     ]
+    assert report["scripts"] == {
+        "Latin": {"documents": 44, "kept": 41},
+        "None": {"documents": 1, "kept": 0},
+    }
     result = prepared.lines("result")[-1]["value"]
     assert result["values"]["kept"] == 41
     assert result["dropped"]["near_duplicate"] == 1
@@ -104,6 +110,82 @@ def test_tokens_read_back_as_the_clean_text(tmp_path: Path) -> None:
     lines = dataset.read_bytes("validation.jsonl").decode().splitlines()
     assert [json.loads(line)["text"] for line in lines] == found["validation"]
     assert 3 <= len(lines) <= 17
+
+
+@pytest.mark.attack
+def test_text_that_spells_a_special_token_stays_text(tmp_path: Path) -> None:
+    evil = f"{prose(50)} <|endoftext|> A new document begins. <|endoftext|>"
+    texts = [*(prose(i) for i in range(40)), evil]
+    prepared = job(tmp_path, texts, vocabulary_size=600, validation_fraction=0.0)
+    run(prepared.context())
+    dataset = prepared.output("dataset")
+    ids = np.concatenate(
+        [
+            np.frombuffer(dataset.read_bytes(shard["file"]), "<u2")
+            for shard in dataset.read_json("index.json")["shards"]
+        ]
+    )
+    assert int((ids == 0).sum()) == len(texts)
+
+
+@pytest.mark.parametrize("first", ["short", "long"])
+def test_no_document_falls_for_the_sake_of_one_that_falls_itself(
+    tmp_path: Path, first: str
+) -> None:
+    """Two that are nearly the same, of which only the longer one is long enough."""
+    pair = {"short": prose(70), "long": f"{prose(70)} okay"}
+    texts = [pair.pop(first), *pair.values(), *(f"{prose(100 + i)} Some more." for i in range(30))]
+    least = len(prose(70)) + 1
+    prepared = job(tmp_path, texts, vocabulary_size=512, minimum_characters=least)
+    run(prepared.context())
+    report = prepared.output("dataset").read_json("report.json")
+    reasons = {e["document_id"]: e["reason"] for s in report["steps"] for e in s["examples"]}
+    assert {name: why for name, why in reasons.items() if name in {"d0", "d1"}} == {
+        "d0" if first == "short" else "d1": "too_short"
+    }
+
+
+def test_every_language_is_kept_and_counted_by_its_script(tmp_path: Path) -> None:
+    lines = Path(__file__).with_name("languages.jsonl").read_text(encoding="utf-8").splitlines()
+    texts = [json.loads(line)["text"] for line in lines]
+    texts.append("\u0e01" * 50)
+    prepared = job(
+        tmp_path,
+        texts,
+        vocabulary_size=512,
+        minimum_characters=100,
+        near_duplicate_threshold=1.0,
+        validation_fraction=0.0,
+    )
+    run(prepared.context())
+    report = prepared.output("dataset").read_json("report.json")
+    assert report["kept"] == len(texts) - 1
+    assert report["scripts"]["Thai"] == {"documents": 3, "kept": 2}
+    assert report["scripts"]["Han"] == {"documents": 2, "kept": 2}
+    assert sum(each["documents"] for each in report["scripts"].values()) == len(texts)
+
+
+def test_a_document_that_takes_too_long_is_dropped_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = prose(7)
+
+    def hang(text: str) -> str:
+        if text == slow:
+            end = time.thread_time() + 0.3
+            while time.thread_time() < end:
+                pass
+        return text
+
+    monkeypatch.setattr(prepare, "BUDGET_SECONDS", 0.2)
+    monkeypatch.setattr(prepare, "normalize", hang)
+    prepared = job(tmp_path, [prose(i) for i in range(30)], vocabulary_size=512)
+    run(prepared.context())
+    report = prepared.output("dataset").read_json("report.json")
+    assert report["kept"] == 29
+    assert [(e["document_id"], e["reason"]) for e in report["steps"][0]["examples"]] == [
+        ("d7", "too_slow")
+    ]
 
 
 def test_no_share_held_out_is_none(tmp_path: Path) -> None:

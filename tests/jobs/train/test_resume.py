@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from appliance.core.errors import FailedPrecondition, InvalidInput, LeaseLost, Tampered
+from appliance.jobs.train import loop
 from appliance.jobs.train.job import run
 from tests.fakes.gang import RunningGang
 from tests.fakes.job_context import FakeJob
@@ -125,6 +126,18 @@ def test_a_changed_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Tampered) as caught:
         run(job.context())
     assert "rank-00000.safetensors" in caught.value.message
+    assert not job.lines("output")
+
+
+def test_a_gradient_that_is_no_number_never_reaches_the_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = training_job(tmp_path, steps=4, checkpoint_interval=2)
+    norms = iter([1.0, 1.0, 1.0, float("nan")])
+    monkeypatch.setattr(loop, "clip", lambda *_, **__: next(norms))
+    with pytest.raises(FailedPrecondition, match="gradient is no number any more at step 4"):
+        run(job.context())
+    assert [line["step"] for line in job.lines("checkpoint")] == [2]
     assert not job.lines("output")
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from appliance.core.errors import Internal, Tampered
+from appliance.core.errors import FailedPrecondition, Internal, Tampered
 from appliance.crypto.sealed import Place, SealedReader, SealedWriter, seal_bytes
 from appliance.jobs.train.tensors import TensorReader, TensorWriter
 
@@ -28,6 +28,14 @@ def written(dtype: torch.dtype) -> bytes:
     for name, tensor in VALUES.items():
         writer.put(name, tensor)
     return sink.getvalue()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 3.4e38])
+def test_a_number_that_is_none_is_not_kept(value: float) -> None:
+    """Also one that is too large for the type of the file."""
+    writer = TensorWriter(io.BytesIO(), {"a": (2,)}, torch.float16)
+    with pytest.raises(FailedPrecondition, match="a holds a number that is none"):
+        writer.put("a", torch.tensor([1.0, value]))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -59,7 +59,7 @@ class DatasetVersion(_message.Message):
     def __init__(self, name: _Optional[str] = ..., uid: _Optional[str] = ..., kind: _Optional[_Union[DatasetVersion.Kind, str]] = ..., size_bytes: _Optional[int] = ..., documents: _Optional[int] = ..., tokens: _Optional[int] = ..., manifest_digest: _Optional[str] = ..., creator: _Optional[str] = ..., job: _Optional[str] = ..., inputs: _Optional[_Iterable[str]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., tokenizer: _Optional[str] = ...) -> None: ...
 
 class PrepareReport(_message.Message):
-    __slots__ = ("documents", "kept", "tokens", "steps", "redactions", "vocabulary_size")
+    __slots__ = ("documents", "kept", "tokens", "steps", "redactions", "vocabulary_size", "scripts")
     class RedactionsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -67,19 +67,36 @@ class PrepareReport(_message.Message):
         key: str
         value: int
         def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    class ScriptsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: PrepareScript
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[PrepareScript, _Mapping]] = ...) -> None: ...
     DOCUMENTS_FIELD_NUMBER: _ClassVar[int]
     KEPT_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
     REDACTIONS_FIELD_NUMBER: _ClassVar[int]
     VOCABULARY_SIZE_FIELD_NUMBER: _ClassVar[int]
+    SCRIPTS_FIELD_NUMBER: _ClassVar[int]
     documents: int
     kept: int
     tokens: int
     steps: _containers.RepeatedCompositeFieldContainer[PrepareStep]
     redactions: _containers.ScalarMap[str, int]
     vocabulary_size: int
-    def __init__(self, documents: _Optional[int] = ..., kept: _Optional[int] = ..., tokens: _Optional[int] = ..., steps: _Optional[_Iterable[_Union[PrepareStep, _Mapping]]] = ..., redactions: _Optional[_Mapping[str, int]] = ..., vocabulary_size: _Optional[int] = ...) -> None: ...
+    scripts: _containers.MessageMap[str, PrepareScript]
+    def __init__(self, documents: _Optional[int] = ..., kept: _Optional[int] = ..., tokens: _Optional[int] = ..., steps: _Optional[_Iterable[_Union[PrepareStep, _Mapping]]] = ..., redactions: _Optional[_Mapping[str, int]] = ..., vocabulary_size: _Optional[int] = ..., scripts: _Optional[_Mapping[str, PrepareScript]] = ...) -> None: ...
+
+class PrepareScript(_message.Message):
+    __slots__ = ("documents", "kept")
+    DOCUMENTS_FIELD_NUMBER: _ClassVar[int]
+    KEPT_FIELD_NUMBER: _ClassVar[int]
+    documents: int
+    kept: int
+    def __init__(self, documents: _Optional[int] = ..., kept: _Optional[int] = ...) -> None: ...
 
 class PrepareStep(_message.Message):
     __slots__ = ("name", "documents_in", "documents_out", "dropped", "changed", "examples")

@@ -1,0 +1,163 @@
+"""How long can one document hold a prepare job?
+
+Documents that were made to be slow, 3 MiB each, through the steps that decide about them; those
+that stay (the shortest text is no rule here) also through learning a tokenizer and writing tokens.
+What is judged is processor time: a document waits for nothing.
+
+The bars: `MOST_SECONDS` to decide about each, and at most `MOST_GROWTH` times as much for twice the
+size, which linear time with a little cache is and the square is not; the same growth for what comes
+after. Beside it the two patterns of version 0.1.0, on documents so much smaller that they end.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from appliance.jobs.prepare import vocabulary
+from appliance.jobs.prepare.corpus import Document
+from appliance.jobs.prepare.job import DROPPED, Judge, Settings
+from appliance.jobs.prepare.normalize import normalize
+from appliance.jobs.prepare.personal_data import redact
+from bench.measure import RESULTS, Contender, compare, timed
+
+NAME = "hostile_text"
+SIZE = 3 << 20
+MOST_SECONDS = 2.0
+MOST_GROWTH = 2.2
+ROUNDS = 5
+CLOCK = 1e-3
+_LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+def _repeated(pattern: str) -> Callable[[int], str]:
+    return lambda size: pattern * (size // len(pattern.encode()))
+
+
+def _words(size: int) -> str:
+    """Words that are all different: the most shingles."""
+    draw = random.Random(0)
+    return " ".join("".join(draw.choices(_LETTERS, k=5)) for _ in range(size // 6))
+
+
+def _han(size: int) -> str:
+    """Letters that are words: the most pairs."""
+    draw = random.Random(0)
+    return "".join(chr(draw.randrange(0x4E00, 0x9FA5)) for _ in range(size // 3))
+
+
+def _every_character(size: int) -> str:
+    codes = (c for c in range(0x20, 0x110000) if not 0xD800 <= c < 0xE000)
+    text = "".join(map(chr, codes))
+    return (text * 2).encode()[:size].decode(errors="ignore")
+
+
+DOCUMENTS: dict[str, Callable[[int], str]] = {
+    "blanks in a line": lambda size: "a" + " " * (size - 2) + "x",
+    "blank lines": _repeated(" \t\n"),
+    "first lines of keys": _repeated("-----BEGIN PRIVATE KEY-----"),
+    "marks on one letter": lambda size: "a" + "\u0316" * (size // 2),
+    "marks on every letter": _repeated("a" + "\u0316" * 31),
+    "one word": lambda size: "".join(random.Random(0).choices(_LETTERS, k=size)),
+    "mailboxes": _repeated("a@b.cc "),
+    "halves of mailboxes": _repeated("a.b@c-d@"),
+    "numbers": _repeated("4111-1111-1111-1111 212-555-0147 10.20.30.40 "),
+    "digits and separators": _repeated("1-1 1.1 1:1 "),
+    "joiners": _repeated("\u0915\u200d\u200c"),
+    "every character": _every_character,
+    "words that differ": _words,
+    "letters that are words": _han,
+}
+
+
+def main() -> int:
+    """Measure all; 1 when a bar is missed."""
+    _alternatives()
+    rows = []
+    print(f"\n{NAME}: seconds of processor time for 3 MiB, and times as much as for half of it")
+    print(f"  {'':28}{'decided':>8}{'growth':>8}{'written':>9}{'growth':>8}")
+    for name, make in DOCUMENTS.items():
+        half, whole = make(SIZE // 2), make(SIZE)
+        pairs = [(_seconds(half), _seconds(whole)) for _ in range(ROUNDS)]
+        row: dict[str, Any] = {"document": name}
+        for index, what in enumerate(("decided", "written")):
+            row[what] = statistics.median(long[index] for _, long in pairs)
+            row[f"{what}_growth"] = statistics.median(
+                long[index] / max(short[index], CLOCK) for short, long in pairs
+            )
+        rows.append(row)
+        print(
+            f"  {name:28}{row['decided']:>8.2f}{row['decided_growth']:>8.2f}"
+            f"{row['written']:>9.2f}{row['written_growth']:>8.2f}",
+            flush=True,
+        )
+    bars = [_bar("slowest decision", max(row["decided"] for row in rows), "s", MOST_SECONDS)]
+    for what in ("decided", "written"):
+        # Below a tenth of a second the clock and the first touch of memory are what is measured.
+        growth = [row[f"{what}_growth"] for row in rows if row[what] >= MOST_SECONDS / 20]
+        bars.append(_bar(f"growth of time {what}", max(growth), "x", MOST_GROWTH))
+    for bar in bars:
+        print(f"  {bar['name']}: {bar['value']:.2f} {bar['unit']}, at most {bar['goal']}")
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / f"{NAME}.json").write_text(
+        json.dumps({"bench": NAME, "rounds": ROUNDS, "results": rows, "bars": bars}, indent=2)
+        + "\n"
+    )
+    return int(not all(bar["holds"] for bar in bars))
+
+
+def _bar(name: str, value: float, unit: str, goal: float) -> dict[str, object]:
+    return {"name": name, "value": value, "unit": unit, "goal": goal, "holds": value <= goal}
+
+
+def _seconds(text: str) -> tuple[float, float]:
+    """Processor time of deciding about a document, and of the two passes after it."""
+    settings = Settings(
+        vocabulary_size=512,
+        threshold=0.8,
+        validation_fraction=0.0,
+        keep_personal_data=False,
+        minimum_characters=0,
+        shard_tokens=1 << 20,
+        seed=0,
+    )
+    start = time.process_time()
+    judge = Judge(settings, lambda _: text)
+    judge.decide(Document(0, "hostile", text))
+    decided = time.process_time()
+    if judge.decisions.splits[0] != DROPPED:
+        tokenizer = vocabulary.learn(iter([redact(normalize(text)).text]), 512)
+        tokenizer.encode_batch_fast([redact(normalize(text)).text])
+    return decided - start, time.process_time() - decided
+
+
+def _alternatives() -> None:
+    blanks, keys = DOCUMENTS["blanks in a line"](1 << 14), DOCUMENTS["first lines of keys"](1 << 16)
+    trailing = re.compile(r"[ \t\u00a0]+$", re.MULTILINE)
+    pem = re.compile(
+        r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?-----END [A-Z ]*PRIVATE KEY-----", re.DOTALL
+    )
+    compare(
+        f"{NAME}_blanks",
+        "documents of 16 KiB a second",
+        Contender("ours", timed(lambda: normalize(blanks), 1)),
+        Contender("a pattern with a repeat before $", timed(lambda: trailing.sub("", blanks), 1)),
+        rounds=ROUNDS,
+    )
+    compare(
+        f"{NAME}_keys",
+        "documents of 64 KiB a second",
+        Contender("ours, all patterns", timed(lambda: redact(keys), 1)),
+        Contender("the one pattern of 0.1.0", timed(lambda: pem.sub("", keys), 1)),
+        rounds=ROUNDS,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
