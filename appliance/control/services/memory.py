@@ -86,8 +86,12 @@ def train_rank(  # noqa: PLR0913  # the degrees and sizes of one job
 
 
 def prepare_rank(text_bytes: int) -> int:
-    """Memory of a prepare job, whose signatures and tokenizer counts grow with the text."""
-    return 512 * MIB + 6 * text_bytes
+    """Memory of a prepare job, whose signatures and tokenizer counts grow with the text.
+
+    Two documents of 3 MiB that are compared with each other, of a script whose letters are words,
+    take 800 MiB: more than all else.
+    """
+    return GIB + 6 * text_bytes
 
 
 def quantize_rank(largest_tensor: int) -> int:

@@ -39,9 +39,13 @@ TRAIN, VALIDATION, DROPPED = 1, 2, 0
 _EVERY = 200
 """Documents between two reports of progress."""
 _BATCH = 256
-"""Documents tokenized at once."""
+"""Documents tokenized at once, and their characters: a token takes some 140 bytes meanwhile."""
+_BATCH_CHARACTERS = 1 << 21
 BUDGET_SECONDS = 30.0
 """Processor time for one document: ten times what the slowest of 3 MiB was seen to take."""
+
+Kept = tuple[int, Document, str]
+"""Split, document and clean text."""
 
 
 @dataclass(frozen=True)
@@ -255,7 +259,7 @@ def split_of(document_id: str, settings: Settings) -> int:
 
 def kept_texts(
     context: Context, corpus: Corpus, decisions: Decisions, settings: Settings, what: str
-) -> Iterator[tuple[int, Document, str]]:
+) -> Iterator[Kept]:
     """A later pass: split, document and clean text of every document that stays."""
     for document in corpus:
         _progress(context, document.number, what, len(decisions.splits))
@@ -280,9 +284,7 @@ def write_tokens(  # noqa: PLR0913 - the last pass needs what all others made
         ShardWriter(dataset, "train", dtype, settings.shard_tokens) as train,
         ShardWriter(dataset, "validation", dtype, settings.shard_tokens) as validation,
     ):
-        batch: list[tuple[int, Document, str]] = []
-
-        def flush() -> None:
+        for batch in _batches(kept_texts(context, corpus, decisions, settings, "writing tokens")):
             encoded = tokenizer.encode_batch_fast([text for _, _, text in batch])
             for (split, document, text), encoding in zip(batch, encoded, strict=True):
                 writer = train if split == TRAIN else validation
@@ -290,13 +292,6 @@ def write_tokens(  # noqa: PLR0913 - the last pass needs what all others made
                 if split == VALIDATION:
                     line = json.dumps({"id": document.id, "text": text}, ensure_ascii=False)
                     held_out.write(line.encode() + b"\n")
-            batch.clear()
-
-        for entry in kept_texts(context, corpus, decisions, settings, "writing tokens"):
-            batch.append(entry)
-            if len(batch) == _BATCH:
-                flush()
-        flush()
     index = {
         "format": "tokens",
         "dtype": "uint16" if dtype.itemsize == 2 else "uint32",
@@ -307,6 +302,19 @@ def write_tokens(  # noqa: PLR0913 - the last pass needs what all others made
     }
     dataset.write_json("index.json", index)
     return train.tokens + validation.tokens
+
+
+def _batches(kept: Iterator[Kept]) -> Iterator[list[Kept]]:
+    """Documents that are tokenized together: not too many, and not too long."""
+    batch: list[Kept] = []
+    characters = 0
+    for entry in kept:
+        characters += len(entry[2])
+        if batch and (len(batch) == _BATCH or characters > _BATCH_CHARACTERS):
+            yield batch
+            batch, characters = [], len(entry[2])
+        batch.append(entry)
+    yield batch
 
 
 def _write_tokenizer(output: ArtifactWriter, tokenizer: Tokenizer) -> None:

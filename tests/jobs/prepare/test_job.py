@@ -188,6 +188,20 @@ def test_a_document_that_takes_too_long_is_dropped_by_its_name(
     ]
 
 
+def test_long_documents_are_tokenized_a_few_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = []
+    for characters in (1, 1500, 1 << 30):
+        monkeypatch.setattr(prepare, "_BATCH_CHARACTERS", characters)
+        folder = tmp_path / str(characters)
+        prepared = job(folder, [prose(i) for i in range(30)], vocabulary_size=512)
+        run(prepared.context())
+        dataset = prepared.output("dataset")
+        files.append({file: dataset.read_bytes(file) for file in dataset.files()})
+    assert files[0] == files[1] == files[2]
+
+
 def test_no_share_held_out_is_none(tmp_path: Path) -> None:
     texts = [prose(i) for i in range(40)]
     prepared = job(tmp_path, texts, vocabulary_size=600, validation_fraction=0.0)
