@@ -89,7 +89,12 @@ def dataset_files() -> dict[str, bytes | object]:
         "shards": shards,
     }
     files: dict[str, bytes | object] = {file: part.tobytes() for file, part in parts.items()}
-    return files | {"index.json": index, "tokenizer.json": tokenizer()}
+    settings = {"eos_token": "<|end|>", "model_max_length": 1 << 20}
+    return files | {
+        "index.json": index,
+        "tokenizer.json": tokenizer(),
+        "tokenizer_config.json": settings,
+    }
 
 
 def training_job(folder: Path, *, tie: bool = False, **changes: object) -> FakeJob:

@@ -129,6 +129,13 @@ def test_a_changed_checkpoint_is_refused(tmp_path: Path) -> None:
     assert not job.lines("output")
 
 
+def test_the_tokenizer_of_a_model_ends_where_its_context_does(tmp_path: Path) -> None:
+    job = training_job(tmp_path, steps=2)
+    run(job.context())
+    found = job.output("model").read_json("tokenizer_config.json")
+    assert found == {"eos_token": "<|end|>", "model_max_length": 32}
+
+
 def test_a_gradient_that_is_no_number_never_reaches_the_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
