@@ -84,7 +84,7 @@ def upload(session: Session, name: str, paths: tuple[Path, ...], *, hidden: bool
     total = sum(file.stat().st_size for file in files)
     with bytes_bar(f"{len(files)} files", total) as advance:
         messages = uploads.dataset_messages(
-            parent, session.request_id, uploads.documents(files, advance)
+            parent, session.request_id, uploads.documents(files, advance, follow=found.named)
         )
         made = session.upload("DatasetService.UploadDatasetVersion", messages)
     session.show(made, VERSIONS)

@@ -14,6 +14,7 @@ from typing import Any
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 from appliance.core.errors import InvalidInput
+from appliance.core.strict_json import is_text
 from appliance.wire.rules import Rule, rules_of
 
 SERVICES = {
@@ -93,24 +94,29 @@ _WHOLE = {
 def _check(descriptor: Descriptor, fields: Mapping[str, Any]) -> None:
     for name, value in fields.items():
         field = descriptor.fields_by_name[name]
+        entry = field.message_type
+        if entry is not None and entry.GetOptions().map_entry:
+            for key, member in value.items():
+                _check_value(name, entry.fields_by_name["key"], key)
+                _check_value(name, entry.fields_by_name["value"], member)
+            continue
         for each in value if isinstance(value, list | tuple) else (value,):
-            if isinstance(each, dict) and field.message_type is not None:
-                if not field.message_type.GetOptions().map_entry:
-                    _check(field.message_type, each)
-            elif isinstance(each, int) and field.cpp_type in _WHOLE:
-                least, most = _WHOLE[field.cpp_type]
-                if not least <= each <= most:
-                    raise _wrong(name, f"must be {least} to {most}")
-            elif isinstance(each, str) and not _is_text(each):
-                raise _wrong(name, "is not UTF-8: write it in another way")
+            _check_value(name, field, each)
 
 
-def _is_text(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+def _check_value(name: str, field: FieldDescriptor, value: object) -> None:
+    if isinstance(value, dict) and field.message_type is not None:
+        _check(field.message_type, value)
+    elif isinstance(value, int) and field.cpp_type in _WHOLE:
+        least, most = _WHOLE[field.cpp_type]
+        if not least <= value <= most:
+            raise _wrong(name, f"must be {least} to {most}")
+    elif isinstance(value, str) and field.enum_type is not None:
+        if value not in field.enum_type.values_by_name:
+            known = ", ".join(field.enum_type.values_by_name)
+            raise _wrong(name, f"must be one of {known}")
+    elif isinstance(value, str) and not is_text(value):
+        raise _wrong(name, "is not UTF-8: write it in another way")
 
 
 def _wrong(name: str, why: str) -> InvalidInput:

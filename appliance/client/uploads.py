@@ -10,7 +10,7 @@ import io
 import itertools
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -31,6 +31,10 @@ _WANTED = (*TEXT_SUFFIXES, LINES_SUFFIX)
 _NAMES = ", ".join(_WANTED)
 LINKS, HIDDEN = "links", "hidden"
 _HINTS = {LINKS: " (name what they lead to)", HIDDEN: " (--hidden takes them)"}
+_MOST_SAID = 10
+"""Kinds of what was left out that are named."""
+LONGEST_LINE = 1 << 26
+"""Characters of a line of a .jsonl file."""
 Advance = Callable[[int], None]
 
 
@@ -40,25 +44,30 @@ class Found:
 
     Attributes:
         files: sorted, each once.
+        named: those among them that were named themselves; they alone may be links.
         left_out: how many files and folders were not taken, by what they are.
     """
 
     files: list[Path] = field(default_factory=list)
+    named: set[Path] = field(default_factory=set)
     left_out: Counter[str] = field(default_factory=Counter)
 
     def sentence(self) -> str:
         """What was left out, for a person; empty when nothing was."""
-        return ", ".join(
-            f"{what}: {count}{_HINTS.get(what, '')}"
-            for what, count in sorted(self.left_out.items())
-        )
+        # What can be taken after all is said first, however rare it is.
+        order = sorted(self.left_out.items(), key=lambda each: (each[0] not in _HINTS, -each[1]))
+        said = [f"{what}: {count}{_HINTS.get(what, '')}" for what, count in order[:_MOST_SAID]]
+        if others := sum(count for _, count in order[_MOST_SAID:]):
+            said.append(f"others: {others}")
+        return ", ".join(said)
 
 
 def text_files(paths: Sequence[Path], *, hidden: bool = False) -> Found:
     """Files of text in `paths` and in the folders among them.
 
     In a folder, what its owner may not mean is left out: files that are no text by their name,
-    hidden ones (`.git`), and links, which may lead out of it. What is named itself is taken.
+    hidden ones (`.git`), and links, which may lead out of it. A file that is named itself is taken
+    when its name is one of text, also when it is hidden or a link.
 
     Args:
         paths: files and folders.
@@ -74,6 +83,7 @@ def text_files(paths: Sequence[Path], *, hidden: bool = False) -> Found:
             _walk(path, found, hidden=hidden)
         elif path.is_file() and path.suffix.lower() in _WANTED:
             found.files.append(path)
+            found.named.add(path)
         elif not path.exists():
             raise InvalidInput(f"{path} does not exist: check how it is written.")
         else:
@@ -124,7 +134,9 @@ def _no_text(path: Path) -> str:
     return "" if path.is_file() else "files of a special kind"
 
 
-def documents(files: Sequence[Path], advance: Advance) -> Iterator[data.Document]:
+def documents(
+    files: Sequence[Path], advance: Advance, *, follow: Collection[Path] = ()
+) -> Iterator[data.Document]:
     """One document per text file, one per line of a .jsonl file; several for a long text.
 
     Ids are paths below the folder that all files share, so that they, and with them the split that
@@ -133,6 +145,7 @@ def documents(files: Sequence[Path], advance: Advance) -> Iterator[data.Document
     Args:
         files: from `text_files`.
         advance: called with the bytes of each file when it is read.
+        follow: those that may be links. Another that has become one since is refused.
 
     Raises:
         InvalidInput: a file is not UTF-8 text, or a line is not a JSON object with `text`.
@@ -142,7 +155,8 @@ def documents(files: Sequence[Path], advance: Advance) -> Iterator[data.Document
         name = _printed(file.absolute().relative_to(shared).as_posix())
         try:
             # A mark of the byte order belongs to the file and not to its text.
-            with file.open(encoding="utf-8-sig") as text:
+            opener = None if file in follow else _no_link
+            with open(file, encoding="utf-8-sig", opener=opener) as text:
                 if file.suffix.lower() == LINES_SUFFIX:
                     yield from _lines(file, name, text)
                 else:
@@ -157,6 +171,10 @@ def documents(files: Sequence[Path], advance: Advance) -> Iterator[data.Document
                 "make it readable or leave it out."
             ) from error
         advance(file.stat().st_size)
+
+
+def _no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW)
 
 
 def _printed(path: Path | str) -> str:
@@ -204,10 +222,17 @@ def _checked(file: Path, text: str) -> str:
 
 
 def _lines(file: Path, name: str, lines: TextIO) -> Iterator[data.Document]:
-    for number, line in enumerate(lines, 1):
+    for number in itertools.count(1):
+        line = lines.readline(LONGEST_LINE + 1)
+        if not line:
+            return
+        where = f"{_printed(file)} line {number}"
+        if len(line) > LONGEST_LINE:
+            raise InvalidInput(
+                f"{where} has more than {LONGEST_LINE:,} characters: make several documents of it."
+            )
         if not line.strip():
             continue
-        where = f"{_printed(file)} line {number}"
         value = strict_json.read_value(where, line)
         if not isinstance(value, dict) or not isinstance(value.get("text"), str):
             raise InvalidInput(f"{where} is no JSON object with a `text`: mend it.")

@@ -87,7 +87,7 @@ def _check(file: str, value: object, *, look_at_texts: bool) -> None:
     while waiting:
         value, path, depth = waiting.pop()
         if isinstance(value, str):
-            if not _is_text(value):
+            if not is_text(value):
                 raise InvalidInput(
                     f"{file} has half of a surrogate pair at {path or 'the top'}: "
                     "write whole characters.",
@@ -126,7 +126,7 @@ def _place(error: json.JSONDecodeError) -> str:
     return f"line {error.lineno}, {column}" if "\n" in error.doc.strip() else column
 
 
-def _is_text(text: str) -> bool:
+def is_text(text: str) -> bool:
     """Whether a text has an encoding."""
     try:
         text.encode()

@@ -27,6 +27,9 @@ def test_an_unknown_one_is_an_error(name: str) -> None:
         ({"job": {"prepare": {"vocabulary_size": 1 << 31}}}, "vocabulary_size must be"),
         ({"job_id": "half \udc80"}, "job_id is not UTF-8"),
         ({"job": {"prepare": {"datasets": ["half \ud800"]}}}, "datasets is not UTF-8"),
+        ({"job": {"quantize": {"scheme": "SCHEME_W1"}}}, "scheme must be one of SCHEME_UNSP"),
+        ({"job": {"result": {"dropped": {"a": 1 << 63}}}}, "dropped must be"),
+        ({"job": {"result": {"dropped": {"\ud800": 1}}}}, "dropped is not UTF-8"),
     ],
 )
 def test_what_a_field_cannot_hold_is_refused_by_its_name(fields: dict[str, Any], why: str) -> None:

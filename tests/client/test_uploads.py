@@ -42,13 +42,50 @@ def test_a_folder_gives_what_its_owner_means_and_says_what_not(tmp_path: Path) -
     found = uploads.text_files([folder])
     assert [path.name for path in found.files] == ["A.TXT", "b.md"]
     assert found.sentence() == (
-        "files named *.pdf: 2, files of a special kind: 1, files without an ending: 1"
-        ", hidden: 2 (--hidden takes them), links: 2 (name what they lead to)"
+        "hidden: 2 (--hidden takes them), links: 2 (name what they lead to), files named *.pdf: 2"
+        ", files without an ending: 1, files of a special kind: 1"
     )
     taken = uploads.text_files([folder], hidden=True)
     assert [path.name for path in taken.files] == ["a.txt", ".secret.txt", "A.TXT", "b.md"]
     named = uploads.text_files([folder / "link.txt", folder / ".secret.txt"])
     assert len(named.files) == 2
+
+
+def test_of_many_kinds_the_commonest_are_said(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("x")
+    (tmp_path / ".git").mkdir()
+    for kind in range(50):
+        for number in range(kind + 1):
+            (tmp_path / f"{number}.kind{kind}").write_text("")
+    said = uploads.text_files([tmp_path]).sentence()
+    assert said.startswith("hidden: 1 (--hidden takes them), files named *.kind49: 50")
+    assert said.endswith("files named *.kind41: 42, others: 861")
+
+
+@pytest.mark.attack
+def test_a_file_that_becomes_a_link_is_not_followed(tmp_path: Path) -> None:
+    folder, secret = tmp_path / "texts", tmp_path / "secret.txt"
+    folder.mkdir()
+    secret.write_text("secret")
+    (folder / "a.txt").write_text("x")
+    found = uploads.text_files([folder])
+    (folder / "a.txt").unlink()
+    (folder / "a.txt").symlink_to(secret)
+    with pytest.raises(InvalidInput, match="cannot be read"):
+        list(uploads.documents(found.files, lambda _: None, follow=found.named))
+    named = uploads.text_files([folder / "a.txt"])
+    (document,) = uploads.documents(named.files, lambda _: None, follow=named.named)
+    assert document.text == "secret"
+
+
+def test_a_line_without_an_end_is_refused_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uploads, "LONGEST_LINE", 100)
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"text": "ok"}\n' + " " * 101)
+    with pytest.raises(InvalidInput, match="line 2 has more than 100 characters"):
+        list(uploads.documents([file], lambda _: None))
 
 
 def test_what_was_left_out_is_said_when_nothing_is_left(tmp_path: Path) -> None:

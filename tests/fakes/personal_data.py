@@ -12,17 +12,26 @@ _SENTENCES = (
     "The entry reads: {}",
     "{} was the answer, and nobody asked again.",
     'It says "{}" on the second page (see there).',
+    "2024-05-17 08:15:00 row 12: {} (2 of 3)",
+    "请联系 {}。",
     "name,value\nfirst,{}\nsecond,none\n",
 )
+_GLUED = (
+    ("请联系zhang.wei@corp.example获取更多信息", "请联系<EMAIL>获取更多信息"),
+    ("お問い合わせはinfo@kaisha.exampleまで", "お問い合わせは<EMAIL>まで"),
+    ("ติดต่อsomchai@corp.exampleได้ทุกวัน", "ติดต่อ<EMAIL>ได้ทุกวัน"),
+)
+"""Where words have no spaces between them."""
 _LETTERS, _CAPITALS, _DIGITS = string.ascii_lowercase, string.ascii_uppercase, string.digits
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """A text, and the kind of what is in it; empty: nothing is."""
+    """A text, the kind of what is in it (empty: nothing is), and the text without it."""
 
     text: str
     kind: str
+    expected: str
 
 
 def labelled(each: int = 40, seed: int = 0) -> Iterator[Labelled]:
@@ -31,7 +40,11 @@ def labelled(each: int = 40, seed: int = 0) -> Iterator[Labelled]:
     for kind, forms in _FORMS.items():
         for form in forms:
             for _ in range(each):
-                yield Labelled(draw.choice(_SENTENCES).format(form(draw)), kind)
+                sentence, data = draw.choice(_SENTENCES), form(draw)
+                text = sentence.format(data)
+                yield Labelled(text, kind, sentence.format(f"<{kind}>") if kind else text)
+    for sentence, expected in _GLUED:
+        yield Labelled(sentence, "EMAIL", expected)
 
 
 Form = Callable[[random.Random], str]
@@ -100,7 +113,7 @@ _FORMS: dict[str, tuple[Form, ...]] = {
     "EMAIL": (
         _like("****.******@*****.example"),
         _like("**+***##@mail.****.example.org"),
-        _like("<^^^^^_**@EXAMPLE.COM>"),
+        _like("^^^^^_**@EXAMPLE.COM"),
         _among("jürgen.groß@büro.example", "名前@例え.jp", "zoë@müller.example"),
     ),
     "PHONE": (
@@ -113,14 +126,22 @@ _FORMS: dict[str, tuple[Form, ...]] = {
         _like("0151 2345####"),
         _like("01 23 45 6# ##"),
     ),
-    "IBAN": (_iban(""), _iban(" "), _iban("-"), _iban(" ", small=True)),
-    "CARD": (_card(""), _card(" "), _card("-"), _among("3782 822463 10005", "371449635398431")),
+    "IBAN": (_iban(""), _iban(" "), _iban("-"), _iban("\u00a0"), _iban(" ", small=True)),
+    "CARD": (
+        _card(""),
+        _card(" "),
+        _card("-"),
+        _card("\u202f"),
+        _among("3782 822463 10005", "371449635398431"),
+    ),
     "SSN": (_like("5~#-~#-~###"),),
     "IP_ADDRESS": (
         _like("10.1#.2#.3#"),
         _like("192.168.1.~#"),
         _like("2001:db8::8a2e:37#:733#"),
         _like("fe80::1ff:fe2#:4567:89#a"),
+        _like("fd00::~"),
+        _like("2a02:~#::5"),
     ),
     "API_KEY": (
         _token,
@@ -144,6 +165,10 @@ _FORMS: dict[str, tuple[Form, ...]] = {
         _like("sk-learn-****-******-****-20##"),
         _like("order 1##-#######-#######"),
         _like("20##-0~-1# 1#:#~:#~"),
+        _like("0~-1#-20## 1#:#~:#~"),
+        _like("1#/0~/20## 1#:#~"),
+        _like("0~ 1# 20## 1#~~"),
+        _among("dead::beef", "a::b", "face::add(1)", "12:30:45", "b2::c3"),
         _like("00:1a:2b:3c:4#:5e"),
         _like("std::******::****"),
         _some("0123456789abcdef", 40),

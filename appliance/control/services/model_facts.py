@@ -62,9 +62,11 @@ def inspect(reader: ArtifactReader) -> dict[str, Any]:
         if not model_files.check_name(name):
             raise InvalidInput(f"{name} is no file of a model.")
     model_files.check_complete(names)
-    for name in names:
-        if not is_weights(name):
-            model_files.check_file(name, reader.read_bytes(name))
+    highest = {
+        name: model_files.check_file(name, reader.read_bytes(name))
+        for name in names
+        if not is_weights(name)
+    }
     files: dict[str, dict[str, Tensor]] = {}
     size = 0
     for name in filter(is_weights, names):
@@ -74,6 +76,5 @@ def inspect(reader: ArtifactReader) -> dict[str, Any]:
     if INDEX in names:
         weights.check_index(reader.read_json(INDEX), files)
     config = model_files.check_config(reader.read_json("config.json"))
-    with_ids = {name: reader.read_json(name) for name in names if name in model_files.HOLD_IDS}
-    model_files.check_ids(config, with_ids)
+    model_files.check_ids(config, highest)
     return facts(config, files, size)

@@ -26,6 +26,8 @@ from appliance.crypto.tensors import INDEX, is_weights
 
 LARGEST_JSON = 64 << 20
 LARGEST_CONFIG = 1 << 20
+_MOST_DIGITS = 18
+"""Of a token id that is written as a text."""
 
 _CONFIGS = frozenset({"config.json", "generation_config.json"})
 _JSON = _CONFIGS | {
@@ -37,8 +39,6 @@ _JSON = _CONFIGS | {
     INDEX,
 }
 _TEXT = frozenset({"merges.txt", "chat_template.jinja"})
-HOLD_IDS = _CONFIGS | {"tokenizer.json", "vocab.json", "added_tokens.json"}
-"""JSON files with ids of tokens."""
 IGNORED = frozenset({"LICENSE", "LICENSE.txt", "README.md", "NOTICE", ".gitattributes"})
 """Files that models carry for people; they are read past and not kept."""
 
@@ -126,53 +126,98 @@ def check_complete(files: Iterable[str]) -> None:
         raise _wrong("model.safetensors", "stands beside numbered weight files; keep one kind")
 
 
-def check_file(file: str, data: bytes) -> None:
-    """Check the content of a file that is not weights. Raises InvalidInput naming the file."""
+def check_file(file: str, data: bytes) -> int:
+    """Check the content of a file that is not weights; return its highest token id, or -1.
+
+    Raises InvalidInput naming the file.
+    """
     if file in _TEXT:
         try:
             data.decode()
         except UnicodeDecodeError as error:
             raise _wrong(file, "is not UTF-8 text") from error
-        return
+        return -1
     value = read_object(file, data)
-    if file in {"tokenizer.json", "vocab.json", "added_tokens.json"}:
-        return  # Their keys are words of a vocabulary.
-    _check_members(file, value, paths=file in _CONFIGS)
+    # The keys of the others are words of a vocabulary.
+    if file not in {"tokenizer.json", "vocab.json", "added_tokens.json"}:
+        _check_members(file, value, paths=file in _CONFIGS)
+    return max(_ids(file, value), default=-1)
 
 
-def check_ids(config: ModelConfig, files: Mapping[str, Mapping[str, Any]]) -> None:
+def check_ids(config: ModelConfig, highest: Mapping[str, int]) -> None:
     """Raise InvalidInput for a token that the embedding has no row for.
 
     Args:
         config: checked.
-        files: parsed JSON files of the model by name; others than those with ids are passed over.
+        highest: token id by file, as `check_file` returns it.
     """
-    for file, value in files.items():
-        highest = max(_ids(file, value), default=-1)
-        if highest >= config.vocabulary_size:
+    for file, found in highest.items():
+        if found >= config.vocabulary_size:
             raise _wrong(
                 file,
-                f"has the token id {highest}, but the model's embedding has "
+                f"has the token id {found}, but the model's embedding has "
                 f"{config.vocabulary_size} rows; take both from the same model",
             )
 
 
+# Members of a configuration whose numbers are token ids, beside those named *_token_id.
+_TOKENS = frozenset(
+    {"bad_words_ids", "begin_suppress_tokens", "force_words_ids", "forced_decoder_ids"}
+    | {"sequence_bias", "suppress_tokens"}
+)
+
+
 def _ids(file: str, value: Mapping[str, Any]) -> Iterator[int]:
+    """The token ids that a file names."""
     if file in _CONFIGS:
-        for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            found = value.get(key)
-            yield from (n for n in (found if isinstance(found, list) else [found]) if _whole(n))
+        for key, found in value.items():
+            if key.endswith("_token_id") or key in _TOKENS:
+                yield from _numbers(found)
     elif file in {"vocab.json", "added_tokens.json"}:
         yield from filter(_whole, value.values())
+    elif file == "tokenizer_config.json":
+        added = value.get("added_tokens_decoder")
+        if isinstance(added, dict):
+            yield from (int(key) for key in added if key.isdecimal() and len(key) <= _MOST_DIGITS)
     elif file == "tokenizer.json":
-        model, added = value.get("model"), value.get("added_tokens")
-        words = model.get("vocab") if isinstance(model, dict) else None
-        if isinstance(words, dict):
-            yield from filter(_whole, words.values())
-        elif isinstance(words, list):
-            yield len(words) - 1
-        if isinstance(added, list):
-            yield from (n for t in added if isinstance(t, dict) and _whole(n := t.get("id")))
+        yield from _of_tokenizer(value)
+
+
+def _of_tokenizer(value: Mapping[str, Any]) -> Iterator[int]:
+    model, added = value.get("model"), value.get("added_tokens")
+    words = model.get("vocab") if isinstance(model, dict) else None
+    if isinstance(words, dict):
+        yield from filter(_whole, words.values())
+    elif isinstance(words, list):
+        yield len(words) - 1
+    if isinstance(added, list):
+        yield from (n for t in added if isinstance(t, dict) and _whole(n := t.get("id")))
+    yield from _processed(value.get("post_processor"))
+
+
+def _processed(processor: object) -> Iterator[int]:
+    """Ids of the tokens that a post-processor puts around a text, whichever kind it is."""
+    waiting = [processor]
+    while waiting:
+        item = waiting.pop()
+        if not isinstance(item, dict):
+            continue
+        processors, tokens = item.get("processors"), item.get("special_tokens")
+        waiting.extend(processors if isinstance(processors, list) else ())
+        for token in tokens.values() if isinstance(tokens, dict) else ():
+            yield from _numbers(token.get("ids") if isinstance(token, dict) else None)
+        yield from _numbers([item.get("sep"), item.get("cls")])
+
+
+def _numbers(value: object) -> Iterator[int]:
+    """Whole numbers in lists within lists."""
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        if _whole(item):
+            yield item
+        elif isinstance(item, list):
+            waiting.extend(item)
 
 
 def _whole(value: object) -> TypeGuard[int]:

@@ -157,6 +157,7 @@ class Import:
         self._sealed: SealedWriter | None = None
         self._tensors: dict[str, dict[str, Tensor]] = {}
         self._texts: dict[str, bytes] = {}
+        self._highest: dict[str, int] = {}
         self._weight_bytes = 0
         self._facts: dict[str, Any] = {}
         self._reader: ArtifactReader | None = None
@@ -244,10 +245,10 @@ class Import:
             self._tensors[self._file] = self._header.tensors
         elif self._kept:
             data = bytes(self._buffer)
-            model_files.check_file(self._file, data)
+            self._highest[self._file] = model_files.check_file(self._file, data)
             with self._writer.create(self._file) as sealed:
                 sealed.write(data)
-            if self._file == INDEX or self._file in model_files.HOLD_IDS:
+            if self._file in {INDEX, "config.json"}:
                 self._texts[self._file] = data
         self._buffer.clear()
         self._header = self._sealed = None
@@ -258,11 +259,8 @@ class Import:
         if INDEX in self._texts:
             index = read_object(INDEX, self._texts[INDEX])
             weights.check_index(index, self._tensors)
-        values = {
-            name: read_object(name, text) for name, text in self._texts.items() if name != INDEX
-        }
-        config = model_files.check_config(values["config.json"])
-        model_files.check_ids(config, values)
+        config = model_files.check_config(read_object("config.json", self._texts["config.json"]))
+        model_files.check_ids(config, self._highest)
         return model_facts.facts(config, self._tensors, self._weight_bytes)
 
 

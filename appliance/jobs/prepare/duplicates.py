@@ -15,7 +15,10 @@ remembered may stay.
 from __future__ import annotations
 
 import hashlib
+import zlib
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +34,10 @@ MOST_READ = 4
 """Candidates whose shingles are compared."""
 DOUBT = 0.15
 """What a signature may be wrong by: more than three times its standard error of 0.044."""
+MOST_WORDS = 200_000
+"""Of a text that are all compared, and of candidates that are read: a book has half as many."""
+SAMPLED = 8
+"""Of more words, about one in so many."""
 _SEED = 42
 
 
@@ -41,12 +48,32 @@ class ExactDuplicates:
         self._seen: set[bytes] = set()
 
     def is_repeated(self, text: str) -> bool:
-        """Whether the same words came before; the text is remembered either way."""
-        words = " ".join(text.lower().split())
-        fingerprint = hashlib.sha256(words.encode()).digest()[:16]
-        repeated = fingerprint in self._seen
-        self._seen.add(fingerprint)
-        return repeated
+        """Whether the same words are remembered."""
+        return _fingerprint(text) in self._seen
+
+    def remember(self, text: str) -> None:
+        """Have the words of a text that is kept."""
+        self._seen.add(_fingerprint(text))
+
+
+def _fingerprint(text: str) -> bytes:
+    words = " ".join(text.lower().replace("\u200b", "").split())
+    return hashlib.sha256(words.encode()).digest()[:16]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A text among those that are remembered.
+
+    Attributes:
+        original: the number of an earlier document nearly equal to it; None when there is none.
+        signature: its MinHash.
+        candidates: how many documents it resembles.
+    """
+
+    original: int | None
+    signature: Any
+    candidates: int
 
 
 class NearDuplicates:
@@ -63,20 +90,27 @@ class NearDuplicates:
         self._index = RMinHashLSH(threshold=threshold, num_perm=PERMUTATIONS, num_bands=BANDS)
         self._values: dict[int, npt.NDArray[np.uint32]] = {}
 
-    def original_of(self, number: int, words: list[str]) -> int | None:
-        """The number of an earlier document nearly equal to this; None keeps and remembers it."""
+    def compare(self, words: list[str]) -> Compared:
+        """Look for an earlier document that is nearly equal."""
         found = shingles(words)
         signature = RMinHash(num_perm=PERMUTATIONS, seed=_SEED)
         signature.update(list(found))
-        values = np.array(signature.digest(), np.uint32)
         candidates = self._index.query(signature)
-        for candidate in self._likeliest(values, candidates):
-            if jaccard(found, shingles(self._words_of(candidate))) >= self._threshold:
-                return candidate
-        if len(candidates) < MOST_ALIKE:
-            self._index.insert(number, signature)
-            self._values[number] = values
-        return None
+        left = MOST_WORDS
+        for candidate in self._likeliest(_values(signature), candidates):
+            other = self._words_of(candidate)
+            if jaccard(found, shingles(other)) >= self._threshold:
+                return Compared(candidate, signature, len(candidates))
+            left -= len(other)
+            if left <= 0:
+                break
+        return Compared(None, signature, len(candidates))
+
+    def remember(self, number: int, compared: Compared) -> None:
+        """Have a text that is kept, unless enough like it are remembered."""
+        if compared.candidates < MOST_ALIKE:
+            self._index.insert(number, compared.signature)
+            self._values[number] = _values(compared.signature)
 
     def _likeliest(self, values: npt.NDArray[np.uint32], candidates: list[int]) -> list[int]:
         """The candidates that may be duplicates by their signatures, most alike first."""
@@ -88,12 +122,24 @@ class NearDuplicates:
         return [candidate for share, candidate in alike[:MOST_READ] if -share >= least]
 
 
+def _values(signature: Any) -> npt.NDArray[np.uint32]:  # noqa: ANN401 - the library has no types
+    return np.array(signature.digest(), np.uint32)
+
+
 def shingles(words: list[str]) -> set[str]:
-    """The 5-word sequences of a text, lower case; a shorter text is one shingle."""
+    """The 5-word sequences of a text, lower case; a shorter text is one shingle.
+
+    Of a text of more than `MOST_WORDS` words those that begin with words that are chosen by their
+    hash, so that two long texts are compared in the same places.
+    """
     words = [word.lower() for word in words]
     if len(words) < SHINGLE:
         return {" ".join(words)}
-    return set(map(" ".join, zip(*(words[i:] for i in range(SHINGLE)), strict=False)))
+    if len(words) <= MOST_WORDS:
+        return set(map(" ".join, zip(*(words[i:] for i in range(SHINGLE)), strict=False)))
+    chosen = {word for word in set(words) if zlib.crc32(word.encode()) % SAMPLED == 0}
+    starts = (i for i in range(len(words) - SHINGLE + 1) if words[i] in chosen)
+    return {" ".join(words[i : i + SHINGLE]) for i in starts} or {" ".join(words[:SHINGLE])}
 
 
 def jaccard(one: set[str], other: set[str]) -> float:

@@ -28,7 +28,7 @@ from appliance.jobs.prepare import vocabulary
 from appliance.jobs.prepare.corpus import Corpus, Document
 from appliance.jobs.prepare.duplicates import ExactDuplicates, NearDuplicates
 from appliance.jobs.prepare.normalize import normalize
-from appliance.jobs.prepare.personal_data import redact
+from appliance.jobs.prepare.personal_data import TOO_SLOW, redact
 from appliance.jobs.prepare.quality import fault
 from appliance.jobs.prepare.report import EXCERPT, Step, dropped_by_reason
 from appliance.jobs.prepare.scripts import words_of, writing_of
@@ -41,6 +41,8 @@ _EVERY = 200
 _BATCH = 256
 """Documents tokenized at once, and their characters: a token takes some 140 bytes meanwhile."""
 _BATCH_CHARACTERS = 1 << 21
+_LOOKED_AT = 1 << 14
+"""Characters of a text that an excerpt is taken from: the longest key has a third of them."""
 BUDGET_SECONDS = 30.0
 """Processor time for one document: ten times what the slowest of 3 MiB was seen to take."""
 
@@ -209,9 +211,9 @@ class Judge:
         self._done(self._normalizing, changed=text != document.text)
         clean, found = text, Counter[str]()
         if not self._settings.keep_personal_data:
-            redaction = redact(text)
-            if redaction.too_many:
-                raise _Dropped(self._personal, "too_much_personal_data")
+            redaction = redact(text, self._until)
+            if redaction.fault:
+                raise _Dropped(self._personal, redaction.fault)
             found = redaction.found
             clean = redaction.text if found else text
         self._done(self._personal, changed=bool(found))
@@ -225,25 +227,29 @@ class Judge:
         # As an earlier text is read when it is compared: before personal data was replaced.
         if clean is not text:
             words = words_of(text, writing)
-        if self._similar.original_of(document.number, words) is not None:
+        compared = self._similar.compare(words)
+        if compared.original is not None:
             raise _Dropped(self._near, "near_duplicate")
         self._done(self._near)
+        # Last, so that no document is dropped for the sake of one that took too long.
+        self._repeated.remember(text)
+        self._similar.remember(document.number, compared)
         count["kept"] += 1
         self.decisions.redactions.update(found)
 
     def _done(self, step: Step, *, changed: bool = False) -> None:
         """A step is done with a document. Raises _Dropped when that has taken too long so far."""
         if time.thread_time() > self._until:
-            raise _Dropped(step, "too_slow")
+            raise _Dropped(step, TOO_SLOW)
         step.keep(changed=changed)
 
 
 def _excerpt(text: str) -> str:
     """The beginning of a text without personal data, nor half of any at its end."""
-    beginning = text[: 4 * EXCERPT]
-    if len(text) > len(beginning):
-        beginning = next(iter(beginning.rsplit(maxsplit=1)), "")
-    return redact(normalize(beginning)).text
+    if len(text) <= _LOOKED_AT:
+        return redact(normalize(text)).text[:EXCERPT]
+    # What was cut in two is among the last of it, and may not be known for what it is.
+    return redact(normalize(text[:_LOOKED_AT])).text[: -_LOOKED_AT // 2][:EXCERPT]
 
 
 def _words(text: str) -> list[str]:

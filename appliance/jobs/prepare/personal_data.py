@@ -5,24 +5,34 @@ and mod 97 (ISO 13616), social security numbers the rules of their issuer, addre
 the parser of the standard library. What fails its check stays: a version number is no phone number.
 No network, no model.
 
-Patterns run in RE2, in time that grows with the text alone. It looks at no character twice, so what
-must not stand beside a find is part of its pattern, and group 1 is the find.
+Patterns run in RE2, in time that grows with the text alone. It has no look-around, so what must not
+stand beside a find is part of its pattern, and group 1 is the find. A search goes on where the find
+before it ended, and looks again at what was looked at behind that; so each pattern either has an
+end, or takes as a candidate whatever it has run through.
 """
 
 from __future__ import annotations
 
 import ipaddress
+import math
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import re2
 
-MOST_CANDIDATES = 50_000
-"""Looked at in one text: one with more is a list of people or machines, nothing to learn from."""
+from appliance.jobs.prepare.scripts import SEGMENTED, UNSEGMENTED
 
-Check = Callable[[str], int]
-"""How many characters of a candidate are to be replaced; 0: it is none."""
+MOST_CANDIDATES = 50_000
+"""In one text: one with as many is a list of people or machines, nothing to learn from."""
+TOO_MUCH, TOO_SLOW = "too_much_personal_data", "too_slow"
+_EVERY = 256
+"""Candidates between two looks at the clock."""
+
+Check = Callable[[str], tuple[int, int] | None]
+"""First and end of what is to be replaced in a candidate, in characters; None: it is none."""
 
 
 @dataclass
@@ -30,43 +40,59 @@ class Redaction:
     """A text without personal data.
 
     Attributes:
-        text: each find is `<KIND>`. Of no use when `too_many`.
+        text: each find is `<KIND>`. Of no use when there is a `fault`.
         found: by kind.
-        too_many: there were more candidates than are looked at.
+        fault: why it ended early, `TOO_MUCH` or `TOO_SLOW`; empty when it did not.
     """
 
     text: str
     found: Counter[str] = field(default_factory=Counter)
-    too_many: bool = False
+    fault: str = ""
 
 
-def redact(text: str) -> Redaction:
-    """Replace what is found in a text."""
+def redact(text: str, until: float = math.inf) -> Redaction:
+    """Replace what is found in a text, as long as `time.thread_time()` is before `until`."""
     result = Redaction(text)
     data = text.encode()
     left = MOST_CANDIDATES
     for rule in _RULES:
-        data, seen, found = rule.replace(data, left)
+        data, seen, found = rule.replace(data, left, until)
         left -= seen
         if found:
             result.found[rule.kind] += found
-        if not left:
-            result.too_many = True
+        if left <= 0 or time.thread_time() > until:
+            result.fault = TOO_MUCH if left <= 0 else TOO_SLOW
             return result
     result.text = data.decode()
     return result
 
 
+def _whole(text: str) -> tuple[int, int]:
+    return 0, len(text)
+
+
 @dataclass(frozen=True)
 class _Rule:
-    """One kind's form. `check` gets what group 1 of the pattern matched."""
+    """One kind's form.
+
+    Attributes:
+        kind: of the finds.
+        pattern: group 1 is a candidate.
+        check: says what of a candidate is a find.
+        groups: whether a find may begin at any group of a candidate that is none as it stands.
+            Only for patterns that have an end.
+    """
 
     kind: str
-    pattern: re2._Regexp
-    check: Check = len
+    pattern: Any
+    check: Check = _whole
+    groups: bool = False
 
-    def replace(self, data: bytes, most: int) -> tuple[bytes, int, int]:
-        """The text with its finds replaced, how many candidates there were, and how many finds."""
+    def replace(self, data: bytes, most: int, until: float) -> tuple[bytes, int, int]:
+        """The text with its finds replaced, how many candidates there were, and how many finds.
+
+        Ends early after `most` candidates, or when the time is over.
+        """
         mark = f"<{self.kind}>".encode()
         pieces: list[bytes] = []
         start = at = seen = found = 0
@@ -74,12 +100,23 @@ class _Rule:
             seen += 1
             first, at = match.span(1)
             candidate = data[first:at].decode()
-            if taken := self.check(candidate):
-                at = first + len(candidate[:taken].encode())
-                pieces += (data[start:first], mark)
+            if span := self.check(candidate):
+                begin = first + len(candidate[: span[0]].encode())
+                at = first + len(candidate[: span[1]].encode())
+                pieces += (data[start:begin], mark)
                 start = at
                 found += 1
+            elif self.groups:
+                at = first + _first_group(candidate)
+            if seen % _EVERY == 0 and time.thread_time() > until:
+                break
         return b"".join([*pieces, data[start:]]), seen, found
+
+
+def _first_group(candidate: str) -> int:
+    """Bytes before the first character that is no letter or digit, at least one."""
+    place = next((i for i, c in enumerate(candidate) if i and not c.isalnum()), len(candidate))
+    return len(candidate[:place].encode())
 
 
 def is_card(text: str) -> bool:
@@ -89,6 +126,14 @@ def is_card(text: str) -> bool:
         return False
     doubled = (2 * d - 9 if d > 4 else 2 * d for d in digits[-2::-2])
     return (sum(digits[-1::-2]) + sum(doubled)) % 10 == 0
+
+
+def card_in(text: str) -> tuple[int, int] | None:
+    """The card number a candidate is, or begins with when one more group stands behind it."""
+    if is_card(text):
+        return _whole(text)
+    shorter = text[:-4]
+    return _whole(shorter) if not text[-4:].isdigit() and is_card(shorter) else None
 
 
 # Of the registry of ISO 13616 (SWIFT, release 98).
@@ -117,23 +162,30 @@ _IBAN_LENGTHS = {
 } | {"LC": 32}
 
 
-def iban_in(text: str) -> int:
-    """How much of a candidate is an account number: of its country's length, and 1 modulo 97."""
+def iban_in(text: str) -> tuple[int, int] | None:
+    """The account number a candidate begins with: of its country's length, and 1 modulo 97."""
     length = _IBAN_LENGTHS.get(text[:2].upper(), 0)
     packed = ""
     for place, character in enumerate(text):
-        if character not in " -":
-            packed += character
-            if len(packed) == length:
-                moved = packed[4:] + packed[:4]
-                return place + 1 if int("".join(str(int(c, 36)) for c in moved)) % 97 == 1 else 0
-    return 0
+        if not character.isalnum():
+            continue
+        packed += character
+        if len(packed) == length:
+            moved = packed[4:] + packed[:4]
+            right = int("".join(str(int(c, 36)) for c in moved)) % 97 == 1
+            alone = not text[place + 1 : place + 2].isalnum()
+            return (0, place + 1) if right and alone else None
+    return None
 
 
 def is_social_security_number(text: str) -> bool:
     """Area, group and serial that the issuer gives out."""
-    area, group, serial = text.replace(" ", "-").split("-")
+    area, group, serial = text[:3], text[4:6], text[7:]
     return area not in {"000", "666"} and area < "900" and group != "00" and serial != "0000"
+
+
+_PLACES = tuple(map(ipaddress.ip_network, ("2000::/3", "fc00::/7", "fe80::/10")))
+"""Where the addresses of machines are (RFC 4291, RFC 4193): `dead::beef` is a name in a program."""
 
 
 def is_address(text: str) -> bool:
@@ -145,9 +197,20 @@ def is_address(text: str) -> bool:
         address = ipaddress.ip_address(text)
     except ValueError:
         return False
-    if address.version == 4 and len(text) == len("1.2.3.4"):
-        return False
-    return not (address.is_loopback or address.is_unspecified or address.is_multicast)
+    if address.version == 6:
+        return any(address in place for place in _PLACES) and any(c.isdigit() for c in text)
+    single = len(text) == len("1.2.3.4")
+    return not (single or address.is_loopback or address.is_unspecified or address.is_multicast)
+
+
+_DATE = re2.compile(r"\d\d[^\d]\d\d[^\d]\d{4}(?:[^\d]|$)")
+
+
+def phone_in(text: str) -> tuple[int, int] | None:
+    """The phone number a candidate is, or ends with when it begins with a date."""
+    date = _DATE.match(text)
+    first = date.end() if date else 0
+    return (first, len(text)) if is_phone(text[first:]) else None
 
 
 def is_phone(text: str) -> bool:
@@ -162,19 +225,27 @@ _NOBODY = {"git", "hg", "svn"}
 """Before the @ of a repository's address."""
 _PICTURES = {"png", "jpg", "jpeg", "gif", "webp", "svg", "avif"}
 """Behind the last dot of a picture's name, as in `icon@2x.png`."""
+LONGEST_LOCAL, LONGEST_GLUED = 64, 24
 
 
-def is_mailbox(text: str) -> bool:
-    """A mailbox of somebody, of the lengths of RFC 5321."""
+def mailbox_in(text: str) -> tuple[int, int] | None:
+    """A mailbox of somebody, of the lengths of RFC 5321: of a longer beginning, its end."""
     local, _, domain = text.rpartition("@")
     labels = domain.split(".")
-    return (
-        len(local) <= 64
-        and len(domain) <= 255
-        and all(0 < len(label) <= 63 for label in labels)
-        and local.lower() not in _NOBODY
-        and labels[-1].lower() not in _PICTURES
-    )
+    if (
+        len(domain) > 255
+        or max(map(len, labels)) > 63
+        or local.lower() in _NOBODY
+        or labels[-1].lower() in _PICTURES
+    ):
+        return None
+    return max(0, len(local) - LONGEST_LOCAL), len(text)
+
+
+def glued_mailbox_in(text: str) -> tuple[int, int] | None:
+    """A mailbox where words have no spaces between them, so that its beginning is a guess."""
+    found = mailbox_in(text)
+    return found and (max(0, text.rindex("@") - LONGEST_GLUED), found[1])
 
 
 def is_key(text: str) -> bool:
@@ -185,13 +256,24 @@ def is_key(text: str) -> bool:
     return len(longest) >= 16 and any(c.isdigit() for c in longest)
 
 
+def is_web_token(text: str) -> bool:
+    """A JSON Web Token: a head, claims and a signature (RFC 7519)."""
+    parts = text.split(".")
+    if len(parts) != 3:
+        return False
+    _, claims, signature = parts
+    return claims.startswith("eyJ") and len(claims) >= 13 and len(signature) >= 10
+
+
 def _if(check: Callable[[str], bool]) -> Check:
-    return lambda text: len(text) if check(text) else 0
+    return lambda text: _whole(text) if check(text) else None
 
 
 _PEM = r"PRIVATE KEY(?: BLOCK)?-----"
+# Also behind the escape of a line end, as in the strings of programs.
+_WORD = r"(?:\b|\\[nrt])"
 # Whose keys begin so: this product, Amazon, GitHub, GitLab, Google, Stripe, Hugging Face, Slack,
-# npm, PyPI, age, OpenAI and those who copied it, and JSON Web Tokens (RFC 7519).
+# npm, PyPI, age, OpenAI and those who copied it.
 _KEYS = (
     r"sla_[a-z]{3,4}_[0-9a-f]{16}_[a-z2-7]{52}_[0-9a-f]{8}",
     r"A[KS]IA[0-9A-Z]{16}",
@@ -206,9 +288,15 @@ _KEYS = (
     r"pypi-[A-Za-z0-9_-]{50,}",
     r"AGE-SECRET-KEY-1[0-9A-Z]{58}",
     r"sk-[A-Za-z0-9_-]{20,}",
-    r"eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}",
 )
 _NO_NUMBER_BEFORE, _NO_NUMBER_BEHIND = r"(?:^|[^\d.])", r"(?:[^\d.]|\.[^\d]|\.?$)"
+# Letters of words that stand between spaces, and all: where words have none between them, the text
+# around a mailbox would be taken for a part of it.
+_SPACED = r"\p{Inherited}" + "".join(rf"\p{{{script}}}" for script in SEGMENTED)
+_ALL = r"\pM\pL" + "".join(rf"\p{{{script}}}" for script in sorted(UNSEGMENTED))
+# Between the groups of a number: blanks and hyphens, also those of typesetters.
+_GAP = r"[ \-\x{00A0}\x{2007}\x{2009}\x{202F}\x{2010}\x{2011}\x{2012}]"
+_HYPHEN = r"[-\x{2010}\x{2011}]"
 
 # Longer and surer forms first: what one has replaced, the next no longer sees.
 _RULES = (
@@ -218,30 +306,52 @@ _RULES = (
             rf"(-----BEGIN [A-Z0-9 ]{{0,40}}{_PEM}(?:[^-]|-[^-])*-----END [A-Z0-9 ]{{0,40}}{_PEM})"
         ),
     ),
-    # One whose end is cut off.
+    # One whose end is cut off, with the lines that may stand before the key (RFC 1421, RFC 9580).
     _Rule(
         "PRIVATE_KEY",
-        re2.compile(rf"(-----BEGIN [A-Z0-9 ]{{0,40}}{_PEM}(?:\s+[A-Za-z0-9+/=]{{16,}})+)"),
+        re2.compile(
+            rf"(-----BEGIN [A-Z0-9 ]{{0,40}}{_PEM}(?:\s+[A-Za-z-]+: [^\n]*)*"
+            r"(?:(?:\s|\\[nr])+[A-Za-z0-9+/=]{16,})+)"
+        ),
     ),
-    _Rule("API_KEY", re2.compile(rf"\b({'|'.join(_KEYS)})"), _if(is_key)),
+    _Rule(
+        "API_KEY",
+        re2.compile(rf"{_WORD}(eyJ[\w-]{{10,}}(?:\.[\w-]+){{0,2}})"),
+        _if(is_web_token),
+    ),
+    _Rule("API_KEY", re2.compile(rf"{_WORD}({'|'.join(_KEYS)})"), _if(is_key)),
     _Rule(
         "EMAIL",
-        re2.compile(r"([\pL\pM\pN._%+'-]+@(?:[\pL\pM\pN-]+\.)+\pL[\pL\pM]+)"),
-        _if(is_mailbox),
+        re2.compile(rf"([{_SPACED}\pN._%+'-]+@(?:[{_SPACED}\pN-]+\.)+[{_SPACED}]{{2,}})"),
+        mailbox_in,
+    ),
+    _Rule(
+        "EMAIL",
+        re2.compile(rf"([{_ALL}\pN._%+'-]+@(?:[{_ALL}\pN-]+\.)+[{_ALL}]{{2,}})"),
+        glued_mailbox_in,
     ),
     _Rule(
         "IBAN",
-        re2.compile(r"(?i)\b([A-Z]{2}\d{2}(?:[ -]?[A-Z0-9]{4}){2,7}(?:[ -]?[A-Z0-9]{1,3})?)\b"),
+        re2.compile(
+            rf"\b([A-Za-z]{{2}}\d{{2}}(?:{_GAP}?[A-Za-z0-9]{{4}}){{2,7}}"
+            rf"(?:{_GAP}?[A-Za-z0-9]{{1,3}})?)\b"
+        ),
         iban_in,
+        groups=True,
     ),
     _Rule(
         "CARD",
-        re2.compile(rf"{_NO_NUMBER_BEFORE}(\d(?:[ -]?\d){{12,18}}){_NO_NUMBER_BEHIND}"),
-        _if(is_card),
+        re2.compile(
+            rf"{_NO_NUMBER_BEFORE}([2-6]\d{{12,18}}"
+            rf"|[2-6]\d{{3}}(?:{_GAP}\d{{4}}){{3}}(?:{_GAP}\d{{3}})?"
+            rf"|3\d{{3}}{_GAP}\d{{6}}{_GAP}\d{{4,5}}){_NO_NUMBER_BEHIND}"
+        ),
+        card_in,
+        groups=True,
     ),
     _Rule(
         "SSN",
-        re2.compile(r"(?:^|[^\d-])(\d{3}-\d{2}-\d{4})(?:[^\d-]|$)"),
+        re2.compile(rf"(?:^|[^\d-])(\d{{3}}{_HYPHEN}\d{{2}}{_HYPHEN}\d{{4}})(?:[^\d-]|$)"),
         _if(is_social_security_number),
     ),
     _Rule(
@@ -252,18 +362,19 @@ _RULES = (
     _Rule(
         "IP_ADDRESS",
         re2.compile(
-            r"(?:^|[^\w:.])((?i:fe80:|(?:[0-9a-f]{1,4}:){2,7})(?i::?[0-9a-f]{1,4}){1,6})"
-            r"(?:[^\w:]|$)"
+            r"(?:^|[^\w:.])((?:[0-9A-Fa-f]{1,4}:){7}[0-9A-Fa-f]{1,4}"
+            r"|(?:[0-9A-Fa-f]{1,4}:){1,6}(?::[0-9A-Fa-f]{1,4}){1,6})(?:[^\w:]|$)"
         ),
         _if(is_address),
     ),
     _Rule(
         "PHONE",
         re2.compile(
-            r"(?:^|[^\w.+-])(\+\d{1,3}[ .-]?(?:\(\d{1,4}\)[ .-]?)?\d{1,4}(?:[ .-]?\d{2,4}){2,4}"
-            r"|\(\d{3}\) ?\d{3}-\d{4}|\d{3}-\d{3}-\d{4}"
-            r"|0\d{1,4}[ /-]\d{2,8}(?:[ -]\d{2,8}){0,4})(?:[^\w-]|$)"
+            rf"(?:^|[^\w.+-])(\+\d{{1,3}}(?:{_GAP}|\.)?(?:\(\d{{1,4}}\)(?:{_GAP}|\.)?)?\d{{1,4}}"
+            rf"(?:(?:{_GAP}|\.)?\d{{2,4}}){{2,4}}"
+            rf"|\(\d{{3}}\){_GAP}?\d{{3}}{_GAP}\d{{4}}|\d{{3}}-\d{{3}}-\d{{4}}"
+            rf"|0\d{{1,4}}(?:{_GAP}|/)\d{{2,8}}(?:{_GAP}\d{{2,8}}){{0,4}})(?:[^\w-]|$)"
         ),
-        _if(is_phone),
+        phone_in,
     ),
 )

@@ -40,7 +40,7 @@ def fault(text: str, words: list[str], writing: Writing, minimum_characters: int
     if "lorem ipsum" in text.lower():
         return "placeholder_text"
     words = words[:MOST_WORDS]
-    if writing.spaced and _unusual(sum(map(len, words)) / len(words), writing.main):
+    if writing.spaced and _unusual(words, writing):
         return "unusual_word_length"
     if sum(map(_has_letter, words)) < MINIMUM_ALPHABETIC * len(words):
         return "few_words_with_letters"
@@ -49,9 +49,11 @@ def fault(text: str, words: list[str], writing: Writing, minimum_characters: int
     return _repetition(text, words)
 
 
-def _unusual(length: float, script: str) -> bool:
-    least = SHORT_WORDS.get(script, MINIMUM_WORD_LENGTH)
-    return not least <= length <= MAXIMUM_WORD_LENGTH
+def _unusual(words: list[str], writing: Writing) -> bool:
+    """Whether the words that are set apart are too short or too long on average."""
+    apart = [word for word in words if word[0] not in writing.unsegmented]
+    least = SHORT_WORDS.get(writing.main, MINIMUM_WORD_LENGTH)
+    return bool(apart) and not least <= sum(map(len, apart)) / len(apart) <= MAXIMUM_WORD_LENGTH
 
 
 def _repetition(text: str, words: list[str]) -> str | None:

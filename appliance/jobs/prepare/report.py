@@ -34,9 +34,7 @@ class Step:
         self.documents_in += 1
         self.dropped[reason] += 1
         if self.dropped[reason] <= EXAMPLES:
-            self.examples.append(
-                {"document_id": document_id, "reason": reason, "excerpt": excerpt[:EXCERPT]}
-            )
+            self.examples.append({"document_id": document_id, "reason": reason, "excerpt": excerpt})
 
     def as_json(self) -> dict[str, Any]:
         """The step as `PrepareStep` in JSON."""

@@ -20,6 +20,7 @@ UNSEGMENTED = frozenset(
     {
         "Balinese",
         "Bopomofo",
+        "Buginese",
         "Cham",
         "Han",
         "Hiragana",
@@ -32,13 +33,14 @@ UNSEGMENTED = frozenset(
         "Sundanese",
         "Tai_Le",
         "Tai_Tham",
+        "Tai_Viet",
         "Thai",
         "Tibetan",
         "Yi",
     }
 )
 """Scripts without spaces between words: each of their letters counts as a word."""
-_SCRIPTS = (
+SEGMENTED = (
     "Latin",
     "Cyrillic",
     "Greek",
@@ -70,9 +72,13 @@ _SCRIPTS = (
     "Meetei_Mayek",
     "Syriac",
     "Osage",
-    *sorted(UNSEGMENTED),
 )
+"""Scripts with spaces between words."""
+_SCRIPTS = (*SEGMENTED, *sorted(UNSEGMENTED))
 OTHER = "Other"
+ETHIOPIC_SPACE = "\u1361"
+_DIVIDERS = dict.fromkeys((0x200B, *range(0x1361, 0x1369)), " ")
+"""Between words, where no blank is: spaces without width, and the points of Ethiopic."""
 NONE = "None"
 """The script of a text without letters."""
 _RUN = re2.compile("|".join(rf"(\p{{{script}}}+)" for script in _SCRIPTS))
@@ -103,13 +109,13 @@ class Writing:
         letters: letters and combining marks by script; marks of all scripts are `OTHER`.
         solid: characters that are no space.
         symbols: of them, those that are no letter, mark or number.
+        unsegmented: letters of the text that are words by themselves.
     """
 
     letters: Counter[str]
     solid: int
     symbols: int
     unsegmented: frozenset[str]
-    """The letters of the text that are words."""
 
     @property
     def main(self) -> str:
@@ -132,8 +138,8 @@ def writing_of(text: str) -> Writing:
     solid = symbols = 0
     for character, count in counts.items():
         kind = unicodedata.category(character)
-        # Blanks, and what controls are left in a normalized text: tabs and ends of lines.
-        if kind[0] == "Z" or kind == "Cc":
+        # Blanks, and what controls are left in a normalized text: tabs, ends of lines, joiners.
+        if kind[0] == "Z" or kind in {"Cc", "Cf"} or character == ETHIOPIC_SPACE:
             continue
         solid += count
         if kind[0] in "LM":
@@ -156,6 +162,7 @@ def writing_of(text: str) -> Writing:
 
 def words_of(text: str, writing: Writing) -> list[str]:
     """The words of a text: what stands between spaces, and each letter of a script without them."""
-    if writing.unsegmented:
-        text = text.translate({ord(letter): f" {letter}" for letter in writing.unsegmented})
+    if writing.unsegmented or "Ethiopic" in writing.letters:
+        alone = {ord(letter): f" {letter}" for letter in writing.unsegmented}
+        text = text.translate(alone | _DIVIDERS)
     return text.split()

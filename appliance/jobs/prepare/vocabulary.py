@@ -22,7 +22,9 @@ LONGEST_WORD = 256
 """Characters that are learnt from as one word: the time that one takes grows with its square."""
 LONGEST_TEXT = 1 << 18
 """Characters of one document that are learnt from: no document decides what words there are."""
-_LONG_WORD = re2.compile(rf"\S{{{LONGEST_WORD}}}|\s{{{LONGEST_WORD}}}")
+# Blanks as the tokenizer knows them; RE2's own are those of ASCII.
+_BLANK = r"\s\x{0B}\x{85}\p{Z}"
+_LONG_WORD = re2.compile(rf"[{_BLANK}]{{{LONGEST_WORD}}}|[^{_BLANK}]{{{LONGEST_WORD}}}")
 
 
 def train(texts: Iterator[str], size: int) -> Tokenizer:

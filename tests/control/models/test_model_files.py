@@ -179,6 +179,15 @@ def test_a_number_that_is_none_is_refused_wherever_it_stands(dtype: str) -> None
         ("tokenizer.json", {"model": {"vocab": {}}, "added_tokens": [{"id": 64}]}),
         ("vocab.json", {"a": 64}),
         ("added_tokens.json", {"<s>": 64}),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"64": {"content": "<s>"}}}),
+        (
+            "tokenizer.json",
+            {"post_processor": {"type": "Sequence", "processors": [{"sep": ["</s>", 64]}]}},
+        ),
+        ("tokenizer.json", {"post_processor": {"special_tokens": {"<s>": {"ids": [64]}}}}),
+        ("generation_config.json", {"forced_bos_token_id": 64}),
+        ("generation_config.json", {"suppress_tokens": [1, 64]}),
+        ("generation_config.json", {"bad_words_ids": [[1, 2], [64]]}),
         ("config.json", {"eos_token_id": 64}),
         ("generation_config.json", {"eos_token_id": [2, 64]}),
     ],
@@ -186,8 +195,13 @@ def test_a_number_that_is_none_is_refused_wherever_it_stands(dtype: str) -> None
 def test_an_id_beyond_the_embedding_is_refused(file: str, value: dict[str, Any]) -> None:
     config = model_files.check_config(tiny_model.CONFIG)
     with pytest.raises(InvalidInput, match="id 64, but the model's embedding has 64 rows"):
-        model_files.check_ids(config, {file: value})
-    model_files.check_ids(config, {"config.json": {"pad_token_id": -1, "eos_token_id": [63]}})
+        model_files.check_ids(config, {file: highest_id(file, value)})
+    fits = {"pad_token_id": -1, "eos_token_id": [63], "max_length": 200}
+    model_files.check_ids(config, {"config.json": highest_id("config.json", fits)})
+
+
+def highest_id(file: str, value: dict[str, Any]) -> int:
+    return model_files.check_file(file, json.dumps(value).encode())
 
 
 @pytest.mark.parametrize(

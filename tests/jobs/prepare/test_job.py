@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tokenizers import Tokenizer
 
 from appliance.core.errors import InvalidInput, LeaseLost, Tampered
 from appliance.jobs.prepare import job as prepare
+from appliance.jobs.prepare.duplicates import Compared, NearDuplicates
 from appliance.jobs.prepare.job import run
 from tests.fakes.job_context import FakeJob
 
@@ -148,19 +150,18 @@ def test_no_document_falls_for_the_sake_of_one_that_falls_itself(
 def test_every_language_is_kept_and_counted_by_its_script(tmp_path: Path) -> None:
     lines = Path(__file__).with_name("languages.jsonl").read_text(encoding="utf-8").splitlines()
     texts = [json.loads(line)["text"] for line in lines]
-    texts.append("\u0e01" * 50)
+    texts.append("\u0e01" * 50)  # too short
     prepared = job(
         tmp_path,
         texts,
         vocabulary_size=512,
-        minimum_characters=100,
         near_duplicate_threshold=1.0,
         validation_fraction=0.0,
     )
     run(prepared.context())
     report = prepared.output("dataset").read_json("report.json")
     assert report["kept"] == len(texts) - 1
-    assert report["scripts"]["Thai"] == {"documents": 3, "kept": 2}
+    assert report["scripts"]["Thai"] == {"documents": 4, "kept": 3}
     assert report["scripts"]["Han"] == {"documents": 2, "kept": 2}
     assert sum(each["documents"] for each in report["scripts"].values()) == len(texts)
 
@@ -188,11 +189,63 @@ def test_a_document_that_takes_too_long_is_dropped_by_its_name(
     ]
 
 
+def test_what_is_dropped_for_time_costs_no_other_document(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two that say the same; the first takes too long in the last step."""
+    words = NearDuplicates.compare
+    taken = []
+
+    def slow(self: NearDuplicates, words_of_text: list[str]) -> Compared:
+        found = words(self, words_of_text)
+        taken.append(found)
+        end = time.thread_time() + (0.3 if len(taken) == 1 else 0)
+        while time.thread_time() < end:
+            pass
+        return found
+
+    monkeypatch.setattr(prepare, "BUDGET_SECONDS", 0.2)
+    monkeypatch.setattr(NearDuplicates, "compare", slow)
+    prepared = job(tmp_path, [prose(1), prose(1), *map(prose, range(5, 30))], vocabulary_size=512)
+    run(prepared.context())
+    report = prepared.output("dataset").read_json("report.json")
+    assert [(e["document_id"], e["reason"]) for s in report["steps"] for e in s["examples"]] == [
+        ("d0", "too_slow")
+    ]
+
+
+@pytest.mark.attack
+def test_an_excerpt_holds_nothing_that_was_cut_in_two(tmp_path: Path) -> None:
+    """Texts that are dropped, whose personal data lies where an excerpt might end."""
+    key = "MIIEvQIBADANBgkqhkiG9w0BAQEFAASC" * 40
+    texts = [
+        f"{'<>' * 90}-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\n\n{key}",
+        "<>" * 400 + "4111 1111 1111 1111" + "<>" * 9000,
+        "ghp_" + "a1" * 9000,
+        " " * 790 + "-----BEGIN PRIVATE KEY-----\n" + key + "\n" + "<>" * 9000,
+    ]
+    prepared = job(tmp_path, [*texts, *map(prose, range(30))], vocabulary_size=512)
+    run(prepared.context())
+    report = json.dumps(prepared.output("dataset").read_json("report.json"))
+    for secret in ("MIIE", "4111", "a1a1"):
+        assert secret not in report
+
+
 def test_long_documents_are_tokenized_a_few_at_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = []
-    for characters in (1, 1500, 1 << 30):
+    sizes = []
+    batches = prepare._batches
+
+    def counted(kept: Iterator[prepare.Kept]) -> Iterator[list[prepare.Kept]]:
+        for batch in batches(kept):
+            sizes[-1].append(len(batch))
+            yield batch
+
+    monkeypatch.setattr(prepare, "_batches", counted)
+    for characters in (1, 2200, 1 << 30):
+        sizes.append([])
         monkeypatch.setattr(prepare, "_BATCH_CHARACTERS", characters)
         folder = tmp_path / str(characters)
         prepared = job(folder, [prose(i) for i in range(30)], vocabulary_size=512)
@@ -200,6 +253,7 @@ def test_long_documents_are_tokenized_a_few_at_a_time(
         dataset = prepared.output("dataset")
         files.append({file: dataset.read_bytes(file) for file in dataset.files()})
     assert files[0] == files[1] == files[2]
+    assert (sizes[0], max(sizes[1]), sizes[2]) == ([1] * 30, 2, [30])
 
 
 def test_no_share_held_out_is_none(tmp_path: Path) -> None:
