@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 FIND_LINKS := $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)")
 PROTOS := $(shell find proto -name '*.proto')
 
-.PHONY: help setup demo test check bench flood lab attacks journeys gpu proto locks clean
+.PHONY: help setup demo test check bench lab attacks journeys gpu proto locks clean
 
 help:  ## List what there is to do.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -51,11 +51,8 @@ gpu: $(STAMP)  ## The trainer on a real GPU; skipped by name where there is none
 demo: $(STAMP)  ## Raw text to a served model on this machine, with every step shown. KEEP=1 leaves it running.
 	$(BIN)/python -m deploy.demo $(if $(KEEP),--keep)
 
-bench: $(STAMP)  ## Measured claims, each against its alternative in the same run; JSON in build/bench/.
-	$(BIN)/python -m bench
-
-flood: $(STAMP)  ## Twelve floods against a real appliance: who else notices? ONLY="pings resets" for some of them.
-	$(BIN)/python -m bench.flood $(ONLY)
+bench: $(STAMP)  ## Measured claims with their bars; ONLY=flood,hostile_text for some. JSON in build/bench/.
+	$(BIN)/python -m bench $(ONLY)
 
 lab: $(STAMP)  ## Throw-away servers: Ansible converges, agents join, a job crosses two servers.
 	ansible/lab/run.sh

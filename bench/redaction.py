@@ -9,13 +9,12 @@ is gone.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import Counter
 from collections.abc import Iterable
 
 from appliance.jobs.prepare.personal_data import redact
-from bench.measure import RESULTS
+from bench.measure import AT_LEAST, Bar, Outcome, run
 from tests.fakes.personal_data import Labelled, labelled
 
 NAME = "redaction"
@@ -24,14 +23,19 @@ SEEDS = 5
 
 
 def main() -> int:
-    """Measure; 1 when a bar is missed."""
+    """Run it; 1 when a bar does not hold."""
+    return run(NAME, measure)
+
+
+def measure() -> Outcome:
+    """Precision and recall by kind."""
     texts = [each for seed in range(SEEDS) for each in labelled(seed=seed)]
     rows = figures(texts)
     marked = sum(
         any(c.isdigit() or c == "@" for c in word) for t in texts for word in t.text.split()
     )
     crude = rows["all"]["there"] / marked
-    print(f"\n{NAME}: {len(texts)} texts")
+    print(f"{len(texts)} texts")
     print(f"  {'kind':14}{'there':>8}{'found':>8}{'wrong':>8}{'precision':>11}{'recall':>9}")
     for kind, row in rows.items():
         print(
@@ -41,13 +45,10 @@ def main() -> int:
     print(f"  every word with a digit or an @: precision {crude:.3f}")
     whole = rows["all"]
     bars = [
-        _bar("precision", whole["precision"], LEAST_PRECISION),
-        _bar("recall", whole["recall"], LEAST_RECALL),
+        Bar("precision", whole["precision"], "share", AT_LEAST, LEAST_PRECISION, SEEDS),
+        Bar("recall", whole["recall"], "share", AT_LEAST, LEAST_RECALL, SEEDS),
     ]
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    result = {"bench": NAME, "results": rows, "alternative_precision": crude, "bars": bars}
-    (RESULTS / f"{NAME}.json").write_text(json.dumps(result, indent=2) + "\n")
-    return int(not all(bar["holds"] for bar in bars))
+    return Outcome(bars, {"results": rows, "alternative_precision": crude})
 
 
 def figures(texts: Iterable[Labelled]) -> dict[str, dict[str, float]]:
@@ -74,10 +75,6 @@ def figures(texts: Iterable[Labelled]) -> dict[str, dict[str, float]]:
         }
         for kind in (*kinds, "all")
     }
-
-
-def _bar(name: str, value: float, goal: float) -> dict[str, object]:
-    return {"name": name, "value": value, "unit": "share", "goal": goal, "holds": value >= goal}
 
 
 if __name__ == "__main__":

@@ -15,13 +15,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
-import json
 import multiprocessing
 import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from bench.flood import flooder
 from bench.flood.caller import Caller, caller_of
 from bench.flood.floods import EVERY, FLOODS, Flood
 from bench.flood.stage import Stage, stage
-from bench.measure import RESULTS
+from bench.measure import AT_MOST, Bar, Outcome, run
 
 NAME = "flood"
 ROUNDS = 10
@@ -51,11 +51,6 @@ Row = dict[str, Any]
 
 
 def main() -> int:
-    """Run all floods; 1 when a bar is missed."""
-    return run([flood.name for flood in FLOODS], EVERY, ROUNDS)
-
-
-def command() -> int:
     """Run the floods that the command line names."""
     parser = argparse.ArgumentParser(prog="bench.flood", description="Flood an appliance.")
     parser.add_argument("floods", nargs="*", metavar="FLOOD", help="which floods; all by default")
@@ -66,15 +61,16 @@ def command() -> int:
     unknown = sorted(set(options.floods) - set(known))
     if unknown:
         parser.error(f"no flood named {', '.join(unknown)}; there are: {', '.join(known)}")
-    return run(options.floods or known, options.listener or EVERY, options.rounds)
+    names, listeners = options.floods or known, options.listener or EVERY
+    return run(NAME, lambda: measure(names, listeners, options.rounds))
 
 
-def run(names: Sequence[str], listeners: Sequence[str], rounds: int) -> int:
-    """Run floods, print the table as it grows, write the JSON."""
+def measure(names: Sequence[str], listeners: Sequence[str], rounds: int) -> Outcome:
+    """Run floods, and print the table as it grows."""
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder, stage(Path(folder)) as made:
         made.strangers_records()
-        print(f"\n{NAME}: {rounds} rounds each; milliseconds of the well-behaved caller")
+        print(f"{rounds} rounds each; milliseconds of the well-behaved caller")
         print(_line(_HEAD), flush=True)
         for flood in FLOODS:
             for listener in flood.listeners:
@@ -88,10 +84,30 @@ def run(names: Sequence[str], listeners: Sequence[str], rounds: int) -> int:
     print(f"records that came in the minute after the last flood: {late}")
     print("calls lost at the flooder's address (no bar):", *(notes(rows) or ["none"]), sep="\n  ")
     print("bars missed:", *(missed or ["none"]), sep="\n  ")
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    whole = {"bench": NAME, "rounds": rounds, "records_late": late, "rows": rows}
-    (RESULTS / f"{NAME}.json").write_text(json.dumps(whole, indent=2) + "\n")
-    return int(bool(missed))
+    return Outcome(bars(rows, late, rounds), {"records_late": late, "rows": rows})
+
+
+def bars(rows: Sequence[Row], late: int, rounds: int) -> list[Bar]:
+    """The worst row of each figure, and the records that came late."""
+    found = []
+    for what, unit, limit, value in (
+        ("p99 of others, with / without it", "times", MOST_RATIO, lambda row: row["ratio"]),
+        ("calls of others lost", "calls", 0, lambda row: row["lost"]),
+        ("records", "records", MOST_RECORDS, lambda row: row["records"]),
+        ("memory afterwards / before", "times", MOST_GROWTH, lambda row: row["growth"]),
+        ("log", "bytes", MOST_LOG, lambda row: row["log_bytes"]),
+        *((f"{name} more", name, slack, partial(_more, name)) for name, slack in SLACK.items()),
+    ):
+        worst = max(rows, key=value)
+        place = f"{what}: {worst['flood']} {worst['listener']}"
+        found.append(Bar(place, value(worst), unit, AT_MOST, limit, rounds))
+    # Counted once for all floods, over all their rounds.
+    found.append(Bar("records of the minute after", late, "records", AT_MOST, MOST_LATE, rounds))
+    return found
+
+
+def _more(name: str, row: Row) -> float:
+    return float(row["after"][name] - row["before"][name])
 
 
 def misses(rows: Sequence[Row], late: int) -> list[str]:

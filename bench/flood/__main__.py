@@ -2,7 +2,7 @@
 
 import sys
 
-from bench.flood import command
+from bench.flood import main
 
 if __name__ == "__main__":
-    sys.exit(command())
+    sys.exit(main())
