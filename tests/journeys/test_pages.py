@@ -33,8 +33,7 @@ LONGEST_SECONDS = 600
 _UP = (
     "import fcntl,socket,struct;s=socket.socket();fcntl.ioctl(s,0x8914,struct.pack('16sh',b'lo',1))"
 )
-_PROMPT = "@@typed {} @@"
-_IDS = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_IDS = re.compile(r"\b[0-9a-f]{32}\b")
 
 
 @dataclass
