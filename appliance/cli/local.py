@@ -33,6 +33,7 @@ class Program:
         ca: CA certificate of that address; None when it is plain text on loopback.
         server: which kind of server answers there.
         listens: every address it listens on, with the setting that names it.
+        vital: whether the appliance is of use only with it; a node may come later.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Program:
     ca: Path | None
     server: PrincipalKind
     listens: tuple[tuple[str, str], ...]
+    vital: bool = True
 
 
 class Local:
@@ -51,22 +53,18 @@ class Local:
         self.run = self.path / "run"
         self._lock = self.run / "supervisor.pid"
 
-    def programs(self) -> tuple[Program, ...]:
-        """The processes, in the order in which they are started.
+    def programs(self, *, node: bool = True) -> tuple[Program, ...]:
+        """The processes, the control plane first; without its node when that is not wanted.
 
         Raises:
             NotFound: there is no appliance in the folder.
             FailedPrecondition: a configuration file cannot be read.
         """
-        control, node, gateway = (
-            self._toml(self.path / name)
-            for name in ("control.toml", "node/node.toml", "gateway/gateway.toml")
-        )
         try:
             return (
-                self._control(control["listen"]),
-                self._node(node),
-                self._gateway(gateway, gateway["listen"]),
+                self._control(),
+                *([self._node()] if node else []),
+                self._gateway(),
             )
         except (KeyError, TypeError) as error:
             raise FailedPrecondition(
@@ -81,7 +79,7 @@ class Local:
     @property
     def api(self) -> str:
         """Address of the control plane for people and applications."""
-        return self.programs()[0].health
+        return self._control().health
 
     def log(self, name: str) -> Path:
         """Log of a process."""
@@ -120,21 +118,24 @@ class Local:
             return int(text) if text.isdecimal() else None
         return None
 
-    def _control(self, listen: dict[str, str]) -> Program:
-        listens = tuple((listen[key], f"listen.{key} in control.toml") for key in listen)
+    def _control(self) -> Program:
         config, kind = self.path / "control.toml", PrincipalKind.CONTROL
+        listen = self._toml(config)["listen"]
+        listens = tuple((listen[key], f"listen.{key} in control.toml") for key in listen)
         return Program("control", config, listen["api"], self.ca, kind, listens)
 
-    def _node(self, node: dict[str, Any]) -> Program:
-        listens = tuple((node[key], f"{key} in node/node.toml") for key in ("health", "metrics"))
+    def _node(self) -> Program:
         config, kind = self.path / "node" / "node.toml", PrincipalKind.NODE
-        return Program("node", config, node["health"], None, kind, listens)
+        node = self._toml(config)
+        listens = tuple((node[key], f"{key} in node/node.toml") for key in ("health", "metrics"))
+        return Program("node", config, node["health"], None, kind, listens, vital=False)
 
-    def _gateway(self, gateway: dict[str, Any], listen: dict[str, str]) -> Program:
+    def _gateway(self) -> Program:
+        config, kind = self.path / "gateway" / "gateway.toml", PrincipalKind.GATEWAY
+        gateway = self._toml(config)
+        listen = gateway["listen"]
         listens = [(listen[key], f"listen.{key} in gateway/gateway.toml") for key in listen]
         listens.append((gateway["metrics"], "metrics in gateway/gateway.toml"))
-        config = self.path / "gateway" / "gateway.toml"
-        kind = PrincipalKind.GATEWAY
         return Program("gateway", config, listen["grpc"], self.ca, kind, tuple(listens))
 
     def _toml(self, path: Path) -> dict[str, Any]:

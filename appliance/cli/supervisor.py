@@ -1,8 +1,12 @@
 """Runs the processes of an appliance on one machine: starts, watches, restarts, ends them.
 
-Rules kept here: a process that ends before it ever served ends everything, with its last words; one
-that ends later is started again after 1, 2, 4 ... 30 s; what the supervisor started ends with it,
-whole trees and also when it is killed; nothing else is touched.
+Rules kept here: control plane and gateway stay up whatever a node does; one of these two that ends
+before it ever served ends everything, with its last words; a node that does, and whatever ends
+later, is started again after 1, 2, 4 ... 30 s; what the supervisor started ends with it, whole
+trees and also when it is killed; nothing else is touched.
+
+The control plane is asked at its first start to give node and gateway what they need to call; what
+it says that it has done is passed on.
 
 `appliance up` runs it in the terminal; `up --detach` runs `python -m appliance.cli.supervisor` in a
 session of its own and reads from a pipe how the start goes.
@@ -16,10 +20,12 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 from appliance.cli.local import Local, Program, log_file
 from appliance.cli.process_tree import descendants, kill_below
@@ -30,6 +36,8 @@ from appliance.core.process import adopt_orphans, die_with_parent, leave_no_core
 from appliance.wire.server import check_free
 
 START_SECONDS = 120.0
+NODE_SECONDS = 45.0
+"""Time that a start waits for a node; without it the appliance is up too."""
 GRACE_SECONDS = 20.0
 STEADY_SECONDS = 60.0
 LONGEST_PAUSE = 30.0
@@ -59,20 +67,21 @@ class Child:
 
 
 class Supervisor:
-    """Runs one appliance; `say` gets a line for what happens."""
+    """Runs one appliance, with or without its node; `say` gets a line for what happens."""
 
-    def __init__(self, local: Local, say: Say) -> None:
+    def __init__(self, local: Local, say: Say, *, node: bool = True) -> None:
         self._local = local
         self._say = say
-        self._children = [Child(program) for program in local.programs()]
+        self._children = [Child(program) for program in local.programs(node=node)]
 
     def run(self, on_ready: Callable[[], None]) -> None:
         """Start everything, call `on_ready`, go on until a signal asks to end.
 
         Raises:
-            FailedPrecondition: it runs already, a port is taken, or a process ended at its start.
-            Unavailable: a process did not serve in time; Untrusted when something else answered
-                in its place. In every case nothing is left running.
+            FailedPrecondition: it runs already, a port is taken, or a vital process ended at its
+                start.
+            Unavailable: a vital process did not serve in time; Untrusted when something else
+                answered in its place. In every case nothing is left running.
         """
         with self._local.only_one():
             for child in self._children:
@@ -92,22 +101,42 @@ class Supervisor:
 
     def _start_all(self) -> None:
         control, *others = self._children
-        for group in ([control], others):
-            for child in group:
-                self._start(child)
-            for child in group:
-                self._wait_until_serving(child)
-                self._say(f"{child.program.name} serves on {child.program.health}")
+        with tempfile.TemporaryFile(dir=self._local.run) as answer:
+            wanted = [f"--prepare={child.program.name}" for child in others]
+            self._start(control, wanted, answer)
+            self._wait_until_serving(control, START_SECONDS)
+            self._pass_on(answer)
+        for child in others:
+            self._start(child)
+        for child in sorted(others, key=lambda child: not child.program.vital):
+            try:
+                self._wait_until_serving(
+                    child, START_SECONDS if child.program.vital else NODE_SECONDS
+                )
+            except ApplianceError as error:
+                if child.program.vital:
+                    raise
+                self._say(f"the rest of the appliance is up, but {error.message}")
 
-    def _start(self, child: Child) -> None:
+    def _pass_on(self, answer: BinaryIO) -> None:
+        """Say what the control plane has done for the others."""
+        answer.seek(0)
+        for line in answer:
+            for done in json.loads(line)["prepared"]:
+                self._say(done)
+
+    def _start(
+        self, child: Child, more: Iterable[str] = (), answer: BinaryIO | None = None
+    ) -> None:
+        """Start it, with `more` arguments; what it prints goes to `answer` or its log."""
         program = child.program
-        arguments = [sys.executable, "-P", "-m", f"appliance.{program.name}"]
+        arguments = [sys.executable, "-P", "-m", f"appliance.{program.name}", *more]
         with log_file(self._local.log(program.name)) as log:
             child.process = subprocess.Popen(
                 [*arguments, "--config", str(program.config)],
                 cwd=self._local.path,
                 stdin=subprocess.DEVNULL,
-                stdout=log,
+                stdout=answer or log,
                 stderr=log,
                 start_new_session=True,
                 umask=0o077,
@@ -118,9 +147,10 @@ class Supervisor:
         with os.fdopen(open_private(pid_file, os.O_WRONLY | os.O_TRUNC), "w") as file:
             file.write(str(child.process.pid))
 
-    def _wait_until_serving(self, child: Child) -> None:
+    def _wait_until_serving(self, child: Child, seconds: float) -> None:
+        """Wait until it serves, and say so; raises as `run` does."""
         ca = child.program.ca.read_bytes() if child.program.ca else None
-        end = time.monotonic() + START_SECONDS
+        end = time.monotonic() + seconds
         while True:
             self._wait_for_signal(0.3)
             if child.ended is not None:
@@ -134,23 +164,25 @@ class Supervisor:
                 ) from error
             except Unavailable as error:
                 if time.monotonic() > end:
+                    log = self._local.log(child.program.name)
                     raise Unavailable(
-                        f"{child.program.name} does not serve after {START_SECONDS:.0f} s "
-                        f"({error}): read {self._local.log(child.program.name)}"
+                        f"{child.program.name} does not serve after {seconds:.0f} s: "
+                        f"{_last_line(log)} (see {log})"
                     ) from error
             else:
+                self._say(f"{child.program.name} serves on {child.program.health}")
                 return
 
     def _watch(self) -> None:
         while True:
-            times = [child.restart_at for child in self._children if child.restart_at is not None]
-            self._wait_for_signal(max(0.0, min(times) - time.monotonic()) if times else None)
             for child in self._children:
                 if child.ended is not None and child.restart_at is None:
                     self._plan_restart(child)
                 elif child.restart_at is not None and child.restart_at <= time.monotonic():
                     self._start(child)
                     self._say(f"{child.program.name} was started again")
+            times = [child.restart_at for child in self._children if child.restart_at is not None]
+            self._wait_for_signal(max(0.0, min(times) - time.monotonic()) if times else None)
 
     def _plan_restart(self, child: Child) -> None:
         # What a dead process leaves behind becomes a child of ours.
@@ -254,6 +286,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m appliance.cli.supervisor")
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--ready-fd", type=int, required=True)
+    parser.add_argument("--no-node", dest="node", action="store_false")
     parsed = parser.parse_args()
     leave_no_core()
     reports = os.fdopen(parsed.ready_fd, "w", encoding="utf-8")
@@ -269,7 +302,8 @@ def main() -> int:
         reports.close()
 
     try:
-        Supervisor(Local(parsed.data_dir), lambda text: tell(say=text)).run(ready)
+        local = Local(parsed.data_dir)
+        Supervisor(local, lambda text: tell(say=text), node=parsed.node).run(ready)
     except ApplianceError as error:
         tell(error=error.message, reason=error.reason)
         return 1

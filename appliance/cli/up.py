@@ -21,31 +21,39 @@ ENDING_SECONDS = 30.0
 @click.command("up")
 @data_dir
 @click.option("--detach", is_flag=True, help="Go on in the background; `down` ends it.")
-def command(data_dir: Path, *, detach: bool) -> None:
+@click.option(
+    "--no-node", "node", flag_value=False, default=True, help="This machine runs no jobs or models."
+)
+def command(data_dir: Path, *, detach: bool, node: bool) -> None:
     """Start an appliance on this machine.
 
     Starts control plane, node agent and gateway as separate processes, waits until they serve, and
     starts again what ends by itself. Ctrl-C or `appliance down` ends all of it. Logs are in
     run/*.log of the data directory.
+
+    What node and gateway need to call is renewed first, and said: a node that was off for more than
+    a day, or was evicted, joins anew.
     """
     local = Local(data_dir)
-    local.programs()
+    local.programs(node=node)
     if detach:
-        _detach(local)
+        _detach(local, node=node)
         return
     from appliance.cli.supervisor import Supervisor  # noqa: PLC0415 - imports gRPC
 
-    Supervisor(local, lambda text: click.echo(text, err=True)).run(lambda: _say_ready(local))
+    supervisor = Supervisor(local, lambda text: click.echo(text, err=True), node=node)
+    supervisor.run(lambda: _say_ready(local))
 
 
 def _say_ready(local: Local) -> None:
     click.echo(f"the appliance is up: {local.api}", err=True)
 
 
-def _detach(local: Local) -> None:
+def _detach(local: Local, *, node: bool) -> None:
     make_private_dir(local.run)
     reading, writing = os.pipe()
     program = [sys.executable, "-P", "-m", "appliance.cli.supervisor"]
+    program += [] if node else ["--no-node"]
     with log_file(local.log("supervisor")) as log:
         supervisor = subprocess.Popen(
             [*program, "--data-dir", str(local.path), "--ready-fd", str(writing)],

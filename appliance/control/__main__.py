@@ -2,7 +2,8 @@
 
 `… init` makes a data directory; `--config control.toml join-token` lets one server join;
 `… gateway-certificate` renews the gateway's certificate; `… unlock USER`, `… reset-factor USER` and
-`… accept-clock` are for when nobody can log in any more.
+`… accept-clock` are for when nobody can log in any more. `appliance up` starts it with
+`--prepare node --prepare gateway`; what was done for them is a JSON object on standard output.
 
 Rules kept here: whatever it does, it first closes itself to core files and other processes, because
 all of it holds keys; the password is read from standard input, never from an argument; what goes
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -24,12 +26,15 @@ from pathlib import Path
 
 import uvloop
 
-from appliance.control import joining, renewing, rescuing, setup
+from appliance.control import joining, renewing, rescuing, setup, starting
 from appliance.control.config import ControlConfig
 from appliance.control.main import Control
+from appliance.control.opening import Opened
 from appliance.core import config, log, names
 from appliance.core.errors import ApplianceError, InvalidInput
 from appliance.core.process import harden, settle_memory
+
+logger = logging.getLogger(__name__)
 
 _RESCUES = {
     rescuing.UNLOCK: "let a person in again and forget the failed log-ins",
@@ -62,20 +67,28 @@ def main(arguments: Sequence[str]) -> int:
             contextlib.suppress(KeyboardInterrupt),
             asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
         ):
-            runner.run(_serve(settings))
+            runner.run(_serve(settings, parsed.prepare))
     except ApplianceError as error:
         print(f"error: {error.message}", file=sys.stderr)  # noqa: T201  # said to whoever starts it
         return 1
     return 0
 
 
-async def _serve(settings: ControlConfig) -> None:
-    control = Control.build(settings, _now)
+async def _serve(settings: ControlConfig, machines: Sequence[str]) -> None:
+    control = Control.build(settings, _now, functools.partial(_prepare, machines))
     settle_memory()
     try:
         await control.run()
     finally:
         await control.close()
+
+
+def _prepare(machines: Sequence[str], opened: Opened) -> None:
+    if machines:
+        done = starting.prepare(opened, machines, _now)
+        for each in done:
+            logger.warning("%s", each)
+        print(json.dumps({"prepared": done}), flush=True)  # noqa: T201  # for `appliance up`
 
 
 def _init(parsed: argparse.Namespace) -> int:
@@ -147,6 +160,13 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m appliance.control", description="The control plane."
     )
     parser.add_argument("--config", type=Path, help="control.toml in the data directory")
+    parser.add_argument(
+        "--prepare",
+        action="append",
+        choices=starting.MACHINES,
+        default=[],
+        help="before it serves, give the node or the gateway of this server what it needs to call",
+    )
     commands = parser.add_subparsers(dest="command")
     init = commands.add_parser("init", help="make the data directory of a new appliance")
     init.add_argument("--data-dir", type=Path, required=True)

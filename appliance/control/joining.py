@@ -9,12 +9,13 @@ Rules kept here:
   operating system, not the appliance, says who may run it;
 * the token is stored as a keyed digest, like every other.
 
-Called by `python -m appliance.control --config control.toml join-token`.
+Called by `python -m appliance.control --config control.toml join-token`, and by `starting`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -22,7 +23,7 @@ from appliance.control.audit.record import Entry
 from appliance.control.auth import join_tokens
 from appliance.control.auth.join_tokens import NewJoinToken
 from appliance.control.config import ControlConfig
-from appliance.control.opening import offline, open_data
+from appliance.control.opening import Opened, offline, open_data
 from appliance.core import names
 
 METHOD = "join-token"
@@ -46,21 +47,31 @@ def make(settings: ControlConfig, node: str, clock: Callable[[], datetime]) -> I
         FailedPrecondition: the control plane runs, or its data directory is not in order.
         AuditUnavailable: it cannot be recorded; then there is no token.
     """
-    name = names.node(names.check_id(node, "node"))
-    opened = open_data(settings, clock)
-    try:
-        log, keyring = opened.log, opened.keyring
-        log.append(Entry("intent", method=METHOD, resource=name, details=offline())).result()
-        with opened.database.write() as transaction:
-            token = join_tokens.create(
-                transaction, keyring.token_hmac, node, "", clock(), lifetime=LIFETIME
-            )
-        made = offline() | {
-            "made": {"token_id": token.id, "expire_time": token.expire_time.isoformat()}
-        }
-        log.append(
-            Entry("result", method=METHOD, resource=name, outcome="OK", details=made)
-        ).result()
-        return Invitation(token, keyring.ca.fingerprint())
-    finally:
-        opened.close()
+    names.check_id(node, "node")
+    with closing(open_data(settings, clock)) as opened:
+        return invite(opened, node, clock(), offline())
+
+
+def invite(opened: Opened, node: str, now: datetime, by: Mapping[str, str]) -> Invitation:
+    """The same in an open data directory that nobody serves yet.
+
+    Args:
+        opened: the data directory.
+        node: id of the node.
+        now: aware time.
+        by: who asks for it, for the record.
+
+    Raises AuditUnavailable.
+    """
+    log, keyring, name = opened.log, opened.keyring, names.node(node)
+    log.append(Entry("intent", method=METHOD, resource=name, details=dict(by))).result()
+    with opened.database.write() as transaction:
+        token = join_tokens.create(
+            transaction, keyring.token_hmac, node, "", now, lifetime=LIFETIME
+        )
+    made = {"token_id": token.id, "expire_time": token.expire_time.isoformat()}
+    details = {**by, "made": made}
+    log.append(
+        Entry("result", method=METHOD, resource=name, outcome="OK", details=details)
+    ).result()
+    return Invitation(token, keyring.ca.fingerprint())

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from prometheus_client import CollectorRegistry
@@ -95,14 +95,20 @@ class Control:
         )
 
     @classmethod
-    def build(cls, settings: ControlConfig, clock: Clock) -> Control:
-        """Open the data directory, build everything, take the ports.
+    def build(
+        cls,
+        settings: ControlConfig,
+        clock: Clock,
+        first: Callable[[Opened], None] = lambda _: None,
+    ) -> Control:
+        """Open the data directory, do what comes `first`, build everything, take the ports.
 
         Raises FailedPrecondition, Tampered or RuleMissing with a sentence that says what to do;
         then nothing is left open.
         """
         opened = open_data(settings, clock)
         try:
+            first(opened)
             return cls(opened, settings, clock)
         except BaseException:
             opened.close()

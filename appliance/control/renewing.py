@@ -11,12 +11,14 @@ Rules kept here:
 * intent and result are in the audit log, under the method `gateway-certificate` and no principal:
   the operating system, not the appliance, says who may run it.
 
-Called by `python -m appliance.control --config control.toml gateway-certificate`.
+Called by `python -m appliance.control --config control.toml gateway-certificate`, and by
+`starting`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -30,15 +32,25 @@ from appliance.control.store import tables
 from appliance.core.errors import FailedPrecondition
 from appliance.core.files import read_secret, write_durably
 from appliance.core.identity import Principal, PrincipalKind
-from appliance.crypto.certs import hosts_of, make_csr, not_after, peer_identity, serial_of
+from appliance.crypto.certs import (
+    hosts_of,
+    make_csr,
+    not_after,
+    not_before,
+    peer_identity,
+    serial_of,
+)
 
 METHOD = "gateway-certificate"
+SOON = timedelta(days=45)
+"""Time before its end from which on a certificate is renewed when that can be done."""
 
 
 @dataclass(frozen=True)
 class Renewed:
-    """The file of the new certificate, and when that ends."""
+    """Name of the gateway, the file of its new certificate, and when that ends."""
 
+    gateway: str
     path: Path
     expire_time: datetime
 
@@ -52,19 +64,36 @@ def renew(settings: ControlConfig, clock: Callable[[], datetime]) -> Renewed:
         Unauthenticated: what lies there is not a certificate of this appliance.
         AuditUnavailable: it cannot be recorded; then nothing has changed.
     """
-    opened = open_data(settings, clock)
-    try:
-        return _renew(opened, clock())
-    finally:
-        opened.close()
+    with closing(open_data(settings, clock)) as opened:
+        return renew_in(opened, clock(), offline())
 
 
-def _renew(opened: Opened, now: datetime) -> Renewed:
-    folder, log = opened.data.gateway, opened.log
-    path = folder / "cert.pem"
-    before, key = read_secret(path), read_secret(folder / "key.pem")
+def why_renew(opened: Opened, now: datetime) -> str:
+    """Why the gateway of a data directory needs a new certificate; empty when it does not.
+
+    Raises as `renew` does.
+    """
+    certificate = read_secret(_certificate_file(opened))
+    gateway, end = _gateway_in(opened, certificate), not_after(certificate)
+    if now >= end:
+        return f"the one before ended on {end:%Y-%m-%d %H:%M}Z"
+    if end - now < SOON:
+        return f"the one before ends on {end:%Y-%m-%d}"
+    if now < (begin := not_before(certificate)):
+        return f"the one before begins on {begin:%Y-%m-%d %H:%M}Z, made under a wrong clock"
+    with opened.database.read() as state:
+        row = state.first(tables.gateway.select().where(tables.gateway.c.id == gateway.id))
+    if row is None or row.certificate_serial != serial_of(certificate):
+        return "the control plane knows another one"
+    return ""
+
+
+def renew_in(opened: Opened, now: datetime, by: Mapping[str, str]) -> Renewed:
+    """As `renew`, in an open data directory that nobody serves yet; `by` is for the record."""
+    path, log = _certificate_file(opened), opened.log
+    before, key = read_secret(path), read_secret(path.with_name("key.pem"))
     gateway = _gateway_in(opened, before)
-    log.append(Entry("intent", method=METHOD, resource=gateway.name, details=offline())).result()
+    log.append(Entry("intent", method=METHOD, resource=gateway.name, details=dict(by))).result()
     hosts, addresses = hosts_of(before)
     certificate = opened.keyring.ca.issue(
         make_csr(key),
@@ -84,11 +113,15 @@ def _renew(opened: Opened, now: datetime) -> Renewed:
         )
         # Last in the transaction: when it cannot be written, the certificate before stays good.
         write_durably(path, certificate)
-    made = offline() | {"made": {"certificate": serial_of(certificate)}}
+    made = {**by, "made": {"certificate": serial_of(certificate)}}
     log.append(
         Entry("result", method=METHOD, resource=gateway.name, outcome="OK", details=made)
     ).result()
-    return Renewed(path, not_after(certificate))
+    return Renewed(gateway.name, path, not_after(certificate))
+
+
+def _certificate_file(opened: Opened) -> Path:
+    return opened.data.gateway / "cert.pem"
 
 
 def _gateway_in(opened: Opened, certificate: bytes) -> Principal:

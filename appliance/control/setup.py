@@ -48,6 +48,7 @@ from appliance.crypto.keys import Keyring, RootKey
 
 GATEWAY_LIFETIME = timedelta(days=397)
 FIRST_JOIN = timedelta(hours=24)
+NODE_NAME, GATEWAY_NAME = "node-1", "gateway-1"
 PORTS: Mapping[str, int] = {
     "api": 7443,
     "machines": 7444,
@@ -81,8 +82,8 @@ class Plan:
     listen: str = "127.0.0.1"
     address: str = "127.0.0.1"
     ports: Mapping[str, int] = field(default_factory=lambda: dict(PORTS))
-    node_name: str = "node-1"
-    gateway_name: str = "gateway-1"
+    node_name: str = NODE_NAME
+    gateway_name: str = GATEWAY_NAME
     devices: int = 0
 
 

@@ -232,6 +232,11 @@ def half_life(cert_pem: bytes) -> datetime:
     return start + (end - start) / 2
 
 
+def not_before(cert_pem: bytes) -> datetime:
+    """When a certificate begins (aware, UTC)."""
+    return _load(cert_pem).not_valid_before_utc
+
+
 def not_after(cert_pem: bytes) -> datetime:
     """When a certificate ends (aware, UTC)."""
     return _load(cert_pem).not_valid_after_utc

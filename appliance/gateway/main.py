@@ -51,8 +51,9 @@ NOTICE = timedelta(days=45)
 """Time before its end from which on the gateway speaks of its certificate."""
 NOTICE_SECONDS = 86_400.0
 _RENEW = (
-    "make a new one with `python -m appliance.control --config control.toml gateway-certificate` "
-    "while the control plane is down, then start the gateway again"
+    "where `appliance up` runs it, `appliance down` and `appliance up` renew it; elsewhere make a "
+    "new one with `python -m appliance.control --config control.toml gateway-certificate` while "
+    "the control plane is down, then start the gateway again"
 )
 MAX_STREAMS = 1024
 """Calls of one connection: an application may bring the calls of many people."""

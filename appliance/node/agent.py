@@ -6,7 +6,9 @@ Rules kept here:
 * a stream that is silent for `SILENCE_SECONDS` is given up; the next try waits a little longer each
   time, and a random part of that, so that not all nodes come at once;
 * work goes on while the control plane is away, until its lease is over;
-* the certificate is renewed at half its life, and the stream opened again with the new one.
+* the certificate is renewed at half its life, and the stream opened again with the new one; with
+  one that has ended or is refused the agent asks less and less often, and joins anew when there is
+  a join token. What runs goes on meanwhile, as long as its lease holds.
 
 Called by the composition root.
 """
@@ -27,9 +29,10 @@ import grpc.aio
 
 from appliance.api.agent.v1 import agent_service_pb2 as rpc
 from appliance.api.agent.v1 import agent_service_pb2_grpc
-from appliance.core.errors import ApplianceError, Unavailable
+from appliance.core.errors import ApplianceError, Unauthenticated, Unavailable
 from appliance.node.documents import Place
-from appliance.node.identity import Identity, IdentityStore
+from appliance.node.identity import Identity
+from appliance.node.joining import LONGEST_PAUSE, Joining
 from appliance.node.launcher import Launcher
 from appliance.node.metrics import NodeMetrics
 from appliance.node.works import Commands, Works
@@ -67,7 +70,8 @@ class Agent:
     """One node's agent.
 
     Args:
-        store: where the node's identity is kept and renewed.
+        joining: gets a new identity when this one is refused; its store renews it.
+        identity: who this node is.
         hello: what the node is; `running` is filled in here.
         place: what documents need to know of the node.
         launcher: starts processes.
@@ -80,7 +84,8 @@ class Agent:
 
     def __init__(  # noqa: PLR0913  # the composition root hands everything over
         self,
-        store: IdentityStore,
+        joining: Joining,
+        identity: Identity,
         hello: rpc.Hello,
         place: Place,
         launcher: Launcher,
@@ -91,8 +96,9 @@ class Agent:
         clock: Callable[[], float] = time.monotonic,
         rhythm: Rhythm | None = None,
     ) -> None:
-        self._store = store
-        self._identity = store.load()
+        self._joining = joining
+        self._store = joining.store
+        self._identity = identity
         self._hello = hello
         self._metrics = metrics
         self._on_connected = on_connected
@@ -102,6 +108,8 @@ class Agent:
         self._sequence = 0
         self._heard = False
         self._again = asyncio.Event()
+        self._changing = asyncio.Lock()
+        """Held while this node gets a new identity: of two at once the older could stay."""
         self.works = Works(
             launcher, commands, place, self.release, lambda: self._identity, metrics, clock
         )
@@ -137,17 +145,37 @@ class Agent:
         while True:
             self._heard = False
             self._again.clear()
-            try:
-                async with self._store.machines(self._identity) as connection:
-                    await self._one_stream(connection)
-            except ApplianceError as error:
-                logger.warning("the control plane is not connected: %s", error)
-            finally:
-                self._set_channel(None)
-            backoff = self._rhythm.first_backoff if self._heard else backoff * 2
-            backoff = min(backoff, self._rhythm.longest_backoff)
+            refused = await self._connect()
+            joined = await self._join_again(refused) if refused else False
+            longest = LONGEST_PAUSE if refused else self._rhythm.longest_backoff
+            backoff = self._rhythm.first_backoff if self._heard or joined else backoff * 2
+            backoff = min(backoff, longest)
             # Not a secret: it only spreads the nodes.
-            await asyncio.sleep(backoff * random.uniform(0.5, 1))  # noqa: S311
+            await self._joining.wait(backoff * random.uniform(0.5, 1))  # noqa: S311
+
+    async def _connect(self) -> str:
+        """One stream, to its end; why the control plane refuses this identity, if that ended it."""
+        try:
+            async with self._store.machines(self._identity) as connection:
+                await self._one_stream(connection)
+        except Unauthenticated as error:
+            return str(error)
+        except ApplianceError as error:
+            # Tried all the same: it is this clock that may be wrong.
+            if ended := self._store.ended(self._identity):
+                return ended
+            logger.warning("the control plane is not connected: %s", error)
+        finally:
+            self._set_channel(None)
+        return ""
+
+    async def _join_again(self, why: str) -> bool:
+        """Whether there was a token that made this node a new identity."""
+        async with self._changing:
+            joined = await self._joining.try_token(self._identity.node, why)
+            if joined is not None:
+                self._identity = joined
+        return joined is not None
 
     async def _one_stream(self, connection: grpc.aio.Channel) -> None:
         """One stream from hello to its end. Raises what ended it."""
@@ -163,13 +191,14 @@ class Agent:
             self._set_channel(connection)
             self._metrics.connections.inc()
             tasks = [
-                asyncio.create_task(self._write_all(call)),
                 asyncio.create_task(self._read_all(call)),
+                asyncio.create_task(self._write_all(call)),
                 asyncio.create_task(self._wait_again()),
             ]
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in tasks:
+                if task.done():
+                    task.result()
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error
         finally:
@@ -182,6 +211,9 @@ class Agent:
         await self._again.wait()
 
     async def _write_all(self, call: Any) -> None:  # noqa: ANN401  # gRPC's stream has no type
+        # A refused stream ends at once, and a message that is on its way then hides why: gRPC puts
+        # the failure of the message in the place of the status.
+        await asyncio.sleep(self._rhythm.report)
         for message in self.works.standing():
             await _write(call, message)
         beat_at = self._clock()
@@ -225,7 +257,8 @@ class Agent:
             if self._store.now() < self._identity.renew_at:
                 continue
             try:
-                self._identity = await self._store.renew(self._identity)
+                async with self._changing:
+                    self._identity = await self._store.renew(self._identity)
                 logger.info("renewed the certificate of nodes/%s", self._identity.node)
                 self._again.set()
             except ApplianceError as error:
@@ -243,5 +276,6 @@ async def _write(call: Any, message: rpc.ConnectRequest) -> None:  # noqa: ANN40
     with contextlib.suppress(asyncio.InvalidStateError):
         await call.write(message)
         return
-    # The stream is over; reading says why.
+    # The stream is over; reading raises what ended it.
+    await call.read()
     raise Unavailable("the stream is over")

@@ -9,7 +9,7 @@ Rules kept here:
 
 The attacks: somebody between node and control plane answers the join, be it with a certificate that
 was made for a worker; a copied state folder (the
-control plane notices when both renew). Called by the composition root and the agent.
+control plane notices when both renew). Called by `joining` and the agent.
 """
 
 from __future__ import annotations
@@ -91,10 +91,7 @@ class Identity:
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             kind = type(error).__name__
-            raise FailedPrecondition(
-                f"the identity of this node cannot be read ({kind}): remove its state folder and"
-                " join again with a new token"
-            ) from None
+            raise FailedPrecondition(f"the identity of this node cannot be read ({kind})") from None
 
 
 @dataclass
@@ -121,14 +118,18 @@ class IdentityStore:
         return self.path.exists()
 
     def load(self) -> Identity:
-        """The identity. Raises FailedPrecondition when it is missing, open to others or over."""
-        identity = Identity.parse(read_secret(self.path))
-        if not_after(identity.certificate_pem) <= self.now():
-            raise FailedPrecondition(
-                f"the certificate of nodes/{identity.node} has ended: join again with a new token"
-                f" (`appliance node token {identity.node}`), after removing {self.path}"
-            )
-        return identity
+        """The identity, whether its certificate still holds or not.
+
+        Raises FailedPrecondition when it is missing, open to others or not an identity.
+        """
+        return Identity.parse(read_secret(self.path))
+
+    def ended(self, identity: Identity) -> str:
+        """That the certificate of an identity has ended, as a sentence; empty while it holds."""
+        end = not_after(identity.certificate_pem)
+        if self.now() < end:
+            return ""
+        return f"the certificate of nodes/{identity.node} ended on {end:%Y-%m-%d %H:%M}Z"
 
     async def join(self, token_file: Path) -> Identity:
         """Exchange the one-use token for a certificate, store it, and remove the token's file.

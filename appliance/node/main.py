@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry
 from appliance.api.agent.v1 import agent_service_pb2 as rpc
 from appliance.core import log
 from appliance.core.config import load
-from appliance.core.errors import ApplianceError, Unavailable
+from appliance.core.errors import ApplianceError
 from appliance.core.files import make_private_dir
 from appliance.core.process import adopt_orphans, harden
 from appliance.node import devices
@@ -25,6 +25,7 @@ from appliance.node.config import NodeConfig
 from appliance.node.devices import Offer
 from appliance.node.documents import Place
 from appliance.node.identity import IdentityStore
+from appliance.node.joining import Joining
 from appliance.node.launcher import Folders, Launcher
 from appliance.node.metrics import NodeMetrics
 from appliance.node.works import Commands
@@ -35,8 +36,6 @@ COMMANDS = Commands(
     job=(sys.executable, "-P", "-m", "appliance.jobs"),
     replica=(sys.executable, "-P", "-m", "appliance.worker"),
 )
-
-JOIN_AGAIN_SECONDS = 1.0
 
 logger = logging.getLogger(__name__)
 
@@ -56,13 +55,11 @@ def main(arguments: Sequence[str]) -> int:
 
 
 async def serve(config: NodeConfig, commands: Commands) -> None:
-    """Join if need be, then be a node until told to stop."""
+    """Join if need be, then be a node until told to stop; health says meanwhile that it is not."""
     harden()
     adopt_orphans()
     make_private_dir(config.state)
-    store = IdentityStore(config.state, config.control)
-    if not store.exists():
-        await _join(store, config.join_token)
+    joining = Joining(IdentityStore(config.state, config.control), config.join_token)
     offered = _offer(config)
     registry = CollectorRegistry()
     server = Server(metrics_address=config.metrics, registry=registry)
@@ -85,16 +82,21 @@ async def serve(config: NodeConfig, commands: Commands) -> None:
         task.add_done_callback(tasks.discard)
 
     await server.set_serving(serving=False)
-    agent = Agent(
-        store,
-        _hello(config, offered),
-        Place(config.objects, config.address, offered.kind),
-        _launcher(config, offered),
-        commands,
-        metrics=NodeMetrics(registry),
-        on_connected=on_connected,
-    )
-    working = asyncio.create_task(agent.run())
+
+    async def work() -> None:
+        agent = Agent(
+            joining,
+            await joining.begin(),
+            _hello(config, offered),
+            Place(config.objects, config.address, offered.kind),
+            _launcher(config, offered),
+            commands,
+            metrics=NodeMetrics(registry),
+            on_connected=on_connected,
+        )
+        await agent.run()
+
+    working = asyncio.create_task(work())
     serving = asyncio.create_task(server.run())
     done, _ = await asyncio.wait({working, serving}, return_when=asyncio.FIRST_COMPLETED)
     server.request_stop()
@@ -102,18 +104,6 @@ async def serve(config: NodeConfig, commands: Commands) -> None:
     await asyncio.gather(working, serving, return_exceptions=True)
     for task in done:
         task.result()
-
-
-async def _join(store: IdentityStore, token_file: Path) -> None:
-    """Join; wait for a control plane that is not up yet."""
-    while True:
-        try:
-            await store.join(token_file)
-        except Unavailable as error:
-            logger.warning("cannot join yet: %s", error)
-            await asyncio.sleep(JOIN_AGAIN_SECONDS)
-        else:
-            return
 
 
 def _offer(config: NodeConfig) -> Offer:

@@ -9,7 +9,8 @@ import json
 import os
 import re
 import subprocess
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -82,10 +83,16 @@ class Terminal:
         done = self.run(*arguments, "-o", "json", timeout=timeout, echo=echo)
         return json.loads(done.stdout)
 
-    def first_login(self, user: str, password: str, new_password: str = "") -> str:
+    def first_login(
+        self,
+        user: str,
+        password: str,
+        new_password: str = "",
+        clock: Callable[[], float] = time.time,
+    ) -> str:
         """Log in on a real terminal, enrol an authenticator; return its secret (base32).
 
-        `new_password` replaces one that somebody else chose.
+        `new_password` replaces one that somebody else chose; `clock` is the authenticator's.
         """
         print(f"  $ appliance login --user {user}", flush=True)
         child = pexpect.spawn(
@@ -101,7 +108,7 @@ class Terminal:
         child.expect(r"otpauth://\S+secret=([A-Z2-7]+)")
         secret = child.match.group(1)
         child.expect("[Cc]ode.*: ?")
-        child.sendline(pyotp.TOTP(secret).now())
+        child.sendline(pyotp.TOTP(secret).at(int(clock())))
         printed = ""
         for _ in range(2 if new_password else 0):
             child.expect("(New password of|Repeat for confirmation).*: ?")

@@ -53,6 +53,8 @@ def test_the_processes_of_a_data_directory(data: Path) -> None:
     ports = [address.rpartition(":")[2] for p in local.programs() for address, _ in p.listens]
     assert ports == ["1", "2", "3", "4", "5", "6", "7", "8"]
     assert control.listens[0][1] == "listen.api in control.toml"
+    assert [each.name for each in local.programs() if not each.vital] == ["node"]
+    assert local.programs(node=False) == (control, gateway)
 
 
 def test_a_folder_without_an_appliance_says_how_to_make_one(tmp_path: Path) -> None:

@@ -18,11 +18,14 @@ from tests.fakes.wire import issued, other_authority
 
 # A stand-in for `python -m appliance.NAME --config F`: health on the port that the file names.
 PROGRAM = """
-import subprocess, sys, tomllib
+import json, subprocess, sys, tomllib
 from concurrent import futures
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 plan = tomllib.load(open(sys.argv[-1], "rb"))
+wanted = [each.partition("=")[2] for each in sys.argv if each.startswith("--prepare=")]
+if wanted:
+    print(json.dumps({"prepared": [f"{each} is prepared" for each in wanted]}), flush=True)
 if "fail" in plan:
     sys.exit(plan["fail"])
 server = grpc.server(futures.ThreadPoolExecutor(2))
@@ -46,15 +49,16 @@ from appliance.cli.local import Local, Program
 from appliance.core.identity import PrincipalKind
 CA = Path(sys.argv[3]) if len(sys.argv) > 3 else None
 class Toy(Local):
-    def programs(self):
+    def programs(self, *, node):
         return tuple(
             Program(path.stem, path, (address := path.read_text().split('"')[1]), CA,
-                    PrincipalKind.NODE, ((address, f"health in {path.name}"),))
+                    PrincipalKind.NODE, ((address, f"health in {path.name}"),),
+                    vital="optional" not in path.read_text())
             for path in sorted(self.path.glob("*.toml"))
         )
 start = subprocess.Popen
 def popen(arguments, **more):
-    return start([sys.executable, sys.argv[2], arguments[-1]], **more)
+    return start([sys.executable, sys.argv[2], *arguments[4:]], **more)
 supervisor.subprocess.Popen = popen
 local = Toy(Path(sys.argv[1]))
 try:
@@ -141,6 +145,38 @@ def test_a_process_that_cannot_start_ends_everything_with_its_reason(data: Path)
         (said,) = read_until(supervisor, "ERROR")[-1:]
         assert supervisor.wait(60) == 0
     assert "b-node ended (1): the disk is full" in said
+
+
+def test_control_plane_and_gateway_stay_up_whatever_a_node_does(data: Path) -> None:
+    config = data / "b-node.toml"
+    config.write_text(config.read_text() + 'optional = 1\nfail = "error: its disk is full"\n')
+    with start(data) as supervisor:
+        lines = read_until(supervisor, "READY")
+        log = data / "run" / "b-node.log"
+        ended = f"b-node ended (1): its disk is full (see {log})"
+        assert lines[-2:] == [f"the rest of the appliance is up, but {ended}", "READY"]
+        # It is tried again, less and less often, and the control plane is not touched.
+        control = (data / "run" / "a-control.pid").read_text()
+        assert (
+            read_until(supervisor, "starting it again")[-1] == f"{ended}; starting it again in 1 s"
+        )
+        read_until(supervisor, "starting it again in 2 s")
+        assert (data / "run" / "a-control.pid").read_text() == control
+        supervisor.terminate()
+        assert supervisor.wait(60) == 0
+
+
+def test_the_control_plane_prepares_the_others_at_its_first_start_alone(data: Path) -> None:
+    with start(data) as supervisor:
+        assert "b-node is prepared" in read_until(supervisor, "READY")
+        os.kill(int((data / "run" / "a-control.pid").read_text()), signal.SIGKILL)
+        read_until(supervisor, "a-control was started again")
+        pid = (data / "run" / "a-control.pid").read_text()
+        arguments = Path(f"/proc/{pid}/cmdline").read_bytes()
+        assert b"--config" in arguments
+        assert b"--prepare" not in arguments
+        supervisor.terminate()
+        assert supervisor.wait(60) == 0
 
 
 def test_a_port_in_use_is_said_before_anything_starts(data: Path) -> None:

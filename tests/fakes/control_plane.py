@@ -9,7 +9,7 @@ async with FakeControlPlane(tmp_path) as control:
 from __future__ import annotations
 
 import asyncio
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Self
 
@@ -100,6 +100,9 @@ class FakeControlPlane:
         self.lease_seconds = 15.0
         self.renewing = True
         self.lifetime = timedelta(hours=24)
+        self.issued_ago = timedelta()
+        self.refuses = ""
+        """Why it refuses every certificate that it has issued so far; empty: it does not."""
         self.keys: dict[str, rpc.ReleaseKeysResponse] = {}
         self.asked: list[rpc.ReleaseKeysRequest] = []
         self.sessions: asyncio.Queue[Session] = asyncio.Queue()
@@ -146,6 +149,7 @@ class FakeControlPlane:
             server=False,
             client=True,
             lifetime=self.lifetime,
+            now=datetime.now(UTC) - self.issued_ago,
         ).decode()
 
 
@@ -157,7 +161,7 @@ class _Enrolment(enrolment_service_pb2_grpc.EnrolmentServiceServicer):
         if request.token != self._plane.token:
             error = Unauthenticated("this token cannot be used")
             await context.abort_with_status(to_status(error, "1"))
-        self._plane.token = ""
+        self._plane.token = self._plane.refuses = ""
         return enrolment_service_pb2.JoinResponse(
             node=f"nodes/{NODE}",
             certificate=self._plane.issue(request.certificate_request),
@@ -171,6 +175,9 @@ class _Agents(agent_service_pb2_grpc.AgentServiceServicer):
         self._plane = plane
 
     async def Connect(self, requests: Any, context: Any) -> Any:
+        if self._plane.refuses:
+            error = Unauthenticated(self._plane.refuses)
+            await context.abort_with_status(to_status(error, "1"))
         (certificate,) = context.auth_context()["x509_pem_cert"]
         session = Session(self._plane, serial_of(certificate))
 

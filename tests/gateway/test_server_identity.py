@@ -140,7 +140,7 @@ def renewed(config: GatewayConfig, days: int) -> None:
 def test_a_certificate_that_is_over_says_what_to_do(tmp_path: Path) -> None:
     config = configuration(tmp_path, 1)
     renewed(config, -1)
-    with pytest.raises(FailedPrecondition, match="has ended: make a new one"):
+    with pytest.raises(FailedPrecondition, match="has ended: where `appliance up` runs it"):
         Identity.read(config)
 
 

@@ -139,6 +139,7 @@ def test_every_name_that_was_typed_is_a_command() -> None:
         ("password", "change"),
         ("session", "list"),
         ("node", "list-join-tokens"),
+        ("node", "create-join-token"),
         ("user", "unlock"),
     ):
         done = subprocess.run([PROGRAM, *words, "--help"], capture_output=True, check=False)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import base64
 import dataclasses
+import logging
 import os
 import signal
 import stat
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from appliance.node.agent import Agent, Rhythm
 from appliance.node.config import Control
 from appliance.node.documents import Place
 from appliance.node.identity import IdentityStore
+from appliance.node.joining import Joining
 from appliance.node.launcher import Folders, Launcher
 from appliance.node.metrics import NodeMetrics
 from appliance.node.works import Commands
@@ -39,6 +41,32 @@ COMMANDS = Commands(
 FAST = Rhythm(heartbeat=0.1, report=0.05, tick=0.05, silence=5, first_backoff=0.05)
 
 Start = Callable[[], Awaitable[Agent]]
+
+
+class Said(logging.Handler):
+    """What the agent's log says, as it says it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lines: asyncio.Queue[str] = asyncio.Queue()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._lines.put_nowait(record.getMessage())
+
+    async def until(self, part: str) -> str:
+        """The next line with `part` in it."""
+        async with asyncio.timeout(30):
+            while part not in (line := await self._lines.get()):
+                pass
+        return line
+
+
+@pytest.fixture
+def said() -> Iterator[Said]:
+    handler, logger = Said(), logging.getLogger("appliance.node")
+    logger.addHandler(handler)
+    yield handler
+    logger.removeHandler(handler)
 
 
 @pytest.fixture
@@ -69,15 +97,15 @@ async def start(control: FakeControlPlane, tmp_path: Path) -> AsyncIterator[Star
     running: list[asyncio.Task[None]] = []
 
     async def begin() -> Agent:
-        identities = store(control, tmp_path)
-        await identities.join(token_file(control, tmp_path))
+        joining = Joining(store(control, tmp_path), token_file(control, tmp_path), look=FAST.tick)
         launcher = Launcher(
             Folders(tmp_path / "runs", tmp_path / "scratch"),
             {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
             log_bytes=1 << 20,
         )
         agent = Agent(
-            identities,
+            joining,
+            await joining.begin(),
             rpc.Hello(devices=2, device_kind="cpu", address="127.0.0.1"),
             Place(f"file://{tmp_path}/objects", "127.0.0.1", "cpu"),
             launcher,
@@ -164,15 +192,72 @@ async def test_a_used_token_joins_nobody(control: FakeControlPlane, tmp_path: Pa
     assert not identities.exists()
 
 
-async def test_an_ended_certificate_says_what_to_do(
+async def test_an_ended_certificate_is_said_with_its_end(
     control: FakeControlPlane, tmp_path: Path
 ) -> None:
-    control.lifetime = timedelta(seconds=1)
+    control.issued_ago = timedelta(days=3)
     identities = store(control, tmp_path)
-    await identities.join(token_file(control, tmp_path))
-    identities.now = lambda: datetime.now(UTC) + timedelta(minutes=1)
-    with pytest.raises(FailedPrecondition, match="join again"):
-        identities.load()
+    ended = await identities.join(token_file(control, tmp_path))
+    assert identities.ended(ended).startswith(f"the certificate of nodes/{NODE} ended on 20")
+    control.issued_ago = timedelta()
+    control.token = "sla_join_next_secret_crc"
+    assert identities.ended(await identities.join(token_file(control, tmp_path))) == ""
+
+
+async def test_an_identity_that_cannot_be_read_waits_for_a_token(
+    control: FakeControlPlane, tmp_path: Path, said: Said
+) -> None:
+    identities, token = store(control, tmp_path), tmp_path / "join.token"
+    identities.path.touch(0o600)
+    identities.path.write_bytes(b"{}")
+    beginning = asyncio.create_task(Joining(identities, token, look=FAST.tick).begin())
+    advice = await said.until("`appliance node create-join-token NODE --out join.token`")
+    assert advice.startswith("the identity of this node cannot be read (KeyError): ")
+    assert str(token) in advice
+    token_file(control, tmp_path)
+    async with asyncio.timeout(30):
+        identity = await beginning
+    assert identities.load() == identity
+    assert not token.exists()
+
+
+async def test_a_refused_token_is_said_and_another_one_is_taken(
+    control: FakeControlPlane, tmp_path: Path, said: Said
+) -> None:
+    good, control.token = control.token, "sla_join_other_secret_crc"
+    token = token_file(control, tmp_path)
+    control.token = good
+    beginning = asyncio.create_task(
+        Joining(store(control, tmp_path), token, look=FAST.tick).begin()
+    )
+    await said.until(f"the join token in {token} is refused (this token cannot be used)")
+    token_file(control, tmp_path)
+    async with asyncio.timeout(30):
+        assert (await beginning).node == NODE
+
+
+async def test_a_node_that_is_refused_joins_anew_when_it_gets_a_token(
+    control: FakeControlPlane,
+    start: Start,
+    tmp_path: Path,
+    said: Said,
+) -> None:
+    agent = await start()
+    first = await control.session()
+    first.send(start_job=toy_order(control, tmp_path, SLOW))
+    await first.until("job_progress", event="")
+    pid = next(iter(agent.works._entries.values())).running.pid
+    control.refuses = "nodes/gpu-1 was evicted"
+    first.close()
+    await said.until("was evicted")
+    control.token = "sla_join_next_secret_crc"
+    token_file(control, tmp_path)
+    second = await control.session()
+    assert second.serial != first.serial
+    # What runs under a lease goes on meanwhile.
+    assert [work.epoch for work in (await second.until("hello")).running] == [1]
+    assert session_members(pid) != []
+    assert agent.identity == store(control, tmp_path).load()
 
 
 async def test_a_job_runs_to_its_end(

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import grpc.aio
@@ -81,6 +82,34 @@ async def test_an_agent_takes_its_work_with_it(tmp_path: Path, number: signal.Si
             if process.returncode is None:
                 process.kill()
                 await process.wait()
+
+
+async def test_a_node_whose_certificate_has_ended_stays_and_takes_the_next_token(
+    tmp_path: Path,
+) -> None:
+    health = free_port()
+    async with FakeControlPlane(tmp_path) as control:
+        control.issued_ago = timedelta(days=3)
+        file = configure(control, tmp_path, health)
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "appliance.node", "--config", str(file)),
+            stderr=asyncio.subprocess.PIPE,
+        )
+        try:
+            said = b""
+            async with asyncio.timeout(60):
+                while b"create-join-token gpu-1" not in said:
+                    said = await process.stderr.readline()
+                    assert process.returncode is None
+            assert not await serving(health)
+            control.issued_ago, control.token = timedelta(), "sla_join_next_secret_crc"
+            configure(control, tmp_path, health)
+            session = await control.session()
+            await session.until("hello")
+        finally:
+            process.terminate()
+            await process.communicate()
+        assert process.returncode == 0
 
 
 async def test_a_wrong_authority_is_one_sentence(tmp_path: Path) -> None:

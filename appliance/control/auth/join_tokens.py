@@ -25,7 +25,7 @@ from appliance.control.auth.moments import TOLERANCE, believed
 from appliance.control.auth.tokens import TokenKind
 from appliance.control.store.database import Reading, Transaction
 from appliance.control.store.tables import join_token
-from appliance.core.errors import NotFound
+from appliance.core.errors import NotFound, Unauthenticated
 
 LIFETIME = timedelta(minutes=10)
 KEPT = timedelta(days=1)
@@ -68,18 +68,27 @@ def create(  # noqa: PLR0913 - the columns of one row
 
 def consume(transaction: Transaction, key: bytes, text: str, now: datetime) -> str:
     """Use a token up; the name of the node that may join with it. Raises Unauthenticated."""
-    token = tokens.parse(text, TokenKind.JOIN)
-    row = transaction.first(select(join_token).where(join_token.c.id == token.id))
-    if (
-        row is None
-        or not tokens.matches(token, row.digest, key)
-        or row.used_time is not None
-        or not believed(row.create_time, now)
-        or now >= row.expire_time
-    ):
+    row = look_up(transaction, key, text)
+    if row is None or not can_be_used(row, now):
         raise tokens.refused()
     transaction.run(update(join_token).where(join_token.c.id == row.id).values(used_time=now))
     return str(row.node)
+
+
+def look_up(state: Reading, key: bytes, text: str) -> Row[Any] | None:
+    """The row of a token, whether it can still be used or not; None when nobody made it."""
+    try:
+        token = tokens.parse(text, TokenKind.JOIN)
+    except Unauthenticated:
+        return None
+    row = state.first(select(join_token).where(join_token.c.id == token.id))
+    return row if row is not None and tokens.matches(token, row.digest, key) else None
+
+
+def can_be_used(row: Row[Any], now: datetime) -> bool:
+    """Whether a server may still join with the token of this row."""
+    unused = row.used_time is None
+    return bool(unused and believed(row.create_time, now) and now < row.expire_time)
 
 
 def usable(state: Reading, now: datetime, *, after: str = "", limit: int) -> list[Row[Any]]:

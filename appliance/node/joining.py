@@ -1,0 +1,112 @@
+"""How this server becomes a node, and one again when the control plane no longer takes it.
+
+Rules kept here:
+* nothing of this ends the agent: what ends is started over and over. It waits for a join token in
+  its file, and takes it up by itself;
+* a token is used when it is needed: there is no identity, its certificate has ended, or the control
+  plane refuses it;
+* what is wrong is said with the command to type, at once and then less and less often.
+
+Called by the composition root and the agent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+
+from appliance.core.errors import ApplianceError, FailedPrecondition, Unauthenticated, Unavailable
+from appliance.node.identity import Identity, IdentityStore
+
+LOOK_SECONDS = 0.5
+"""How often a waiting agent looks whether somebody has put a token there."""
+FIRST_PAUSE = 0.5
+LONGEST_PAUSE = 60.0
+
+logger = logging.getLogger(__name__)
+
+
+class Joining:
+    """Gets a node its identity.
+
+    Args:
+        store: keeps the identity, and exchanges a token for one.
+        token_file: where somebody puts a join token.
+        look: seconds between two looks at that file.
+    """
+
+    def __init__(
+        self, store: IdentityStore, token_file: Path, *, look: float = LOOK_SECONDS
+    ) -> None:
+        self.store = store
+        self._token_file = token_file
+        self._look = look
+
+    async def begin(self) -> Identity:
+        """The identity of this node; waits until there is one, whether it still holds or not.
+
+        Raises FailedPrecondition when the authority is not the one that was announced: a token
+        must not be sent to it.
+        """
+        pause = FIRST_PAUSE
+        while True:
+            why = "this server has not joined"
+            if self.store.exists():
+                try:
+                    return self.store.load()
+                except FailedPrecondition as error:
+                    why = str(error)
+            self.store.pinned_ca()
+            joined = await self.try_token("NODE", why)
+            if joined is not None:
+                return joined
+            await self.wait(pause)
+            pause = min(pause * 2, LONGEST_PAUSE)
+
+    async def try_token(self, node: str, why: str) -> Identity | None:
+        """Join with the token that is there; None, and why not in the log, when that fails.
+
+        Args:
+            node: id of the node, for the advice.
+            why: a new identity is needed.
+        """
+        if not self._token_file.exists():
+            logger.warning("%s: %s", why, self._advice(node))
+            return None
+        try:
+            return await self.store.join(self._token_file)
+        except Unauthenticated as error:
+            refused = f"the join token in {self._token_file} is refused ({error})"
+            logger.warning("%s, and %s: %s", why, refused, self._advice(node))
+        except Unavailable as error:
+            logger.warning("cannot join yet: %s", error)
+        except ApplianceError as error:
+            logger.warning("%s, and this node cannot join: %s", why, error)
+        return None
+
+    async def wait(self, seconds: float) -> None:
+        """Wait so long, or until somebody has put another token there."""
+        before, loop = self._stamp(), asyncio.get_running_loop()
+        end = loop.time() + seconds
+        while self._stamp() in (before, None):
+            left = end - loop.time()
+            if left <= 0:
+                return
+            await asyncio.sleep(min(left, self._look))
+
+    def _advice(self, node: str) -> str:
+        return (
+            f"where you are logged in, type `appliance node create-join-token {node} --out "
+            f"join.token`, and bring that file to {self._token_file} (mode 0600, of this agent's "
+            "user), which takes it by itself; where `appliance up` runs this node, `appliance "
+            "down` and `appliance up` do it"
+        )
+
+    def _stamp(self) -> tuple[int, int] | None:
+        """Which token is there; None when there is none."""
+        try:
+            found = self._token_file.stat()
+        except OSError:
+            return None
+        return found.st_ino, found.st_mtime_ns
