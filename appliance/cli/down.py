@@ -11,6 +11,7 @@ import click
 from appliance.cli.local import Local
 from appliance.cli.options import data_dir
 from appliance.cli.process_tree import end, kill_below
+from appliance.core.data_directory import DataDirectory
 
 # Longer than the supervisor gives its processes.
 SECONDS = 60.0
@@ -21,9 +22,9 @@ SECONDS = 60.0
 def command(data_dir: Path) -> None:
     """Stop an appliance on this machine: all its processes, nothing else."""
     local = Local(data_dir)
-    local.programs()
     pid = local.supervisor()
     if pid is None:
+        DataDirectory(local.path).check_complete()
         click.echo(f"the appliance in {local.path} is not running", err=True)
         return
     if not end(pid, SECONDS):

@@ -14,7 +14,8 @@ from appliance.cli.command import output_option
 from appliance.cli.local import Local
 from appliance.cli.options import data_dir
 from appliance.client.profiles import Profile, Profiles
-from appliance.core.errors import AlreadyExists, FailedPrecondition
+from appliance.core.data_directory import DataDirectory
+from appliance.core.errors import FailedPrecondition
 
 # In the order of their numbers from --port-base on.
 PORTS = (
@@ -59,11 +60,7 @@ def command(
     Start it with `appliance up`, then `appliance login`.
     """
     local = Local(data_dir)
-    if (local.path / "control.toml").exists():
-        raise AlreadyExists(
-            f"{local.path} already holds an appliance, which was left as it is: start it with "
-            "`appliance up`, or choose another data directory"
-        )
+    DataDirectory(local.path).check_unused()
     password = prompts.password(password_file, f"New password of {admin}", twice=True)
     arguments = ["--listen", listen, "--address", address]
     if port_base is not None:

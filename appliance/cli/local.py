@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from appliance.core.errors import FailedPrecondition, NotFound
+from appliance.core.data_directory import PARTS, DataDirectory
+from appliance.core.errors import FailedPrecondition
 from appliance.core.files import full_disk_is_exhausted, make_private_dir, open_private
 from appliance.core.identity import PrincipalKind
 
@@ -58,8 +59,10 @@ class Local:
 
         Raises:
             NotFound: there is no appliance in the folder.
-            FailedPrecondition: a configuration file cannot be read.
+            FailedPrecondition: a part of it is missing, or a configuration file cannot be read.
         """
+        wanted = [part for part in PARTS if node or not part.startswith("node/")]
+        DataDirectory(self.path).check_complete(wanted)
         try:
             return (
                 self._control(),
@@ -141,12 +144,7 @@ class Local:
     def _toml(self, path: Path) -> dict[str, Any]:
         try:
             return tomllib.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise NotFound(
-                f"{self.path} holds no appliance ({path.name} is missing): make one with "
-                "`appliance init`"
-            ) from error
-        except tomllib.TOMLDecodeError as error:
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise FailedPrecondition(f"{path} is not TOML: {error}") from error
 
 

@@ -30,10 +30,10 @@ from typing import BinaryIO
 from appliance.cli.local import Local, Program, log_file
 from appliance.cli.process_tree import descendants, kill_below
 from appliance.client.health import check
+from appliance.core.addresses import check_free
 from appliance.core.errors import ApplianceError, FailedPrecondition, Unavailable, Untrusted
 from appliance.core.files import open_private
 from appliance.core.process import adopt_orphans, die_with_parent, leave_no_core
-from appliance.wire.server import check_free
 
 START_SECONDS = 120.0
 NODE_SECONDS = 45.0

@@ -31,6 +31,7 @@ from appliance.control.config import ControlConfig
 from appliance.control.main import Control
 from appliance.control.opening import Opened
 from appliance.core import config, log, names
+from appliance.core.data_directory import DataDirectory
 from appliance.core.errors import ApplianceError, InvalidInput
 from appliance.core.process import harden, settle_memory
 
@@ -53,7 +54,7 @@ def main(arguments: Sequence[str]) -> int:
             return _init(parsed)
         if parsed.config is None:
             raise InvalidInput("name the configuration with --config, or make one with `init`")
-        settings = config.load(ControlConfig, parsed.config)
+        settings = _settings(parsed.config)
         if parsed.command == "join-token":
             return _join_token(settings, parsed.node)
         if parsed.command == "gateway-certificate":
@@ -74,8 +75,16 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _settings(file: Path) -> ControlConfig:
+    """The configuration; one that was lost from a data directory is said to be."""
+    data = DataDirectory(file.absolute().parent)
+    if file.name == data.config.name:
+        data.check_complete([file.name])
+    return config.load(ControlConfig, file)
+
+
 async def _serve(settings: ControlConfig, machines: Sequence[str]) -> None:
-    control = Control.build(settings, _now, functools.partial(_prepare, machines))
+    control = Control.build(settings, _now, functools.partial(_prepare, settings, machines))
     settle_memory()
     try:
         await control.run()
@@ -83,9 +92,9 @@ async def _serve(settings: ControlConfig, machines: Sequence[str]) -> None:
         await control.close()
 
 
-def _prepare(machines: Sequence[str], opened: Opened) -> None:
+def _prepare(settings: ControlConfig, machines: Sequence[str], opened: Opened) -> None:
     if machines:
-        done = starting.prepare(opened, machines, _now)
+        done = starting.prepare(opened, settings, machines, _now)
         for each in done:
             logger.warning("%s", each)
         print(json.dumps({"prepared": done}), flush=True)  # noqa: T201  # for `appliance up`

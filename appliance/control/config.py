@@ -80,63 +80,6 @@ class ControlConfig:
         return self.objects or (self.data.resolve() / "objects").as_uri()
 
 
-@dataclass(frozen=True)
-class DataDirectory:
-    """What lies where in a data directory."""
-
-    path: Path
-
-    @property
-    def root_key(self) -> Path:
-        """The root key; whoever has it and the rest of the directory has everything."""
-        return self.path / "root.key"
-
-    @property
-    def keyring(self) -> Path:
-        """The keyring, sealed under the root key."""
-        return self.path / "keyring.sealed"
-
-    @property
-    def authority(self) -> Path:
-        """Certificate of the appliance's authority, PEM; not secret."""
-        return self.path / "ca.pem"
-
-    @property
-    def state(self) -> Path:
-        """The state database."""
-        return self.path / "state.db"
-
-    @property
-    def config(self) -> Path:
-        """The configuration of the control plane."""
-        return self.path / "control.toml"
-
-    @property
-    def audit(self) -> Path:
-        """Folder of the audit log."""
-        return self.path / "audit"
-
-    @property
-    def objects(self) -> Path:
-        """Folder of sealed objects, unless they lie elsewhere."""
-        return self.path / "objects"
-
-    @property
-    def gateway(self) -> Path:
-        """Folder of the gateway on this server."""
-        return self.path / "gateway"
-
-    @property
-    def node(self) -> Path:
-        """Folder of the node on this server."""
-        return self.path / "node"
-
-    @property
-    def run(self) -> Path:
-        """Folder of logs and process ids."""
-        return self.path / "run"
-
-
 def audit_origin(cluster_id: str) -> str:
     """Name of the audit log in its checkpoints."""
     return f"appliance/{cluster_id}/audit"

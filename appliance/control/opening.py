@@ -23,10 +23,11 @@ from datetime import datetime
 from appliance.control.audit import witness
 from appliance.control.audit.log import AuditLog
 from appliance.control.auth.moments import believed
-from appliance.control.config import ControlConfig, DataDirectory, audit_origin
+from appliance.control.config import ControlConfig, audit_origin
 from appliance.control.presence import Presence
 from appliance.control.store import migrate, tables
 from appliance.control.store.database import Database
+from appliance.core.data_directory import KEPT, DataDirectory
 from appliance.core.errors import FailedPrecondition
 from appliance.core.files import make_private_dir, open_private, read_secret
 from appliance.crypto.keys import Keyring, RootKey
@@ -60,20 +61,12 @@ def open_data(
         check_clock: False only to set right what a wrong clock has written.
 
     Raises:
+        NotFound: there is no appliance.
         FailedPrecondition: something is missing, open to others, in use or of another version.
         Tampered: keyring or audit log were changed; Stale when the log is an older copy.
     """
     data = DataDirectory(settings.data)
-    if not data.root_key.exists():
-        if data.keyring.exists():
-            raise FailedPrecondition(
-                f"{data.root_key} is missing, and nothing here can be read without it: put it back "
-                "from where you keep it",
-                path=data.root_key,
-            )
-        raise FailedPrecondition(
-            f"{data.path} holds no appliance: make one with `appliance init`", path=data.path
-        )
+    data.check_complete(KEPT)
     make_private_dir(data.path)
     lock = _lock(data)
     try:

@@ -6,7 +6,8 @@ read the keys, before it ends.
 
 Rules kept here:
 * the control plane must not run: its lock is taken, so there is one writer of state and audit log;
-* the key, the names and the addresses stay the same; only the time is new;
+* the key, the names and the addresses stay the same; only the time is new. Where the key was lost
+  it gets another one, and where the certificate was, the names that `init` gave it;
 * from now on the control plane refuses the certificate before;
 * intent and result are in the audit log, under the method `gateway-certificate` and no principal:
   the operating system, not the appliance, says who may run it.
@@ -22,19 +23,24 @@ from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Row
 
 from appliance.control.audit.record import Entry
 from appliance.control.config import ControlConfig
 from appliance.control.opening import Opened, offline, open_data
 from appliance.control.services.nodes import EVICTED
-from appliance.control.setup import GATEWAY_LIFETIME
+from appliance.control.setup import GATEWAY_LIFETIME, front_names
 from appliance.control.store import tables
+from appliance.core.addresses import split_address
 from appliance.core.errors import FailedPrecondition
 from appliance.core.files import read_secret, write_durably
 from appliance.core.identity import Principal, PrincipalKind
 from appliance.crypto.certs import (
     hosts_of,
     make_csr,
+    new_private_key,
     not_after,
     not_before,
     peer_identity,
@@ -55,6 +61,16 @@ class Renewed:
     expire_time: datetime
 
 
+@dataclass(frozen=True)
+class _Shown:
+    """What callers of a gateway see: its row, names, addresses, and certificate if it is there."""
+
+    row: Row[Any]
+    hosts: list[str]
+    addresses: list[str]
+    certificate: bytes | None
+
+
 def renew(settings: ControlConfig, clock: Callable[[], datetime]) -> Renewed:
     """Make a new certificate for the gateway of the data directory, also when the old one is over.
 
@@ -65,43 +81,43 @@ def renew(settings: ControlConfig, clock: Callable[[], datetime]) -> Renewed:
         AuditUnavailable: it cannot be recorded; then nothing has changed.
     """
     with closing(open_data(settings, clock)) as opened:
-        return renew_in(opened, clock(), offline())
+        return renew_in(opened, settings, clock(), offline())
 
 
-def why_renew(opened: Opened, now: datetime) -> str:
+def why_renew(opened: Opened, settings: ControlConfig, now: datetime) -> str:
     """Why the gateway of a data directory needs a new certificate; empty when it does not.
 
     Raises as `renew` does.
     """
-    certificate = read_secret(_certificate_file(opened))
-    gateway, end = _gateway_in(opened, certificate), not_after(certificate)
+    shown = _shown(opened, settings)
+    if shown.certificate is None or not _key_file(opened).exists():
+        return "its key or its certificate was missing"
+    begin, end = not_before(shown.certificate), not_after(shown.certificate)
     if now >= end:
         return f"the one before ended on {end:%Y-%m-%d %H:%M}Z"
     if end - now < SOON:
         return f"the one before ends on {end:%Y-%m-%d}"
-    if now < (begin := not_before(certificate)):
+    if now < begin:
         return f"the one before begins on {begin:%Y-%m-%d %H:%M}Z, made under a wrong clock"
-    with opened.database.read() as state:
-        row = state.first(tables.gateway.select().where(tables.gateway.c.id == gateway.id))
-    if row is None or row.certificate_serial != serial_of(certificate):
+    if serial_of(shown.certificate) != shown.row.certificate_serial:
         return "the control plane knows another one"
     return ""
 
 
-def renew_in(opened: Opened, now: datetime, by: Mapping[str, str]) -> Renewed:
+def renew_in(
+    opened: Opened, settings: ControlConfig, now: datetime, by: Mapping[str, str]
+) -> Renewed:
     """As `renew`, in an open data directory that nobody serves yet; `by` is for the record."""
-    path, log = _certificate_file(opened), opened.log
-    before, key = read_secret(path), read_secret(path.with_name("key.pem"))
-    gateway = _gateway_in(opened, before)
+    path, log, shown = _certificate_file(opened), opened.log, _shown(opened, settings)
+    gateway, key = Principal(PrincipalKind.GATEWAY, shown.row.id), _key(opened)
     log.append(Entry("intent", method=METHOD, resource=gateway.name, details=dict(by))).result()
-    hosts, addresses = hosts_of(before)
     certificate = opened.keyring.ca.issue(
         make_csr(key),
         gateway,
         server=True,
         client=True,
-        dns=hosts,
-        ips=addresses,
+        dns=shown.hosts,
+        ips=shown.addresses,
         lifetime=GATEWAY_LIFETIME,
         now=now,
     )
@@ -124,8 +140,39 @@ def _certificate_file(opened: Opened) -> Path:
     return opened.data.gateway / "cert.pem"
 
 
-def _gateway_in(opened: Opened, certificate: bytes) -> Principal:
-    """Whose certificate it is, as of its last moment; FailedPrecondition when it may not call."""
+def _key_file(opened: Opened) -> Path:
+    return opened.data.gateway / "key.pem"
+
+
+def _key(opened: Opened) -> bytes:
+    """The gateway's private key; a new one where it was lost."""
+    path = _key_file(opened)
+    if not path.exists():
+        write_durably(path, new_private_key())
+    return read_secret(path)
+
+
+def _shown(opened: Opened, settings: ControlConfig) -> _Shown:
+    """What the gateway shows; where its certificate was lost, what `init` made it show."""
+    path = _certificate_file(opened)
+    if path.exists():
+        certificate = read_secret(path)
+        return _Shown(_row_of(opened, certificate), *hosts_of(certificate), certificate)
+    with opened.database.read() as state:
+        rows = state.all(tables.gateway.select().where(tables.gateway.c.state != EVICTED))
+    if len(rows) != 1:
+        raise FailedPrecondition(
+            f"{path} is missing, and there are {len(rows)} gateways: put it back from your backup"
+        )
+    host, _ = split_address(settings.gateway.grpc, "gateway.grpc")
+    return _Shown(rows[0], *front_names(host), None)
+
+
+def _row_of(opened: Opened, certificate: bytes) -> Row[Any]:
+    """Of whose certificate it is, as of its last moment.
+
+    Raises FailedPrecondition when that is not a gateway that may call.
+    """
     ring = opened.keyring
     last = not_after(certificate) - timedelta(seconds=1)
     found = peer_identity(
@@ -135,4 +182,4 @@ def _gateway_in(opened: Opened, certificate: bytes) -> Principal:
         row = state.first(tables.gateway.select().where(tables.gateway.c.id == found.id))
     if found.kind is not PrincipalKind.GATEWAY or row is None or row.state == EVICTED:
         raise FailedPrecondition(f"{found} is not a gateway that may call: it gets no certificate")
-    return found
+    return row

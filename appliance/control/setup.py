@@ -32,7 +32,7 @@ from appliance.control.auth.roles import Roles
 from appliance.control.auth.rules import Link
 from appliance.control.auth.scopes import EVERYWHERE, PLATFORM
 from appliance.control.auth.totp import Totp
-from appliance.control.config import DataDirectory, audit_origin
+from appliance.control.config import audit_origin
 from appliance.control.events import Events
 from appliance.control.services.bindings import ADMINISTRATOR, Bindings
 from appliance.control.services.change import Changes
@@ -40,7 +40,8 @@ from appliance.control.services.users import Users
 from appliance.control.store import migrate, tables
 from appliance.control.store.database import Database
 from appliance.core import names
-from appliance.core.errors import AlreadyExists, Exhausted, FailedPrecondition
+from appliance.core.data_directory import DataDirectory
+from appliance.core.errors import Exhausted, FailedPrecondition
 from appliance.core.files import make_private_dir, sync_dir, write_durably
 from appliance.core.identity import Principal, PrincipalKind
 from appliance.crypto.certs import make_csr, new_private_key, serial_of
@@ -109,25 +110,12 @@ def init(plan: Plan, password: str) -> Made:
     names.check_id(plan.node_name, "node")
     names.check_id(plan.gateway_name, "gateway")
     target = plan.data.absolute()
-    _check_target(target)
+    DataDirectory(target).check_unused()
     with _beside(target) as folder:
         made = _fill(plan, DataDirectory(folder), password)
         folder.rename(target)
     sync_dir(target.parent)
     return Made(target, made.cluster_id, made.ca.fingerprint())
-
-
-def _check_target(target: Path) -> None:
-    if DataDirectory(target).config.exists() or DataDirectory(target).root_key.exists():
-        raise AlreadyExists(
-            f"{target} already holds an appliance, which was left as it is: start it with "
-            "`appliance up`, or choose another data directory",
-            path=target,
-        )
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise FailedPrecondition(
-            f"{target} is not an empty folder: choose another data directory", path=target
-        )
 
 
 @contextlib.contextmanager
@@ -182,20 +170,24 @@ def _fill(plan: Plan, data: DataDirectory, password: str) -> Keyring:
     return keyring
 
 
+def front_names(host: str) -> tuple[list[str], list[str]]:
+    """DNS names and IP addresses of a gateway that others reach under `host`."""
+    try:
+        return ["localhost"], list(dict.fromkeys(("127.0.0.1", str(ipaddress.ip_address(host)))))
+    except ValueError:
+        return list(dict.fromkeys(("localhost", host))), ["127.0.0.1"]
+
+
 def _gateway_certificate(plan: Plan, keyring: Keyring, key: bytes) -> bytes:
     """For the gateway's calls and for its listeners; names and addresses clients may use."""
-    hosts, addresses = ["localhost"], ["127.0.0.1"]
-    try:
-        addresses.append(str(ipaddress.ip_address(plan.address)))
-    except ValueError:
-        hosts.append(plan.address)
+    hosts, addresses = front_names(plan.address)
     return keyring.ca.issue(
         make_csr(key),
         Principal(PrincipalKind.GATEWAY, plan.gateway_name),
         server=True,
         client=True,
         dns=hosts,
-        ips=dict.fromkeys(addresses),
+        ips=addresses,
         lifetime=GATEWAY_LIFETIME,
     )
 

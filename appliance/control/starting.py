@@ -29,6 +29,7 @@ from typing import Any
 
 from appliance.control import joining, renewing
 from appliance.control.auth import join_tokens
+from appliance.control.config import ControlConfig
 from appliance.control.opening import Opened
 from appliance.control.services.nodes import EVICTED
 from appliance.control.setup import NODE_NAME
@@ -53,11 +54,17 @@ class Held:
     serial: str
 
 
-def prepare(opened: Opened, machines: Iterable[str], clock: Callable[[], datetime]) -> list[str]:
+def prepare(
+    opened: Opened,
+    settings: ControlConfig,
+    machines: Iterable[str],
+    clock: Callable[[], datetime],
+) -> list[str]:
     """Make what the machines of this data directory lack; a sentence for each thing done or not.
 
     Args:
         opened: the data directory; the control plane does not serve yet.
+        settings: its configuration.
         machines: some of `MACHINES`.
         clock: the time, aware.
     """
@@ -65,7 +72,7 @@ def prepare(opened: Opened, machines: Iterable[str], clock: Callable[[], datetim
     said = []
     for machine in machines:
         try:
-            said.append(steps[machine](opened, clock()))
+            said.append(steps[machine](opened, settings, clock()))
         except (ApplianceError, OSError) as error:
             said.append(f"the {machine} of this server gets nothing new: {error}")
     return [*_write_authority(opened), *filter(None, said)]
@@ -92,7 +99,7 @@ def why_join(held: Held | None, row: Any, now: datetime) -> str:  # noqa: ANN401
     return ""
 
 
-def _prepare_node(opened: Opened, now: datetime) -> str:
+def _prepare_node(opened: Opened, _: ControlConfig, now: datetime) -> str:
     """Let it join anew when it must; what was done."""
     try:
         identity_file, token_file = _files_of(opened.data.node)
@@ -114,13 +121,13 @@ def _prepare_node(opened: Opened, now: datetime) -> str:
     return f"{names.node(node)} joins anew, with a new key: {why}"
 
 
-def _prepare_gateway(opened: Opened, now: datetime) -> str:
+def _prepare_gateway(opened: Opened, settings: ControlConfig, now: datetime) -> str:
     """Renew its certificate when that is over or soon will be; what was done."""
-    why = renewing.why_renew(opened, now)
+    why = renewing.why_renew(opened, settings, now)
     if not why:
         return ""
     by = {"by": f"appliance up, uid {os.getuid()}", "why": why}
-    made = renewing.renew_in(opened, now, by)
+    made = renewing.renew_in(opened, settings, now, by)
     return f"{made.gateway} has a new certificate until {made.expire_time:%Y-%m-%d}: {why}"
 
 

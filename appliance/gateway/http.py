@@ -30,11 +30,11 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from appliance.core.addresses import check_free, split_address
 from appliance.gateway import openai_answer as answers
 from appliance.gateway.accept import Acceptor, Refused
 from appliance.gateway.connections import Connections, Place
 from appliance.wire.admission import Rates
-from appliance.wire.server import check_free, split_address
 
 SETTING = "listen.openai"
 KEEP_ALIVE_SECONDS = 75

@@ -17,12 +17,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import ipaddress
 import logging
 import resource
 import signal
-import socket
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +31,7 @@ import grpc
 import grpc.aio
 from prometheus_client import CollectorRegistry, start_http_server
 
+from appliance.core.addresses import check_free, split_address
 from appliance.core.errors import FailedPrecondition, InvalidInput
 from appliance.wire.health import Health
 from appliance.wire.metrics import ProcessState
@@ -75,46 +74,6 @@ class Listener:
     services: Sequence[Service]
     rules: Mapping[str, Rule]
     options: Sequence[tuple[str, int]] = ()
-
-
-def split_address(address: str, setting: str) -> tuple[str, int]:
-    """Host and port of `host:port` or `[v6]:port`. Raises InvalidInput naming the setting."""
-    host, colon, port = address.rpartition(":")
-    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise InvalidInput(f"{setting}: {address!r} is not host:port, such as 127.0.0.1:7443")
-    return host.removeprefix("[").removesuffix("]"), int(port)
-
-
-def check_free(address: str, setting: str) -> None:
-    """Raise FailedPrecondition with a sentence when nothing can listen on the address now."""
-    host, port = split_address(address, setting)
-    try:
-        family, kind, protocol, _, place = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(place)
-    except OSError as error:
-        raise _cannot_listen(error, address, setting) from error
-
-
-def _cannot_listen(error: OSError, address: str, setting: str) -> FailedPrecondition:
-    port = address.rpartition(":")[2]
-    if error.errno == errno.EADDRINUSE:
-        return FailedPrecondition(
-            f"port {port} is in use: stop what listens on {address}, "
-            f"or set {setting} to another port",
-            address=address,
-        )
-    if error.errno in (errno.EACCES, errno.EPERM):
-        why = f"this user may not listen on port {port}"
-    else:
-        why = error.strerror or str(error)
-    return FailedPrecondition(
-        f"cannot listen on {address} ({why}): set {setting} to an address of this machine",
-        address=address,
-    )
 
 
 class Server:

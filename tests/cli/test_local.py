@@ -9,6 +9,7 @@ import pytest
 
 from appliance.cli.local import Local
 from appliance.cli.process_tree import descendants, end, kill_below
+from appliance.core.data_directory import KEPT
 from appliance.core.errors import Exhausted, FailedPrecondition, NotFound
 
 CONTROL = '[listen]\napi = "127.0.0.1:1"\nmachines = "127.0.0.1:2"\nmetrics = "127.0.0.1:3"\n'
@@ -40,6 +41,8 @@ def data(tmp_path: Path) -> Path:
     }.items():
         (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "data" / name).write_text(text)
+    for name in KEPT:
+        (tmp_path / "data" / name).touch()
     (tmp_path / "data").chmod(0o700)
     return tmp_path / "data"
 
@@ -58,8 +61,16 @@ def test_the_processes_of_a_data_directory(data: Path) -> None:
 
 
 def test_a_folder_without_an_appliance_says_how_to_make_one(tmp_path: Path) -> None:
-    with pytest.raises(NotFound, match="appliance init"):
+    with pytest.raises(NotFound, match=f"`appliance init --data-dir {tmp_path} --admin NAME`"):
         Local(tmp_path).programs()
+
+
+def test_a_node_whose_configuration_was_lost_can_be_left_out(data: Path) -> None:
+    (data / "node" / "node.toml").unlink()
+    with pytest.raises(FailedPrecondition, match=r"`appliance up --no-node`"):
+        Local(data).programs()
+    assert [each.name for each in Local(data).programs(node=False)] == ["control", "gateway"]
+    assert Local(data).api == "127.0.0.1:1"
 
 
 @pytest.mark.parametrize("text", ["[listen", "[listen]\nmachines = 'x:1'\n", "listen = 3\n"])

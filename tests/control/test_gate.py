@@ -26,12 +26,13 @@ from appliance.control.auth import tokens
 from appliance.control.auth.rules import Link
 from appliance.control.auth.sessions import CHANGE_PASSWORD
 from appliance.control.auth.tokens import TokenKind
-from appliance.control.config import ControlConfig, DataDirectory, Limits
+from appliance.control.config import ControlConfig, Limits
 from appliance.control.main import Control
 from appliance.control.pools import STRANGER_THREADS
 from appliance.control.rpc.servicer import Servicer
 from appliance.control.services.caller import Caller, set_current_caller
 from appliance.control.store import tables
+from appliance.core.data_directory import DataDirectory
 from appliance.core.errors import (
     AuditUnavailable,
     Denied,

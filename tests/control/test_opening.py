@@ -54,6 +54,14 @@ def drop_keyring(copy: Path, _other: Path) -> None:
     (copy / "keyring.sealed").unlink()
 
 
+def drop_state(copy: Path, _other: Path) -> None:
+    (copy / "state.db").unlink()
+
+
+def drop_audit(copy: Path, _other: Path) -> None:
+    shutil.rmtree(copy / "audit")
+
+
 def other_root_key(copy: Path, other: Path) -> None:
     shutil.copy(other / "root.key", copy / "root.key")
 
@@ -104,12 +112,14 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         (widen, FailedPrecondition, "open to other users"),
         (open_folder, FailedPrecondition, "open to other users"),
-        (drop_root_key, FailedPrecondition, "put it back from where you keep it"),
-        (drop_keyring, FailedPrecondition, "there is no file"),
+        (drop_root_key, FailedPrecondition, "whose root.key is missing; without it nothing"),
+        (drop_keyring, FailedPrecondition, "whose keyring.sealed is missing; it holds"),
+        (drop_state, FailedPrecondition, "whose state.db is missing; it holds"),
+        (drop_audit, FailedPrecondition, "whose audit is missing; it holds"),
         (other_root_key, Tampered, ""),
         (other_keyring, Tampered, ""),
         (other_state, FailedPrecondition, "restore both from the same backup"),
-        (empty_state, FailedPrecondition, "run `appliance init` first"),
+        (empty_state, FailedPrecondition, "is empty; put back `state.db` and `audit` of"),
         (change_log, Tampered, ""),
         (drop_log, Tampered, ""),
         (other_log, Tampered, ""),
@@ -128,6 +138,7 @@ async def test_it_does_not_start(
     with pytest.raises(error) as refused:
         Control.build(settings, MovingClock())
     assert says in refused.value.message
+    assert "appliance init" not in refused.value.message
     assert "Traceback" not in refused.value.message
 
 

@@ -20,8 +20,8 @@ from appliance.api.nodes.v1 import node_service_pb2 as node_rpc
 from appliance.api.nodes.v1 import node_service_pb2_grpc
 from appliance.cli.audit import details_of
 from appliance.control import parts
-from appliance.control.config import DataDirectory
 from appliance.control.rpc.servicer import descriptor_of
+from appliance.core.data_directory import DataDirectory
 from tests.control.test_access_matrix import call
 from tests.control.test_people import STRONG, Client
 from tests.fakes.appliance import ADMINISTRATOR, Appliance, bearer

@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 
 from appliance.control import setup
-from appliance.control.config import ControlConfig, DataDirectory
+from appliance.control.config import ControlConfig
 from appliance.control.main import Control
 from appliance.control.setup import Plan, init
 from appliance.control.store import tables
 from appliance.control.store.database import Database
 from appliance.core import config
+from appliance.core.data_directory import DataDirectory
 from appliance.core.errors import Exhausted, FailedPrecondition, InvalidInput
 from appliance.crypto.certs import fingerprint
 from appliance.gateway.config import GatewayConfig

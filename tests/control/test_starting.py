@@ -10,6 +10,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from appliance.control import joining
 from appliance.control.auth import join_tokens
@@ -18,7 +20,14 @@ from appliance.control.services.nodes import EVICTED, LOST
 from appliance.control.starting import GATEWAY, MACHINES, NODE, Held, prepare, why_join
 from appliance.control.store import tables
 from appliance.core.identity import Principal, PrincipalKind
-from appliance.crypto.certs import Authority, make_csr, new_private_key, not_after, serial_of
+from appliance.crypto.certs import (
+    Authority,
+    hosts_of,
+    make_csr,
+    new_private_key,
+    not_after,
+    serial_of,
+)
 from tests.fakes.appliance import settings_of
 
 NOW = datetime.now(UTC)
@@ -94,7 +103,7 @@ def prepared(
     folder: Path, clock: Callable[[], datetime], machines: tuple[str, ...] = MACHINES
 ) -> list[str]:
     with closing(open_data(settings_of(folder), clock)) as opened:
-        return prepare(opened, machines, clock)
+        return prepare(opened, settings_of(folder), machines, clock)
 
 
 def lets_in(folder: Path, clock: Callable[[], datetime]) -> str:
@@ -192,6 +201,23 @@ def test_a_certificate_that_the_state_does_not_know_is_renewed(copy: Path) -> No
         change.run(tables.gateway.update().values(certificate_serial="of a backup"))
     (said,) = prepared(copy, now, (GATEWAY,))
     assert said.endswith("the control plane knows another one")
+
+
+@pytest.mark.parametrize("lost", [("key.pem",), ("cert.pem",), ("key.pem", "cert.pem")])
+def test_a_gateway_that_has_lost_its_key_or_certificate_gets_others(
+    copy: Path, lost: tuple[str, ...]
+) -> None:
+    path = copy / "gateway" / "cert.pem"
+    before = path.read_bytes()
+    for name in lost:
+        path.with_name(name).unlink()
+    (said,) = prepared(copy, now, (GATEWAY,))
+    assert said.endswith(": its key or its certificate was missing")
+    assert hosts_of(path.read_bytes()) == hosts_of(before)
+    certificate = x509.load_pem_x509_certificate(path.read_bytes())
+    key = load_pem_private_key(path.with_name("key.pem").read_bytes(), None)
+    assert certificate.public_key() == key.public_key()
+    assert prepared(copy, now, (GATEWAY,)) == []
 
 
 def test_what_cannot_be_renewed_is_said_and_stops_nobody_else(copy: Path) -> None:

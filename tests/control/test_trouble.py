@@ -15,9 +15,10 @@ from appliance.api.projects.v1 import project_service_pb2 as rpc
 from appliance.api.projects.v1 import project_service_pb2_grpc
 from appliance.control.audit import log as log_module
 from appliance.control.audit import segments
-from appliance.control.config import DataDirectory, audit_origin
+from appliance.control.config import audit_origin
 from appliance.control.main import Control
 from appliance.control.store import tables
+from appliance.core.data_directory import DataDirectory
 from appliance.core.errors import ApplianceError, AuditUnavailable, FailedPrecondition
 from appliance.crypto import chain
 from tests.fakes.appliance import (

@@ -24,12 +24,13 @@ from appliance.control.auth import tokens
 from appliance.control.auth.rules import Link
 from appliance.control.auth.sessions import COMPLETE, VERIFY_TOTP
 from appliance.control.auth.tokens import TokenKind
-from appliance.control.config import ControlConfig, DataDirectory, Limits, Listen
+from appliance.control.config import ControlConfig, Limits, Listen
 from appliance.control.main import Control, _certificate
 from appliance.control.rpc.servicer import Servicer
 from appliance.control.services.bindings import Bindings
 from appliance.control.store import tables
 from appliance.core import config
+from appliance.core.data_directory import DataDirectory
 from appliance.core.errors import ApplianceError
 from appliance.core.identity import Principal, PrincipalKind
 from appliance.crypto.certs import make_csr, new_private_key, serial_of

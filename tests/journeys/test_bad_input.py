@@ -5,6 +5,7 @@ import pickle
 import resource
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ import pytest
 from appliance.cli.local import Local
 from appliance.control.services.model_files import check_config
 from appliance.control.services.weights import shapes
+from appliance.core.data_directory import KEPT, PARTS
 from deploy.demo.terminal import Terminal
 from tests.fakes import tiny_model
 from tests.fakes.wire import other_authority
@@ -290,6 +292,28 @@ def test_a_port_in_use(appliance: Appliance, tmp_path: Path) -> None:
             )
     assert running.mentioning(data) == []
     assert Local(data).supervisor() is None
+
+
+def test_a_lost_part_of_a_data_directory(tmp_path: Path) -> None:
+    """At every start, and when a new appliance would be made over what is left."""
+    carol, data = Terminal(PROGRAM, tmp_path / "carol"), tmp_path / "data"
+    running.init(carol, data, PASSWORD)
+    config = str(data / "control.toml")
+    for part, advice in PARTS.items():
+        kept = (data / part).rename(tmp_path / "kept")
+        left = {path: path.stat().st_size for path in data.rglob("*")}
+        expected = f"{data} holds an appliance whose {part} is missing; {advice}"
+        for how in (("--detach",), ()):
+            said = sentence(carol.run("up", "--data-dir", str(data), *how, expect=FAILED))
+            assert said == expected
+        assert sentence(running.init(carol, data, PASSWORD, expect=FAILED)) == expected
+        if part in KEPT or part == "control.toml":
+            command = [sys.executable, "-m", "appliance.control", "--config", config]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            assert (done.returncode, done.stderr) == (FAILED, f"error: {expected}\n")
+        assert {path: path.stat().st_size for path in data.rglob("*")} == left
+        kept.rename(data / part)
+    assert running.mentioning(data) == []
 
 
 def test_a_second_init_changes_nothing(appliance: Appliance) -> None:

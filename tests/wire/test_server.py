@@ -22,7 +22,7 @@ from appliance.core.identity import PrincipalKind
 from appliance.wire.health import WATCHES_PER_SOURCE
 from appliance.wire.machine_door import MachineDoor
 from appliance.wire.rules import RuleMissing, rules_of
-from appliance.wire.server import Listener, Server, Service, split_address
+from appliance.wire.server import Listener, Server, Service
 from appliance.wire.status import from_rpc_error
 from appliance.wire.tls import CHANNEL_OPTIONS, SERVER_OPTIONS
 from tests.fakes.http2 import ENHANCE_YOUR_CALM, Raw
@@ -133,22 +133,6 @@ async def test_two_servers_never_share_a_port() -> None:
 async def test_an_address_of_another_machine() -> None:
     with pytest.raises(FailedPrecondition, match=r"cannot listen on 192\.0\.2\.1:7443 .*this mach"):
         Server().bind(listener("192.0.2.1:7443"))
-
-
-@pytest.mark.parametrize(
-    ("address", "expected"),
-    [("127.0.0.1:7443", ("127.0.0.1", 7443)), ("[::1]:0", ("::1", 0)), ("h.lan:1", ("h.lan", 1))],
-)
-def test_addresses(address: str, expected: tuple[str, int]) -> None:
-    assert split_address(address, "listen") == expected
-
-
-@pytest.mark.parametrize(
-    "address", ["", "7443", ":7443", "h:", "h:x", "h:-1", "h:65536", "h:\uff11"]
-)
-def test_what_is_no_address(address: str) -> None:
-    with pytest.raises(InvalidInput, match=r"^listen: "):
-        split_address(address, "listen")
 
 
 @pytest.mark.attack

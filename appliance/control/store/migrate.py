@@ -24,6 +24,7 @@ from appliance.control.store.database import Database, clear_errors
 from appliance.core.errors import AlreadyExists, FailedPrecondition
 
 MIGRATIONS = Path(__file__).parent / "migrations"
+_PUT_BACK = "put back `state.db` and `audit` of your newest backup, both of the same one"
 
 
 def create(database: Database, cluster_id: str, now: datetime) -> None:
@@ -67,10 +68,10 @@ def check(database: Database) -> str:
     except DatabaseError as error:
         damage, found = error.orig, None
     if damage != "ok":
-        raise FailedPrecondition(f"{database.path} is damaged ({damage}); restore it from a backup")
+        raise FailedPrecondition(f"{database.path} is damaged ({damage}); {_PUT_BACK}")
     scripts = ScriptDirectory(str(MIGRATIONS))
     if found is None:
-        raise FailedPrecondition(f"{database.path} is empty; run `appliance init` first")
+        raise FailedPrecondition(f"{database.path} is empty; {_PUT_BACK}")
     if found not in {script.revision for script in scripts.walk_revisions()}:
         raise FailedPrecondition(
             f"{database.path} was written by a newer version ({found}); install that version"
@@ -80,5 +81,5 @@ def check(database: Database) -> str:
     with database.read() as state:
         cluster = state.value(select(tables.meta.c.cluster_id))
     if cluster is None:
-        raise FailedPrecondition(f"{database.path} was not initialised; run `appliance init` again")
+        raise FailedPrecondition(f"{database.path} was not initialised; {_PUT_BACK}")
     return str(cluster)

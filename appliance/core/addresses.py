@@ -1,0 +1,82 @@
+"""Addresses, `host:port`: one way to write them, one to read them, and whether they can be used.
+
+Rules kept here:
+* an IPv6 address stands in brackets wherever a port follows, `[::1]:7443`; without them nobody can
+  say where the port begins;
+* a taken port, a missing right or a wrong address is one sentence that names the setting.
+
+Called by whatever joins, reads or listens on an address.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import re
+import socket
+
+from appliance.core.errors import FailedPrecondition, InvalidInput
+
+_LABEL = r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+_NAME = re.compile(rf"{_LABEL}(\.{_LABEL})*\.?")
+LONGEST_NAME = 253
+
+
+def host_port(host: str, port: int) -> str:
+    """`host:port`; an IPv6 address in brackets, whether it came with them or not."""
+    bare = host.removeprefix("[").removesuffix("]")
+    return f"[{bare}]:{port}" if ":" in bare else f"{bare}:{port}"
+
+
+def split_address(address: str, setting: str) -> tuple[str, int]:
+    """Host and port of `host:port` or `[v6]:port`. Raises InvalidInput naming the setting."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise InvalidInput(f"{setting}: {address!r} is not host:port, such as 127.0.0.1:7443")
+    bare = host.removeprefix("[").removesuffix("]")
+    if ":" in host and host != f"[{bare}]":
+        raise InvalidInput(
+            f"{setting}: {address!r} is not host:port: an IPv6 address stands in brackets, such as "
+            "[::1]:7443"
+        )
+    return bare, int(port)
+
+
+def is_host(text: str) -> bool:
+    """Whether it is an IP address or the name of a host (RFC 1123), and nothing beside that."""
+    try:
+        return "%" not in str(ipaddress.ip_address(text))
+    except ValueError:
+        return len(text) <= LONGEST_NAME and _NAME.fullmatch(text) is not None
+
+
+def check_free(address: str, setting: str) -> None:
+    """Raise FailedPrecondition with a sentence when nothing can listen on the address now."""
+    host, port = split_address(address, setting)
+    try:
+        family, kind, protocol, _, place = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(place)
+    except OSError as error:
+        raise _cannot_listen(error, address, setting) from error
+
+
+def _cannot_listen(error: OSError, address: str, setting: str) -> FailedPrecondition:
+    port = address.rpartition(":")[2]
+    if error.errno == errno.EADDRINUSE:
+        return FailedPrecondition(
+            f"port {port} is in use: stop what listens on {address}, "
+            f"or set {setting} to another port",
+            address=address,
+        )
+    if error.errno in (errno.EACCES, errno.EPERM):
+        why = f"this user may not listen on port {port}"
+    else:
+        why = error.strerror or str(error)
+    return FailedPrecondition(
+        f"cannot listen on {address} ({why}): set {setting} to an address of this machine",
+        address=address,
+    )
