@@ -13,6 +13,8 @@ import click
 from appliance.cli import output
 from appliance.cli.command import output_option
 from appliance.client.profiles import Profile, Profiles
+from appliance.core.addresses import is_host, split_address
+from appliance.core.errors import InvalidInput
 
 COLUMNS = [
     ("CONTEXT", output.field("name")),
@@ -69,11 +71,14 @@ def _show(profiles: Profiles, names: str | list[str], form: str) -> None:
 @click.option("--project", default="", metavar="P", help="Project that short names belong to.")
 def add(profiles: Profiles, name: str, server: str, ca: Path, project: str) -> str:
     """Add a server and use it."""
-    host, _, port = server.rpartition(":")
-    if not host or not port.isascii() or not port.isdecimal() or not 0 < int(port[:6]) <= 65535:
+    try:
+        host, port = split_address(server, "--server")
+    except InvalidInput:
+        host, port = "", 0
+    if not is_host(host) or not port:
         raise click.UsageError(
             f"--server {server}: write HOST:PORT with a port from 1 to 65535, such as "
-            "appliance.example:7443"
+            "appliance.example:7443 or [::1]:7443"
         )
     pem = ca.read_text(encoding="ascii", errors="replace")
     if "-----BEGIN CERTIFICATE-----" not in pem:

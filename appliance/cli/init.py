@@ -14,20 +14,11 @@ from appliance.cli.command import output_option
 from appliance.cli.local import Local
 from appliance.cli.options import data_dir
 from appliance.client.profiles import Profile, Profiles
+from appliance.core import names
 from appliance.core.data_directory import DataDirectory
-from appliance.core.errors import FailedPrecondition
+from appliance.core.errors import ApplianceError, FailedPrecondition
+from appliance.core.site import LOOPBACK, PORTS, Site
 
-# In the order of their numbers from --port-base on.
-PORTS = (
-    "api",
-    "machines",
-    "gateway",
-    "openai",
-    "metrics",
-    "node-health",
-    "node-metrics",
-    "gateway-metrics",
-)
 LAST_BASE = 65535 - len(PORTS) + 1
 
 
@@ -41,10 +32,8 @@ LAST_BASE = 65535 - len(PORTS) + 1
     help="First of eight ports, one after the other.  [default: 7443 to 7447, 8443 to 8445]",
 )
 @click.option("--devices", type=click.IntRange(1), help="Devices the node offers.  [default: all]")
-@click.option("--listen", default="127.0.0.1", show_default=True, help="Host to listen on.")
-@click.option(
-    "--address", default="127.0.0.1", show_default=True, help="Host under which others reach it."
-)
+@click.option("--listen", default=LOOPBACK, show_default=True, help="Host to listen on.")
+@click.option("--address", help="Host under which others reach it.  [default: --listen]")
 def command(
     data_dir: Path,
     admin: str,
@@ -52,7 +41,7 @@ def command(
     port_base: int | None,
     devices: int | None,
     listen: str,
-    address: str,
+    address: str | None,
     output: str,
 ) -> None:
     """Make the data directory of a new appliance: keys, CA, state, first administrator.
@@ -61,16 +50,19 @@ def command(
     """
     local = Local(data_dir)
     DataDirectory(local.path).check_unused()
+    names.check_id(admin, "admin")
+    ports = {name: port_base + i for i, name in enumerate(PORTS)} if port_base else dict(PORTS)
+    site = Site(listen, address, ports)
+    site.check_listen()
+    site.check_ports("--port-base")
+    Profiles().check_writable()
     password = prompts.password(password_file, f"New password of {admin}", twice=True)
-    arguments = ["--listen", listen, "--address", address]
-    if port_base is not None:
-        arguments += [f"--port={name}={port_base + i}" for i, name in enumerate(PORTS)]
+    arguments = [f"--listen={listen}", f"--address={site.host}"]
+    arguments += [f"--port={name}={port}" for name, port in ports.items()]
     if devices is not None:
         arguments += ["--devices", str(devices)]
     made = _make(local, admin, password, arguments)
-    port = local.api.rpartition(":")[2]
-    host = f"[{address}]" if ":" in address else address
-    made["context"] = _add_context(local, f"{host}:{port}", admin)
+    made["context"] = _add_context(local, site.reached("api"), admin)
     _show(made, output)
 
 
@@ -106,7 +98,13 @@ def _add_context(local: Local, server: str, admin: str) -> str:
             "which is in use now",
             err=True,
         )
-    profiles.put(Profile(name=name, server=server, ca_pem=pem, user=admin))
+    try:
+        profiles.put(Profile(name=name, server=server, ca_pem=pem, user=admin))
+    except ApplianceError as error:
+        raise FailedPrecondition(
+            f"the appliance in {local.path} is made, but {error}: `appliance context add {name} "
+            f"--server {server} --ca {local.ca}`"
+        ) from error
     return name
 
 

@@ -56,6 +56,7 @@ def command(
 ) -> None:
     """Log in with password and authenticator."""
     profile = session.profile
+    session.profiles.check_writable()
     user = user or profile.user or _ask_user()
     password = prompts.password(password_file, f"Password of {user}")
     recovery_code = prompts.first_line(recovery_code_file) if recovery_code_file else ""

@@ -22,6 +22,7 @@ command = click.Group("password", help="Change your own password.")
 def change_(session: Session, password_file: str | None, new_password_file: str | None) -> None:
     """Change your password: every other session of yours ends, other devices are forgotten."""
     user = session.profile.user
+    session.profiles.check_writable()
     present = prompts.password(password_file, f"Present password of {user}")
     new = prompts.password(new_password_file, f"New password of {user}", twice=True)
     change(session, user, present, new)

@@ -213,6 +213,7 @@ class Session:
         return False
 
     def _renew(self, code: str) -> None:
+        self.profiles.check_writable()
         method = find(_VERIFY)
         connection = self.connection()
         request = method.filled(token=self.token, code=code)

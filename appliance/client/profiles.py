@@ -4,12 +4,18 @@
 of them is current. The token of a session lies in a file of its own, 0600, and so does what a
 server knows this device by, for each user. Nothing secret is in `contexts.json`; a context can be
 copied to a colleague.
+
+Rule kept here: whoever is about to get something that is shown once asks first whether it can be
+kept (`check_writable`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import tempfile
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TypedDict
@@ -39,9 +45,15 @@ class Profiles:
     """Reads and writes contexts below `folder` (default: $XDG_CONFIG_HOME/appliance)."""
 
     def __init__(self, folder: Path | None = None) -> None:
-        home = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
-        self._folder = folder or Path(home) / "appliance"
+        self._folder = folder or _default()
         self._file = self._folder / "contexts.json"
+
+    def check_writable(self) -> None:
+        """Raise FailedPrecondition, with what to do, when nothing can be kept in the folder."""
+        self._read()
+        for folder in (self._folder, self._folder / "sessions", self._folder / "devices"):
+            with self._keeping(), tempfile.TemporaryFile(dir=make_private_dir(folder)):
+                pass
 
     def all(self) -> list[Profile]:
         """Every context, by name."""
@@ -101,12 +113,12 @@ class Profiles:
 
     def keep_token(self, profile: Profile, token: str) -> None:
         """Keep the token of a session, 0600."""
-        make_private_dir(self._token_file(profile).parent)
-        write_durably(self._token_file(profile), token.encode())
+        self._keep(self._token_file(profile), token.encode())
 
     def forget_token(self, profile: Profile) -> None:
         """Forget the session's token."""
-        self._token_file(profile).unlink(missing_ok=True)
+        with self._keeping():
+            self._token_file(profile).unlink(missing_ok=True)
 
     def device(self, profile: Profile, user: str) -> str:
         """What the server knows this device by, for a user; empty when it does not."""
@@ -117,14 +129,13 @@ class Profiles:
         """Keep what the server knows this device by from now on, 0600; nothing for no user's id."""
         if not is_id(user):
             return
-        path = self._device_file(profile, user)
-        make_private_dir(path.parent)
-        write_durably(path, token.encode())
+        self._keep(self._device_file(profile, user), token.encode())
 
     def forget_devices(self, profile: Profile) -> None:
         """Be an unknown device again, for every user."""
-        for path in (self._folder / "devices").glob(f"{profile.name}.*"):
-            path.unlink(missing_ok=True)
+        with self._keeping():
+            for path in (self._folder / "devices").glob(f"{profile.name}.*"):
+                path.unlink(missing_ok=True)
 
     def _device_file(self, profile: Profile, user: str) -> Path:
         # An id has no dot: two contexts never share a file.
@@ -133,19 +144,46 @@ class Profiles:
     def _token_file(self, profile: Profile) -> Path:
         return self._folder / "sessions" / profile.name
 
-    def _read(self) -> _Document:
-        if not self._file.exists():
-            return {"current": "", "contexts": []}
+    @contextlib.contextmanager
+    def _keeping(self) -> Iterator[None]:
+        """Within it, a folder that cannot be written is one sentence."""
         try:
-            document = json.loads(self._file.read_text())
+            yield
+        except OSError as error:
+            raise FailedPrecondition(
+                f"contexts and sessions cannot be kept in {self._folder} ({error.strerror}): set "
+                "XDG_CONFIG_HOME to a folder that this user may write, then repeat"
+            ) from error
+
+    def _keep(self, path: Path, data: bytes) -> None:
+        with self._keeping():
+            make_private_dir(path.parent)
+            write_durably(path, data)
+
+    def _read(self) -> _Document:
+        try:
+            document = json.loads(self._file.read_bytes())
             return {"current": document["current"], "contexts": document["contexts"]}
+        except (FileNotFoundError, NotADirectoryError):
+            return {"current": "", "contexts": []}
+        except OSError as error:
+            raise FailedPrecondition(f"{self._file} cannot be read: {error.strerror}") from error
         except (ValueError, KeyError, TypeError) as error:
             raise FailedPrecondition(
                 f"{self._file} cannot be read: mend or remove it, then add your contexts again."
             ) from error
 
     def _write(self, profiles: list[Profile], current: str) -> None:
-        make_private_dir(self._folder)
         entries = sorted((asdict(each) for each in profiles), key=lambda entry: entry["name"])
         document = {"current": current, "contexts": entries}
-        write_durably(self._file, json.dumps(document, indent=2).encode() + b"\n")
+        self._keep(self._file, json.dumps(document, indent=2).encode() + b"\n")
+
+
+def _default() -> Path:
+    try:
+        home = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    except RuntimeError as error:
+        raise FailedPrecondition(
+            "this user has no home: set XDG_CONFIG_HOME to a folder that it may write"
+        ) from error
+    return Path(home) / "appliance"

@@ -34,6 +34,7 @@ from appliance.core import config, log, names
 from appliance.core.data_directory import DataDirectory
 from appliance.core.errors import ApplianceError, InvalidInput
 from appliance.core.process import harden, settle_memory
+from appliance.core.site import LOOPBACK, PORTS, Site
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +102,7 @@ def _prepare(settings: ControlConfig, machines: Sequence[str], opened: Opened) -
 
 
 def _init(parsed: argparse.Namespace) -> int:
-    ports = dict(setup.PORTS)
+    ports = dict(PORTS)
     for choice in parsed.port:
         name, equals, number = choice.partition("=")
         if not equals or name not in ports or not number.isascii() or not number.isdigit():
@@ -109,12 +110,12 @@ def _init(parsed: argparse.Namespace) -> int:
                 f"--port {choice}: write NAME=NUMBER with one of {', '.join(sorted(ports))}"
             )
         ports[name] = int(number)
+    site = Site(parsed.listen, parsed.address, ports)
+    site.check_listen()
     plan = setup.Plan(
         data=parsed.data_dir,
         administrator=parsed.admin,
-        listen=parsed.listen,
-        address=parsed.address,
-        ports=ports,
+        site=site,
         node_name=parsed.node,
         gateway_name=parsed.gateway,
         devices=parsed.devices,
@@ -186,8 +187,8 @@ def _parser() -> argparse.ArgumentParser:
         required=True,
         help="read the administrator's password from the first line of standard input",
     )
-    init.add_argument("--listen", default="127.0.0.1", help="host to listen on")
-    init.add_argument("--address", default="127.0.0.1", help="host under which others reach it")
+    init.add_argument("--listen", default=LOOPBACK, help="host to listen on")
+    init.add_argument("--address", help="host under which others reach it; default: --listen")
     init.add_argument("--node", default="node-1", help="id of the node on this server")
     init.add_argument("--gateway", default="gateway-1", help="id of the gateway on this server")
     init.add_argument(
@@ -198,7 +199,7 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME=NUMBER",
-        help=f"another port than {', '.join(f'{n}={p}' for n, p in setup.PORTS.items())}",
+        help=f"another port than {', '.join(f'{n}={p}' for n, p in PORTS.items())}",
     )
     join = commands.add_parser(
         "join-token", help="make a token with which one server may join; the control plane is down"

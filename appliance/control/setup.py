@@ -18,7 +18,7 @@ import ipaddress
 import json
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -44,23 +44,13 @@ from appliance.core.data_directory import DataDirectory
 from appliance.core.errors import Exhausted, FailedPrecondition
 from appliance.core.files import make_private_dir, sync_dir, write_durably
 from appliance.core.identity import Principal, PrincipalKind
+from appliance.core.site import Site
 from appliance.crypto.certs import make_csr, new_private_key, serial_of
 from appliance.crypto.keys import Keyring, RootKey
 
 GATEWAY_LIFETIME = timedelta(days=397)
 FIRST_JOIN = timedelta(hours=24)
 NODE_NAME, GATEWAY_NAME = "node-1", "gateway-1"
-PORTS: Mapping[str, int] = {
-    "api": 7443,
-    "machines": 7444,
-    "metrics": 7445,
-    "node-health": 7446,
-    "node-metrics": 7447,
-    "gateway": 8443,
-    "openai": 8444,
-    "gateway-metrics": 8445,
-}
-"""Ports of an appliance on one server; metrics and health are on loopback always."""
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
@@ -71,18 +61,14 @@ class Plan:
     Args:
         data: the folder to make.
         administrator: id of the first administrator.
-        listen: host to listen on.
-        address: host under which nodes, gateways and callers reach this server.
-        ports: by name, all of `PORTS`.
+        site: where it listens, and under which host others reach it.
         node_name, gateway_name: ids of the node and the gateway on this server.
         devices: devices the node offers; 0: all it has.
     """
 
     data: Path
     administrator: str
-    listen: str = "127.0.0.1"
-    address: str = "127.0.0.1"
-    ports: Mapping[str, int] = field(default_factory=lambda: dict(PORTS))
+    site: Site = field(default_factory=Site)
     node_name: str = NODE_NAME
     gateway_name: str = GATEWAY_NAME
     devices: int = 0
@@ -103,12 +89,13 @@ def init(plan: Plan, password: str) -> Made:
     Raises:
         AlreadyExists: there is an appliance already.
         FailedPrecondition: the folder holds something else.
-        InvalidInput: an id or the password is refused.
+        InvalidInput: an id, a host or the password is refused.
         Exhausted: the disk is full. In every case nothing was made.
     """
     names.check_id(plan.administrator, "admin")
     names.check_id(plan.node_name, "node")
     names.check_id(plan.gateway_name, "gateway")
+    plan.site.check_hosts()
     target = plan.data.absolute()
     DataDirectory(target).check_unused()
     with _beside(target) as folder:
@@ -180,7 +167,7 @@ def front_names(host: str) -> tuple[list[str], list[str]]:
 
 def _gateway_certificate(plan: Plan, keyring: Keyring, key: bytes) -> bytes:
     """For the gateway's calls and for its listeners; names and addresses clients may use."""
-    hosts, addresses = front_names(plan.address)
+    hosts, addresses = front_names(plan.site.host)
     return keyring.ca.issue(
         make_csr(key),
         Principal(PrincipalKind.GATEWAY, plan.gateway_name),
@@ -277,67 +264,64 @@ def _now() -> datetime:
 
 
 def _control_toml(plan: Plan, cluster_id: str) -> bytes:
-    openai = _host_port(plan.address, plan.ports["openai"])
+    site = plan.site
     return _toml(
         {
             "": {"cluster_id": cluster_id, "data": "."},
             "listen": {
-                "api": _host_port(plan.listen, plan.ports["api"]),
-                "machines": _host_port(plan.listen, plan.ports["machines"]),
-                "metrics": _host_port("127.0.0.1", plan.ports["metrics"]),
+                "api": site.listens("api"),
+                "machines": site.listens("machines"),
+                "metrics": site.listens("metrics"),
             },
             "gateway": {
-                "grpc": _host_port(plan.address, plan.ports["gateway"]),
-                "openai": f"https://{openai}/v1",
+                "grpc": site.reached("gateway"),
+                "openai": f"https://{site.reached('openai')}/v1",
             },
         }
     )
 
 
 def _gateway_toml(plan: Plan, cluster_id: str) -> bytes:
+    site = plan.site
     return _toml(
         {
             "": {
                 "cluster_id": cluster_id,
-                "control": _host_port(plan.address, plan.ports["machines"]),
+                "control": site.reached("machines"),
                 "key": "key.pem",
                 "certificate": "cert.pem",
                 "ca": "ca.pem",
-                "metrics": _host_port("127.0.0.1", plan.ports["gateway-metrics"]),
+                "metrics": site.listens("gateway-metrics"),
             },
             "listen": {
-                "grpc": _host_port(plan.listen, plan.ports["gateway"]),
-                "openai": _host_port(plan.listen, plan.ports["openai"]),
+                "grpc": site.listens("gateway"),
+                "openai": site.listens("openai"),
             },
         }
     )
 
 
 def _node_toml(plan: Plan, keyring: Keyring) -> bytes:
-    objects = DataDirectory(plan.data.absolute()).objects
+    site, objects = plan.site, DataDirectory(plan.data.absolute()).objects
     return _toml(
         {
             "": {
                 "objects": objects.as_uri(),
                 "join_token": "join.token",
                 "state": "state",
-                "address": plan.address,
-                "health": _host_port("127.0.0.1", plan.ports["node-health"]),
-                "metrics": _host_port("127.0.0.1", plan.ports["node-metrics"]),
+                "address": site.host,
+                "health": site.listens("node-health"),
+                "metrics": site.listens("node-metrics"),
             },
             "control": {
-                "join": _host_port(plan.address, plan.ports["api"]),
-                "machines": _host_port(plan.address, plan.ports["machines"]),
+                "join": site.reached("api"),
+                "machines": site.reached("machines"),
                 "ca": "ca.pem",
                 "ca_fingerprint": keyring.ca.fingerprint(),
             },
             "devices": {"count": plan.devices},
         }
     )
-
-
-def _host_port(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _toml(tables_: dict[str, dict[str, str | int]]) -> bytes:

@@ -31,7 +31,8 @@ def host_port(host: str, port: int) -> str:
 def split_address(address: str, setting: str) -> tuple[str, int]:
     """Host and port of `host:port` or `[v6]:port`. Raises InvalidInput naming the setting."""
     host, colon, port = address.rpartition(":")
-    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+    number = int(port) if port.isascii() and port.isdigit() and len(port) <= 5 else 1 << 16
+    if not colon or not host or number >= 1 << 16:
         raise InvalidInput(f"{setting}: {address!r} is not host:port, such as 127.0.0.1:7443")
     bare = host.removeprefix("[").removesuffix("]")
     if ":" in host and host != f"[{bare}]":
@@ -39,7 +40,7 @@ def split_address(address: str, setting: str) -> tuple[str, int]:
             f"{setting}: {address!r} is not host:port: an IPv6 address stands in brackets, such as "
             "[::1]:7443"
         )
-    return bare, int(port)
+    return bare, number
 
 
 def is_host(text: str) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 from google.protobuf import json_format
 
 from appliance.api.agent.v1 import agent_service_pb2 as rpc
+from appliance.core.addresses import host_port
 from appliance.core.errors import InvalidInput, NotFound
 from appliance.core.names import Name
 
@@ -90,7 +91,7 @@ def replica(
         "max_sequence_length": order.max_sequence_length,
         # The order says it for each device, a worker is told it for all of them.
         "cache_bytes": order.cache_bytes * max(len(order.devices), 1),
-        "listen": f"[{place.address}]:0" if ":" in place.address else f"{place.address}:0",
+        "listen": host_port(place.address, 0),
         "key_pem": credentials.key_pem.decode(),
         "cert_pem": credentials.certificate_pem,
         "ca_pem": credentials.ca_pem.decode(),

@@ -36,6 +36,7 @@ from appliance.api.projects.v1 import project_service_pb2_grpc as projects_grpc
 from appliance.client.connection import Connection
 from appliance.control import setup
 from appliance.core.errors import ApplianceError
+from appliance.core.site import PORTS, Site
 from appliance.crypto.tokens import Parsed, TokenKind, text_of
 from bench.flood.flooder import Target
 
@@ -126,10 +127,10 @@ def _invented() -> str:
 @contextlib.contextmanager
 def stage(folder: Path) -> Iterator[Stage]:
     """Make an appliance, start its control plane and its gateway, log in; end both afterwards."""
-    ports = {name: _free_port() for name in setup.PORTS}
+    ports = {name: _free_port() for name in PORTS}
     password = secrets.token_urlsafe(18)
     data = folder / "data"
-    setup.init(setup.Plan(data, ADMINISTRATOR, ports=ports), password)
+    setup.init(setup.Plan(data, ADMINISTRATOR, Site(ports=ports)), password)
     made = Stage(data, ports, {})
     with contextlib.ExitStack() as stack:
         # The caller is timed 30 times a second for minutes: more than one may ask by default.

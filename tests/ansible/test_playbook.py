@@ -45,6 +45,18 @@ def loaded(cls: type[Any], role: str, name: str, folder: Path) -> Any:
     return config.load(cls, path)
 
 
+def test_ipv6_addresses_stand_in_brackets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("control_address", "gateway_address", "agent_control_address"):
+        monkeypatch.setitem(VALUES, name, "fd00::1")
+    control = loaded(ControlConfig, "control", "control.toml", tmp_path)
+    gateway = loaded(GatewayConfig, "gateway", "gateway.toml", tmp_path)
+    node = loaded(NodeConfig, "agent", "node.toml", tmp_path)
+    assert control.listen.api == node.control.join == "[fd00::1]:7443"
+    assert gateway.control == node.control.machines == "[fd00::1]:7444"
+    assert control.gateway.openai == f"https://{gateway.listen.openai}/v1"
+    assert gateway.listen.grpc == control.gateway.grpc == "[fd00::1]:8443"
+
+
 def test_the_processes_read_what_is_written_and_find_each_other(tmp_path: Path) -> None:
     control = loaded(ControlConfig, "control", "control.toml", tmp_path)
     gateway = loaded(GatewayConfig, "gateway", "gateway.toml", tmp_path)

@@ -14,7 +14,18 @@ CA = "-----BEGIN CERTIFICATE-----\n"
 
 @pytest.mark.parametrize(
     "server",
-    ["host", "host:", ":7443", "host:0", "host:99999", "host:7x", "host:-1", "host:\uff19"],
+    [
+        "host",
+        "host:",
+        ":7443",
+        "host:0",
+        "host:99999",
+        "host:7x",
+        "host:-1",
+        "host:\uff19",
+        "::1:7443",
+        "x y:1",
+    ],
 )
 def test_what_is_no_address_is_refused(command: Run, home: Path, server: str) -> None:
     (home / "ca.pem").write_text(CA)

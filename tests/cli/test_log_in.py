@@ -45,6 +45,22 @@ def answers(logged_in: FakeApi) -> dict[str, Any]:
     return logged_in.answers
 
 
+@pytest.mark.parametrize(
+    "typed", [LOG_IN, ("password", "change", "--password-file", "-", "--new-password-file", "-")]
+)
+def test_nothing_that_is_shown_once_is_asked_for_when_it_cannot_be_kept(
+    command: Run,
+    logged_in: FakeApi,
+    answers: dict[str, Any],
+    home: Path,
+    typed: tuple[str, ...],
+) -> None:
+    (home / "config" / "appliance" / "devices").touch()
+    refused = command(*typed, stdin="pass\n123456\n")
+    assert (refused.code, "devices is not a folder" in refused.err) == (1, True)
+    assert logged_in.calls == []
+
+
 def test_what_the_device_is_known_by_is_kept_private_and_sent_next_time(
     command: Run, logged_in: FakeApi, answers: dict[str, Any], home: Path
 ) -> None:

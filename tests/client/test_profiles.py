@@ -73,3 +73,49 @@ def test_the_project_of_a_context(profiles: Profiles) -> None:
     assert profiles.set_project("q").project == "q"
     profiles.set_project("r", "there")
     assert (profiles.get("there").project, profiles.current) == ("r", "here")
+
+
+@pytest.mark.parametrize("blocked", ["config", "config/sessions", "config/devices"])
+def test_a_folder_that_cannot_be_written_is_said_before_anything_is_kept(
+    profiles: Profiles, tmp_path: Path, blocked: str
+) -> None:
+    profiles.check_writable()
+    assert profiles.all() == []
+    kept = tmp_path / blocked
+    kept.rename(tmp_path / "away")
+    kept.touch()
+    with pytest.raises(FailedPrecondition, match=str(kept)):
+        profiles.check_writable()
+    if blocked == "config":
+        assert profiles.all() == []
+        with pytest.raises(FailedPrecondition, match="is not a folder"):
+            profiles.put(HERE)
+
+
+def test_a_folder_of_the_system_says_where_to_keep_contexts() -> None:
+    profiles = Profiles(Path("/proc/appliance"))
+    for keep in (profiles.check_writable, lambda: profiles.put(HERE)):
+        with pytest.raises(FailedPrecondition, match="set XDG_CONFIG_HOME to a folder that this"):
+            keep()
+
+
+@pytest.mark.parametrize("text", [b"{", b"\xff", b'{"current": ""}', b"[]"])
+def test_contexts_that_cannot_be_read_are_named(
+    profiles: Profiles, tmp_path: Path, text: bytes
+) -> None:
+    profiles.put(HERE)
+    file = tmp_path / "config" / "contexts.json"
+    file.write_bytes(text)
+    for use in (profiles.all, profiles.check_writable):
+        with pytest.raises(FailedPrecondition, match=f"{file} cannot be read: mend or remove it"):
+            use()
+
+
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    monkeypatch.setattr("appliance.client.profiles.Path.home", homeless)
+    with pytest.raises(FailedPrecondition, match="set XDG_CONFIG_HOME"):
+        Profiles()

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from appliance.control import setup
 from appliance.control.config import ControlConfig
 from appliance.control.main import Control
 from appliance.control.setup import Plan, init
@@ -21,6 +20,7 @@ from appliance.control.store.database import Database
 from appliance.core import config
 from appliance.core.data_directory import DataDirectory
 from appliance.core.errors import Exhausted, FailedPrecondition, InvalidInput
+from appliance.core.site import PORTS
 from appliance.crypto.certs import fingerprint
 from appliance.gateway.config import GatewayConfig
 from appliance.node.config import NodeConfig
@@ -244,4 +244,4 @@ async def test_a_port_in_use_is_one_sentence_and_nothing_stays_open(
 
 
 def test_ports_have_names_for_every_process() -> None:
-    assert len(set(setup.PORTS.values())) == len(setup.PORTS) == 8
+    assert len(set(PORTS.values())) == len(PORTS) == 8

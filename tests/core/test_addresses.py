@@ -34,6 +34,7 @@ def test_what_is_joined_is_split_again(host: str, address: str) -> None:
         "h:x",
         "h:-1",
         "h:65536",
+        "h:" + "1" * 5000,
         "h:\uff11",
         "::1:7443",
         "::1",

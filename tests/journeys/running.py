@@ -139,11 +139,12 @@ def _is_free(port: int) -> bool:
     return True
 
 
-def init(terminal: Terminal, data: Path, password: str, *, expect: int = 0) -> Done:
-    """Type `appliance init`."""
+def init(terminal: Terminal, data: Path, password: str, *options: str, expect: int = 0) -> Done:
+    """Type `appliance init`; an option given here counts instead of the usual one."""
     return terminal.run(
         *("init", "--data-dir", str(data), "--admin", "alice", "--password-file", "-"),
         *("--port-base", str(free_ports()), "--devices", str(DEVICES)),
+        *options,
         stdin=password + "\n",
         expect=expect,
     )

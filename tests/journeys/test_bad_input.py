@@ -294,6 +294,50 @@ def test_a_port_in_use(appliance: Appliance, tmp_path: Path) -> None:
     assert Local(data).supervisor() is None
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (("--listen", "nosuch.invalid"), "set --listen to an address of this machine"),
+        (("--listen", "192.0.2.1"), "set --listen to an address of this machine"),
+        (("--listen", "0.0.0.0"), "say with --address under which host others reach it"),
+        (("--address", "x y"), "--address 'x y' is no host that others can reach"),
+        (("--address", ""), "--address '' is no host that others can reach"),
+        (("--address", "192.0.2.1"), "does not lead to --listen 127.0.0.1: give the same address"),
+        (("--admin", "Alice!"), "admin"),
+    ],
+)
+def test_an_impossible_place(tmp_path: Path, options: tuple[str, str], expected: str) -> None:
+    carol, data = Terminal(PROGRAM, tmp_path / "carol"), tmp_path / "data"
+    assert expected in sentence(running.init(carol, data, PASSWORD, *options, expect=FAILED))
+    assert not data.exists()
+    assert carol.run("context", "list", "-o", "json").stdout == "[]\n"
+
+
+def test_ports_that_are_taken_and_a_home_that_cannot_be_written(tmp_path: Path) -> None:
+    carol, data = Terminal(PROGRAM, tmp_path / "carol"), tmp_path / "data"
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = running.init(carol, data, PASSWORD, "--port-base", port, expect=FAILED)
+        assert "or set --port-base to another port" in sentence(done)
+    homeless = Terminal(PROGRAM, tmp_path / "dora", {"XDG_CONFIG_HOME": "/proc/nowhere"})
+    said = sentence(running.init(homeless, data, PASSWORD, expect=FAILED))
+    assert said.startswith("contexts and sessions cannot be kept in /proc/nowhere/appliance (")
+    assert "set XDG_CONFIG_HOME to a folder that this user may write" in said
+    assert not data.exists()
+
+
+def test_an_appliance_on_ipv6_is_reached_by_its_context(tmp_path: Path) -> None:
+    carol, data = Terminal(PROGRAM, tmp_path / "carol"), tmp_path / "data"
+    running.init(carol, data, PASSWORD, "--listen", "::1")
+    (context,) = json.loads(carol.run("context", "list", "-o", "json").stdout)
+    assert context["server"].startswith("[::1]:")
+    carol.run("up", "--data-dir", str(data), "--detach")
+    try:
+        assert json.loads(carol.run("status", "-o", "json").stdout)["serving"] is True
+    finally:
+        carol.run("down", "--data-dir", str(data))
+
+
 def test_a_lost_part_of_a_data_directory(tmp_path: Path) -> None:
     """At every start, and when a new appliance would be made over what is left."""
     carol, data = Terminal(PROGRAM, tmp_path / "carol"), tmp_path / "data"

@@ -11,9 +11,7 @@ that cannot be true. Called by `rpc.agents`, one message at a time for each node
 
 from __future__ import annotations
 
-import ipaddress
 import logging
-import re
 import threading
 from collections.abc import Callable, Iterable
 from datetime import datetime
@@ -32,6 +30,7 @@ from appliance.control.services.run_reports import RunReports
 from appliance.control.services.runs import Runs, stop_order
 from appliance.control.store import tables
 from appliance.control.store.database import Database
+from appliance.core.addresses import is_host
 from appliance.core.errors import (
     ApplianceError,
     FailedPrecondition,
@@ -49,7 +48,6 @@ SEEN_SECONDS = 10.0
 """How often the time a node was last heard of is written down."""
 
 _KINDS = frozenset({"cpu", "cuda"})
-_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?")
 _node = tables.node.c
 _logger = logging.getLogger(__name__)
 
@@ -91,7 +89,7 @@ class Agents:
             1 <= hello.devices <= MOST_DEVICES
             and hello.device_kind in _KINDS
             and 0 < hello.memory_bytes <= MOST_MEMORY
-            and _is_host(hello.address)
+            and is_host(hello.address)
             and len(hello.agent_version) <= 64
         )
         if not fits:
@@ -234,11 +232,3 @@ def _running(works: Iterable[rpc.WorkEpoch]) -> list[tuple[str, int]]:
     if len(found) > MOST_RUNNING:
         raise InvalidInput(f"a node runs at most {MOST_RUNNING} pieces of work")
     return found
-
-
-def _is_host(address: str) -> bool:
-    try:
-        ipaddress.ip_address(address)
-    except ValueError:
-        return _HOST.fullmatch(address) is not None
-    return True

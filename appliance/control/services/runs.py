@@ -30,6 +30,7 @@ from appliance.control.services.fleet import Fleet
 from appliance.control.services.leases import Leases, Share
 from appliance.control.store import tables
 from appliance.control.store.database import Database, Reading, Transaction
+from appliance.core.addresses import host_port
 from appliance.core.errors import ApplianceError, LeaseLost
 from appliance.core.jobs import TERMINAL, JobState
 from appliance.core.names import Name
@@ -255,7 +256,7 @@ class Runs:
                 node_count=len(shares),
                 node_rank=number,
                 devices=share.devices,
-                rendezvous=f"{host}:{shares[0].port}",
+                rendezvous=host_port(host, shares[0].port),
                 memory_bytes=share.memory_bytes,
             )
         )
