@@ -178,7 +178,10 @@ def test_datasets_that_cannot_be_used(filled: Appliance) -> None:
     ):
         assert filled.refused(*prepare, "--dataset", name) == f"{at} {expected}"
     said = filled.refused("dataset", "upload", "none", str(filled.home / "texts"), code=NOT_FOUND)
-    assert said == "there is no projects/demo/datasets/none, or you hold no role there"
+    assert said == (
+        "there is no dataset none in projects/demo: make it with `appliance dataset create none "
+        "--project demo`, then upload again"
+    )
 
 
 def test_a_changed_byte_of_a_sealed_shard(filled: Appliance) -> None:

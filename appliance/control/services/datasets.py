@@ -25,9 +25,10 @@ from appliance.control.services.caller import Caller
 from appliance.control.services.change import Changes
 from appliance.control.services.resources import timestamp
 from appliance.control.services.uploads import Documents
+from appliance.control.store import tables
 from appliance.control.store.database import Database, Reading, Transaction
 from appliance.core import names
-from appliance.core.errors import FailedPrecondition, Internal, InvalidInput, Tampered
+from appliance.core.errors import FailedPrecondition, Internal, InvalidInput, NotFound, Tampered
 from appliance.core.names import Name
 from appliance.crypto.artifacts import ArtifactReader, manifest_digest
 
@@ -97,7 +98,8 @@ class Datasets:
     def begin_upload(self, caller: Caller, first: rpc.UploadDatasetVersionRequest) -> Upload:
         """Start an upload with its first message, which names the dataset.
 
-        Raises NotFound when there is no such dataset.
+        Raises NotFound when there is no such dataset. It is said plainly: the gate has let the
+        caller upload in this project, and every role that may do so may list its datasets.
         """
         name = Name.parse(first.parent, "dataset", field="parent")
         if first.documents:
@@ -107,7 +109,7 @@ class Datasets:
             )
         made = Made(caller.principal.name)
         with self._database.write() as transaction:
-            artifact_rows.artifact_row(transaction, name)
+            _check_there(transaction, name)
             version = self._artifacts.allocate(
                 transaction, name["project"], "dataset", name["dataset"], made
             )
@@ -219,6 +221,22 @@ class Upload:
             self._over = True
             self._documents.abort()
             self._artifacts.give_up(self._version)
+
+
+def _check_there(state: Reading, name: Name) -> None:
+    """Raise NotFound, with the command that makes one, unless there is a dataset to upload to."""
+    project, dataset = name["project"], name["dataset"]
+    try:
+        artifact_rows.artifact_row(state, name)
+    except NotFound as error:
+        projects = tables.project
+        if state.first(projects.select().where(projects.c.id == project)) is None:
+            raise
+        raise NotFound(
+            f"there is no dataset {dataset} in {names.project(project)}: make it with `appliance "
+            f"dataset create {dataset} --project {project}`, then upload again",
+            name=name,
+        ) from error
 
 
 def check_description(description: str, field: str) -> str:

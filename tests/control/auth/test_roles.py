@@ -91,6 +91,14 @@ def test_reading_roles_change_nothing(roles: Roles) -> None:
     assert verbs == {"get", "list", "listJoinTokens", "export"}
 
 
+@pytest.mark.attack
+def test_whoever_may_upload_may_know_which_datasets_there_are(roles: Roles) -> None:
+    """Who uploads into one that is not there is told so plainly, and how to make it."""
+    for role in roles.roles.values():
+        if "datasets.upload" in role.permissions:
+            assert {"datasets.list", "datasets.create"} <= set(role.permissions), role.id
+
+
 @pytest.mark.parametrize(
     ("file", "old", "new", "why"),
     [

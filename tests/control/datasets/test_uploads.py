@@ -143,8 +143,14 @@ def test_names_that_are_taken_missing_or_wrong(lab: Lab) -> None:
         lab.datasets.create(ALICE, make(parent="projects/none", dataset_id="raw"))
     with pytest.raises(InvalidInput):
         lab.datasets.create(ALICE, make(parent="projects/demo", dataset_id="../x"))
-    with pytest.raises(NotFound):
+    with pytest.raises(NotFound) as refused:
         lab.datasets.begin_upload(ALICE, Message(parent="projects/demo/datasets/none"))
+    assert refused.value.message == (
+        "there is no dataset none in projects/demo: make it with `appliance dataset create none "
+        "--project demo`, then upload again"
+    )
+    with pytest.raises(NotFound, match="or you hold no role there"):
+        lab.datasets.begin_upload(ALICE, Message(parent="projects/none/datasets/none"))
     with pytest.raises(InvalidInput, match="follow in later"):
         lab.datasets.begin_upload(ALICE, Message(parent=NAME, documents=[Document(id="a")]))
     checked = make(parent="projects/demo", dataset_id="only-checked", validate_only=True)
