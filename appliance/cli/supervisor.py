@@ -20,7 +20,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -101,7 +100,7 @@ class Supervisor:
 
     def _start_all(self) -> None:
         control, *others = self._children
-        with tempfile.TemporaryFile(dir=self._local.run) as answer:
+        with os.fdopen(os.memfd_create("answer"), "w+b") as answer:
             wanted = [f"--prepare={child.program.name}" for child in others]
             self._start(control, wanted, answer)
             self._wait_until_serving(control, START_SECONDS)

@@ -178,7 +178,23 @@ def _parser() -> argparse.ArgumentParser:
         help="before it serves, give the node or the gateway of this server what it needs to call",
     )
     commands = parser.add_subparsers(dest="command")
-    init = commands.add_parser("init", help="make the data directory of a new appliance")
+    _init_options(commands.add_parser("init", help="make the data directory of a new appliance"))
+    join = commands.add_parser(
+        "join-token", help="make a token with which one server may join; the control plane is down"
+    )
+    join.add_argument("--node", required=True, help="id of the node")
+    commands.add_parser(
+        "gateway-certificate",
+        help="make a new certificate for the gateway; the control plane is down",
+    )
+    for name, what in _RESCUES.items():
+        rescue = commands.add_parser(name, help=f"{what}; the control plane is down")
+        if name != rescuing.ACCEPT_CLOCK:
+            rescue.add_argument("user", metavar="USER", help="id of the person")
+    return parser
+
+
+def _init_options(init: argparse.ArgumentParser) -> None:
     init.add_argument("--data-dir", type=Path, required=True)
     init.add_argument("--admin", required=True, help="id of the first administrator")
     init.add_argument(
@@ -201,19 +217,6 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME=NUMBER",
         help=f"another port than {', '.join(f'{n}={p}' for n, p in PORTS.items())}",
     )
-    join = commands.add_parser(
-        "join-token", help="make a token with which one server may join; the control plane is down"
-    )
-    join.add_argument("--node", required=True, help="id of the node")
-    commands.add_parser(
-        "gateway-certificate",
-        help="make a new certificate for the gateway; the control plane is down",
-    )
-    for name, what in _RESCUES.items():
-        rescue = commands.add_parser(name, help=f"{what}; the control plane is down")
-        if name != rescuing.ACCEPT_CLOCK:
-            rescue.add_argument("user", metavar="USER", help="id of the person")
-    return parser
 
 
 if __name__ == "__main__":

@@ -72,10 +72,11 @@ def prepare(
     said = []
     for machine in machines:
         try:
+            said += _write_authority(opened, machine)
             said.append(steps[machine](opened, settings, clock()))
         except (ApplianceError, OSError) as error:
             said.append(f"the {machine} of this server gets nothing new: {error}")
-    return [*_write_authority(opened), *filter(None, said)]
+    return [sentence for sentence in said if sentence]
 
 
 def why_join(held: Held | None, row: Any, now: datetime) -> str:  # noqa: ANN401  # a row of SQLAlchemy
@@ -131,11 +132,11 @@ def _prepare_gateway(opened: Opened, settings: ControlConfig, now: datetime) -> 
     return f"{made.gateway} has a new certificate until {made.expire_time:%Y-%m-%d}: {why}"
 
 
-def _write_authority(opened: Opened) -> list[str]:
+def _write_authority(opened: Opened, machine: str) -> list[str]:
     """Write the authority's certificate, which is in the keyring, where somebody took it away."""
-    data, said = opened.data, []
-    for path in (data.authority, data.gateway / "ca.pem", data.node / "ca.pem"):
-        if not path.exists() and path.parent.is_dir():
+    said = []
+    for path in (opened.data.authority, opened.data.path / machine / "ca.pem"):
+        if not path.exists():
             write_durably(path, opened.keyring.ca.certificate_pem, mode=0o644)
             said.append(f"{path} was missing and is written anew")
     return said

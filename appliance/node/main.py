@@ -62,18 +62,7 @@ async def serve(config: NodeConfig, commands: Commands) -> None:
     joining = Joining(IdentityStore(config.state, config.control), config.join_token)
     offered = _offer(config)
     registry = CollectorRegistry()
-    server = Server(metrics_address=config.metrics, registry=registry)
-    server.bind(
-        Listener(
-            config.health,
-            "health",
-            # Plain text that the kernel keeps on this machine: health says nothing but its state.
-            grpc.local_server_credentials(grpc.LocalConnectionType.LOCAL_TCP),
-            interceptors=(),
-            services=(),
-            rules={},
-        )
-    )
+    server = _health_server(config, registry)
     tasks: set[asyncio.Task[None]] = set()
 
     def on_connected(connected: bool) -> None:  # noqa: FBT001  # the one thing that is told
@@ -104,6 +93,22 @@ async def serve(config: NodeConfig, commands: Commands) -> None:
     await asyncio.gather(working, serving, return_exceptions=True)
     for task in done:
         task.result()
+
+
+def _health_server(config: NodeConfig, registry: CollectorRegistry) -> Server:
+    server = Server(metrics_address=config.metrics, registry=registry)
+    server.bind(
+        Listener(
+            config.health,
+            "health",
+            # Plain text that the kernel keeps on this machine: health says nothing but its state.
+            grpc.local_server_credentials(grpc.LocalConnectionType.LOCAL_TCP),
+            interceptors=(),
+            services=(),
+            rules={},
+        )
+    )
+    return server
 
 
 def _offer(config: NodeConfig) -> Offer:

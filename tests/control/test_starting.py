@@ -230,7 +230,7 @@ def test_what_cannot_be_renewed_is_said_and_stops_nobody_else(copy: Path) -> Non
 
 
 def test_the_authoritys_certificate_is_written_where_it_was_lost(copy: Path) -> None:
-    paths = [copy / "ca.pem", copy / "gateway" / "ca.pem", copy / "node" / "ca.pem"]
+    paths = [copy / "ca.pem", copy / "node" / "ca.pem", copy / "gateway" / "ca.pem"]
     before = {path.read_bytes() for path in paths}
     for path in paths:
         path.unlink()
