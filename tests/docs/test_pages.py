@@ -15,7 +15,7 @@ import pytest
 
 from appliance.cli.main import appliance
 from appliance.control.services.runs import FIRST_PORT
-from appliance.control.setup import PORTS
+from appliance.core.site import PORTS
 from bench.measure import LIMITS
 from tests.fakes.pages import PAGES, ROOT, anchors, blocks, links, words_in_code
 
