@@ -101,7 +101,12 @@ TRAIN = (
     Field("steps", int, "Optimiser steps.", True),
     Field("batch_size", int, "Sequences per step, over all data ranks.", True),
     Field("sequence_length", int, "Tokens per sequence.", True),
-    Field("microbatches", int, "Pieces a pipeline rank cuts its batch into."),
+    Field(
+        "microbatches",
+        int,
+        "Pieces of a data rank's batch, one after the other: they take less memory, and fill a "
+        "pipeline.  [default: 1; with a pipeline twice its ranks]",
+    ),
     Field("learning_rate", float, "Highest learning rate.  [default: 0.001]"),
     Field("warmup_steps", int, "Steps of linear warm-up."),
     Field("weight_decay", float, "AdamW weight decay."),

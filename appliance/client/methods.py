@@ -14,6 +14,7 @@ from typing import Any
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 from appliance.core.errors import InvalidInput
+from appliance.core.numbers import span
 from appliance.core.strict_json import is_text
 from appliance.wire.rules import Rule, rules_of
 
@@ -110,7 +111,7 @@ def _check_value(name: str, field: FieldDescriptor, value: object) -> None:
     elif isinstance(value, int) and field.cpp_type in _WHOLE:
         least, most = _WHOLE[field.cpp_type]
         if not least <= value <= most:
-            raise _wrong(name, f"must be {least} to {most}")
+            raise _wrong(name, f"must be {span(least, most)}")
     elif isinstance(value, str) and field.enum_type is not None:
         if value not in field.enum_type.values_by_name:
             known = ", ".join(field.enum_type.values_by_name)

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from appliance.core import strict_json
 from appliance.core.errors import InvalidInput
 from appliance.core.names import shown
+from appliance.core.numbers import written
 from appliance.crypto.sealed import SealedReader
 
 INDEX = "model.safetensors.index.json"
@@ -114,7 +115,7 @@ def parse_header(file: str, text: bytes) -> Layout:
     """
     # A tensor takes an object and two lists, and no spelling of a bracket hides it from this count.
     if text.count(b"{") + text.count(b"[") > 3 * MOST_TENSORS + 2:
-        raise refused(file, f"has more than {MOST_TENSORS} tensors")
+        raise refused(file, f"has more than {written(MOST_TENSORS)} tensors")
     values = strict_json.read_object(file, text)
     metadata = values.pop(_METADATA, {})
     if not isinstance(metadata, dict) or not all(

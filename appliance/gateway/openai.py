@@ -37,6 +37,7 @@ from appliance.core.errors import (
     Unavailable,
     UnknownMethod,
 )
+from appliance.core.numbers import written
 from appliance.core.waiting import in_seconds
 from appliance.gateway import openai_answer as answers
 from appliance.gateway import openai_request as requests
@@ -376,7 +377,7 @@ async def _gone(receive: Receive) -> None:
 
 
 def _too_large(most: int) -> BodyTooLarge:
-    return BodyTooLarge(f"the body has more than {most} bytes: send less text")
+    return BodyTooLarge(f"the body has more than {written(most)} bytes: send less text")
 
 
 def _described(endpoint: str) -> dict[str, object]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from appliance.api.inference.v1 import generation_pb2
 from appliance.core.errors import InvalidInput
+from appliance.core.numbers import span
 from appliance.core.strict_json import plain, read_object
 from appliance.gateway.pipeline import Question
 
@@ -227,7 +228,7 @@ def _whole(body: Mapping[str, Any], field: str, least: int, most: int) -> int | 
     if value is None:
         return None
     if type(value) is not int or not least <= value <= most:
-        raise _wrong(field, f"must be a whole number from {least} to {most}")
+        raise _wrong(field, f"must be a whole number, {span(least, most)}")
     return value
 
 

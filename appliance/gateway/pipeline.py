@@ -35,6 +35,7 @@ from appliance.core.errors import (
     Unauthenticated,
     Unavailable,
 )
+from appliance.core.numbers import span
 from appliance.gateway import access
 from appliance.gateway.config import Limits
 from appliance.gateway.encode import too_long
@@ -111,11 +112,11 @@ def check_sampling(sampling: generation_pb2.Sampling) -> None:
     checks = {
         "temperature": (
             math.isfinite(sampling.temperature) and 0 <= sampling.temperature <= HOTTEST,
-            f"must be between 0 and {HOTTEST:g}",
+            f"must be {span(0, HOTTEST)}",
         ),
         "top_p": (
             math.isfinite(sampling.top_p) and 0 <= sampling.top_p <= 1,
-            "must be between 0 and 1",
+            f"must be {span(0, 1)}",
         ),
         "top_k": (sampling.top_k >= 0, "must not be negative"),
         "max_tokens": (
@@ -126,7 +127,7 @@ def check_sampling(sampling: generation_pb2.Sampling) -> None:
         "stop": (
             len(sampling.stop) <= MOST_STOPS
             and all(0 < len(stop) <= LONGEST_STOP for stop in sampling.stop),
-            f"may have {MOST_STOPS} texts of 1 to {LONGEST_STOP} characters",
+            f"may have {MOST_STOPS} texts of {span(1, LONGEST_STOP)} characters",
         ),
     }
     for name, (right, rule) in checks.items():

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from appliance.api.inference.v1 import generation_pb2, worker_service_pb2
 from appliance.core.errors import InvalidInput
+from appliance.core.numbers import span
 
 HOTTEST = 2.0
 MOST_END_TOKENS = 64
@@ -88,9 +89,9 @@ def _check_sampling(sampling: generation_pb2.Sampling) -> None:
             "max_tokens must be at least 1: leave it out for what the context leaves"
         )
     if not (math.isfinite(sampling.temperature) and 0 <= sampling.temperature <= HOTTEST):
-        raise InvalidInput(f"temperature must be between 0 and {HOTTEST:g}")
+        raise InvalidInput(f"temperature must be {span(0, HOTTEST)}")
     if not (math.isfinite(sampling.top_p) and 0 <= sampling.top_p <= 1):
-        raise InvalidInput("top_p must be between 0 and 1")
+        raise InvalidInput("top_p must be 0 to 1")
     if sampling.top_k < 0:
         raise InvalidInput("top_k must not be negative")
     if sampling.stop:

@@ -23,7 +23,7 @@ def test_an_unknown_one_is_an_error(name: str) -> None:
 @pytest.mark.parametrize(
     ("fields", "why"),
     [
-        ({"job": {"prepare": {"seed": 10**19}}}, "seed must be -9223372036854775808 to"),
+        ({"job": {"prepare": {"seed": 10**19}}}, "seed must be -9,223,372,036,854,775,808 to"),
         ({"job": {"prepare": {"vocabulary_size": 1 << 31}}}, "vocabulary_size must be"),
         ({"job_id": "half \udc80"}, "job_id is not UTF-8"),
         ({"job": {"prepare": {"datasets": ["half \ud800"]}}}, "datasets is not UTF-8"),

@@ -31,9 +31,11 @@ from appliance.control.store.objects import new_uid
 from appliance.core import names
 from appliance.core.errors import AlreadyExists, FailedPrecondition, NotFound
 from appliance.core.names import Name, shown
+from appliance.core.numbers import span, written
 from appliance.core.presence import given
 
 MOST_REPLICAS = 64
+MOST_DEVICES = 1024
 DEFAULT_LENGTH = 2048
 SMALLEST_CACHE = 16 * memory.MIB
 LARGEST_CACHE = 1 << 42
@@ -169,7 +171,7 @@ class Endpoints:
         problems.check(
             "endpoint.replicas",
             holds=1 <= count <= MOST_REPLICAS,
-            sentence=f"must be 1 to {MOST_REPLICAS}",
+            sentence=f"must be {span(1, MOST_REPLICAS)}",
         )
         problems.check(
             "endpoint.cache_bytes",
@@ -178,7 +180,9 @@ class Endpoints:
             f"{memory.readable(LARGEST_CACHE)}",
         )
         problems.check(
-            "endpoint.tensor_parallel", holds=1 <= degree <= 1024, sentence="must be 1 to 1024"
+            "endpoint.tensor_parallel",
+            holds=1 <= degree <= MOST_DEVICES,
+            sentence=f"must be {span(1, MOST_DEVICES)}",
         )
         problems.raise_if_any()
         facts = model.facts if model is not None else {}
@@ -187,7 +191,7 @@ class Endpoints:
         problems.check(
             "endpoint.max_sequence_length",
             holds=2 <= length <= context,
-            sentence=f"must be 2 to the model's context of {context} tokens",
+            sentence=f"must be 2 to the model's context of {written(context)} tokens",
         )
         for member in (
             "attention_heads",

@@ -10,6 +10,7 @@ Called by `services.jobs` (check) and by the scheduler (demand).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +21,7 @@ from appliance.api.jobs.v1 import job_pb2
 from appliance.control.services import memory
 from appliance.core.errors import InvalidInput
 from appliance.core.names import Name
+from appliance.core.numbers import span, written
 from appliance.core.placement import Demand
 from appliance.core.presence import given
 
@@ -37,6 +39,8 @@ _MOST_RANKS = 4096
 _MOST_DATASETS = 100
 _LARGEST_SHAPE = 1 << 18
 _MOST_TRAINED_PARAMETERS = 1 << 40
+_MOST_STEPS = 99_999_999
+"""The name of a checkpoint has eight digits."""
 
 
 @dataclass(frozen=True)
@@ -205,14 +209,14 @@ def _check_train(spec: job_pb2.TrainSpec, inputs: Mapping[str, Input], problems:
         sentence="holds text; name a version that a prepare job made",
     )
     _check_shape(spec.architecture, problems)
-    _between(problems, f"{at}.steps", spec.steps, 1, 1 << 40)
+    _between(problems, f"{at}.steps", spec.steps, 1, _MOST_STEPS)
     _between(problems, f"{at}.batch_size", spec.batch_size, 1, 1 << 20)
     _between(problems, f"{at}.sequence_length", spec.sequence_length, 2, 1 << 20)
     _optional(problems, at, spec, "learning_rate", 0.001, 1e-9, 10)
     _between(problems, f"{at}.warmup_steps", spec.warmup_steps, 0, max(spec.steps, 0))
     _between(problems, f"{at}.weight_decay", spec.weight_decay, 0, 10)
     _optional(problems, at, spec, "gradient_clip", 1.0, 1e-6, 1e6)
-    _optional(problems, at, spec, "checkpoint_interval", 50, 1, 1 << 40)
+    _optional(problems, at, spec, "checkpoint_interval", 50, 1)
     problems.check(
         f"{at}.sequence_length",
         holds=spec.sequence_length <= spec.architecture.context_length,
@@ -262,7 +266,7 @@ def _check_degrees(spec: job_pb2.TrainSpec, vocabulary: int, problems: Problems)
     problems.check(
         at,
         holds=data * tensor * pipeline <= _MOST_RANKS,
-        sentence=f"asks for more than {_MOST_RANKS} ranks",
+        sentence=f"asks for more than {written(_MOST_RANKS)} ranks",
     )
     for size, what in (
         (shape.attention_heads, "attention heads"),
@@ -283,6 +287,11 @@ def _check_degrees(spec: job_pb2.TrainSpec, vocabulary: int, problems: Problems)
         "job.train.pipeline_schedule",
         holds=spec.pipeline_schedule in SCHEDULES,
         sentence=f"must be one of {', '.join(sorted(SCHEDULES - {''}))}",
+    )
+    problems.check(
+        "job.train.pipeline_schedule",
+        holds=pipeline > 1 or not spec.pipeline_schedule,
+        sentence="has no effect without a pipeline: leave it out, or make mesh.pipeline 2 or more",
     )
     _check_batch(spec, problems)
 
@@ -335,7 +344,7 @@ def _check_evaluate(
         holds=_is_tokens(inputs.get("job.evaluate.dataset")),
         sentence="holds no held-out text; name a version that a prepare job made",
     )
-    _optional(problems, "job.evaluate", spec, "max_tokens", 4096, 2, 1 << 40)
+    _optional(problems, "job.evaluate", spec, "max_tokens", 4096, 2)
     _optional(problems, "job.evaluate", spec, "window", 512, 2, 1 << 20)
 
 
@@ -379,13 +388,16 @@ def _train_demand(spec: job_pb2.TrainSpec, item: Input) -> Demand:
 
 def _optional(problems: Problems, at: str, spec: Message, name: str, *numbers: float) -> None:
     """Check a field that has a default, and bounds; a zero that was given is a zero."""
-    default, least, most = numbers
-    _between(problems, f"{at}.{name}", given(spec, name, default), least, most)
+    default, *bounds = numbers
+    _between(problems, f"{at}.{name}", given(spec, name, default), *bounds)
 
 
-def _between(problems: Problems, path: str, value: float, low: float, high: float) -> None:
+def _between(
+    problems: Problems, path: str, value: float, low: float, high: float | None = None
+) -> None:
     # NaN compares false with everything, so it is refused too.
-    problems.check(path, holds=low <= value <= high, sentence=f"must be {low:g} to {high:g}")
+    holds = low <= value <= (math.inf if high is None else high)
+    problems.check(path, holds=holds, sentence=f"must be {span(low, high)}")
 
 
 def _divides(problems: Problems, path: str, part: int, whole: int, what: str) -> None:

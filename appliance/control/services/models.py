@@ -30,6 +30,7 @@ from appliance.control.store.database import Database, Reading, Transaction
 from appliance.core import names
 from appliance.core.errors import Internal, InvalidInput
 from appliance.core.names import Name, shown
+from appliance.core.numbers import written
 from appliance.core.strict_json import read_object
 from appliance.crypto.artifacts import ArtifactReader, manifest_digest
 from appliance.crypto.sealed import SealedWriter
@@ -230,7 +231,7 @@ class Import:
             why = "comes in two places; send the pieces of a file after each other"
             raise InvalidInput(f"{shown(file)} {why}.", fields={"file": why})
         if len(self._seen) >= MOST_FILES:
-            raise InvalidInput(f"a model has at most {MOST_FILES} files")
+            raise InvalidInput(f"a model has at most {written(MOST_FILES)} files")
         self._seen.add(file)
         self._digest.update(f"\0{file}\0".encode())
         self._file, self._kept = file, kept

@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from appliance.api.data.v1.dataset_service_pb2 import Document
 from appliance.core.errors import Exhausted, InvalidInput
 from appliance.core.names import shown
+from appliance.core.numbers import written
 from appliance.crypto.artifacts import ArtifactWriter
 from appliance.crypto.sealed import SealedWriter
 
@@ -96,12 +97,15 @@ class Documents:
         if size > LARGEST_TEXT:
             raise _wrong(
                 f"{where}.text",
-                f"of {shown(identifier)} has {size} bytes; split it, {LARGEST_TEXT} are allowed",
+                f"of {shown(identifier)} has {written(size)} bytes; split it, "
+                f"{written(LARGEST_TEXT)} are allowed",
             )
         if len(document.source) > LONGEST_SOURCE:
             raise _wrong(f"{where}.source", f"is longer than {LONGEST_SOURCE} characters")
         if self.count >= MOST_DOCUMENTS:
-            raise Exhausted(f"an upload holds at most {MOST_DOCUMENTS} documents; make two of it")
+            raise Exhausted(
+                f"an upload holds at most {written(MOST_DOCUMENTS)} documents; make two of it"
+            )
         digest = hashlib.blake2b(identifier.encode(), digest_size=_ID_DIGEST).digest()
         if digest in self._seen:
             raise _wrong(f"{where}.id", f"{shown(identifier)} was used before in this upload")

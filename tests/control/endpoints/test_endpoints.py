@@ -225,7 +225,7 @@ async def test_a_replica_gets_the_key_of_its_model_and_a_servers_certificate(lab
     [
         ({"tensor_parallel": 3}, "endpoint.tensor_parallel", "does not divide"),
         ({"tensor_parallel": 4}, "endpoint.tensor_parallel", "key_value_heads of 2"),
-        ({"tensor_parallel": 0}, "endpoint.tensor_parallel", "1 to 1024"),
+        ({"tensor_parallel": 0}, "endpoint.tensor_parallel", "1 to 1,024"),
         ({"replicas": 0}, "endpoint.replicas", "1 to 64"),
         ({"max_sequence_length": 0}, "endpoint.max_sequence_length", "context of 128"),
         ({"cache_bytes": 0}, "endpoint.cache_bytes", "at least 16 MiB"),
