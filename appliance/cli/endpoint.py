@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from appliance.cli.command import command as make
+from appliance.cli.fields import Field, message_of, options
 from appliance.cli.following import changes, wait_options
 from appliance.cli.output import field, last, plain, state
 from appliance.core.errors import FailedPrecondition, NotFound
@@ -33,6 +34,19 @@ COLUMNS = [
     ("WHY", field("state_reason")),
 ]
 
+MESSAGE = "serving.v1.endpoint.Endpoint"
+SHAPE = (
+    Field("model", "modelVersion", "Version to serve.", True),
+    Field("replicas", int, "Workers that answer, each with the whole model."),
+    Field("tensor_parallel", int, "Devices each replica is split over."),
+    Field(
+        "max_sequence_length",
+        int,
+        "Longest prompt and answer together, in tokens, at most the model's context.",
+    ),
+    Field("cache_bytes", int, "Memory for the key-value cache of each device."),
+)
+
 command = click.Group("endpoint", help="Serve models.")
 
 
@@ -44,31 +58,7 @@ command = click.Group("endpoint", help="Serve models.")
     project=True,
 )
 @click.argument("endpoint_id", metavar="ENDPOINT")
-@click.option("--model", required=True, metavar="MODEL/VERSION", help="Version to serve.")
-@click.option(
-    "--replicas",
-    type=click.IntRange(1),
-    default=1,
-    show_default=True,
-    help="Workers that answer, each with the whole model.",
-)
-@click.option(
-    "--tensor-parallel",
-    type=click.IntRange(1),
-    default=1,
-    show_default=True,
-    help="Devices each replica is split over.",
-)
-@click.option(
-    "--max-sequence-length",
-    type=click.IntRange(1),
-    help="Longest prompt and answer together, in tokens.  [default: 2048 or the model's context]",
-)
-@click.option(
-    "--cache-bytes",
-    type=click.IntRange(1),
-    help="Memory for the key-value cache of each device.  [default: 1 GiB]",
-)
+@options(MESSAGE, SHAPE)
 @wait_options
 def create(
     session: Session,
@@ -79,12 +69,11 @@ def create(
     **shape: Any,
 ) -> None:
     """Start to serve a model version."""
-    shape["model"] = session.name("modelVersion", shape["model"])
     made = session.call(
         "EndpointService.CreateEndpoint",
         parent=session.parent,
         endpoint_id=endpoint_id,
-        endpoint={key: value for key, value in shape.items() if value is not None},
+        endpoint=message_of(SHAPE, shape, session.name),
     )
     final = _until_ready(session, made.name, timeout) if wait else plain(made)
     session.show(final, COLUMNS)

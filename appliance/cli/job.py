@@ -11,6 +11,7 @@ import click
 
 from appliance.cli import job_specs
 from appliance.cli.command import command as make
+from appliance.cli.fields import message_of, options
 from appliance.cli.following import changes, timeout_option, wait_options
 from appliance.cli.job_view import COLUMNS, Lines, ended_well, view
 from appliance.cli.output import field, plain
@@ -35,7 +36,7 @@ def _kind(name: str, text: str) -> Callable[[Callable[..., None]], click.Command
     """A command that submits one kind of job."""
 
     def decorate(function: Callable[..., None]) -> click.Command:
-        function = job_specs.options(job_specs.KINDS[name])(function)
+        function = options(job_specs.MESSAGES[name], job_specs.KINDS[name])(function)
         function = _validate_only(wait_options(function))
         function = click.argument("job_id", metavar="JOB")(function)
         return make(name, CREATE, WATCH, group=command, project=True, help=text)(function)
@@ -144,7 +145,7 @@ def cancel(session: Session, name: str) -> None:
 
 def _submit(session: Session, job_id: str, kind: str, values: dict[str, Any]) -> None:
     how = {key: values.pop(key) for key in ("wait", "timeout", "validate_only")}
-    spec = job_specs.spec_of(job_specs.KINDS[kind], values, session.name)
+    spec = message_of(job_specs.KINDS[kind], values, session.name)
     _send(session, job_id, {kind: spec}, **how)
 
 

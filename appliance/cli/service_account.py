@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from appliance.cli.command import command as make
+from appliance.cli.fields import FieldOption
 from appliance.cli.options import made_token, token_out
 from appliance.cli.output import field, last
 
@@ -73,14 +74,21 @@ def list_tokens(session: Session) -> None:
 
 @make("create-token", "ServiceAccountService.CreateToken", group=command, project=True)
 @click.argument("name", metavar="ACCOUNT")
-@click.option("--days", type=click.IntRange(1, 90), help="Days until it ends.  [default: 30]")
+@click.option(
+    "--days",
+    cls=FieldOption,
+    default_of=("access.v1.service_account_service.CreateTokenRequest", "lifetime_days", ""),
+    type=int,
+    help="Days until it ends.",
+)
 @token_out
 def create_token(session: Session, name: str, days: int | None, out: Path | None) -> None:
     """Make a token; it is shown once and never stored."""
     full = session.name("serviceAccount", name)
 
     def make_token() -> dict[str, str]:
-        made = session.call("ServiceAccountService.CreateToken", name=full, lifetime_days=days or 0)
+        lifetime = {} if days is None else {"lifetime_days": days}
+        made = session.call("ServiceAccountService.CreateToken", name=full, **lifetime)
         return {
             "token": made.token,
             "id": made.metadata.id,

@@ -17,6 +17,11 @@ def written(value: float) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
+def typed(value: float) -> str:
+    """The same as somebody types it: without commas."""
+    return written(value).replace(",", "")
+
+
 def span(least: float, most: float | None = None) -> str:
     """The numbers from `least` to `most`, both included; `1 or more` when there is no end."""
     return f"{written(least)} or more" if most is None else f"{written(least)} to {written(most)}"

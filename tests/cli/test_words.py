@@ -1,13 +1,19 @@
 """Names, specs and tables: what is typed, what is sent, what is printed."""
 
+from contextlib import redirect_stdout
+from io import StringIO
+
 import click
 import pytest
 
 from appliance.api.jobs.v1 import job_pb2
+from appliance.cli import fields as options
 from appliance.cli import job_specs, naming, output
 from appliance.cli.following import Duration
 from appliance.cli.job_view import line, view
+from appliance.core import values
 from appliance.core.errors import InvalidInput
+from tests.fakes.command_line import Run
 
 
 @pytest.mark.parametrize(
@@ -65,15 +71,43 @@ def test_every_field_of_a_spec_has_a_flag_and_nothing_else(kind: str) -> None:
     assert {field.path for field in job_specs.KINDS[kind]} == fields
 
 
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("train", "Highest learning rate. [default: 0.001]"),
+        ("train", "and fill a pipeline. [default: 1; with a pipeline twice its ranks]"),
+        ("train", "AdamW weight decay. [default: 0]"),
+        ("train", "where there is a pipeline. [default: 1F1B]"),
+        ("prepare", "Tokens per shard. [default: 1048576]"),
+        ("evaluate", "at most the model's context. [default: 512]"),
+    ],
+)
+def test_the_help_says_what_a_field_is_otherwise(command: Run, kind: str, said: str) -> None:
+    assert said in " ".join(command("job", kind, "--help").out.split())
+
+
+def test_a_table_shows_every_number_that_a_job_runs_with() -> None:
+    job = job_pb2.Job(train=job_pb2.TrainSpec(learning_rate=0.5))
+    values.fill(job.train)
+    said = {each.strip() for each in shown(output.plain(job)).splitlines()}
+    assert said >= {"learning_rate: 0.5", "gradient_clip: 1", "weight_decay: 0", "seed: 0"}
+
+
+def shown(value: object) -> str:
+    with redirect_stdout(StringIO()) as out:
+        output.show(value, "table")
+    return out.getvalue()
+
+
 def test_a_spec_has_what_was_given_alone() -> None:
-    values = {field.variable: None for field in job_specs.PREPARE} | {
+    typed = {field.variable: None for field in job_specs.PREPARE} | {
         "dataset": ("docs/1", "more/2"),
         "output_dataset": "tokens",
         "seed": 0,
         "keep_personal_data": False,
     }
-    spec = job_specs.spec_of(
-        job_specs.PREPARE, values, lambda kind, text: naming.complete(kind, text, "p")
+    spec = options.message_of(
+        job_specs.PREPARE, typed, lambda kind, text: naming.complete(kind, text, "p")
     )
     assert spec == {
         "datasets": [
@@ -85,7 +119,7 @@ def test_a_spec_has_what_was_given_alone() -> None:
         "seed": 0,
     }
     quantize = {"model": "m/1", "output_model": "q", "scheme": "w8a8-int8"}
-    spec = job_specs.spec_of(job_specs.QUANTIZE, quantize, lambda _, text: text)
+    spec = options.message_of(job_specs.QUANTIZE, quantize, lambda _, text: text)
     assert job_pb2.QuantizeSpec(**spec).scheme == job_pb2.QuantizeSpec.SCHEME_W8A8_INT8
 
 

@@ -360,6 +360,10 @@ async def test_an_application_gets_a_token_that_can_be_ended(
     assert (await app.who()).principal == "serviceAccounts/demo--app"
     lifetime = token.metadata.expire_time.ToDatetime() - token.metadata.create_time.ToDatetime()
     assert lifetime == timedelta(days=30)
+    for days in (0, -1, 91, (1 << 31) - 1):
+        request = rpc.CreateTokenRequest(name=made.name, lifetime_days=days)
+        refused = await error_of(alice.accounts.CreateToken(request, metadata=alice.metadata))
+        assert refused.fields == {"lifetime_days": "must be 1 to 90"}
     listed = await alice.accounts.ListServiceAccounts(
         rpc.ListServiceAccountsRequest(parent="projects/demo"), metadata=alice.metadata
     )

@@ -19,10 +19,11 @@ from appliance.api.serving.v1 import endpoint_pb2
 from appliance.api.serving.v1 import endpoint_service_pb2 as rpc
 from appliance.control.auth.policy import PolicyStore
 from appliance.control.events import QUEUE, ROUTING, Events
-from appliance.control.services import artifact_rows, capacity, memory, paging, replicas
+from appliance.control.services import artifact_rows, capacity, paging, replicas
 from appliance.control.services.caller import Caller
 from appliance.control.services.change import Changes
-from appliance.control.services.job_specs import Problems, parse_name
+from appliance.control.services.job_specs import parse_name
+from appliance.control.services.problems import Problems
 from appliance.control.services.replicas import Replicas
 from appliance.control.services.resources import missing, timestamp
 from appliance.control.store import tables
@@ -31,14 +32,10 @@ from appliance.control.store.objects import new_uid
 from appliance.core import names
 from appliance.core.errors import AlreadyExists, FailedPrecondition, NotFound
 from appliance.core.names import Name, shown
-from appliance.core.numbers import span, written
-from appliance.core.presence import given
+from appliance.core.numbers import written
+from appliance.core.values import given
 
-MOST_REPLICAS = 64
-MOST_DEVICES = 1024
-DEFAULT_LENGTH = 2048
-SMALLEST_CACHE = 16 * memory.MIB
-LARGEST_CACHE = 1 << 42
+LENGTH = "max_sequence_length"
 HEAD_WIDTHS = frozenset({32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512})
 """Widths of an attention head that the engine's kernels serve on every kind of device."""
 _endpoint = tables.endpoint.c
@@ -166,28 +163,13 @@ class Endpoints:
         """The columns of an acceptable endpoint, defaults filled in."""
         problems = Problems()
         model = self._model(state, caller, project, endpoint.model, problems)
-        count, degree = given(endpoint, "replicas", 1), given(endpoint, "tensor_parallel", 1)
-        cache = given(endpoint, "cache_bytes", memory.GIB)
-        problems.check(
-            "endpoint.replicas",
-            holds=1 <= count <= MOST_REPLICAS,
-            sentence=f"must be {span(1, MOST_REPLICAS)}",
-        )
-        problems.check(
-            "endpoint.cache_bytes",
-            holds=SMALLEST_CACHE <= cache <= LARGEST_CACHE,
-            sentence=f"must be at least {memory.readable(SMALLEST_CACHE)} and at most "
-            f"{memory.readable(LARGEST_CACHE)}",
-        )
-        problems.check(
-            "endpoint.tensor_parallel",
-            holds=1 <= degree <= MOST_DEVICES,
-            sentence=f"must be {span(1, MOST_DEVICES)}",
-        )
+        problems.take(endpoint, "endpoint")
         problems.raise_if_any()
+        count, degree = given(endpoint, "replicas"), given(endpoint, "tensor_parallel")
+        cache = given(endpoint, "cache_bytes")
         facts = model.facts if model is not None else {}
-        context = int(facts.get("context_length", DEFAULT_LENGTH))
-        length = given(endpoint, "max_sequence_length", min(DEFAULT_LENGTH, context))
+        context = int(facts.get("context_length", given(endpoint_pb2.Endpoint(), LENGTH)))
+        length = given(endpoint, LENGTH, most=context)
         problems.check(
             "endpoint.max_sequence_length",
             holds=2 <= length <= context,

@@ -3,27 +3,29 @@
 Rules kept here:
 * everything that can be known before devices are taken is checked before the job is accepted;
 * all wrong fields are reported at once, with one sentence each;
-* a field that is zero has the default its proto comment states.
+* bounds and defaults of single fields stand in the proto; what is here needs more than one field;
+* a spec that is kept has every default filled in, and so says what runs.
 
-Called by `services.jobs` (check) and by the scheduler (demand).
+Called by `services.jobs` (check, filled) and by the scheduler (demand).
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from google.protobuf.message import Message
 
 from appliance.api.jobs.v1 import job_pb2
 from appliance.control.services import memory
+from appliance.control.services.problems import Problems
+from appliance.core import values
 from appliance.core.errors import InvalidInput
 from appliance.core.names import Name
-from appliance.core.numbers import span, written
+from appliance.core.numbers import written
 from appliance.core.placement import Demand
-from appliance.core.presence import given
+from appliance.core.values import given
 
 KINDS: dict[str, type[Message]] = {
     "prepare": job_pb2.PrepareSpec,
@@ -33,14 +35,10 @@ KINDS: dict[str, type[Message]] = {
 }
 """Kind of a job (the oneof's member) and the message that describes it."""
 
-SCHEDULES = frozenset({"", "1F1B", "GPipe", "Interleaved1F1B", "ZBVZeroBubble"})
 _TWO_STAGES = frozenset({"Interleaved1F1B", "ZBVZeroBubble"})
 _MOST_RANKS = 4096
 _MOST_DATASETS = 100
-_LARGEST_SHAPE = 1 << 18
 _MOST_TRAINED_PARAMETERS = 1 << 40
-_MOST_STEPS = 99_999_999
-"""The name of a checkpoint has eight digits."""
 
 
 @dataclass(frozen=True)
@@ -50,29 +48,6 @@ class Input:
     kind: str
     facts: Mapping[str, Any]
     size_bytes: int
-
-
-@dataclass
-class Problems:
-    """What is wrong with a request, by field."""
-
-    fields: dict[str, str] = field(default_factory=dict)
-
-    def add(self, path: str, sentence: str) -> None:
-        """Note a problem; the first one of a field stands."""
-        self.fields.setdefault(path, sentence)
-
-    def check(self, path: str, *, holds: bool, sentence: str) -> bool:
-        """Note a problem unless `holds`; returns `holds`."""
-        if not holds:
-            self.add(path, sentence)
-        return holds
-
-    def raise_if_any(self) -> None:
-        """Raise InvalidInput with every problem."""
-        if self.fields:
-            text = "; ".join(f"{path} {sentence}" for path, sentence in self.fields.items())
-            raise InvalidInput(f"{text}.", fields=self.fields)
 
 
 def parse_name(text: str, kind: str, path: str, project: str, problems: Problems) -> Name | None:
@@ -136,6 +111,7 @@ def check(kind: str, spec: Message, inputs: Mapping[str, Input], problems: Probl
         inputs: by field path, those that exist.
         problems: takes what is wrong.
     """
+    problems.take(spec, f"job.{kind}")
     match kind, spec:
         case "prepare", job_pb2.PrepareSpec():
             _check_prepare(spec, inputs, problems)
@@ -158,7 +134,7 @@ def demand(kind: str, spec: Message, inputs: Mapping[str, Input]) -> Demand:
         case "evaluate", job_pb2.EvaluateSpec():
             facts = inputs["job.evaluate.model"].facts
             count, vocabulary = int(facts["parameters"]), int(facts["vocabulary_size"])
-            window = min(given(spec, "window", 512), int(facts["context_length"]))
+            window = given(spec, "window", most=int(facts["context_length"]))
             return Demand(1, memory_per_rank=memory.evaluate_rank(count, window, vocabulary))
     text = sum(item.size_bytes for item in inputs.values())
     return Demand(1, memory_per_rank=memory.prepare_rank(text))
@@ -193,11 +169,6 @@ def _check_prepare(
             holds=_is_text(item),
             sentence="holds tokens; name a version of text",
         )
-    _optional(problems, at, spec, "vocabulary_size", 8192, 512, 65536)
-    _optional(problems, at, spec, "near_duplicate_threshold", 0.8, 0.1, 1)
-    _optional(problems, at, spec, "validation_fraction", 0.02, 0, 0.5)
-    _optional(problems, at, spec, "minimum_characters", 200, 1, 1 << 20)
-    _optional(problems, at, spec, "shard_tokens", 1 << 20, 1024, 1 << 32)
 
 
 def _check_train(spec: job_pb2.TrainSpec, inputs: Mapping[str, Input], problems: Problems) -> None:
@@ -209,18 +180,15 @@ def _check_train(spec: job_pb2.TrainSpec, inputs: Mapping[str, Input], problems:
         sentence="holds text; name a version that a prepare job made",
     )
     _check_shape(spec.architecture, problems)
-    _between(problems, f"{at}.steps", spec.steps, 1, _MOST_STEPS)
-    _between(problems, f"{at}.batch_size", spec.batch_size, 1, 1 << 20)
-    _between(problems, f"{at}.sequence_length", spec.sequence_length, 2, 1 << 20)
-    _optional(problems, at, spec, "learning_rate", 0.001, 1e-9, 10)
-    _between(problems, f"{at}.warmup_steps", spec.warmup_steps, 0, max(spec.steps, 0))
-    _between(problems, f"{at}.weight_decay", spec.weight_decay, 0, 10)
-    _optional(problems, at, spec, "gradient_clip", 1.0, 1e-6, 1e6)
-    _optional(problems, at, spec, "checkpoint_interval", 50, 1)
+    problems.check(
+        f"{at}.warmup_steps",
+        holds=spec.steps < 1 or spec.warmup_steps <= spec.steps,
+        sentence=f"must be 0 to the {written(spec.steps)} steps",
+    )
     problems.check(
         f"{at}.sequence_length",
         holds=spec.sequence_length <= spec.architecture.context_length,
-        sentence=f"is longer than the context of {spec.architecture.context_length}",
+        sentence=f"is longer than the context of {written(spec.architecture.context_length)}",
     )
     if not problems.fields:
         _check_degrees(spec, int(item.facts["vocabulary_size"]) if item else 0, problems)
@@ -234,10 +202,6 @@ def _check_train(spec: job_pb2.TrainSpec, inputs: Mapping[str, Input], problems:
 
 def _check_shape(shape: job_pb2.Architecture, problems: Problems) -> None:
     at = "job.train.architecture"
-    for name in ("layers", "hidden_size", "intermediate_size", "attention_heads"):
-        _between(problems, f"{at}.{name}", getattr(shape, name), 1, _LARGEST_SHAPE)
-    _between(problems, f"{at}.key_value_heads", shape.key_value_heads, 1, _LARGEST_SHAPE)
-    _between(problems, f"{at}.context_length", shape.context_length, 2, 1 << 20)
     if problems.fields:
         return
     _divides(
@@ -259,10 +223,6 @@ def _check_degrees(spec: job_pb2.TrainSpec, vocabulary: int, problems: Problems)
     at = "job.train.mesh"
     data, tensor, pipeline = degrees(spec)
     shape = spec.architecture
-    for name, degree in (("data", data), ("tensor", tensor), ("pipeline", pipeline)):
-        _between(problems, f"{at}.{name}", degree, 1, _MOST_RANKS)
-    if problems.fields:
-        return
     problems.check(
         at,
         holds=data * tensor * pipeline <= _MOST_RANKS,
@@ -276,7 +236,7 @@ def _check_degrees(spec: job_pb2.TrainSpec, vocabulary: int, problems: Problems)
         (-(-vocabulary // 64) * 64, "padded vocabulary"),
     ):
         _divides(problems, f"{at}.tensor", tensor, size, what)
-    stages = pipeline * (2 if spec.pipeline_schedule in _TWO_STAGES else 1)
+    stages = pipeline * (2 if _two_stages(spec) else 1)
     problems.check(
         f"{at}.pipeline",
         holds=shape.layers % stages == 0,
@@ -285,12 +245,7 @@ def _check_degrees(spec: job_pb2.TrainSpec, vocabulary: int, problems: Problems)
     )
     problems.check(
         "job.train.pipeline_schedule",
-        holds=spec.pipeline_schedule in SCHEDULES,
-        sentence=f"must be one of {', '.join(sorted(SCHEDULES - {''}))}",
-    )
-    problems.check(
-        "job.train.pipeline_schedule",
-        holds=pipeline > 1 or not spec.pipeline_schedule,
+        holds=pipeline > 1 or not spec.HasField("pipeline_schedule"),
         sentence="has no effect without a pipeline: leave it out, or make mesh.pipeline 2 or more",
     )
     _check_batch(spec, problems)
@@ -298,11 +253,10 @@ def _check_degrees(spec: job_pb2.TrainSpec, vocabulary: int, problems: Problems)
 
 def _check_batch(spec: job_pb2.TrainSpec, problems: Problems) -> None:
     data, _, pipeline = degrees(spec)
-    pieces = microbatches(spec)
-    _between(problems, "job.train.microbatches", pieces, 1, 1 << 16)
+    pieces = values.microbatches(spec)
     problems.check(
         "job.train.batch_size",
-        holds=pieces < 1 or spec.batch_size % (data * pieces) == 0,
+        holds=spec.batch_size % (data * pieces) == 0,
         sentence=f"is {spec.batch_size}, which {data} data ranks with {pieces} microbatches each "
         f"do not share: use a multiple of {data * pieces}",
     )
@@ -311,7 +265,7 @@ def _check_batch(spec: job_pb2.TrainSpec, problems: Problems) -> None:
         holds=pipeline == 1 or pieces >= pipeline,
         sentence=f"must be at least the {pipeline} pipeline ranks, or some would only wait",
     )
-    if spec.pipeline_schedule in _TWO_STAGES:
+    if _two_stages(spec):
         problems.check(
             "job.train.microbatches",
             holds=pieces % pipeline == 0,
@@ -344,20 +298,48 @@ def _check_evaluate(
         holds=_is_tokens(inputs.get("job.evaluate.dataset")),
         sentence="holds no held-out text; name a version that a prepare job made",
     )
-    _optional(problems, "job.evaluate", spec, "max_tokens", 4096, 2)
-    _optional(problems, "job.evaluate", spec, "window", 512, 2, 1 << 20)
+    model = inputs.get("job.evaluate.model")
+    if model is not None:
+        context = int(model.facts["context_length"])
+        problems.check(
+            "job.evaluate.window",
+            holds=spec.window <= context,
+            sentence=f"must be 2 to the model's context of {written(context)} tokens",
+        )
+
+
+def filled(kind: str, spec: Message, inputs: Callable[[], Mapping[str, Input]]) -> Message:
+    """A copy of a checked spec that says what runs: every field that has a default is set.
+
+    Args:
+        kind: of the job.
+        spec: the oneof's member.
+        inputs: returns what the job reads, by field path; asked where a default depends on it.
+    """
+    made = KINDS[kind]()
+    made.CopyFrom(spec)
+    values.fill(made)
+    match kind, made:
+        case "train", job_pb2.TrainSpec():
+            made.microbatches = values.microbatches(made)
+            if made.mesh.pipeline > 1:
+                made.pipeline_schedule = values.pipeline_schedule(made)
+        case "evaluate", job_pb2.EvaluateSpec():
+            model = inputs().get("job.evaluate.model")
+            if model is not None:
+                made.window = min(made.window, int(model.facts["context_length"]))
+    return made
 
 
 def degrees(spec: job_pb2.TrainSpec) -> tuple[int, int, int]:
-    """Data, tensor and pipeline degree; 1 where not set."""
+    """Data, tensor and pipeline degree."""
     mesh = spec.mesh
-    return given(mesh, "data", 1), given(mesh, "tensor", 1), given(mesh, "pipeline", 1)
+    return given(mesh, "data"), given(mesh, "tensor"), given(mesh, "pipeline")
 
 
-def microbatches(spec: job_pb2.TrainSpec) -> int:
-    """Pieces a pipeline rank cuts its batch into."""
-    _, _, pipeline = degrees(spec)
-    return given(spec, "microbatches", 2 * pipeline if pipeline > 1 else 1)
+def _two_stages(spec: job_pb2.TrainSpec) -> bool:
+    """Whether each pipeline rank holds two stages."""
+    return values.pipeline_schedule(spec) in _TWO_STAGES
 
 
 def _shape(spec: job_pb2.TrainSpec, item: Input) -> memory.Shape:
@@ -380,24 +362,10 @@ def _train_demand(spec: job_pb2.TrainSpec, item: Input) -> Demand:
         data=data,
         tensor=tensor,
         pipeline=pipeline,
-        sequences=max(spec.batch_size // (data * microbatches(spec)), 1),
+        sequences=max(spec.batch_size // (data * values.microbatches(spec)), 1),
         length=spec.sequence_length,
     )
     return Demand(data * tensor * pipeline, memory_per_rank=need)
-
-
-def _optional(problems: Problems, at: str, spec: Message, name: str, *numbers: float) -> None:
-    """Check a field that has a default, and bounds; a zero that was given is a zero."""
-    default, *bounds = numbers
-    _between(problems, f"{at}.{name}", given(spec, name, default), *bounds)
-
-
-def _between(
-    problems: Problems, path: str, value: float, low: float, high: float | None = None
-) -> None:
-    # NaN compares false with everything, so it is refused too.
-    holds = low <= value <= (math.inf if high is None else high)
-    problems.check(path, holds=holds, sentence=f"must be {span(low, high)}")
 
 
 def _divides(problems: Problems, path: str, part: int, whole: int, what: str) -> None:

@@ -21,6 +21,7 @@ from appliance.control.events import ACCESS, ROUTING, Events
 from appliance.control.services import paging
 from appliance.control.services.caller import Caller
 from appliance.control.services.change import Changes
+from appliance.control.services.problems import Problems
 from appliance.control.services.resources import missing, timestamp
 from appliance.control.store import tables
 from appliance.control.store.database import Database, Reading, Transaction
@@ -28,6 +29,7 @@ from appliance.core import names
 from appliance.core.errors import AlreadyExists
 from appliance.core.identity import Principal, PrincipalKind
 from appliance.core.names import Name
+from appliance.core.values import given
 
 rpc = service_account_service_pb2
 
@@ -111,7 +113,10 @@ class ServiceAccounts:
     def create_token(
         self, caller: Caller, request: rpc.CreateTokenRequest
     ) -> rpc.CreateTokenResponse:
-        """A new bearer token, shown once."""
+        """A new bearer token, shown once. Raises InvalidInput for days that it cannot live."""
+        problems = Problems()
+        problems.take(request)
+        problems.raise_if_any()
         with self._database.write() as transaction:
             row = _row(transaction, request.name)
             self._check_acts_as(caller, row.id)
@@ -119,7 +124,7 @@ class ServiceAccounts:
                 transaction,
                 self._token_key,
                 row.id,
-                request.lifetime_days,
+                given(request, "lifetime_days"),
                 self._clock(),
                 creator=caller.principal.name,
             )

@@ -22,7 +22,7 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from appliance.core.errors import FailedPrecondition, InvalidInput
-from appliance.core.presence import given
+from appliance.core.values import given
 from appliance.crypto.artifacts import ArtifactReader
 from appliance.jobs.runtime import weights
 from appliance.jobs.runtime.context import Context
@@ -30,7 +30,6 @@ from appliance.jobs.runtime.weights import Weights
 
 HELD_OUT = "validation.jsonl"
 SCALE = "_scale"
-_MOST_TOKENS, _WINDOW = 4096, 512
 
 
 @dataclass
@@ -54,11 +53,11 @@ def run(context: Context) -> None:
     spec = context.spec
     source, dataset = context.input(spec.model), context.input(spec.dataset)
     config = source.read_json("config.json")
-    window = min(given(spec, "window", _WINDOW), int(config["max_position_embeddings"]))
+    window = min(given(spec, "window"), int(config["max_position_embeddings"]))
     tokenizer = Tokenizer.from_str(source.read_bytes("tokenizer.json").decode())
     # Text that spells a special token is text.
     tokenizer.encode_special_tokens = True
-    ids, size = held_out_tokens(dataset, tokenizer, given(spec, "max_tokens", _MOST_TOKENS))
+    ids, size = held_out_tokens(dataset, tokenizer, given(spec, "max_tokens"))
     context.report.progress(0, len(ids), "loading weights")
     model = load(source, config).to(context.device)
     total = Total()

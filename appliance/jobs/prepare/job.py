@@ -22,7 +22,7 @@ from tokenizers import Tokenizer
 
 from appliance.api.jobs.v1 import job_pb2
 from appliance.core.errors import InvalidInput
-from appliance.core.presence import given
+from appliance.core.values import given
 from appliance.crypto.artifacts import ArtifactWriter
 from appliance.jobs.prepare import vocabulary
 from appliance.jobs.prepare.corpus import Corpus, Document
@@ -66,13 +66,13 @@ class Settings:
     def of(cls, spec: job_pb2.PrepareSpec) -> Settings:
         """Read a spec; what was left out has its default."""
         return cls(
-            vocabulary_size=given(spec, "vocabulary_size", 8192),
-            threshold=given(spec, "near_duplicate_threshold", 0.8),
-            validation_fraction=given(spec, "validation_fraction", 0.02),
+            vocabulary_size=given(spec, "vocabulary_size"),
+            threshold=given(spec, "near_duplicate_threshold"),
+            validation_fraction=given(spec, "validation_fraction"),
             keep_personal_data=spec.keep_personal_data,
-            minimum_characters=given(spec, "minimum_characters", 200),
-            shard_tokens=given(spec, "shard_tokens", 1 << 20),
-            seed=spec.seed,
+            minimum_characters=given(spec, "minimum_characters"),
+            shard_tokens=given(spec, "shard_tokens"),
+            seed=given(spec, "seed"),
         )
 
 

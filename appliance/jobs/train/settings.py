@@ -2,6 +2,7 @@
 
 The control plane has checked the same numbers when the job was accepted. They are checked again
 here because the number of ranks and the size of the vocabulary are known for certain only now.
+Defaults and bounds of single fields stand in the proto.
 
 Rules kept here: no input or output; what cannot work is `InvalidInput` with one sentence per field,
 before a process group or a byte of memory is spent on it.
@@ -15,13 +16,8 @@ from dataclasses import dataclass
 
 from appliance.api.jobs.v1.job_pb2 import TrainSpec
 from appliance.core.errors import InvalidInput
-from appliance.core.presence import given
+from appliance.core.values import given, microbatches, pipeline_schedule, wrong
 from appliance.jobs.train.parallel.schedules import STAGES_PER_RANK
-
-DEFAULT_SCHEDULE = "1F1B"
-DEFAULT_LEARNING_RATE = 0.001
-DEFAULT_GRADIENT_CLIP = 1.0
-DEFAULT_CHECKPOINT_INTERVAL = 50
 
 
 @dataclass(frozen=True)
@@ -79,12 +75,15 @@ class Settings:
 
     @classmethod
     def from_spec(cls, spec: TrainSpec) -> Settings:
-        """Fill in the defaults that `TrainSpec` documents."""
+        """Read a spec; what was left out has its default.
+
+        Raises:
+            InvalidInput: fields hold what they may not, with a sentence for each.
+        """
+        if problems := wrong(spec):
+            sentences = [f"{path} {sentence}." for path, sentence in problems.items()]
+            raise InvalidInput(" ".join(sentences), fields=problems)
         mesh, architecture = spec.mesh, spec.architecture
-        degrees = Degrees(
-            given(mesh, "data", 1), given(mesh, "tensor", 1), given(mesh, "pipeline", 1)
-        )
-        pieces = 1 if degrees.pipeline == 1 else 2 * degrees.pipeline
         return cls(
             shape=Shape(
                 layers=architecture.layers,
@@ -95,18 +94,18 @@ class Settings:
                 context_length=architecture.context_length,
                 tie_embeddings=architecture.tie_embeddings,
             ),
-            degrees=degrees,
-            schedule=spec.pipeline_schedule or DEFAULT_SCHEDULE,
+            degrees=Degrees(given(mesh, "data"), given(mesh, "tensor"), given(mesh, "pipeline")),
+            schedule=pipeline_schedule(spec),
             steps=spec.steps,
             batch_size=spec.batch_size,
             sequence_length=spec.sequence_length,
-            microbatches=given(spec, "microbatches", pieces),
-            learning_rate=given(spec, "learning_rate", DEFAULT_LEARNING_RATE),
-            warmup_steps=spec.warmup_steps,
-            weight_decay=spec.weight_decay,
-            gradient_clip=given(spec, "gradient_clip", DEFAULT_GRADIENT_CLIP),
-            seed=spec.seed,
-            checkpoint_interval=given(spec, "checkpoint_interval", DEFAULT_CHECKPOINT_INTERVAL),
+            microbatches=microbatches(spec),
+            learning_rate=given(spec, "learning_rate"),
+            warmup_steps=given(spec, "warmup_steps"),
+            weight_decay=given(spec, "weight_decay"),
+            gradient_clip=given(spec, "gradient_clip"),
+            seed=given(spec, "seed"),
+            checkpoint_interval=given(spec, "checkpoint_interval"),
         )
 
     @property
@@ -134,9 +133,8 @@ class Settings:
         Raises:
             InvalidInput: with a sentence per field that is wrong.
         """
-        wrong = self._signs() or self._sizes(ranks)
-        if wrong:
-            raise InvalidInput(" ".join(wrong.values()), fields=wrong)
+        if problems := self._sizes(ranks):
+            raise InvalidInput(" ".join(problems.values()), fields=problems)
 
     def check_vocabulary(self, entries: int) -> None:
         """Refuse a tensor degree that does not divide the (padded) entries of the embedding."""
@@ -147,68 +145,33 @@ class Settings:
                 fields={"mesh.tensor": "must divide the vocabulary"},
             )
 
-    def _signs(self) -> dict[str, str]:
-        positive = {
-            "architecture.layers": self.shape.layers,
-            "architecture.hidden_size": self.shape.hidden_size,
-            "architecture.intermediate_size": self.shape.intermediate_size,
-            "architecture.attention_heads": self.shape.attention_heads,
-            "architecture.key_value_heads": self.shape.key_value_heads,
-            "architecture.context_length": self.shape.context_length,
-            "mesh.data": self.degrees.data,
-            "mesh.tensor": self.degrees.tensor,
-            "mesh.pipeline": self.degrees.pipeline,
-            "steps": self.steps,
-            "batch_size": self.batch_size,
-            "sequence_length": self.sequence_length,
-            "microbatches": self.microbatches,
-            "checkpoint_interval": self.checkpoint_interval,
-        }
-        wrong = {
-            field: f"{field} is {value}; it must be at least 1."
-            for field, value in positive.items()
-            if value < 1
-        }
-        for field in ("learning_rate", "gradient_clip"):
-            value = getattr(self, field)
-            if not 0 < value < float("inf"):
-                wrong[field] = f"{field} is {value}; it must be above 0."
-        if not 0 <= self.weight_decay < float("inf"):
-            wrong["weight_decay"] = f"weight_decay is {self.weight_decay}; it must not be negative."
-        if not 0 <= self.warmup_steps <= self.steps:
-            wrong["warmup_steps"] = (
-                f"warmup_steps is {self.warmup_steps}; it must lie between 0 and steps."
-            )
-        if self.schedule not in STAGES_PER_RANK:
-            known = ", ".join(STAGES_PER_RANK)
-            wrong["pipeline_schedule"] = (
-                f"There is no pipeline schedule {self.schedule}; choose one of {known}."
-            )
-        return wrong
-
     def _sizes(self, ranks: int) -> dict[str, str]:
-        shape, wrong = self.shape, {}
+        shape, problems = self.shape, {}
         if self.degrees.ranks != ranks:
-            wrong["mesh"] = (
+            problems["mesh"] = (
                 f"The mesh {self.degrees} needs {self.degrees.ranks} ranks, but the job has"
                 f" {ranks}; make the product of the degrees the number of ranks."
             )
         if shape.hidden_size % (2 * shape.attention_heads):
-            wrong["architecture.attention_heads"] = (
+            problems["architecture.attention_heads"] = (
                 f"hidden_size {shape.hidden_size} is no multiple of twice the"
                 f" {shape.attention_heads} attention heads; choose sizes that divide."
             )
         elif shape.attention_heads % shape.key_value_heads:
-            wrong["architecture.key_value_heads"] = (
+            problems["architecture.key_value_heads"] = (
                 f"{shape.key_value_heads} key and value heads do not divide"
                 f" {shape.attention_heads} attention heads; choose a divisor."
             )
         if self.sequence_length > shape.context_length:
-            wrong["sequence_length"] = (
+            problems["sequence_length"] = (
                 f"sequence_length {self.sequence_length} is longer than context_length"
                 f" {shape.context_length}; shorten one or lengthen the other."
             )
-        return wrong | self._tensor_sizes() | self._pipeline_sizes() | self._batch_sizes()
+        if self.warmup_steps > self.steps:
+            problems["warmup_steps"] = (
+                f"warmup_steps {self.warmup_steps} are more than the {self.steps} steps; use fewer."
+            )
+        return problems | self._tensor_sizes() | self._pipeline_sizes() | self._batch_sizes()
 
     def _tensor_sizes(self) -> dict[str, str]:
         degree, shape = self.degrees.tensor, self.shape

@@ -227,11 +227,11 @@ async def test_a_replica_gets_the_key_of_its_model_and_a_servers_certificate(lab
         ({"tensor_parallel": 4}, "endpoint.tensor_parallel", "key_value_heads of 2"),
         ({"tensor_parallel": 0}, "endpoint.tensor_parallel", "1 to 1,024"),
         ({"replicas": 0}, "endpoint.replicas", "1 to 64"),
-        ({"max_sequence_length": 0}, "endpoint.max_sequence_length", "context of 128"),
-        ({"cache_bytes": 0}, "endpoint.cache_bytes", "at least 16 MiB"),
+        ({"max_sequence_length": 0}, "endpoint.max_sequence_length", "2 or more"),
+        ({"cache_bytes": 0}, "endpoint.cache_bytes", "16,777,216 to 4,398,046,511,104"),
         ({"replicas": 65}, "endpoint.replicas", "1 to 64"),
         ({"max_sequence_length": 129}, "endpoint.max_sequence_length", "context of 128"),
-        ({"cache_bytes": 5}, "endpoint.cache_bytes", "at least 16 MiB"),
+        ({"cache_bytes": 5}, "endpoint.cache_bytes", "16,777,216 to 4,398,046,511,104"),
     ],
 )
 async def test_what_cannot_be_served_is_refused_by_field(

@@ -50,7 +50,7 @@ def fields(lab: Lab, request: job_service_pb2.CreateJobRequest) -> dict[str, str
         ({"checkpoint_interval": 0}, "checkpoint_interval", "must be 1 or more"),
         ({"microbatches": 0}, "microbatches", "must be 1 to 65,536"),
         ({"mesh": Mesh(data=0)}, "mesh.data", "must be 1 to 4,096"),
-        ({"warmup_steps": 21}, "warmup_steps", "must be 0 to 20"),
+        ({"warmup_steps": 21}, "warmup_steps", "must be 0 to the 20 steps"),
         ({"pipeline_schedule": "Magic"}, "pipeline_schedule", "must be one of 1F1B"),
         ({"pipeline_schedule": "1F1B"}, "pipeline_schedule", "has no effect without a pipeline"),
         ({"steps": 100_000_000}, "steps", "must be 1 to 99,999,999"),

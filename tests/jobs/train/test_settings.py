@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 from google.protobuf.json_format import ParseDict
 
+from appliance.api.common.v1 import value_pb2
 from appliance.api.jobs.v1.job_pb2 import TrainSpec
 from appliance.core.errors import InvalidInput
+from appliance.jobs.runtime.checkpoints import LARGEST_STEP
 from appliance.jobs.train.job import run
+from appliance.jobs.train.parallel.schedules import STAGES_PER_RANK
 from appliance.jobs.train.settings import Degrees, Settings
 from tests.fakes.training import SPEC, training_job
 
@@ -22,17 +25,24 @@ def settings(**changes: Any) -> Settings:
 
 
 def test_what_is_left_out_has_the_documented_default() -> None:
-    bare = Settings.from_spec(TrainSpec(steps=3))
+    needed = ("dataset", "output_model", "architecture", "steps", "batch_size", "sequence_length")
+    bare = Settings.from_spec(ParseDict({name: SPEC[name] for name in needed}, TrainSpec()))
     assert bare.degrees == Degrees(1, 1, 1)
     assert (bare.schedule, bare.microbatches, bare.learning_rate) == ("1F1B", 1, 0.001)
     assert (bare.gradient_clip, bare.checkpoint_interval) == (1.0, 50)
+    assert (bare.warmup_steps, bare.weight_decay, bare.seed) == (0, 0.0, 0)
     assert settings(mesh={"pipeline": 2}).microbatches == 4
 
 
 def test_a_zero_that_was_asked_for_is_a_zero() -> None:
-    asked = TrainSpec(steps=3, learning_rate=0.0, gradient_clip=0.0, microbatches=0)
-    found = Settings.from_spec(asked)
-    assert (found.learning_rate, found.gradient_clip, found.microbatches) == (0.0, 0.0, 0)
+    with pytest.raises(InvalidInput) as caught:
+        settings(learning_rate=0.0, gradient_clip=0.0, microbatches=0)
+    assert caught.value.fields == {
+        "microbatches": "must be 1 to 65,536",
+        "learning_rate": "must be 0.000000001 to 10",
+        "gradient_clip": "must be 0.000001 to 1,000,000",
+    }
+    assert settings(weight_decay=0.0).weight_decay == 0
 
 
 def test_a_mesh_that_fits_is_accepted() -> None:
@@ -119,45 +129,16 @@ WRONG: list[tuple[dict[str, Any], int, str, str]] = [
         ),
     ),
     (
-        {"pipeline_schedule": "1F1P"},
-        1,
-        "pipeline_schedule",
-        (
-            "There is no pipeline schedule 1F1P;"
-            " choose one of 1F1B, GPipe, Interleaved1F1B, ZBVZeroBubble."
-        ),
-    ),
-    (
         {"sequence_length": 64},
         1,
         "sequence_length",
         "sequence_length 64 is longer than context_length 32; shorten one or lengthen the other.",
     ),
-    ({"batch_size": 0}, 1, "batch_size", "batch_size is 0; it must be at least 1."),
-    ({"mesh": {"data": -1}}, 1, "mesh.data", "mesh.data is -1; it must be at least 1."),
     (
         {"warmup_steps": 99},
         1,
         "warmup_steps",
-        "warmup_steps is 99; it must lie between 0 and steps.",
-    ),
-    (
-        {"learning_rate": -1.0},
-        1,
-        "learning_rate",
-        "learning_rate is -1.0; it must be above 0.",
-    ),
-    (
-        {"learning_rate": "NaN"},
-        1,
-        "learning_rate",
-        "learning_rate is nan; it must be above 0.",
-    ),
-    (
-        {"weight_decay": -0.5},
-        1,
-        "weight_decay",
-        "weight_decay is -0.5; it must not be negative.",
+        "warmup_steps 99 are more than the 10 steps; use fewer.",
     ),
     (
         {"architecture": SPEC["architecture"] | {"key_value_heads": 3}},
@@ -184,10 +165,41 @@ def test_what_cannot_work_is_one_sentence(
     assert caught.value.fields == {field: sentence}
 
 
-def test_several_wrong_fields_are_all_named() -> None:
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"batch_size": 0}, "batch_size must be 1 to 1,048,576."),
+        ({"mesh": {"data": -1}}, "mesh.data must be 1 to 4,096."),
+        ({"warmup_steps": -1}, "warmup_steps must be 0 or more."),
+        ({"learning_rate": -1.0}, "learning_rate must be 0.000000001 to 10."),
+        ({"learning_rate": "NaN"}, "learning_rate must be 0.000000001 to 10."),
+        ({"weight_decay": -0.5}, "weight_decay must be 0 to 10."),
+        (
+            {"pipeline_schedule": "1F1P"},
+            "pipeline_schedule must be one of 1F1B, GPipe, Interleaved1F1B, ZBVZeroBubble.",
+        ),
+        (
+            {"batch_size": 0, "microbatches": -2},
+            "batch_size must be 1 to 1,048,576. microbatches must be 1 to 65,536.",
+        ),
+    ],
+)
+def test_what_the_proto_does_not_allow_is_refused_before_it_is_used(
+    changes: dict[str, Any], sentence: str
+) -> None:
     with pytest.raises(InvalidInput) as caught:
-        replace(settings(), batch_size=0, microbatches=-2).check(1)
-    assert set(caught.value.fields) == {"batch_size", "microbatches"}
+        settings(**changes)
+    assert caught.value.message == sentence
+
+
+def test_the_trainer_knows_every_schedule_that_the_proto_allows() -> None:
+    field = TrainSpec.DESCRIPTOR.fields_by_name["pipeline_schedule"]
+    assert list(STAGES_PER_RANK) == list(field.GetOptions().Extensions[value_pb2.value].words)
+
+
+def test_the_name_of_a_checkpoint_holds_every_step_that_the_proto_allows() -> None:
+    field = TrainSpec.DESCRIPTOR.fields_by_name["steps"]
+    assert field.GetOptions().Extensions[value_pb2.value].most == LARGEST_STEP
 
 
 def test_a_tensor_degree_must_divide_the_vocabulary() -> None:

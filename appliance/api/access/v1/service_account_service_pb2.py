@@ -24,15 +24,18 @@ _sym_db = _symbol_database.Default()
 
 from appliance.api.access.v1 import service_account_pb2 as appliance_dot_api_dot_access_dot_v1_dot_service__account__pb2
 from appliance.api.common.v1 import access_pb2 as appliance_dot_api_dot_common_dot_v1_dot_access__pb2
+from appliance.api.common.v1 import value_pb2 as appliance_dot_api_dot_common_dot_v1_dot_value__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n5appliance/api/access/v1/service_account_service.proto\x12\x17\x61ppliance.api.access.v1\x1a-appliance/api/access/v1/service_account.proto\x1a$appliance/api/common/v1/access.proto\"(\n\x18GetServiceAccountRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"S\n\x1aListServiceAccountsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"y\n\x1bListServiceAccountsResponse\x12\x41\n\x10service_accounts\x18\x01 \x03(\x0b\x32\'.appliance.api.access.v1.ServiceAccount\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"t\n\x1b\x43reateServiceAccountRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x1a\n\x12service_account_id\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"9\n\x12\x43reateTokenRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rlifetime_days\x18\x02 \x01(\x05\"V\n\x13\x43reateTokenResponse\x12\r\n\x05token\x18\x01 \x01(\t\x12\x30\n\x08metadata\x18\x02 \x01(\x0b\x32\x1e.appliance.api.access.v1.Token\"4\n\x12RevokeTokenRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08token_id\x18\x02 \x01(\t\"\x15\n\x13RevokeTokenResponse2\xcb\x06\n\x15ServiceAccountService\x12\x8d\x01\n\x11GetServiceAccount\x12\x31.appliance.api.access.v1.GetServiceAccountRequest\x1a\'.appliance.api.access.v1.ServiceAccount\"\x1c\x90\x02\x01\x8a\xb5\x18\x15\n\x13serviceAccounts.get\x12\x9f\x01\n\x13ListServiceAccounts\x12\x33.appliance.api.access.v1.ListServiceAccountsRequest\x1a\x34.appliance.api.access.v1.ListServiceAccountsResponse\"\x1d\x90\x02\x01\x8a\xb5\x18\x16\n\x14serviceAccounts.list\x12\xa5\x01\n\x14\x43reateServiceAccount\x12\x34.appliance.api.access.v1.CreateServiceAccountRequest\x1a\'.appliance.api.access.v1.ServiceAccount\".\x90\x02\x02\x8a\xb5\x18\'\n\x16serviceAccounts.create:\x04name:\x07project\x12\xbf\x01\n\x0b\x43reateToken\x12+.appliance.api.access.v1.CreateTokenRequest\x1a,.appliance.api.access.v1.CreateTokenResponse\"U\x8a\xb5\x18Q\n\x1bserviceAccounts.createToken\x10\x01\x32\rlifetime_days:\x0bmetadata.id:\x14metadata.expire_time\x12\x95\x01\n\x0bRevokeToken\x12+.appliance.api.access.v1.RevokeTokenRequest\x1a,.appliance.api.access.v1.RevokeTokenResponse\"+\x8a\xb5\x18\'\n\x1bserviceAccounts.revokeToken2\x08token_idb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n5appliance/api/access/v1/service_account_service.proto\x12\x17\x61ppliance.api.access.v1\x1a-appliance/api/access/v1/service_account.proto\x1a$appliance/api/common/v1/access.proto\x1a#appliance/api/common/v1/value.proto\"(\n\x18GetServiceAccountRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"S\n\x1aListServiceAccountsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"y\n\x1bListServiceAccountsResponse\x12\x41\n\x10service_accounts\x18\x01 \x03(\x0b\x32\'.appliance.api.access.v1.ServiceAccount\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"t\n\x1b\x43reateServiceAccountRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x1a\n\x12service_account_id\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"q\n\x12\x43reateTokenRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12;\n\rlifetime_days\x18\x02 \x01(\x05\x42\x1f\x8a\xb5\x18\x1b\t\x00\x00\x00\x00\x00\x00>@\x11\x00\x00\x00\x00\x00\x00\xf0?\x19\x00\x00\x00\x00\x00\x80V@H\x00\x88\x01\x01\x42\x10\n\x0e_lifetime_days\"V\n\x13\x43reateTokenResponse\x12\r\n\x05token\x18\x01 \x01(\t\x12\x30\n\x08metadata\x18\x02 \x01(\x0b\x32\x1e.appliance.api.access.v1.Token\"4\n\x12RevokeTokenRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08token_id\x18\x02 \x01(\t\"\x15\n\x13RevokeTokenResponse2\xcb\x06\n\x15ServiceAccountService\x12\x8d\x01\n\x11GetServiceAccount\x12\x31.appliance.api.access.v1.GetServiceAccountRequest\x1a\'.appliance.api.access.v1.ServiceAccount\"\x1c\x90\x02\x01\x8a\xb5\x18\x15\n\x13serviceAccounts.get\x12\x9f\x01\n\x13ListServiceAccounts\x12\x33.appliance.api.access.v1.ListServiceAccountsRequest\x1a\x34.appliance.api.access.v1.ListServiceAccountsResponse\"\x1d\x90\x02\x01\x8a\xb5\x18\x16\n\x14serviceAccounts.list\x12\xa5\x01\n\x14\x43reateServiceAccount\x12\x34.appliance.api.access.v1.CreateServiceAccountRequest\x1a\'.appliance.api.access.v1.ServiceAccount\".\x90\x02\x02\x8a\xb5\x18\'\n\x16serviceAccounts.create:\x04name:\x07project\x12\xbf\x01\n\x0b\x43reateToken\x12+.appliance.api.access.v1.CreateTokenRequest\x1a,.appliance.api.access.v1.CreateTokenResponse\"U\x8a\xb5\x18Q\n\x1bserviceAccounts.createToken\x10\x01\x32\rlifetime_days:\x0bmetadata.id:\x14metadata.expire_time\x12\x95\x01\n\x0bRevokeToken\x12+.appliance.api.access.v1.RevokeTokenRequest\x1a,.appliance.api.access.v1.RevokeTokenResponse\"+\x8a\xb5\x18\'\n\x1bserviceAccounts.revokeToken2\x08token_idb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'appliance.api.access.v1.service_account_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_CREATETOKENREQUEST'].fields_by_name['lifetime_days']._loaded_options = None
+  _globals['_CREATETOKENREQUEST'].fields_by_name['lifetime_days']._serialized_options = b'\212\265\030\033\t\000\000\000\000\000\000>@\021\000\000\000\000\000\000\360?\031\000\000\000\000\000\200V@'
   _globals['_SERVICEACCOUNTSERVICE'].methods_by_name['GetServiceAccount']._loaded_options = None
   _globals['_SERVICEACCOUNTSERVICE'].methods_by_name['GetServiceAccount']._serialized_options = b'\220\002\001\212\265\030\025\n\023serviceAccounts.get'
   _globals['_SERVICEACCOUNTSERVICE'].methods_by_name['ListServiceAccounts']._loaded_options = None
@@ -43,22 +46,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SERVICEACCOUNTSERVICE'].methods_by_name['CreateToken']._serialized_options = b'\212\265\030Q\n\033serviceAccounts.createToken\020\0012\rlifetime_days:\013metadata.id:\024metadata.expire_time'
   _globals['_SERVICEACCOUNTSERVICE'].methods_by_name['RevokeToken']._loaded_options = None
   _globals['_SERVICEACCOUNTSERVICE'].methods_by_name['RevokeToken']._serialized_options = b'\212\265\030\'\n\033serviceAccounts.revokeToken2\010token_id'
-  _globals['_GETSERVICEACCOUNTREQUEST']._serialized_start=167
-  _globals['_GETSERVICEACCOUNTREQUEST']._serialized_end=207
-  _globals['_LISTSERVICEACCOUNTSREQUEST']._serialized_start=209
-  _globals['_LISTSERVICEACCOUNTSREQUEST']._serialized_end=292
-  _globals['_LISTSERVICEACCOUNTSRESPONSE']._serialized_start=294
-  _globals['_LISTSERVICEACCOUNTSRESPONSE']._serialized_end=415
-  _globals['_CREATESERVICEACCOUNTREQUEST']._serialized_start=417
-  _globals['_CREATESERVICEACCOUNTREQUEST']._serialized_end=533
-  _globals['_CREATETOKENREQUEST']._serialized_start=535
-  _globals['_CREATETOKENREQUEST']._serialized_end=592
-  _globals['_CREATETOKENRESPONSE']._serialized_start=594
-  _globals['_CREATETOKENRESPONSE']._serialized_end=680
-  _globals['_REVOKETOKENREQUEST']._serialized_start=682
-  _globals['_REVOKETOKENREQUEST']._serialized_end=734
-  _globals['_REVOKETOKENRESPONSE']._serialized_start=736
-  _globals['_REVOKETOKENRESPONSE']._serialized_end=757
-  _globals['_SERVICEACCOUNTSERVICE']._serialized_start=760
-  _globals['_SERVICEACCOUNTSERVICE']._serialized_end=1603
+  _globals['_GETSERVICEACCOUNTREQUEST']._serialized_start=204
+  _globals['_GETSERVICEACCOUNTREQUEST']._serialized_end=244
+  _globals['_LISTSERVICEACCOUNTSREQUEST']._serialized_start=246
+  _globals['_LISTSERVICEACCOUNTSREQUEST']._serialized_end=329
+  _globals['_LISTSERVICEACCOUNTSRESPONSE']._serialized_start=331
+  _globals['_LISTSERVICEACCOUNTSRESPONSE']._serialized_end=452
+  _globals['_CREATESERVICEACCOUNTREQUEST']._serialized_start=454
+  _globals['_CREATESERVICEACCOUNTREQUEST']._serialized_end=570
+  _globals['_CREATETOKENREQUEST']._serialized_start=572
+  _globals['_CREATETOKENREQUEST']._serialized_end=685
+  _globals['_CREATETOKENRESPONSE']._serialized_start=687
+  _globals['_CREATETOKENRESPONSE']._serialized_end=773
+  _globals['_REVOKETOKENREQUEST']._serialized_start=775
+  _globals['_REVOKETOKENREQUEST']._serialized_end=827
+  _globals['_REVOKETOKENRESPONSE']._serialized_start=829
+  _globals['_REVOKETOKENRESPONSE']._serialized_end=850
+  _globals['_SERVICEACCOUNTSERVICE']._serialized_start=853
+  _globals['_SERVICEACCOUNTSERVICE']._serialized_end=1696
 # @@protoc_insertion_point(module_scope)

@@ -1,5 +1,6 @@
 from appliance.api.access.v1 import service_account_pb2 as _service_account_pb2
 from appliance.api.common.v1 import access_pb2 as _access_pb2
+from appliance.api.common.v1 import value_pb2 as _value_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message

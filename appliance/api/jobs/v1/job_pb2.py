@@ -22,10 +22,11 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from appliance.api.common.v1 import value_pb2 as appliance_dot_api_dot_common_dot_v1_dot_value__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x61ppliance/api/jobs/v1/job.proto\x12\x15\x61ppliance.api.jobs.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb5\x06\n\x03Job\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03uid\x18\x02 \x01(\t\x12\x35\n\x07prepare\x18\x03 \x01(\x0b\x32\".appliance.api.jobs.v1.PrepareSpecH\x00\x12\x31\n\x05train\x18\x04 \x01(\x0b\x32 .appliance.api.jobs.v1.TrainSpecH\x00\x12\x37\n\x08quantize\x18\x05 \x01(\x0b\x32#.appliance.api.jobs.v1.QuantizeSpecH\x00\x12\x37\n\x08\x65valuate\x18\x06 \x01(\x0b\x32#.appliance.api.jobs.v1.EvaluateSpecH\x00\x12/\n\x05state\x18\x07 \x01(\x0e\x32 .appliance.api.jobs.v1.Job.State\x12\x14\n\x0cstate_reason\x18\x08 \x01(\t\x12\r\n\x05\x65poch\x18\t \x01(\x03\x12\r\n\x05nodes\x18\n \x03(\t\x12\x31\n\x08progress\x18\x0b \x01(\x0b\x32\x1f.appliance.api.jobs.v1.Progress\x12\x10\n\x08restarts\x18\x0c \x01(\x05\x12\x0f\n\x07outputs\x18\r \x03(\t\x12\x30\n\x06result\x18\x0e \x01(\x0b\x32 .appliance.api.jobs.v1.JobResult\x12\x0f\n\x07\x63reator\x18\x0f \x01(\t\x12/\n\x0b\x63reate_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\x11 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x12 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04\x65tag\x18\x13 \x01(\t\"\x93\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTATE_QUEUED\x10\x01\x12\x12\n\x0eSTATE_STARTING\x10\x02\x12\x11\n\rSTATE_RUNNING\x10\x03\x12\x13\n\x0fSTATE_SUCCEEDED\x10\x04\x12\x10\n\x0cSTATE_FAILED\x10\x05\x12\x13\n\x0fSTATE_CANCELLED\x10\x06\x42\x06\n\x04spec\"\xa7\x01\n\x08Progress\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12\r\n\x05total\x18\x02 \x01(\x03\x12\x0f\n\x07message\x18\x03 \x01(\t\x12=\n\x07metrics\x18\x04 \x03(\x0b\x32,.appliance.api.jobs.v1.Progress.MetricsEntry\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x95\x01\n\tJobMetric\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12<\n\x06values\x18\x03 \x03(\x0b\x32,.appliance.api.jobs.v1.JobMetric.ValuesEntry\x1a-\n\x0bValuesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xe8\x01\n\tJobResult\x12<\n\x06values\x18\x01 \x03(\x0b\x32,.appliance.api.jobs.v1.JobResult.ValuesEntry\x12>\n\x07\x64ropped\x18\x02 \x03(\x0b\x32-.appliance.api.jobs.v1.JobResult.DroppedEntry\x1a-\n\x0bValuesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a.\n\x0c\x44roppedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"\x8f\x03\n\x0bPrepareSpec\x12\x10\n\x08\x64\x61tasets\x18\x01 \x03(\t\x12\x16\n\x0eoutput_dataset\x18\x02 \x01(\t\x12\x18\n\x10output_tokenizer\x18\x03 \x01(\t\x12\x1c\n\x0fvocabulary_size\x18\x04 \x01(\x05H\x00\x88\x01\x01\x12%\n\x18near_duplicate_threshold\x18\x05 \x01(\x01H\x01\x88\x01\x01\x12 \n\x13validation_fraction\x18\x06 \x01(\x01H\x02\x88\x01\x01\x12\x1a\n\x12keep_personal_data\x18\x07 \x01(\x08\x12\x1f\n\x12minimum_characters\x18\x08 \x01(\x05H\x03\x88\x01\x01\x12\x19\n\x0cshard_tokens\x18\t \x01(\x03H\x04\x88\x01\x01\x12\x0c\n\x04seed\x18\n \x01(\x03\x42\x12\n\x10_vocabulary_sizeB\x1b\n\x19_near_duplicate_thresholdB\x16\n\x14_validation_fractionB\x15\n\x13_minimum_charactersB\x0f\n\r_shard_tokens\"\xb0\x01\n\x0c\x41rchitecture\x12\x0e\n\x06layers\x18\x01 \x01(\x05\x12\x13\n\x0bhidden_size\x18\x02 \x01(\x05\x12\x19\n\x11intermediate_size\x18\x03 \x01(\x05\x12\x17\n\x0f\x61ttention_heads\x18\x04 \x01(\x05\x12\x17\n\x0fkey_value_heads\x18\x05 \x01(\x05\x12\x16\n\x0e\x63ontext_length\x18\x06 \x01(\x05\x12\x16\n\x0etie_embeddings\x18\x07 \x01(\x08\"f\n\x04Mesh\x12\x11\n\x04\x64\x61ta\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x13\n\x06tensor\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x15\n\x08pipeline\x18\x03 \x01(\x05H\x02\x88\x01\x01\x42\x07\n\x05_dataB\t\n\x07_tensorB\x0b\n\t_pipeline\"\xeb\x03\n\tTrainSpec\x12\x0f\n\x07\x64\x61taset\x18\x01 \x01(\t\x12\x14\n\x0coutput_model\x18\x02 \x01(\t\x12\x39\n\x0c\x61rchitecture\x18\x03 \x01(\x0b\x32#.appliance.api.jobs.v1.Architecture\x12)\n\x04mesh\x18\x04 \x01(\x0b\x32\x1b.appliance.api.jobs.v1.Mesh\x12\r\n\x05steps\x18\x05 \x01(\x03\x12\x12\n\nbatch_size\x18\x06 \x01(\x05\x12\x17\n\x0fsequence_length\x18\x07 \x01(\x05\x12\x19\n\x0cmicrobatches\x18\x08 \x01(\x05H\x00\x88\x01\x01\x12\x1a\n\rlearning_rate\x18\t \x01(\x01H\x01\x88\x01\x01\x12\x14\n\x0cwarmup_steps\x18\n \x01(\x03\x12\x14\n\x0cweight_decay\x18\x0b \x01(\x01\x12\x1a\n\rgradient_clip\x18\x0c \x01(\x01H\x02\x88\x01\x01\x12\x0c\n\x04seed\x18\r \x01(\x03\x12 \n\x13\x63heckpoint_interval\x18\x0e \x01(\x03H\x03\x88\x01\x01\x12\x19\n\x11pipeline_schedule\x18\x0f \x01(\tB\x0f\n\r_microbatchesB\x10\n\x0e_learning_rateB\x10\n\x0e_gradient_clipB\x16\n\x14_checkpoint_interval\"\xa7\x01\n\x0cQuantizeSpec\x12\r\n\x05model\x18\x01 \x01(\t\x12\x14\n\x0coutput_model\x18\x02 \x01(\t\x12:\n\x06scheme\x18\x03 \x01(\x0e\x32*.appliance.api.jobs.v1.QuantizeSpec.Scheme\"6\n\x06Scheme\x12\x16\n\x12SCHEME_UNSPECIFIED\x10\x00\x12\x14\n\x10SCHEME_W8A8_INT8\x10\x01\"v\n\x0c\x45valuateSpec\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07\x64\x61taset\x18\x02 \x01(\t\x12\x17\n\nmax_tokens\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\x13\n\x06window\x18\x04 \x01(\x05H\x01\x88\x01\x01\x42\r\n\x0b_max_tokensB\t\n\x07_windowb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x61ppliance/api/jobs/v1/job.proto\x12\x15\x61ppliance.api.jobs.v1\x1a#appliance/api/common/v1/value.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb5\x06\n\x03Job\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03uid\x18\x02 \x01(\t\x12\x35\n\x07prepare\x18\x03 \x01(\x0b\x32\".appliance.api.jobs.v1.PrepareSpecH\x00\x12\x31\n\x05train\x18\x04 \x01(\x0b\x32 .appliance.api.jobs.v1.TrainSpecH\x00\x12\x37\n\x08quantize\x18\x05 \x01(\x0b\x32#.appliance.api.jobs.v1.QuantizeSpecH\x00\x12\x37\n\x08\x65valuate\x18\x06 \x01(\x0b\x32#.appliance.api.jobs.v1.EvaluateSpecH\x00\x12/\n\x05state\x18\x07 \x01(\x0e\x32 .appliance.api.jobs.v1.Job.State\x12\x14\n\x0cstate_reason\x18\x08 \x01(\t\x12\r\n\x05\x65poch\x18\t \x01(\x03\x12\r\n\x05nodes\x18\n \x03(\t\x12\x31\n\x08progress\x18\x0b \x01(\x0b\x32\x1f.appliance.api.jobs.v1.Progress\x12\x10\n\x08restarts\x18\x0c \x01(\x05\x12\x0f\n\x07outputs\x18\r \x03(\t\x12\x30\n\x06result\x18\x0e \x01(\x0b\x32 .appliance.api.jobs.v1.JobResult\x12\x0f\n\x07\x63reator\x18\x0f \x01(\t\x12/\n\x0b\x63reate_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\x11 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x12 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04\x65tag\x18\x13 \x01(\t\"\x93\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTATE_QUEUED\x10\x01\x12\x12\n\x0eSTATE_STARTING\x10\x02\x12\x11\n\rSTATE_RUNNING\x10\x03\x12\x13\n\x0fSTATE_SUCCEEDED\x10\x04\x12\x10\n\x0cSTATE_FAILED\x10\x05\x12\x13\n\x0fSTATE_CANCELLED\x10\x06\x42\x06\n\x04spec\"\xa7\x01\n\x08Progress\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12\r\n\x05total\x18\x02 \x01(\x03\x12\x0f\n\x07message\x18\x03 \x01(\t\x12=\n\x07metrics\x18\x04 \x03(\x0b\x32,.appliance.api.jobs.v1.Progress.MetricsEntry\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x95\x01\n\tJobMetric\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12<\n\x06values\x18\x03 \x03(\x0b\x32,.appliance.api.jobs.v1.JobMetric.ValuesEntry\x1a-\n\x0bValuesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xe8\x01\n\tJobResult\x12<\n\x06values\x18\x01 \x03(\x0b\x32,.appliance.api.jobs.v1.JobResult.ValuesEntry\x12>\n\x07\x64ropped\x18\x02 \x03(\x0b\x32-.appliance.api.jobs.v1.JobResult.DroppedEntry\x1a-\n\x0bValuesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a.\n\x0c\x44roppedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"\xd1\x04\n\x0bPrepareSpec\x12\x10\n\x08\x64\x61tasets\x18\x01 \x03(\t\x12\x16\n\x0eoutput_dataset\x18\x02 \x01(\t\x12\x18\n\x10output_tokenizer\x18\x03 \x01(\t\x12=\n\x0fvocabulary_size\x18\x04 \x01(\x05\x42\x1f\x8a\xb5\x18\x1b\t\x00\x00\x00\x00\x00\x00\xc0@\x11\x00\x00\x00\x00\x00\x00\x80@\x19\x00\x00\x00\x00\x00\x00\xf0@H\x00\x88\x01\x01\x12\x46\n\x18near_duplicate_threshold\x18\x05 \x01(\x01\x42\x1f\x8a\xb5\x18\x1b\t\x9a\x99\x99\x99\x99\x99\xe9?\x11\x9a\x99\x99\x99\x99\x99\xb9?\x19\x00\x00\x00\x00\x00\x00\xf0?H\x01\x88\x01\x01\x12\x41\n\x13validation_fraction\x18\x06 \x01(\x01\x42\x1f\x8a\xb5\x18\x1b\t{\x14\xaeG\xe1z\x94?\x11\x00\x00\x00\x00\x00\x00\x00\x00\x19\x00\x00\x00\x00\x00\x00\xe0?H\x02\x88\x01\x01\x12\x1a\n\x12keep_personal_data\x18\x07 \x01(\x08\x12@\n\x12minimum_characters\x18\x08 \x01(\x05\x42\x1f\x8a\xb5\x18\x1b\t\x00\x00\x00\x00\x00\x00i@\x11\x00\x00\x00\x00\x00\x00\xf0?\x19\x00\x00\x00\x00\x00\x00\x30\x41H\x03\x88\x01\x01\x12:\n\x0cshard_tokens\x18\t \x01(\x03\x42\x1f\x8a\xb5\x18\x1b\t\x00\x00\x00\x00\x00\x00\x30\x41\x11\x00\x00\x00\x00\x00\x00\x90@\x19\x00\x00\x00\x00\x00\x00\xf0\x41H\x04\x88\x01\x01\x12 \n\x04seed\x18\n \x01(\x03\x42\r\x8a\xb5\x18\t\t\x00\x00\x00\x00\x00\x00\x00\x00H\x05\x88\x01\x01\x42\x12\n\x10_vocabulary_sizeB\x1b\n\x19_near_duplicate_thresholdB\x16\n\x14_validation_fractionB\x15\n\x13_minimum_charactersB\x0f\n\r_shard_tokensB\x07\n\x05_seed\"\xc0\x02\n\x0c\x41rchitecture\x12&\n\x06layers\x18\x01 \x01(\x05\x42\x16\x8a\xb5\x18\x12\x11\x00\x00\x00\x00\x00\x00\xf0?\x19\x00\x00\x00\x00\x00\x00\x10\x41\x12+\n\x0bhidden_size\x18\x02 \x01(\x05\x42\x16\x8a\xb5\x18\x12\x11\x00\x00\x00\x00\x00\x00\xf0?\x19\x00\x00\x00\x00\x00\x00\x10\x41\x12\x31\n\x11intermediate_size\x18\x03 \x01(\x05\x42\x16\x8a\xb5\x18\x12\x11\x00\x00\x00\x00\x00\x00\xf0?\x19\x00\x00\x00\x00\x00\x00\x10\x41\x12/\n\x0f\x61ttention_heads\x18\x04 \x01(\x05\x42\x16\x8a\xb5\x18\x12\x11\x00\x00\x00\x00\x00\x00\xf0?\x19\x00\x00\x00\x00\x00\x00\x10\x41\x12/\n\x0fkey_value_heads\x18\x05 \x01(\x05\x42\x16\x8a\xb5\x18\x12\x11\x00\x00\x00\x00\x00\x00\xf0?\x19\x00\x00\x00\x00\x00\x00\x10\x41\x12.\n\x0e\x63ontext_length\x18\x06 \x01(\x05\x42\x16\x8a\xb5\x18\x12\x11\x00\x00\x00\x00\x00\x00\x00@\x19\x00\x00\x00\x00\x00\x00\x30\x41\x12\x16\n\x0etie_embeddings\x18\x07 \x01(\x08\"\xc9\x01\n\x04Mesh\x12\x32\n\x04\x64\x61ta\x18\x01 \x01(\x05\x42\x1f\x8a\xb5\x18\x1b\t\x00\x00\x00\x00\x00\x00\xf0?\x11\x00\x00\x00\x00\x00\x00\xf0?\x19\x00\x00\x00\x00\x00\x00\xb0@H\x00\x88\x01\x01\x12\x34\n\x06tensor\x18\x02 \x01(\x05\x42\x1f\x8a\xb5\x18\x1b\t\x00\x00\x00\x00\x00\x00\xf0?\x11\x00\x00\x00\x00\x00\x00\xf0?\x19\x00\x00\x00\x00\x00\x00\xb0@H\x01\x88\x01\x01\x12\x36\n\x08pipeline\x18\x03 \x01(\x05\x42\x1f\x8a\xb5\x18\x1b\t\x00\x00\x00\x00\x00\x00\xf0?\x11\x00\x00\x00\x00\x00\x00\xf0?\x19\x00\x00\x00\x00\x00\x00\xb0@H\x02\x88\x01\x01\x42\x07\n\x05_dataB\t\n\x07_tensorB\x0b\n\t_pipeline\"\xf5\x06\n\tTrainSpec\x12\x0f\n\x07\x64\x61taset\x18\x01 \x01(\t\x12\x14\n\x0coutput_model\x18\x02 \x01(\t\x12\x39\n\x0c\x61rchitecture\x18\x03 \x01(\x0b\x32#.appliance.api.jobs.v1.Architecture\x12)\n\x04mesh\x18\x04 \x01(\x0b\x32\x1b.appliance.api.jobs.v1.Mesh\x12%\n\x05steps\x18\x05 \x01(\x03\x42\x16\x8a\xb5\x18\x12\x11\x00\x00\x00\x00\x00\x00\xf0?\x19\x00\x00\x00\xfc\x83\xd7\x97\x41\x12*\n\nbatch_size\x18\x06 \x01(\x05\x42\x16\x8a\xb5\x18\x12\x11\x00\x00\x00\x00\x00\x00\xf0?\x19\x00\x00\x00\x00\x00\x00\x30\x41\x12/\n\x0fsequence_length\x18\x07 \x01(\x05\x42\x16\x8a\xb5\x18\x12\x11\x00\x00\x00\x00\x00\x00\x00@\x19\x00\x00\x00\x00\x00\x00\x30\x41\x12\x31\n\x0cmicrobatches\x18\x08 \x01(\x05\x42\x16\x8a\xb5\x18\x12\x11\x00\x00\x00\x00\x00\x00\xf0?\x19\x00\x00\x00\x00\x00\x00\xf0@H\x00\x88\x01\x01\x12;\n\rlearning_rate\x18\t \x01(\x01\x42\x1f\x8a\xb5\x18\x1b\t\xfc\xa9\xf1\xd2MbP?\x11\x95\xd6&\xe8\x0b.\x11>\x19\x00\x00\x00\x00\x00\x00$@H\x01\x88\x01\x01\x12\x31\n\x0cwarmup_steps\x18\n \x01(\x03\x42\x16\x8a\xb5\x18\x12\t\x00\x00\x00\x00\x00\x00\x00\x00\x11\x00\x00\x00\x00\x00\x00\x00\x00H\x02\x88\x01\x01\x12:\n\x0cweight_decay\x18\x0b \x01(\x01\x42\x1f\x8a\xb5\x18\x1b\t\x00\x00\x00\x00\x00\x00\x00\x00\x11\x00\x00\x00\x00\x00\x00\x00\x00\x19\x00\x00\x00\x00\x00\x00$@H\x03\x88\x01\x01\x12;\n\rgradient_clip\x18\x0c \x01(\x01\x42\x1f\x8a\xb5\x18\x1b\t\x00\x00\x00\x00\x00\x00\xf0?\x11\x8d\xed\xb5\xa0\xf7\xc6\xb0>\x19\x00\x00\x00\x00\x80\x84.AH\x04\x88\x01\x01\x12 \n\x04seed\x18\r \x01(\x03\x42\r\x8a\xb5\x18\t\t\x00\x00\x00\x00\x00\x00\x00\x00H\x05\x88\x01\x01\x12\x38\n\x13\x63heckpoint_interval\x18\x0e \x01(\x03\x42\x16\x8a\xb5\x18\x12\t\x00\x00\x00\x00\x00\x00I@\x11\x00\x00\x00\x00\x00\x00\xf0?H\x06\x88\x01\x01\x12Q\n\x11pipeline_schedule\x18\x0f \x01(\tB1\x8a\xb5\x18-\"\x04\x31\x46\x31\x42\"\x05GPipe\"\x0fInterleaved1F1B\"\rZBVZeroBubbleH\x07\x88\x01\x01\x42\x0f\n\r_microbatchesB\x10\n\x0e_learning_rateB\x0f\n\r_warmup_stepsB\x0f\n\r_weight_decayB\x10\n\x0e_gradient_clipB\x07\n\x05_seedB\x16\n\x14_checkpoint_intervalB\x14\n\x12_pipeline_schedule\"\xa7\x01\n\x0cQuantizeSpec\x12\r\n\x05model\x18\x01 \x01(\t\x12\x14\n\x0coutput_model\x18\x02 \x01(\t\x12:\n\x06scheme\x18\x03 \x01(\x0e\x32*.appliance.api.jobs.v1.QuantizeSpec.Scheme\"6\n\x06Scheme\x12\x16\n\x12SCHEME_UNSPECIFIED\x10\x00\x12\x14\n\x10SCHEME_W8A8_INT8\x10\x01\"\xaf\x01\n\x0c\x45valuateSpec\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07\x64\x61taset\x18\x02 \x01(\t\x12/\n\nmax_tokens\x18\x03 \x01(\x03\x42\x16\x8a\xb5\x18\x12\t\x00\x00\x00\x00\x00\x00\xb0@\x11\x00\x00\x00\x00\x00\x00\x00@H\x00\x88\x01\x01\x12\x34\n\x06window\x18\x04 \x01(\x05\x42\x1f\x8a\xb5\x18\x1b\t\x00\x00\x00\x00\x00\x00\x80@\x11\x00\x00\x00\x00\x00\x00\x00@\x19\x00\x00\x00\x00\x00\x00\x30\x41H\x01\x88\x01\x01\x42\r\n\x0b_max_tokensB\t\n\x07_windowb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,36 +41,92 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_JOBRESULT_VALUESENTRY']._serialized_options = b'8\001'
   _globals['_JOBRESULT_DROPPEDENTRY']._loaded_options = None
   _globals['_JOBRESULT_DROPPEDENTRY']._serialized_options = b'8\001'
-  _globals['_JOB']._serialized_start=92
-  _globals['_JOB']._serialized_end=913
-  _globals['_JOB_STATE']._serialized_start=758
-  _globals['_JOB_STATE']._serialized_end=905
-  _globals['_PROGRESS']._serialized_start=916
-  _globals['_PROGRESS']._serialized_end=1083
-  _globals['_PROGRESS_METRICSENTRY']._serialized_start=1037
-  _globals['_PROGRESS_METRICSENTRY']._serialized_end=1083
-  _globals['_JOBMETRIC']._serialized_start=1086
-  _globals['_JOBMETRIC']._serialized_end=1235
-  _globals['_JOBMETRIC_VALUESENTRY']._serialized_start=1190
-  _globals['_JOBMETRIC_VALUESENTRY']._serialized_end=1235
-  _globals['_JOBRESULT']._serialized_start=1238
-  _globals['_JOBRESULT']._serialized_end=1470
-  _globals['_JOBRESULT_VALUESENTRY']._serialized_start=1190
-  _globals['_JOBRESULT_VALUESENTRY']._serialized_end=1235
-  _globals['_JOBRESULT_DROPPEDENTRY']._serialized_start=1424
-  _globals['_JOBRESULT_DROPPEDENTRY']._serialized_end=1470
-  _globals['_PREPARESPEC']._serialized_start=1473
-  _globals['_PREPARESPEC']._serialized_end=1872
-  _globals['_ARCHITECTURE']._serialized_start=1875
-  _globals['_ARCHITECTURE']._serialized_end=2051
-  _globals['_MESH']._serialized_start=2053
-  _globals['_MESH']._serialized_end=2155
-  _globals['_TRAINSPEC']._serialized_start=2158
-  _globals['_TRAINSPEC']._serialized_end=2649
-  _globals['_QUANTIZESPEC']._serialized_start=2652
-  _globals['_QUANTIZESPEC']._serialized_end=2819
-  _globals['_QUANTIZESPEC_SCHEME']._serialized_start=2765
-  _globals['_QUANTIZESPEC_SCHEME']._serialized_end=2819
-  _globals['_EVALUATESPEC']._serialized_start=2821
-  _globals['_EVALUATESPEC']._serialized_end=2939
+  _globals['_PREPARESPEC'].fields_by_name['vocabulary_size']._loaded_options = None
+  _globals['_PREPARESPEC'].fields_by_name['vocabulary_size']._serialized_options = b'\212\265\030\033\t\000\000\000\000\000\000\300@\021\000\000\000\000\000\000\200@\031\000\000\000\000\000\000\360@'
+  _globals['_PREPARESPEC'].fields_by_name['near_duplicate_threshold']._loaded_options = None
+  _globals['_PREPARESPEC'].fields_by_name['near_duplicate_threshold']._serialized_options = b'\212\265\030\033\t\232\231\231\231\231\231\351?\021\232\231\231\231\231\231\271?\031\000\000\000\000\000\000\360?'
+  _globals['_PREPARESPEC'].fields_by_name['validation_fraction']._loaded_options = None
+  _globals['_PREPARESPEC'].fields_by_name['validation_fraction']._serialized_options = b'\212\265\030\033\t{\024\256G\341z\224?\021\000\000\000\000\000\000\000\000\031\000\000\000\000\000\000\340?'
+  _globals['_PREPARESPEC'].fields_by_name['minimum_characters']._loaded_options = None
+  _globals['_PREPARESPEC'].fields_by_name['minimum_characters']._serialized_options = b'\212\265\030\033\t\000\000\000\000\000\000i@\021\000\000\000\000\000\000\360?\031\000\000\000\000\000\0000A'
+  _globals['_PREPARESPEC'].fields_by_name['shard_tokens']._loaded_options = None
+  _globals['_PREPARESPEC'].fields_by_name['shard_tokens']._serialized_options = b'\212\265\030\033\t\000\000\000\000\000\0000A\021\000\000\000\000\000\000\220@\031\000\000\000\000\000\000\360A'
+  _globals['_PREPARESPEC'].fields_by_name['seed']._loaded_options = None
+  _globals['_PREPARESPEC'].fields_by_name['seed']._serialized_options = b'\212\265\030\t\t\000\000\000\000\000\000\000\000'
+  _globals['_ARCHITECTURE'].fields_by_name['layers']._loaded_options = None
+  _globals['_ARCHITECTURE'].fields_by_name['layers']._serialized_options = b'\212\265\030\022\021\000\000\000\000\000\000\360?\031\000\000\000\000\000\000\020A'
+  _globals['_ARCHITECTURE'].fields_by_name['hidden_size']._loaded_options = None
+  _globals['_ARCHITECTURE'].fields_by_name['hidden_size']._serialized_options = b'\212\265\030\022\021\000\000\000\000\000\000\360?\031\000\000\000\000\000\000\020A'
+  _globals['_ARCHITECTURE'].fields_by_name['intermediate_size']._loaded_options = None
+  _globals['_ARCHITECTURE'].fields_by_name['intermediate_size']._serialized_options = b'\212\265\030\022\021\000\000\000\000\000\000\360?\031\000\000\000\000\000\000\020A'
+  _globals['_ARCHITECTURE'].fields_by_name['attention_heads']._loaded_options = None
+  _globals['_ARCHITECTURE'].fields_by_name['attention_heads']._serialized_options = b'\212\265\030\022\021\000\000\000\000\000\000\360?\031\000\000\000\000\000\000\020A'
+  _globals['_ARCHITECTURE'].fields_by_name['key_value_heads']._loaded_options = None
+  _globals['_ARCHITECTURE'].fields_by_name['key_value_heads']._serialized_options = b'\212\265\030\022\021\000\000\000\000\000\000\360?\031\000\000\000\000\000\000\020A'
+  _globals['_ARCHITECTURE'].fields_by_name['context_length']._loaded_options = None
+  _globals['_ARCHITECTURE'].fields_by_name['context_length']._serialized_options = b'\212\265\030\022\021\000\000\000\000\000\000\000@\031\000\000\000\000\000\0000A'
+  _globals['_MESH'].fields_by_name['data']._loaded_options = None
+  _globals['_MESH'].fields_by_name['data']._serialized_options = b'\212\265\030\033\t\000\000\000\000\000\000\360?\021\000\000\000\000\000\000\360?\031\000\000\000\000\000\000\260@'
+  _globals['_MESH'].fields_by_name['tensor']._loaded_options = None
+  _globals['_MESH'].fields_by_name['tensor']._serialized_options = b'\212\265\030\033\t\000\000\000\000\000\000\360?\021\000\000\000\000\000\000\360?\031\000\000\000\000\000\000\260@'
+  _globals['_MESH'].fields_by_name['pipeline']._loaded_options = None
+  _globals['_MESH'].fields_by_name['pipeline']._serialized_options = b'\212\265\030\033\t\000\000\000\000\000\000\360?\021\000\000\000\000\000\000\360?\031\000\000\000\000\000\000\260@'
+  _globals['_TRAINSPEC'].fields_by_name['steps']._loaded_options = None
+  _globals['_TRAINSPEC'].fields_by_name['steps']._serialized_options = b'\212\265\030\022\021\000\000\000\000\000\000\360?\031\000\000\000\374\203\327\227A'
+  _globals['_TRAINSPEC'].fields_by_name['batch_size']._loaded_options = None
+  _globals['_TRAINSPEC'].fields_by_name['batch_size']._serialized_options = b'\212\265\030\022\021\000\000\000\000\000\000\360?\031\000\000\000\000\000\0000A'
+  _globals['_TRAINSPEC'].fields_by_name['sequence_length']._loaded_options = None
+  _globals['_TRAINSPEC'].fields_by_name['sequence_length']._serialized_options = b'\212\265\030\022\021\000\000\000\000\000\000\000@\031\000\000\000\000\000\0000A'
+  _globals['_TRAINSPEC'].fields_by_name['microbatches']._loaded_options = None
+  _globals['_TRAINSPEC'].fields_by_name['microbatches']._serialized_options = b'\212\265\030\022\021\000\000\000\000\000\000\360?\031\000\000\000\000\000\000\360@'
+  _globals['_TRAINSPEC'].fields_by_name['learning_rate']._loaded_options = None
+  _globals['_TRAINSPEC'].fields_by_name['learning_rate']._serialized_options = b'\212\265\030\033\t\374\251\361\322MbP?\021\225\326&\350\013.\021>\031\000\000\000\000\000\000$@'
+  _globals['_TRAINSPEC'].fields_by_name['warmup_steps']._loaded_options = None
+  _globals['_TRAINSPEC'].fields_by_name['warmup_steps']._serialized_options = b'\212\265\030\022\t\000\000\000\000\000\000\000\000\021\000\000\000\000\000\000\000\000'
+  _globals['_TRAINSPEC'].fields_by_name['weight_decay']._loaded_options = None
+  _globals['_TRAINSPEC'].fields_by_name['weight_decay']._serialized_options = b'\212\265\030\033\t\000\000\000\000\000\000\000\000\021\000\000\000\000\000\000\000\000\031\000\000\000\000\000\000$@'
+  _globals['_TRAINSPEC'].fields_by_name['gradient_clip']._loaded_options = None
+  _globals['_TRAINSPEC'].fields_by_name['gradient_clip']._serialized_options = b'\212\265\030\033\t\000\000\000\000\000\000\360?\021\215\355\265\240\367\306\260>\031\000\000\000\000\200\204.A'
+  _globals['_TRAINSPEC'].fields_by_name['seed']._loaded_options = None
+  _globals['_TRAINSPEC'].fields_by_name['seed']._serialized_options = b'\212\265\030\t\t\000\000\000\000\000\000\000\000'
+  _globals['_TRAINSPEC'].fields_by_name['checkpoint_interval']._loaded_options = None
+  _globals['_TRAINSPEC'].fields_by_name['checkpoint_interval']._serialized_options = b'\212\265\030\022\t\000\000\000\000\000\000I@\021\000\000\000\000\000\000\360?'
+  _globals['_TRAINSPEC'].fields_by_name['pipeline_schedule']._loaded_options = None
+  _globals['_TRAINSPEC'].fields_by_name['pipeline_schedule']._serialized_options = b'\212\265\030-\"\0041F1B\"\005GPipe\"\017Interleaved1F1B\"\rZBVZeroBubble'
+  _globals['_EVALUATESPEC'].fields_by_name['max_tokens']._loaded_options = None
+  _globals['_EVALUATESPEC'].fields_by_name['max_tokens']._serialized_options = b'\212\265\030\022\t\000\000\000\000\000\000\260@\021\000\000\000\000\000\000\000@'
+  _globals['_EVALUATESPEC'].fields_by_name['window']._loaded_options = None
+  _globals['_EVALUATESPEC'].fields_by_name['window']._serialized_options = b'\212\265\030\033\t\000\000\000\000\000\000\200@\021\000\000\000\000\000\000\000@\031\000\000\000\000\000\0000A'
+  _globals['_JOB']._serialized_start=129
+  _globals['_JOB']._serialized_end=950
+  _globals['_JOB_STATE']._serialized_start=795
+  _globals['_JOB_STATE']._serialized_end=942
+  _globals['_PROGRESS']._serialized_start=953
+  _globals['_PROGRESS']._serialized_end=1120
+  _globals['_PROGRESS_METRICSENTRY']._serialized_start=1074
+  _globals['_PROGRESS_METRICSENTRY']._serialized_end=1120
+  _globals['_JOBMETRIC']._serialized_start=1123
+  _globals['_JOBMETRIC']._serialized_end=1272
+  _globals['_JOBMETRIC_VALUESENTRY']._serialized_start=1227
+  _globals['_JOBMETRIC_VALUESENTRY']._serialized_end=1272
+  _globals['_JOBRESULT']._serialized_start=1275
+  _globals['_JOBRESULT']._serialized_end=1507
+  _globals['_JOBRESULT_VALUESENTRY']._serialized_start=1227
+  _globals['_JOBRESULT_VALUESENTRY']._serialized_end=1272
+  _globals['_JOBRESULT_DROPPEDENTRY']._serialized_start=1461
+  _globals['_JOBRESULT_DROPPEDENTRY']._serialized_end=1507
+  _globals['_PREPARESPEC']._serialized_start=1510
+  _globals['_PREPARESPEC']._serialized_end=2103
+  _globals['_ARCHITECTURE']._serialized_start=2106
+  _globals['_ARCHITECTURE']._serialized_end=2426
+  _globals['_MESH']._serialized_start=2429
+  _globals['_MESH']._serialized_end=2630
+  _globals['_TRAINSPEC']._serialized_start=2633
+  _globals['_TRAINSPEC']._serialized_end=3518
+  _globals['_QUANTIZESPEC']._serialized_start=3521
+  _globals['_QUANTIZESPEC']._serialized_end=3688
+  _globals['_QUANTIZESPEC_SCHEME']._serialized_start=3634
+  _globals['_QUANTIZESPEC_SCHEME']._serialized_end=3688
+  _globals['_EVALUATESPEC']._serialized_start=3691
+  _globals['_EVALUATESPEC']._serialized_end=3866
 # @@protoc_insertion_point(module_scope)

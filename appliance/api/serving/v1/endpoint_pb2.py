@@ -22,22 +22,31 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from appliance.api.common.v1 import value_pb2 as appliance_dot_api_dot_common_dot_v1_dot_value__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'appliance/api/serving/v1/endpoint.proto\x12\x18\x61ppliance.api.serving.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc7\x04\n\x08\x45ndpoint\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03uid\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x15\n\x08replicas\x18\x04 \x01(\x05H\x00\x88\x01\x01\x12\x1c\n\x0ftensor_parallel\x18\x05 \x01(\x05H\x01\x88\x01\x01\x12 \n\x13max_sequence_length\x18\x06 \x01(\x05H\x02\x88\x01\x01\x12\x18\n\x0b\x63\x61\x63he_bytes\x18\x07 \x01(\x03H\x03\x88\x01\x01\x12\x37\n\x05state\x18\x08 \x01(\x0e\x32(.appliance.api.serving.v1.Endpoint.State\x12\x14\n\x0cstate_reason\x18\t \x01(\t\x12\x39\n\x0ereplica_status\x18\n \x03(\x0b\x32!.appliance.api.serving.v1.Replica\x12\x0f\n\x07\x63reator\x18\x0b \x01(\t\x12/\n\x0b\x63reate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04\x65tag\x18\r \x01(\t\"}\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x12\n\x0eSTATE_STARTING\x10\x01\x12\x0f\n\x0bSTATE_READY\x10\x02\x12\x12\n\x0eSTATE_DEGRADED\x10\x03\x12\x12\n\x0eSTATE_STOPPING\x10\x04\x12\x10\n\x0cSTATE_FAILED\x10\x05\x42\x0b\n\t_replicasB\x12\n\x10_tensor_parallelB\x16\n\x14_max_sequence_lengthB\x0e\n\x0c_cache_bytes\"\xb4\x02\n\x07Replica\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04node\x18\x02 \x01(\t\x12\x36\n\x05state\x18\x03 \x01(\x0e\x32\'.appliance.api.serving.v1.Replica.State\x12\r\n\x05\x65poch\x18\x04 \x01(\x03\x12\x0f\n\x07\x61\x64\x64ress\x18\x05 \x01(\t\x12\x14\n\x0cstate_reason\x18\x06 \x01(\t\x12\x10\n\x08restarts\x18\x07 \x01(\x05\x12\x13\n\x0bserver_name\x18\x08 \x01(\t\"z\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_PENDING\x10\x01\x12\x12\n\x0eSTATE_STARTING\x10\x02\x12\x0f\n\x0bSTATE_READY\x10\x03\x12\x12\n\x0eSTATE_DRAINING\x10\x04\x12\x0e\n\nSTATE_LOST\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'appliance/api/serving/v1/endpoint.proto\x12\x18\x61ppliance.api.serving.v1\x1a#appliance/api/common/v1/value.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc2\x05\n\x08\x45ndpoint\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03uid\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x36\n\x08replicas\x18\x04 \x01(\x05\x42\x1f\x8a\xb5\x18\x1b\t\x00\x00\x00\x00\x00\x00\xf0?\x11\x00\x00\x00\x00\x00\x00\xf0?\x19\x00\x00\x00\x00\x00\x00P@H\x00\x88\x01\x01\x12=\n\x0ftensor_parallel\x18\x05 \x01(\x05\x42\x1f\x8a\xb5\x18\x1b\t\x00\x00\x00\x00\x00\x00\xf0?\x11\x00\x00\x00\x00\x00\x00\xf0?\x19\x00\x00\x00\x00\x00\x00\x90@H\x01\x88\x01\x01\x12\x38\n\x13max_sequence_length\x18\x06 \x01(\x05\x42\x16\x8a\xb5\x18\x12\t\x00\x00\x00\x00\x00\x00\xa0@\x11\x00\x00\x00\x00\x00\x00\x00@H\x02\x88\x01\x01\x12\x39\n\x0b\x63\x61\x63he_bytes\x18\x07 \x01(\x03\x42\x1f\x8a\xb5\x18\x1b\t\x00\x00\x00\x00\x00\x00\xd0\x41\x11\x00\x00\x00\x00\x00\x00pA\x19\x00\x00\x00\x00\x00\x00\x90\x42H\x03\x88\x01\x01\x12\x37\n\x05state\x18\x08 \x01(\x0e\x32(.appliance.api.serving.v1.Endpoint.State\x12\x14\n\x0cstate_reason\x18\t \x01(\t\x12\x39\n\x0ereplica_status\x18\n \x03(\x0b\x32!.appliance.api.serving.v1.Replica\x12\x0f\n\x07\x63reator\x18\x0b \x01(\t\x12/\n\x0b\x63reate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04\x65tag\x18\r \x01(\t\"}\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x12\n\x0eSTATE_STARTING\x10\x01\x12\x0f\n\x0bSTATE_READY\x10\x02\x12\x12\n\x0eSTATE_DEGRADED\x10\x03\x12\x12\n\x0eSTATE_STOPPING\x10\x04\x12\x10\n\x0cSTATE_FAILED\x10\x05\x42\x0b\n\t_replicasB\x12\n\x10_tensor_parallelB\x16\n\x14_max_sequence_lengthB\x0e\n\x0c_cache_bytes\"\xb4\x02\n\x07Replica\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04node\x18\x02 \x01(\t\x12\x36\n\x05state\x18\x03 \x01(\x0e\x32\'.appliance.api.serving.v1.Replica.State\x12\r\n\x05\x65poch\x18\x04 \x01(\x03\x12\x0f\n\x07\x61\x64\x64ress\x18\x05 \x01(\t\x12\x14\n\x0cstate_reason\x18\x06 \x01(\t\x12\x10\n\x08restarts\x18\x07 \x01(\x05\x12\x13\n\x0bserver_name\x18\x08 \x01(\t\"z\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_PENDING\x10\x01\x12\x12\n\x0eSTATE_STARTING\x10\x02\x12\x0f\n\x0bSTATE_READY\x10\x03\x12\x12\n\x0eSTATE_DRAINING\x10\x04\x12\x0e\n\nSTATE_LOST\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'appliance.api.serving.v1.endpoint_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ENDPOINT']._serialized_start=103
-  _globals['_ENDPOINT']._serialized_end=686
-  _globals['_ENDPOINT_STATE']._serialized_start=488
-  _globals['_ENDPOINT_STATE']._serialized_end=613
-  _globals['_REPLICA']._serialized_start=689
-  _globals['_REPLICA']._serialized_end=997
-  _globals['_REPLICA_STATE']._serialized_start=875
-  _globals['_REPLICA_STATE']._serialized_end=997
+  _globals['_ENDPOINT'].fields_by_name['replicas']._loaded_options = None
+  _globals['_ENDPOINT'].fields_by_name['replicas']._serialized_options = b'\212\265\030\033\t\000\000\000\000\000\000\360?\021\000\000\000\000\000\000\360?\031\000\000\000\000\000\000P@'
+  _globals['_ENDPOINT'].fields_by_name['tensor_parallel']._loaded_options = None
+  _globals['_ENDPOINT'].fields_by_name['tensor_parallel']._serialized_options = b'\212\265\030\033\t\000\000\000\000\000\000\360?\021\000\000\000\000\000\000\360?\031\000\000\000\000\000\000\220@'
+  _globals['_ENDPOINT'].fields_by_name['max_sequence_length']._loaded_options = None
+  _globals['_ENDPOINT'].fields_by_name['max_sequence_length']._serialized_options = b'\212\265\030\022\t\000\000\000\000\000\000\240@\021\000\000\000\000\000\000\000@'
+  _globals['_ENDPOINT'].fields_by_name['cache_bytes']._loaded_options = None
+  _globals['_ENDPOINT'].fields_by_name['cache_bytes']._serialized_options = b'\212\265\030\033\t\000\000\000\000\000\000\320A\021\000\000\000\000\000\000pA\031\000\000\000\000\000\000\220B'
+  _globals['_ENDPOINT']._serialized_start=140
+  _globals['_ENDPOINT']._serialized_end=846
+  _globals['_ENDPOINT_STATE']._serialized_start=648
+  _globals['_ENDPOINT_STATE']._serialized_end=773
+  _globals['_REPLICA']._serialized_start=849
+  _globals['_REPLICA']._serialized_end=1157
+  _globals['_REPLICA_STATE']._serialized_start=1035
+  _globals['_REPLICA_STATE']._serialized_end=1157
 # @@protoc_insertion_point(module_scope)

@@ -1,5 +1,6 @@
 import datetime
 
+from appliance.api.common.v1 import value_pb2 as _value_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
