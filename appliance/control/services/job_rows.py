@@ -1,7 +1,10 @@
 """Rows of jobs: read them, show them, change them under the right epoch.
 
-Rule kept here: a row changes only from the epoch and the states its writer believes in; whoever is
-late gets LeaseLost, or FailedPrecondition from the state machine, and changes nothing.
+Rules kept here:
+* a row changes only from the epoch and the states its writer believes in; whoever is late gets
+  LeaseLost, or FailedPrecondition from the state machine, and changes nothing;
+* a job is shown with the spec that runs, also one that a release accepted which did not fill the
+  defaults in.
 
 Called by `services.jobs` and by the life of jobs (`services.runs`, `services.run_reports`).
 """
@@ -22,7 +25,7 @@ from appliance.control.services.resources import missing, timestamp
 from appliance.control.store import tables
 from appliance.control.store.database import Reading, Transaction
 from appliance.core import names
-from appliance.core.errors import LeaseLost
+from appliance.core.errors import LeaseLost, NotFound
 from appliance.core.jobs import JobState, move
 from appliance.core.names import Name
 
@@ -50,7 +53,7 @@ def name_of(row: Row[Any]) -> str:
 
 
 def spec_of(row: Row[Any]) -> Message:
-    """The message of a job's spec."""
+    """The message of a job's spec, as it was kept."""
     return json_format.ParseDict(row.spec, job_specs.KINDS[row.kind]())
 
 
@@ -120,11 +123,21 @@ def resource(state: Reading, row: Row[Any]) -> job_pb2.Job:
         end_time=timestamp(row.end_time),
         etag=str(row.revision),
     )
-    getattr(job, row.kind).CopyFrom(spec_of(row))
+    getattr(job, row.kind).CopyFrom(_running_spec(state, row))
     json_format.ParseDict(row.progress, job.progress)
     if row.result:
         json_format.ParseDict(row.result, job.result)
     return job
+
+
+def _running_spec(state: Reading, row: Row[Any]) -> Message:
+    def inputs() -> dict[str, Input]:
+        try:
+            return inputs_of(state, row)
+        except NotFound:
+            return {}
+
+    return job_specs.filled(row.kind, spec_of(row), inputs)
 
 
 def _outputs(state: Reading, row: Row[Any]) -> list[str]:

@@ -4,6 +4,7 @@ Rules kept here:
 * a job is accepted only when everything that can be known before devices are taken is right: its
   inputs exist in its own project, are of the right kind, and this caller may read them, and make
   what it makes; its degrees divide what they split; some node could hold each of its ranks;
+* its row says what will run: every default is filled in when it is accepted;
 * accepting is one row in one transaction; the scheduler does the rest;
 * a cancelled job has ended when `CancelJob` returns: nothing its nodes still say counts.
 
@@ -27,7 +28,8 @@ from appliance.control.events import QUEUE, Events
 from appliance.control.services import artifact_rows, capacity, job_rows, job_specs, paging
 from appliance.control.services.caller import Caller
 from appliance.control.services.change import Changes
-from appliance.control.services.job_specs import Input, Problems
+from appliance.control.services.job_specs import Input
+from appliance.control.services.problems import Problems
 from appliance.control.services.resources import missing
 from appliance.control.services.runs import Runs
 from appliance.control.store import tables
@@ -117,8 +119,7 @@ class Jobs:
             if kind is None:
                 wrong = f"must hold one of {', '.join(job_specs.KINDS)}"
                 raise InvalidInput(f"job {wrong}", fields={"job": wrong})
-            spec: Message = getattr(request.job, kind)
-            self._check(transaction, caller, project, kind, spec)
+            spec = self._checked(transaction, caller, project, kind, getattr(request.job, kind))
             uid = new_uid()
             try:
                 transaction.run(
@@ -190,16 +191,19 @@ class Jobs:
             next_page_token=token,
         )
 
-    def _check(
-        self, state: Reading, caller: Caller, project: str, kind: str, spec: Message
-    ) -> None:
+    def _checked(
+        self, state: Reading, caller: Caller, project: str, kind: str, asked: Message
+    ) -> Message:
+        """The spec as it will run, with every default filled in."""
         problems = Problems()
-        inputs = self._inputs(state, caller, project, kind, spec, problems)
-        self._check_outputs(state, caller, project, kind, spec, problems)
-        job_specs.check(kind, spec, inputs, problems)
+        inputs = self._inputs(state, caller, project, kind, asked, problems)
+        self._check_outputs(state, caller, project, kind, asked, problems)
+        job_specs.check(kind, asked, inputs, problems)
         problems.raise_if_any()
+        spec = job_specs.filled(kind, asked, lambda: inputs)
         demand = job_specs.demand(kind, spec, inputs)
         capacity.check(state, demand, "rank", _LESS_MEMORY[kind])
+        return spec
 
     def _inputs(  # noqa: PLR0913  # what one check needs
         self,

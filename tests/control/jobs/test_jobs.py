@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+from google.protobuf import json_format
 
 from appliance.api.jobs.v1 import job_pb2, job_service_pb2
 from appliance.control.auth.rules import Link
@@ -239,6 +242,105 @@ async def test_a_repeat_gets_the_first_answer_and_validate_only_changes_nothing(
     request.request_id = ""
     with pytest.raises(AlreadyExists):
         lab.jobs.create(ALICE, request)
+
+
+FILLED = {
+    "mesh": Mesh(data=1, tensor=1, pipeline=1),
+    "microbatches": 1,
+    "learning_rate": 0.001,
+    "warmup_steps": 0,
+    "weight_decay": 0.0,
+    "gradient_clip": 1.0,
+    "seed": 0,
+    "checkpoint_interval": 50,
+}
+
+
+def running(request: job_service_pb2.CreateJobRequest, **changes: Any) -> job_pb2.TrainSpec:
+    """The spec that a request becomes: what was asked for, and every default."""
+    spec = job_pb2.TrainSpec(**(FILLED | changes))
+    spec.MergeFrom(request.job.train)
+    return spec
+
+
+async def test_a_job_says_what_runs_in_its_row_to_people_and_to_its_node(lab: Lab) -> None:
+    node = await lab.connected("n1")
+    request = train_request("t1", lab.tokens(), gradient_clip=0.25, weight_decay=0.0)
+    asked = request.SerializeToString()
+    made = lab.jobs.create(ALICE, request)
+    assert made.train == running(request)
+    assert request.SerializeToString() == asked
+    kept = json_format.ParseDict(lab.rows(tables.job)[0].spec, job_pb2.TrainSpec())
+    assert kept == made.train
+    lab.look()
+    await node.take()
+    assert node.started[0].job.train == made.train
+
+
+async def test_a_pipeline_has_microbatches_and_a_schedule_of_its_own(lab: Lab) -> None:
+    await lab.connected("n1", devices=2)
+    request = train_request("t1", lab.tokens(), mesh=Mesh(pipeline=2))
+    filled = running(request, microbatches=4, pipeline_schedule="1F1B")
+    assert lab.jobs.create(ALICE, request).train == filled
+
+
+async def test_what_a_job_shows_can_be_sent_again(lab: Lab) -> None:
+    await lab.connected("n1", devices=2)
+    tokens = lab.tokens()
+    for number, mesh in enumerate((Mesh(), Mesh(pipeline=2))):
+        made = lab.jobs.create(ALICE, train_request(f"a{number}", tokens, mesh=mesh))
+        again = train_request(f"b{number}", tokens)
+        again.job.train.CopyFrom(made.train)
+        assert lab.jobs.create(ALICE, again).train == made.train
+
+
+async def test_a_job_of_an_older_release_is_shown_with_the_defaults_it_runs_with(lab: Lab) -> None:
+    await lab.connected("n1")
+    request = train_request("t1", lab.tokens(), gradient_clip=0.25)
+    made = lab.jobs.create(ALICE, request)
+    bare = json_format.MessageToDict(request.job.train)
+    with lab.database.write() as transaction:
+        transaction.run(tables.job.update().values(spec=bare))
+    assert lab.jobs.get(ALICE, made.name).train == running(request)
+    listed = lab.jobs.list(ALICE, job_service_pb2.ListJobsRequest(parent="projects/demo"))
+    assert [job.train for job in listed.jobs] == [running(request)]
+    assert lab.rows(tables.job)[0].spec == bare
+
+
+async def test_a_zero_that_was_asked_for_is_a_zero_in_the_row_too(lab: Lab) -> None:
+    await lab.connected("n1", memory=8 * GIB)
+    spec = job_pb2.PrepareSpec(
+        datasets=[lab.text()],
+        output_dataset="projects/demo/datasets/clean",
+        output_tokenizer="projects/demo/tokenizers/words",
+        validation_fraction=0.0,
+    )
+    make = job_service_pb2.CreateJobRequest
+    request = make(parent="projects/demo", job_id="p1", job=job_pb2.Job(prepare=spec))
+    made = lab.jobs.create(ALICE, request).prepare
+    row = lab.rows(tables.job)[0].spec
+    assert (made.HasField("validation_fraction"), made.validation_fraction) == (True, 0.0)
+    assert (row["validationFraction"], row["vocabularySize"], row["seed"]) == (0.0, 8192, "0")
+
+
+async def test_a_window_is_the_context_where_that_is_shorter_and_never_longer(lab: Lab) -> None:
+    await lab.connected("n1", memory=8 * GIB)
+    model, tokens = lab.model(), lab.tokens()
+
+    def evaluate(name: str, **window: int) -> job_service_pb2.CreateJobRequest:
+        spec = job_pb2.EvaluateSpec(model=model, dataset=tokens, **window)
+        return job_service_pb2.CreateJobRequest(
+            parent="projects/demo", job_id=name, job=job_pb2.Job(evaluate=spec)
+        )
+
+    refused = fields(lab, evaluate("e0", window=129))
+    assert refused == {"job.evaluate.window": "must be 2 to the model's context of 128 tokens"}
+    made = lab.jobs.create(ALICE, evaluate("e1")).evaluate
+    assert (made.window, made.max_tokens) == (128, 4096)
+    assert lab.jobs.create(ALICE, evaluate("e2", window=64)).evaluate.window == 64
+    with lab.database.write() as transaction:
+        transaction.run(tables.job.update().values(spec={"model": model, "dataset": tokens}))
+    assert lab.jobs.get(ALICE, "projects/demo/jobs/e2").evaluate == made
 
 
 async def test_jobs_are_listed_newest_first_and_metrics_by_step(lab: Lab) -> None:
