@@ -48,6 +48,11 @@ TRAIN = (
     Field("seed", int, "Seed of weights and data order."),
     Field("checkpoint_interval", int, "Steps between checkpoints."),
     Field(
+        "stall_seconds",
+        int,
+        "Seconds without any sign of work after which all ranks are started again.",
+    ),
+    Field(
         "pipeline_schedule",
         ("1F1B", "GPipe", "Interleaved1F1B", "ZBVZeroBubble"),
         "Order of the work where there is a pipeline.",

@@ -32,7 +32,7 @@ from appliance.core.errors import (
     Tampered,
 )
 from appliance.crypto.floe import check_key
-from appliance.crypto.folder import PARTIAL, Folder, NewFile
+from appliance.crypto.folder import PARTIAL, Folder, Moved, NewFile
 from appliance.crypto.manifest import (
     LARGEST_MANIFEST,
     FileEntry,
@@ -66,6 +66,7 @@ class ArtifactWriter:
         project: id of the project.
         object: id of the object, such as `<uid>` or `<uid>/step-00000008`.
         epoch: of the job that writes; an older one changes nothing that a newer one finished.
+        moved: called whenever bytes are written.
     """
 
     def __init__(  # noqa: PLR0913  # where it lies, what opens it, what it is
@@ -77,12 +78,13 @@ class ArtifactWriter:
         object: str,  # noqa: A002  # the word of the format and of the errors
         *,
         epoch: int = 0,
+        moved: Moved | None = None,
     ) -> None:
         check_key(key)
         self.project = project
         self.object = object
         self.epoch = epoch
-        self._folder = Folder(fs, folder)
+        self._folder = Folder(fs, folder, moved)
         self._key = key
         self._entries: dict[str, FileEntry] = {}
         self._open: set[str] = set()
@@ -261,6 +263,7 @@ class ArtifactReader:
         project: id of the project that the caller expects.
         object: id of the object that the caller expects.
         digest: `manifest_digest` on record; None when any authentic manifest will do.
+        moved: called whenever bytes are read.
 
     Raises:
         NotFound: there is no manifest, so no complete artifact.
@@ -278,11 +281,12 @@ class ArtifactReader:
         object: str,  # noqa: A002  # the word of the format and of the errors
         *,
         digest: str | None = None,
+        moved: Moved | None = None,
     ) -> None:
         check_key(key)
         self.project = project
         self.object = object
-        self._folder = Folder(fs, folder)
+        self._folder = Folder(fs, folder, moved)
         self._key = key
         try:
             raw = _read_manifest(self._folder)

@@ -16,14 +16,16 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, Self, cast
 
 from fsspec import AbstractFileSystem
 
 from appliance.core.errors import Exhausted, InvalidInput, NotFound, Tampered
 from appliance.core.files import sync_dir
+
+Moved = Callable[[], None]
 
 PARTIAL = re.compile(r"\.[A-Za-z0-9._-]+\.[0-9a-f]{16}\.partial")
 
@@ -58,18 +60,53 @@ class NewFile:
         self._folder.remove(self._partial)
 
 
+class _Watched:
+    """A file that tells somebody each time its bytes move."""
+
+    def __init__(self, raw: Any, moved: Moved) -> None:  # noqa: ANN401 - whatever a file system opens
+        self._raw = raw
+        self._moved = moved
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - everything else is the file's own
+        return getattr(self._raw, name)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self._raw.close()
+
+    def write(self, data: bytes | memoryview, /) -> int:
+        written: int = self._raw.write(data)
+        self._moved()
+        return written
+
+    def read(self, size: int = -1, /) -> bytes:
+        data: bytes = self._raw.read(size)
+        self._moved()
+        return data
+
+    def readinto(self, target: memoryview, /) -> int | None:
+        count: int | None = self._raw.readinto(target)
+        self._moved()
+        return count
+
+
 class Folder:
     """A folder of a file system.
 
     Args:
         fs: where it is.
         path: of the folder on `fs`; a local one may begin with `file://`.
+        moved: called whenever bytes of a file are read or written, so that somebody who watches a
+            long transfer sees it go on.
     """
 
-    def __init__(self, fs: AbstractFileSystem, path: str) -> None:
+    def __init__(self, fs: AbstractFileSystem, path: str, moved: Moved | None = None) -> None:
         protocols = (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)
         self._fs = fs
         self._path = path.rstrip("/")
+        self._moved = moved
         self._local = Path(path.removeprefix("file://")) if "file" in protocols else None
         if self._local is not None and not self._local.is_absolute():
             raise InvalidInput(f"{path} is not an absolute path; give the folder from the root on.")
@@ -97,11 +134,13 @@ class Folder:
         with self.guarded(file):
             if self._local is None:
                 self._fs.makedirs(self._path, exist_ok=True)
-                return NewFile(self, file, self._fs.open(self._full(partial), "wb"), partial)
+                remote = self._watched(self._fs.open(self._full(partial), "wb"))
+                return NewFile(self, file, remote, partial)
             _make_durable_dir(self._local)
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
             descriptor = os.open(self._local / partial, flags, 0o600)
-            return NewFile(self, file, os.fdopen(descriptor, "wb", buffering=0), partial)
+            raw = self._watched(os.fdopen(descriptor, "wb", buffering=0))
+            return NewFile(self, file, raw, partial)
 
     def publish(self, raw: BinaryIO, partial: str, file: str) -> None:
         """Close `raw` and rename its file; only `NewFile.commit` calls this."""
@@ -144,8 +183,7 @@ class Folder:
         """
         try:
             if self._local is None:
-                remote: BinaryIO = self._fs.open(self._full(file), "rb")
-                return remote
+                return self._watched(self._fs.open(self._full(file), "rb"))
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
             descriptor = os.open(self._local / file, flags)
         except FileNotFoundError as error:
@@ -158,7 +196,7 @@ class Folder:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)
             raise self._not_plain(file)
-        return os.fdopen(descriptor, "rb", buffering=0)
+        return self._watched(os.fdopen(descriptor, "rb", buffering=0))
 
     def remove(self, file: str) -> None:
         """Delete a file, if it is there."""
@@ -167,6 +205,10 @@ class Folder:
                 self._fs.rm_file(self._full(file))
             else:
                 (self._local / file).unlink()
+
+    def _watched(self, raw: Any) -> BinaryIO:  # noqa: ANN401 - whatever a file system opens
+        found: BinaryIO = raw if self._moved is None else cast("Any", _Watched(raw, self._moved))
+        return found
 
     def _not_plain(self, file: str) -> Tampered:
         return Tampered(

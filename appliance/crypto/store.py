@@ -18,6 +18,7 @@ from fsspec import AbstractFileSystem
 
 from appliance.core.errors import InvalidInput
 from appliance.crypto.artifacts import ArtifactReader
+from appliance.crypto.folder import Moved
 
 
 @dataclass(frozen=True)
@@ -41,19 +42,26 @@ class Artifact:
 
 @dataclass(frozen=True)
 class ObjectStore:
-    """A file system and the folder on it under which all artifacts lie."""
+    """A file system and the folder on it under which all artifacts lie.
+
+    Attributes:
+        fs: the file system.
+        root: the folder.
+        moved: called whenever bytes of a file are read or written; None: by nobody.
+    """
 
     fs: AbstractFileSystem
     root: str
+    moved: Moved | None = None
 
     @classmethod
-    def at(cls, url: str) -> ObjectStore:
+    def at(cls, url: str, moved: Moved | None = None) -> ObjectStore:
         """The store behind an fsspec URL such as `file:///srv/objects`."""
         try:
             fs, root = fsspec.core.url_to_fs(url)
         except (ValueError, ImportError) as error:
             raise InvalidInput(f"the object store {url} cannot be used: {error}") from error
-        return cls(fs, root.rstrip("/"))
+        return cls(fs, root.rstrip("/"), moved)
 
     def path(self, folder: str) -> str:
         """Path on the file system of a folder of the store; `InvalidInput` for one outside it."""
@@ -71,4 +79,5 @@ class ObjectStore:
             artifact.project,
             artifact.object,
             digest=artifact.digest or None,
+            moved=self.moved,
         )

@@ -59,6 +59,7 @@ def job(order: rpc.StartJob, keys: rpc.ReleaseKeysResponse, place: Place) -> dic
         "local_ranks": order.local_ranks,
         "node_rank": order.node_rank,
         "node_count": order.node_count,
+        "node": _own_name(order),
         "devices": list(order.devices),
         "device_kind": place.device_kind,
         "rendezvous": "127.0.0.1:0" if order.node_count == 1 else order.rendezvous,
@@ -68,6 +69,13 @@ def job(order: rpc.StartJob, keys: rpc.ReleaseKeysResponse, place: Place) -> dic
         "resume": resume,
         "memory_limit": order.memory_bytes,
     }
+
+
+def _own_name(order: rpc.StartJob) -> str:
+    """The name of this node among several; a control plane of 0.1.0 does not say it."""
+    names = list(order.job.nodes)
+    several = order.node_count > 1 and len(names) == order.node_count
+    return names[order.node_rank] if several else ""
 
 
 def replica(

@@ -19,6 +19,7 @@ from appliance.api.agent.v1 import agent_service_pb2 as rpc
 from appliance.api.jobs.v1 import job_pb2
 from appliance.node.launcher import Ended
 
+_PROGRESS = ("step", "total", "message", "metrics")
 MOST_WAITING = 10_000
 """Progress reports that wait at most; a control plane that is away for longer misses the oldest."""
 
@@ -41,6 +42,8 @@ class JobReports:
         match line["type"]:
             case "progress":
                 self._take_progress(line)
+            case "waiting":
+                self._replace(message=str(line["message"]))
             case "event":
                 self._take_event(line)
             case "checkpoint":
@@ -91,12 +94,18 @@ class JobReports:
 
     def _take_progress(self, line: dict[str, Any]) -> None:
         metrics = {str(name): float(value) for name, value in line["metrics"].items()}
-        self._progress = job_pb2.Progress(
+        self._replace(
             step=int(line["step"]),
             total=int(line["total"]),
             message=str(line.get("message", "")),
             metrics=metrics,
         )
+
+    def _replace(self, **members: Any) -> None:
+        """Newer progress; members that are not given stay as they are."""
+        known = self._progress
+        old = {} if known is None else {name: getattr(known, name) for name in _PROGRESS}
+        self._progress = job_pb2.Progress(**(old | members))
         newest = self._waiting[-1].job_progress if self._waiting else None
         plain = newest is not None and newest.work.work and not newest.event
         if newest is not None and plain and not newest.progress.metrics:
@@ -105,8 +114,12 @@ class JobReports:
 
     def _take_event(self, line: dict[str, Any]) -> None:
         self.restarts = int(line.get("restarts", self.restarts))
+        if self._progress is not None:
+            # Nobody waits for those who have just begun.
+            self._progress.message = ""
         rest = [f"{name}={line[name]}" for name in sorted(line) if name not in ("type", "name")]
-        self._add(self._message(" ".join([str(line["name"]), *rest])))
+        text = line.get("message") or " ".join([str(line["name"]), *rest])
+        self._add(self._message(str(text)))
 
     def _message(self, event: str = "") -> rpc.ConnectRequest:
         progress = rpc.JobProgress(

@@ -8,6 +8,7 @@ import pytest
 
 from appliance.core.errors import InvalidInput, NotFound, Stale
 from appliance.crypto.artifacts import ArtifactWriter, manifest_digest
+from appliance.crypto.floe import SEGMENT_SIZE
 from appliance.crypto.store import Artifact, ObjectStore
 
 KEY = bytes(range(32))
@@ -28,6 +29,24 @@ def test_an_artifact_is_opened_with_the_digest_on_record(tmp_path: Path) -> None
         store.reader(Artifact("p/u", "u", "p", KEY, "0" * 64))
     with pytest.raises(NotFound):
         store.reader(Artifact("p/v", "u", "p", KEY))
+
+
+@pytest.mark.parametrize("url", ["file://{}", "memory://{}"])
+def test_who_watches_a_store_hears_of_every_segment_that_moves(tmp_path: Path, url: str) -> None:
+    moved: list[int] = []
+    store = ObjectStore.at(url.format(tmp_path), moved=lambda: moved.append(1))
+    folder = store.path("p/u")
+    writer = ArtifactWriter(store.fs, folder, KEY, "p", "u", moved=store.moved)
+    before = len(moved)
+    with writer.create("data.bin") as file:
+        file.write(bytes(3 * SEGMENT_SIZE))
+    assert len(moved) - before >= 4
+    digest = manifest_digest(writer.finish())
+    artifact = store.reader(Artifact("p/u", "u", "p", KEY, digest))
+    before = len(moved)
+    with artifact.open("data.bin") as file:
+        assert file.read() == bytes(3 * SEGMENT_SIZE)
+    assert len(moved) - before >= 4
 
 
 def test_a_key_is_not_shown() -> None:

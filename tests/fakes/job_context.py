@@ -25,6 +25,7 @@ from appliance.crypto.store import ObjectStore
 from appliance.jobs.runtime.context import Context
 from appliance.jobs.runtime.orders import Orders
 from appliance.jobs.runtime.reporter import Reporter
+from appliance.jobs.runtime.signs import Signs
 
 PROJECT = "p"
 
@@ -111,6 +112,7 @@ class FakeJob:
             report=Reporter(descriptor, rank),
             scratch=self.scratch,
             stopping=lambda: self.stop,
+            life=Signs(1).life(0),
         )
 
     def lines(self, kind: str | None = None) -> list[dict[str, Any]]:

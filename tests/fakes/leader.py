@@ -9,7 +9,7 @@ from appliance.jobs.runtime.start import start
 
 
 def main() -> None:
-    sys.exit(start(sys.argv[1:], {"prepare": "tests.fakes.toy_kind:run"}))
+    sys.exit(start(sys.argv[1:], dict.fromkeys(("prepare", "train"), "tests.fakes.toy_kind:run")))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A kind of job that counts, for tests; the `seed` of its PrepareSpec says what happens.
+"""A kind of job that counts, for tests; the `seed` of its spec says what happens.
 
 It sums ranks by a collective each step, saves a checkpoint every second step, and makes a dataset.
 """
@@ -15,7 +15,8 @@ from appliance.core.errors import InvalidInput
 from appliance.jobs.runtime.context import Context
 
 STEPS = 8
-QUIET, KILL, WRONG, SLOW, CRASH, ALWAYS = range(6)
+QUIET, KILL, WRONG, SLOW, CRASH, ALWAYS, STOP, SLEEP, BUSY, ALWAYS_STOP = range(10)
+BUSY_SECONDS = 8
 
 
 def run(context: Context) -> None:
@@ -29,11 +30,13 @@ def run(context: Context) -> None:
     while step < STEPS:
         context.fence()
         step += 1
+        context.mark(f"step {step}")
         part = torch.tensor([float(step * (context.rank + 1))])
         if distributed.is_initialized():
             distributed.all_reduce(part)
         total += int(part.item())
         _mishap(context, what, step)
+        _hang(context, what, step)
         if step % 2 == 0:
             state = {"total": total}
             series.save(
@@ -62,3 +65,23 @@ def _mishap(context: Context, what: int, step: int) -> None:
         if what == CRASH:
             raise RuntimeError("a bug")
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _hang(context: Context, what: int, step: int) -> None:
+    """The last rank stops at step 5, once or each time, sleeps in Python, or works for long."""
+    mark = Path(context.scratch) / "done"
+    if step != 5 or context.rank != context.world_size - 1:
+        return
+    if what == BUSY:
+        end = time.monotonic() + BUSY_SECONDS
+        while time.monotonic() < end:
+            time.sleep(0.2)
+            context.mark("works")
+    elif what == ALWAYS_STOP or (what in (STOP, SLEEP) and not mark.exists()):
+        mark.touch()
+        context.mark("falls asleep")
+        if what == SLEEP:
+            time.sleep(3600)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        context.mark("goes on")
+        time.sleep(1)

@@ -47,6 +47,36 @@ def test_a_restart_is_told_with_its_numbers() -> None:
     assert not message.job_progress.HasField("progress")
 
 
+def test_a_restart_that_has_a_sentence_is_told_with_it() -> None:
+    reports = JobReports(WORK)
+    line = {"type": "event", "name": "rank_restart", "restarts": 1, "message": "started again"}
+    reports.take(line)
+    (message,) = reports.drain()
+    assert (message.job_progress.event, message.job_progress.restarts) == ("started again", 1)
+
+
+def test_whom_a_job_waits_for_is_told_beside_its_progress_until_it_starts_again() -> None:
+    reports = JobReports(WORK)
+    reports.take(progress(3, loss=1.5))
+    reports.take({"type": "waiting", "message": "waits for rank 1 for 20 s"})
+    _, told = reports.drain()
+    found = told.job_progress.progress
+    assert (found.step, found.total, found.message) == (3, 9, "waits for rank 1 for 20 s")
+    assert dict(found.metrics) == {"loss": 1.5}
+    assert not told.job_progress.event
+    reports.take({"type": "event", "name": "rank_restart", "restarts": 1, "message": "again"})
+    (again,) = reports.drain()
+    assert (again.job_progress.progress.step, again.job_progress.progress.message) == (3, "")
+
+
+def test_a_job_may_wait_before_its_first_step() -> None:
+    reports = JobReports(WORK)
+    for text in ("waits for rank 1 for 20 s", "waits for rank 1 for 30 s"):
+        reports.take({"type": "waiting", "message": text})
+    (told,) = reports.drain()
+    assert told.job_progress.progress.message == "waits for rank 1 for 30 s"
+
+
 def test_of_errors_the_first_counts() -> None:
     reports = JobReports(WORK)
     reports.take({"type": "error", "reason": "INVALID_INPUT", "message": "wrong"})

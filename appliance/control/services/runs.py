@@ -30,6 +30,7 @@ from appliance.control.services.fleet import Fleet
 from appliance.control.services.leases import Leases, Share
 from appliance.control.store import tables
 from appliance.control.store.database import Database, Reading, Transaction
+from appliance.core import names
 from appliance.core.addresses import host_port
 from appliance.core.errors import ApplianceError, LeaseLost
 from appliance.core.jobs import TERMINAL, JobState
@@ -220,8 +221,8 @@ class Runs:
     def _allocate(self, transaction: Transaction, row: Row[Any]) -> None:
         """Pending versions for what this start makes; the checkpoints go on."""
         spec = job_rows.spec_of(row)
-        names = [name for name, _ in job_specs.inputs_of(row.kind, spec).values()]
-        made = Made(row.creator, row.uid, tuple(names))
+        inputs = [name for name, _ in job_specs.inputs_of(row.kind, spec).values()]
+        made = Made(row.creator, row.uid, tuple(inputs))
         for slot, (_, name, kind) in job_specs.outputs_of(row.kind, spec).items():
             artifact = Name.parse(name, kind).id
             self._artifacts.allocate(transaction, row.project, slot, artifact, made)
@@ -245,6 +246,7 @@ class Runs:
         share, first = shares[number], self._fleet.facts(shares[0].node)
         with self._database.read() as state:
             job = job_rows.resource(state, row)
+        job.nodes[:] = [names.node(other.node) for other in shares]
         host = first.address if first is not None and len(shares) > 1 else "127.0.0.1"
         return rpc.ConnectResponse(
             start_job=rpc.StartJob(

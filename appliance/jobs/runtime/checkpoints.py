@@ -95,6 +95,7 @@ class CheckpointSeries:
             place.project,
             place.object,
             epoch=self.epoch,
+            moved=self.store.moved,
         )
         write(writer)
         entries = gather([entry.as_json() for entry in writer.entries()])

@@ -9,6 +9,9 @@ Rules kept here:
   reports;
 * `fence()` is called at least once a step; it raises LeaseLost when this epoch must stop, and the
   kind lets that exception pass;
+* where other ranks may wait, `mark()` is called for every piece of work that is done, small enough
+  to take seconds: a rank that leaves no mark for long is taken for hung. Fences, and bytes that are
+  read and written, are marks;
 * after a crash all ranks start again from the beginning of `run`, which therefore begins with
   `checkpoints().latest()`.
 
@@ -32,6 +35,7 @@ from appliance.jobs.runtime.gather import gather
 from appliance.jobs.runtime.orders import Orders
 from appliance.jobs.runtime.outputs import OutputWriter
 from appliance.jobs.runtime.reporter import Reporter
+from appliance.jobs.runtime.signs import Life
 
 CHECKPOINTS = "checkpoints"
 
@@ -51,6 +55,7 @@ class Context:
     report: Reporter = field(repr=False)
     scratch: Path
     stopping: Callable[[], bool] = field(repr=False)
+    life: Life = field(repr=False)
 
     @property
     def job(self) -> str:
@@ -128,8 +133,13 @@ class Context:
             self.orders.resume,
         )
 
+    def mark(self, doing: str = "") -> None:
+        """A piece of work is done; `doing` says what begins now, in a few ASCII words of ours."""
+        self.life.mark(doing)
+
     def fence(self) -> None:
         """Raise LeaseLost when this epoch must stop."""
+        self.mark()
         if self.stopping():
             raise LeaseLost("the job was told to stop on this node")
 
@@ -138,4 +148,4 @@ class Context:
         return gather(value)
 
     def _store(self) -> ObjectStore:
-        return ObjectStore.at(self.orders.objects)
+        return ObjectStore.at(self.orders.objects, moved=self.mark)

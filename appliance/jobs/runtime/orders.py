@@ -47,7 +47,8 @@ class Resume:
 class Orders:
     """What this node has to do for a job under one lease.
 
-    Sizes in bytes; `rendezvous` is `host:port`.
+    Sizes in bytes; `rendezvous` is `host:port`; `node` is the name of the node, empty when it is
+    the only one.
     """
 
     job: str
@@ -61,6 +62,7 @@ class Orders:
     local_ranks: int
     node_rank: int
     node_count: int
+    node: str
     devices: tuple[int, ...]
     device_kind: str
     rendezvous: str
@@ -108,6 +110,7 @@ def _fields(values: dict[str, Any]) -> dict[str, Any]:
         "spec": parse_spec(values["kind"], values["spec"]),
         "node_count": node_count,
         "node_rank": int(values.get("node_rank", 0)),
+        "node": str(values.get("node", "")),
         "devices": tuple(int(device) for device in values["devices"]),
         "device_kind": str(values.get("device_kind", CPU)),
         "inputs": {name: _artifact(name, value) for name, value in values["inputs"].items()},

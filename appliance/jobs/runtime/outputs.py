@@ -41,7 +41,13 @@ class OutputWriter(ArtifactWriter):
     ) -> None:
         folder = store.path(artifact.folder)
         super().__init__(
-            store.fs, folder, artifact.key, artifact.project, artifact.object, epoch=epoch
+            store.fs,
+            folder,
+            artifact.key,
+            artifact.project,
+            artifact.object,
+            epoch=epoch,
+            moved=store.moved,
         )
         self._slot = slot
         self._place = artifact.folder

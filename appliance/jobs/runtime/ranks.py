@@ -4,8 +4,8 @@ Rules kept here:
 * a rank dies with its leader, and at once on SIGTERM: it holds nothing that a checkpoint does not;
 * an ApplianceError is final: one error line, no restart, because bad input does not get better.
   Whatever else goes wrong counts as a crash, and the gang starts again;
-* a collective that waits for a dead rank fails at once when the connection breaks, and after
-  `COLLECTIVE_SECONDS` in any case.
+* a collective that waits for a dead rank fails at once when the connection breaks. It may wait for
+  a live one as long as that works; who has hung is for the leader to decide (`watching`).
 
 Called by torch's elastic agent in the leader, after fork; keys are in memory that was inherited.
 """
@@ -35,9 +35,11 @@ from appliance.jobs.runtime.kinds import Run
 from appliance.jobs.runtime.orders import CUDA, Orders
 from appliance.jobs.runtime.rendezvous import FixedRendezvous, rank_store
 from appliance.jobs.runtime.reporter import Reporter
+from appliance.jobs.runtime.signs import in_collective
+from appliance.jobs.runtime.watching import CRASHED, PEER_LOST, GangWatch
 
-COLLECTIVE_SECONDS = 600
-"""Longest time that ranks may be apart, such as when rank 0 alone does something."""
+COLLECTIVE_TIME = dt.timedelta(days=7)
+"""Longer than ranks are ever apart: torch must not decide before the leader does."""
 
 _SIOCGIFADDR = 0x8915
 
@@ -54,6 +56,7 @@ class Gang:
     scratch: Path
     flags: Flags
     rendezvous: FixedRendezvous
+    watch: GangWatch
     leader: int
 
 
@@ -75,10 +78,10 @@ def run_rank(gang: Gang) -> None:
             report,
             Exhausted("the device ran out of memory: use a smaller batch or more ranks"),
         )
-    except BaseException:
+    except BaseException as error:
         # Also BaseException: torch's checkpoint errors are not an Exception.
         logger.exception("rank %s crashed", local_rank)
-        _leave()
+        _leave(PEER_LOST if in_collective(error.__traceback__) else CRASHED)
 
 
 def _work(gang: Gang, report: Reporter, local_rank: int) -> None:
@@ -86,6 +89,9 @@ def _work(gang: Gang, report: Reporter, local_rank: int) -> None:
     rank = orders.rank_base + local_rank
     if int(os.environ["RANK"]) != rank or int(os.environ["WORLD_SIZE"]) != orders.world_size:
         raise Internal("the nodes of the job disagree about its ranks; start the job again")
+    life = gang.watch.signs.life(local_rank)
+    life.begin()
+    life.mark("meets the other ranks")
     device = _device(orders, local_rank)
     if orders.world_size > 1:
         _join(gang, rank)
@@ -97,22 +103,25 @@ def _work(gang: Gang, report: Reporter, local_rank: int) -> None:
         report=report,
         scratch=gang.scratch,
         stopping=lambda: gang.flags.stopping,
+        life=life,
     )
-    _announce(context, gang.rendezvous.round)
+    _announce(context, gang.rendezvous.round, gang.watch.before)
     gang.run(context)
     # All end together: one that is done early would look dead to the others.
     gather(None)
+    life.end()
     if distributed.is_initialized():
         distributed.destroy_process_group()
 
 
-def _announce(context: Context, number: int) -> None:
+def _announce(context: Context, number: int, why: str) -> None:
     if number == 1:
         context.report.event("started")
     elif context.rank == 0:
         kept = CHECKPOINTS in context.orders.outputs
         step = context.checkpoints().newest_step() if kept else 0
-        context.report.event("rank_restart", restarts=number - 1, resumed_at_step=step)
+        sentence = f"the ranks were started again at step {step}, because {why}"
+        context.report.event("rank_restart", sentence, restarts=number - 1, resumed_at_step=step)
 
 
 def _device(orders: Orders, local_rank: int) -> torch.device:
@@ -135,7 +144,7 @@ def _join(gang: Gang, rank: int) -> None:
         store=rank_store(meeting.host, meeting.port, meeting.get_run_id(), meeting.round),
         rank=rank,
         world_size=orders.world_size,
-        timeout=dt.timedelta(seconds=COLLECTIVE_SECONDS),
+        timeout=COLLECTIVE_TIME,
     )
 
 
@@ -171,9 +180,9 @@ def _give_up(gang: Gang, report: Reporter, error: ApplianceError) -> None:
     _leave()
 
 
-def _leave() -> None:
+def _leave(code: int = CRASHED) -> None:
     """End without clean-up, which would wait for other ranks."""
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(1)
+    os._exit(code)

@@ -111,6 +111,16 @@ class FixedRendezvous(RendezvousHandler):  # type: ignore[misc]  # torch's class
             return 0
         return int(self._keys(self.round + 1).add("joined", 0))
 
+    def publish(self, document: bytes) -> None:
+        """Let the first node read what is known of the ranks of this one, in this round."""
+        self._keys(self.round).set(f"signs/{self._node_rank}", document)
+
+    def published(self) -> list[bytes]:
+        """What the other nodes have published in this round."""
+        store = self._keys(self.round)
+        keys = [f"signs/{node}" for node in range(1, self._node_count)]
+        return [store.get(key) for key in keys if store.check([key])]
+
     def is_closed(self) -> bool:
         """Rounds are limited by number alone."""
         return False

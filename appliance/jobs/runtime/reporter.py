@@ -8,7 +8,7 @@ Rules kept here:
 * no text of users, no keys: names, numbers, digests and sentences of ours.
 
 Called by the kinds (`progress`, `result`, `event`), by outputs and checkpoints, and by the leader
-(`error`).
+(`waiting`, `error`).
 """
 
 from __future__ import annotations
@@ -67,12 +67,20 @@ class Reporter:
         counts = {reason: int(count) for reason, count in (dropped or {}).items()}
         self._say(type="result", value={"values": numbers, "dropped": counts})
 
-    def event(self, name: str, **fields: object) -> None:
+    def waiting(self, message: str) -> None:
+        """What the job waits for; empty when it goes on. What is known of its progress stays."""
+        self._say(type="waiting", message=message[:LONGEST_TEXT])
+
+    def event(self, name: str, message: str = "", **fields: object) -> None:
         """Something for the job's history, such as `rank_restart`.
 
-        Fields are numbers and short words of ours.
+        Args:
+            name: of the event.
+            message: a sentence for a person.
+            fields: numbers and short words of ours.
         """
-        self._say(type="event", name=name, **fields)
+        sentence = {"message": message[:LONGEST_TEXT]} if message else {}
+        self._say(type="event", name=name, **sentence, **fields)
 
     def checkpoint(self, step: int, folder: str, name: str, digest: str) -> None:
         """A checkpoint is complete in the object store."""

@@ -30,9 +30,10 @@ def run(context: Context) -> None:
     index = TokenIndex.read(dataset)
     config = llama_config(settings.shape, index.vocabulary_size, index.end_of_text)
     settings.check_vocabulary(config.vocab_size)
+    context.mark("makes its part of the model")
     with TokenStream(dataset, index) as stream:
         batches = Batches(stream, settings.sequence_length, settings.batch_size, settings.seed)
-        assembly = assemble(settings, config, context.rank, context.device)
+        assembly = assemble(settings, config, context.rank, context.device, context.mark)
         loop = Loop(
             assembly=assembly,
             batches=batches,
@@ -40,8 +41,10 @@ def run(context: Context) -> None:
             report=context.report,
             checkpoints=context.checkpoints(),
             fence=context.fence,
+            mark=context.mark,
         )
         result = loop.run()
+    context.mark("writes the model")
     writer = context.output("model")
     parameters = export.write(assembly, context.rank, dataset, writer)
     writer.finish_together(context.rank, {"parameters": parameters})

@@ -43,6 +43,7 @@ class Loop:
         report: says how it goes.
         checkpoints: of this job.
         fence: raises when the job must stop.
+        mark: says what begins, and that what came before is done.
     """
 
     assembly: Assembly
@@ -51,6 +52,7 @@ class Loop:
     report: Reporter
     checkpoints: CheckpointSeries
     fence: Callable[[], None]
+    mark: Callable[[str], None]
     losses: checkpoint.Losses | None = None
     resumed_at: int | None = None
     _speeds: list[float] = field(default_factory=list)
@@ -64,23 +66,29 @@ class Loop:
             self._step(step)
             done = step + 1
             if done % settings.checkpoint_interval == 0 and self.losses is not None:
+                self.mark(f"saves the checkpoint of step {done}")
                 write = partial(checkpoint.write, self.assembly, self.rank, self.losses)
                 self.checkpoints.save(done, write)
         return self._result()
 
     def _resume(self) -> None:
+        self.mark("looks for a checkpoint")
         found = self.checkpoints.latest()
         if found is not None:
             self.resumed_at, reader = found
+            self.mark(f"reads the checkpoint of step {self.resumed_at}")
             self.losses = checkpoint.read(self.assembly, reader)
 
     def _step(self, step: int) -> None:
         settings, start = self.assembly.settings, time.perf_counter()
+        self.mark(f"step {step + 1}")
         loss = self._forward_backward(step)
+        self.mark(f"step {step + 1}, gradients")
         _check_number("loss", loss, step)
         norm = self._finish_gradients()
         _check_number("gradient", norm, step)
         rate = learning_rate(step, settings.steps, settings.warmup_steps, settings.learning_rate)
+        self.mark(f"step {step + 1}, update")
         self.assembly.optimizer.update(rate)
         self.losses = checkpoint.Losses(self.losses.first if self.losses else loss, loss)
         tokens = settings.batch_size * settings.sequence_length

@@ -14,6 +14,7 @@ Called by `appliance.jobs.train.recipe`, `checkpoint` and `export`.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -27,6 +28,8 @@ EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
 ROWS_PER_BLOCK = 1024
 VOCABULARY_MULTIPLE = 64
+
+Mark = Callable[[], None]
 
 
 def padded_vocabulary(size: int) -> int:
@@ -83,10 +86,20 @@ class Stage(nn.Module):
         layers: which decoder layers are here.
         first: whether the input embedding is here.
         last: whether the final norm and the output projection are here.
+        mark: called when a layer is done, forward and backward, and when a parameter is seeded.
     """
 
-    def __init__(self, config: LlamaConfig, layers: range, *, first: bool, last: bool) -> None:
+    def __init__(
+        self,
+        config: LlamaConfig,
+        layers: range,
+        *,
+        first: bool,
+        last: bool,
+        mark: Mark | None = None,
+    ) -> None:
         super().__init__()
+        self._mark = mark
         whole = LlamaForCausalLM(config)
         base = whole.model
         self.layers = layers
@@ -112,12 +125,24 @@ class Stage(nn.Module):
             hidden = self.model.layers[index](
                 hidden, attention_mask=None, position_embeddings=rotary, position_ids=positions
             )
+            self._watch(hidden)
         if self.lm_head is None:
             return hidden
         logits: torch.Tensor = self.lm_head(self.model.norm(hidden))
         # The loss wants float32. A copy in any case: tensor parallel gives a view, and an in-place
         # operation on a view would lose the hooks that FSDP puts on what a stage returns.
         return logits.to(torch.float32, copy=True)
+
+    def done(self) -> None:
+        """A piece of this stage's work is done."""
+        if self._mark is not None:
+            self._mark()
+
+    def _watch(self, hidden: torch.Tensor) -> None:
+        """Mark the end of a layer now, and the beginning of its backward pass when that comes."""
+        self.done()
+        if hidden.requires_grad:
+            hidden.register_hook(lambda _: self.done())
 
     def tie(self) -> None:
         """Make the output projection the embedding again, after parameters were replaced."""
@@ -129,10 +154,12 @@ class Stage(nn.Module):
         return dict(self.named_parameters())
 
 
-def meta_stage(config: LlamaConfig, layers: range, *, first: bool, last: bool) -> Stage:
+def meta_stage(
+    config: LlamaConfig, layers: range, *, first: bool, last: bool, mark: Mark | None = None
+) -> Stage:
     """A stage without memory."""
     with torch.device("meta"):
-        return Stage(config, layers, first=first, last=last)
+        return Stage(config, layers, first=first, last=last, mark=mark)
 
 
 def allocate(stage: Stage, config: LlamaConfig, device: torch.device) -> None:
@@ -156,6 +183,7 @@ def seed_weights(stage: Stage, config: LlamaConfig, seed: int, at: Coordinate) -
         cut = cut_of(parameter)
         values = first_weights(stored, cut.shape, cut.box(at), seed, config.initializer_range)
         local(parameter).copy_(values)
+        stage.done()
 
 
 def first_weights(

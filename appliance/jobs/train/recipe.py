@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import LlamaConfig
 
-from appliance.jobs.train.model import Stage, allocate, meta_stage, seed_weights
+from appliance.jobs.train.model import Mark, Stage, allocate, meta_stage, seed_weights
 from appliance.jobs.train.optimizer import Optimizer
 from appliance.jobs.train.parallel import data, tensor
 from appliance.jobs.train.parallel.gradients import TiedEmbedding
@@ -41,10 +41,19 @@ class Assembly:
     tied_embedding: TiedEmbedding | None
 
 
-def assemble(settings: Settings, config: LlamaConfig, rank: int, device: torch.device) -> Assembly:
-    """Cut the model, apply the parallelisms, seed the weights."""
+def assemble(
+    settings: Settings,
+    config: LlamaConfig,
+    rank: int,
+    device: torch.device,
+    mark: Mark | None = None,
+) -> Assembly:
+    """Cut the model, apply the parallelisms, seed the weights.
+
+    `mark` is called, then and in each step, for every layer and parameter that is done.
+    """
     mesh = Mesh.build(settings.degrees, rank, device)
-    stages = _stages(settings, config, mesh)
+    stages = _stages(settings, config, mesh, mark)
     for stage in stages.values():
         # Tensor parallel first: it decides which part of a matrix this rank computes with, and
         # FSDP then shards that part. The other way round, layers would be cut across their shards.
@@ -75,7 +84,9 @@ def assemble(settings: Settings, config: LlamaConfig, rank: int, device: torch.d
     )
 
 
-def _stages(settings: Settings, config: LlamaConfig, mesh: Mesh) -> dict[int, Stage]:
+def _stages(
+    settings: Settings, config: LlamaConfig, mesh: Mesh, mark: Mark | None
+) -> dict[int, Stage]:
     count, ranks = settings.stages, settings.degrees.pipeline
     return {
         index: meta_stage(
@@ -83,6 +94,7 @@ def _stages(settings: Settings, config: LlamaConfig, mesh: Mesh) -> dict[int, St
             layers_of_stage(index, count, settings.shape.layers),
             first=index == 0,
             last=index == count - 1,
+            mark=mark,
         )
         for index in stages_of_rank(settings.schedule, mesh.pipeline, ranks, count)
     }

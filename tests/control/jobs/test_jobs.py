@@ -253,6 +253,7 @@ FILLED = {
     "gradient_clip": 1.0,
     "seed": 0,
     "checkpoint_interval": 50,
+    "stall_seconds": 60,
 }
 
 

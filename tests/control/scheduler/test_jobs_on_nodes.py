@@ -129,6 +129,8 @@ async def test_all_ranks_of_two_nodes_or_none(lab: Lab) -> None:
     assert (first.rank_base, second.rank_base) == (0, 2)
     assert (first.node_rank, second.node_rank, first.node_count) == (0, 1, 2)
     assert first.rendezvous == second.rendezvous == "127.0.0.1:29400"
+    # Each node knows its name among them, for messages about its ranks.
+    assert list(first.job.nodes) == list(second.job.nodes) == ["nodes/n1", "nodes/n3"]
     two.succeed(second.work)
     assert lab.job().state == Job.STATE_RUNNING
     one.succeed(first.work, MODEL)

@@ -53,9 +53,11 @@ def test_two_ranks_finish(tmp_path: Path, gangs: list[RunningGang]) -> None:
     assert job.lines("error") == []
 
 
-@pytest.mark.parametrize("what", [KILL, CRASH])
+@pytest.mark.parametrize(
+    ("what", "why"), [(KILL, "a rank was killed by SIGKILL"), (CRASH, "a rank crashed")]
+)
 def test_a_lost_rank_restarts_the_gang_from_the_checkpoint(
-    tmp_path: Path, gangs: list[RunningGang], what: int
+    tmp_path: Path, gangs: list[RunningGang], what: int, why: str
 ) -> None:
     job = toy(tmp_path, what)
     gang = start(gangs, job)
@@ -64,6 +66,7 @@ def test_a_lost_rank_restarts_the_gang_from_the_checkpoint(
     assert job.lines("event")[1] == {
         "type": "event",
         "name": "rank_restart",
+        "message": f"the ranks were started again at step 4, because {why}",
         "restarts": 1,
         "resumed_at_step": 4,
     }

@@ -58,6 +58,20 @@ def test_three_stages_in_a_row_are_the_model() -> None:
     assert torch.equal(hidden, model(input_ids=ids).logits)
 
 
+def test_every_layer_and_parameter_that_is_done_is_marked() -> None:
+    config = llama_config(SHAPE, 61, 60)
+    marks: list[int] = []
+    stage = meta_stage(config, range(4), first=True, last=True, mark=lambda: marks.append(1))
+    allocate(stage, config, torch.device("cpu"))
+    seed_weights(stage, config, 7, ALONE)
+    assert len(marks) == len(stage.parameters_by_name())
+    marks.clear()
+    logits = stage(torch.arange(20).reshape(2, 10))
+    assert len(marks) == 4
+    logits.sum().backward()
+    assert len(marks) == 8
+
+
 @pytest.mark.parametrize("tie", [False, True])
 def test_a_whole_stage_has_the_parameters_of_the_model(*, tie: bool) -> None:
     config = llama_config(settings(Degrees(1, 1, 1), tie=tie).shape, 61, 60)

@@ -55,6 +55,29 @@ def test_ranks_killed_in_the_middle_change_nothing(tmp_path: Path) -> None:
     assert bits(stormy, 40) == bits(calm, 40)
 
 
+@pytest.mark.timeout(180)
+def test_a_rank_that_stops_in_the_middle_changes_nothing(tmp_path: Path) -> None:
+    calm = training_job(tmp_path / "calm", data=2, **LONG)
+    run_ranks([calm])
+    stormy = training_job(tmp_path / "stormy", data=2, stall_seconds=5, **LONG)
+    gang = RunningGang(stormy, module="appliance.jobs")
+    try:
+        gang.until("progress", step=10)
+        _, _, second = gang.family()
+        os.kill(second, signal.SIGSTOP)
+        # It is said before anything is done about it, and done well before a minute is over.
+        assert gang.until("waiting")["message"].startswith("waits for rank 1 (step ")
+        restart = gang.until("event", name="rank_restart", timeout=40)
+        assert gang.wait(120) == 0, gang.log.read_text()
+    finally:
+        gang.kill()
+    resumed = restart["resumed_at_step"]
+    assert resumed >= 8
+    assert f"started again at step {resumed}, because rank 1 has hung (step " in restart["message"]
+    assert measured(stormy, "loss")[-(40 - resumed) :] == measured(calm, "loss")[resumed:]
+    assert bits(stormy, 40) == bits(calm, 40)
+
+
 def stopped_job(folder: Path) -> FakeJob:
     """A one-rank job that was stopped after its checkpoint of step 4."""
     job = training_job(folder, steps=6, checkpoint_interval=4)

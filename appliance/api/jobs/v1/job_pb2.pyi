@@ -180,7 +180,7 @@ class Mesh(_message.Message):
     def __init__(self, data: _Optional[int] = ..., tensor: _Optional[int] = ..., pipeline: _Optional[int] = ...) -> None: ...
 
 class TrainSpec(_message.Message):
-    __slots__ = ("dataset", "output_model", "architecture", "mesh", "steps", "batch_size", "sequence_length", "microbatches", "learning_rate", "warmup_steps", "weight_decay", "gradient_clip", "seed", "checkpoint_interval", "pipeline_schedule")
+    __slots__ = ("dataset", "output_model", "architecture", "mesh", "steps", "batch_size", "sequence_length", "microbatches", "learning_rate", "warmup_steps", "weight_decay", "gradient_clip", "seed", "checkpoint_interval", "pipeline_schedule", "stall_seconds")
     DATASET_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_MODEL_FIELD_NUMBER: _ClassVar[int]
     ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
@@ -196,6 +196,7 @@ class TrainSpec(_message.Message):
     SEED_FIELD_NUMBER: _ClassVar[int]
     CHECKPOINT_INTERVAL_FIELD_NUMBER: _ClassVar[int]
     PIPELINE_SCHEDULE_FIELD_NUMBER: _ClassVar[int]
+    STALL_SECONDS_FIELD_NUMBER: _ClassVar[int]
     dataset: str
     output_model: str
     architecture: Architecture
@@ -211,7 +212,8 @@ class TrainSpec(_message.Message):
     seed: int
     checkpoint_interval: int
     pipeline_schedule: str
-    def __init__(self, dataset: _Optional[str] = ..., output_model: _Optional[str] = ..., architecture: _Optional[_Union[Architecture, _Mapping]] = ..., mesh: _Optional[_Union[Mesh, _Mapping]] = ..., steps: _Optional[int] = ..., batch_size: _Optional[int] = ..., sequence_length: _Optional[int] = ..., microbatches: _Optional[int] = ..., learning_rate: _Optional[float] = ..., warmup_steps: _Optional[int] = ..., weight_decay: _Optional[float] = ..., gradient_clip: _Optional[float] = ..., seed: _Optional[int] = ..., checkpoint_interval: _Optional[int] = ..., pipeline_schedule: _Optional[str] = ...) -> None: ...
+    stall_seconds: int
+    def __init__(self, dataset: _Optional[str] = ..., output_model: _Optional[str] = ..., architecture: _Optional[_Union[Architecture, _Mapping]] = ..., mesh: _Optional[_Union[Mesh, _Mapping]] = ..., steps: _Optional[int] = ..., batch_size: _Optional[int] = ..., sequence_length: _Optional[int] = ..., microbatches: _Optional[int] = ..., learning_rate: _Optional[float] = ..., warmup_steps: _Optional[int] = ..., weight_decay: _Optional[float] = ..., gradient_clip: _Optional[float] = ..., seed: _Optional[int] = ..., checkpoint_interval: _Optional[int] = ..., pipeline_schedule: _Optional[str] = ..., stall_seconds: _Optional[int] = ...) -> None: ...
 
 class QuantizeSpec(_message.Message):
     __slots__ = ("model", "output_model", "scheme")
