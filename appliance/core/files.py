@@ -24,7 +24,8 @@ from pathlib import Path
 
 from appliance.core.errors import Exhausted, FailedPrecondition
 
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+FULL_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""Error numbers that say that a disk, or what one may use of it, is full."""
 
 
 @contextlib.contextmanager
@@ -33,7 +34,7 @@ def full_disk_is_exhausted(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _FULL:
+        if error.errno in FULL_DISK:
             raise Exhausted(
                 f"no space left for {path}: free some space, then repeat", path=path
             ) from error

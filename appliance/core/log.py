@@ -39,6 +39,19 @@ def redact(text: str) -> str:
     return _TOKEN.sub(r"\1_[redacted]", text)
 
 
+def last_lines(text: str, limit: int) -> str:
+    """The end of a text, at most `limit` bytes of UTF-8.
+
+    Whole characters, and whole lines where one ends in the first half of what is left.
+    """
+    data = text.encode(errors="replace")
+    if len(data) <= limit:
+        return text
+    data = data[-limit:]
+    data = data[data.find(b"\n", 0, limit // 2) + 1 :]
+    return data.decode(errors="ignore")
+
+
 class JsonLines(logging.Formatter):
     """Formats a record as {ts, level, process, logger, message, request_id, …extra}."""
 

@@ -98,6 +98,14 @@ def die_with_parent(parent: int) -> None:
         raise FailedPrecondition("the process that started this one has ended")
 
 
+def signal_name(number: int) -> str:
+    """Name of a signal, such as SIGKILL."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # one of the real-time signals
+        return f"signal {number}"
+
+
 def adopt_orphans() -> None:
     """Make this process the parent of all its descendants whose own parent ends."""
     _prctl(PR_SET_CHILD_SUBREAPER, 1)

@@ -6,6 +6,8 @@ Pure: messages in, JSON values out; the values hold keys and are never logged. C
 from __future__ import annotations
 
 import base64
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +17,9 @@ from appliance.api.agent.v1 import agent_service_pb2 as rpc
 from appliance.core.addresses import host_port
 from appliance.core.errors import InvalidInput, NotFound
 from appliance.core.names import Name
+
+_SHORTEST_SECRET = 16
+"""Characters; what is shorter is no key, and would be found in many texts."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +110,20 @@ def replica(
         "ca_pem": credentials.ca_pem.decode(),
         "cluster_id": credentials.cluster,
     }
+
+
+def secrets(document: Mapping[str, Any]) -> list[str]:
+    """The keys in an orders document, as a process that shows them might write them."""
+    places = [document["model"]] if "model" in document else []
+    for slot in ("inputs", "outputs"):
+        places += document.get(slot, {}).values()
+    found = [line for line in document.get("key_pem", "").splitlines() if "-----" not in line]
+    for place in places:
+        key = base64.b64decode(place["key"])
+        shown = repr(key)[2:-1]
+        # As base64, hexadecimal, Python's own form, and that inside a line of JSON.
+        found += [place["key"], key.hex(), shown, json.dumps(shown)[1:-1]]
+    return [each for each in found if len(each) >= _SHORTEST_SECRET]
 
 
 def _artifact(key: rpc.ArtifactKey) -> dict[str, Any]:

@@ -6,7 +6,8 @@ Rules kept here:
 * a work is a session of its own; when its first process ends, or must end, nothing of it is left,
   also not what tried to leave (the agent adopts orphans);
 * the end is noticed by a descriptor of the process (pidfd_open(2)), not by asking;
-* what a work writes is kept up to a size, with bearer tokens taken out, in a private folder;
+* what a work writes is kept up to a size, with tokens and keys taken out, in a private folder, and
+  its last lines in memory, for whoever hears of its end;
 * the core limit is zero before the process has read anything.
 
 Called by the agent. `Running` is one work; its callbacks run in the event loop.
@@ -31,8 +32,9 @@ from typing import Any
 
 from appliance.core.errors import InvalidInput
 from appliance.core.files import make_private_dir
+from appliance.core.process import signal_name
 from appliance.node.cgroup import Cgroup
-from appliance.node.logs import CappedLog
+from appliance.node.logs import CappedLog, LastOutput
 from appliance.node.processes import Process, kill_tree, tree
 
 LOOK_SECONDS = 1.0
@@ -60,19 +62,23 @@ logger = logging.getLogger(__name__)
 class Ended:
     """How a work ended.
 
-    Its exit code (negative: the signal that killed it), and whether memory ran out.
+    Its exit code (negative: the signal that killed it), whether memory ran out, and the end of what
+    its processes wrote, which may quote text of users.
     """
 
     code: int
     out_of_memory: bool = False
+    last: LastOutput = field(default=LastOutput(), compare=False, repr=False)
 
     def sentence(self) -> str:
         """For a person."""
         if self.out_of_memory:
             return "it used more memory than it was given: give it more, or use smaller batches"
+        if self.code == -signal.SIGKILL:
+            return "its process was killed by SIGKILL, as the kernel does when memory runs out"
         if self.code < 0:
-            return f"its process was killed by {signal.Signals(-self.code).name}"
-        return f"its process ended with code {self.code}; its log on the node says why"
+            return f"its process was killed by {signal_name(-self.code)}"
+        return f"its process ended with code {self.code}"
 
 
 @dataclass(frozen=True)
@@ -85,6 +91,7 @@ class Launch:
         command: program and first arguments.
         document: the orders; secret.
         memory_bytes: limit of the whole tree, where cgroups are delegated; 0 for none.
+        secrets: what is in the orders that must not be in the log.
     """
 
     work: str
@@ -92,6 +99,7 @@ class Launch:
     command: Sequence[str]
     document: Mapping[str, Any] = field(repr=False)
     memory_bytes: int = 0
+    secrets: Sequence[str] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True)
@@ -145,7 +153,7 @@ class Launcher:
         scratch = make_private_dir(self._folders.scratch / name)
         self._forget_old_runs()
         group = Cgroup(self._cgroup, name, launch.memory_bytes) if self._cgroup else None
-        log = CappedLog(run / "log", self._log_bytes)
+        log = CappedLog(run / "log", self._log_bytes, launch.secrets)
         running = Running(
             launch, scratch=scratch, group=group, log=log, on_line=on_line, on_end=on_end
         )
@@ -301,7 +309,7 @@ class Running:
             task.cancel()
         out_of_memory = self._group is not None and self._group.out_of_memory()
         self._tidy()
-        self._on_end(Ended(code, out_of_memory))
+        self._on_end(Ended(code, out_of_memory, self._log.last))
 
     def _look(self) -> None:
         """Remember who belongs to the tree, so that nobody gets lost who leaves it later."""

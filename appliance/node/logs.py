@@ -1,21 +1,40 @@
-"""The log file of one work: what its processes write, up to a size.
+"""The log file of one work: what its processes write, up to a size; and the last of it in memory.
 
-Rules kept here: at most two files of half the size each, the older one dropped; bearer tokens are
-taken out; mode 0600; what a full disk does not take is lost, is counted, and the work goes on.
+Rules kept here:
+* at most two files of half the size each, the older one dropped; mode 0600;
+* bearer tokens and the keys of the work's own orders are taken out before anything is kept, also
+  where one comes in two pieces;
+* what a full disk does not take is lost, is counted, and the work goes on; the last lines are kept
+  in any case.
+
 Called by the launcher.
 """
 
 from __future__ import annotations
 
-import errno
+import codecs
 import io
 import os
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
-from appliance.core.log import redact
+from appliance.core.files import FULL_DISK
+from appliance.core.log import last_lines, redact
+
+LAST_BYTES = 8 << 10
+"""Bytes of output that are kept in memory, for whoever may read the log of a job."""
 
 _LONGEST_LINE = 1 << 16
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_LONGEST_SECRET = 1 << 10
+
+
+@dataclass(frozen=True)
+class LastOutput:
+    """The end of what a work wrote, at most `LAST_BYTES` of UTF-8, and whether there was more."""
+
+    text: str = ""
+    cut: bool = False
 
 
 class CappedLog:
@@ -24,41 +43,62 @@ class CappedLog:
     Args:
         path: of the newer file.
         limit: bytes of both together.
+        secrets: texts that must not be kept, at most a kilobyte each.
     """
 
-    def __init__(self, path: Path, limit: int) -> None:
+    def __init__(self, path: Path, limit: int, secrets: Iterable[str] = ()) -> None:
         self._path = path
         self._limit = limit
-        self._rest = b""
+        self._secrets = tuple(secrets)
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._rest = ""
+        self._last = ""
+        self._written = 0
         self._file = _open(path)
         self._size = 0
         self._lost = 0
 
     def write(self, chunk: bytes) -> None:
         """Take what a process wrote; whole lines are kept at once."""
-        lines = (self._rest + chunk).split(b"\n")
-        self._rest = lines.pop()
+        text = self._rest + self._decoder.decode(chunk)
+        lines, newline, self._rest = text.rpartition("\n")
+        self._keep(self._clean(lines + newline))
         if len(self._rest) > _LONGEST_LINE:
-            lines.append(self._rest)
-            self._rest = b""
-        self._keep(b"".join(line + b"\n" for line in lines))
+            # A secret that is whole is gone now; one whose end is still to come stays in the rest.
+            clean = self._clean(self._rest)
+            self._keep(clean[:-_LONGEST_SECRET])
+            self._rest = clean[-_LONGEST_SECRET:]
 
     def close(self) -> None:
         """Keep what is left."""
+        self._rest += self._decoder.decode(b"", final=True)
         if self._rest:
-            self._keep(self._rest + b"\n")
-            self._rest = b""
+            self._keep(self._clean(self._rest) + "\n")
+            self._rest = ""
         self._file.close()
 
-    def _keep(self, data: bytes) -> None:
-        if not data:
+    @property
+    def last(self) -> LastOutput:
+        """The last lines that were kept, once the log is closed."""
+        text = last_lines(self._last, LAST_BYTES)
+        return LastOutput(text, cut=len(text) < self._written)
+
+    def _clean(self, text: str) -> str:
+        for secret in self._secrets:
+            text = text.replace(secret, "[redacted]")
+        return redact(text)
+
+    def _keep(self, text: str) -> None:
+        if not text:
             return
-        data = redact(data.decode("utf-8", "replace")).encode()
+        self._written += len(text)
+        self._last = (self._last + text)[-LAST_BYTES:]
+        data = text.encode()
         note = b"(%d bytes were lost here: the disk was full)\n" % self._lost if self._lost else b""
         try:
             self._append(note + data)
         except OSError as error:
-            if error.errno not in _FULL:
+            if error.errno not in FULL_DISK:
                 raise
             # Whoever reads the output of a work goes on, or the work would stop at a full pipe.
             self._lost += len(data)

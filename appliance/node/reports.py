@@ -3,7 +3,8 @@
 Rules kept here:
 * progress with measurements is kept step by step; progress without is replaced by newer progress;
 * of errors the first counts: what follows is its consequence;
-* a job has succeeded only when its process ended with code 0;
+* a job has succeeded only when its process ended with code 0; if it has not, the end of what its
+  ranks wrote goes with the last word;
 * a line that cannot be understood changes nothing (the launcher logs it).
 
 Pure. Called by the agent, which owns one of these per work.
@@ -89,6 +90,8 @@ class JobReports:
             message=message,
             outputs=[self.outputs[slot] for slot in sorted(self.outputs)],
             result=self._result if succeeded else None,
+            log="" if succeeded else how.last.text,
+            log_cut=not succeeded and how.last.cut,
         )
         return rpc.ConnectRequest(job_ended=ended)
 
@@ -170,6 +173,8 @@ class ReplicaReports:
 
     def ended(self, how: Ended) -> rpc.ConnectRequest:
         """The last word on the replica."""
-        message = self._error or f"the replica ended: {how.sentence()}"
+        message = self._error
+        if not message:
+            message = f"the replica ended: {how.sentence()}; its log on the node says more"
         changed = rpc.ReplicaChanged(work=self.work, ended=True, message=message)
         return rpc.ConnectRequest(replica_changed=changed)

@@ -19,9 +19,11 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from appliance.api.agent.v1 import agent_service_pb2 as rpc
-from appliance.core.errors import ApplianceError, Internal, LeaseLost, Unavailable
+from appliance.core.errors import ApplianceError, Exhausted, Internal, LeaseLost, Unavailable
+from appliance.core.files import FULL_DISK
 from appliance.crypto.certs import make_csr, new_private_key
 from appliance.node import documents
 from appliance.node.documents import Credentials, Place
@@ -161,7 +163,7 @@ class Works:
         entry = await self._admit(order.work, reports, order.memory_bytes)
         if entry is not None:
 
-            async def document() -> dict[str, object]:
+            async def document() -> dict[str, Any]:
                 keys = await self._keys(entry, rpc.ReleaseKeysRequest(work=order.work))
                 return documents.job(order, keys, self.place)
 
@@ -171,7 +173,7 @@ class Works:
         entry = await self._admit(order.work, ReplicaReports(order.work), 0)
         if entry is not None:
 
-            async def document() -> dict[str, object]:
+            async def document() -> dict[str, Any]:
                 key = new_private_key()
                 request = rpc.ReleaseKeysRequest(
                     work=order.work, certificate_request=make_csr(key).decode()
@@ -206,7 +208,7 @@ class Works:
         self,
         entry: _Entry,
         command: Sequence[str],
-        document: Callable[[], Awaitable[dict[str, object]]],
+        document: Callable[[], Awaitable[dict[str, Any]]],
     ) -> None:
         entry.starting = asyncio.create_task(self._begin(entry, command, document))
 
@@ -214,11 +216,13 @@ class Works:
         self,
         entry: _Entry,
         command: Sequence[str],
-        document: Callable[[], Awaitable[dict[str, object]]],
+        document: Callable[[], Awaitable[dict[str, Any]]],
     ) -> None:
         name, epoch = entry.work
         try:
-            launch = Launch(name, epoch, command, await document(), entry.memory_bytes)
+            orders = await document()
+            hidden = documents.secrets(orders)
+            launch = Launch(name, epoch, command, orders, entry.memory_bytes, hidden)
             entry.running = await self.launcher.start(
                 launch, entry.reports.take, lambda how: self._finish(entry, how)
             )
@@ -228,7 +232,7 @@ class Works:
             self._finish(entry, Ended(1))
         except (ApplianceError, OSError) as error:
             logger.warning("%s epoch %s cannot be started: %s", name, epoch, error)
-            known = error if isinstance(error, ApplianceError) else Internal(str(error))
+            known = error if isinstance(error, ApplianceError) else _not_started(error)
             entry.reports.take({"type": "error", "reason": known.reason, "message": known.message})
             self._finish(entry, Ended(1))
         else:
@@ -287,3 +291,12 @@ class Works:
             known = word.after is not None and leases.sequence > word.after
             if known and work not in works:
                 del self._ended[work]
+
+
+def _not_started(error: OSError) -> ApplianceError:
+    """Why a work has no process, without a path of this server."""
+    if error.errno in FULL_DISK:
+        return Exhausted("the disk of the node is full: free some space there, then start it again")
+    return Internal(
+        f"its process could not be started on the node: {error.strerror or 'no reason given'}"
+    )

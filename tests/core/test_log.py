@@ -90,3 +90,17 @@ def test_headers_that_are_no_text_are_not_written_down(lines: io.StringIO) -> No
     """gRPC says each of them at the level of an error, a thousand times what a stranger sent."""
     logging.getLogger("grpc._cython.cygrpc").error("Invalid encoding on %s", b"\xff" * 7000)
     assert lines.getvalue() == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "limit", "expected"),
+    [
+        ("all of it", 9, "all of it"),
+        ("one\ntwo\nthree\n", 12, "two\nthree\n"),
+        ("a line that is long\nend", 12, "is long\nend"),
+        ("ééé", 5, "éé"),
+        ("é" * 9, 1, ""),
+    ],
+)
+def test_the_last_lines_of_a_text(text: str, limit: int, expected: str) -> None:
+    assert log.last_lines(text, limit) == expected

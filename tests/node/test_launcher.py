@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import io
+import json
 import os
 import re
 import resource
@@ -15,9 +18,10 @@ from typing import Any
 import pytest
 
 from appliance.core.errors import FailedPrecondition, InvalidInput
+from appliance.node import documents
 from appliance.node.cgroup import Cgroup
 from appliance.node.launcher import Ended, Folders, Launch, Launcher, Running, folder_name
-from appliance.node.logs import CappedLog
+from appliance.node.logs import LAST_BYTES, CappedLog, LastOutput
 from appliance.node.processes import Process, kill_tree, tree
 from tests.fakes.disk import filled, small_disk
 from tests.fakes.gang import session_members
@@ -95,13 +99,15 @@ async def test_a_report_that_cannot_be_read_harms_nobody(tmp_path: Path) -> None
 
 async def test_an_exit_code_and_a_signal_become_sentences(tmp_path: Path) -> None:
     work = Work(tmp_path)
-    assert (await work.run("sys.exit(7)")).sentence() == (
-        "its process ended with code 7; its log on the node says why"
-    )
+    assert (await work.run("sys.exit(7)")).sentence() == "its process ended with code 7"
     work.ended.clear()
     ended = await work.run("os.kill(os.getpid(), 9)")
     assert ended == Ended(-9)
-    assert ended.sentence() == "its process was killed by SIGKILL"
+    assert ended.sentence() == (
+        "its process was killed by SIGKILL, as the kernel does when memory runs out"
+    )
+    assert Ended(-15).sentence() == "its process was killed by SIGTERM"
+    assert Ended(-40).sentence() == "its process was killed by signal 40"
     assert "more memory" in Ended(-9, out_of_memory=True).sentence()
 
 
@@ -173,6 +179,71 @@ def test_a_log_keeps_the_newest_and_no_token(tmp_path: Path) -> None:
     assert len(newer) + len(older) <= 200
     assert newer.endswith("line 49\ntoken sla_ses_abc_[redacted]\n")
     assert older.splitlines()[-1] == f"line {int(newer.split()[1]) - 1}"
+
+
+def test_the_last_lines_are_whole_and_bounded(tmp_path: Path) -> None:
+    log = CappedLog(tmp_path / "log", 1 << 20)
+    log.write("first\nsecond é".encode()[:-1])
+    log.write("é".encode()[1:])
+    log.close()
+    assert log.last == LastOutput("first\nsecond é\n", cut=False)
+    log = CappedLog(tmp_path / "log", 1 << 20)
+    for number in range(3000):
+        log.write(f"line {number} é\n".encode())
+    log.close()
+    assert log.last.cut
+    assert LAST_BYTES - 20 < len(log.last.text.encode()) <= LAST_BYTES
+    first, *_, last = log.last.text.splitlines()
+    assert (re.fullmatch(r"line \d+ é", first) is not None, last) == (True, "line 2999 é")
+
+
+def test_one_line_that_never_ends_is_cut_between_characters(tmp_path: Path) -> None:
+    log = CappedLog(tmp_path / "log", 1 << 20)
+    data = ("é" * 300_000).encode()
+    for start in range(0, len(data), 6001):
+        log.write(data[start : start + 6001])
+    log.close()
+    assert log.last.cut
+    assert set(log.last.text.strip()) == {"é"}
+    assert len(log.last.text.encode()) in (LAST_BYTES - 1, LAST_BYTES)
+
+
+@pytest.mark.attack
+def test_no_key_and_no_token_is_kept_however_it_is_written(tmp_path: Path) -> None:
+    key = bytes(range(100, 132))
+    place = {"key": base64.b64encode(key).decode()}
+    orders = {"inputs": {"a": place}, "outputs": {}, "key_pem": "-----BEGIN\nMIGHAgEAMBMGByqG\n"}
+    hidden = documents.secrets(orders)
+    shown = [place["key"], key.hex(), repr(key), json.dumps(repr(key)), "MIGHAgEAMBMGByqG"]
+    token = "sla_ses_abc_SECRETSECRET_crc"
+    log = CappedLog(tmp_path / "log", 1 << 20, hidden)
+    long = ("x" * 70_000 + " ".join([*shown, token])).encode()
+    # The second piece begins inside a secret, in a line that is longer than what is held back.
+    log.write("\n".join(shown).encode() + b"\n" + long[:70_010])
+    log.write(long[70_010:])
+    log.close()
+    kept = (tmp_path / "log").read_text()
+    assert kept.count("[redacted]") == 2 * len(shown) + 1
+    assert log.last.text.count("[redacted]") == len(shown) + 1
+    for secret in (*hidden, "SECRETSECRET"):
+        assert secret not in kept + log.last.text
+
+
+def test_the_last_lines_are_there_although_the_disk_is_full(tmp_path: Path) -> None:
+    log = CappedLog(tmp_path / "log", 1 << 20)
+    log._file.close()
+    log._file = io.FileIO("/dev/full", "w")
+    log.write(b"why it failed\n")
+    log.close()
+    assert log.last == LastOutput("why it failed\n", cut=False)
+
+
+async def test_the_end_of_a_work_brings_its_last_output(tmp_path: Path) -> None:
+    work = Work(tmp_path)
+    ended = await work.run("print('what it read'); sys.stdout.flush(); sys.exit(3)")
+    assert ended.last == LastOutput("what it read\n", cut=False)
+    # It may quote text of users, and never gets into a log of the agent's own.
+    assert "what it read" not in repr(ended)
 
 
 @pytest.mark.attack

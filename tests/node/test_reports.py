@@ -4,6 +4,7 @@ import pytest
 
 from appliance.api.agent.v1 import agent_service_pb2 as rpc
 from appliance.node.launcher import Ended
+from appliance.node.logs import LastOutput
 from appliance.node.reports import MOST_WAITING, JobReports, ReplicaReports
 
 WORK = rpc.WorkEpoch(work="ab", epoch=2)
@@ -96,7 +97,16 @@ def test_of_errors_the_first_counts() -> None:
 def test_an_end_without_a_word_has_a_reason(how: Ended, reason: str) -> None:
     ended = JobReports(WORK).ended(how).job_ended
     assert (ended.succeeded, ended.reason) == (False, reason)
+    assert "log" not in ended.message
     assert ended.message.startswith("the job failed: its process") or how.out_of_memory
+
+
+def test_only_a_bad_end_brings_the_last_output() -> None:
+    last = LastOutput("Traceback ...\n", cut=True)
+    bad = JobReports(WORK).ended(Ended(1, last=last)).job_ended
+    good = JobReports(WORK).ended(Ended(0, last=last)).job_ended
+    assert (bad.log, bad.log_cut) == (last.text, True)
+    assert (good.log, good.log_cut) == ("", False)
 
 
 @pytest.mark.parametrize(
@@ -118,4 +128,6 @@ def test_a_replica_is_ready_and_ends() -> None:
         work=WORK, ready=True, address="10.0.0.1:4000"
     )
     ended = reports.ended(Ended(1)).replica_changed
-    assert ended.message.startswith("the replica ended: its process ended with code 1")
+    assert ended.message == (
+        "the replica ended: its process ended with code 1; its log on the node says more"
+    )

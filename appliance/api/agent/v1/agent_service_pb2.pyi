@@ -79,20 +79,24 @@ class CheckpointComplete(_message.Message):
     def __init__(self, work: _Optional[_Union[WorkEpoch, _Mapping]] = ..., step: _Optional[int] = ..., manifest_digest: _Optional[str] = ...) -> None: ...
 
 class JobEnded(_message.Message):
-    __slots__ = ("work", "succeeded", "reason", "message", "outputs", "result")
+    __slots__ = ("work", "succeeded", "reason", "message", "outputs", "result", "log", "log_cut")
     WORK_FIELD_NUMBER: _ClassVar[int]
     SUCCEEDED_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
     RESULT_FIELD_NUMBER: _ClassVar[int]
+    LOG_FIELD_NUMBER: _ClassVar[int]
+    LOG_CUT_FIELD_NUMBER: _ClassVar[int]
     work: WorkEpoch
     succeeded: bool
     reason: str
     message: str
     outputs: _containers.RepeatedCompositeFieldContainer[OutputComplete]
     result: _job_pb2.JobResult
-    def __init__(self, work: _Optional[_Union[WorkEpoch, _Mapping]] = ..., succeeded: _Optional[bool] = ..., reason: _Optional[str] = ..., message: _Optional[str] = ..., outputs: _Optional[_Iterable[_Union[OutputComplete, _Mapping]]] = ..., result: _Optional[_Union[_job_pb2.JobResult, _Mapping]] = ...) -> None: ...
+    log: str
+    log_cut: bool
+    def __init__(self, work: _Optional[_Union[WorkEpoch, _Mapping]] = ..., succeeded: _Optional[bool] = ..., reason: _Optional[str] = ..., message: _Optional[str] = ..., outputs: _Optional[_Iterable[_Union[OutputComplete, _Mapping]]] = ..., result: _Optional[_Union[_job_pb2.JobResult, _Mapping]] = ..., log: _Optional[str] = ..., log_cut: _Optional[bool] = ...) -> None: ...
 
 class OutputComplete(_message.Message):
     __slots__ = ("slot", "manifest_digest", "facts")

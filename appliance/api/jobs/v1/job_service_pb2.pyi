@@ -1,5 +1,6 @@
 from appliance.api.common.v1 import access_pb2 as _access_pb2
 from appliance.api.jobs.v1 import job_pb2 as _job_pb2
+from appliance.api.jobs.v1 import job_log_pb2 as _job_log_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -77,3 +78,9 @@ class ListJobMetricsResponse(_message.Message):
     metrics: _containers.RepeatedCompositeFieldContainer[_job_pb2.JobMetric]
     next_page_token: str
     def __init__(self, metrics: _Optional[_Iterable[_Union[_job_pb2.JobMetric, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class GetJobLogsRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...

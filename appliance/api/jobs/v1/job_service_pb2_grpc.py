@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from appliance.api.jobs.v1 import job_log_pb2 as appliance_dot_api_dot_jobs_dot_v1_dot_job__log__pb2
 from appliance.api.jobs.v1 import job_pb2 as appliance_dot_api_dot_jobs_dot_v1_dot_job__pb2
 from appliance.api.jobs.v1 import job_service_pb2 as appliance_dot_api_dot_jobs_dot_v1_dot_job__service__pb2
 
@@ -66,6 +67,11 @@ class JobServiceStub:
                 request_serializer=appliance_dot_api_dot_jobs_dot_v1_dot_job__service__pb2.ListJobMetricsRequest.SerializeToString,
                 response_deserializer=appliance_dot_api_dot_jobs_dot_v1_dot_job__service__pb2.ListJobMetricsResponse.FromString,
                 _registered_method=True)
+        self.GetJobLogs = channel.unary_unary(
+                '/appliance.api.jobs.v1.JobService/GetJobLogs',
+                request_serializer=appliance_dot_api_dot_jobs_dot_v1_dot_job__service__pb2.GetJobLogsRequest.SerializeToString,
+                response_deserializer=appliance_dot_api_dot_jobs_dot_v1_dot_job__log__pb2.JobLogs.FromString,
+                _registered_method=True)
 
 
 class JobServiceServicer:
@@ -114,6 +120,13 @@ class JobServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetJobLogs(self, request, context):
+        """Returns the last output of the ranks of a job that did not succeed. It may quote text, hence a permission of its own.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_JobServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -146,6 +159,11 @@ def add_JobServiceServicer_to_server(servicer, server):
                     servicer.ListJobMetrics,
                     request_deserializer=appliance_dot_api_dot_jobs_dot_v1_dot_job__service__pb2.ListJobMetricsRequest.FromString,
                     response_serializer=appliance_dot_api_dot_jobs_dot_v1_dot_job__service__pb2.ListJobMetricsResponse.SerializeToString,
+            ),
+            'GetJobLogs': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetJobLogs,
+                    request_deserializer=appliance_dot_api_dot_jobs_dot_v1_dot_job__service__pb2.GetJobLogsRequest.FromString,
+                    response_serializer=appliance_dot_api_dot_jobs_dot_v1_dot_job__log__pb2.JobLogs.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -311,6 +329,33 @@ class JobService:
             '/appliance.api.jobs.v1.JobService/ListJobMetrics',
             appliance_dot_api_dot_jobs_dot_v1_dot_job__service__pb2.ListJobMetricsRequest.SerializeToString,
             appliance_dot_api_dot_jobs_dot_v1_dot_job__service__pb2.ListJobMetricsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetJobLogs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.api.jobs.v1.JobService/GetJobLogs',
+            appliance_dot_api_dot_jobs_dot_v1_dot_job__service__pb2.GetJobLogsRequest.SerializeToString,
+            appliance_dot_api_dot_jobs_dot_v1_dot_job__log__pb2.JobLogs.FromString,
             options,
             channel_credentials,
             insecure,
