@@ -97,7 +97,7 @@ def test_headers_that_are_no_text_are_not_written_down(lines: io.StringIO) -> No
     [
         ("all of it", 9, "all of it"),
         ("one\ntwo\nthree\n", 12, "two\nthree\n"),
-        ("a line that is long\nend", 12, "is long\nend"),
+        ("a line that is long\nend", 12, " is long\nend"),
         ("ééé", 5, "éé"),
         ("é" * 9, 1, ""),
     ],

@@ -21,9 +21,15 @@ ROOT = Path(__file__).parents[2]
 
 
 class RunningGang:
-    """A leader process; its reports go to the job's report file, its log to `log`."""
+    """A leader process; its reports go to the job's report file, its log to `log`.
 
-    def __init__(self, job: FakeJob, module: str = "tests.fakes.leader") -> None:
+    `first` is a folder that its Python imports from before any other.
+    """
+
+    def __init__(
+        self, job: FakeJob, module: str = "tests.fakes.leader", first: Path | None = None
+    ) -> None:
+        folders = [*([str(first)] if first else []), str(ROOT), os.environ.get("PYTHONPATH", "")]
         self.job = job
         self.log = job.folder / "leader.log"
         orders_read, orders_write = os.pipe()
@@ -40,7 +46,7 @@ class RunningGang:
                 start_new_session=True,
                 env={
                     "PATH": os.environ["PATH"],
-                    "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+                    "PYTHONPATH": os.pathsep.join(folders),
                     "OMP_NUM_THREADS": "1",
                     "TMPDIR": str(job.scratch),
                 },

@@ -3,6 +3,7 @@
 It sums ranks by a collective each step, saves a checkpoint every second step, and makes a dataset.
 """
 
+import errno
 import os
 import signal
 import time
@@ -15,8 +16,9 @@ from appliance.core.errors import InvalidInput
 from appliance.jobs.runtime.context import Context
 
 STEPS = 8
-QUIET, KILL, WRONG, SLOW, CRASH, ALWAYS, STOP, SLEEP, BUSY, ALWAYS_STOP = range(10)
+QUIET, KILL, WRONG, SLOW, CRASH, ALWAYS, STOP, SLEEP, BUSY, ALWAYS_STOP, BUG, LAST, FULL = range(13)
 BUSY_SECONDS = 8
+TEXT = "Ms Miller lives at 12 Elm Street"
 
 
 def run(context: Context) -> None:
@@ -56,7 +58,12 @@ def _mishap(context: Context, what: int, step: int) -> None:
         time.sleep(0.1)
     if what == WRONG and step == 3 and context.rank == context.world_size - 1:
         raise InvalidInput("the text is wrong: send another")
-    if what == ALWAYS and step == 3:
+    last = context.rank == context.world_size - 1
+    if what == BUG and step == 3 and last:
+        raise KeyError(TEXT)
+    if what == FULL and step == 3 and last:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), f"/data/{TEXT}")
+    if step == 3 and (what == ALWAYS or (what == LAST and last)):
         os.kill(os.getpid(), signal.SIGKILL)
     if what in (KILL, CRASH) and step == 5 and context.rank == context.world_size - 1:
         if mark.exists():

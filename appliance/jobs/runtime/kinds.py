@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from appliance.core.errors import InvalidInput
+from appliance.core.needs import unimportable
 
 if TYPE_CHECKING:
     from appliance.jobs.runtime.context import Context
@@ -23,9 +24,16 @@ KINDS: Mapping[str, str] = {
 
 
 def load(kind: str, kinds: Mapping[str, str]) -> Run:
-    """The function of a kind. Raises InvalidInput when this node does not know it."""
+    """The function of a kind.
+
+    Raises InvalidInput when this node does not know it, FailedPrecondition when it lacks a package.
+    """
     if kind not in kinds:
         raise InvalidInput(f"this node cannot run jobs of kind {kind[:40]}: update its software")
     module, _, function = kinds[kind].partition(":")
-    run: Run = getattr(importlib.import_module(module), function)
+    try:
+        found = importlib.import_module(module)
+    except (ImportError, OSError) as error:
+        raise unimportable(error) from error
+    run: Run = getattr(found, function)
     return run

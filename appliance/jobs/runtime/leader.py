@@ -19,6 +19,7 @@ import contextlib
 import logging
 import os
 import signal
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,9 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.rendezvous import RendezvousError
 
 from appliance.core.errors import ApplianceError, Internal, Unavailable
+from appliance.core.process import signal_name
 from appliance.core.values import given
+from appliance.jobs.runtime.crashes import Crash, Crashes
 from appliance.jobs.runtime.flags import Flags
 from appliance.jobs.runtime.kinds import load
 from appliance.jobs.runtime.orders import Orders
@@ -42,6 +45,8 @@ from appliance.jobs.runtime.watching import GangWatch
 MAX_RESTARTS = 3
 MONITOR_SECONDS = 0.1
 RANK_LOST = "RANK_LOST"
+TORCH_PROCESSES = "torch.distributed.elastic.multiprocessing.api"
+OTHERS_SECONDS = 3.0
 EXIT_SECONDS = 60
 """How long the leader of a node that is done waits for the other nodes."""
 
@@ -51,36 +56,51 @@ logger = logging.getLogger(__name__)
 class GangAgent(LocalElasticAgent):  # type: ignore[misc]  # torch's class has no types here
     """torch's elastic agent, with a watch over its ranks.
 
-    It gives up as soon as starting again would not help.
+    It gives up as soon as starting again would not help. `killed` holds the ranks of this node that
+    a signal has ended in the last round, and the signal.
     """
 
-    def __init__(
-        self, spec: WorkerSpec, logs: DefaultLogsSpecs, flags: Flags, watch: GangWatch
-    ) -> None:
+    def __init__(self, spec: WorkerSpec, logs: DefaultLogsSpecs, gang: Gang) -> None:
         super().__init__(
             spec=spec, logs_specs=logs, start_method="fork", exit_barrier_timeout=EXIT_SECONDS
         )
-        self._flags = flags
-        self._watch = watch
+        self._gang = gang
+        self.killed: dict[int, int] = {}
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
-        self._watch.begin()
+        self._gang.watch.begin()
+        self.killed = {}
         started: dict[int, Any] = super()._start_workers(worker_group)
         return started
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
-        ranks = list(self._pcontext.pids().values())
-        self._watch.look()
-        self._watch.ended(filter(None, map(_end_of, ranks)))
-        if self._watch.cause:
+        processes = self._pcontext.pids()
+        watch, base = self._gang.watch, self._gang.orders.rank_base
+        watch.look()
+        self._note({base + local: _end_of(process) for local, process in processes.items()})
+        if watch.cause:
             # Before torch asks them to end, and waits half a minute for one that is stopped.
-            _kill(ranks)
+            _kill(list(processes.values()))
         result = super()._monitor_workers(worker_group)
         if result.is_failed():
-            self._watch.ended(failure.exitcode for failure in result.failures.values())
-        if self._flags.final:
+            codes = {rank: failure.exitcode for rank, failure in result.failures.items()}
+            self._note(codes)
+        if self._gang.flags.final:
             self._remaining_restarts = 0
         return result
+
+    def _note(self, ends: Mapping[int, int]) -> None:
+        """Ranks that have ended: exit codes, or minus the signals that killed them; 0: not at all.
+
+        Only until there is a cause: what follows from it says nothing more.
+        """
+        bad = {rank: code for rank, code in ends.items() if code}
+        if not bad or self._gang.watch.cause:
+            return
+        self.killed = {rank: -code for rank, code in bad.items() if code < 0}
+        for rank, number in self.killed.items():
+            logger.error("rank %s was killed by %s", rank, signal_name(number))
+        self._gang.watch.ended(bad.values())
 
     def _shutdown(
         self,
@@ -105,20 +125,21 @@ def lead(document: bytes, reports: int, kinds: Mapping[str, str]) -> int:
     # torch would take SIGTERM over, and end the ranks instead of telling them.
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGQUIT"
     try:
-        result, watch = _run(Orders.parse(document), reports, kinds, flags)
+        failure = _run(Orders.parse(document), reports, kinds, flags)
     except ApplianceError as error:
         report.error(error.reason, error.message)
         return 1
-    if result.is_failed():
-        if flags.settle():
-            report.error(*_why(watch))
-        return 1
-    return 0
+    if failure is None:
+        return 0
+    if flags.settle():
+        report.error(*failure)
+    return 1
 
 
 def _run(
     orders: Orders, reports: int, kinds: Mapping[str, str], flags: Flags
-) -> tuple[RunResult, GangWatch]:
+) -> tuple[str, str] | None:
+    """Run the gang to its end; reason and sentence of a bad one."""
     rendezvous = FixedRendezvous(
         f"{orders.uid}-{orders.epoch}",
         orders.rendezvous,
@@ -136,6 +157,7 @@ def _run(
         rendezvous=rendezvous,
         watch=watch,
         leader=os.getpid(),
+        crashes=Crashes(orders.local_ranks),
     )
     spec = WorkerSpec(
         role="rank",
@@ -146,8 +168,12 @@ def _run(
         max_restarts=MAX_RESTARTS,
         monitor_interval=MONITOR_SECONDS,
     )
+    # Its traces of processes that have ended push our own lines out of the end of the log.
+    logging.getLogger(TORCH_PROCESSES).setLevel(logging.CRITICAL)
+    agent = GangAgent(spec, DefaultLogsSpecs(log_dir=os.devnull), gang)
     try:
-        return GangAgent(spec, DefaultLogsSpecs(log_dir=os.devnull), flags, watch).run(), watch
+        if not agent.run().is_failed():
+            return None
     except (RendezvousError, DistError) as error:
         logger.exception("the nodes of the job did not meet, or lost each other")
         before = f"; before that, {watch.cause}" if watch.cause else ""
@@ -155,6 +181,13 @@ def _run(
             "the nodes of the job cannot reach each other: check the network between them"
             f" ({type(error).__name__}){before}"
         ) from error
+    stall = watch.cause if watch.stalled else ""
+    first = gang.crashes.first(rendezvous.round)
+    peer = first is not None and first[1].peer
+    if peer and not agent.killed and not stall and orders.node_count > 1:
+        _let_others_speak(flags)
+    crashed = (orders.rank_base + first[0], first[1]) if first is not None else None
+    return why(agent.killed, crashed, rendezvous.round - 1, stall)
 
 
 def _stall_seconds(orders: Orders) -> int | None:
@@ -183,9 +216,34 @@ def _kill(ranks: Sequence[int]) -> None:
             os.kill(rank, signal.SIGKILL)
 
 
-def _why(watch: GangWatch) -> tuple[str, str]:
-    """Reason and sentence. A rank that was lost is worth another start elsewhere, a bug is not."""
-    again = f"{watch.cause}, also after {MAX_RESTARTS} restarts; the log of this job on its node"
-    if watch.lost:
-        return RANK_LOST, f"{again} says more"
-    return Internal.reason, f"{again} says where"
+def _let_others_speak(flags: Flags) -> None:
+    """The rank that is missing was another node's: what that node says is the job's reason."""
+    end = time.monotonic() + OTHERS_SECONDS
+    while time.monotonic() < end and not flags.stopping:
+        time.sleep(MONITOR_SECONDS)
+
+
+def why(
+    killed: Mapping[int, int], crashed: tuple[int, Crash] | None, restarts: int, stall: str = ""
+) -> tuple[str, str]:
+    """Reason and sentence of a gang's end. Pure.
+
+    A rank that was killed, or lost, is worth another start elsewhere; a bug is not.
+
+    Args:
+        killed: ranks of this node that a signal has ended, and the signal.
+        crashed: the first rank of this node that said that it crashed, and how.
+        restarts: how often the ranks were started again before.
+        stall: the sentence that says which rank has hung; empty when none has.
+    """
+    again = f", also after {restarts} restart{'s' if restarts > 1 else ''}" if restarts else ""
+    if stall:
+        return RANK_LOST, f"{stall}{again}"
+    if killed:
+        rank, number = min(killed.items())
+        memory = ", as the kernel does when memory runs out" if number == signal.SIGKILL else ""
+        return RANK_LOST, f"rank {rank} was killed by {signal_name(number)}{memory}{again}"
+    if crashed is None:
+        return Internal.reason, f"a rank ended without a word{again}"
+    rank, crash = crashed
+    return RANK_LOST if crash.peer else Internal.reason, f"rank {rank} {crash.words}{again}"

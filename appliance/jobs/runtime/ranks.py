@@ -2,8 +2,10 @@
 
 Rules kept here:
 * a rank dies with its leader, and at once on SIGTERM: it holds nothing that a checkpoint does not;
-* an ApplianceError is final: one error line, no restart, because bad input does not get better.
-  Whatever else goes wrong counts as a crash, and the gang starts again;
+* an ApplianceError is final: one error line, no restart, because bad input does not get better;
+  so is what `crashes.final` knows. Whatever else goes wrong counts as a crash, and the gang starts
+  again;
+* the first rank of a node that crashes writes its trace into the log, the others a line;
 * a collective that waits for a dead rank fails at once when the connection breaks. It may wait for
   a live one as long as that works; who has hung is for the leader to decide (`watching`).
 
@@ -26,9 +28,10 @@ from pathlib import Path
 import torch
 from torch import distributed
 
-from appliance.core.errors import ApplianceError, Exhausted, Internal
+from appliance.core.errors import ApplianceError, Internal
 from appliance.core.process import die_with_parent
 from appliance.jobs.runtime.context import CHECKPOINTS, Context
+from appliance.jobs.runtime.crashes import Crashes, crash, final
 from appliance.jobs.runtime.flags import Flags
 from appliance.jobs.runtime.gather import gather
 from appliance.jobs.runtime.kinds import Run
@@ -58,6 +61,7 @@ class Gang:
     rendezvous: FixedRendezvous
     watch: GangWatch
     leader: int
+    crashes: Crashes
 
 
 def run_rank(gang: Gang) -> None:
@@ -69,19 +73,8 @@ def run_rank(gang: Gang) -> None:
     report = Reporter(gang.reports, gang.orders.rank_base + local_rank)
     try:
         _work(gang, report, local_rank)
-    except ApplianceError as error:
-        _give_up(gang, report, error)
-    except torch.OutOfMemoryError:
-        logger.exception("out of memory")
-        _give_up(
-            gang,
-            report,
-            Exhausted("the device ran out of memory: use a smaller batch or more ranks"),
-        )
-    except BaseException as error:
-        # Also BaseException: torch's checkpoint errors are not an Exception.
-        logger.exception("rank %s crashed", local_rank)
-        _leave(PEER_LOST if in_collective(error.__traceback__) else CRASHED)
+    except BaseException as error:  # noqa: BLE001  # torch's checkpoint errors are no Exception
+        _end_by(error, gang, report, local_rank)
 
 
 def _work(gang: Gang, report: Reporter, local_rank: int) -> None:
@@ -173,11 +166,22 @@ def _address(probe: socket.socket, name: str) -> str:
     return socket.inet_ntoa(answer[20:24])
 
 
-def _give_up(gang: Gang, report: Reporter, error: ApplianceError) -> None:
-    if gang.flags.settle():
-        logger.warning("the job cannot go on: %s", error.message)
-        report.error(error.reason, error.message)
-    _leave()
+def _end_by(error: BaseException, gang: Gang, report: Reporter, local_rank: int) -> None:
+    """End the process after an exception: for good, or for the gang to start again."""
+    number, rank = gang.rendezvous.round, gang.orders.rank_base + local_rank
+    cause = gang.crashes.first(number)
+    gang.crashes.note(local_rank, number, crash(error))
+    known = error if isinstance(error, ApplianceError) else final(error, rank)
+    if cause is not None and known is None:
+        # It misses one that is gone. A line: the cause must be among the last lines of the log.
+        first = gang.orders.rank_base + cause[0]
+        logger.error("rank %s ended after rank %s: %s", rank, first, type(error).__name__)
+    elif not isinstance(error, ApplianceError):
+        logger.error("rank %s crashed", rank, exc_info=error)
+    if known is not None and gang.flags.settle():
+        logger.warning("the job cannot go on: %s", known.message)
+        report.error(known.reason, known.message)
+    _leave(PEER_LOST if in_collective(error.__traceback__) else CRASHED)
 
 
 def _leave(code: int = CRASHED) -> None:

@@ -4,7 +4,8 @@ Rules kept here:
 * nothing secret is in the arguments; orders and reports are inherited pipes, of which no child
   program gets the orders;
 * the process closes itself to others before it reads the orders;
-* `OMP_NUM_THREADS` is set before torch is imported: libgomp reads it once.
+* `OMP_NUM_THREADS` is set before torch is imported: libgomp reads it once;
+* a node without torch says so.
 
 Called by `python -m appliance.jobs`, with another table of kinds by tests.
 """
@@ -12,11 +13,16 @@ Called by `python -m appliance.jobs`, with another table of kinds by tests.
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 from collections.abc import Mapping, Sequence
 
 from appliance.core import log
+from appliance.core.needs import unimportable
 from appliance.core.process import die_with_parent, harden, prefer_as_victim
+from appliance.jobs.runtime.reporter import Reporter
+
+logger = logging.getLogger(__name__)
 
 
 def start(arguments: Sequence[str], kinds: Mapping[str, str]) -> int:
@@ -41,7 +47,12 @@ def start(arguments: Sequence[str], kinds: Mapping[str, str]) -> int:
     os.set_inheritable(options.reports_fd, False)
     with os.fdopen(options.orders_fd, "rb") as pipe:
         document = pipe.read()
-    # Only now: importing torch reads the environment, and takes seconds.
-    from appliance.jobs.runtime.leader import lead  # noqa: PLC0415
-
+    try:
+        # Only now: importing torch reads the environment, and takes seconds.
+        from appliance.jobs.runtime.leader import lead  # noqa: PLC0415
+    except (ImportError, OSError) as error:
+        logger.exception("the leader cannot be loaded")
+        failure = unimportable(error)
+        Reporter(options.reports_fd, rank=0).error(failure.reason, failure.message)
+        return 1
     return lead(document, options.reports_fd, kinds)

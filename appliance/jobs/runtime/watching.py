@@ -55,7 +55,7 @@ class GangWatch:
         signs: what the ranks of this node write.
         cause: why the ranks of this round have ended; empty while they work.
         before: why those of the round before did; ranks say it when they start again.
-        lost: whether that is no fault of the job, so that another start may go better.
+        stalled: whether the cause is that a rank has hung.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class GangWatch:
 
     def begin(self) -> None:
         """Ranks are about to start."""
-        self.before, self.cause, self.lost = self.cause or ELSEWHERE, "", True
+        self.before, self.cause, self.stalled = self.cause or ELSEWHERE, "", False
         self.signs.clear()
         self._watch = Watch(self._orders.world_size)
         self._nodes: dict[int, str] = {}
@@ -103,7 +103,7 @@ class GangWatch:
             own |= others
         stall = self._watch.look(own, elapsed)
         if stall is not None and stall.seconds >= self._limit:
-            self.cause = self._verdict(stall, self._limit)
+            self.cause, self.stalled = self._verdict(stall, self._limit), True
             logger.error("%s", self.cause)
             self._report.waiting(f"{self.cause}; all ranks are started again")
         elif stall is not None:
@@ -117,7 +117,6 @@ class GangWatch:
         ends = sorted(codes, key=lambda code: (code == PEER_LOST, code > 0))
         if not ends or self.cause:
             return
-        self.lost = ends[0] < 0 or ends[0] == PEER_LOST
         if ends[0] < 0:
             self.cause = f"a rank was killed by {signal.Signals(-ends[0]).name}"
         else:

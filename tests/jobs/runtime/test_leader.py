@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import re
 import resource
 import select
 import signal
@@ -12,12 +13,30 @@ from pathlib import Path
 
 import pytest
 
+from appliance.node.logs import LAST_BYTES
 from tests.fakes.gang import RunningGang, session_members
 from tests.fakes.job_context import FakeJob
 from tests.fakes.ports import free_port
-from tests.fakes.toy_kind import ALWAYS, CRASH, KILL, QUIET, SLOW, STEPS, WRONG
+from tests.fakes.toy_kind import (
+    ALWAYS,
+    BUG,
+    CRASH,
+    FULL,
+    KILL,
+    LAST,
+    QUIET,
+    SLOW,
+    STEPS,
+    TEXT,
+    WRONG,
+)
+from tests.fakes.without import without
 
 RANKS = 2
+KILLED = (
+    "rank {rank} was killed by SIGKILL, as the kernel does when memory runs out, also after 3"
+    " restarts"
+)
 TOTAL = sum(range(1, STEPS + 1)) * sum(range(1, RANKS + 1))
 
 
@@ -83,9 +102,74 @@ def test_a_rank_that_always_dies_ends_the_job_with_a_sentence(
     gang = start(gangs, job)
     assert gang.wait() == 1
     (error,) = job.lines("error")
-    assert error["reason"] == "RANK_LOST"
-    assert "SIGKILL, also after 3 restarts" in error["message"]
+    assert (error["reason"], error["message"]) == ("RANK_LOST", KILLED.format(rank=0))
     assert [line.get("restarts") for line in job.lines("event")] == [None, 1, 2, 3]
+
+
+def test_the_rank_that_was_killed_is_the_reason_not_those_that_miss_it(
+    tmp_path: Path, gangs: list[RunningGang]
+) -> None:
+    job = toy(tmp_path, LAST)
+    gang = start(gangs, job)
+    assert gang.wait() == 1
+    (error,) = job.lines("error")
+    assert (error["reason"], error["message"]) == ("RANK_LOST", KILLED.format(rank=1))
+    assert "rank 1 was killed by SIGKILL" in gang.log.read_text()
+
+
+def test_a_bug_is_told_by_class_and_place_and_its_text_stays_in_the_log(
+    tmp_path: Path, gangs: list[RunningGang]
+) -> None:
+    job = toy(tmp_path, BUG)
+    gang = start(gangs, job)
+    assert gang.wait() == 1
+    (error,) = job.lines("error")
+    assert error["reason"] == "INTERNAL"
+    assert re.fullmatch(
+        r"rank 1 crashed with KeyError in appliance\.jobs\.runtime\.ranks, line \d+,"
+        r" also after 3 restarts",
+        error["message"],
+    )
+    assert TEXT not in job.reports.read_text()
+    # One trace for each try, and little else: the cause is among the last lines.
+    log = gang.log.read_text()
+    assert (log.count("Traceback"), log.count(TEXT)) == (4, 4)
+    assert log.count("rank 0 ended after rank 1: RuntimeError") == 4
+    assert len(log) < LAST_BYTES
+
+
+def test_a_full_disk_ends_the_job_without_restart_and_names_no_path(
+    tmp_path: Path, gangs: list[RunningGang]
+) -> None:
+    job = toy(tmp_path, FULL)
+    gang = start(gangs, job)
+    assert gang.wait() == 1
+    (error,) = job.lines("error")
+    assert error["reason"] == "RESOURCE_EXHAUSTED"
+    assert error["message"].startswith("rank 1 met a full disk: free some space")
+    assert job.lines("event") == [{"type": "event", "name": "started"}]
+    assert TEXT not in job.reports.read_text()
+    assert TEXT in gang.log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("module", "missing"),
+    [("tests.fakes.leader", "torch"), ("appliance.jobs", "re2"), ("appliance.jobs", "tokenizers")],
+)
+def test_a_node_that_lacks_a_package_says_which(
+    tmp_path: Path, gangs: list[RunningGang], module: str, missing: str
+) -> None:
+    job = toy(tmp_path, QUIET)
+    gangs.append(RunningGang(job, module, first=without(tmp_path / "first", missing)))
+    assert gangs[-1].wait() == 1
+    assert job.lines() == [
+        {
+            "type": "error",
+            "reason": "FAILED_PRECONDITION",
+            "message": f"{missing} cannot be imported on the node: install the extra node-cpu or"
+            " node-gpu there, then start its agent again",
+        }
+    ]
 
 
 def test_bad_input_ends_the_job_once_and_without_restart(

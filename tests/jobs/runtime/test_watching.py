@@ -99,7 +99,7 @@ def test_a_verdict_names_rank_work_time_and_setting_and_holds_for_the_next_round
     cause = house.watch.cause
     assert re.fullmatch(pattern, cause), cause
     assert house.said[-1] == f"{cause}; all ranks are started again"
-    assert house.watch.lost
+    assert house.watch.stalled
     # Ranks that were killed for it are no cause of their own.
     house.watch.ended([-9, -9])
     assert house.watch.cause == cause
@@ -140,22 +140,22 @@ def test_the_first_node_watches_the_ranks_of_all_nodes_and_alone_decides(tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("codes", "cause", "lost"),
+    ("codes", "cause"),
     [
-        ([PEER_LOST, -9], "a rank was killed by SIGKILL", True),
-        ([PEER_LOST, CRASHED], "a rank crashed", False),
-        ([PEER_LOST, PEER_LOST], "a rank lost its connection to another", True),
-        ([17], "a rank crashed", False),
+        ([PEER_LOST, -9], "a rank was killed by SIGKILL"),
+        ([PEER_LOST, CRASHED], "a rank crashed"),
+        ([PEER_LOST, PEER_LOST], "a rank lost its connection to another"),
+        ([17], "a rank crashed"),
     ],
 )
 def test_what_came_first_is_the_cause_and_not_what_followed(
-    tmp_path: Path, codes: list[int], cause: str, *, lost: bool
+    tmp_path: Path, codes: list[int], cause: str
 ) -> None:
     watch = House(tmp_path).watch
     watch.ended([])
     assert watch.cause == ""
     watch.ended(codes)
-    assert (watch.cause, watch.lost) == (cause, lost)
+    assert (watch.cause, watch.stalled) == (cause, False)
     watch.begin()
     watch.begin()
     assert (watch.before, watch.cause) == (ELSEWHERE, "")
