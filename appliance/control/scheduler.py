@@ -22,6 +22,7 @@ from appliance.control.events import NODES, QUEUE, Events
 from appliance.control.services.agents import Agents
 from appliance.control.services.artifacts import Artifacts
 from appliance.control.services.fleet import Fleet
+from appliance.control.services.job_logs import JobLogs
 from appliance.control.services.leases import Leases
 from appliance.control.services.replicas import Replicas
 from appliance.control.services.run_reports import RunReports
@@ -45,6 +46,7 @@ class Scheduler:
         runs: Runs,
         reports: RunReports,
         replicas: Replicas,
+        logs: JobLogs,
     ) -> None:
         self._artifacts = artifacts
         self._leases = leases
@@ -53,6 +55,7 @@ class Scheduler:
         self._runs = runs
         self._reports = reports
         self._replicas = replicas
+        self._logs = logs
 
     def recover(self) -> None:
         """At start, before any agent is let in: take up what was under way, drop what was cut."""
@@ -74,6 +77,7 @@ class Scheduler:
                 self._runs.lost(work, epoch, why)
         self._place_replicas()
         self._place_jobs()
+        self._logs.sweep()
 
     async def run(self, pool: Executor, events: Events) -> None:
         """Pass after pass: when something changed, and every second."""

@@ -28,6 +28,7 @@ from appliance.control.services.datasets import Datasets
 from appliance.control.services.endpoints import Endpoints
 from appliance.control.services.enrolment import Enrolment
 from appliance.control.services.fleet import Fleet
+from appliance.control.services.job_logs import JobLogs
 from appliance.control.services.jobs import Jobs
 from appliance.control.services.leases import Leases
 from appliance.control.services.models import Models
@@ -65,11 +66,13 @@ class Work:
         records = SystemRecords(base.opened.log)
         self.leases = Leases(monotonic)
         self.fleet = Fleet(monotonic)
+        self.logs = JobLogs(base.database, base.keys, base.clock)
         self.runs = Runs(
             base.database,
             self.artifacts,
             self.leases,
             self.fleet,
+            self.logs,
             base.events,
             records,
             base.clock,
@@ -79,6 +82,7 @@ class Work:
             self.artifacts,
             self.leases,
             self.runs,
+            self.logs,
             base.events,
             records,
             base.clock,
@@ -105,6 +109,7 @@ class Work:
             runs=self.runs,
             reports=self.reports,
             replicas=self.replicas,
+            logs=self.logs,
         )
         self._base = base
         self._people = people
@@ -124,7 +129,15 @@ class Work:
                 events,
             ),
             JobRpc(
-                Jobs(base.database, base.changes, base.policies, self.runs, events, base.clock),
+                Jobs(
+                    base.database,
+                    base.changes,
+                    base.policies,
+                    self.runs,
+                    self.logs,
+                    events,
+                    base.clock,
+                ),
                 pool,
                 events,
             ),

@@ -77,7 +77,13 @@ class Lab:
         self.datasets = Datasets(base.database, base.changes, work.artifacts, base.clock)
         self.models = Models(base.database, base.changes, work.artifacts, base.clock)
         self.jobs = Jobs(
-            base.database, base.changes, base.policies, work.runs, base.events, base.clock
+            base.database,
+            base.changes,
+            base.policies,
+            work.runs,
+            work.logs,
+            base.events,
+            base.clock,
         )
         self.endpoints = Endpoints(
             base.database, base.changes, base.policies, work.replicas, base.events, base.clock
@@ -338,9 +344,11 @@ class FakeAgent:
             job_ended=agent.JobEnded(work=work, succeeded=True, outputs=outputs, result=result)
         )
 
-    def fail(self, work: agent.WorkEpoch, reason: str, message: str = "it broke") -> None:
+    def fail(
+        self, work: agent.WorkEpoch, reason: str, message: str = "it broke", log: str = ""
+    ) -> None:
         self.running.discard((work.work, work.epoch))
-        self.report(job_ended=agent.JobEnded(work=work, reason=reason, message=message))
+        self.report(job_ended=agent.JobEnded(work=work, reason=reason, message=message, log=log))
 
     def ready(self, work: agent.WorkEpoch, address: str = "127.0.0.1:5000") -> None:
         self.report(replica_changed=agent.ReplicaChanged(work=work, ready=True, address=address))

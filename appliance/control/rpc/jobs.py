@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc.aio
 
-from appliance.api.jobs.v1 import job_pb2
+from appliance.api.jobs.v1 import job_log_pb2, job_pb2
 from appliance.api.jobs.v1 import job_service_pb2 as rpc
 from appliance.api.jobs.v1.job_service_pb2_grpc import JobServiceServicer
 from appliance.control.events import Events
@@ -65,3 +65,9 @@ class JobRpc(Servicer, JobServiceServicer):
     ) -> rpc.ListJobMetricsResponse:
         """Returns one page of measurements, by step."""
         return await self._run(self._service.metrics, self.caller, request)
+
+    async def GetJobLogs(
+        self, request: rpc.GetJobLogsRequest, context: Context
+    ) -> job_log_pb2.JobLogs:
+        """Returns the last output of the ranks of a job that did not succeed."""
+        return await self._run(self._service.logs, self.caller, request)

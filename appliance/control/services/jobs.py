@@ -13,21 +13,23 @@ Called by `rpc.jobs`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
+from typing import Any
 
 from google.protobuf import json_format
 from google.protobuf.message import Message
-from sqlalchemy import insert, select
+from sqlalchemy import Row, insert, select
 from sqlalchemy.exc import IntegrityError
 
-from appliance.api.jobs.v1 import job_pb2
+from appliance.api.jobs.v1 import job_log_pb2, job_pb2
 from appliance.api.jobs.v1 import job_service_pb2 as rpc
 from appliance.control.auth.policy import PolicyStore
 from appliance.control.events import QUEUE, Events
 from appliance.control.services import artifact_rows, capacity, job_rows, job_specs, paging
 from appliance.control.services.caller import Caller
 from appliance.control.services.change import Changes
+from appliance.control.services.job_logs import JobLogs
 from appliance.control.services.job_specs import Input
 from appliance.control.services.problems import Problems
 from appliance.control.services.resources import missing
@@ -42,6 +44,7 @@ from appliance.core.names import Name, shown
 
 _READ = {"datasetVersion": "datasets.get", "modelVersion": "models.get"}
 _WRITE = {"dataset": "datasets.upload", "tokenizer": "datasets.upload", "model": "models.import"}
+_READ_LOGS = "jobs.readLogs"
 _LESS_MEMORY = {
     "train": "use more pipeline or tensor ranks, a smaller batch or more microbatches",
     "prepare": "name fewer or smaller datasets",
@@ -60,6 +63,7 @@ class Jobs:
         changes: Changes,
         policies: PolicyStore,
         runs: Runs,
+        logs: JobLogs,
         events: Events,
         clock: Callable[[], datetime],
     ) -> None:
@@ -67,18 +71,17 @@ class Jobs:
         self._changes = changes
         self._policies = policies
         self._runs = runs
+        self._logs = logs
         self._events = events
         self._clock = clock
 
     def get(self, caller: Caller, name: str) -> job_pb2.Job:
         """One job."""
-        del caller  # the gate has decided
         with self._database.read() as state:
-            return job_rows.resource(state, job_rows.by_name(state, Name.parse(name, "job")))
+            return self._shown(state, caller, [job_rows.by_name(state, Name.parse(name, "job"))])[0]
 
     def list(self, caller: Caller, request: rpc.ListJobsRequest) -> rpc.ListJobsResponse:
         """One page of the jobs of a project, newest first."""
-        del caller
         project = Name.parse(request.parent, "project", field="parent").id
         size = paging.page_size(request.page_size)
         wanted = select(tables.job).where(_job.project == project)
@@ -97,7 +100,7 @@ class Jobs:
             )
             page, token = paging.cut(rows, size, lambda row: (row.uid,))
             return rpc.ListJobsResponse(
-                jobs=[job_rows.resource(state, row) for row in page], next_page_token=token
+                jobs=self._shown(state, caller, page), next_page_token=token
             )
 
     def create(self, caller: Caller, request: rpc.CreateJobRequest) -> job_pb2.Job:
@@ -161,9 +164,16 @@ class Jobs:
                 end_time=self._clock(),
             )
             transaction.after_commit(lambda: self._runs.stop(row.uid, row.epoch))
-            return job_rows.resource(transaction, job_rows.by_name(transaction, name))
+            return self._shown(transaction, caller, [job_rows.by_name(transaction, name)])[0]
 
         return self._changes.make(caller, request, job_pb2.Job, work)
+
+    def logs(self, caller: Caller, request: rpc.GetJobLogsRequest) -> job_log_pb2.JobLogs:
+        """The last output of the ranks of a start that did not succeed. Raises Tampered."""
+        del caller  # the gate has decided
+        with self._database.read() as state:
+            row = job_rows.by_name(state, Name.parse(request.name, "job"))
+            return self._logs.read(state, row)
 
     def metrics(
         self, caller: Caller, request: rpc.ListJobMetricsRequest
@@ -190,6 +200,18 @@ class Jobs:
             ],
             next_page_token=token,
         )
+
+    def _shown(
+        self, state: Reading, caller: Caller, rows: Sequence[Row[Any]]
+    ) -> Sequence[job_pb2.Job]:
+        """The resources of rows of one project, as this caller may see them."""
+        policy, kept = self._policies.current(), set[str]()
+        if rows and policy.allowed(caller.principal, rows[0].project, _READ_LOGS):
+            kept = self._logs.kept(state, [row.uid for row in rows])
+        found = [job_rows.resource(state, row) for row in rows]
+        for job in found:
+            job.has_logs = job.uid in kept
+        return found
 
     def _checked(
         self, state: Reading, caller: Caller, project: str, kind: str, asked: Message

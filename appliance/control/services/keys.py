@@ -1,9 +1,10 @@
 """Keys of projects and of artifact versions, as they are stored: wrapped, each for its own row.
 
 The keyring's master key wraps one key per project; the project's key wraps one data key per
-artifact version. Rules kept here:
-* a wrapped key opens for the row it was made for and no other: project, version of the project's
-  key, uid of the artifact version;
+artifact version, and a key derived from it seals small values of the project in the database. Rules
+kept here:
+* a wrapped key and a sealed value open for the row they were made for and no other: project,
+  version of the project's key, uid of the artifact version;
 * keys leave this module only as return values; nothing is cached.
 
 The attack: a row copied over another, so that one project's data opens for somebody else. Called by
@@ -12,6 +13,7 @@ the services that make, read or hand out artifacts, inside their transaction.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -19,7 +21,10 @@ from appliance.control.services.resources import missing
 from appliance.control.store import tables
 from appliance.control.store.database import Reading, Transaction
 from appliance.core import names
-from appliance.crypto.keys import Keyring, new_key, unwrap, wrap
+from appliance.crypto.keys import Keyring, derive_key, new_key, unwrap, wrap
+from appliance.crypto.sealed import open_field, seal_field
+
+_FIELDS = "fields of a project"
 
 
 @dataclass(frozen=True)
@@ -61,38 +66,53 @@ class Keys:
 
         Raises NotFound when there is no such project.
         """
-        column = tables.project_key.c
-        row = state.first(
-            tables.project_key.select()
-            .where(column.project == project)
-            .order_by(column.version.desc())
-            .limit(1)
-        )
-        if row is None:
-            raise missing(names.project(project))
-        kek = unwrap(
-            self._keyring.master, row.wrapped_key, self._project_context(project, row.version)
-        )
+        version, kek = self._project_key(state, project)
         key = new_key()
-        wrapped = wrap(kek, key, _data_context(project, row.version, uid))
-        return DataKey(key=key, wrapped=wrapped, key_version=row.version)
+        wrapped = wrap(kek, key, _data_context(project, version, uid))
+        return DataKey(key=key, wrapped=wrapped, key_version=version)
 
     def data_key(
         self, state: Reading, project: str, uid: str, key_version: int, wrapped: bytes
     ) -> bytes:
         """Open the data key of an artifact version. `Tampered` when a row was changed or moved."""
+        _, kek = self._project_key(state, project, key_version)
+        return unwrap(kek, wrapped, _data_context(project, key_version, uid))
+
+    def seal(
+        self, state: Reading, project: str, data: bytes, place: Mapping[str, str | int]
+    ) -> tuple[int, bytes]:
+        """Seal a small value of a project for the row it will stand in.
+
+        Returns the version of the project's key, and the sealed value. Raises NotFound.
+        """
+        version, kek = self._project_key(state, project)
+        return version, seal_field(data, derive_key(kek, _FIELDS), place)
+
+    def open(
+        self,
+        state: Reading,
+        project: str,
+        key_version: int,
+        sealed: bytes,
+        place: Mapping[str, str | int],
+    ) -> bytes:
+        """Open what `seal` made. `Tampered` when it was changed or moved."""
+        _, kek = self._project_key(state, project, key_version)
+        return open_field(sealed, derive_key(kek, _FIELDS), place)
+
+    def _project_key(
+        self, state: Reading, project: str, version: int | None = None
+    ) -> tuple[int, bytes]:
+        """Version and key of a project: of the newest unless one is named. Raises NotFound."""
         column = tables.project_key.c
-        row = state.first(
-            tables.project_key.select().where(
-                column.project == project, column.version == key_version
-            )
-        )
+        wanted = tables.project_key.select().where(column.project == project)
+        if version is not None:
+            wanted = wanted.where(column.version == version)
+        row = state.first(wanted.order_by(column.version.desc()).limit(1))
         if row is None:
             raise missing(names.project(project))
-        kek = unwrap(
-            self._keyring.master, row.wrapped_key, self._project_context(project, key_version)
-        )
-        return unwrap(kek, wrapped, _data_context(project, key_version, uid))
+        context = self._project_context(project, row.version)
+        return row.version, unwrap(self._keyring.master, row.wrapped_key, context)
 
     def _project_context(self, project: str, version: int) -> dict[str, str | int]:
         return {

@@ -1,7 +1,8 @@
 """What agents report about a job: progress, checkpoints, and its end, with the outputs it made.
 
 Rules kept here:
-* nothing counts that is not said under the job's lease;
+* nothing counts that is not said under the job's lease, but the last output of a node whose start
+  is over;
 * a checkpoint is recorded after it was seen to be complete in the object store;
 * a job has succeeded when every part has ended well and every output was read back, verified and
   signed; then all outputs appear and the job ends in one transaction, and the audit log says which;
@@ -26,6 +27,7 @@ from appliance.control.audit.system import Records
 from appliance.control.events import Events
 from appliance.control.services import job_rows, job_specs, outputs
 from appliance.control.services.artifacts import CHECKPOINTS, Artifacts, Version
+from appliance.control.services.job_logs import JobLogs
 from appliance.control.services.leases import Leases
 from appliance.control.services.runs import Runs, pending
 from appliance.control.store import tables
@@ -62,6 +64,7 @@ class RunReports:
         artifacts: Artifacts,
         leases: Leases,
         runs: Runs,
+        logs: JobLogs,
         events: Events,
         records: Records,
         clock: Callable[[], datetime],
@@ -70,6 +73,7 @@ class RunReports:
         self._artifacts = artifacts
         self._leases = leases
         self._runs = runs
+        self._logs = logs
         self._events = events
         self._records = records
         self._clock = clock
@@ -134,8 +138,15 @@ class RunReports:
         # Also of a lease that is over: the process is gone, so its devices are free.
         self._leases.gone(work.work, work.epoch, node)
         self._runs.gone(work.work, node)
-        share = self._leases.check(work.work, work.epoch, node)
+        try:
+            share = self._leases.check(work.work, work.epoch, node)
+        except LeaseLost:
+            # Another node's end, or a person, came first; what this one wrote may be the cause.
+            if not report.succeeded:
+                self._logs.fill(node, report)
+            raise
         if not report.succeeded:
+            self._logs.keep(share, report)
             self._failed(report)
             self._leases.gone(work.work, work.epoch, node)
             return

@@ -27,6 +27,7 @@ from appliance.control.services import job_rows, job_specs
 from appliance.control.services.artifact_rows import PENDING
 from appliance.control.services.artifacts import CHECKPOINTS, Artifacts, Made
 from appliance.control.services.fleet import Fleet
+from appliance.control.services.job_logs import JobLogs
 from appliance.control.services.leases import Leases, Share
 from appliance.control.store import tables
 from appliance.control.store.database import Database, Reading, Transaction
@@ -56,6 +57,7 @@ class Runs:
         artifacts: Artifacts,
         leases: Leases,
         fleet: Fleet,
+        logs: JobLogs,
         events: Events,
         records: Records,
         clock: Callable[[], datetime],
@@ -64,6 +66,7 @@ class Runs:
         self._artifacts = artifacts
         self._leases = leases
         self._fleet = fleet
+        self._logs = logs
         self._events = events
         self._records = records
         self._clock = clock
@@ -162,6 +165,8 @@ class Runs:
     ) -> None:
         """The rows of `end`, in a transaction; `stop` comes after its commit."""
         job_rows.change(transaction, self._events, row, to, **values)
+        if to == JobState.SUCCEEDED:
+            self._logs.forget(transaction, row.uid)
         self._drop(transaction, row, checkpoints=True)
 
     def stop(self, uid: str, epoch: int) -> None:
@@ -235,10 +240,12 @@ class Runs:
             rows = [found for found in rows if found.kind != CHECKPOINTS]
         self._artifacts.drop(transaction, rows)
         folders = tuple(found.folder for found in rows)
-        for share in shares_of(row):
-            if not share.ended:
-                key = (row.uid, share.node)
-                self._left[key] = (*self._left.get(key, ()), *folders)
+        under_way = [share for share in shares_of(row) if not share.ended]
+        if under_way:
+            self._logs.expect(transaction, row, under_way)
+        for share in under_way:
+            key = (row.uid, share.node)
+            self._left[key] = (*self._left.get(key, ()), *folders)
 
     def _order(
         self, row: Row[Any], epoch: int, number: int, shares: Sequence[Share]

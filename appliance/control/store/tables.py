@@ -6,7 +6,8 @@ Rules kept here:
 * types are portable (SQLite now, PostgreSQL possible): text, whole numbers, booleans, bytes, JSON
   and `Moment`;
 * nothing here is a secret in clear: passwords are Argon2id hashes, tokens and recovery codes are
-  keyed digests, TOTP secrets and data keys are sealed under the keyring;
+  keyed digests, TOTP secrets and data keys are sealed under the keyring, output of jobs under the
+  key of its project;
 * a `revision` rises by one with each change of a row that callers may watch; it is the etag.
 
 Called by `appliance.control.store`, `auth` and `services`. The migrations create exactly this.
@@ -275,6 +276,23 @@ job_metric = Table(
     Column("epoch", BigInteger, primary_key=True),
     Column("step", BigInteger, primary_key=True),
     Column("values", JSON, nullable=False),
+)
+
+# The last output of the ranks of a job's newest start that did not succeed, one row for each of its
+# nodes. `sealed_text` is sealed under version `key_version` of the project's key; null until the
+# node has sent it.
+job_log = Table(
+    "job_log",
+    metadata,
+    Column("job", Text, ForeignKey("job.uid", ondelete="CASCADE"), primary_key=True),
+    Column("node", Text, primary_key=True),
+    Column("epoch", BigInteger, nullable=False),
+    Column("rank_base", Integer, nullable=False),
+    Column("key_version", Integer, nullable=True),
+    Column("sealed_text", LargeBinary, nullable=True),
+    Column("cut", Boolean, nullable=False, default=False),
+    Column("create_time", Moment, nullable=False),
+    Column("receive_time", Moment, nullable=True),
 )
 
 endpoint = Table(

@@ -40,15 +40,24 @@ def test_the_roles(roles: Roles) -> None:
         for role in roles.roles.values()
     }
     assert found == {
-        "administrator": (True, "everywhere platform", 47),
+        "administrator": (True, "everywhere platform", 48),
         "auditor": (True, "everywhere platform", 10),
-        "owner": (True, "everywhere project", 29),
-        "developer": (True, "everywhere project", 21),
+        "owner": (True, "everywhere project", 30),
+        "developer": (True, "everywhere project", 22),
         "viewer": (True, "everywhere project", 11),
         "inference": (True, "everywhere project", 2),
         "node": (False, "platform", 3),
         "gateway": (False, "platform", 3),
     }
+
+
+def test_a_viewer_reads_no_text(roles: Roles) -> None:
+    """What holds text has a right of its own: `read...`, or asking a model."""
+    viewer = set(roles.roles["viewer"].permissions)
+    reading = {name for name in roles.permissions if name.partition(".")[2].startswith("read")}
+    assert reading == {"datasets.readReport", "jobs.readLogs"}
+    assert not viewer & (reading | {"endpoints.infer"})
+    assert reading < set(roles.roles["developer"].permissions)
 
 
 def test_an_administrator_may_do_what_people_can_do_and_no_machine_s_work(roles: Roles) -> None:
