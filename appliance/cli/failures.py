@@ -82,6 +82,7 @@ def _explain_ours(error: errors.ApplianceError) -> int:
         if isinstance(error, kind):
             code, hint = number, advice
             break
+    hint = error.metadata.get("hint") or hint
     request = error.metadata.get("request_id")
     # What this machine itself could not find says what to do in its own sentence.
     if hint and (request or code != NOT_FOUND) and not _repeats(error.message, hint):

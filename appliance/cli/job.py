@@ -9,18 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from appliance.cli import job_specs
+from appliance.cli import job_logs, job_specs
 from appliance.cli.command import command as make
 from appliance.cli.fields import message_of, options
 from appliance.cli.following import changes, timeout_option, wait_options
 from appliance.cli.job_view import COLUMNS, Lines, ended_well, view
-from appliance.cli.output import field, plain
+from appliance.cli.output import field, plain, safe
 from appliance.core.errors import ApplianceError, InvalidInput
 
 if TYPE_CHECKING:
     from appliance.cli.session import Session
 
 CREATE, WATCH = "JobService.CreateJob", "JobService.WatchJob"
+LOGS = "JobService.GetJobLogs"
 
 command = click.Group("job", help="Prepare data, train, quantize, evaluate.")
 
@@ -103,7 +104,10 @@ def create(session: Session, job_id: str, file: Path, **how: Any) -> None:
 @click.argument("name", metavar="JOB")
 def get(session: Session, name: str) -> None:
     """Show one job."""
-    session.show(session.call("JobService.GetJob", name=session.name("job", name)))
+    job = session.call("JobService.GetJob", name=session.name("job", name))
+    session.show(job)
+    if job.has_logs:
+        click.echo(f"hint: {_hint(session, job.name)}", err=True)
 
 
 @make("list", "JobService.ListJobs", group=command, project=True)
@@ -123,7 +127,18 @@ def watch(session: Session, name: str, timeout: float | None) -> None:
         for each in changes(session, WATCH, full, timeout):
             job = plain(each)
             show(job)
-    _check_ended_well(job)
+    _check_ended_well(session, job)
+
+
+@make("logs", LOGS, group=command, project=True)
+@click.argument("name", metavar="JOB")
+def logs(session: Session, name: str) -> None:
+    """Print the last output of the ranks of a job that did not succeed."""
+    found = plain(session.call(LOGS, name=session.name("job", name)))
+    if session.shared.output == "table":
+        job_logs.show(found)
+    else:
+        session.show(found)
 
 
 @make("metrics", "JobService.ListJobMetrics", group=command, project=True)
@@ -170,15 +185,21 @@ def _send(
             lines(final)
     session.show(final, COLUMNS)
     if wait and not validate_only:
-        _check_ended_well(final)
+        _check_ended_well(session, final)
 
 
-def _check_ended_well(job: dict[str, Any]) -> None:
+def _check_ended_well(session: Session, job: dict[str, Any]) -> None:
     if not ended_well(job):
         state = job.get("state", "").removeprefix("STATE_").lower()
-        raise JobFailed(
-            f"{job.get('name')} {state}: {job.get('state_reason') or 'no reason given'}"
-        )
+        hint = _hint(session, str(job.get("name"))) if job.get("has_logs") else ""
+        why = safe(job.get("state_reason") or "no reason given")
+        raise JobFailed(f"{job.get('name')} {state}: {why}", hint=hint)
+
+
+def _hint(session: Session, name: str) -> str:
+    """What to type next; with the whole name when the context's project is another."""
+    typed = name if session.shared.project else name.rpartition("/")[2]
+    return f"`appliance job logs {typed}` prints the last output of its ranks"
 
 
 def _parsed(text: str, source: str) -> dict[str, Any]:

@@ -80,9 +80,9 @@ class JobReports:
         if not succeeded:
             # Killed from outside, without a word: another start may go better.
             reason = "LEADER_LOST" if how.code < 0 else "INTERNAL"
-            reason, message = self._error or (reason, f"the job failed: {how.sentence()}")
+            reason, message = self._error or (reason, how.sentence())
             if how.out_of_memory:
-                reason, message = "RESOURCE_EXHAUSTED", f"the job failed: {how.sentence()}"
+                reason, message = "RESOURCE_EXHAUSTED", how.sentence()
         ended = rpc.JobEnded(
             work=self.work,
             succeeded=succeeded,

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from google.protobuf import timestamp_pb2
 
 from appliance.api.access.v1 import (
     binding_pb2,
@@ -19,7 +20,7 @@ from appliance.api.access.v1 import (
 from appliance.api.auth.v1 import auth_service_pb2
 from appliance.api.data.v1 import dataset_pb2, dataset_service_pb2
 from appliance.api.inference.v1 import generation_pb2, inference_service_pb2
-from appliance.api.jobs.v1 import job_pb2
+from appliance.api.jobs.v1 import job_log_pb2, job_pb2
 from appliance.api.models.v1 import model_pb2
 from appliance.api.nodes.v1 import node_pb2, node_service_pb2
 from appliance.api.projects.v1 import project_pb2, project_service_pb2
@@ -443,6 +444,94 @@ def test_waiting_for_a_job_that_fails_is_1(command: Run, logged_in: FakeApi, sta
     assert (result.code, json.loads(result.out)["state"]) == (1, f"STATE_{state}")
     assert "disk full" in result.err
     assert command("job", "watch", "one").code == 1
+
+
+def job_logs(*nodes: dict[str, Any], **fields: Any) -> Any:
+    entries = [job_log_pb2.NodeLog(**node) for node in nodes]
+    return job_log_pb2.JobLogs(name=f"{DEMO}/jobs/one", nodes=entries, **fields)
+
+
+CAME = timestamp_pb2.Timestamp(seconds=1_800_000_000)
+AT = "2027-01-15 08:00:00 UTC"
+
+
+def test_whoever_may_read_the_last_output_is_told_how(command: Run, logged_in: FakeApi) -> None:
+    hint = "hint: `appliance job logs {}` prints the last output of its ranks\n"
+    for has_logs in (True, False):
+        failed = job("FAILED", state_reason="rank 1 crashed with KeyError", has_logs=has_logs)
+        logged_in.answers["JobService.WatchJob"] = [failed]
+        logged_in.answers["JobService.GetJob"] = failed
+        watched = command("job", "watch", "one")
+        shown = command("job", "get", "one", "-o", "json")
+        assert (watched.code, shown.code) == (1, 0)
+        expected = hint.format("one") if has_logs else ""
+        said = f"error: {DEMO}/jobs/one failed: rank 1 crashed with KeyError\n"
+        assert (watched.err, shown.err) == (said + expected, expected)
+    logged_in.answers["JobService.GetJob"] = job("FAILED", has_logs=True)
+    elsewhere = command("job", "get", "one", "--project", "demo")
+    assert elsewhere.err == hint.format(f"{DEMO}/jobs/one")
+
+
+def test_the_last_output_of_one_node_is_all_that_is_on_stdout(
+    command: Run, logged_in: FakeApi
+) -> None:
+    record = {"ts": "2027-01-15T07:59:59.000Z", "level": "ERROR", "logger": "a", "message": "bad"}
+    text = "plain\n" + json.dumps(record | {"exception": "Traceback\nKeyError: 7"}) + "\n"
+    node = {"node": "nodes/n1", "text": text, "cut": True, "receive_time": CAME}
+    logged_in.answers["JobService.GetJobLogs"] = job_logs(node, epoch=3)
+    shown = command("job", "logs", "one")
+    assert logged_in.calls[0].request.name == f"{DEMO}/jobs/one"
+    assert (shown.code, shown.err) == (
+        0,
+        f"==> nodes/n1, start 3, {AT}, only the last lines <==\n",
+    )
+    assert shown.out.splitlines() == [
+        "plain",
+        "2027-01-15T07:59:59.000Z ERROR bad",
+        "    Traceback",
+        "    KeyError: 7",
+    ]
+    raw = json.loads(command("job", "logs", "one", "-o", "json").out)
+    assert (raw["nodes"][0]["text"], raw["nodes"][0]["cut"]) == (text, True)
+
+
+def test_the_last_output_of_several_nodes_has_headings(command: Run, logged_in: FakeApi) -> None:
+    logged_in.answers["JobService.GetJobLogs"] = job_logs(
+        {"node": "nodes/n1", "text": "one\n", "receive_time": CAME},
+        {"node": "nodes/n2"},
+        {"node": "nodes/n3", "receive_time": CAME},
+        epoch=1,
+    )
+    shown = command("job", "logs", "one")
+    assert shown.out.splitlines() == [
+        f"==> nodes/n1, start 1, {AT} <==",
+        "one",
+        "==> nodes/n2, start 1, nothing has come: it was not heard of again, or has not ended <==",
+        f"==> nodes/n3, start 1, {AT}, its ranks wrote nothing <==",
+    ]
+
+
+def test_no_output_says_why(command: Run, logged_in: FakeApi) -> None:
+    logged_in.answers["JobService.GetJobLogs"] = job_logs(reason="the job has succeeded")
+    shown = command("job", "logs", "one")
+    assert (shown.code, shown.out, shown.err) == (
+        0,
+        "",
+        f"{DEMO}/jobs/one: the job has succeeded\n",
+    )
+
+
+@pytest.mark.attack
+def test_output_of_ranks_cannot_drive_a_terminal(command: Run, logged_in: FakeApi) -> None:
+    record = {"ts": "\x1b[2J", "level": "\x9b1m", "logger": "", "message": "a\rb\u202ec"}
+    text = "\x1b]0;owned\x07\ttab\n" + json.dumps(record) + "\n" + '{"ts": ' * 3000 + "\n"
+    node = {"node": "nodes/\x1b[0m", "text": text, "receive_time": CAME}
+    logged_in.answers["JobService.GetJobLogs"] = job_logs(node, reason="\x1b[1m")
+    shown = command("job", "logs", "one")
+    assert shown.code == 0
+    bad = [c for c in shown.out + shown.err if not c.isprintable() and c not in "\n\t"]
+    assert bad == []
+    assert "]0;owned\N{REPLACEMENT CHARACTER}\ttab" in shown.out
 
 
 def test_waiting_too_long_is_3_and_says_that_the_job_goes_on(

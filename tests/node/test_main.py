@@ -14,22 +14,11 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.fakes.control_plane import FakeControlPlane
-from tests.fakes.gang import ROOT, session_members
+from tests.fakes.gang import session_members
 from tests.fakes.ports import free_port
+from tests.fakes.site import TOY_AGENT
 from tests.fakes.toy_kind import SLOW
 from tests.fakes.toy_order import toy_order
-
-AGENT = """
-import asyncio, sys
-from pathlib import Path
-from appliance.core.config import load
-from appliance.node.config import NodeConfig
-from appliance.node.main import serve
-from appliance.node.works import Commands
-commands = Commands(job=(sys.executable, "-c", {leader!r}), replica=())
-asyncio.run(serve(load(NodeConfig, Path(sys.argv[1])), commands))
-"""
-LEADER = "import sys; sys.path.insert(0, {root!r}); from tests.fakes.leader import main; main()"
 
 
 def configure(control: FakeControlPlane, folder: Path, health: int) -> Path:
@@ -54,12 +43,10 @@ def configure(control: FakeControlPlane, folder: Path, health: int) -> Path:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 async def test_an_agent_takes_its_work_with_it(tmp_path: Path, number: signal.Signals) -> None:
     health = free_port()
-    leader = LEADER.format(root=str(ROOT))
     async with FakeControlPlane(tmp_path) as control:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
-            "-c",
-            AGENT.format(leader=leader),
+            *TOY_AGENT,
             str(configure(control, tmp_path, health)),
         )
         try:

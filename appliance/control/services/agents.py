@@ -168,7 +168,7 @@ class Agents:
             _logger.warning(
                 "a report of %s about %s is refused: %s", node, work.work, error.message
             )
-            self._refuse(work, error)
+            self._refuse(node, work, error)
 
     def away(self) -> None:
         """At start: nobody is connected yet."""
@@ -195,15 +195,16 @@ class Agents:
             case "replica_changed":
                 self._replicas.changed(node, message.replica_changed)
 
-    def _refuse(self, work: rpc.WorkEpoch, error: ApplianceError) -> None:
+    def _refuse(self, node: str, work: rpc.WorkEpoch, error: ApplianceError) -> None:
         """End the work whose report cannot be right."""
+        why = f"what node {node} reported is refused: {error.message}"
         if "/" in work.work:
-            self._replicas.lost(work.work, work.epoch, error.message)
+            self._replicas.lost(work.work, work.epoch, why)
             return
         with self._database.read() as state:
             row = job_rows.by_uid(state, work.work)
         if row is not None and row.epoch == work.epoch:
-            self._runs.fail(row, error.reason, error.message)
+            self._runs.fail(row, error.reason, why)
 
     def _heartbeat(self, node: str, heartbeat: rpc.AgentHeartbeat) -> None:
         self._renew(node, _running(heartbeat.running), heartbeat.sequence)

@@ -91,7 +91,7 @@ class Runs:
                     inputs = job_rows.inputs_of(state, row)
                 found.append((row, job_specs.demand(row.kind, job_rows.spec_of(row), inputs)))
             except ApplianceError as error:
-                self.fail(row, error.reason, error.message)
+                self.fail(row, error.reason, f"it cannot start any more: {error.message}")
         return found
 
     def wait(self, row: Row[Any], why: str) -> None:
@@ -114,7 +114,7 @@ class Runs:
         except ApplianceError as error:
             self._leases.release(row.uid, epoch)
             if not isinstance(error, LeaseLost):
-                self.fail(row, error.reason, error.message)
+                self.fail(row, error.reason, f"it cannot start: {error.message}")
             return False
         except BaseException:
             self._leases.release(row.uid, epoch)

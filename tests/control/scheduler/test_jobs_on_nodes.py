@@ -208,11 +208,11 @@ async def test_a_job_is_given_up_after_three_starts(lab: Lab) -> None:
         lab.look()
         await node.take()
         assert node.started[-1].work.epoch == epoch
-        node.fail(node.started[-1].work, "LEADER_LOST", "the job failed: killed")
+        node.fail(node.started[-1].work, "LEADER_LOST", "its process was killed by SIGKILL")
     job = lab.job()
     assert job.state == Job.STATE_FAILED
     assert job.state_reason == (
-        "given up after 3 starts; the last one ended because the job failed: killed"
+        "given up after 3 starts; the last one ended because its process was killed by SIGKILL"
     )
     assert [row.kind for row in lab.rows(tables.artifact_version)] == ["dataset"]
     assert {path.name for path in (lab.objects / PROJECT).iterdir()} == {
@@ -388,6 +388,7 @@ async def test_a_checkpoint_that_is_not_complete_fails_the_job_and_is_not_record
     (lab.objects / key.folder / "step-00000005" / "weights").unlink()
     node.report(checkpoint=agent.CheckpointComplete(work=work, step=10, manifest_digest="0" * 64))
     assert lab.job().state == Job.STATE_FAILED
+    assert lab.job().state_reason.startswith("what node n1 reported is refused: ")
     assert lab.rows(tables.job)[0].checkpoint_step == 5
 
 
