@@ -3,9 +3,11 @@
 It sums ranks by a collective each step, saves a checkpoint every second step, and makes a dataset.
 """
 
+import base64
 import errno
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -62,7 +64,9 @@ def _mishap(context: Context, what: int, step: int) -> None:
     if what == BUG and step == 3 and last:
         raise KeyError(TEXT)
     if what == FULL and step == 3 and last:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), f"/data/{TEXT}")
+        key = context.orders.outputs["dataset"].key
+        sys.stdout.write(f"{key!r} {key.hex()} {base64.b64encode(key).decode()}\n")
+        raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} {key!r}", f"/data/{TEXT}")
     if step == 3 and (what == ALWAYS or (what == LAST and last)):
         os.kill(os.getpid(), signal.SIGKILL)
     if what in (KILL, CRASH) and step == 5 and context.rank == context.world_size - 1:

@@ -27,11 +27,12 @@ from appliance.node.documents import Place
 from appliance.node.identity import IdentityStore
 from appliance.node.joining import Joining
 from appliance.node.launcher import Folders, Launcher
+from appliance.node.logs import LAST_BYTES
 from appliance.node.metrics import NodeMetrics
 from appliance.node.works import Commands
 from tests.fakes.control_plane import CLUSTER, NODE, FakeControlPlane
 from tests.fakes.gang import ROOT, session_members
-from tests.fakes.toy_kind import QUIET, SLOW, STEPS
+from tests.fakes.toy_kind import FULL, QUIET, SLOW, STEPS, TEXT
 from tests.fakes.toy_order import toy_order
 
 COMMANDS = Commands(
@@ -328,6 +329,31 @@ async def test_a_stopped_job_ends_and_nothing_is_left(
 
 
 @pytest.mark.attack
+async def test_the_last_output_of_a_failed_job_is_said_until_it_was_taken_and_shows_no_key(
+    control: FakeControlPlane, start: Start, tmp_path: Path
+) -> None:
+    await start()
+    session = await control.session()
+    session.send(start_job=toy_order(control, tmp_path, FULL))
+    ended = await session.until("job_ended")
+    assert (ended.succeeded, ended.reason) == (False, "RESOURCE_EXHAUSTED")
+    assert "rank 1 crashed" in ended.log
+    assert TEXT in ended.log
+    assert TEXT not in ended.message
+    assert len(ended.log.encode()) <= LAST_BYTES
+    # The rank wrote a key of its orders in four ways, one of them within a line of JSON.
+    assert ended.log.count("[redacted]") == 4
+    keys = [key.key for key in control.keys["0a" * 16].outputs]
+    written = ended.log.replace("\\\\", "\\")
+    for key in keys:
+        for form in (repr(key)[2:-1], key.hex(), base64.b64encode(key).decode()):
+            assert form not in written
+    session.close()
+    again = await (await control.session()).until("job_ended")
+    assert again == ended
+
+
+@pytest.mark.attack
 async def test_work_whose_lease_is_over_is_ended(
     control: FakeControlPlane, start: Start, tmp_path: Path
 ) -> None:
@@ -442,7 +468,10 @@ async def test_a_replica_says_when_it_is_ready_and_that_it_has_ended(
     assert (await again.until("replica_changed")).ready
     os.kill(next(iter(agent.works._entries.values())).running.pid, signal.SIGKILL)
     ended = await again.until("replica_changed", ended=True)
-    assert ended.message == "the replica ended: its process was killed by SIGKILL"
+    assert ended.message == (
+        "the replica ended: its process was killed by SIGKILL, as the kernel does when memory runs"
+        " out; its log on the node says more"
+    )
 
 
 async def test_a_replica_that_cannot_start_says_why(
