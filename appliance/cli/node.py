@@ -21,6 +21,19 @@ def _memory(row: dict[str, Any]) -> str:
     return f"{used:.1f}/{total:.1f} GiB"
 
 
+def _runs(row: dict[str, Any]) -> str:
+    """Kinds of work; an agent that does not say counts as able to run everything."""
+    able = [each["kind"] for each in row["capabilities"] if each["available"]]
+    if len(able) == len(row["capabilities"]):
+        return "everything"
+    return ", ".join(able) or "nothing"
+
+
+def _lacks(row: dict[str, Any]) -> str:
+    reasons = (each["reason"] for each in row["capabilities"] if not each["available"])
+    return "; ".join(dict.fromkeys(reasons))
+
+
 COLUMNS = [
     ("NODE", last()),
     ("STATE", state()),
@@ -28,6 +41,8 @@ COLUMNS = [
     ("MEMORY", _memory),
     ("ADDRESS", field("address")),
     ("SEEN", field("seen_time")),
+    ("RUNS", _runs),
+    ("LACKS", _lacks),
 ]
 
 JOIN_TOKENS = [

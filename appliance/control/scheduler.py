@@ -4,7 +4,8 @@ One pass looks at everything again, so a wake-up that is lost costs a second and
 kept here:
 * all ranks of a job are placed, or none; the oldest job first, but a smaller one may pass a job
   that does not fit now; replicas before jobs, because somebody waits for their answers;
-* only connected nodes get work, and only what no lease holds is free;
+* only connected nodes get work, only kinds of work that they can run, and only what no lease holds
+  is free;
 * a pass that fails is logged and repeated; it never takes the control plane down.
 
 The decisions are pure and elsewhere (`core.placement`, `core.jobs`, `services.leases`); what they
@@ -17,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from concurrent.futures import Executor
+from dataclasses import replace
 
 from appliance.control.events import NODES, QUEUE, Events
 from appliance.control.services.agents import Agents
@@ -111,6 +113,9 @@ class Scheduler:
 
     def _capacities(self) -> list[NodeCapacity]:
         return [
-            self._leases.capacity(facts.node, facts.devices, facts.memory_bytes)
+            replace(
+                self._leases.capacity(facts.node, facts.devices, facts.memory_bytes),
+                lacks=facts.lacks,
+            )
             for facts in self._fleet.nodes()
         ]

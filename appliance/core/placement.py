@@ -2,6 +2,7 @@
 
 Rules kept here:
 * one rank takes one device and its memory; a device has one rank at most;
+* no rank goes to a node that lacks what its kind of work needs;
 * the answer is whole: either every rank has a place or the call raises and nothing is taken;
 * as few nodes as possible (traffic inside a node is cheaper than between nodes), and among equals
   the node where the least is left over, so that large holes stay whole for large jobs;
@@ -13,19 +14,22 @@ Called by the scheduler when it starts jobs and by the job service when it accep
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from appliance.core.errors import Exhausted, FailedPrecondition, InvalidInput
+from appliance.core.needs import REPLICA
 
 _GIB = 1 << 30
+_MOST_NAMED = 3
 
 
 @dataclass(frozen=True)
 class NodeCapacity:
     """What a node has: devices (numbered from 0) and which are taken.
 
-    Memory for ranks and how much is taken, bytes.
+    Memory for ranks and how much is taken, bytes. `lacks` says of each kind of work what the node
+    lacks for it, "" for nothing; None when it does not say: then it can run everything.
     """
 
     node: str
@@ -33,6 +37,13 @@ class NodeCapacity:
     memory_total: int
     devices_used: frozenset[int] = field(default_factory=frozenset)
     memory_used: int = 0
+    lacks: Mapping[str, str] | None = field(default=None, hash=False)
+
+    def refusal(self, kind: str) -> str:
+        """Why the node cannot run this kind of work; empty when it can."""
+        if self.lacks is None or not kind:
+            return ""
+        return self.lacks.get(kind, "its agent does not know this kind of work: update it")
 
     @property
     def free(self) -> list[int]:
@@ -44,12 +55,14 @@ class NodeCapacity:
 class Demand:
     """What a job needs.
 
-    Ranks, at most so many on one node (None: no limit), and bytes of memory for each.
+    Ranks, at most so many on one node (None: no limit), bytes of memory for each, and the kind of
+    work, for which nodes may lack something ("": any node will do).
     """
 
     ranks: int
     ranks_per_node_max: int | None = None
     memory_per_rank: int = 0
+    kind: str = ""
 
     def __post_init__(self) -> None:
         """Refuse a demand that means nothing."""
@@ -72,6 +85,8 @@ class Placement:
 
 def _room(demand: Demand, node: NodeCapacity) -> int:
     """How many ranks of the demand fit on the node now."""
+    if node.refusal(demand.kind):
+        return 0
     room = len(node.free)
     if demand.memory_per_rank:
         room = min(room, (node.memory_total - node.memory_used) // demand.memory_per_rank)
@@ -122,13 +137,41 @@ def place(demand: Demand, nodes: Sequence[NodeCapacity]) -> list[Placement]:
     placements = _choose(demand, nodes)
     if placements is None:
         free = sum(_room(demand, node) for node in nodes)
+        able = sum(not node.refusal(demand.kind) for node in nodes)
         raise Exhausted(
-            f"waiting for {_needs(demand)}: {free} can start now on {len(nodes)} "
-            f"node{'' if len(nodes) == 1 else 's'}",
+            waiting(
+                demand,
+                nodes,
+                f"{_needs(demand)}: {free} can start now on {able} node{'' if able == 1 else 's'}",
+            ),
             needed=demand.ranks,
             free=free,
         )
     return placements
+
+
+def waiting(demand: Demand, nodes: Sequence[NodeCapacity], needs: str) -> str:
+    """What work waits for, for a person.
+
+    Args:
+        demand: of the work.
+        nodes: that could get it.
+        needs: what it waits for on those of them that can run it.
+    """
+    by_reason: dict[str, list[str]] = {}
+    for node in nodes:
+        if reason := node.refusal(demand.kind):
+            by_reason.setdefault(reason, []).append(node.node)
+    refusals = [f"{_named(names)}: {reason}" for reason, names in sorted(by_reason.items())]
+    if by_reason and all(node.refusal(demand.kind) for node in nodes):
+        work = "replicas" if demand.kind == REPLICA else f"{demand.kind} jobs"
+        needs = f"a node that can run {work}"
+    return "; ".join([f"waiting for {needs}", *refusals])
+
+
+def _named(nodes: Sequence[str]) -> str:
+    shown = [*sorted(nodes)[:_MOST_NAMED], *(["others"] if len(nodes) > _MOST_NAMED else [])]
+    return f"node{'s' if len(nodes) > 1 else ''} {', '.join(shown)}"
 
 
 def check_feasible(demand: Demand, nodes: Sequence[NodeCapacity]) -> None:

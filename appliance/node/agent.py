@@ -20,7 +20,7 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -29,6 +29,7 @@ import grpc.aio
 
 from appliance.api.agent.v1 import agent_service_pb2 as rpc
 from appliance.api.agent.v1 import agent_service_pb2_grpc
+from appliance.api.nodes.v1 import node_pb2
 from appliance.core.errors import ApplianceError, Unauthenticated, Unavailable
 from appliance.node.documents import Place
 from appliance.node.identity import Identity
@@ -118,6 +119,13 @@ class Agent:
     def identity(self) -> Identity:
         """Who this node is now."""
         return self._identity
+
+    def tell(self, capabilities: Sequence[node_pb2.Capability]) -> None:
+        """Say what this node can run: in the next hello, which comes now if it is news."""
+        if list(self._hello.capabilities) != list(capabilities):
+            del self._hello.capabilities[:]
+            self._hello.capabilities.extend(capabilities)
+            self._again.set()
 
     async def run(self) -> None:
         """Serve the control plane until cancelled; then all work is ended."""

@@ -157,10 +157,11 @@ class Launcher:
         running = Running(
             launch, scratch=scratch, group=group, log=log, on_line=on_line, on_end=on_end
         )
-        await running.begin(self._variables(scratch))
+        await running.begin(self.environment(scratch))
         return running
 
-    def _variables(self, scratch: Path) -> dict[str, str]:
+    def environment(self, scratch: Path) -> dict[str, str]:
+        """All variables of a work that has this folder for temporary files."""
         inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
         return {**inherited, **self._environment, "TMPDIR": str(scratch)}
 

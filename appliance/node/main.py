@@ -7,7 +7,7 @@ import asyncio
 import importlib.metadata
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import grpc
@@ -20,6 +20,7 @@ from appliance.core.errors import ApplianceError
 from appliance.core.files import make_private_dir
 from appliance.core.process import adopt_orphans, harden
 from appliance.node import devices
+from appliance.node.abilities import MODULES, Abilities, capabilities
 from appliance.node.agent import Agent
 from appliance.node.config import NodeConfig
 from appliance.node.devices import Offer
@@ -72,18 +73,27 @@ async def serve(config: NodeConfig, commands: Commands) -> None:
 
     await server.set_serving(serving=False)
 
+    launcher, scratch = _launcher(config, offered), _scratch(config)
+    able = Abilities(launcher.environment(scratch), scratch)
+
     async def work() -> None:
+        missing = await able.find()
         agent = Agent(
             joining,
             await joining.begin(),
-            _hello(config, offered),
+            _hello(config, offered, missing),
             Place(config.objects, config.address, offered.kind),
-            _launcher(config, offered),
+            launcher,
             commands,
             metrics=NodeMetrics(registry),
             on_connected=on_connected,
         )
-        await agent.run()
+        checking = asyncio.create_task(_check(agent, able, missing))
+        try:
+            await agent.run()
+        finally:
+            checking.cancel()
+            await asyncio.gather(checking, return_exceptions=True)
 
     working = asyncio.create_task(work())
     serving = asyncio.create_task(server.run())
@@ -111,6 +121,14 @@ def _health_server(config: NodeConfig, registry: CollectorRegistry) -> Server:
     return server
 
 
+async def _check(agent: Agent, able: Abilities, missing: Mapping[str, str] | None) -> None:
+    """Import what work needs, which takes seconds, and say what cannot be imported."""
+    if missing is None:
+        return
+    broken = await able.check([module for module in MODULES if module not in missing])
+    agent.tell(capabilities({**missing, **broken}))
+
+
 def _offer(config: NodeConfig) -> Offer:
     return devices.offer(
         config.devices,
@@ -120,20 +138,24 @@ def _offer(config: NodeConfig) -> Offer:
     )
 
 
-def _hello(config: NodeConfig, offered: Offer) -> rpc.Hello:
+def _hello(config: NodeConfig, offered: Offer, missing: Mapping[str, str] | None) -> rpc.Hello:
     return rpc.Hello(
         devices=offered.devices,
         device_kind=offered.kind,
         memory_bytes=offered.memory_bytes,
         address=config.address,
         agent_version=importlib.metadata.version("appliance"),
+        capabilities=None if missing is None else capabilities(missing),
     )
 
 
+def _scratch(config: NodeConfig) -> Path:
+    return config.scratch or config.state / "scratch"
+
+
 def _launcher(config: NodeConfig, offered: Offer) -> Launcher:
-    scratch = config.scratch or config.state / "scratch"
     return Launcher(
-        Folders(config.state / "runs", scratch),
+        Folders(config.state / "runs", _scratch(config)),
         {"OMP_NUM_THREADS": str(offered.threads), "HF_HUB_OFFLINE": "1"},
         log_bytes=config.log_bytes,
         cgroup=config.cgroup,

@@ -446,6 +446,36 @@ def test_waiting_for_a_job_that_fails_is_1(command: Run, logged_in: FakeApi, sta
     assert command("job", "watch", "one").code == 1
 
 
+def test_nodes_say_what_they_run_and_what_they_lack(command: Run, logged_in: FakeApi) -> None:
+    reason = "torch is not installed: install the extra node-cpu"
+    kinds = {"prepare": "", "train": reason, "evaluate": reason, "replica": "vllm is not installed"}
+    nodes = [
+        node_pb2.Node(
+            name=f"nodes/n{number}",
+            capabilities=[
+                node_pb2.Capability(kind=kind, available=not why, reason=why)
+                for kind, why in said.items()
+            ],
+        )
+        for number, said in enumerate(
+            ({}, kinds, dict.fromkeys(kinds, ""), dict.fromkeys(kinds, reason))
+        )
+    ]
+    logged_in.answers["NodeService.ListNodes"] = node_service_pb2.ListNodesResponse(nodes=nodes)
+    heading, *rows = command("node", "list").out.splitlines()
+    start = heading.index("RUNS")
+    assert [[word.strip() for word in row[start:].split("  ") if word] for row in rows] == [
+        ["everything"],
+        ["prepare", f"{reason}; vllm is not installed"],
+        ["everything"],
+        ["nothing", reason],
+    ]
+    logged_in.answers["NodeService.GetNode"] = nodes[1]
+    shown = command("node", "get", "n1").out
+    assert "  - kind prepare, available yes\n" in shown
+    assert f"  - kind train, reason {reason}, available no\n" in shown
+
+
 def job_logs(*nodes: dict[str, Any], **fields: Any) -> Any:
     entries = [job_log_pb2.NodeLog(**node) for node in nodes]
     return job_log_pb2.JobLogs(name=f"{DEMO}/jobs/one", nodes=entries, **fields)

@@ -1,5 +1,7 @@
 """Gang placement: all ranks at once or none, few nodes, small holes first."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -50,6 +52,72 @@ def test_nothing_free() -> None:
         "waiting for 4 ranks with 2.0 GiB each: 3 can start now on 2 nodes"
     )
     assert raised.value.metadata == {"needed": "4", "free": "3"}
+
+
+NO_TORCH = {"train": "torch is not installed: install it", "prepare": "", "replica": "no vllm"}
+
+
+def lacking(name: str, devices: int, **lacks: str) -> NodeCapacity:
+    return replace(node(name, devices), lacks=lacks or NO_TORCH)
+
+
+def test_work_goes_where_it_can_run() -> None:
+    nodes = [lacking("a", 4), node("b", 8)]
+    assert place(Demand(2, kind="train"), nodes) == [Placement("b", 2, (0, 1))]
+    assert place(Demand(2, kind="prepare"), nodes) == [Placement("a", 2, (0, 1))]
+    # A demand that says no kind, and a node that does not say what it can, are as before.
+    assert place(Demand(2), nodes) == [Placement("a", 2, (0, 1))]
+    with pytest.raises(Exhausted, match="its agent does not know this kind of work"):
+        place(Demand(1, kind="distill"), nodes[:1])
+
+
+@pytest.mark.parametrize(
+    ("kind", "nodes", "sentence"),
+    [
+        (
+            "train",
+            [lacking("n2", 4), lacking("n1", 4)],
+            (
+                "waiting for a node that can run train jobs; nodes n1, n2: torch is not installed:"
+                " install it"
+            ),
+        ),
+        (
+            "replica",
+            [lacking("n1", 4)],
+            "waiting for a node that can run replicas; node n1: no vllm",
+        ),
+        (
+            "train",
+            [
+                lacking("n1", 4),
+                node("n2", 2),
+                lacking("n3", 1, train="b"),
+                lacking("n4", 1, train="b"),
+            ],
+            (
+                "waiting for 4 ranks: 2 can start now on 1 node; nodes n3, n4: b; node n1: torch is"
+                " not installed: install it"
+            ),
+        ),
+        (
+            "train",
+            [lacking(f"n{number}", 1) for number in range(9)],
+            (
+                "waiting for a node that can run train jobs; nodes n0, n1, n2, others: torch is not"
+                " installed: install it"
+            ),
+        ),
+        ("train", [], "waiting for 4 ranks: 0 can start now on 0 nodes"),
+        ("train", [node("n1", 1)], "waiting for 4 ranks: 1 can start now on 1 node"),
+    ],
+)
+def test_what_waits_says_which_nodes_lack_what(
+    kind: str, nodes: list[NodeCapacity], sentence: str
+) -> None:
+    with pytest.raises(Exhausted) as raised:
+        place(Demand(4, kind=kind), nodes)
+    assert str(raised.value) == sentence
 
 
 def test_feasible_looks_at_idle_nodes() -> None:

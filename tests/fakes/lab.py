@@ -19,6 +19,7 @@ from sqlalchemy import select
 
 from appliance.api.agent.v1 import agent_service_pb2 as agent
 from appliance.api.jobs.v1 import job_pb2, job_service_pb2
+from appliance.api.nodes.v1 import node_pb2
 from appliance.control.foundation import Foundation, People
 from appliance.control.opening import open_data
 from appliance.control.parts import enrolment
@@ -226,7 +227,14 @@ def write(writer: ArtifactWriter, files: Mapping[str, bytes]) -> str:
 class FakeAgent:
     """A node's agent: takes orders when told to, reports what a test says."""
 
-    def __init__(self, lab: Lab, node: str, devices: int = 4, memory: int = 8 * GIB) -> None:
+    def __init__(
+        self,
+        lab: Lab,
+        node: str,
+        devices: int = 4,
+        memory: int = 8 * GIB,
+        lacks: Mapping[str, str] | None = None,
+    ) -> None:
         self.lab = lab
         self.node = node
         self.caller = Caller(principal=Principal(PrincipalKind.NODE, node))
@@ -237,12 +245,21 @@ class FakeAgent:
             address="127.0.0.1",
             agent_version="1",
         )
+        self.say_lacks(lacks or {})
         self.running: set[tuple[str, int]] = set()
         self.started: list[agent.StartJob | agent.StartReplica] = []
         self.stopped: list[tuple[str, int]] = []
         self.leases: list[agent.Leases] = []
         self.session: Session | None = None
         self.cut = False
+
+    def say_lacks(self, lacks: Mapping[str, str]) -> None:
+        """What the next hello says: kind of work -> what is missing for it, "" for nothing."""
+        del self.hello.capabilities[:]
+        self.hello.capabilities.extend(
+            node_pb2.Capability(kind=kind, available=not reason, reason=reason)
+            for kind, reason in lacks.items()
+        )
 
     async def connect(self) -> None:
         """Open a stream to the control plane that runs now, and announce what runs here."""

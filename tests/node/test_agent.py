@@ -19,6 +19,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from appliance.api.agent.v1 import agent_service_pb2 as rpc
+from appliance.api.nodes.v1 import node_pb2
 from appliance.core.errors import FailedPrecondition, Unauthenticated, Untrusted
 from appliance.core.identity import Principal, PrincipalKind
 from appliance.node.agent import Agent, Rhythm
@@ -472,6 +473,27 @@ async def test_a_replica_says_when_it_is_ready_and_that_it_has_ended(
         "the replica ended: its process was killed by SIGKILL, as the kernel does when memory runs"
         " out; its log on the node says more"
     )
+
+
+async def test_what_it_can_run_is_said_in_the_hello_and_again_when_it_is_news(
+    control: FakeControlPlane, start: Start, tmp_path: Path
+) -> None:
+    agent = await start()
+    first = await control.session()
+    first.send(start_job=toy_order(control, tmp_path, SLOW))
+    await first.until("job_progress", event="")
+    (hello,) = first.of("hello")
+    assert list(hello.capabilities) == []
+    lacks = [node_pb2.Capability(kind="train", reason="torch is not installed")]
+    agent.tell(lacks)
+    second = await control.session()
+    (hello,) = [await second.until("hello")]
+    assert list(hello.capabilities) == lacks
+    # Work goes on meanwhile.
+    assert [work.epoch for work in hello.running] == [1]
+    agent.tell(lacks)
+    await second.beats(3)
+    assert control.sessions.empty()
 
 
 async def test_a_replica_that_cannot_start_says_why(

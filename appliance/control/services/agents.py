@@ -12,13 +12,15 @@ that cannot be true. Called by `rpc.agents`, one message at a time for each node
 from __future__ import annotations
 
 import logging
+import re
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 
 from sqlalchemy import select, update
 
 from appliance.api.agent.v1 import agent_service_pb2 as rpc
+from appliance.api.nodes.v1 import node_pb2
 from appliance.control.events import NODES, QUEUE, Events
 from appliance.control.services import job_rows
 from appliance.control.services.caller import Caller
@@ -40,14 +42,17 @@ from appliance.core.errors import (
     Tampered,
     Unauthenticated,
 )
+from appliance.core.needs import LONGEST_SENTENCE
 
 MOST_DEVICES = 1024
 MOST_MEMORY = 1 << 50
 MOST_RUNNING = 4096
+MOST_KINDS = 64
 SEEN_SECONDS = 10.0
 """How often the time a node was last heard of is written down."""
 
 _KINDS = frozenset({"cpu", "cuda"})
+_KIND = re.compile(r"[a-z][a-z0-9_]{0,31}")
 _node = tables.node.c
 _logger = logging.getLogger(__name__)
 
@@ -91,11 +96,12 @@ class Agents:
             and 0 < hello.memory_bytes <= MOST_MEMORY
             and is_host(hello.address)
             and len(hello.agent_version) <= 64
+            and _are_capabilities(hello.capabilities)
         )
         if not fits:
             raise InvalidInput(
                 "the hello of the agent makes no sense: it names devices (1 or more), their kind "
-                "(cpu or cuda), memory in bytes and the address of the node"
+                "(cpu or cuda), memory in bytes, the address of the node and what it can run"
             )
         return NodeFacts(
             caller.principal.id,
@@ -104,6 +110,7 @@ class Agents:
             hello.memory_bytes,
             hello.address,
             hello.agent_version,
+            _lacks(hello.capabilities),
         )
 
     def connect(self, caller: Caller, hello: rpc.Hello, session: Session) -> None:
@@ -122,6 +129,7 @@ class Agents:
                         "memory_bytes": facts.memory_bytes,
                         "address": facts.address,
                         "agent_version": facts.agent_version,
+                        "lacks": facts.lacks,
                     },
                 )
             )
@@ -233,3 +241,20 @@ def _running(works: Iterable[rpc.WorkEpoch]) -> list[tuple[str, int]]:
     if len(found) > MOST_RUNNING:
         raise InvalidInput(f"a node runs at most {MOST_RUNNING} pieces of work")
     return found
+
+
+def _are_capabilities(said: Sequence[node_pb2.Capability]) -> bool:
+    """Whether a node says what it can run in few and plain words: people read them."""
+    return len(said) <= MOST_KINDS and all(
+        _KIND.fullmatch(each.kind)
+        and len(each.reason) <= LONGEST_SENTENCE
+        and each.reason.isprintable()
+        for each in said
+    )
+
+
+def _lacks(said: Sequence[node_pb2.Capability]) -> dict[str, str] | None:
+    """Kind of work -> what the node lacks for it; None of an agent that does not say."""
+    unsaid = "its agent does not say why"
+    found = {each.kind: "" if each.available else each.reason or unsaid for each in said}
+    return found or None

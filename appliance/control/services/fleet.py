@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from appliance.api.agent.v1 import agent_service_pb2 as rpc
@@ -29,7 +29,11 @@ SILENT_SECONDS = 6.0
 
 @dataclass(frozen=True)
 class NodeFacts:
-    """What a node said of itself when it connected; memory in bytes."""
+    """What a node said of itself when it connected; memory in bytes.
+
+    `lacks` says of each kind of work what the node lacks for it, "" for nothing; None when it does
+    not say.
+    """
 
     node: str
     devices: int
@@ -37,6 +41,7 @@ class NodeFacts:
     memory_bytes: int
     address: str
     agent_version: str
+    lacks: Mapping[str, str] | None = None
 
 
 class Session:

@@ -145,6 +145,10 @@ def _resource(row: Any, use: Use) -> node_pb2.Node:  # noqa: ANN401  # a row of 
         memory_used_bytes=use.memory_bytes,
         address=facts.get("address", ""),
         agent_version=facts.get("agent_version", ""),
+        capabilities=[
+            node_pb2.Capability(kind=kind, available=not reason, reason=reason)
+            for kind, reason in sorted((facts.get("lacks") or {}).items())
+        ],
         create_time=timestamp(row.create_time),
         seen_time=timestamp(row.seen_time),
     )

@@ -31,7 +31,8 @@ from appliance.control.store import tables
 from appliance.control.store.database import Database, Reading, Transaction
 from appliance.core import names
 from appliance.core.errors import Exhausted, InvalidInput, LeaseLost
-from appliance.core.placement import Demand, NodeCapacity, Placement, place
+from appliance.core.needs import REPLICA
+from appliance.core.placement import Demand, NodeCapacity, Placement, place, waiting
 
 PENDING, STARTING, READY, DRAINING, LOST = "PENDING", "STARTING", "READY", "DRAINING", "LOST"
 DEGRADED, STOPPING, FAILED = "DEGRADED", "STOPPING", "FAILED"
@@ -125,10 +126,9 @@ class Replicas:
                 return place(wanted.demand, [node])[0]
             except Exhausted:
                 continue
-        raise Exhausted(
-            f"waiting for {wanted.demand.ranks} free device(s) with "
-            f"{memory.readable(wanted.demand.memory_per_rank)} each on one node"
-        )
+        need = memory.readable(wanted.demand.memory_per_rank)
+        free = f"{wanted.demand.ranks} free device(s) with {need} each on one node"
+        raise Exhausted(waiting(wanted.demand, nodes, free))
 
     def wait(self, wanted: Wanted, why: str) -> None:
         """Note why a replica does not start yet."""
@@ -355,7 +355,7 @@ def demand(facts: Any, tensor_parallel: int, cache_bytes: int) -> Demand:  # noq
     """What a replica needs: its devices, and the memory on each."""
     weights = int(facts.get("weight_bytes", 0))
     need = memory.replica_device(weights, tensor_parallel, cache_bytes)
-    return Demand(tensor_parallel, memory_per_rank=need)
+    return Demand(tensor_parallel, memory_per_rank=need, kind=REPLICA)
 
 
 def _of(state: Reading, uid: str) -> list[Row[Any]]:

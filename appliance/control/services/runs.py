@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -89,7 +90,8 @@ class Runs:
             try:
                 with self._database.read() as state:
                     inputs = job_rows.inputs_of(state, row)
-                found.append((row, job_specs.demand(row.kind, job_rows.spec_of(row), inputs)))
+                need = job_specs.demand(row.kind, job_rows.spec_of(row), inputs)
+                found.append((row, replace(need, kind=row.kind)))
             except ApplianceError as error:
                 self.fail(row, error.reason, f"it cannot start any more: {error.message}")
         return found

@@ -333,8 +333,9 @@ replica = Table(
 )
 
 # `state`: READY | LOST | EVICTED. `facts`: devices, device_kind, memory_bytes, address,
-# agent_version. `certificate_generation` rises with each renewal; an older one presented means that
-# the key was copied.
+# agent_version, lacks (kind of work -> what it lacks for it, "" for nothing; null when it does not
+# say). `certificate_generation` rises with each renewal; an older one presented means that the key
+# was copied.
 node = Table(
     "node",
     metadata,

@@ -14,6 +14,7 @@ from appliance.api.data.v1 import dataset_service_pb2 as data
 from appliance.api.data.v1.dataset_service_pb2_grpc import DatasetServiceStub
 from appliance.api.jobs.v1 import job_pb2, job_service_pb2
 from appliance.api.jobs.v1.job_service_pb2_grpc import JobServiceStub
+from appliance.api.nodes.v1 import node_pb2
 from appliance.api.serving.v1 import routing_service_pb2
 from appliance.api.serving.v1.routing_service_pb2_grpc import RoutingServiceStub
 from appliance.control.store import tables
@@ -163,6 +164,12 @@ def _state(appliance: Appliance) -> str:
         return str(state.value(tables.node.select().with_only_columns(tables.node.c.state)))
 
 
+def _able_to(*said: node_pb2.Capability) -> agent.Hello:
+    hello = agent.Hello(capabilities=said)
+    hello.MergeFrom(HELLO)
+    return hello
+
+
 @pytest.mark.parametrize(
     "first",
     [
@@ -171,6 +178,15 @@ def _state(appliance: Appliance) -> str:
         agent.ConnectRequest(hello=agent.Hello()),
         agent.ConnectRequest(
             hello=agent.Hello(devices=1, device_kind="cpu", memory_bytes=1, address="a b")
+        ),
+        *(
+            agent.ConnectRequest(hello=_able_to(*said))
+            for said in (
+                [node_pb2.Capability(kind="train", reason="\x1b[2J")],
+                [node_pb2.Capability(kind="train", reason="x" * 501)],
+                [node_pb2.Capability(kind="Train jobs", available=True)],
+                [node_pb2.Capability(kind=f"k{number}") for number in range(65)],
+            )
         ),
     ],
 )

@@ -197,6 +197,26 @@ async def test_a_replica_waits_with_a_sentence_until_devices_are_free(lab: Lab) 
     assert waiting.state_reason.startswith("waiting for 1 free device")
 
 
+async def test_a_replica_waits_for_a_node_that_can_run_it(lab: Lab) -> None:
+    lame = await lab.connected("n1", lacks={"replica": "vllm is not installed", "train": ""})
+    create(lab, lab.model())
+    lab.look()
+    await lame.take()
+    waiting = get(lab)
+    assert (waiting.state, waiting.replica_status[0].state) == (
+        Endpoint.STATE_STARTING,
+        Replica.STATE_PENDING,
+    )
+    assert waiting.replica_status[0].state_reason == waiting.state_reason
+    assert waiting.state_reason == (
+        "waiting for a node that can run replicas; node n1: vllm is not installed"
+    )
+    able = await lab.connected("n2", devices=1, lacks={"replica": ""})
+    lab.look()
+    await able.take()
+    assert (len(lame.started), len(able.started)) == (0, 1)
+
+
 async def test_a_replica_gets_the_key_of_its_model_and_a_servers_certificate(lab: Lab) -> None:
     node = await lab.connected("n1")
     model = lab.model()

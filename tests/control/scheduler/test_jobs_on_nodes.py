@@ -148,6 +148,51 @@ async def test_a_small_job_passes_one_that_does_not_fit_now(lab: Lab) -> None:
     assert [order.job.name.rpartition("/")[2] for order in node.started] == ["running", "small"]
 
 
+async def test_a_job_that_no_node_can_run_waits_and_says_what_they_lack(lab: Lab) -> None:
+    lacks = {"train": "torch is not installed: install the extra node-cpu", "prepare": ""}
+    node = await lab.connected("n1", lacks=lacks)
+    lab.train("t1")
+    lab.look()
+    await node.take()
+    assert (lab.job().state, lab.job().state_reason) == (
+        Job.STATE_QUEUED,
+        (
+            "waiting for a node that can run train jobs; node n1: torch is not installed: install"
+            " the extra node-cpu"
+        ),
+    )
+    assert node.started == []
+    shown = lab.nodes.get(ALICE, "nodes/n1")
+    assert [(each.kind, each.available, each.reason) for each in shown.capabilities] == [
+        ("prepare", True, ""),
+        ("train", False, lacks["train"]),
+    ]
+    # It is repaired, and its agent says hello anew.
+    node.say_lacks({"train": "", "prepare": ""})
+    await node.connect()
+    lab.look()
+    await node.take()
+    assert lab.job().state == Job.STATE_STARTING
+    assert [each.available for each in lab.nodes.get(ALICE, "nodes/n1").capabilities] == [True] * 2
+
+
+async def test_a_job_passes_the_nodes_that_cannot_run_it_and_older_agents_can_run_all(
+    lab: Lab,
+) -> None:
+    lame = await lab.connected("n1", lacks={"train": "no torch"})
+    silent = await lab.connected("n2")
+    assert list(lab.nodes.get(ALICE, "nodes/n2").capabilities) == []
+    lab.train("t1", mesh=job_pb2.Mesh(data=4))
+    lab.train("t2", mesh=job_pb2.Mesh(data=4))
+    lab.look()
+    await lame.take()
+    await silent.take()
+    assert (len(lame.started), len(silent.started)) == (0, 1)
+    assert lab.job("t2").state_reason == (
+        "waiting for 4 ranks with 0.4 GiB each: 0 can start now on 1 node; node n1: no torch"
+    )
+
+
 async def test_a_lost_agent_gives_the_job_to_another_node_which_resumes(lab: Lab) -> None:
     one = await lab.connected("n1")
     lab.train("t1")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from appliance.core.needs import REPAIR
 from appliance.node.logs import LAST_BYTES
 from tests.fakes.gang import RunningGang, session_members
 from tests.fakes.job_context import FakeJob
@@ -153,11 +154,15 @@ def test_a_full_disk_ends_the_job_without_restart_and_names_no_path(
 
 
 @pytest.mark.parametrize(
-    ("module", "missing"),
-    [("tests.fakes.leader", "torch"), ("appliance.jobs", "re2"), ("appliance.jobs", "tokenizers")],
+    ("module", "missing", "package"),
+    [
+        ("tests.fakes.leader", "torch", "torch"),
+        ("appliance.jobs", "re2", "google-re2"),
+        ("appliance.jobs", "tokenizers", "tokenizers"),
+    ],
 )
 def test_a_node_that_lacks_a_package_says_which(
-    tmp_path: Path, gangs: list[RunningGang], module: str, missing: str
+    tmp_path: Path, gangs: list[RunningGang], module: str, missing: str, package: str
 ) -> None:
     job = toy(tmp_path, QUIET)
     gangs.append(RunningGang(job, module, first=without(tmp_path / "first", missing)))
@@ -166,8 +171,7 @@ def test_a_node_that_lacks_a_package_says_which(
         {
             "type": "error",
             "reason": "FAILED_PRECONDITION",
-            "message": f"{missing} cannot be imported on the node: install the extra node-cpu or"
-            " node-gpu there, then start its agent again",
+            "message": f"{package} cannot be imported on the node: {REPAIR}",
         }
     ]
 

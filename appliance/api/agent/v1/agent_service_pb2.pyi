@@ -1,5 +1,6 @@
 from appliance.api.common.v1 import access_pb2 as _access_pb2
 from appliance.api.jobs.v1 import job_pb2 as _job_pb2
+from appliance.api.nodes.v1 import node_pb2 as _node_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -25,20 +26,22 @@ class ConnectRequest(_message.Message):
     def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., heartbeat: _Optional[_Union[AgentHeartbeat, _Mapping]] = ..., job_progress: _Optional[_Union[JobProgress, _Mapping]] = ..., checkpoint: _Optional[_Union[CheckpointComplete, _Mapping]] = ..., job_ended: _Optional[_Union[JobEnded, _Mapping]] = ..., replica_changed: _Optional[_Union[ReplicaChanged, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("devices", "device_kind", "memory_bytes", "address", "agent_version", "running")
+    __slots__ = ("devices", "device_kind", "memory_bytes", "address", "agent_version", "running", "capabilities")
     DEVICES_FIELD_NUMBER: _ClassVar[int]
     DEVICE_KIND_FIELD_NUMBER: _ClassVar[int]
     MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     AGENT_VERSION_FIELD_NUMBER: _ClassVar[int]
     RUNNING_FIELD_NUMBER: _ClassVar[int]
+    CAPABILITIES_FIELD_NUMBER: _ClassVar[int]
     devices: int
     device_kind: str
     memory_bytes: int
     address: str
     agent_version: str
     running: _containers.RepeatedCompositeFieldContainer[WorkEpoch]
-    def __init__(self, devices: _Optional[int] = ..., device_kind: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., address: _Optional[str] = ..., agent_version: _Optional[str] = ..., running: _Optional[_Iterable[_Union[WorkEpoch, _Mapping]]] = ...) -> None: ...
+    capabilities: _containers.RepeatedCompositeFieldContainer[_node_pb2.Capability]
+    def __init__(self, devices: _Optional[int] = ..., device_kind: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., address: _Optional[str] = ..., agent_version: _Optional[str] = ..., running: _Optional[_Iterable[_Union[WorkEpoch, _Mapping]]] = ..., capabilities: _Optional[_Iterable[_Union[_node_pb2.Capability, _Mapping]]] = ...) -> None: ...
 
 class WorkEpoch(_message.Message):
     __slots__ = ("work", "epoch")
