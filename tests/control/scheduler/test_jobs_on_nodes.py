@@ -183,6 +183,7 @@ async def test_a_job_passes_the_nodes_that_cannot_run_it_and_older_agents_can_ru
     silent = await lab.connected("n2")
     assert list(lab.nodes.get(ALICE, "nodes/n2").capabilities) == []
     lab.train("t1", mesh=job_pb2.Mesh(data=4))
+    lab.look()
     lab.train("t2", mesh=job_pb2.Mesh(data=4))
     lab.look()
     await lame.take()
