@@ -219,20 +219,35 @@ def test_ranks_die_with_their_leader(tmp_path: Path, gangs: list[RunningGang]) -
     assert session_members(gang.process.pid) == []
 
 
+def two_nodes(folder: Path, what: int) -> tuple[FakeJob, FakeJob]:
+    """The parts of a toy job on two nodes, a rank on each."""
+    meeting = f"127.0.0.1:{free_port()}"
+    part = {"local_ranks": 1, "devices": [0], "node_count": 2, "rendezvous": meeting}
+    first = toy(folder / "a", what, **part)
+    second = FakeJob(folder / "b", "prepare", {}, world_size=RANKS)
+    second.orders = {**first.orders, "node_rank": 1, "rank_base": 1}
+    return first, second
+
+
+def test_the_node_whose_rank_crashed_is_heard_before_the_one_that_misses_it(
+    tmp_path: Path, gangs: list[RunningGang]
+) -> None:
+    first, second = two_nodes(tmp_path, BUG)
+    misses, crashed = start(gangs, first), start(gangs, second)
+    crashed.until("error", reason="INTERNAL")
+    assert first.lines("error") == []
+    assert (misses.wait(), crashed.wait()) == (1, 1)
+    (error,) = first.lines("error")
+    lost = "rank 0 lost its connection to another rank, also after 3 restarts"
+    assert (error["reason"], error["message"]) == ("RANK_LOST", lost)
+    (error,) = second.lines("error")
+    assert error["message"].startswith("rank 1 crashed with KeyError in appliance.jobs.runtime.")
+
+
 def test_two_nodes_meet_and_follow_each_other_through_a_restart(
     tmp_path: Path, gangs: list[RunningGang]
 ) -> None:
-    port = free_port()
-    first = toy(
-        tmp_path / "a",
-        KILL,
-        local_ranks=1,
-        devices=[0],
-        node_count=2,
-        rendezvous=f"127.0.0.1:{port}",
-    )
-    second = FakeJob(tmp_path / "b", "prepare", {}, world_size=RANKS)
-    second.orders = {**first.orders, "node_rank": 1, "rank_base": 1}
+    first, second = two_nodes(tmp_path, KILL)
     nodes = [start(gangs, second), start(gangs, first)]
     assert [gang.wait() for gang in nodes] == [0, 0], nodes[0].log.read_text()
     assert first.output("dataset").read_json("total-1.json") == TOTAL
