@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 FIND_LINKS := $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)")
 PROTOS := $(shell find proto -name '*.proto')
 
-.PHONY: help setup demo test check bench lab attacks journeys gpu proto locks clean
+.PHONY: help setup demo test check bench lab attacks journeys gpu proto locks python clean
 
 help:  ## List what there is to do.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -57,12 +57,23 @@ bench: $(STAMP)  ## Measured claims with their bars; ONLY=flood,hostile_text for
 lab: $(STAMP)  ## Throw-away servers: Ansible converges, agents join, a job crosses two servers.
 	ansible/lab/run.sh
 
-LOCK = $(BIN)/uv pip compile --quiet --python-version 3.11 --generate-hashes --no-emit-index-url \
-	--no-emit-find-links --no-annotate --no-header $(FIND_LINKS) --override deploy/locks/overrides.txt pyproject.toml
-locks: $(STAMP)  ## Resolve pyproject.toml again into deploy/locks/.
-	$(LOCK) -o deploy/locks/control.txt
-	$(LOCK) deploy/locks/torch-cpu.txt --extra node-cpu -o deploy/locks/node-cpu.txt
-	$(LOCK) deploy/locks/torch-cpu.txt --extra node-cpu --extra dev -o deploy/locks/dev.txt
+PYTHONS := 3.11 3.12 3.13
+LOCK = $(BIN)/uv pip compile --quiet --generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate \
+	--no-header --python-platform x86_64-unknown-linux-gnu --python-version
+CPU := --override deploy/locks/overrides.txt $(FIND_LINKS) pyproject.toml
+locks: $(STAMP)  ## Resolve pyproject.toml again into deploy/locks/, for each Python.
+	for python in $(PYTHONS); do \
+		mkdir -p deploy/locks/$$python && \
+		$(LOCK) $$python $(CPU) -o deploy/locks/$$python/control.txt && \
+		$(LOCK) $$python $(CPU) --extra test -o deploy/locks/$$python/test.txt && \
+		$(LOCK) $$python pyproject.toml --extra node-gpu -o deploy/locks/$$python/node-gpu.txt && \
+		{ $(LOCK) $$python $(CPU) deploy/locks/torch-cpu.txt --extra node-cpu -o deploy/locks/$$python/node-cpu.txt || \
+			echo "no node-cpu for $$python: torch's CPU build for it is in no folder of PIP_FIND_LINKS"; } || exit 1; \
+	done
+	$(LOCK) 3.11 $(CPU) deploy/locks/torch-cpu.txt --extra node-cpu --extra dev -o deploy/locks/dev.txt
+
+python: $(STAMP)  ## The unit tests in a throw-away Debian 13, on its own Python 3.13. Root, and Debian's mirror.
+	ansible/lab/python.sh
 
 clean:  ## Remove everything that was built.
 	rm -rf build .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info

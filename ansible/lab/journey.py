@@ -13,6 +13,7 @@ import re
 import secrets
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -58,8 +59,16 @@ class Lab:
         Raises:
             StepFailedError: it failed; the message holds the end of what it printed.
         """
+        code, output = self.tried(*arguments, timeout=timeout)
+        if code:
+            message = f"{' '.join(arguments)} ended with {code}:\n{output[-4000:]}"
+            raise StepFailedError(message)
+        return output
+
+    def tried(self, *arguments: str, timeout: float = 2400) -> tuple[int, str]:
+        """Run a program of Ansible, and say its tasks as they come; its exit code and output."""
         name, *rest = arguments
-        done = subprocess.run(
+        process = subprocess.Popen(
             [str(PROGRAMS / name), "--inventory", str(INVENTORY), *rest],
             cwd=ROOT,
             env={
@@ -71,13 +80,19 @@ class Lab:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=timeout,
-            check=False,
         )
-        if done.returncode:
-            message = f"{' '.join(arguments)} ended with {done.returncode}:\n{done.stdout[-4000:]}"
-            raise StepFailedError(message)
-        return done.stdout
+        end = threading.Timer(timeout, process.kill)
+        end.start()
+        lines = []
+        try:
+            for line in process.stdout or ():
+                lines.append(line)
+                if line.startswith(("PLAY [", "TASK [")):
+                    print(f"     {line.partition(']')[0]}]", flush=True)
+        finally:
+            end.cancel()
+            process.wait()
+        return process.returncode, "".join(lines)
 
     def on(self, server: str, command: str) -> str:
         """What a shell command on a server prints."""
@@ -99,6 +114,47 @@ class Lab:
         for host, numbers in recap.items():
             print(f"     {host:6} " + " ".join(f"{key}={value}" for key, value in numbers.items()))
         return recap
+
+
+def refuse(lab: Lab) -> str:
+    """Refuse a name that is none for a node, and a memory file system that runs no programs."""
+    said = []
+    wrong = WORK / "wrong.yml"
+    wrong.write_text("all: {children: {nodes: {hosts: {Node_3: {ansible_host: 10.77.0.13}}}}}\n")
+    said.append(_refused(lab, "--inventory", str(wrong), sentence="Node_3 is no name for a node"))
+    if lab.on(HEAD, "ls -d /opt/appliance 2>/dev/null | wc -l") != "0":
+        message = "a playbook that was refused has changed a server"
+        raise StepFailedError(message)
+    lab.on("node2", "mount -o remount,noexec /dev/shm")
+    said.append(_refused(lab, sentence="on node2 is mounted noexec"))
+    lab.on("node2", "mount -o remount,exec /dev/shm")
+    return "; ".join(said)
+
+
+def stay_red(lab: Lab) -> str:
+    """A node whose agent ends again and again keeps the playbook red, and says why."""
+    folder = "/etc/systemd/system/appliance-agent.service.d"
+    lab.on("node2", f"printf '[Service]\\nExecStartPre=/bin/false\\n' >{folder}/zz-broken.conf")
+    lab.on("node2", "systemctl daemon-reload; systemctl restart appliance-agent || true")
+    # Half of an environment, as an interrupted run leaves it: the next run makes it anew.
+    lab.on("node1", "rm $(readlink -f /opt/appliance/current)/.complete")
+    red = _refused(lab, "--extra-vars", "agent_ready_seconds=30", sentence="node2 is not READY")
+    lab.on("node2", f"rm {folder}/zz-broken.conf; systemctl daemon-reload")
+    lab.on("node2", "systemctl reset-failed appliance-agent; systemctl restart appliance-agent")
+    lab.converge("converge-3")
+    if lab.on("node1", "ls $(readlink -f /opt/appliance/current)/.complete | wc -l") != "1":
+        message = "an environment that was half made stays so"
+        raise StepFailedError(message)
+    return f"{red}; green again, the half-made environment of node1 made anew"
+
+
+def _refused(lab: Lab, *arguments: str, sentence: str) -> str:
+    """Run the playbook, which has to fail and to say a sentence."""
+    code, output = lab.tried("ansible-playbook", *arguments, "ansible/site.yml")
+    if code == 0 or sentence not in re.sub(r"\s+", " ", output):
+        message = f"the playbook ended with {code} and did not say {sentence!r}:\n{output[-3000:]}"
+        raise StepFailedError(message)
+    return f'"{sentence}"'
 
 
 def converge(lab: Lab) -> str:
@@ -248,7 +304,17 @@ def _wait_for(look: Callable[[], Any], what: str, seconds: float) -> Any:
     return found
 
 
-JOURNEY = (converge, converge_again, log_in, prepare, train, exposure, secrecy)
+JOURNEY = (
+    refuse,
+    converge,
+    converge_again,
+    log_in,
+    prepare,
+    train,
+    stay_red,
+    exposure,
+    secrecy,
+)
 
 
 def main() -> int:

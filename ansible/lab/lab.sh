@@ -18,7 +18,13 @@ PREFIX=appl
 PACKAGES=systemd,systemd-sysv,dbus,openssh-server,python3,python3-venv,iproute2,ca-certificates,libnuma1,python3-apt
 
 need() {
-  command -v debootstrap systemd-nspawn ip ssh-keygen >/dev/null && return
+  local tool missing=()
+  # One at a time: asked for several, `command -v` is content with any.
+  for tool in debootstrap systemd-nspawn ip ssh-keygen; do
+    command -v "$tool" >/dev/null || missing+=("$tool")
+  done
+  [ ${#missing[@]} -gt 0 ] || return 0
+  echo "installing what the lab needs (${missing[*]} is missing)" >&2
   timeout 300 apt-get update -qq
   DEBIAN_FRONTEND=noninteractive timeout 600 apt-get install -y -qq --no-install-recommends \
     debootstrap systemd-container iproute2 openssh-client >/dev/null
@@ -27,7 +33,7 @@ need() {
 base() {
   [ -e "$BASE/.complete" ] && return
   rm -rf "$BASE"
-  echo "building the base system" >&2
+  echo "building the base system in $BASE: a minute or two; its log is $LAB/debootstrap.log" >&2
   timeout 1200 debootstrap --variant=minbase --include="$PACKAGES" bookworm "$BASE" ${MIRROR:+"$MIRROR"} \
     >"$LAB/debootstrap.log" || { tail -n 5 "$LAB/debootstrap.log" >&2; exit 1; }
   rm -rf "$BASE"/var/cache/apt/archives/*.deb
@@ -81,6 +87,7 @@ up() {
   rm -rf "$LAB/objects"
   mkdir -p "$LAB/objects"
   network
+  echo "booting $*" >&2
   for name in "$@"; do
     number=$((number + 1))
     plug "$name" "$number"
@@ -90,6 +97,8 @@ up() {
     install -d -m 700 "$LAB/$name/root/root/.ssh"
     install -m 600 "$LAB/key.pub" "$LAB/$name/root/root/.ssh/authorized_keys"
     echo "$name" >"$LAB/$name/root/etc/hostname"
+    # As a hardened site has it: files that are made belong to their maker alone.
+    echo "session optional pam_umask.so umask=0077" >>"$LAB/$name/root/etc/pam.d/sshd"
     rm -f "$LAB/$name/root/etc/resolv.conf"
     systemd-id128 new >"$LAB/$name/root/etc/machine-id"
     server "$name" >"$LAB/$name/console.log" 2>&1 &

@@ -10,6 +10,7 @@ leave() {
   ansible/lab/lab.sh down
 }
 
+echo "filling build/wheelhouse (1 GB the first time)" >&2
 ansible/wheelhouse.sh build/wheelhouse
 ansible/lab/lab.sh down
 trap leave EXIT

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,8 @@ import pytest
 import yaml
 
 from appliance.control.config import ControlConfig
-from appliance.core import config
+from appliance.core import config, names
+from appliance.core.errors import InvalidInput
 from appliance.gateway.config import GatewayConfig
 from appliance.node.config import NodeConfig
 
@@ -71,9 +73,24 @@ def test_the_processes_read_what_is_written_and_find_each_other(tmp_path: Path) 
     assert node.devices.count == 2
 
 
-def tasks(role: str) -> list[dict[str, object]]:
+def tasks(role: str) -> list[dict[str, Any]]:
     files = sorted((ANSIBLE / "roles" / role / "tasks").glob("*.yml"))
-    return [task for file in files for task in yaml.safe_load(file.read_text())]
+    return [
+        task for file in files for outer in yaml.safe_load(file.read_text()) for task in flat(outer)
+    ]
+
+
+def flat(task: dict[str, Any]) -> list[dict[str, Any]]:
+    """A task, or those of a block, its rescue and its end."""
+    if "block" not in task:
+        return [task]
+    parts = [task.get(part, []) for part in ("block", "rescue", "always")]
+    return [inner for part in parts for each in part for inner in flat(each)]
+
+
+def named(role: str, name: str) -> dict[str, Any]:
+    (found,) = (task for task in tasks(role) if task["name"] == name)
+    return found
 
 
 @pytest.mark.attack
@@ -114,3 +131,74 @@ def test_the_linter_s_strictest_profile_passes_and_nothing_is_skipped() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_an_environment_counts_when_it_is_complete_and_others_can_read_it() -> None:
+    """It is made under a mask of its own, and anew when it was interrupted."""
+    for name in ("Make the environment", "Install the packages, each by its hash"):
+        command = named("common", name)["ansible.builtin.command"]
+        assert command["argv"][:4] == ["/bin/sh", "-c", 'umask 022 && exec "$@"', "sh"]
+        assert command["creates"].endswith("/.complete")
+    made = named("common", "Make the environment")["ansible.builtin.command"]["argv"]
+    assert "--clear" in made
+    release = named(
+        "common", "Name the environment after what is in it, and the Python that runs it"
+    )
+    text = release["ansible.builtin.set_fact"]["common_release"]
+    assert "common_python_version" in text
+    assert "common_list.stat.checksum" in text
+
+
+@pytest.mark.parametrize(("mask", "made"), [("077", True), ("027", True)])
+def test_whatever_the_mask_of_a_server_the_environment_is_readable(
+    tmp_path: Path, mask: str, *, made: bool
+) -> None:
+    """The command as the role runs it, in a shell with the mask of a hardened server."""
+    argv = named("common", "Make the environment")["ansible.builtin.command"]["argv"]
+    release = tmp_path / "release"
+    (release / "bin").mkdir(parents=True)
+    (release / "bin" / "python").write_text("half made")
+    values = {"common_python": sys.executable, "common_release": str(release)}
+    command = [jinja2.Template(word).render(values) for word in argv]
+    subprocess.run(
+        ["/bin/sh", "-c", f'umask {mask}; exec "$@"', "sh", *command], check=True, timeout=100
+    )
+    assert (release / "bin" / "activate").stat().st_mode & 0o777 == 0o644
+    assert release.stat().st_mode & 0o005 == 0o005
+    assert ((release / "bin" / "python").resolve() != release / "bin" / "python") is made
+
+
+def test_a_node_s_name_is_looked_at_before_anything_is_changed() -> None:
+    first, *_ = yaml.safe_load((ANSIBLE / "site.yml").read_text())
+    check = first["tasks"][-1]["ansible.builtin.assert"]
+    (pattern,) = re.findall(r"match\('(.*)'\)", check["that"])
+    for name in ("node1", "gpu-2", "ab"):
+        assert re.match(pattern, name)
+        names.check_id(name, "node")
+    for name in ("Node1", "node_1", "1node", "a", "n" * 64, "node.example"):
+        assert not re.match(pattern, name)
+        with pytest.raises(InvalidInput):
+            names.check_id(name, "node")
+
+
+def test_the_control_plane_is_started_again_when_no_token_can_be_made() -> None:
+    (block,) = (
+        task
+        for task in yaml.safe_load(
+            (ANSIBLE / "roles" / "control" / "tasks" / "invite.yml").read_text()
+        )
+        if "block" in task
+    )
+    assert block["rescue"][0]["ansible.builtin.systemd_service"]["state"] == "started"
+    assert "ansible.builtin.fail" in block["rescue"][1]
+
+
+def test_the_play_of_a_node_ends_with_its_being_ready_or_says_why_not() -> None:
+    last = tasks("agent")[-1]["ansible.builtin.assert"]
+    assert last["that"] == "agent_ready.rc == 0"
+    assert "agent_said.stdout" in last["fail_msg"]
+
+
+def test_lists_of_the_mirror_that_are_stale_are_read_again() -> None:
+    again = named("common", "Read the mirror's lists again, and install what is missing")
+    assert again["ansible.builtin.apt"]["update_cache"] is True
