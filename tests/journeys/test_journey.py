@@ -90,6 +90,27 @@ def test_a_job_goes_on_from_its_checkpoint_when_a_rank_is_killed(prepared: Appli
     assert processes.ranks_of(job["uid"]) == []
 
 
+def test_whom_a_job_waits_for_is_shown_and_a_rank_that_stops_is_started_again(
+    prepared: Appliance,
+) -> None:
+    job = train(prepared, "stopped", "--data=2", "--stall-seconds=6")
+    assert job["train"]["learning_rate"] == 0.001
+    wait_for_step(prepared, "stopped")
+    os.kill(processes.ranks_of(job["uid"])[0], signal.SIGSTOP)
+
+    def waits() -> bool:
+        shown = prepared.alice.json("job", "get", "stopped", echo=False)
+        return "all ranks are started again after 6 s" in shown["progress"]["message"]
+
+    wait_for(waits, "the job to say that it waits")
+    watched = prepared.alice.run("job", "watch", "stopped", "--timeout", "120s").stdout
+    assert "waits for rank " in watched
+    assert " has hung (" in watched, watched
+    job = prepared.alice.json("job", "get", "stopped")
+    assert (job["state"], job["restarts"]) == ("STATE_SUCCEEDED", 1)
+    assert job["result"]["values"]["resumed_at_step"] >= INTERVAL
+
+
 def test_a_job_goes_on_while_the_control_plane_is_killed(prepared: Appliance) -> None:
     train(prepared, "headless")
     wait_for_step(prepared, "headless")
