@@ -26,6 +26,8 @@ from appliance.core.errors import Exhausted, InvalidInput, NotFound, Tampered
 from appliance.core.files import sync_dir
 
 Moved = Callable[[], None]
+SYNC_BYTES = 1 << 28
+"""Bytes of a watched file that are written before they are synced: 13 seconds at 20 MB/s."""
 
 PARTIAL = re.compile(r"\.[A-Za-z0-9._-]+\.[0-9a-f]{16}\.partial")
 
@@ -61,11 +63,17 @@ class NewFile:
 
 
 class _Watched:
-    """A file that tells somebody each time its bytes move."""
+    """A file that tells somebody each time its bytes move.
 
-    def __init__(self, raw: Any, moved: Moved) -> None:  # noqa: ANN401 - whatever a file system opens
+    What is written to a local disk moves only when it is synced, which may take minutes for all of
+    a large file: so it is synced on the way.
+    """
+
+    def __init__(self, raw: Any, moved: Moved, *, local: bool) -> None:  # noqa: ANN401 - whatever a file system opens
         self._raw = raw
         self._moved = moved
+        self._local = local
+        self._dirty = 0
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - everything else is the file's own
         return getattr(self._raw, name)
@@ -78,6 +86,10 @@ class _Watched:
 
     def write(self, data: bytes | memoryview, /) -> int:
         written: int = self._raw.write(data)
+        self._dirty += written
+        if self._local and self._dirty >= SYNC_BYTES:
+            os.fdatasync(self._raw.fileno())
+            self._dirty = 0
         self._moved()
         return written
 
@@ -207,8 +219,9 @@ class Folder:
                 (self._local / file).unlink()
 
     def _watched(self, raw: Any) -> BinaryIO:  # noqa: ANN401 - whatever a file system opens
-        found: BinaryIO = raw if self._moved is None else cast("Any", _Watched(raw, self._moved))
-        return found
+        if self._moved is not None:
+            raw = _Watched(raw, self._moved, local=self._local is not None)
+        return cast("BinaryIO", raw)
 
     def _not_plain(self, file: str) -> Tampered:
         return Tampered(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from appliance.core.errors import InvalidInput, NotFound, Stale
+from appliance.crypto import folder
 from appliance.crypto.artifacts import ArtifactWriter, manifest_digest
 from appliance.crypto.floe import SEGMENT_SIZE
 from appliance.crypto.store import Artifact, ObjectStore
@@ -35,8 +37,7 @@ def test_an_artifact_is_opened_with_the_digest_on_record(tmp_path: Path) -> None
 def test_who_watches_a_store_hears_of_every_segment_that_moves(tmp_path: Path, url: str) -> None:
     moved: list[int] = []
     store = ObjectStore.at(url.format(tmp_path), moved=lambda: moved.append(1))
-    folder = store.path("p/u")
-    writer = ArtifactWriter(store.fs, folder, KEY, "p", "u", moved=store.moved)
+    writer = ArtifactWriter(store.fs, store.path("p/u"), KEY, "p", "u", moved=store.moved)
     before = len(moved)
     with writer.create("data.bin") as file:
         file.write(bytes(3 * SEGMENT_SIZE))
@@ -47,6 +48,24 @@ def test_who_watches_a_store_hears_of_every_segment_that_moves(tmp_path: Path, u
     with artifact.open("data.bin") as file:
         assert file.read() == bytes(3 * SEGMENT_SIZE)
     assert len(moved) - before >= 4
+
+
+def test_what_is_written_for_somebody_who_watches_is_synced_on_the_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    monkeypatch.setattr(folder, "SYNC_BYTES", SEGMENT_SIZE)
+    sync = os.fdatasync
+    monkeypatch.setattr(os, "fdatasync", lambda file: (order.append("sync"), sync(file)))
+    store = ObjectStore.at(f"file://{tmp_path}", moved=lambda: order.append("moved"))
+    for moved, syncs in ((store.moved, 4), (None, 0)):
+        order.clear()
+        writer = ArtifactWriter(store.fs, store.path("p/u"), KEY, "p", "u", moved=moved)
+        with writer.create("data.bin") as file:
+            file.write(bytes(4 * SEGMENT_SIZE))
+        assert order.count("sync") >= syncs
+        assert order.count("moved") >= order.count("sync")
+        assert (order.count("sync") == 0) == (syncs == 0)
 
 
 def test_a_key_is_not_shown() -> None:

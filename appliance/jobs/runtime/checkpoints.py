@@ -189,4 +189,8 @@ class CheckpointSeries:
         with contextlib.suppress(FileNotFoundError):
             self.store.fs.rm_file(f"{path}/{MANIFEST}")
         with contextlib.suppress(FileNotFoundError):
+            for file in self.store.fs.ls(path, detail=False):
+                self.store.fs.rm_file(file)
+                if self.store.moved is not None:
+                    self.store.moved()
             self.store.fs.rm(path, recursive=True)

@@ -102,9 +102,9 @@ def _work(gang: Gang, report: Reporter, local_rank: int) -> None:
     gang.run(context)
     # All end together: one that is done early would look dead to the others.
     gather(None)
-    life.end()
     if distributed.is_initialized():
         distributed.destroy_process_group()
+    life.end()
 
 
 def _announce(context: Context, number: int, why: str) -> None:

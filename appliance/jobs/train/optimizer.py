@@ -9,6 +9,7 @@ Called by `appliance.jobs.train.recipe`, `loop` and `checkpoint`.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
@@ -21,6 +22,8 @@ BETA1 = 0.9
 BETA2 = 0.95
 EPSILON = 1e-8
 LAST_SHARE = 0.1
+GROUP = 16
+"""Parameters that are moved at once: what they are grouped with changes no bit of them."""
 
 
 def learning_rate(step: int, steps: int, warmup: int, highest: float) -> float:
@@ -43,14 +46,21 @@ class Optimizer:
     Args:
         parameters: by name, with memory.
         weight_decay: share of the learning rate by which matrices shrink each step.
+        mark: called when a group of parameters has moved.
     """
 
-    def __init__(self, parameters: dict[str, nn.Parameter], weight_decay: float) -> None:
+    def __init__(
+        self,
+        parameters: dict[str, nn.Parameter],
+        weight_decay: float,
+        mark: Callable[[], None] | None = None,
+    ) -> None:
         self.means = {name: torch.zeros_like(local(p.detach())) for name, p in parameters.items()}
         self.squares = {name: torch.zeros_like(mean) for name, mean in self.means.items()}
         self.updates = 0
         self._parameters = parameters
         self._weight_decay = weight_decay
+        self._mark = mark
 
     @torch.no_grad()
     def update(self, rate: float) -> None:
@@ -58,8 +68,10 @@ class Optimizer:
         names = list(self._parameters)
         matrices = [name for name in names if self._parameters[name].dim() > 1]
         norms = [name for name in names if self._parameters[name].dim() <= 1]
-        self._move(matrices, rate, self._weight_decay)
-        self._move(norms, rate, 0.0)
+        for group in _groups(matrices):
+            self._move(group, rate, self._weight_decay)
+        for group in _groups(norms):
+            self._move(group, rate, 0.0)
         self.updates += 1
         for parameter in self._parameters.values():
             parameter.grad = None
@@ -84,9 +96,16 @@ class Optimizer:
             eps=EPSILON,
             maximize=False,
         )
+        if self._mark is not None:
+            self._mark()
 
     def _gradient(self, name: str) -> torch.Tensor:
         gradient = self._parameters[name].grad
         if gradient is None:
             raise Internal(f"The parameter {name} has no gradient.")
         return local(gradient)
+
+
+def _groups(names: list[str]) -> Iterator[list[str]]:
+    for first in range(0, len(names), GROUP):
+        yield names[first : first + GROUP]

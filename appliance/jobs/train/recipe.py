@@ -50,7 +50,7 @@ def assemble(
 ) -> Assembly:
     """Cut the model, apply the parallelisms, seed the weights.
 
-    `mark` is called, then and in each step, for every layer and parameter that is done.
+    `mark` is called, then and in each step, when a layer or some parameters are done.
     """
     mesh = Mesh.build(settings.degrees, rank, device)
     stages = _stages(settings, config, mesh, mark)
@@ -78,7 +78,7 @@ def assemble(
         device=device,
         parameters=parameters,
         # After allocation: the optimiser's moments have the shapes of the local slices.
-        optimizer=Optimizer(parameters, settings.weight_decay),
+        optimizer=Optimizer(parameters, settings.weight_decay, mark),
         forward_backward=_forward_backward(settings, mesh, stages, device),
         tied_embedding=_tied_embedding(settings, config, mesh),
     )

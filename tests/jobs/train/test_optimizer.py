@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
 
 from appliance.core.errors import Internal
-from appliance.jobs.train.optimizer import Optimizer, learning_rate
+from appliance.jobs.train.optimizer import GROUP, Optimizer, learning_rate
 
 
 def parameters() -> dict[str, nn.Parameter]:
@@ -42,6 +44,25 @@ def test_updates_are_those_of_torch() -> None:
         assert torch.equal(parameter, theirs[name])
         assert torch.equal(optimizer.means[name], reference.state[theirs[name]]["exp_avg"])
         assert torch.equal(optimizer.squares[name], reference.state[theirs[name]]["exp_avg_sq"])
+
+
+def test_parameters_move_in_groups_to_the_same_bits_and_each_group_is_marked() -> None:
+    generator = torch.Generator().manual_seed(3)
+    values = [torch.randn(3, 2, generator=generator) for _ in range(2 * GROUP + 1)]
+    gradients = [torch.randn(3, 2, generator=generator) for _ in values]
+    marks: list[int] = []
+
+    def moved(values: list[torch.Tensor], mark: Callable[[], None] | None) -> list[torch.Tensor]:
+        ours = {str(i): nn.Parameter(value.clone()) for i, value in enumerate(values)}
+        for parameter, gradient in zip(ours.values(), gradients, strict=False):
+            parameter.grad = gradient.clone()
+        Optimizer(ours, 0.1, mark).update(0.5)
+        return [parameter.detach() for parameter in ours.values()]
+
+    together = moved(values, lambda: marks.append(1))
+    assert len(marks) == 3
+    alone = moved(values[:1], None)
+    assert torch.equal(together[0], alone[0])
 
 
 def test_a_missing_gradient_is_named() -> None:
