@@ -54,12 +54,17 @@ class Found:
 
     def sentence(self) -> str:
         """What was left out, for a person; empty when nothing was."""
-        # What can be taken after all is said first, however rare it is.
-        order = sorted(self.left_out.items(), key=lambda each: (each[0] not in _HINTS, -each[1]))
+        order = sorted(self.left_out.items(), key=_rank)
         said = [f"{what}: {count}{_HINTS.get(what, '')}" for what, count in order[:_MOST_SAID]]
         if others := sum(count for _, count in order[_MOST_SAID:]):
             said.append(f"others: {others}")
         return ", ".join(said)
+
+
+def _rank(kind: tuple[str, int]) -> tuple[bool, int, str]:
+    """Order of what was left out: what can be taken after all first, then the commonest."""
+    what, count = kind
+    return what not in _HINTS, -count, what
 
 
 def text_files(paths: Sequence[Path], *, hidden: bool = False) -> Found:

@@ -43,7 +43,7 @@ def test_a_folder_gives_what_its_owner_means_and_says_what_not(tmp_path: Path) -
     assert [path.name for path in found.files] == ["A.TXT", "b.md"]
     assert found.sentence() == (
         "hidden: 2 (--hidden takes them), links: 2 (name what they lead to), files named *.pdf: 2"
-        ", files without an ending: 1, files of a special kind: 1"
+        ", files of a special kind: 1, files without an ending: 1"
     )
     taken = uploads.text_files([folder], hidden=True)
     assert [path.name for path in taken.files] == ["a.txt", ".secret.txt", "A.TXT", "b.md"]

@@ -30,9 +30,9 @@ def test_a_second_init_is_refused_and_changes_nothing(tmp_path: Path) -> None:
     database.close()
 
 
-def test_an_empty_file_asks_for_init(tmp_path: Path) -> None:
+def test_an_empty_file_asks_for_the_backup(tmp_path: Path) -> None:
     database = Database(tmp_path / "state.db")
-    with pytest.raises(FailedPrecondition, match="run `appliance init` first"):
+    with pytest.raises(FailedPrecondition, match="is empty; put back"):
         migrate.check(database)
     database.close()
 
