@@ -59,7 +59,8 @@ async def test_death_after_any_token_changes_nothing_for_the_caller(tmp_path: Pa
             assert moves == (1 if dies else 0)
             (rest,) = second.submits
             made = len(rest.prompt_token_ids) - COUNT
-            assert made == dies
+            # What was on its way may be lost with the connection; it is made again.
+            assert made <= dies
             assert list(rest.prompt_token_ids)[COUNT:] == undisturbed[:made]
             assert rest.sampling.max_tokens == 55 - made
 
