@@ -138,7 +138,9 @@ def stay_red(lab: Lab) -> str:
     lab.on("node2", "systemctl daemon-reload; systemctl restart appliance-agent || true")
     # Half of an environment, as an interrupted run leaves it: the next run makes it anew.
     lab.on("node1", "rm $(readlink -f /opt/appliance/current)/.complete")
-    red = _refused(lab, "--extra-vars", "agent_ready_seconds=30", sentence="node2 is not READY")
+    red = _refused(
+        lab, "--extra-vars", '{"agent_ready_seconds": 30}', sentence="node2 is not READY"
+    )
     lab.on("node2", f"rm {folder}/zz-broken.conf; systemctl daemon-reload")
     lab.on("node2", "systemctl reset-failed appliance-agent; systemctl restart appliance-agent")
     lab.converge("converge-3")
