@@ -13,6 +13,7 @@ contender is that of the plain loop, to `MOST_APART`.
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 import sys
@@ -99,20 +100,18 @@ class Trainers:
 
     def __init__(self, model: Path) -> None:
         self._model = model
-        self.losses: dict[str, list[float]] = {}
+        self.losses: dict[str, list[list[float]]] = {}
 
     def of(self, name: str, rank: Rank, ranks: int, threads: int) -> Contender:
         """A contender of so many processes, each of so many threads."""
         return Contender(name, partial(self._run, name, rank, ranks, threads))
 
     def apart(self) -> float:
-        """The largest difference between a loss and that of the plain loop at the same step."""
-        wanted = self.losses[PLAIN_1]
-        return max(
-            abs(loss - its)
-            for losses in self.losses.values()
-            for loss, its in zip(losses, wanted, strict=True)
-        )
+        """The largest difference between a loss and that of the plain loop at the same step.
+
+        Over all rounds; infinite when a loss is no number.
+        """
+        return apart(self.losses, self.losses[PLAIN_1][0])
 
     def _run(self, name: str, rank: Rank, ranks: int, threads: int) -> float:
         with tempfile.TemporaryDirectory() as scratch:
@@ -122,8 +121,20 @@ class Trainers:
                 _rank, arguments, nprocs=ranks, start_method="spawn"
             )
             found: dict[str, Any] = json.loads(result.read_text())
-        self.losses[name] = found["losses"]
+        self.losses.setdefault(name, []).append(found["losses"])
         return float(found["rate"])
+
+
+def apart(rounds: dict[str, list[list[float]]], wanted: list[float]) -> float:
+    """The largest difference between wanted losses and those of every round of every contender."""
+    differences = [
+        abs(loss - its)
+        for each in rounds.values()
+        for losses in each
+        for loss, its in zip(losses, wanted, strict=True)
+    ]
+    # `max` would pass over what is no number.
+    return max(each if math.isfinite(each) else math.inf for each in differences)
 
 
 def _rank(  # noqa: PLR0913 - a process is told everything

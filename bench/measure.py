@@ -166,9 +166,6 @@ def machine() -> dict[str, object]:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     facts = {key.strip(): value.strip() for key, _, value in (x.partition(":") for x in lines)}
     flags = set(facts.get("flags", facts.get("Features", "")).split())
-    revision = subprocess.run(
-        ["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    )
     return {
         "processor": facts.get("model name", platform.machine()),
         "cores": len(os.sched_getaffinity(0)),
@@ -176,8 +173,16 @@ def machine() -> dict[str, object]:
         "vnni": bool(flags & {"avx512_vnni", "avx_vnni"}),
         "kernel": platform.release(),
         "python": platform.python_version(),
-        "revision": revision.stdout.strip() or None,
+        "revision": _git("rev-parse", "HEAD") or None,
+        "changed": _git("status", "--porcelain").splitlines(),
     }
+
+
+def _git(*words: str) -> str:
+    ran = subprocess.run(
+        ["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=False
+    )
+    return ran.stdout.rstrip()
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ def tensor_parallel(rank: int, ranks: int, folder: Path) -> Step:
 
 def _adamw(model: torch.nn.Module) -> torch.optim.AdamW:
     return torch.optim.AdamW(
-        model.parameters(), lr=RATE, betas=(BETA1, BETA2), eps=EPSILON, weight_decay=0.0
+        model.parameters(), lr=RATE, betas=(BETA1, BETA2), eps=EPSILON, weight_decay=0.0, fused=True
     )
 
 

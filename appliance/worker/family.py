@@ -19,6 +19,7 @@ import json
 import os
 import select
 import threading
+import time
 from collections.abc import Callable, Mapping
 
 from appliance.core.errors import BY_REASON, ApplianceError, FailedPrecondition, Internal
@@ -26,6 +27,7 @@ from appliance.core.process import die_with_parent
 from appliance.worker.reports import encode, error_line
 
 PIPE_SIZE = 1 << 16
+SETTLE_SECONDS = 0.01
 
 
 class Family:
@@ -40,7 +42,7 @@ class Family:
         self._read, self._write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._parent = os.getpid()
         self._heard = b""
-        self._members: set[int] = set()
+        self._members: list[int] = []
         self._fault: ApplianceError | None = None
         os.register_at_fork(before=self._before_fork, after_in_child=self._born)
 
@@ -74,14 +76,14 @@ class Family:
         *lines, self._heard = self._heard.split(b"\n")
         for line in map(json.loads, lines):
             if line["type"] == "born":
-                self._members.add(line["pid"])
+                self._members.append(line["pid"])
             elif self._fault is None:
                 self._fault = _error_of(line)
 
-    def members(self) -> set[int]:
-        """Process numbers of all that were forked and live."""
+    def members(self) -> list[int]:
+        """Process numbers of all that were forked and live, parents before their children."""
         self._listen()
-        return {pid for pid in self._members if _lives(pid)}
+        return [pid for pid in self._members if _lives(pid)]
 
     def fault(self) -> ApplianceError | None:
         """The first reason that a forked process told; None when none did."""
@@ -102,6 +104,9 @@ class Family:
         poll.register(self._agent, 0)
         for descriptor in watched:
             poll.register(descriptor, select.POLLIN)
+        poll.poll()
+        # A process that is killed may be heard of after those that it forked, which die with it.
+        time.sleep(SETTLE_SECONDS)
         ready = [descriptor for descriptor, _ in poll.poll()]
         dead = [watched[descriptor] for descriptor in ready if descriptor in watched]
         if dead:

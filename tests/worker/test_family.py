@@ -103,8 +103,19 @@ def test_the_death_of_a_member_ends_all(started: Started, victim: int) -> None:
     process, members, _, read = started
     os.kill(members[victim], signal.SIGKILL)
     assert process.wait(5) == 1
-    assert process.stdout.readline().startswith(f"Process {members[victim]}") or victim == 0
+    assert process.stdout.readline().startswith(f"Process {members[victim]} of")
     assert gone(members)
+    os.close(read)
+
+
+def test_of_several_that_died_the_one_that_forked_the_others_is_named(started: Started) -> None:
+    process, members, _, read = started
+    process.send_signal(signal.SIGSTOP)
+    os.kill(members[0], signal.SIGKILL)
+    assert gone(members)
+    process.send_signal(signal.SIGCONT)
+    assert process.wait(5) == 1
+    assert process.stdout.readline().startswith(f"Process {members[0]} of")
     os.close(read)
 
 

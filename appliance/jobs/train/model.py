@@ -27,6 +27,8 @@ from appliance.jobs.train.settings import Shape
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
 ROWS_PER_BLOCK = 1024
+HEAD_PIECE = 1 << 38
+"""Multiplications in a piece of the output projection: 10 s on a slow processor, twice backward."""
 VOCABULARY_MULTIPLE = 64
 
 Mark = Callable[[], None]
@@ -86,7 +88,8 @@ class Stage(nn.Module):
         layers: which decoder layers are here.
         first: whether the input embedding is here.
         last: whether the final norm and the output projection are here.
-        mark: called when a layer is done, forward and backward, and when a parameter is seeded.
+        mark: called when a layer or a piece of the output projection is done, forward and backward,
+            and when a parameter is seeded.
     """
 
     def __init__(
@@ -114,6 +117,9 @@ class Stage(nn.Module):
             base.norm = nn.Identity()
         self.model = base
         self.lm_head: nn.Module | None = whole.lm_head if last else None
+        # Before layers are cut over ranks: what counts is one against the other.
+        self._head_size = config.vocab_size * config.hidden_size
+        self._layer_size = _layer_size(config)
         self.tied_here = bool(config.tie_word_embeddings and first and last)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
@@ -128,10 +134,31 @@ class Stage(nn.Module):
             self._watch(hidden)
         if self.lm_head is None:
             return hidden
-        logits: torch.Tensor = self.lm_head(self.model.norm(hidden))
-        # The loss wants float32. A copy in any case: tensor parallel gives a view, and an in-place
-        # operation on a view would lose the hooks that FSDP puts on what a stage returns.
-        return logits.to(torch.float32, copy=True)
+        return self._logits(self.lm_head, self.model.norm(hidden))
+
+    def _logits(self, head: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+        """The output projection, in pieces that are each marked when a vocabulary makes it long."""
+        pieces = []
+        for piece in hidden.chunk(self.head_pieces(hidden.shape[0] * hidden.shape[1]), dim=1):
+            # The loss wants float32.
+            pieces.append(head(piece).to(torch.float32))
+            self._watch(pieces[-1])
+        # A copy also of a single one: tensor parallel gives a view, and an in-place operation on a
+        # view would lose the hooks that FSDP puts on what a stage returns.
+        logits = torch.cat(pieces, dim=1)
+        self._watch(logits)
+        return logits
+
+    def head_pieces(self, tokens: int) -> int:
+        """Pieces of the output projection of so many tokens.
+
+        As many as keep each below `HEAD_PIECE`, but no more than layers of the same size.
+
+        Every piece reads the weights again, so a device for which a layer is nothing cuts little.
+        """
+        work = -(-tokens * self._head_size // HEAD_PIECE)
+        layers = -(-self._head_size // self._layer_size)
+        return min(work, layers)
 
     def done(self) -> None:
         """A piece of this stage's work is done."""
@@ -139,7 +166,7 @@ class Stage(nn.Module):
             self._mark()
 
     def _watch(self, hidden: torch.Tensor) -> None:
-        """Mark the end of a layer now, and the beginning of its backward pass when that comes."""
+        """Mark the end of a piece now, and the beginning of its backward pass when that comes."""
         self.done()
         if hidden.requires_grad:
             hidden.register_hook(lambda _: self.done())
@@ -152,6 +179,13 @@ class Stage(nn.Module):
     def parameters_by_name(self) -> dict[str, nn.Parameter]:
         """Every parameter of the stage once, by its name in `LlamaForCausalLM`."""
         return dict(self.named_parameters())
+
+
+def _layer_size(config: LlamaConfig) -> int:
+    """Entries of the matrices of one layer."""
+    heads = config.num_attention_heads + config.num_key_value_heads
+    attention = 2 * config.hidden_size**2 * heads // config.num_attention_heads
+    return int(attention + 3 * config.hidden_size * config.intermediate_size)
 
 
 def meta_stage(

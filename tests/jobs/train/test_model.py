@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from transformers import LlamaForCausalLM
 
+from appliance.jobs.train import model
 from appliance.jobs.train.export import WeightFile, plan
 from appliance.jobs.train.model import (
     EMBEDDING,
@@ -19,6 +22,7 @@ from appliance.jobs.train.model import (
     seed_weights,
     stored_name,
 )
+from appliance.jobs.train.parallel.pipeline import marked_loss
 from appliance.jobs.train.parallel.slices import Coordinate
 from appliance.jobs.train.settings import Degrees, Settings, Shape
 
@@ -41,7 +45,7 @@ def settings(degrees: Degrees, schedule: str = "1F1B", *, tie: bool = False) -> 
 
 def test_three_stages_in_a_row_are_the_model() -> None:
     config = llama_config(SHAPE, 61, 60)
-    model = LlamaForCausalLM(config)
+    whole = LlamaForCausalLM(config)
     hidden = ids = torch.arange(20).reshape(2, 10)
     for layers, first, last in [
         (range(1), True, False),
@@ -50,12 +54,12 @@ def test_three_stages_in_a_row_are_the_model() -> None:
     ]:
         stage = meta_stage(config, layers, first=first, last=last)
         allocate(stage, config, torch.device("cpu"))
-        weights = dict(model.named_parameters())
+        weights = dict(whole.named_parameters())
         with torch.no_grad():
             for name, parameter in stage.parameters_by_name().items():
                 parameter.copy_(weights[name])
         hidden = stage(hidden)
-    assert torch.equal(hidden, model(input_ids=ids).logits)
+    assert torch.equal(hidden, whole(input_ids=ids).logits)
 
 
 def test_every_layer_and_parameter_that_is_done_is_marked() -> None:
@@ -67,9 +71,39 @@ def test_every_layer_and_parameter_that_is_done_is_marked() -> None:
     assert len(marks) == len(stage.parameters_by_name())
     marks.clear()
     logits = stage(torch.arange(20).reshape(2, 10))
-    assert len(marks) == 4
-    logits.sum().backward()
-    assert len(marks) == 8
+    assert len(marks) == 6, "four layers, the output projection, what is returned"
+    marked_loss(stage)(logits, torch.zeros(2, 10, dtype=torch.int64)).backward()
+    assert len(marks) == 13, "the loss too, and the same once more backward"
+
+
+def test_a_large_output_projection_leaves_marks_on_its_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A vocabulary of 128,000 entries is worth many layers of a small model, so a batch of a minute
+    # would be taken for a rank that hangs.
+    config = llama_config(SHAPE, 640, 60)
+    ids = torch.arange(20).reshape(2, 10)
+    found = []
+    for limit in (model.HEAD_PIECE, 640 * 16 * 2 * 4):
+        monkeypatch.setattr(model, "HEAD_PIECE", limit)
+        marks: list[int] = []
+        stage = meta_stage(config, range(4), first=True, last=True, mark=partial(marks.append, 1))
+        allocate(stage, config, torch.device("cpu"))
+        seed_weights(stage, config, 7, ALONE)
+        marks.clear()
+        logits = stage(ids)
+        forward = len(marks)
+        marked_loss(stage)(logits, ids).backward()
+        weights = stage.parameters_by_name()
+        found.append((forward, len(marks), logits, {n: w.grad for n, w in weights.items()}))
+    assert [each[:2] for each in found] == [(6, 13), (8, 17)]
+    torch.testing.assert_close(found[1][2:], found[0][2:])
+
+
+def test_an_output_projection_has_no_more_pieces_than_layers_of_its_size() -> None:
+    config = llama_config(SHAPE, 640, 60)
+    stage = meta_stage(config, range(4), first=True, last=True)
+    # 10,240 entries in the projection, 1,920 in the matrices of a layer.
+    assert stage.head_pieces(1) == 1
+    assert stage.head_pieces(model.HEAD_PIECE) == 6
 
 
 @pytest.mark.parametrize("tie", [False, True])

@@ -27,7 +27,7 @@ def test_updates_are_those_of_torch() -> None:
         {"params": [theirs["matrix"]], "weight_decay": 0.3},
         {"params": [theirs["norm"]], "weight_decay": 0.0},
     ]
-    reference = torch.optim.AdamW(groups, betas=(0.9, 0.95))
+    reference = torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)
     generator = torch.Generator().manual_seed(2)
     for step in range(5):
         rate = 0.1 / (step + 1)

@@ -9,6 +9,7 @@ Called by `appliance.jobs.train.recipe` and `loop`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -32,6 +33,17 @@ def next_token_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor
         targets: token ids of shape (rows, tokens).
     """
     return functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+
+def marked_loss(stage: Stage) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """`next_token_loss`, marked as a piece of a stage's work when it is done."""
+
+    def loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        found = next_token_loss(logits, targets)
+        stage.done()
+        return found
+
+    return loss
 
 
 class ForwardBackward(Protocol):
@@ -78,7 +90,7 @@ class Alone:
                 # Gradients are exchanged once, after the last microbatch.
                 self._stage.set_requires_gradient_sync(number == self._pieces)
             with self._arithmetic:
-                loss = next_token_loss(self._stage(piece), wanted) / self._pieces
+                loss = marked_loss(self._stage)(self._stage(piece), wanted) / self._pieces
             loss.backward()
             total += loss.detach()
         return total
@@ -109,7 +121,9 @@ class Pipeline:
         kind = get_schedule_class(settings.schedule)
         single = issubclass(kind, PipelineScheduleSingle)
         self._schedule = kind(
-            parts[0] if single else parts, settings.microbatches, loss_fn=next_token_loss
+            parts[0] if single else parts,
+            settings.microbatches,
+            loss_fn=marked_loss(next(iter(stages.values()))),
         )
         self._arithmetic = arithmetic
         self.reads_inputs = any(stage.first for stage in stages.values())
