@@ -32,7 +32,7 @@ from appliance.client.health import check
 from appliance.core.addresses import check_free
 from appliance.core.errors import ApplianceError, FailedPrecondition, Unavailable, Untrusted
 from appliance.core.files import open_private
-from appliance.core.process import adopt_orphans, die_with_parent, leave_no_core
+from appliance.core.process import adopt_orphans, die_with_parent, leave_no_core, signal_name
 
 START_SECONDS = 120.0
 NODE_SECONDS = 45.0
@@ -255,7 +255,7 @@ class Supervisor:
         log = self._local.log(child.program.name)
         ended = child.ended or 0
         if ended < 0:
-            return f"{child.program.name} was ended by {signal.Signals(-ended).name} (see {log})"
+            return f"{child.program.name} was ended by {signal_name(-ended)} (see {log})"
         return f"{child.program.name} ended ({ended}): {_last_line(log)} (see {log})"
 
 

@@ -19,6 +19,7 @@ from appliance.jobs.runtime.context import Context
 
 STEPS = 8
 QUIET, KILL, WRONG, SLOW, CRASH, ALWAYS, STOP, SLEEP, BUSY, ALWAYS_STOP, BUG, LAST, FULL = range(13)
+FOLLOW = 13
 BUSY_SECONDS = 8
 TEXT = "Ms Miller lives at 12 Elm Street"
 
@@ -54,10 +55,26 @@ def run(context: Context) -> None:
     context.report.result({"total": total}, {"short": 2})
 
 
+def _follow(context: Context) -> None:
+    """The last rank dies in three rounds while the first notices nothing, which crashes after."""
+    mark = Path(context.scratch) / "rounds"
+    rounds = mark.stat().st_size if mark.exists() else 0
+    with mark.open("a") as file:
+        file.write("+")
+    last = context.rank == context.world_size - 1
+    if last and rounds < 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if last or rounds < 3:
+        time.sleep(3600)
+    raise KeyError(TEXT)
+
+
 def _mishap(context: Context, what: int, step: int) -> None:
     mark = Path(context.scratch) / "done"
     if what == SLOW:
         time.sleep(0.1)
+    if what == FOLLOW:
+        _follow(context)
     if what == WRONG and step == 3 and context.rank == context.world_size - 1:
         raise InvalidInput("the text is wrong: send another")
     last = context.rank == context.world_size - 1

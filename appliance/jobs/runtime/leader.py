@@ -81,6 +81,9 @@ class GangAgent(LocalElasticAgent):  # type: ignore[misc]  # torch's class has n
         if watch.cause:
             # Before torch asks them to end, and waits half a minute for one that is stopped.
             _kill(list(processes.values()))
+        # torch does not count the rounds in which this node follows another.
+        left = MAX_RESTARTS + 1 - self._gang.rendezvous.round
+        self._remaining_restarts: int = min(self._remaining_restarts, left)
         result = super()._monitor_workers(worker_group)
         if result.is_failed():
             codes = {rank: failure.exitcode for rank, failure in result.failures.items()}
@@ -176,6 +179,9 @@ def _run(
             return None
     except (RendezvousError, DistError) as error:
         logger.exception("the nodes of the job did not meet, or lost each other")
+        if orders.node_rank > 0:
+            # The first node's leader has ended, for a reason that it says itself.
+            _let_others_speak(flags)
         before = f"; before that, {watch.cause}" if watch.cause else ""
         raise Unavailable(
             "the nodes of the job cannot reach each other: check the network between them"
@@ -212,7 +218,9 @@ def _end_of(rank: int) -> int:
 
 def _kill(ranks: Sequence[int]) -> None:
     for rank in ranks:
-        with contextlib.suppress(ProcessLookupError):
+        # Of one that torch has collected already, somebody else may have the number by now.
+        with contextlib.suppress(ChildProcessError, ProcessLookupError):
+            os.waitid(os.P_PID, rank, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             os.kill(rank, signal.SIGKILL)
 
 

@@ -15,11 +15,11 @@ from __future__ import annotations
 import datetime as dt
 import json
 import logging
-import signal
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import astuple
 
+from appliance.core.process import signal_name
 from appliance.jobs.runtime.orders import Orders
 from appliance.jobs.runtime.rendezvous import FixedRendezvous
 from appliance.jobs.runtime.reporter import Reporter
@@ -36,6 +36,9 @@ PEER_LOST = 3
 """Exit codes of ranks: an error of their own, or that the connection to another rank broke."""
 _CAUSES = {CRASHED: "a rank crashed", PEER_LOST: "a rank lost its connection to another"}
 ELSEWHERE = "ranks of another node ended"
+
+LONGEST_WORD = 256
+"""Characters of a node's name, or of what a rank does."""
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +76,8 @@ class GangWatch:
         self._rendezvous = rendezvous
         self._report = report
         self._clock = clock
+        here = range(orders.rank_base, orders.rank_base + orders.local_ranks)
+        self._elsewhere = frozenset(range(orders.world_size)).difference(here)
         self.begin()
 
     def begin(self) -> None:
@@ -99,6 +104,8 @@ class GangWatch:
         self._nodes |= dict.fromkeys(own, self._orders.node)
         for document in self._rendezvous.published():
             node, others = _decoded(document)
+            # Whoever reaches the store can write into it.
+            others = {rank: sign for rank, sign in others.items() if rank in self._elsewhere}
             self._nodes |= dict.fromkeys(others, node)
             own |= others
         stall = self._watch.look(own, elapsed)
@@ -118,7 +125,7 @@ class GangWatch:
         if not ends or self.cause:
             return
         if ends[0] < 0:
-            self.cause = f"a rank was killed by {signal.Signals(-ends[0]).name}"
+            self.cause = f"a rank was killed by {signal_name(-ends[0])}"
         else:
             self.cause = _CAUSES.get(ends[0], _CAUSES[CRASHED])
 
@@ -161,8 +168,20 @@ def _encoded(node: str, signs: Mapping[int, Sign]) -> bytes:
 
 
 def _decoded(document: bytes) -> tuple[str, dict[int, Sign]]:
-    found = json.loads(document)
-    return str(found["node"]), {
-        int(rank): Sign(int(marks), int(beats), State(state), str(doing))
-        for rank, marks, beats, state, doing in found["signs"]
-    }
+    """What another node has published; nothing when it is something else."""
+    try:
+        found = json.loads(document)
+        return _word(found["node"]), {
+            int(rank): Sign(int(marks), int(beats), State(state), _word(doing))
+            for rank, marks, beats, state, doing in found["signs"]
+        }
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        logger.warning("what another node says of its ranks is unreadable (%s)", type(error))
+        return "", {}
+
+
+def _word(text: str) -> str:
+    """A text for people. Raises ValueError when it is no short line of ASCII."""
+    if len(text) > LONGEST_WORD or not (text.isascii() and text.isprintable()):
+        raise ValueError("it is no short line of ASCII")
+    return text

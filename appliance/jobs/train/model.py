@@ -118,7 +118,7 @@ class Stage(nn.Module):
         self.model = base
         self.lm_head: nn.Module | None = whole.lm_head if last else None
         # Before layers are cut over ranks: what counts is one against the other.
-        self._head_size = config.vocab_size * config.hidden_size
+        self._head_size = int(config.vocab_size * config.hidden_size)
         self._layer_size = _layer_size(config)
         self.tied_here = bool(config.tie_word_embeddings and first and last)
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import re
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from appliance.jobs.runtime.leader import OTHERS_SECONDS
 from tests.fakes.gang import RunningGang
 from tests.fakes.job_context import FakeJob
 from tests.fakes.ports import free_port
@@ -195,7 +197,10 @@ def test_the_leader_of_another_node_that_is_gone_is_worth_another_start(
     nodes = [start(gangs, second), start(gangs, first)]
     nodes[1].until("progress", step=2)
     nodes[1].kill()
+    killed = time.monotonic()
     assert nodes[0].wait(90) == 1
+    # What the first node's leader says itself comes before.
+    assert time.monotonic() - killed > OTHERS_SECONDS
     (error,) = second.lines("error")
     assert error["reason"] == "UNAVAILABLE"
     assert "the nodes of the job cannot reach each other" in error["message"]

@@ -22,6 +22,7 @@ from tests.fakes.toy_kind import (
     ALWAYS,
     BUG,
     CRASH,
+    FOLLOW,
     FULL,
     KILL,
     LAST,
@@ -242,6 +243,18 @@ def test_the_node_whose_rank_crashed_is_heard_before_the_one_that_misses_it(
     assert (error["reason"], error["message"]) == ("RANK_LOST", lost)
     (error,) = second.lines("error")
     assert error["message"].startswith("rank 1 crashed with KeyError in appliance.jobs.runtime.")
+
+
+def test_a_node_that_has_followed_another_counts_those_starts_too(
+    tmp_path: Path, gangs: list[RunningGang]
+) -> None:
+    first, second = two_nodes(tmp_path, FOLLOW)
+    follows, _ = start(gangs, first), start(gangs, second)
+    assert follows.wait(90) == 1
+    (error,) = first.lines("error")
+    assert error["reason"] == "INTERNAL", error
+    assert error["message"].startswith("rank 0 crashed with KeyError")
+    assert error["message"].endswith(", also after 3 restarts")
 
 
 def test_two_nodes_meet_and_follow_each_other_through_a_restart(

@@ -139,6 +139,33 @@ def test_the_first_node_watches_the_ranks_of_all_nodes_and_alone_decides(tmp_pat
     assert (other.cause, house.watch.cause) == ("", "")
 
 
+@pytest.mark.attack
+@pytest.mark.parametrize(
+    "document",
+    [
+        b"",
+        b"{}",
+        b"[" * 100_000,
+        b'{"node": "nodes/b", "signs": [[1, 2, 3, 9, "a"]]}',
+        b'{"node": "nodes/b", "signs": [[1, 2]]}',
+        b'{"node": "nodes/b", "signs": [[0, 99, 99, 2, "of a rank that is not there"]]}',
+        b'{"node": "nodes/b", "signs": [[2, 99, 99, 2, ""], [-1, 99, 99, 2, ""]]}',
+        b'{"node": "nodes/b\\nnodes/c: gone", "signs": [[1, 99, 99, 2, ""]]}',
+        json.dumps({"node": "nodes/b", "signs": [[1, 99, 99, 2, "x" * 300]]}).encode(),
+    ],
+)
+def test_what_no_leader_writes_about_ranks_elsewhere_counts_for_nothing(
+    tmp_path: Path, document: bytes
+) -> None:
+    house = House(tmp_path, 2)
+    house.meeting.documents = [document]
+    house.forward(31)
+    assert house.said == [
+        f"waits for rank 0 on nodes/a for {seconds} s; all ranks are started again after 60 s"
+        for seconds in (20, 30)
+    ]
+
+
 @pytest.mark.parametrize(
     ("codes", "cause"),
     [
@@ -146,6 +173,7 @@ def test_the_first_node_watches_the_ranks_of_all_nodes_and_alone_decides(tmp_pat
         ([PEER_LOST, CRASHED], "a rank crashed"),
         ([PEER_LOST, PEER_LOST], "a rank lost its connection to another"),
         ([17], "a rank crashed"),
+        ([-40], "a rank was killed by signal 40"),
     ],
 )
 def test_what_came_first_is_the_cause_and_not_what_followed(
