@@ -69,8 +69,12 @@ def tensor_parallel(rank: int, ranks: int, folder: Path) -> Step:
 
 
 def _adamw(model: torch.nn.Module) -> torch.optim.AdamW:
+    split = [p for p in model.parameters() if isinstance(p, DTensor)]
+    whole = [p for p in model.parameters() if not isinstance(p, DTensor)]
+    # Fused it takes no group of both.
+    groups = [{"params": group} for group in (split, whole) if group]
     return torch.optim.AdamW(
-        model.parameters(), lr=RATE, betas=(BETA1, BETA2), eps=EPSILON, weight_decay=0.0, fused=True
+        groups, lr=RATE, betas=(BETA1, BETA2), eps=EPSILON, weight_decay=0.0, fused=True
     )
 
 

@@ -7,7 +7,8 @@ read the keys, before it ends.
 Rules kept here:
 * the control plane must not run: its lock is taken, so there is one writer of state and audit log;
 * the key, the names and the addresses stay the same; only the time is new. Where the key was lost
-  it gets another one, and where the certificate was, the names that `init` gave it;
+  or cannot be read it gets another one, and where the certificate was, the names that `init` gave
+  it;
 * from now on the control plane refuses the certificate before;
 * intent and result are in the audit log, under the method `gateway-certificate` and no principal:
   the operating system, not the appliance, says who may run it.
@@ -39,6 +40,9 @@ from appliance.core.files import read_secret, write_durably
 from appliance.core.identity import Principal, PrincipalKind
 from appliance.crypto.certs import (
     hosts_of,
+    is_certificate,
+    is_pair,
+    is_private_key,
     make_csr,
     new_private_key,
     not_after,
@@ -90,17 +94,24 @@ def why_renew(opened: Opened, settings: ControlConfig, now: datetime) -> str:
     Raises as `renew` does.
     """
     shown = _shown(opened, settings)
-    if shown.certificate is None or not _key_file(opened).exists():
-        return "its key or its certificate was missing"
-    begin, end = not_before(shown.certificate), not_after(shown.certificate)
+    key = _key(opened)
+    if shown.certificate is None or key is None:
+        return "its key or its certificate was missing or could not be read"
+    if not is_pair(key, shown.certificate):
+        return "the one before was not that of its key"
+    if serial_of(shown.certificate) != shown.row.certificate_serial:
+        return "the control plane knows another one"
+    return _why_by_now(shown.certificate, now)
+
+
+def _why_by_now(certificate: bytes, now: datetime) -> str:
+    begin, end = not_before(certificate), not_after(certificate)
     if now >= end:
         return f"the one before ended on {end:%Y-%m-%d %H:%M}Z"
     if end - now < SOON:
         return f"the one before ends on {end:%Y-%m-%d}"
     if now < begin:
         return f"the one before begins on {begin:%Y-%m-%d %H:%M}Z, made under a wrong clock"
-    if serial_of(shown.certificate) != shown.row.certificate_serial:
-        return "the control plane knows another one"
     return ""
 
 
@@ -109,8 +120,13 @@ def renew_in(
 ) -> Renewed:
     """As `renew`, in an open data directory that nobody serves yet; `by` is for the record."""
     path, log, shown = _certificate_file(opened), opened.log, _shown(opened, settings)
-    gateway, key = Principal(PrincipalKind.GATEWAY, shown.row.id), _key(opened)
+    gateway = Principal(PrincipalKind.GATEWAY, shown.row.id)
     log.append(Entry("intent", method=METHOD, resource=gateway.name, details=dict(by))).result()
+    key = _key(opened)
+    if key is None:
+        key = new_private_key()
+        # Until the certificate is there too, the two are no pair, which is a reason to do it again.
+        write_durably(_key_file(opened), key)
     certificate = opened.keyring.ca.issue(
         make_csr(key),
         gateway,
@@ -144,25 +160,27 @@ def _key_file(opened: Opened) -> Path:
     return opened.data.gateway / "key.pem"
 
 
-def _key(opened: Opened) -> bytes:
-    """The gateway's private key; a new one where it was lost."""
+def _key(opened: Opened) -> bytes | None:
+    """The gateway's private key; None where it was lost, or is none."""
     path = _key_file(opened)
     if not path.exists():
-        write_durably(path, new_private_key())
-    return read_secret(path)
+        return None
+    key = read_secret(path)
+    return key if is_private_key(key) else None
 
 
 def _shown(opened: Opened, settings: ControlConfig) -> _Shown:
     """What the gateway shows; where its certificate was lost, what `init` made it show."""
     path = _certificate_file(opened)
-    if path.exists():
-        certificate = read_secret(path)
+    certificate = read_secret(path) if path.exists() else b""
+    if is_certificate(certificate):
         return _Shown(_row_of(opened, certificate), *hosts_of(certificate), certificate)
     with opened.database.read() as state:
         rows = state.all(tables.gateway.select().where(tables.gateway.c.state != EVICTED))
     if len(rows) != 1:
         raise FailedPrecondition(
-            f"{path} is missing, and there are {len(rows)} gateways: put it back from your backup"
+            f"{path} is missing or no certificate, and there are {len(rows)} gateways: put it back"
+            " from your backup"
         )
     host, _ = split_address(settings.gateway.grpc, "gateway.grpc")
     return _Shown(rows[0], *front_names(host), None)

@@ -18,6 +18,7 @@ token made before comes back. Called by `python -m appliance.control --prepare n
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import tomllib
@@ -38,7 +39,7 @@ from appliance.core import names
 from appliance.core.errors import ApplianceError
 from appliance.core.files import read_secret, write_durably
 from appliance.core.identity import PrincipalKind
-from appliance.crypto.certs import not_after, not_before, peer_identity, serial_of
+from appliance.crypto.certs import is_pair, not_after, not_before, peer_identity, serial_of
 
 NODE, GATEWAY = "node", "gateway"
 MACHINES = (NODE, GATEWAY)
@@ -151,7 +152,10 @@ def _files_of(folder: Path) -> tuple[Path, Path]:
 def _held(opened: Opened, identity_file: Path) -> Held | None:
     ring = opened.keyring
     try:
-        certificate: bytes = json.loads(read_secret(identity_file))["certificate"].encode()
+        value = json.loads(read_secret(identity_file))
+        certificate: bytes = value["certificate"].encode()
+        if not is_pair(base64.b64decode(value["key"]), certificate):
+            return None
         end = not_after(certificate)
         principal = peer_identity(
             certificate,

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Literal
@@ -242,6 +242,30 @@ def not_after(cert_pem: bytes) -> datetime:
     return _load(cert_pem).not_valid_after_utc
 
 
+def issued_by(cert_pem: bytes, ca_pem: bytes) -> bool:
+    """Whether an authority has signed a certificate. Raises InvalidInput when one is none."""
+    try:
+        _check_issuer(_load(cert_pem), ca_pem)
+    except Unauthenticated:
+        return False
+    return True
+
+
+def is_certificate(pem: bytes) -> bool:
+    """Whether this is a certificate in PEM form."""
+    return _reads(_load, pem)
+
+
+def is_private_key(pem: bytes) -> bool:
+    """Whether this is a private EC key in PEM form."""
+    return _reads(_load_private, pem)
+
+
+def is_pair(key_pem: bytes, cert_pem: bytes) -> bool:
+    """Whether a certificate is one of this private key. Raises InvalidInput when one is none."""
+    return bool(_load_private(key_pem).public_key() == _load(cert_pem).public_key())
+
+
 def hosts_of(cert_pem: bytes) -> tuple[list[str], list[str]]:
     """DNS names and IP addresses that a server's certificate was given beside its own two names."""
     extension = x509.SubjectAlternativeName
@@ -250,6 +274,14 @@ def hosts_of(cert_pem: bytes) -> tuple[list[str], list[str]]:
     addresses = names.get_values_for_type(x509.IPAddress)
     outside = [host for host in hosts if host.rpartition(".")[2] != SERVER_ZONE]
     return outside, [str(address) for address in addresses]
+
+
+def _reads(load: Callable[[bytes], object], pem: bytes) -> bool:
+    try:
+        load(pem)
+    except InvalidInput:
+        return False
+    return True
 
 
 def _refused(why: str) -> Unauthenticated:

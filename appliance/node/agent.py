@@ -7,8 +7,9 @@ Rules kept here:
   time, and a random part of that, so that not all nodes come at once;
 * work goes on while the control plane is away, until its lease is over;
 * the certificate is renewed at half its life, and the stream opened again with the new one; with
-  one that has ended or is refused the agent asks less and less often, and joins anew when there is
-  a join token. What runs goes on meanwhile, as long as its lease holds.
+  one that is refused, has ended, has not begun or is of another authority, the agent asks less and
+  less often, and joins anew when there is a join token. What runs goes on meanwhile, as long as its
+  lease holds.
 
 Called by the composition root.
 """
@@ -170,8 +171,8 @@ class Agent:
             return str(error)
         except ApplianceError as error:
             # Tried all the same: it is this clock that may be wrong.
-            if ended := self._store.ended(self._identity):
-                return ended
+            if useless := self._store.useless(self._identity):
+                return useless
             logger.warning("the control plane is not connected: %s", error)
         finally:
             self._set_channel(None)

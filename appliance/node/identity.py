@@ -32,11 +32,20 @@ from appliance.api.agent.v1 import (
     enrolment_service_pb2,
     enrolment_service_pb2_grpc,
 )
-from appliance.core.errors import FailedPrecondition, Unauthenticated
+from appliance.core.errors import FailedPrecondition, InvalidInput, Unauthenticated
 from appliance.core.files import read_secret, write_durably
 from appliance.core.identity import PrincipalKind
 from appliance.core.names import Name
-from appliance.crypto.certs import fingerprint, half_life, make_csr, new_private_key, not_after
+from appliance.crypto.certs import (
+    fingerprint,
+    half_life,
+    is_pair,
+    issued_by,
+    make_csr,
+    new_private_key,
+    not_after,
+    not_before,
+)
 from appliance.crypto.signing import equal
 from appliance.node.config import Control
 from appliance.wire.status import from_rpc_error
@@ -81,7 +90,7 @@ class Identity:
         """Read what `document` made. Raises FailedPrecondition when it is something else."""
         try:
             value = json.loads(document)
-            return cls(
+            found = cls(
                 node=value["node"],
                 cluster=value["cluster"],
                 key_pem=base64.b64decode(value["key"]),
@@ -89,9 +98,13 @@ class Identity:
                 ca_pem=value["ca_certificate"].encode(),
                 renew_at=datetime.fromisoformat(value["renew_at"]),
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            whole = is_pair(found.key_pem, found.certificate_pem)
+        except (KeyError, TypeError, ValueError, AttributeError, InvalidInput) as error:
             kind = type(error).__name__
             raise FailedPrecondition(f"the identity of this node cannot be read ({kind})") from None
+        if not whole:
+            raise FailedPrecondition("the certificate of this node is not that of its key")
+        return found
 
 
 @dataclass
@@ -124,12 +137,25 @@ class IdentityStore:
         """
         return Identity.parse(read_secret(self.path))
 
-    def ended(self, identity: Identity) -> str:
-        """That the certificate of an identity has ended, as a sentence; empty while it holds."""
-        end = not_after(identity.certificate_pem)
-        if self.now() < end:
-            return ""
-        return f"the certificate of nodes/{identity.node} ended on {end:%Y-%m-%d %H:%M}Z"
+    def useless(self, identity: Identity) -> str:
+        """Why nobody will take the certificate of an identity, as a sentence; empty while it holds.
+
+        It is judged by this clock, and by the authority that was announced.
+        """
+        certificate, now = identity.certificate_pem, self.now()
+        begin, end = not_before(certificate), not_after(certificate)
+        its = f"the certificate of nodes/{identity.node}"
+        if now >= end:
+            return f"{its} ended on {end:%Y-%m-%d %H:%M}Z"
+        if now < begin:
+            return f"{its} begins on {begin:%Y-%m-%d %H:%M}Z, made under a wrong clock"
+        try:
+            authority = self.pinned_ca()
+        except FailedPrecondition:
+            return ""  # said when a token is there to be sent to it
+        if not issued_by(certificate, authority):
+            return f"{its} is of another authority than {self.control.ca}"
+        return ""
 
     async def join(self, token_file: Path) -> Identity:
         """Exchange the one-use token for a certificate, store it, and remove the token's file.

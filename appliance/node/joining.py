@@ -3,8 +3,8 @@
 Rules kept here:
 * nothing of this ends the agent: what ends is started over and over. It waits for a join token in
   its file, and takes it up by itself;
-* a token is used when it is needed: there is no identity, its certificate has ended, or the control
-  plane refuses it;
+* a token is used when it is needed: there is no identity, its certificate cannot be used, or the
+  control plane refuses it;
 * what is wrong is said with the command to type, at once and then less and less often.
 
 Called by the composition root and the agent.
@@ -75,7 +75,7 @@ class Joining:
             logger.warning("%s: %s", why, self._advice(node))
             return None
         try:
-            return await self.store.join(self._token_file)
+            joined = await self.store.join(self._token_file)
         except Unauthenticated as error:
             refused = f"the join token in {self._token_file} is refused ({error})"
             logger.warning("%s, and %s: %s", why, refused, self._advice(node))
@@ -83,6 +83,9 @@ class Joining:
             logger.warning("cannot join yet: %s", error)
         except ApplianceError as error:
             logger.warning("%s, and this node cannot join: %s", why, error)
+        else:
+            logger.info("%s: it has a new identity, by %s", why, self._token_file)
+            return joined
         return None
 
     async def wait(self, seconds: float) -> None:

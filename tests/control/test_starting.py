@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -19,10 +20,13 @@ from appliance.control.opening import open_data
 from appliance.control.services.nodes import EVICTED, LOST
 from appliance.control.starting import GATEWAY, MACHINES, NODE, Held, prepare, why_join
 from appliance.control.store import tables
+from appliance.core.errors import AuditUnavailable
+from appliance.core.files import write_durably
 from appliance.core.identity import Principal, PrincipalKind
 from appliance.crypto.certs import (
     Authority,
     hosts_of,
+    is_pair,
     make_csr,
     new_private_key,
     not_after,
@@ -76,8 +80,9 @@ def test_why_a_node_must_join(held: Held | None, row: Row | None, at: datetime, 
 def joined(folder: Path, authority: Authority | None = None, *, state: str = LOST) -> None:
     """As a node leaves its folder that joined just now: no token, an identity."""
     with closing(open_data(settings_of(folder), now)) as opened:
+        key = new_private_key()
         certificate = (authority or opened.keyring.ca).issue(
-            make_csr(new_private_key()),
+            make_csr(key),
             Principal(PrincipalKind.NODE, "node-1"),
             server=False,
             client=True,
@@ -96,7 +101,15 @@ def joined(folder: Path, authority: Authority | None = None, *, state: str = LOS
     identity = folder / "node" / "state" / "identity.json"
     identity.parent.mkdir(mode=0o700)
     identity.touch(0o600)
-    identity.write_text(json.dumps({"certificate": certificate.decode()}))
+    held = {"key": base64.b64encode(key).decode(), "certificate": certificate.decode()}
+    identity.write_text(json.dumps(held))
+
+
+class UnableLog:
+    """An audit log that can take nothing."""
+
+    def append(self, _: object) -> None:
+        raise AuditUnavailable("the disk is full")
 
 
 def prepared(
@@ -203,16 +216,19 @@ def test_a_certificate_that_the_state_does_not_know_is_renewed(copy: Path) -> No
     assert said.endswith("the control plane knows another one")
 
 
+@pytest.mark.parametrize("left", [None, b"", b"none"])
 @pytest.mark.parametrize("lost", [("key.pem",), ("cert.pem",), ("key.pem", "cert.pem")])
 def test_a_gateway_that_has_lost_its_key_or_certificate_gets_others(
-    copy: Path, lost: tuple[str, ...]
+    copy: Path, lost: tuple[str, ...], left: bytes | None
 ) -> None:
     path = copy / "gateway" / "cert.pem"
     before = path.read_bytes()
     for name in lost:
         path.with_name(name).unlink()
+        if left is not None:
+            write_durably(path.with_name(name), left)
     (said,) = prepared(copy, now, (GATEWAY,))
-    assert said.endswith(": its key or its certificate was missing")
+    assert said.endswith(": its key or its certificate was missing or could not be read")
     assert hosts_of(path.read_bytes()) == hosts_of(before)
     certificate = x509.load_pem_x509_certificate(path.read_bytes())
     key = load_pem_private_key(path.with_name("key.pem").read_bytes(), None)
@@ -220,9 +236,39 @@ def test_a_gateway_that_has_lost_its_key_or_certificate_gets_others(
     assert prepared(copy, now, (GATEWAY,)) == []
 
 
+def test_a_renewal_that_was_cut_is_done_again(copy: Path) -> None:
+    # The key was written and its certificate was not: the gateway could not start with the two.
+    path = copy / "gateway" / "key.pem"
+    path.unlink()
+    write_durably(path, new_private_key())
+    (said,) = prepared(copy, now, (GATEWAY,))
+    assert said.endswith(": the one before was not that of its key")
+    assert is_pair(path.read_bytes(), path.with_name("cert.pem").read_bytes())
+    assert prepared(copy, now, (GATEWAY,)) == []
+
+
+def test_a_renewal_that_cannot_be_recorded_makes_no_key(copy: Path) -> None:
+    (copy / "gateway" / "key.pem").unlink()
+    with closing(open_data(settings_of(copy), now)) as opened:
+        unable = replace(opened, log=UnableLog())
+        (said,) = prepare(unable, settings_of(copy), (GATEWAY,), now)
+    assert said == "the gateway of this server gets nothing new: the disk is full"
+    assert not (copy / "gateway" / "key.pem").exists()
+
+
+@pytest.mark.parametrize("part", ["key", "certificate"])
+def test_a_node_whose_key_or_certificate_cannot_be_read_joins_anew(copy: Path, part: str) -> None:
+    joined(copy)
+    identity = copy / "node" / "state" / "identity.json"
+    identity.write_text(json.dumps(json.loads(identity.read_text()) | {part: "bm9uZQ=="}))
+    (said,) = prepared(copy, now)
+    assert said.endswith(": it has no identity that can be used")
+
+
 def test_what_cannot_be_renewed_is_said_and_stops_nobody_else(copy: Path) -> None:
     joined(copy)
-    (copy / "gateway" / "cert.pem").write_bytes(b"none")
+    other = Authority.create(settings_of(copy).cluster_id)
+    (copy / "gateway" / "cert.pem").write_bytes(other.certificate_pem)
     said = prepared(copy, after(3))
     assert len(said) == 2
     assert "joins anew" in said[0]

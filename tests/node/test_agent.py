@@ -12,6 +12,7 @@ import stat
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -21,11 +22,13 @@ from prometheus_client import CollectorRegistry
 from appliance.api.agent.v1 import agent_service_pb2 as rpc
 from appliance.api.nodes.v1 import node_pb2
 from appliance.core.errors import FailedPrecondition, Unauthenticated, Untrusted
+from appliance.core.files import write_durably
 from appliance.core.identity import Principal, PrincipalKind
+from appliance.crypto.certs import Authority, half_life, make_csr, new_private_key, serial_of
 from appliance.node.agent import Agent, Rhythm
 from appliance.node.config import Control
 from appliance.node.documents import Place
-from appliance.node.identity import IdentityStore
+from appliance.node.identity import Identity, IdentityStore
 from appliance.node.joining import Joining
 from appliance.node.launcher import Folders, Launcher
 from appliance.node.logs import LAST_BYTES
@@ -200,10 +203,57 @@ async def test_an_ended_certificate_is_said_with_its_end(
     control.issued_ago = timedelta(days=3)
     identities = store(control, tmp_path)
     ended = await identities.join(token_file(control, tmp_path))
-    assert identities.ended(ended).startswith(f"the certificate of nodes/{NODE} ended on 20")
+    assert identities.useless(ended).startswith(f"the certificate of nodes/{NODE} ended on 20")
     control.issued_ago = timedelta()
     control.token = "sla_join_next_secret_crc"
-    assert identities.ended(await identities.join(token_file(control, tmp_path))) == ""
+    assert identities.useless(await identities.join(token_file(control, tmp_path))) == ""
+
+
+@pytest.mark.parametrize(
+    ("issued_ago", "known", "why"),
+    [
+        (timedelta(days=3), True, "ended on"),
+        (timedelta(days=-3), True, "made under a wrong clock"),
+        (timedelta(), False, "is of another authority than"),
+    ],
+)
+async def test_a_node_whose_certificate_is_useless_joins_with_the_token_it_gets(
+    control: FakeControlPlane,
+    start: Start,
+    tmp_path: Path,
+    issued_ago: timedelta,
+    known: bool,  # noqa: FBT001 - a row of the table
+    why: str,
+) -> None:
+    # A clock that was put back, or a data directory that was made anew beside an old node folder.
+    key = new_private_key()
+    certificate = (control.authority if known else Authority.create(CLUSTER)).issue(
+        make_csr(key),
+        Principal(PrincipalKind.NODE, NODE),
+        server=False,
+        client=True,
+        now=datetime.now(UTC) - issued_ago,
+    )
+    ca_pem, renew_at = control.authority.certificate_pem, half_life(certificate)
+    old = Identity(NODE, CLUSTER, key, certificate, ca_pem, renew_at)
+    write_durably(store(control, tmp_path).path, old.document())
+    assert why in store(control, tmp_path).useless(old)
+    agent = await start()
+    session = await control.session()
+    assert session.serial != serial_of(certificate)
+    assert agent.identity == store(control, tmp_path).load()
+
+
+@pytest.mark.parametrize("part", ["key_pem", "certificate_pem"])
+async def test_an_identity_whose_parts_are_no_pair_is_said(
+    control: FakeControlPlane, tmp_path: Path, part: str
+) -> None:
+    identities = store(control, tmp_path)
+    good = await identities.join(token_file(control, tmp_path))
+    for wrong in (b"none", b"", new_private_key()):
+        bad = replace(good, **{part: wrong}).document()
+        with pytest.raises(FailedPrecondition, match="of this node"):
+            Identity.parse(bad)
 
 
 async def test_an_identity_that_cannot_be_read_waits_for_a_token(
