@@ -22,6 +22,8 @@ from typing import TextIO
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 """Id of the request being served; set by the door of each server, carried into every line."""
 
+TOKEN_BEGIN = "sla_"  # noqa: S105 - what is public of every token
+"""How every bearer token of an appliance begins."""
 _TOKEN = re.compile(r"(sla_[a-z]+_[A-Za-z0-9]+)_[A-Za-z0-9_-]+")
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {
     "message",

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from appliance.core.files import FULL_DISK
-from appliance.core.log import last_lines, redact
+from appliance.core.log import TOKEN_BEGIN, last_lines, redact
 
 LAST_BYTES = 8 << 10
 """Bytes of output that are kept in memory, for whoever may read the log of a job."""
@@ -64,10 +64,9 @@ class CappedLog:
         lines, newline, self._rest = text.rpartition("\n")
         self._keep(self._clean(lines + newline))
         if len(self._rest) > _LONGEST_LINE:
-            # A secret that is whole is gone now; one whose end is still to come stays in the rest.
-            clean = self._clean(self._rest)
-            self._keep(clean[:-_LONGEST_SECRET])
-            self._rest = clean[-_LONGEST_SECRET:]
+            place = self._between_secrets(self._rest)
+            self._keep(self._clean(self._rest[:place]))
+            self._rest = self._rest[place:]
 
     def close(self) -> None:
         """Keep what is left."""
@@ -82,6 +81,17 @@ class CappedLog:
         """The last lines that were kept, once the log is closed."""
         text = last_lines(self._last, LAST_BYTES)
         return LastOutput(text, cut=len(text) < self._written)
+
+    def _between_secrets(self, text: str) -> int:
+        """Where a text is cut so that a secret is on one side, also one whose end is to come."""
+        place = len(text) - _LONGEST_SECRET
+        begins = [place]
+        for secret in (*self._secrets, TOKEN_BEGIN):
+            # Those that begin before the place; a token is at most as long as any secret.
+            length = _LONGEST_SECRET if secret == TOKEN_BEGIN else len(secret)
+            found = text.find(secret, place - length + 1, place + len(secret) - 1)
+            begins += [found] if found >= 0 else []
+        return min(begins)
 
     def _clean(self, text: str) -> str:
         for secret in self._secrets:

@@ -229,6 +229,19 @@ def test_no_key_and_no_token_is_kept_however_it_is_written(tmp_path: Path) -> No
         assert secret not in kept + log.last.text
 
 
+@pytest.mark.attack
+def test_no_secret_shows_its_end_wherever_a_line_without_end_is_cut(tmp_path: Path) -> None:
+    key, token = "k" * 44, "sla_ses_0123456789abcdef_" + "S" * 43
+    line = (f"{token} {key}," * 1500).encode()
+    for pieces in (65_536 + 20, 65_536 + 60, 65_536 + 100, 1 << 16, 40_001):
+        log = CappedLog(tmp_path / "log", 1 << 20, [key])
+        for start in range(0, len(line), pieces):
+            log.write(line[start : start + pieces])
+        log.close()
+        kept = (tmp_path / "log").read_text()
+        assert kept == "sla_ses_0123456789abcdef_[redacted] [redacted]," * 1500 + "\n"
+
+
 def test_the_last_lines_are_there_although_the_disk_is_full(tmp_path: Path) -> None:
     log = CappedLog(tmp_path / "log", 1 << 20)
     log._file.close()

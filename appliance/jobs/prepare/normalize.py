@@ -92,7 +92,7 @@ def _kept_where_it_acts(text: str, character: str) -> str:
     first, *others = text.split(character)
     pieces, last = [first], _base(first, "")
     for piece in others:
-        if _acts(character, last, piece[:1]) and pieces[-1] != character:
+        if _acts(character, last, _base(piece[:1], "")) and pieces[-1] != character:
             pieces.append(character)
         if piece:
             pieces.append(piece)
@@ -103,7 +103,8 @@ def _kept_where_it_acts(text: str, character: str) -> str:
 def _base(text: str, before: str) -> str:
     """The last character of a text that is no combining mark; `before` when there is none.
 
-    Marks say nothing of a script that they do not share with others, and some are cut later.
+    Marks say nothing of a script that they do not share with others, some are cut later, and they
+    may change places.
     """
     for character in reversed(text):
         if not unicodedata.category(character).startswith("M"):

@@ -119,6 +119,7 @@ def test_normalize(text: str, expected: str) -> None:
         st.sampled_from(
             "a\u0301\u0344\u0316\u0958\u200c\u200d\u0915\u094d\u0645\r\n \u00a0\x85\U0001f469"
             "\u200b\u0e01\u0e48\u1780\u17d2\u064b\x1f\x1e\u00ad\ufe0f\u2764\u1361\u1230\u3042\U000e0061"
+            "\u0f40\u0f73\u0f71\u3099\u1100\u1161\u2126\u0390"
         ),
         max_size=80,
     )
@@ -128,6 +129,7 @@ def test_normalize(text: str, expected: str) -> None:
         ).map(lambda rest: first + "\u0316" * 29 + rest)
     )
 )
+@example("\u0e01\u200b\u0f73\u094d")
 @example("\u0645" + "\u0316" * 30 + "\u064b\u200d\u0645")
 def test_normalizing_twice_changes_nothing(text: str) -> None:
     once = normalize(text)
@@ -269,6 +271,9 @@ def test_near_duplicates_are_found_where_words_have_no_spaces() -> None:
         ("AT61 1904 3002 3457 3201 for", "<IBAN> for", {"IBAN": 1}),
         ("release 1.2.3.4 of it", "release 1.2.3.4 of it", {}),
         ("from fe80::1ff:fe23:4567:890a on", "from <IP_ADDRESS> on", {"IP_ADDRESS": 1}),
+        ("2001:db8::1a2b:3c4d: timeout", "<IP_ADDRESS>: timeout", {"IP_ADDRESS": 1}),
+        ("at 2001:db8:0:1:2:3:4:5:", "at <IP_ADDRESS>:", {"IP_ADDRESS": 1}),
+        ("2001:db8::1a2b:3c4d:\nno", "<IP_ADDRESS>:\nno", {"IP_ADDRESS": 1}),
         ("10.1.2.3 10.1.2.4", "<IP_ADDRESS> <IP_ADDRESS>", {"IP_ADDRESS": 2}),
         (
             (
