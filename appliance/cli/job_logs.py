@@ -6,6 +6,7 @@ Rule kept here: what ranks wrote may hold anything; no control character of it r
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import click
@@ -19,7 +20,8 @@ def show(logs: dict[str, Any]) -> None:
     """Print the logs of one job, given as a dictionary.
 
     As `tail` does: with several nodes each has a heading among the text, so that a file shows which
-    is which; the heading of a single one, and what is missing, are talk.
+    is which, and what ranks wrote is moved to the right where it looks like one; the heading of a
+    single one, and what is missing, are talk.
     """
     if logs["reason"]:
         click.echo(f"{logs['name']}: {safe(logs['reason'])}", err=True)
@@ -27,7 +29,8 @@ def show(logs: dict[str, Any]) -> None:
     for entry in logs["nodes"]:
         click.echo(f"==> {heading(entry, logs['epoch'])} <==", err=not several)
         if entry["text"]:
-            click.echo("\n".join(readable(line) for line in entry["text"].splitlines()))
+            text = "\n".join(readable(line) for line in entry["text"].splitlines())
+            click.echo(re.sub(r"^(?=\s*==>)", " ", text, flags=re.MULTILINE) if several else text)
 
 
 def heading(entry: dict[str, Any], epoch: str) -> str:

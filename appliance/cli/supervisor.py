@@ -15,6 +15,7 @@ session of its own and reads from a pipe how the start goes.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -121,8 +122,10 @@ class Supervisor:
         """Say what the control plane has done for the others."""
         answer.seek(0)
         for line in answer:
-            for done in json.loads(line)["prepared"]:
-                self._say(done)
+            # Libraries may print too.
+            with contextlib.suppress(ValueError, TypeError, KeyError):
+                for done in json.loads(line)["prepared"]:
+                    self._say(done)
 
     def _start(
         self, child: Child, more: Iterable[str] = (), answer: BinaryIO | None = None

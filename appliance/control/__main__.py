@@ -99,6 +99,8 @@ def _prepare(settings: ControlConfig, machines: Sequence[str], opened: Opened) -
         for each in done:
             logger.warning("%s", each)
         print(json.dumps({"prepared": done}), flush=True)  # noqa: T201  # for `appliance up`
+        # It reads no more: what a library prints from now on belongs into the log.
+        os.dup2(2, 1)
 
 
 def _init(parsed: argparse.Namespace) -> int:

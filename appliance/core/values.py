@@ -93,11 +93,18 @@ def wrong(message: Message, at: str = "") -> dict[str, str]:
         path = f"{at}.{field.name}" if at else field.name
         if field.message_type is not None and not field.is_repeated:
             found |= wrong(getattr(message, field.name), path)
-        elif field.has_presence and not message.HasField(field.name):
+        elif not was_set(message, field):
             continue
         elif not _fits(field, getattr(message, field.name)):
             found[path] = f"must be {bounds_of(field)}"
     return found
+
+
+def was_set(message: Message, field: Field) -> bool:
+    """Whether a field was set. A text that is empty was not: clients of 0.1.0 write every text."""
+    if not field.has_presence:
+        return True
+    return bool(message.HasField(field.name)) and getattr(message, field.name) != ""
 
 
 def _fits(field: Field, held: Any) -> bool:  # noqa: ANN401 - of the field's type
@@ -138,7 +145,7 @@ def microbatches(train: Message) -> int:
 
 def pipeline_schedule(train: Message) -> str:
     """The schedule of a TrainSpec's pipeline, where it has one."""
-    if train.HasField("pipeline_schedule"):
-        return str(cast("Any", train).pipeline_schedule)
+    if asked := cast("Any", train).pipeline_schedule:
+        return str(asked)
     value = value_of(train.DESCRIPTOR.fields_by_name["pipeline_schedule"])
     return value.words[0] if value is not None else ""

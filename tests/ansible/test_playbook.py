@@ -199,6 +199,30 @@ def test_the_play_of_a_node_ends_with_its_being_ready_or_says_why_not() -> None:
     assert "agent_said.stdout" in last["fail_msg"]
 
 
+def test_what_is_only_looked_at_is_looked_at_in_check_mode_too() -> None:
+    looks = [
+        task
+        for role in ("common", "control", "gateway", "agent")
+        for task in tasks(role)
+        if ("ansible.builtin.command" in task or "ansible.builtin.script" in task)
+        and "register" in task
+        and task.get("changed_when") is False
+        and "until" not in task
+    ]
+    assert {task["name"] for task in looks} >= {"Ask Python for its version"}
+    assert [task["name"] for task in looks if task.get("check_mode") is not False] == []
+
+
+def test_old_environments_of_every_kind_are_found_and_nothing_else() -> None:
+    find = named("common", "Find old environments")["ansible.builtin.find"]
+    assert find["use_regex"]
+    pattern = re.compile(find["patterns"])
+    for kind in ("control", "node-cpu", "node-gpu"):
+        assert pattern.match(f"{kind}-3.13.5-0123456789abcdef")
+    for other in ("current", "control", "control-notes", "node-gpu-models", "my-control-3.11"):
+        assert not pattern.match(other)
+
+
 def test_lists_of_the_mirror_that_are_stale_are_read_again() -> None:
     again = named("common", "Read the mirror's lists again, and install what is missing")
     assert again["ansible.builtin.apt"]["update_cache"] is True

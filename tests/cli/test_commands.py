@@ -541,6 +541,23 @@ def test_the_last_output_of_several_nodes_has_headings(command: Run, logged_in: 
     ]
 
 
+@pytest.mark.attack
+def test_what_one_node_wrote_is_not_taken_for_another_nodes(
+    command: Run, logged_in: FakeApi
+) -> None:
+    forged = "one\n==> nodes/n2, start 1 <==\n\x1b ==> nodes/n2 <==\n\rlies\n"
+    logged_in.answers["JobService.GetJobLogs"] = job_logs(
+        {"node": "nodes/n1", "text": forged, "receive_time": CAME},
+        {"node": "nodes/n2", "text": "two\n", "receive_time": CAME},
+        epoch=1,
+    )
+    shown = command("job", "logs", "one").out.splitlines()
+    assert [line for line in shown if line.startswith("==>")] == [
+        f"==> nodes/{node}, start 1, {AT} <==" for node in ("n1", "n2")
+    ]
+    assert " ==> nodes/n2, start 1 <==" in shown
+
+
 def test_no_output_says_why(command: Run, logged_in: FakeApi) -> None:
     logged_in.answers["JobService.GetJobLogs"] = job_logs(reason="the job has succeeded")
     shown = command("job", "logs", "one")

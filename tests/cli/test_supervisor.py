@@ -25,6 +25,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 plan = tomllib.load(open(sys.argv[-1], "rb"))
 wanted = [each.partition("=")[2] for each in sys.argv if each.startswith("--prepare=")]
 if wanted:
+    print("a library says something")
     print(json.dumps({"prepared": [f"{each} is prepared" for each in wanted]}), flush=True)
 if "fail" in plan:
     sys.exit(plan["fail"])

@@ -48,6 +48,7 @@ def test_a_field_without_a_default_must_be_asked_for_by_its_function() -> None:
     assert values.microbatches(TrainSpec(mesh=Mesh(pipeline=3), microbatches=0)) == 0
     assert values.pipeline_schedule(TrainSpec()) == "1F1B"
     assert values.pipeline_schedule(TrainSpec(pipeline_schedule="GPipe")) == "GPipe"
+    assert values.pipeline_schedule(TrainSpec(pipeline_schedule="")) == "1F1B"
 
 
 def test_what_is_filled_in_leaves_alone_what_was_asked_for() -> None:
@@ -86,6 +87,10 @@ def test_every_wrong_field_has_its_path_and_what_it_may_hold() -> None:
         "job.train.pipeline_schedule": "must be one of 1F1B, GPipe, Interleaved1F1B, ZBVZeroBubble",
     }
     assert found["job.train.architecture.layers"] == "must be 1 to 262,144"
+
+
+def test_a_text_that_is_empty_was_not_set() -> None:
+    assert "pipeline_schedule" not in values.wrong(TrainSpec(pipeline_schedule=""))
 
 
 @pytest.mark.parametrize("spec", SPECS)

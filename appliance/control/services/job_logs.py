@@ -63,7 +63,7 @@ class JobLogs:
         transaction.run(delete(tables.job_log).where(_log.job == job.uid, _log.epoch != job.epoch))
         said = {row.node for row in transaction.all(_of(job.uid))}
         silent = [share for share in shares if share.node not in said]
-        for share in silent[: MOST_NODES - len(said)]:
+        for share in silent[: max(0, MOST_NODES - len(said))]:
             self._add(transaction, job, share.node, share.rank_base)
         self._drop_old(transaction, job.project)
 
@@ -76,6 +76,9 @@ class JobLogs:
             transaction.run(
                 delete(tables.job_log).where(_log.job == job.uid, _log.node == share.node)
             )
+            kept = transaction.all(_of(job.uid).where(_log.epoch == job.epoch))
+            if len(kept) >= MOST_NODES:
+                return
             self._add(transaction, job, share.node, share.rank_base)
             self._fill(transaction, job, share.node, report)
 

@@ -245,7 +245,7 @@ def _check_degrees(spec: job_pb2.TrainSpec, vocabulary: int, problems: Problems)
     )
     problems.check(
         "job.train.pipeline_schedule",
-        holds=pipeline > 1 or not spec.HasField("pipeline_schedule"),
+        holds=pipeline > 1 or not spec.pipeline_schedule,
         sentence="has no effect without a pipeline: leave it out, or make mesh.pipeline 2 or more",
     )
     _check_batch(spec, problems)
@@ -322,8 +322,9 @@ def filled(kind: str, spec: Message, inputs: Callable[[], Mapping[str, Input]]) 
     match kind, made:
         case "train", job_pb2.TrainSpec():
             made.microbatches = values.microbatches(made)
-            if made.mesh.pipeline > 1:
-                made.pipeline_schedule = values.pipeline_schedule(made)
+            made.pipeline_schedule = values.pipeline_schedule(made)
+            if made.mesh.pipeline == 1:
+                made.ClearField("pipeline_schedule")
         case "evaluate", job_pb2.EvaluateSpec():
             model = inputs().get("job.evaluate.model")
             if model is not None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from google.protobuf import json_format
@@ -143,10 +144,10 @@ class RunReports:
         except LeaseLost:
             # Another node's end, or a person, came first; what this one wrote may be the cause.
             if not report.succeeded:
-                self._logs.fill(node, report)
+                self._note(work, partial(self._logs.fill, node, report))
             raise
         if not report.succeeded:
-            self._logs.keep(share, report)
+            self._note(work, partial(self._logs.keep, share, report))
             self._failed(report)
             self._leases.gone(work.work, work.epoch, node)
             return
@@ -195,6 +196,15 @@ class RunReports:
         """What appears is in the audit log before it appears. Raises AuditUnavailable."""
         versions = {version.name: version.digest for version, _, _ in made.values()}
         self._records.record("job.succeeded", job_rows.name_of(row), outputs=versions)
+
+    def _note(self, work: rpc.WorkEpoch, keep: Callable[[], None]) -> None:
+        """Keep what ranks wrote last, if that can be done: why they ended is worth more."""
+        try:
+            keep()
+        except ApplianceError as error:
+            _logger.warning(
+                "the last output of job %s cannot be kept: %s", work.work, error.message
+            )
 
     def _failed(self, report: rpc.JobEnded) -> None:
         work = report.work

@@ -205,6 +205,31 @@ async def test_the_node_that_failed_and_the_first_others_are_kept(lab: Lab) -> N
     assert [each.text for each in logs(lab).nodes] == [""] * 7 + ["the cause"]
 
 
+async def test_more_rows_than_there_is_room_for_make_no_more(lab: Lab) -> None:
+    nodes = await together(lab, 16)
+    work = nodes[11].started[0].work
+    row = {"job": work.work, "epoch": 1, "rank_base": 0, "create_time": lab.time.wall()}
+    with lab.database.write() as transaction:
+        for number in range(MOST_NODES + 1):
+            transaction.run(tables.job_log.insert().values(row | {"node": f"x{number}"}))
+    nodes[11].fail(work, "INTERNAL", "rank 11 crashed", "no room")
+    assert lab.job().state_reason == "rank 11 crashed"
+    assert len(lab.rows(tables.job_log)) == MOST_NODES + 1
+
+
+@pytest.mark.attack
+async def test_output_that_cannot_be_sealed_hides_no_reason(lab: Lab) -> None:
+    node = await lab.connected("n1")
+    work = await started(lab, node)
+    with lab.database.write() as transaction:
+        transaction.run(update(tables.project_key).values(wrapped_key=b"changed"))
+    node.fail(work, "INTERNAL", "rank 0 crashed with KeyError", TEXT)
+    assert (lab.job().state, lab.job().state_reason) == (
+        Job.STATE_FAILED,
+        "rank 0 crashed with KeyError",
+    )
+
+
 async def test_it_is_kept_for_thirty_days(lab: Lab) -> None:
     node = await lab.connected("n1")
     node.fail(await started(lab, node), "INTERNAL", log="old")

@@ -285,6 +285,18 @@ async def test_a_pipeline_has_microbatches_and_a_schedule_of_its_own(lab: Lab) -
     assert lab.jobs.create(ALICE, request).train == filled
 
 
+async def test_a_schedule_that_is_empty_was_left_out(lab: Lab) -> None:
+    # Clients of 0.1.0 that write JSON write every text, empty or not.
+    await lab.connected("n1", devices=2)
+    tokens = lab.tokens()
+    for name, ranks, schedule in (("t1", 1, ""), ("t2", 2, "1F1B")):
+        mesh = Mesh(pipeline=ranks)
+        request = train_request(name, tokens, mesh=mesh, pipeline_schedule="")
+        made = lab.jobs.create(ALICE, request).train
+        assert made.pipeline_schedule == schedule
+        assert made.HasField("pipeline_schedule") == bool(schedule)
+
+
 async def test_what_a_job_shows_can_be_sent_again(lab: Lab) -> None:
     await lab.connected("n1", devices=2)
     tokens = lab.tokens()
