@@ -148,7 +148,7 @@ class Work:
     def machines(self, enrolment: Enrolment, pool: Executor) -> list[Servicer]:
         """One servicer for each of `MACHINES`."""
         base, events = self._base, self._base.events
-        release = Release(base.database, self.artifacts, self.leases, base.keyring.ca)
+        release = Release(base.database, self.artifacts, self.leases, base.keyring.ca, base.events)
         routing = Routing(
             database=base.database,
             policies=base.policies,

@@ -51,7 +51,11 @@ def job(order: rpc.StartJob, keys: rpc.ReleaseKeysResponse, place: Place) -> dic
         raise InvalidInput("the job is of a kind that this node does not know: update its software")
     resume = None
     if keys.resume_step:
-        resume = {"step": keys.resume_step, "digest": keys.resume_digest}
+        resume = {
+            "step": keys.resume_step,
+            "digest": keys.resume_digest,
+            "epoch": keys.resume_epoch,
+        }
     return {
         "job": order.job.name,
         "uid": order.work.work,

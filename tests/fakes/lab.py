@@ -35,6 +35,7 @@ from appliance.control.services.release import Release
 from appliance.control.services.routing import Routing
 from appliance.control.store import tables
 from appliance.control.work import Work
+from appliance.core.checkpoints import CheckpointPoint
 from appliance.core.identity import Principal, PrincipalKind
 from appliance.crypto.artifacts import ArtifactReader, ArtifactWriter, manifest_digest
 from tests.fakes import tiny_model
@@ -89,7 +90,9 @@ class Lab:
         self.endpoints = Endpoints(
             base.database, base.changes, base.policies, work.replicas, base.events, base.clock
         )
-        self.release = Release(base.database, work.artifacts, work.leases, base.keyring.ca)
+        self.release = Release(
+            base.database, work.artifacts, work.leases, base.keyring.ca, base.events
+        )
         self.routing = Routing(
             base.database,
             base.policies,
@@ -337,7 +340,8 @@ class FakeAgent:
 
     def save_checkpoint(self, work: agent.WorkEpoch, step: int) -> str:
         key = next(key for key in self.keys(work).outputs if key.kind == "checkpoints")
-        digest = write(self.writer(key, work.epoch, f"step-{step:08d}"), {"weights": b"w" * 50})
+        part = CheckpointPoint(work.epoch, step).name
+        digest = write(self.writer(key, work.epoch, part), {"weights": b"w" * 50})
         self.report(
             checkpoint=agent.CheckpointComplete(work=work, step=step, manifest_digest=digest)
         )

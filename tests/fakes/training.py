@@ -20,6 +20,7 @@ from torch import distributed
 from transformers import LlamaForCausalLM
 
 from appliance.api.jobs.v1.job_pb2 import TrainSpec
+from appliance.core.checkpoints import CheckpointPoint
 from appliance.crypto.artifacts import ArtifactReader
 from appliance.jobs.runtime.checkpoints import CheckpointSeries
 from appliance.jobs.train.job import run
@@ -134,7 +135,7 @@ def measured(job: FakeJob, name: str) -> list[float]:
 def checkpoint(job: FakeJob, step: int) -> ArtifactReader:
     """A checkpoint that the job left."""
     series: CheckpointSeries = job.context().checkpoints()
-    place = f"step-{step:08d}"
+    place = CheckpointPoint(series.epoch, step).name
     return job.store.reader(
         replace(
             series.series,

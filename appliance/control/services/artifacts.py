@@ -31,6 +31,7 @@ from appliance.control.store import tables
 from appliance.control.store.database import Database, Reading, Transaction
 from appliance.control.store.objects import ObjectStore, new_uid
 from appliance.core import names
+from appliance.core.checkpoints import CheckpointPoint, epoch_of, step_of
 from appliance.core.errors import AlreadyExists, LeaseLost, NotFound, Tampered
 from appliance.crypto.artifacts import (
     MANIFEST,
@@ -173,31 +174,42 @@ class Artifacts:
             raise LeaseLost(f"epoch {reader.epoch} wrote {version.name}, not {epoch}")
         return reader
 
-    def verify_checkpoint(
-        self, version: Version, step: int, digest: str, *, epoch: int | None = None
-    ) -> None:
-        """Check that a checkpoint of a series is complete; of one epoch unless None.
+    def checkpoint(
+        self, version: Version, point: CheckpointPoint, digest: str | None = None
+    ) -> ArtifactReader:
+        """A reader of a checkpoint of a series, once it is seen to be whole.
 
-        Raises as `verify`.
+        Raises as `verify`; NotFound when it is not there and no digest is known.
         """
-        part = f"step-{step:08d}"
-        reader = ArtifactReader(
+        return ArtifactReader(
             self._store.filesystem,
-            self._store.path(f"{version.folder}/{part}"),
+            self._store.path(f"{version.folder}/{point.name}"),
             version.key,
             version.project,
-            f"{version.uid}/{part}",
+            f"{version.uid}/{point.name}",
             digest=digest,
         )
-        if epoch is not None and reader.epoch != epoch:
-            raise LeaseLost(f"epoch {reader.epoch} wrote the checkpoint of step {step}")
 
-    def steps(self, version: Version) -> set[int]:
-        """Steps of the checkpoints of a series that have their manifest."""
-        found = self._folders(version.folder)
-        whole = (folder for folder in found if self._is_whole(folder))
-        steps = (folder.rpartition("/step-")[2] for folder in whole)
-        return {int(step) for step in steps if step.isdecimal()}
+    def points(self, version: Version) -> list[CheckpointPoint]:
+        """The checkpoints of a series that have their manifest, newest first."""
+        found: list[CheckpointPoint] = []
+        for folder in self._folders(version.folder):
+            name = folder.rpartition("/")[2]
+            epoch = epoch_of(name)
+            folders = [folder] if epoch is None else self._folders(folder)
+            for each in folders:
+                step = step_of(each.rpartition("/")[2])
+                if step is not None and self._is_whole(each):
+                    found.append(CheckpointPoint(epoch or 0, step))
+        return sorted(found, reverse=True)
+
+    def forget_checkpoints(self, version: Version, before: int) -> None:
+        """Delete what epochs lower than `before` have saved in a series."""
+        for folder in self._folders(version.folder):
+            name = folder.rpartition("/")[2]
+            epoch = 0 if step_of(name) is not None else epoch_of(name)
+            if epoch is not None and epoch < before:
+                self.remove(folder)
 
     def sign(self, version: Version, digest: str) -> None:
         """Sign the manifest of a verified version, beside it."""

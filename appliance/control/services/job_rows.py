@@ -25,6 +25,7 @@ from appliance.control.services.resources import missing, timestamp
 from appliance.control.store import tables
 from appliance.control.store.database import Reading, Transaction
 from appliance.core import names
+from appliance.core.checkpoints import CheckpointPoint
 from appliance.core.errors import LeaseLost, NotFound
 from appliance.core.jobs import JobState, move
 from appliance.core.names import Name
@@ -50,6 +51,20 @@ def by_uid(state: Reading, uid: str) -> Row[Any] | None:
 def name_of(row: Row[Any]) -> str:
     """Resource name of a job."""
     return names.job(row.project, row.id)
+
+
+def point_of(row: Row[Any]) -> CheckpointPoint:
+    """The newest checkpoint of a job that is on record; its step is 0 when there is none."""
+    return CheckpointPoint(row.checkpoint_epoch, row.checkpoint_step)
+
+
+def columns_of(point: CheckpointPoint, digest: str) -> dict[str, object]:
+    """The columns that put a checkpoint on record."""
+    return {
+        "checkpoint_epoch": point.epoch,
+        "checkpoint_step": point.step,
+        "checkpoint_digest": digest,
+    }
 
 
 def spec_of(row: Row[Any]) -> Message:

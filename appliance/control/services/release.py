@@ -16,24 +16,29 @@ for `identity_of` by `routing`.
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from sqlalchemy import Row, select, update
 
 from appliance.api.agent.v1 import agent_service_pb2 as rpc
+from appliance.control.events import Events
 from appliance.control.services import job_rows
 from appliance.control.services.artifacts import CHECKPOINTS, Artifacts, Version
 from appliance.control.services.caller import Caller
 from appliance.control.services.endpoints import model_name
+from appliance.control.services.job_rows import columns_of, point_of
 from appliance.control.services.leases import Leases
 from appliance.control.services.runs import pending
 from appliance.control.store import tables
 from appliance.control.store.database import Database
-from appliance.core.errors import LeaseLost
+from appliance.core.checkpoints import CheckpointPoint
+from appliance.core.errors import LeaseLost, NotFound, Tampered
 from appliance.core.identity import Principal, PrincipalKind
 from appliance.core.jobs import JobState
 from appliance.crypto.certs import Authority, serial_of
 
+_logger = logging.getLogger(__name__)
 _LEASED = (JobState.STARTING, JobState.RUNNING)
 
 
@@ -41,9 +46,15 @@ class Release:
     """Hands out keys and replicas' certificates."""
 
     def __init__(
-        self, database: Database, artifacts: Artifacts, leases: Leases, authority: Authority
+        self,
+        database: Database,
+        artifacts: Artifacts,
+        leases: Leases,
+        authority: Authority,
+        events: Events,
     ) -> None:
         self._database = database
+        self._events = events
         self._artifacts = artifacts
         self._leases = leases
         self._authority = authority
@@ -73,16 +84,47 @@ class Release:
         for _, version in inputs:
             self._artifacts.open_version(version)
         for version in outputs:
-            if version.kind == CHECKPOINTS and row.checkpoint_step:
-                self._artifacts.verify_checkpoint(
-                    version, row.checkpoint_step, row.checkpoint_digest
-                )
+            if version.kind == CHECKPOINTS:
+                row = self._resume_from(row, version)
         return rpc.ReleaseKeysResponse(
             inputs=[_key(version, name) for name, version in inputs],
             outputs=[_key(version, version.name) for version in outputs],
             resume_step=row.checkpoint_step,
             resume_digest=row.checkpoint_digest,
+            resume_epoch=row.checkpoint_epoch,
         )
+
+    def _resume_from(self, row: Row[Any], series: Version) -> Row[Any]:
+        """The row of a job, once it names the checkpoint that this epoch goes on from.
+
+        What earlier epochs finished while nobody heard of it is taken in: a node that was cut off
+        loses what it did since its last checkpoint, and no more. One that cannot be read is passed
+        over, down to the one on record.
+
+        Raises Tampered or Stale when the one on record is not what was recorded.
+        """
+        known = point_of(row)
+        for point in self._artifacts.points(series):
+            if not known < point < CheckpointPoint(row.epoch, 0):
+                continue
+            try:
+                reader = self._artifacts.checkpoint(series, point)
+            except (NotFound, Tampered) as error:
+                _logger.warning("a checkpoint that nobody reported is left out: %s", error)
+                continue
+            if reader.epoch != point.epoch and point.epoch:
+                continue
+            with self._database.write() as transaction:
+                job_rows.change(
+                    transaction, self._events, row, None, **columns_of(point, reader.digest)
+                )
+                fresh = job_rows.by_uid(transaction, row.uid)
+            if fresh is None:
+                raise LeaseLost(f"{row.uid} is gone; stop its processes")
+            return fresh
+        if known.step:
+            self._artifacts.checkpoint(series, known, row.checkpoint_digest)
+        return row
 
     def _replica(self, request: rpc.ReleaseKeysRequest) -> rpc.ReleaseKeysResponse:
         uid, _, identifier = request.work.work.partition("/")

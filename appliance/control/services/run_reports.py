@@ -29,10 +29,12 @@ from appliance.control.events import Events
 from appliance.control.services import job_rows, job_specs, outputs
 from appliance.control.services.artifacts import CHECKPOINTS, Artifacts, Version
 from appliance.control.services.job_logs import JobLogs
+from appliance.control.services.job_rows import columns_of, point_of
 from appliance.control.services.leases import Leases
 from appliance.control.services.runs import Runs, pending
 from appliance.control.store import tables
 from appliance.control.store.database import Database, Transaction
+from appliance.core.checkpoints import CheckpointPoint
 from appliance.core.errors import (
     ApplianceError,
     FailedPrecondition,
@@ -102,7 +104,8 @@ class RunReports:
     def checkpoint(self, node: str, report: rpc.CheckpointComplete) -> None:
         """A checkpoint is complete: verify it, then let later starts resume from it.
 
-        Raises LeaseLost for an older epoch, Tampered when it is not complete.
+        What earlier epochs have saved goes: nothing reads it any more. Raises LeaseLost for an
+        older epoch, Tampered when it is not complete.
         """
         with self._database.read() as state:
             row = self._row(state, node, report.work)
@@ -110,28 +113,29 @@ class RunReports:
             if not series:
                 raise InvalidInput(f"a {row.kind} job has no checkpoints")
             version = self._artifacts.read(state, series[0])
-        if report.step <= row.checkpoint_step:
+        known, point = point_of(row), CheckpointPoint(row.epoch, report.step)
+        points = self._artifacts.points(version)
+        if point not in points and (older := CheckpointPoint(0, report.step)) in points:
+            point = older  # an agent of 0.1.0
+        if point <= known:
             return
         try:
-            self._artifacts.verify_checkpoint(
-                version, report.step, report.manifest_digest, epoch=row.epoch
-            )
+            reader = self._artifacts.checkpoint(version, point, report.manifest_digest)
         except Tampered:
             # A job keeps its last checkpoints alone: one whose report had to wait may be gone, and
             # the report of a newer one is on its way.
-            steps = self._artifacts.steps(version)
-            if report.step in steps or max(steps, default=0) < report.step:
+            if point in points or (points and points[0] < point) or not points:
                 raise
             return
+        if reader.epoch != row.epoch:
+            raise LeaseLost(f"epoch {reader.epoch} wrote the checkpoint of step {report.step}")
         with self._database.write() as transaction:
             row = self._row(transaction, node, report.work)
             job_rows.change(
-                transaction,
-                self._events,
-                row,
-                checkpoint_step=report.step,
-                checkpoint_digest=report.manifest_digest,
+                transaction, self._events, row, None, **columns_of(point, report.manifest_digest)
             )
+        if point.epoch > known.epoch:
+            self._artifacts.forget_checkpoints(version, point.epoch)
 
     def ended(self, node: str, report: rpc.JobEnded) -> None:
         """A job's part on a node has ended. Raises LeaseLost."""

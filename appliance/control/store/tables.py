@@ -261,6 +261,7 @@ job = Table(
     Column("result", JSON, nullable=False, default=dict),
     Column("checkpoint_step", BigInteger, nullable=False, default=0),
     Column("checkpoint_digest", Text, nullable=False, default=""),
+    Column("checkpoint_epoch", BigInteger, nullable=False, default=0),
     Column("creator", Text, nullable=False),
     Column("create_time", Moment, nullable=False),
     Column("start_time", Moment, nullable=True),

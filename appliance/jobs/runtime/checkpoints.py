@@ -1,14 +1,15 @@
-"""The checkpoints of one job: artifacts in `<folder>/step-00000008`, the last two kept.
+"""The checkpoints of a job: artifacts in `<folder>/e2/step-00000008`, two of an epoch are kept.
 
 The attacks: storage is rolled back or changed so that training continues from other weights; a node
-that lost its lease writes over the checkpoints of the one that took the job over. Rules kept here:
+that lost its job writes over the checkpoints of the one that took it over. Rules kept here:
 * every rank writes its own files; rank 0 writes the manifest last. A checkpoint without manifest is
   not there, so a crash at any moment leaves the one before usable;
 * what goes away loses its manifest first, so half a deletion is never half a checkpoint;
-* `latest` returns the newest complete one, authentic, the same on every rank, and not older than
-  the control plane knows (Stale otherwise); an altered one is an error, not a reason to go back
-  quietly;
-* an older epoch neither saves beside a newer one nor deletes what it made;
+* an epoch saves and deletes in its own folder alone, so one that is over harms nobody;
+* a start goes on from the very checkpoint that the control plane names, by epoch, step and digest;
+  only ranks that start again within an epoch look for the newest one, and only in its folder;
+* `latest` is complete, authentic and the same on every rank; an altered one is an error, not a
+  reason to go back quietly;
 * nothing is unpickled: ranks exchange JSON, and what a kind stores is its own business (tensors and
   JSON).
 
@@ -18,12 +19,12 @@ Called by the kinds through `Context.checkpoints()`.
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from appliance.core.errors import InvalidInput, LeaseLost, NotFound, Stale
+from appliance.core.checkpoints import CheckpointPoint, epoch_folder, step_of
+from appliance.core.errors import NotFound, Stale
 from appliance.crypto.artifacts import (
     MANIFEST,
     ArtifactReader,
@@ -37,8 +38,6 @@ from appliance.jobs.runtime.orders import Resume
 from appliance.jobs.runtime.reporter import Reporter
 
 KEPT = 2
-LARGEST_STEP = 10**8 - 1
-_STEP = re.compile(r"step-([0-9]{8})")
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class CheckpointSeries:
         rank: of this process; rank 0 writes manifests and deletes.
         report: of this rank.
         fence: raises LeaseLost when the job must stop.
-        resume: the newest checkpoint the control plane knows.
+        resume: the checkpoint from which this epoch goes on.
     """
 
     store: ObjectStore
@@ -74,18 +73,17 @@ class CheckpointSeries:
         Returns on every rank when the checkpoint is complete and durable.
 
         Args:
-            step: optimiser steps done.
+            step: optimizer steps done.
             write: creates this rank's files.
             extra: numbers for the reader, kept in the clear in the manifest (rank 0's count).
 
         Raises:
-            LeaseLost: another epoch has the job.
+            LeaseLost: the job must stop.
             Exhausted: no space is left; the checkpoint before is untouched.
         """
         self.fence()
-        place = self._place(step)
+        place = self._place(CheckpointPoint(self.epoch, step))
         if self.rank == 0:
-            self._check_epoch()
             self._remove(step)
         gather(None)
         writer = ArtifactWriter(
@@ -110,82 +108,80 @@ class CheckpointSeries:
         gather(None)
 
     def latest(self) -> tuple[int, ArtifactReader] | None:
-        """The newest complete checkpoint, `(step, reader)`; None when there is none.
+        """The checkpoint to go on from, `(step, reader)`; None when there is none.
 
-        Every rank calls, and gets the same.
+        The newest one of this epoch, else the one that its start was told. Every rank calls, and
+        gets the same.
 
         Raises:
             Tampered: it was changed.
-            Stale: the control plane knows a newer one, or another one of the same step.
+            Stale: the one that was told is not there, or another one is in its place.
         """
         found: list[Any] = []
         if self.rank == 0:
             newest = self._newest()
-            self._check_known(newest)
-            found = [newest[0], newest[1].digest] if newest else []
+            if newest is not None:
+                found = [self.epoch, newest[0], newest[1].digest]
+            elif self.resume is not None and self.resume.step:
+                self._check_resume(self.resume)
+                found = [self.resume.epoch, self.resume.step, self.resume.digest]
             for step in self._steps():
-                if not found or step > found[0]:
+                if newest is None or step > newest[0]:
                     self._remove(step)
         found = gather(found)[0]
         if not found:
             return None
-        step, digest = found
-        return step, self.store.reader(replace(self._place(step), digest=digest))
+        epoch, step, digest = found
+        place = self._place(CheckpointPoint(epoch, step))
+        return step, self.store.reader(replace(place, digest=digest))
 
     def newest_step(self) -> int:
-        """Step of the newest complete checkpoint as it lies there.
+        """Step of the checkpoint to go on from.
 
         0 when there is none. Deletes nothing.
         """
         newest = self._newest()
-        return newest[0] if newest else 0
+        if newest is not None:
+            return newest[0]
+        return self.resume.step if self.resume is not None else 0
 
-    def _place(self, step: int) -> Artifact:
-        if not 0 <= step <= LARGEST_STEP:
-            raise InvalidInput(f"a checkpoint has a step from 0 to {LARGEST_STEP}, not {step}")
-        name = f"step-{step:08d}"
-        folder = f"{self.series.folder}/{name}"
-        return replace(self.series, folder=folder, object=f"{self.series.object}/{name}", digest="")
+    def _place(self, point: CheckpointPoint) -> Artifact:
+        folder, uid = f"{self.series.folder}/{point.name}", f"{self.series.object}/{point.name}"
+        return replace(self.series, folder=folder, object=uid, digest="")
 
     def _steps(self) -> list[int]:
-        """Steps of all folders, complete or not, newest first."""
-        path = self.store.path(self.series.folder)
+        """Steps of all folders of this epoch, complete or not, newest first."""
+        path = self.store.path(f"{self.series.folder}/{epoch_folder(self.epoch)}")
         self.store.fs.invalidate_cache(path)
         try:
             found = self.store.fs.ls(path, detail=False)
         except FileNotFoundError:
             return []
-        matches = (_STEP.fullmatch(str(name).rstrip("/").rpartition("/")[2]) for name in found)
-        return sorted((int(match[1]) for match in matches if match), reverse=True)
+        steps = (step_of(str(name).rstrip("/").rpartition("/")[2]) for name in found)
+        return sorted((step for step in steps if step is not None), reverse=True)
 
     def _newest(self) -> tuple[int, ArtifactReader] | None:
         for step in self._steps():
             with contextlib.suppress(NotFound):
-                return step, self.store.reader(self._place(step))
+                place = self._place(CheckpointPoint(self.epoch, step))
+                return step, self.store.reader(place)
         return None
 
-    def _check_known(self, newest: tuple[int, ArtifactReader] | None) -> None:
-        known = self.resume
-        if known is None or known.step == 0:
-            return
-        step, digest = (newest[0], newest[1].digest) if newest else (0, "")
-        if step < known.step or (step == known.step and known.digest not in ("", digest)):
+    def _check_resume(self, known: Resume) -> None:
+        """Raise Stale unless the checkpoint that this epoch goes on from is there as it was."""
+        place = self._place(CheckpointPoint(known.epoch, known.step))
+        digest = ""
+        with contextlib.suppress(NotFound):
+            digest = self.store.reader(place).digest
+        if digest != known.digest:
             raise Stale(
-                f"the newest checkpoint in the store is step {step}, but step {known.step} was"
-                " recorded: the storage was rolled back. Restore it, or start a new job.",
+                f"the checkpoint of step {known.step} that was recorded is not in the store: it was"
+                " rolled back. Restore it, or start a new job.",
                 object=self.series.object,
             )
 
-    def _check_epoch(self) -> None:
-        newest = self._newest()
-        if newest is not None and newest[1].epoch > self.epoch:
-            raise LeaseLost(
-                f"epoch {newest[1].epoch} saves checkpoints of this job now;"
-                f" epoch {self.epoch} must stop"
-            )
-
     def _remove(self, step: int) -> None:
-        path = self.store.path(self._place(step).folder)
+        path = self.store.path(self._place(CheckpointPoint(self.epoch, step)).folder)
         with contextlib.suppress(FileNotFoundError):
             self.store.fs.rm_file(f"{path}/{MANIFEST}")
         with contextlib.suppress(FileNotFoundError):

@@ -34,13 +34,14 @@ CUDA = "cuda"
 
 @dataclass(frozen=True)
 class Resume:
-    """The newest checkpoint that the control plane knows.
+    """The checkpoint that this epoch goes on from: its step, its digest, and who saved it.
 
-    Its step, and its digest ("" when unknown).
+    Epoch 0 is that of checkpoints of 0.1.0, which lie directly in the folder of their series.
     """
 
     step: int
-    digest: str = ""
+    digest: str
+    epoch: int = 0
 
 
 @dataclass(frozen=True)
@@ -117,9 +118,13 @@ def _fields(values: dict[str, Any]) -> dict[str, Any]:
         "outputs": {
             slot: _artifact(value["name"], value) for slot, value in values["outputs"].items()
         },
-        "resume": Resume(int(resume["step"]), str(resume.get("digest", ""))) if resume else None,
+        "resume": _resume(resume) if resume else None,
         "memory_limit": int(values["memory_limit"]),
     }
+
+
+def _resume(value: Mapping[str, Any]) -> Resume:
+    return Resume(int(value["step"]), str(value["digest"]), int(value.get("epoch", 0)))
 
 
 def parse_spec(kind: str, value: Mapping[str, Any]) -> Message:

@@ -9,9 +9,10 @@ import pytest
 from appliance.api.agent.v1 import agent_service_pb2 as agent
 from appliance.api.jobs.v1 import job_pb2, job_service_pb2
 from appliance.control.store import tables
+from appliance.core.checkpoints import CheckpointPoint
 from appliance.core.errors import AuditUnavailable, FailedPrecondition, LeaseLost
 from tests.fakes import tiny_model
-from tests.fakes.lab import ALICE, GIB, PROJECT, Lab, prepared_files, write
+from tests.fakes.lab import ALICE, GIB, PROJECT, FakeAgent, Lab, prepared_files, write
 
 Job = job_pb2.Job
 MODEL = {"model": tiny_model.files()}
@@ -214,7 +215,7 @@ async def test_a_lost_agent_gives_the_job_to_another_node_which_resumes(lab: Lab
     job = lab.job()
     assert (job.epoch, list(job.nodes), job.state) == (2, ["nodes/n2"], Job.STATE_STARTING)
     keys = two.keys(two.started[0].work)
-    assert (keys.resume_step, keys.resume_digest) == (10, digest)
+    assert (keys.resume_epoch, keys.resume_step, keys.resume_digest) == (1, 10, digest)
     old = {key.kind: key.folder for key in keys.outputs}
 
     # The node that was cut off speaks again: nothing it says counts, and it is told to stop.
@@ -229,6 +230,80 @@ async def test_a_lost_agent_gives_the_job_to_another_node_which_resumes(lab: Lab
     two.succeed(two.started[0].work, MODEL)
     assert lab.job().state == Job.STATE_SUCCEEDED
     assert len(set(old.values())) == 2
+
+
+def saved(
+    lab: Lab, node: FakeAgent, work: agent.WorkEpoch, epoch: int, step: int
+) -> agent.CheckpointComplete:
+    """A checkpoint that lies there whole, and its report, which is not sent."""
+    key = next(key for key in node.keys(work).outputs if key.kind == "checkpoints")
+    digest = write(node.writer(key, epoch, CheckpointPoint(epoch, step).name), {"w": b"%d" % step})
+    return agent.CheckpointComplete(work=work, step=step, manifest_digest=digest)
+
+
+async def test_the_next_start_takes_in_what_the_last_one_finished_unheard(lab: Lab) -> None:
+    node = await lab.connected("n1")
+    lab.train("t1")
+    lab.look()
+    await node.take()
+    first = node.started[0].work
+    node.save_checkpoint(first, 10)
+    reports = [saved(lab, node, first, 1, step) for step in (20, 30, 40)]
+    key = next(key for key in node.keys(first).outputs if key.kind == "checkpoints")
+    # The newest was cut, and the one before does not open: what was finished before them counts.
+    (lab.objects / key.folder / "e1" / "step-00000040" / "manifest.json").unlink()
+    manifest = lab.objects / key.folder / "e1" / "step-00000030" / "manifest.json"
+    manifest.write_bytes(manifest.read_bytes().replace(b'"epoch":1', b'"epoch":2'))
+    node.fail(first, "RANK_LOST", "killed")
+    lab.look()
+    await node.take()
+    second = node.started[1].work
+    keys = node.keys(second)
+    assert (keys.resume_epoch, keys.resume_step) == (1, 20)
+    assert keys.resume_digest == reports[0].manifest_digest
+    (row,) = lab.rows(tables.job)
+    assert (row.checkpoint_epoch, row.checkpoint_step) == (1, 20)
+
+
+async def test_an_older_epoch_that_came_further_does_not_beat_a_newer_one(lab: Lab) -> None:
+    node = await lab.connected("n1")
+    lab.train("t1")
+    lab.look()
+    await node.take()
+    first = node.started[0].work
+    node.save_checkpoint(first, 10)
+    node.fail(first, "RANK_LOST", "killed")
+    lab.look()
+    await node.take()
+    second = node.started[1].work
+    node.save_checkpoint(second, 12)
+    key = next(key for key in node.keys(second).outputs if key.kind == "checkpoints")
+    # What the older one saved is gone, and what it still saves is nobody's.
+    assert not (lab.objects / key.folder / "e1").exists()
+    saved(lab, node, second, 1, 300)
+    node.fail(second, "RANK_LOST", "killed")
+    lab.look()
+    await node.take()
+    keys = node.keys(node.started[2].work)
+    assert (keys.resume_epoch, keys.resume_step) == (2, 12)
+
+
+async def test_an_agent_of_0_1_0_saves_without_folders_of_epochs(lab: Lab) -> None:
+    node = await lab.connected("n1")
+    lab.train("t1")
+    lab.look()
+    await node.take()
+    first = node.started[0].work
+    key = next(key for key in node.keys(first).outputs if key.kind == "checkpoints")
+    for step in (10, 20):
+        digest = write(node.writer(key, 1, f"step-{step:08d}"), {"weights": b"w"})
+        complete = agent.CheckpointComplete(work=first, step=step, manifest_digest=digest)
+        node.report(checkpoint=complete)
+    node.fail(first, "RANK_LOST", "killed")
+    lab.look()
+    await node.take()
+    keys = node.keys(node.started[1].work)
+    assert (keys.resume_epoch, keys.resume_step, keys.resume_digest) == (0, 20, digest)
 
 
 async def test_heartbeats_keep_a_lease_and_answer_with_it(lab: Lab) -> None:
@@ -431,7 +506,7 @@ async def test_a_checkpoint_that_is_not_complete_fails_the_job_and_is_not_record
     node.progress(work, 5)
     node.save_checkpoint(work, 5)
     key = next(key for key in node.keys(work).outputs if key.kind == "checkpoints")
-    (lab.objects / key.folder / "step-00000005" / "weights").unlink()
+    (lab.objects / key.folder / "e1" / "step-00000005" / "weights").unlink()
     node.report(checkpoint=agent.CheckpointComplete(work=work, step=10, manifest_digest="0" * 64))
     assert lab.job().state == Job.STATE_FAILED
     assert lab.job().state_reason.startswith("what node n1 reported is refused: ")
@@ -446,14 +521,14 @@ async def test_a_checkpoint_that_was_replaced_before_its_turn_is_passed_over(lab
     work = node.started[0].work
     node.progress(work, 5)
     key = next(key for key in node.keys(work).outputs if key.kind == "checkpoints")
-    write(node.writer(key, 1, "step-00000020"), {"weights": b"w"})
+    write(node.writer(key, 1, "e1/step-00000020"), {"weights": b"w"})
     node.report(checkpoint=agent.CheckpointComplete(work=work, step=10, manifest_digest="0" * 64))
     assert (lab.job().state, lab.rows(tables.job)[0].checkpoint_step) == (Job.STATE_RUNNING, 0)
     node.save_checkpoint(work, 30)
     assert lab.rows(tables.job)[0].checkpoint_step == 30
     # What is there is checked whatever else is there.
-    path = lab.objects / key.folder / "step-00000040"
-    write(node.writer(key, 1, path.name), {"weights": b"w"})
+    path = lab.objects / key.folder / "e1" / "step-00000040"
+    write(node.writer(key, 1, f"e1/{path.name}"), {"weights": b"w"})
     node.report(checkpoint=agent.CheckpointComplete(work=work, step=40, manifest_digest="0" * 64))
     assert lab.job().state == Job.STATE_FAILED
 
@@ -471,7 +546,7 @@ async def test_what_ranks_write_while_a_cancelled_job_ends_goes_when_they_have_e
     lab.jobs.cancel(ALICE, job_service_pb2.CancelJobRequest(name=f"projects/{PROJECT}/jobs/t1"))
     folder = lab.objects / keys[0].folder
     assert not folder.exists()
-    write(node.writer(keys[0], 1, "step-00000006"), {"weights": b"w"})
+    write(node.writer(keys[0], 1, "e1/step-00000006"), {"weights": b"w"})
     assert folder.exists()
     node.report(job_ended=agent.JobEnded(work=work, reason="LEASE_LOST", message="told to stop"))
     assert not folder.exists()

@@ -142,7 +142,7 @@ def test_the_checkpoint_of_another_run_is_refused(
 def test_a_changed_checkpoint_is_refused(tmp_path: Path) -> None:
     job = stopped_job(tmp_path)
     place = job.orders["outputs"]["checkpoints"]["folder"]
-    file = tmp_path / "objects" / place / "step-00000004" / "rank-00000.safetensors"
+    file = tmp_path / "objects" / place / "e1" / "step-00000004" / "rank-00000.safetensors"
     sealed = bytearray(file.read_bytes())
     sealed[len(sealed) // 2] ^= 1
     file.write_bytes(sealed)

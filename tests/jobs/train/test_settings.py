@@ -11,8 +11,8 @@ from google.protobuf.json_format import ParseDict
 
 from appliance.api.common.v1 import value_pb2
 from appliance.api.jobs.v1.job_pb2 import TrainSpec
+from appliance.core.checkpoints import LARGEST_STEP
 from appliance.core.errors import InvalidInput
-from appliance.jobs.runtime.checkpoints import LARGEST_STEP
 from appliance.jobs.train.job import run
 from appliance.jobs.train.parallel.schedules import STAGES_PER_RANK
 from appliance.jobs.train.settings import Degrees, Settings

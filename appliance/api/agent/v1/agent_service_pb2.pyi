@@ -202,18 +202,20 @@ class ReleaseKeysRequest(_message.Message):
     def __init__(self, work: _Optional[_Union[WorkEpoch, _Mapping]] = ..., certificate_request: _Optional[str] = ...) -> None: ...
 
 class ReleaseKeysResponse(_message.Message):
-    __slots__ = ("inputs", "outputs", "resume_step", "resume_digest", "certificate")
+    __slots__ = ("inputs", "outputs", "resume_step", "resume_digest", "certificate", "resume_epoch")
     INPUTS_FIELD_NUMBER: _ClassVar[int]
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
     RESUME_STEP_FIELD_NUMBER: _ClassVar[int]
     RESUME_DIGEST_FIELD_NUMBER: _ClassVar[int]
     CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    RESUME_EPOCH_FIELD_NUMBER: _ClassVar[int]
     inputs: _containers.RepeatedCompositeFieldContainer[ArtifactKey]
     outputs: _containers.RepeatedCompositeFieldContainer[ArtifactKey]
     resume_step: int
     resume_digest: str
     certificate: str
-    def __init__(self, inputs: _Optional[_Iterable[_Union[ArtifactKey, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[ArtifactKey, _Mapping]]] = ..., resume_step: _Optional[int] = ..., resume_digest: _Optional[str] = ..., certificate: _Optional[str] = ...) -> None: ...
+    resume_epoch: int
+    def __init__(self, inputs: _Optional[_Iterable[_Union[ArtifactKey, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[ArtifactKey, _Mapping]]] = ..., resume_step: _Optional[int] = ..., resume_digest: _Optional[str] = ..., certificate: _Optional[str] = ..., resume_epoch: _Optional[int] = ...) -> None: ...
 
 class ArtifactKey(_message.Message):
     __slots__ = ("name", "kind", "folder", "object", "project", "key", "manifest_digest")
