@@ -10,7 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from appliance.core.config import doc
+from appliance.core.errors import InvalidInput
 from appliance.wire.admission import CallerLimits, StrangerLimits
+
+LEAST_SILENCE = 15.0
+MAX_RETRY_SECONDS = 1800
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,34 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class Scheduling:
+    """When work is given up on a node."""
+
+    node_lost_seconds: float = field(
+        default=300.0,
+        metadata=doc("silence of a node after which its work starts elsewhere; 15 or more"),
+    )
+
+    retry_seconds: float = field(
+        default=60.0,
+        metadata=doc(
+            "pause after a start of a job whose ranks failed; five times as long after the next one"
+            " in a row, half an hour at most"
+        ),
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse what would lose nodes that are there."""
+        if not self.node_lost_seconds >= LEAST_SILENCE:
+            raise InvalidInput(
+                f"scheduling.node_lost_seconds is {LEAST_SILENCE:g} or more: a node is heard each"
+                " second, and its server may be busy"
+            )
+        if not 0 <= self.retry_seconds <= MAX_RETRY_SECONDS:
+            raise InvalidInput(f"scheduling.retry_seconds is 0 to {MAX_RETRY_SECONDS}")
+
+
+@dataclass(frozen=True)
 class ControlConfig:
     """Everything a control plane is told."""
 
@@ -71,6 +103,7 @@ class ControlConfig:
     listen: Listen = field(default_factory=Listen)
     gateway: GatewayAddresses = field(default_factory=GatewayAddresses)
     limits: Limits = field(default_factory=Limits)
+    scheduling: Scheduling = field(default_factory=Scheduling)
     strangers: StrangerLimits = field(default_factory=StrangerLimits)
     callers: CallerLimits = field(default_factory=CallerLimits)
 

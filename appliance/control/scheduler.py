@@ -1,4 +1,4 @@
-"""The scheduler: what is queued or lost gets devices, what has lost its lease starts elsewhere.
+"""The scheduler: what is queued or lost gets devices, what is lost on its node starts elsewhere.
 
 One pass looks at everything again, so a wake-up that is lost costs a second and nothing else. Rules
 kept here:
@@ -29,10 +29,13 @@ from appliance.control.services.leases import Leases
 from appliance.control.services.replicas import Replicas
 from appliance.control.services.run_reports import RunReports
 from appliance.control.services.runs import Runs
+from appliance.control.services.served import ServedClock
 from appliance.core.errors import Exhausted
 from appliance.core.placement import NodeCapacity, place
 
 PASS_SECONDS = 1.0
+SAID_SECONDS = 15.0
+"""A node that has been silent for so long is said to be, with each job that it has a part of."""
 _logger = logging.getLogger(__name__)
 
 
@@ -49,6 +52,7 @@ class Scheduler:
         reports: RunReports,
         replicas: Replicas,
         logs: JobLogs,
+        served: ServedClock,
     ) -> None:
         self._artifacts = artifacts
         self._leases = leases
@@ -58,6 +62,8 @@ class Scheduler:
         self._reports = reports
         self._replicas = replicas
         self._logs = logs
+        self._served = served
+        self._cut_off = False
 
     def recover(self) -> None:
         """At start, before any agent is let in: take up what was under way, drop what was cut."""
@@ -70,13 +76,14 @@ class Scheduler:
 
     def look(self) -> None:
         """One pass."""
+        self._served.tick()
         self._agents.end_refused()
-        for work, epoch, node in self._leases.expired():
-            why = f"node {node} has not been heard of for {self._leases.seconds:.0f} s"
-            if "/" in work:
-                self._replicas.lost(work, epoch, why)
+        for lost in self._leases.lost():
+            if "/" in lost.work:
+                self._replicas.lost(lost.work, lost.epoch, lost.why)
             else:
-                self._runs.lost(work, epoch, why)
+                self._runs.lost(lost.work, lost.epoch, lost.why)
+        self._say_silent()
         self._place_replicas()
         self._place_jobs()
         self._logs.sweep()
@@ -92,6 +99,20 @@ class Scheduler:
                     # Whatever it was, the next pass reads everything anew.
                     _logger.exception("a pass of the scheduler failed; the next one follows")
                 await watch.wait(PASS_SECONDS)
+
+    def _say_silent(self) -> None:
+        """Say with each job which of its nodes is not heard of, and once that most are not."""
+        cut_off = self._leases.is_cut_off()
+        if cut_off != self._cut_off:
+            self._cut_off = cut_off
+            if cut_off:
+                _logger.error(
+                    "more than half of the nodes are silent: none is given up; look at the network"
+                    " of this server"
+                )
+            else:
+                _logger.warning("more than half of the nodes are heard of again")
+        self._runs.say_silent(self._leases.silent(SAID_SECONDS), cut_off=cut_off)
 
     def _place_replicas(self) -> None:
         for wanted in self._replicas.wanted():

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Executor
+from datetime import timedelta
 
 from appliance.control.audit.system import SystemRecords
 from appliance.control.foundation import Foundation, People
@@ -37,6 +38,7 @@ from appliance.control.services.replicas import Replicas
 from appliance.control.services.routing import Routing
 from appliance.control.services.run_reports import RunReports
 from appliance.control.services.runs import Runs
+from appliance.control.services.served import ServedClock
 from appliance.control.services.tokenizers import Tokenizers
 from appliance.control.store.objects import open_store
 
@@ -52,7 +54,7 @@ class Work:
     Args:
         base: database, keys, policies, events.
         people: their live credentials are part of the gateways' view.
-        monotonic: seconds that only rise; leases are counted on it.
+        monotonic: seconds that only rise; silence and pauses are counted on it.
     """
 
     def __init__(self, base: Foundation, people: People, monotonic: Callable[[], float]) -> None:
@@ -64,8 +66,11 @@ class Work:
             base.clock,
         )
         records = SystemRecords(base.opened.log)
-        self.leases = Leases(monotonic)
-        self.fleet = Fleet(monotonic)
+        self.served = ServedClock(monotonic)
+        self.leases = Leases(
+            self.served, node_lost_seconds=base.settings.scheduling.node_lost_seconds
+        )
+        self.fleet = Fleet(self.served)
         self.logs = JobLogs(base.database, base.keys, base.clock)
         self.runs = Runs(
             base.database,
@@ -76,6 +81,7 @@ class Work:
             base.events,
             records,
             base.clock,
+            timedelta(seconds=base.settings.scheduling.retry_seconds),
         )
         self.reports = RunReports(
             base.database,
@@ -110,6 +116,7 @@ class Work:
             reports=self.reports,
             replicas=self.replicas,
             logs=self.logs,
+            served=self.served,
         )
         self._base = base
         self._people = people

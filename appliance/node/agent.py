@@ -5,11 +5,10 @@ Rules kept here:
 * one task writes, one reads; a heartbeat goes up every second, reports four times a second;
 * a stream that is silent for `SILENCE_SECONDS` is given up; the next try waits a little longer each
   time, and a random part of that, so that not all nodes come at once;
-* work goes on while the control plane is away, until its lease is over;
+* work goes on while the control plane is away;
 * the certificate is renewed at half its life, and the stream opened again with the new one; with
   one that is refused, has ended, has not begun or is of another authority, the agent asks less and
-  less often, and joins anew when there is a join token. What runs goes on meanwhile, as long as its
-  lease holds.
+  less often, and joins anew when there is a join token. What runs goes on meanwhile.
 
 Called by the composition root.
 """
@@ -42,7 +41,6 @@ from appliance.wire.status import from_rpc_error
 
 HEARTBEAT_SECONDS = 1.0
 REPORT_SECONDS = 0.25
-TICK_SECONDS = 0.2
 SILENCE_SECONDS = 10.0
 FIRST_BACKOFF = 0.2
 LONGEST_BACKOFF = 5.0
@@ -62,7 +60,6 @@ class Rhythm:
 
     heartbeat: float = HEARTBEAT_SECONDS
     report: float = REPORT_SECONDS
-    tick: float = TICK_SECONDS
     silence: float = SILENCE_SECONDS
     first_backoff: float = FIRST_BACKOFF
     longest_backoff: float = LONGEST_BACKOFF
@@ -112,9 +109,7 @@ class Agent:
         self._again = asyncio.Event()
         self._changing = asyncio.Lock()
         """Held while this node gets a new identity: of two at once the older could stay."""
-        self.works = Works(
-            launcher, commands, place, self.release, lambda: self._identity, metrics, clock
-        )
+        self.works = Works(launcher, commands, place, self.release, lambda: self._identity, metrics)
 
     @property
     def identity(self) -> Identity:
@@ -133,7 +128,6 @@ class Agent:
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._stay_connected())
-                tasks.create_task(self._keep_leases())
                 tasks.create_task(self._keep_identity())
         finally:
             await self.works.close(CLOSE_SECONDS)
@@ -190,7 +184,6 @@ class Agent:
         """One stream from hello to its end. Raises what ended it."""
         call = agent_service_pb2_grpc.AgentServiceStub(connection).Connect()
         self._sequence = 0
-        self.works.leases.new_stream()
         tasks: list[asyncio.Task[None]] = []
         try:
             hello = rpc.Hello()
@@ -231,7 +224,6 @@ class Agent:
             if now >= beat_at:
                 beat_at = now + self._rhythm.heartbeat
                 self._sequence += 1
-                self.works.leases.heartbeat(self._sequence, now)
                 beat = rpc.AgentHeartbeat(running=self.works.running(), sequence=self._sequence)
                 await _write(call, rpc.ConnectRequest(heartbeat=beat))
             for message in self.works.drain(self._sequence):
@@ -253,11 +245,6 @@ class Agent:
                 self._metrics.connected.set(1)
                 logger.info("connected to %s", self._store.control.machines)
             await self.works.obey(order)
-
-    async def _keep_leases(self) -> None:
-        while True:
-            self.works.tick()
-            await asyncio.sleep(self._rhythm.tick)
 
     async def _keep_identity(self) -> None:
         while True:

@@ -18,11 +18,6 @@ class NodeMetrics:
             ["kind", "outcome"],
             registry=registry,
         )
-        self.lost = Counter(
-            "appliance_node_leases_lost",
-            "Work that was ended because its lease was over.",
-            registry=registry,
-        )
         self.connected = Gauge(
             "appliance_node_connected", "Whether the control plane is connected.", registry=registry
         )

@@ -4,12 +4,13 @@ Rules kept here:
 * keys are asked for when a work starts, and only then; the control plane gives them for work that
   is leased to this node now;
 * of one piece of work only the newest epoch runs: a newer order ends the older first;
-* a work whose lease is over is ended, and said to be; it counts no more for whoever has it now;
-* when the agent itself stops, its work ends without a word: the lease decides what happens next;
+* nothing ends because the control plane is away: work goes on until it is done or told to stop;
+  what an older epoch writes lies apart from what a newer one reads
+  (docs/decisions/0027-fencing-is-not-liveness.md);
+* when the agent itself stops, its work ends without a word: what it no longer names starts again;
 * the last word on a work is repeated on every new stream until the control plane has let its lease
   go.
 
-The attack: a node that is cut off goes on writing for a job that another node has taken over.
 Called by the agent's stream; runs in the event loop.
 """
 
@@ -29,14 +30,13 @@ from appliance.node import documents
 from appliance.node.documents import Credentials, Place
 from appliance.node.identity import Identity
 from appliance.node.launcher import Ended, Launch, Launcher, Running
-from appliance.node.leases import Leases, Work
 from appliance.node.metrics import NodeMetrics
 from appliance.node.reports import JobReports, ReplicaReports
 
-LOST_GRACE = 2.0
-"""Seconds that a work has to save what it can when its lease is over; well below a third of one."""
-
 RELEASE_AGAIN_SECONDS = 0.5
+
+Work = tuple[str, int]
+"""A piece of work and its epoch."""
 
 Release = Callable[[rpc.ReleaseKeysRequest], Awaitable[rpc.ReleaseKeysResponse]]
 
@@ -85,7 +85,6 @@ class Works:
         place: of this node.
         release: asks the control plane for keys.
         identity: who this node is now.
-        clock: seconds, monotonic.
     """
 
     launcher: Launcher
@@ -94,8 +93,6 @@ class Works:
     release: Release
     identity: Callable[[], Identity]
     metrics: NodeMetrics
-    clock: Callable[[], float]
-    leases: Leases = field(default_factory=Leases)
     _entries: dict[Work, _Entry] = field(default_factory=dict)
     _ended: dict[Work, _LastWord] = field(default_factory=dict)
 
@@ -137,17 +134,9 @@ class Works:
             case "stop":
                 self._stop(order.stop)
             case "leases":
-                self._renew(order.leases)
+                self._forget(order.leases)
             case _:
                 logger.warning("an order of an unknown kind was ignored: update this node")
-
-    def tick(self) -> None:
-        """End work whose lease is over; to be called several times a second."""
-        for work in self.leases.over(self.clock()):
-            logger.error("the lease on %s epoch %s is over: ending it", *work)
-            self.metrics.lost.inc()
-            self.leases.end(work)
-            self._end(self._entries[work], LOST_GRACE, "the node lost its lease on this work")
 
     async def close(self, grace_seconds: float) -> None:
         """End all work, silently."""
@@ -200,7 +189,6 @@ class Works:
                 await old.running.wait()
         entry = _Entry(work, reports, memory_bytes)
         self._entries[work] = entry
-        self.leases.begin(work, self.clock())
         self.metrics.running.labels(entry.kind).inc()
         return entry
 
@@ -241,7 +229,7 @@ class Works:
     async def _keys(
         self, entry: _Entry, request: rpc.ReleaseKeysRequest
     ) -> rpc.ReleaseKeysResponse:
-        """Ask for keys, again while the control plane is away; the lease ends it."""
+        """Ask for keys, again while the control plane is away; an order to stop ends it."""
         while True:
             try:
                 return await self.release(request)
@@ -253,7 +241,6 @@ class Works:
         """A work is over and nothing of it is left."""
         if self._entries.pop(entry.work, None) is None:
             return
-        self.leases.end(entry.work)
         outcome = "lost" if entry.silent else ("succeeded" if how.code == 0 else "failed")
         self.metrics.running.labels(entry.kind).dec()
         self.metrics.ended.labels(entry.kind, outcome).inc()
@@ -284,9 +271,9 @@ class Works:
             entry.starting.cancel()
             self._finish(entry, Ended(1))
 
-    def _renew(self, leases: rpc.Leases) -> None:
+    def _forget(self, leases: rpc.Leases) -> None:
+        """Forget the last words that the control plane has taken in."""
         works = [(work.work, work.epoch) for work in leases.work]
-        self.leases.renew(works, leases.seconds, leases.sequence)
         for work, word in list(self._ended.items()):
             known = word.after is not None and leases.sequence > word.after
             if known and work not in works:

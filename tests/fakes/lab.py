@@ -33,6 +33,7 @@ from appliance.control.services.models import Models
 from appliance.control.services.nodes import Nodes
 from appliance.control.services.release import Release
 from appliance.control.services.routing import Routing
+from appliance.control.services.served import MAX_STEP
 from appliance.control.store import tables
 from appliance.control.work import Work
 from appliance.core.checkpoints import CheckpointPoint
@@ -115,8 +116,22 @@ class Lab:
     def look(self) -> None:
         self.work.scheduler.look()
 
-    def forward(self, seconds: float) -> None:
-        self.time.seconds += seconds
+    def forward(self, seconds: float, *, served: bool = True) -> None:
+        """Let time pass; the control plane serves meanwhile, or stands still as one that hangs."""
+        end = self.time.seconds + seconds
+        while served and end - self.time.seconds > MAX_STEP:
+            self.time.seconds += MAX_STEP
+            self.work.served.tick()
+        self.time.seconds = end
+
+    def wait(self, seconds: float, *alive: FakeAgent) -> None:
+        """Let time pass in which these nodes are heard."""
+        end = self.time.seconds + seconds
+        while self.time.seconds < end:
+            self.forward(min(MAX_STEP, end - self.time.seconds))
+            self.work.served.tick()
+            for node in alive:
+                node.heartbeat()
 
     @property
     def objects(self) -> Path:

@@ -2,7 +2,7 @@
 
 Rules kept here:
 * a node is what its certificate says, never what a message says;
-* a report under a lease that is over changes nothing; its sender is told to stop that work;
+* a report under an epoch that is over changes nothing; its sender is told to stop that work;
 * a report that makes no sense, or names what is not there, fails its own work and nothing else.
 
 The attack: a compromised node that reports for the work of others, or floods the state with reports
@@ -185,11 +185,11 @@ class Agents:
 
     def end_refused(self) -> None:
         """Cut off nodes that were evicted, with their leases, and end streams that are silent."""
-        self._fleet.end_silent(self._leases.seconds)
+        self._fleet.end_silent()
         with self._database.read() as state:
             rows = state.all(select(_node.id).where(_node.state == EVICTED))
         for row in rows:
-            self._leases.expire(row.id)
+            self._leases.evict(row.id)
             self._fleet.drop(row.id)
 
     def _dispatch(self, node: str, kind: str, message: rpc.ConnectRequest) -> None:
@@ -228,11 +228,11 @@ class Agents:
                 )
 
     def _renew(self, node: str, running: list[tuple[str, int]], sequence: int) -> None:
-        """Renew the leases of what runs; tell the node what it holds and what it must stop."""
+        """Note what runs; tell the node what it holds and what it must stop."""
         for work, epoch in self._leases.renew(node, running):
             self._fleet.send(node, stop_order(work, epoch, 0.0))
         held = [rpc.WorkEpoch(work=work, epoch=epoch) for work, epoch in self._leases.of_node(node)]
-        leases = rpc.Leases(work=held, seconds=self._leases.seconds, sequence=sequence)
+        leases = rpc.Leases(work=held, seconds=self._leases.node_lost_seconds, sequence=sequence)
         self._fleet.send(node, rpc.ConnectResponse(leases=leases))
 
 

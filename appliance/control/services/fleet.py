@@ -2,10 +2,10 @@
 
 Rules kept here:
 * one session per node: an agent that connects again replaces its older session, which ends;
-* an order is given to a connected agent or refused at once; nothing is kept for one that is away,
-  because its lease decides what happens then;
-* a node that has been silent for three heartbeats gets no new work, although its connection may
-  look alive; after a lease without a word its session is ended;
+* an order is given to a connected agent or refused at once; nothing is kept for one that is away:
+  what it must know it is told when it comes back;
+* a node that has been silent for six seconds gets no new work, although its connection may look
+  alive; after fifteen its session is ended;
 * orders wait in a bounded queue; an agent that does not take them is cut off.
 
 Called by `rpc.agents` (sessions) and by the life of jobs and replicas (orders), from several
@@ -24,7 +24,7 @@ from appliance.api.agent.v1 import agent_service_pb2 as rpc
 
 MOST_WAITING = 1000
 SILENT_SECONDS = 6.0
-"""Three heartbeats."""
+DEAD_SECONDS = 15.0
 
 
 @dataclass(frozen=True)
@@ -94,11 +94,11 @@ class Fleet:
     """The connected agents by node.
 
     Args:
-        monotonic: seconds that only rise.
+        served: seconds during which this control plane has served (`services.served`).
     """
 
-    def __init__(self, monotonic: Callable[[], float]) -> None:
-        self._monotonic = monotonic
+    def __init__(self, served: Callable[[], float]) -> None:
+        self._served = served
         self._lock = threading.Lock()
         self._sessions: dict[str, Session] = {}
         self._heard: dict[str, float] = {}
@@ -108,7 +108,7 @@ class Fleet:
         with self._lock:
             older = self._sessions.get(session.facts.node)
             self._sessions[session.facts.node] = session
-            self._heard[session.facts.node] = self._monotonic()
+            self._heard[session.facts.node] = self._served()
         if older is not None:
             older.close()
 
@@ -124,16 +124,16 @@ class Fleet:
     def hear(self, node: str) -> None:
         """A node has said something."""
         with self._lock:
-            self._heard[node] = self._monotonic()
+            self._heard[node] = self._served()
 
-    def end_silent(self, seconds: float) -> None:
-        """End the sessions that have been silent for so long."""
+    def end_silent(self) -> None:
+        """End the sessions that are dead."""
         with self._lock:
-            now = self._monotonic()
+            now = self._served()
             silent = [
                 session
                 for node, session in self._sessions.items()
-                if now - self._heard[node] >= seconds
+                if now - self._heard[node] >= DEAD_SECONDS
             ]
         for session in silent:
             session.close()
@@ -154,7 +154,7 @@ class Fleet:
     def nodes(self) -> list[NodeFacts]:
         """The nodes that may get work, by id."""
         with self._lock:
-            now = self._monotonic()
+            now = self._served()
             return [
                 session.facts
                 for node, session in sorted(self._sessions.items())

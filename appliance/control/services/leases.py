@@ -1,13 +1,18 @@
-"""Who may act for which work now: leases, epochs, and the devices that are taken.
+"""Who works on what under which epoch, which devices that takes, and whose work is lost.
 
 Work is a job (`{uid}`) or a replica (`{endpoint uid}/{replica id}`); each start of it has an epoch
 one higher than the last, and one share per node. Rules kept here:
-* a lease holds for a time on this process's monotonic clock and is renewed only by heartbeats that
-  name the work and its epoch; what is said under another epoch, or after the time, is refused;
-* a share that is told to stop keeps its devices until its node no longer reports it, or until its
-  lease would have ended, by when the node has stopped it by itself;
-* the state database knows epochs and shares; times live here alone, so a clock that is set does
-  not end or stretch a lease.
+* who may act is decided by the epoch alone: what is said under another one, or by another node, is
+  refused, however late a node is heard under its own
+  (docs/decisions/0027-fencing-is-not-liveness.md);
+* work is lost when its node has been silent for `node_lost_seconds`, when a node that is heard no
+  longer names it, or when its node was evicted; silence counts only while this control plane
+  served;
+* while more than half of the nodes are silent at once nobody is taken for lost: it is the network,
+  or this server;
+* a share that is told to stop keeps its devices until its node no longer names it;
+* the state database knows epochs and shares; times live here alone, so a clock that is set loses
+  nobody.
 
 The attack: a node behind a broken network that goes on writing for a job which another node has
 taken over. Called by the life of jobs and replicas, by `services.agents` and by the scheduler, from
@@ -18,14 +23,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from appliance.core import jobs
 from appliance.core.errors import LeaseLost
 from appliance.core.placement import NodeCapacity
 
-LEASE_SECONDS = 15.0
+NODE_LOST_SECONDS = 300.0
+UNNAMED_SECONDS = 15.0
+"""How long a node may be heard without naming work that it was given."""
+REMEMBERED_SECONDS = 86_400.0
+"""A node that has been silent for longer does not count among the nodes that there are."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +66,24 @@ class Share:
         return cls(**{**value, "devices": tuple(value["devices"])})
 
 
+@dataclass(frozen=True)
+class Lost:
+    """A start of a piece of work that is over on a node, and why."""
+
+    work: str
+    epoch: int
+    node: str
+    why: str
+
+
 @dataclass
 class _Held:
+    """A start: its shares by node, when each node named it last, and who was evicted."""
+
     epoch: int
     shares: dict[str, Share]
-    leases: dict[str, jobs.Lease]
+    named: dict[str, float]
+    evicted: set[str] = field(default_factory=set)
 
 
 @dataclass(frozen=True)
@@ -70,22 +91,24 @@ class _Leaving:
     work: str
     epoch: int
     share: Share
-    until: float
 
 
 class Leases:
     """The leases of this control plane.
 
     Args:
-        monotonic: seconds that only rise.
-        seconds: how long a lease holds.
+        served: seconds during which this control plane has served (`services.served`).
+        node_lost_seconds: how long a node may be silent.
     """
 
-    def __init__(self, monotonic: Callable[[], float], *, seconds: float = LEASE_SECONDS) -> None:
-        self.seconds = seconds
-        self._monotonic = monotonic
+    def __init__(
+        self, served: Callable[[], float], *, node_lost_seconds: float = NODE_LOST_SECONDS
+    ) -> None:
+        self.node_lost_seconds = node_lost_seconds
+        self._served = served
         self._lock = threading.RLock()
         self._held: dict[str, _Held] = {}
+        self._heard: dict[str, float] = {}
         self._leaving: list[_Leaving] = []
 
     def grant(self, work: str, last_epoch: int, shares: Sequence[Share]) -> int:
@@ -93,61 +116,63 @@ class Leases:
         return self.take_up(work, last_epoch + 1, shares)
 
     def take_up(self, work: str, epoch: int, shares: Sequence[Share]) -> int:
-        """Lease a start that exists already: its nodes have a whole lease to be heard of again."""
+        """Lease a start that exists already: its nodes have their whole time to be heard again."""
         with self._lock:
-            now = self._monotonic()
-            leases = {
-                share.node: jobs.grant(work, epoch - 1, share.node, now, self.seconds)
-                for share in shares
-            }
-            self._held[work] = _Held(epoch, {share.node: share for share in shares}, leases)
+            now = self._served()
+            for share in shares:
+                self._heard.setdefault(share.node, now)
+            self._held[work] = _Held(
+                epoch,
+                {share.node: share for share in shares},
+                {share.node: now for share in shares},
+            )
             return epoch
 
     def check(self, work: str, epoch: int, node: str) -> Share:
-        """The node's share. Raises LeaseLost unless the node holds this lease now."""
+        """The node's share. Raises LeaseLost unless the node holds this lease."""
         with self._lock:
             held = self._held.get(work)
-            lease = held.leases.get(node) if held is not None else None
-            if held is None or lease is None:
+            if held is None or node not in held.shares or node in held.evicted:
                 raise LeaseLost(f"this node holds no lease on {work}; stop its processes")
-            jobs.check(lease, epoch, node, self._monotonic())
+            if held.epoch != epoch:
+                raise LeaseLost(
+                    f"epoch {epoch} of {work} is over; stop its processes",
+                    work=work,
+                    epoch=held.epoch,
+                )
             return held.shares[node]
 
     def renew(self, node: str, running: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
-        """Renew what a node reports to run, forget what it no longer runs.
+        """Note what a node reports to run, and forget what it no longer runs.
 
         Returns what it reports but does not hold, and must stop.
         """
         with self._lock:
+            now = self._served()
+            self._heard[node] = now
             reported = set(running)
-            lost: list[tuple[str, int]] = []
+            over: list[tuple[str, int]] = []
             for work, epoch in sorted(reported):
                 try:
                     self.check(work, epoch, node)
                 except LeaseLost:
-                    lost.append((work, epoch))
+                    over.append((work, epoch))
                     continue
-                leases = self._held[work].leases
-                leases[node] = jobs.renew(
-                    leases[node], epoch, node, self._monotonic(), self.seconds
-                )
+                self._held[work].named[node] = now
             self._leaving = [
                 leaving
                 for leaving in self._leaving
                 if leaving.share.node != node or (leaving.work, leaving.epoch) in reported
             ]
-            return lost
+            return over
 
     def of_node(self, node: str) -> list[tuple[str, int]]:
         """(work, epoch) the node may do now, sorted."""
         with self._lock:
-            now = self._monotonic()
             return sorted(
                 (work, held.epoch)
                 for work, held in self._held.items()
-                if node in held.leases
-                and held.leases[node].live(now)
-                and not held.shares[node].ended
+                if node in held.shares and node not in held.evicted and not held.shares[node].ended
             )
 
     def end_share(self, work: str, epoch: int, node: str) -> list[Share]:
@@ -170,7 +195,7 @@ class Leases:
             del self._held[work]
             running = [share for share in held.shares.values() if not share.ended]
             self._leaving += [
-                _Leaving(work, epoch, share, held.leases[share.node].expires) for share in running
+                _Leaving(work, epoch, share) for share in running if share.node not in held.evicted
             ]
             return running
 
@@ -183,45 +208,66 @@ class Leases:
                 if (leaving.work, leaving.epoch, leaving.share.node) != (work, epoch, node)
             ]
 
-    def expire(self, node: str) -> None:
-        """The node is refused from now on: all its leases end."""
+    def evict(self, node: str) -> None:
+        """The node is refused from now on: it holds nothing, and counts for nothing."""
         with self._lock:
-            now = self._monotonic()
+            self._heard.pop(node, None)
             for held in self._held.values():
-                if node in held.leases:
-                    held.leases[node] = replace(held.leases[node], expires=now)
+                if node in held.shares:
+                    held.evicted.add(node)
+            self._leaving = [leaving for leaving in self._leaving if leaving.share.node != node]
 
-    def expired(self) -> list[tuple[str, int, str]]:
-        """(work, epoch, node) whose lease has run out while the part had not ended, sorted."""
+    def lost(self) -> list[Lost]:
+        """Starts that are over on a node although it did not say so, sorted."""
         with self._lock:
-            now = self._monotonic()
-            return sorted(
-                (work, held.epoch, node)
-                for work, held in self._held.items()
-                for node, lease in held.leases.items()
-                if not held.shares[node].ended and not lease.live(now)
-            )
+            silent = {} if self.is_cut_off() else self.silent(self.node_lost_seconds)
+            found = []
+            for work, held in self._held.items():
+                for node, share in held.shares.items():
+                    why = "" if share.ended else self._why(held, node, silent)
+                    if why:
+                        found.append(Lost(work, held.epoch, node, why))
+            return sorted(found, key=lambda lost: (lost.work, lost.node))
+
+    def silent(self, seconds: float) -> dict[str, float]:
+        """Nodes that have been silent for so long, and for how long each; seconds served."""
+        with self._lock:
+            now = self._served()
+            return {
+                node: now - heard
+                for node, heard in sorted(self._heard.items())
+                if now - heard >= seconds
+            }
+
+    def is_cut_off(self) -> bool:
+        """Whether more than half of the nodes have been silent for long enough to be lost.
+
+        Then it is the network, or this server, and nobody is taken for lost.
+        """
+        with self._lock:
+            silent = self.silent(self.node_lost_seconds)
+            forgotten = self.silent(REMEMBERED_SECONDS)
+            return 2 * (len(silent) - len(forgotten)) > len(self._heard) - len(forgotten)
+
+    def works_of(self, node: str) -> list[str]:
+        """Work of which a part is on this node and has not ended, sorted."""
+        return [work for work, _ in self.of_node(node)]
 
     def holds(self, work: str) -> bool:
-        """Whether somebody holds a lease on the work, live or not."""
+        """Whether somebody holds a lease on the work, heard of or not."""
         with self._lock:
             return work in self._held
 
     def capacity(self, node: str, devices: int, memory: int) -> NodeCapacity:
         """What a node with so many devices and so much memory has left."""
         with self._lock:
-            now = self._monotonic()
             taken = [
                 share
                 for held in self._held.values()
                 for share in held.shares.values()
                 if share.node == node and not share.ended
             ]
-            taken += [
-                leaving.share
-                for leaving in self._leaving
-                if leaving.share.node == node and leaving.until > now
-            ]
+            taken += [leaving.share for leaving in self._leaving if leaving.share.node == node]
         return NodeCapacity(
             node,
             devices,
@@ -239,3 +285,13 @@ class Leases:
                 for share in held.shares.values()
                 if share.node == node and share.port
             }
+
+    def _why(self, held: _Held, node: str, silent: Mapping[str, float]) -> str:
+        """Why a node's part of a start is over; empty when it is not."""
+        if node in held.evicted:
+            return f"node {node} was evicted"
+        if node in silent:
+            return f"node {node} has not been heard of for {self.node_lost_seconds:.0f} s"
+        if self._heard[node] - held.named[node] >= UNNAMED_SECONDS:
+            return f"node {node} no longer runs it"
+        return ""

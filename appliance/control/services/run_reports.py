@@ -48,6 +48,9 @@ from appliance.crypto.artifacts import ArtifactReader
 RETRIED = frozenset({"UNAVAILABLE", "LEASE_LOST", "RANK_LOST", "NODE_LOST", "LEADER_LOST"})
 """Reasons for an end that another start may cure."""
 
+WITH_NODE = frozenset({"LEASE_LOST", "NODE_LOST"})
+"""Those that say nothing of the job."""
+
 LONGEST_MESSAGE = 1000
 _MOST_METRICS = 100
 _DIGEST = 64
@@ -132,7 +135,12 @@ class RunReports:
         with self._database.write() as transaction:
             row = self._row(transaction, node, report.work)
             job_rows.change(
-                transaction, self._events, row, None, **columns_of(point, report.manifest_digest)
+                transaction,
+                self._events,
+                row,
+                None,
+                **columns_of(point, report.manifest_digest),
+                failures=0,
             )
         if point.epoch > known.epoch:
             self._artifacts.forget_checkpoints(version, point.epoch)
@@ -214,7 +222,8 @@ class RunReports:
         work = report.work
         message = report.message[:LONGEST_MESSAGE] or "the job ended without saying why"
         if report.reason in RETRIED:
-            self._runs.lost(work.work, work.epoch, message)
+            ranks = report.reason not in WITH_NODE
+            self._runs.lost(work.work, work.epoch, message, report.reason if ranks else "")
             return
         with self._database.read() as state:
             row = job_rows.by_uid(state, work.work)

@@ -5,7 +5,9 @@ Rules kept here:
   after it;
 * every start writes into folders of its own with keys of its own, so that what a lost node still
   writes is nowhere and opens for nobody; only the series of checkpoints goes on;
-* a job that lost its lease goes back to the queue, at most `MOST_STARTS` times in all.
+* a start that is lost with its node, or with this control plane, is repeated at once and counts for
+  nothing; one whose ranks failed is repeated after a pause, and `MAX_FAILURES` in a row without a
+  new checkpoint on record end the job.
 
 Called by the scheduler and by `services.jobs` (cancel); what agents report about a run is in
 `services.run_reports`.
@@ -14,9 +16,9 @@ Called by the scheduler and by `services.jobs` (cancel); what agents report abou
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Row, select
@@ -39,7 +41,9 @@ from appliance.core.jobs import TERMINAL, JobState
 from appliance.core.names import Name
 from appliance.core.placement import Demand, Placement
 
-MOST_STARTS = 3
+MAX_FAILURES = 3
+MAX_PAUSE = timedelta(minutes=30)
+PAUSE_GROWS = 5
 FIRST_PORT = 29400
 STOP_SECONDS = 5.0
 _CHECKPOINTED = frozenset({"train"})
@@ -62,6 +66,7 @@ class Runs:
         events: Events,
         records: Records,
         clock: Callable[[], datetime],
+        retry_pause: timedelta,
     ) -> None:
         self._database = database
         self._artifacts = artifacts
@@ -71,19 +76,28 @@ class Runs:
         self._events = events
         self._records = records
         self._clock = clock
+        self._retry_pause = retry_pause
         self._left: dict[tuple[str, str], tuple[str, ...]] = {}
+        self._silent: dict[str, tuple[object, ...]] = {}
 
     def queued(self) -> list[tuple[Row[Any], Demand]]:
         """Jobs that wait for devices, oldest first, and what each needs.
 
-        One whose inputs are gone fails here.
+        Not those whose pause after a failure is not over. One whose inputs are gone fails here.
         """
+        now = self._clock()
         with self._database.read() as state:
             rows = state.all(
                 select(tables.job)
-                .where(_job.state == JobState.QUEUED)
-                # What a clock that was ahead has dated comes first, or newer jobs pass it for ever.
-                .order_by(_job.create_time <= self._clock(), _job.create_time, _job.uid)
+                .where(
+                    _job.state == JobState.QUEUED,
+                    _job.retry_time.is_(None)
+                    | (_job.retry_time <= now)
+                    # What a clock that was ahead has dated waits for nothing.
+                    | (_job.retry_time > now + MAX_PAUSE),
+                )
+                # And comes first, or newer jobs pass it for ever.
+                .order_by(_job.create_time <= now, _job.create_time, _job.uid)
             )
         found: list[tuple[Row[Any], Demand]] = []
         for row in rows:
@@ -108,9 +122,15 @@ class Runs:
         epoch = self._leases.grant(row.uid, row.epoch, shares)
         try:
             with self._database.write() as transaction:
-                started = {"epoch": epoch, "placement": [share.as_json() for share in shares]}
                 job_rows.change(
-                    transaction, self._events, row, JobState.STARTING, message="", **started
+                    transaction,
+                    self._events,
+                    row,
+                    JobState.STARTING,
+                    message="",
+                    epoch=epoch,
+                    placement=[share.as_json() for share in shares],
+                    retry_time=None,
                 )
                 self._allocate(transaction, row)
         except ApplianceError as error:
@@ -127,17 +147,32 @@ class Runs:
                 return False
         return True
 
-    def lost(self, uid: str, epoch: int, why: str) -> None:
-        """A start of a job is over without a result: queue it again, or give it up."""
+    def lost(self, uid: str, epoch: int, why: str, reason: str = "") -> None:
+        """A start of a job is over without a result: queue it again, or give it up.
+
+        Args:
+            uid: of the job.
+            epoch: of the start.
+            why: for a person.
+            reason: of a failure of its ranks, which counts; empty when it was lost with its node.
+        """
         self.stop(uid, epoch)
         with self._database.read() as state:
             row = job_rows.by_uid(state, uid)
         if row is None or row.epoch != epoch or row.state not in _LEASED:
             return
-        if epoch >= MOST_STARTS:
-            sentence = f"given up after {epoch} starts; the last one ended because {why}"
-            self.fail(row, "LEASE_LOST", sentence)
+        failures = row.failures + bool(reason)
+        if failures >= MAX_FAILURES and reason:
+            sentence = (
+                f"given up after {failures} starts in a row without a new checkpoint; the last one"
+                f" ended because {why}"
+            )
+            self.fail(row, reason, sentence)
             return
+        retry_time, when = None, "starts again"
+        if reason:
+            retry_time = self._clock() + pause_after(failures, self._retry_pause)
+            when = f"starts again at {retry_time:%H:%M:%S} UTC"
         with self._database.write() as transaction:
             job_rows.change(
                 transaction,
@@ -145,10 +180,51 @@ class Runs:
                 row,
                 JobState.QUEUED,
                 placement=[],
-                message=f"starts again: {why}",
+                message=f"{when}: {why}",
+                failures=failures,
+                retry_time=retry_time,
             )
             self._drop(transaction, row, checkpoints=False)
-        _logger.warning("job %s starts again: %s", uid, why)
+        name = job_rows.name_of(row)
+        self._records.note("job.restarts", name, reason or "NODE_LOST", epoch=epoch)
+        _logger.warning("job %s %s: %s", uid, when, why)
+
+    def say_silent(self, silent: Mapping[str, float], *, cut_off: bool) -> None:
+        """Say with jobs at work which of their nodes is not heard of, and take it back.
+
+        Args:
+            silent: seconds of silence by node.
+            cut_off: whether more than half of the nodes are silent.
+        """
+        nodes: dict[str, list[str]] = {}
+        for node in silent:
+            for work in self._leases.works_of(node):
+                if "/" not in work:
+                    nodes.setdefault(work, []).append(node)
+        for uid in sorted(nodes.keys() | self._silent.keys()):
+            now = (*nodes.get(uid, ()), cut_off) if uid in nodes else ()
+            if self._silent.get(uid, ()) == now:
+                continue
+            self._say(uid, self._silence(nodes.get(uid, []), silent, cut_off=cut_off))
+            self._silent[uid] = now
+            if not now:
+                del self._silent[uid]
+
+    def _silence(self, nodes: Sequence[str], silent: Mapping[str, float], *, cut_off: bool) -> str:
+        if not nodes:
+            return ""
+        since = self._clock() - timedelta(seconds=max(silent[node] for node in nodes))
+        many = f"nodes {', '.join(nodes)} have" if len(nodes) > 1 else f"node {nodes[0]} has"
+        then = f"it starts elsewhere after {self._leases.node_lost_seconds:.0f} s"
+        if cut_off:
+            then = "more than half of the nodes are silent, so nothing starts elsewhere"
+        return f"{many} not been heard of since {since:%H:%M:%S} UTC; {then}"
+
+    def _say(self, uid: str, message: str) -> None:
+        with self._database.write() as transaction:
+            row = job_rows.by_uid(transaction, uid)
+            if row is not None and row.state in _LEASED and row.message != message:
+                job_rows.change(transaction, self._events, row, message=message)
 
     def fail(self, row: Row[Any], reason: str, message: str) -> None:
         """End a job that cannot succeed."""
@@ -185,7 +261,7 @@ class Runs:
             self._artifacts.remove(folder)
 
     def take_up(self) -> list[Row[Any]]:
-        """At start: give the nodes of running jobs a whole lease to be heard of again.
+        """At start: give the nodes of running jobs their whole time to be heard of again.
 
         Returns jobs whose every part had ended already: their outputs are still to be registered.
         """
@@ -193,6 +269,8 @@ class Runs:
             rows = state.all(select(tables.job).where(_job.state.in_(_LEASED)))
         for row in rows:
             self._leases.take_up(row.uid, row.epoch, shares_of(row))
+            if row.message:
+                self._silent[row.uid] = (row.message,)  # said by the control plane before
         return [
             row for row in rows if all(share.ended for share in shares_of(row)) and row.placement
         ]
@@ -271,6 +349,12 @@ class Runs:
                 memory_bytes=share.memory_bytes,
             )
         )
+
+
+def pause_after(failures: int, first: timedelta) -> timedelta:
+    """How long a job waits after so many failures in a row; the first pause grows fivefold."""
+    growth: int = PAUSE_GROWS ** (failures - 1)
+    return min(first * growth, MAX_PAUSE)
 
 
 def pending(state: Reading, uid: str, kind: str | None = None) -> list[Row[Any]]:

@@ -262,6 +262,8 @@ job = Table(
     Column("checkpoint_step", BigInteger, nullable=False, default=0),
     Column("checkpoint_digest", Text, nullable=False, default=""),
     Column("checkpoint_epoch", BigInteger, nullable=False, default=0),
+    Column("failures", Integer, nullable=False, default=0),
+    Column("retry_time", Moment),
     Column("creator", Text, nullable=False),
     Column("create_time", Moment, nullable=False),
     Column("start_time", Moment, nullable=True),

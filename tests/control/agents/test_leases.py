@@ -1,11 +1,21 @@
-"""Leases: who may act, until when, and whose devices are taken."""
+"""Leases: who may act, whose work is lost, and whose devices are taken."""
 
 from __future__ import annotations
 
 import pytest
 
-from appliance.control.services.leases import Leases, Share
+from appliance.control.services.leases import (
+    NODE_LOST_SECONDS,
+    REMEMBERED_SECONDS,
+    UNNAMED_SECONDS,
+    Leases,
+    Share,
+)
+from appliance.control.services.served import MAX_STEP, ServedClock
 from appliance.core.errors import LeaseLost
+
+JOB = ("job", 1)
+SILENT = f"has not been heard of for {NODE_LOST_SECONDS:.0f} s"
 
 
 class Clock:
@@ -23,39 +33,99 @@ def clock() -> Clock:
 
 @pytest.fixture
 def leases(clock: Clock) -> Leases:
+    """A job on the nodes a and b; c and d are there too."""
     made = Leases(clock)
     made.grant("job", 0, [Share("a", 0, (0, 1), 10), Share("b", 2, (0,), 5, port=29400)])
+    heard(made, "cd")
     return made
 
 
-def test_only_the_holder_under_the_right_epoch_and_in_time(leases: Leases, clock: Clock) -> None:
+def heard(leases: Leases, nodes: str, *, runs: str = "ab") -> None:
+    for node in nodes:
+        leases.renew(node, [JOB] if node in runs else [])
+
+
+def lost(leases: Leases) -> list[tuple[str, str]]:
+    return [(each.node, each.why) for each in leases.lost()]
+
+
+@pytest.mark.attack
+def test_nobody_but_the_holder_under_the_right_epoch(leases: Leases) -> None:
     assert leases.check("job", 1, "a").devices == (0, 1)
     for work, epoch, node in (("job", 2, "a"), ("job", 0, "a"), ("job", 1, "c"), ("x", 1, "a")):
         with pytest.raises(LeaseLost):
             leases.check(work, epoch, node)
-    clock.now += 14.99
-    leases.check("job", 1, "a")
-    clock.now += 0.01
-    with pytest.raises(LeaseLost):
-        leases.check("job", 1, "a")
-    assert leases.expired() == [("job", 1, "a"), ("job", 1, "b")]
-    assert leases.of_node("a") == []
 
 
-def test_a_heartbeat_renews_what_it_names_and_nothing_else(leases: Leases, clock: Clock) -> None:
-    clock.now += 10
+def test_a_holder_that_is_heard_late_is_still_the_holder(leases: Leases, clock: Clock) -> None:
+    clock.now += 1_000_000
+    assert leases.check("job", 1, "a").devices == (0, 1)
+    assert leases.renew("a", [JOB]) == []
+    assert leases.of_node("a") == [JOB]
+
+
+def test_what_a_node_does_not_hold_it_must_stop(leases: Leases) -> None:
     assert leases.renew("a", [("job", 1), ("job", 9), ("old", 1)]) == [("job", 9), ("old", 1)]
-    leases.renew("b", [])
-    clock.now += 10
-    assert leases.expired() == [("job", 1, "b")]
-    # Too late is too late: the lease of b is over for good.
-    assert leases.renew("b", [("job", 1)]) == [("job", 1)]
 
 
-def test_a_share_that_ended_well_does_not_expire(leases: Leases, clock: Clock) -> None:
+def test_a_node_is_lost_when_it_has_been_silent_for_minutes(leases: Leases, clock: Clock) -> None:
+    clock.now += NODE_LOST_SECONDS - 0.01
+    heard(leases, "acd")
+    assert lost(leases) == []
+    clock.now += 0.01
+    assert lost(leases) == [("b", f"node b {SILENT}")]
+    assert leases.silent(NODE_LOST_SECONDS) == {"b": NODE_LOST_SECONDS}
+    # It is heard again before anybody acted: whatever it says counts.
+    heard(leases, "b")
+    assert lost(leases) == []
+
+
+def test_a_node_that_is_heard_and_names_a_work_no_more_has_lost_it(
+    leases: Leases, clock: Clock
+) -> None:
+    for _ in range(int(UNNAMED_SECONDS)):
+        assert lost(leases) == []
+        clock.now += 1
+        heard(leases, "abcd", runs="a")
+    assert lost(leases) == [("b", "node b no longer runs it")]
+
+
+def test_a_node_that_is_silent_after_it_came_back_has_its_whole_time(
+    leases: Leases, clock: Clock
+) -> None:
+    # It says hello without naming the work, whose end it may be about to report, and is cut off.
+    clock.now += UNNAMED_SECONDS - 1
+    heard(leases, "acd")
+    heard(leases, "b", runs="")
+    clock.now += NODE_LOST_SECONDS - 1
+    heard(leases, "acd")
+    assert lost(leases) == []
+
+
+@pytest.mark.parametrize(("silent", "gone"), [("b", "b"), ("ab", "ab"), ("abc", ""), ("abcd", "")])
+def test_while_most_nodes_are_silent_none_is_lost(
+    leases: Leases, clock: Clock, silent: str, gone: str
+) -> None:
+    clock.now += NODE_LOST_SECONDS
+    heard(leases, "".join(set("abcd") - set(silent)))
+    assert lost(leases) == [(node, f"node {node} {SILENT}") for node in gone]
+    assert leases.is_cut_off() is (not gone)
+
+
+def test_a_node_alone_is_waited_for_and_one_that_was_away_for_a_day_is_not(clock: Clock) -> None:
+    leases = Leases(clock)
+    leases.grant("job", 0, [Share("a", 0, (0,), 10)])
+    clock.now += REMEMBERED_SECONDS - 1
+    assert (lost(leases), leases.is_cut_off()) == ([], True)
+    clock.now += 1
+    assert (lost(leases), leases.is_cut_off()) == ([("a", f"node a {SILENT}")], False)
+
+
+def test_a_share_that_ended_well_is_not_lost(leases: Leases, clock: Clock) -> None:
     assert [share.ended for share in leases.end_share("job", 1, "a")] == [True, False]
-    clock.now += 20
-    assert leases.expired() == [("job", 1, "b")]
+    clock.now += NODE_LOST_SECONDS
+    heard(leases, "cd")
+    assert lost(leases) == [("b", f"node b {SILENT}")]
     assert leases.capacity("a", 4, 100).free == [0, 1, 2, 3]
 
 
@@ -64,23 +134,44 @@ def test_released_devices_stay_taken_until_the_node_is_done(leases: Leases, cloc
     assert leases.release("job", 1) == []
     found = leases.capacity("a", 4, 100)
     assert (found.free, found.memory_used) == ([2, 3], 10)
-    leases.renew("a", [("job", 1)])
+    heard(leases, "a")
     assert leases.capacity("a", 4, 100).free == [2, 3]
-    leases.renew("a", [])
+    heard(leases, "a", runs="")
     assert leases.capacity("a", 4, 100).free == [0, 1, 2, 3]
+    # A node that is cut off may be at work on it still.
+    clock.now += 10 * NODE_LOST_SECONDS
     assert leases.capacity("b", 4, 100).free == [1, 2, 3]
-    clock.now += 15
+    leases.gone("job", 1, "b")
     assert leases.capacity("b", 4, 100).free == [0, 1, 2, 3]
 
 
+@pytest.mark.attack
 def test_an_evicted_node_loses_all_at_once(leases: Leases) -> None:
-    leases.expire("b")
-    assert leases.expired() == [("job", 1, "b")]
+    leases.evict("b")
+    assert lost(leases) == [("b", "node b was evicted")]
+    assert leases.of_node("b") == []
     with pytest.raises(LeaseLost):
         leases.check("job", 1, "b")
     leases.check("job", 1, "a")
+    leases.release("job", 1)
+    assert leases.capacity("b", 4, 100).free == [0, 1, 2, 3]
 
 
 def test_shares_are_stored_as_they_are() -> None:
     share = Share("a", 2, (3, 4), 10, port=29400, ended=True)
     assert Share.from_json(share.as_json()) == share
+
+
+def test_time_in_which_the_control_plane_stood_still_counts_for_two_seconds(clock: Clock) -> None:
+    served = ServedClock(clock)
+    for _ in range(5):
+        clock.now += 1
+        served.tick()
+    assert served() == 5
+    clock.now += 600
+    served.tick()
+    assert served() == 5 + MAX_STEP
+    # A clock that was set back moves nothing back.
+    clock.now -= 1000
+    served.tick()
+    assert served() == 5 + MAX_STEP

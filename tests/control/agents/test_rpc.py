@@ -106,7 +106,7 @@ async def test_a_job_over_the_agents_stream(appliance: Appliance) -> None:
     metadata = developer(appliance)
     stream = Stream(appliance, "n1")
     await stream.say(hello=HELLO)
-    assert (await stream.hear("leases")).seconds == 15.0
+    assert (await stream.hear("leases")).seconds == 300.0
     datasets = appliance.api(DatasetServiceStub)
     create = data.CreateDatasetRequest(parent="projects/demo", dataset_id="raw")
     await datasets.CreateDataset(create, metadata=metadata)

@@ -11,6 +11,7 @@ from appliance.control.auth.rules import Link
 from appliance.control.services.bindings import Bindings
 from appliance.control.services.caller import Caller
 from appliance.control.services.job_logs import LAST_BYTES, MOST_JOBS, MOST_NODES
+from appliance.control.services.leases import NODE_LOST_SECONDS
 from appliance.control.store import tables
 from appliance.core.errors import Tampered
 from appliance.core.identity import Principal, PrincipalKind
@@ -147,6 +148,7 @@ async def test_a_newer_start_replaces_it_and_success_removes_it(lab: Lab) -> Non
     work = await started(lab, node)
     node.fail(work, "RANK_LOST", "killed", "the first time")
     assert (logs(lab).epoch, texts(lab)) == (1, {"nodes/n1": "the first time"})
+    lab.wait(60, node)
     lab.look()
     await node.take()
     # What is kept stays until the next start has ended.
@@ -155,6 +157,7 @@ async def test_a_newer_start_replaces_it_and_success_removes_it(lab: Lab) -> Non
     node.fail(work, "RANK_LOST", "killed", "an old word that was repeated")
     node.fail(second, "RANK_LOST", "killed", "the second time")
     assert (logs(lab).epoch, texts(lab)) == (2, {"nodes/n1": "the second time"})
+    lab.wait(300, node)
     lab.look()
     await node.take()
     node.succeed(node.started[-1].work, MODEL)
@@ -165,7 +168,7 @@ async def test_a_newer_start_replaces_it_and_success_removes_it(lab: Lab) -> Non
 
 async def test_a_node_that_is_never_heard_of_again_has_an_entry_without_output(lab: Lab) -> None:
     await started(lab, await lab.connected("n1"))
-    lab.forward(16)
+    lab.wait(NODE_LOST_SECONDS, *[await lab.connected(name) for name in ("n2", "n3")])
     lab.look()
     (entry,) = logs(lab).nodes
     assert (entry.node, entry.text, entry.HasField("receive_time")) == ("nodes/n1", "", False)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from concurrent.futures import Future
+from datetime import timedelta
 
 import pytest
 
 from appliance.api.agent.v1 import agent_service_pb2 as agent
 from appliance.api.jobs.v1 import job_pb2, job_service_pb2
+from appliance.control.services.leases import NODE_LOST_SECONDS, UNNAMED_SECONDS
 from appliance.control.store import tables
 from appliance.core.checkpoints import CheckpointPoint
 from appliance.core.errors import AuditUnavailable, FailedPrecondition, LeaseLost
@@ -204,11 +207,15 @@ async def test_a_lost_agent_gives_the_job_to_another_node_which_resumes(lab: Lab
     one.progress(work, 10, loss=2.0)
     digest = one.save_checkpoint(work, 10)
     two = await lab.connected("n2")
-    lab.forward(14.9)
-    two.heartbeat()
+    lab.wait(NODE_LOST_SECONDS - 4, two)
     lab.look()
-    assert lab.job().epoch == 1
-    lab.forward(0.2)
+    assert (lab.job().epoch, lab.job().state) == (1, Job.STATE_RUNNING)
+    said = lab.job().state_reason
+    assert re.fullmatch(
+        r"node n1 has not been heard of since \d\d:\d\d:\d\d UTC; it starts elsewhere after 300 s",
+        said,
+    ), said
+    lab.wait(4, two)
     lab.look()
     lab.look()
     await two.take()
@@ -255,6 +262,7 @@ async def test_the_next_start_takes_in_what_the_last_one_finished_unheard(lab: L
     manifest = lab.objects / key.folder / "e1" / "step-00000030" / "manifest.json"
     manifest.write_bytes(manifest.read_bytes().replace(b'"epoch":1', b'"epoch":2'))
     node.fail(first, "RANK_LOST", "killed")
+    lab.wait(60, node)
     lab.look()
     await node.take()
     second = node.started[1].work
@@ -273,6 +281,7 @@ async def test_an_older_epoch_that_came_further_does_not_beat_a_newer_one(lab: L
     first = node.started[0].work
     node.save_checkpoint(first, 10)
     node.fail(first, "RANK_LOST", "killed")
+    lab.wait(60, node)
     lab.look()
     await node.take()
     second = node.started[1].work
@@ -282,6 +291,7 @@ async def test_an_older_epoch_that_came_further_does_not_beat_a_newer_one(lab: L
     assert not (lab.objects / key.folder / "e1").exists()
     saved(lab, node, second, 1, 300)
     node.fail(second, "RANK_LOST", "killed")
+    lab.wait(60, node)
     lab.look()
     await node.take()
     keys = node.keys(node.started[2].work)
@@ -300,6 +310,7 @@ async def test_an_agent_of_0_1_0_saves_without_folders_of_epochs(lab: Lab) -> No
         complete = agent.CheckpointComplete(work=first, step=step, manifest_digest=digest)
         node.report(checkpoint=complete)
     node.fail(first, "RANK_LOST", "killed")
+    lab.wait(60, node)
     lab.look()
     await node.take()
     keys = node.keys(node.started[1].work)
@@ -319,26 +330,119 @@ async def test_heartbeats_keep_a_lease_and_answer_with_it(lab: Lab) -> None:
     assert lab.job().epoch == 1
     last = node.leases[-1]
     assert [(work.work, work.epoch) for work in last.work] == sorted(node.running)
-    assert (last.seconds, last.sequence) == (15.0, 7)
+    assert (last.seconds, last.sequence) == (NODE_LOST_SECONDS, 7)
 
 
-async def test_a_job_is_given_up_after_three_starts(lab: Lab) -> None:
+async def test_a_job_is_given_up_after_three_starts_without_progress(lab: Lab) -> None:
     node = await lab.connected("n1")
     lab.train("t1")
-    for epoch in (1, 2, 3):
+    for epoch, pause in ((1, 60), (2, 300), (3, 0)):
         lab.look()
         await node.take()
         assert node.started[-1].work.epoch == epoch
         node.fail(node.started[-1].work, "LEADER_LOST", "its process was killed by SIGKILL")
+        if pause:
+            again = lab.time.wall() + timedelta(seconds=pause)
+            assert lab.job().state_reason == (
+                f"starts again at {again:%H:%M:%S} UTC: its process was killed by SIGKILL"
+            )
+            lab.wait(pause - 1, node)
+            lab.look()
+            assert (lab.job().state, lab.job().epoch) == (Job.STATE_QUEUED, epoch)
+            lab.wait(1, node)
     job = lab.job()
     assert job.state == Job.STATE_FAILED
     assert job.state_reason == (
-        "given up after 3 starts; the last one ended because its process was killed by SIGKILL"
+        "given up after 3 starts in a row without a new checkpoint; the last one ended because its"
+        " process was killed by SIGKILL"
     )
     assert [row.kind for row in lab.rows(tables.artifact_version)] == ["dataset"]
     assert {path.name for path in (lab.objects / PROJECT).iterdir()} == {
         row.uid for row in lab.rows(tables.artifact_version)
     }
+
+
+async def test_a_checkpoint_on_record_begins_the_count_of_failures_anew(lab: Lab) -> None:
+    node = await lab.connected("n1")
+    lab.train("t1")
+    for epoch in range(1, 6):
+        lab.look()
+        await node.take()
+        work = node.started[-1].work
+        assert work.epoch == epoch
+        node.save_checkpoint(work, epoch)
+        node.fail(work, "RANK_LOST", "a rank was killed")
+        lab.wait(60, node)
+    assert lab.job().state == Job.STATE_QUEUED
+    assert lab.rows(tables.job)[0].failures == 1
+
+
+@pytest.mark.parametrize("how", ["down and up", "agent", "evicted", "told"])
+async def test_what_others_did_never_counts_as_a_failure_of_the_job(lab: Lab, how: str) -> None:
+    nodes = [await lab.connected(name) for name in ("n1", "n2", "n3")]
+    lab.train("t1")
+    for epoch in range(1, 6):
+        lab.look()
+        for node in nodes:
+            await node.take()
+        assert (lab.job().epoch, lab.job().state) == (epoch, Job.STATE_STARTING)
+        (node,) = (node for node in nodes if node.running)
+        work = node.started[-1].work
+        if how == "told":
+            node.fail(work, "LEASE_LOST", "the node was told to stop this work")
+        elif how == "evicted":
+            lab.work.leases.evict(node.node)
+            await node.connect()
+        else:
+            node.running.clear()
+            if how == "down and up":
+                lab.restart()
+                for each in nodes:
+                    await each.connect()
+            else:
+                await node.connect()
+            lab.wait(UNNAMED_SECONDS, *nodes)
+    lab.look()
+    assert lab.rows(tables.job)[0].failures == 0
+    assert lab.job().state == Job.STATE_STARTING
+
+
+async def test_a_control_plane_that_stood_still_takes_nobody_for_lost(lab: Lab) -> None:
+    nodes = [await lab.connected(name) for name in ("n1", "n2", "n3")]
+    lab.train("t1")
+    lab.look()
+    for node in nodes:
+        await node.take()
+    for _ in range(3):
+        lab.forward(4 * NODE_LOST_SECONDS, served=False)
+        lab.look()
+        assert (lab.job().epoch, lab.job().state_reason) == (1, "")
+        for node in nodes:
+            node.heartbeat()
+
+
+async def test_while_most_nodes_are_silent_nothing_starts_elsewhere_and_it_is_said(
+    lab: Lab,
+) -> None:
+    nodes = [await lab.connected(name) for name in ("n1", "n2", "n3")]
+    lab.train("t1")
+    lab.look()
+    for node in nodes:
+        await node.take()
+    (holder,) = (node for node in nodes if node.running)
+    (other, *_) = (node for node in nodes if not node.running)
+    lab.wait(NODE_LOST_SECONDS, other)
+    lab.look()
+    assert (lab.job().epoch, lab.job().state) == (1, Job.STATE_STARTING)
+    assert lab.job().state_reason.endswith(
+        " UTC; more than half of the nodes are silent, so nothing starts elsewhere"
+    )
+    work = holder.started[0].work
+    holder.heartbeat()
+    lab.look()
+    assert lab.job().state_reason == ""
+    holder.succeed(work, MODEL)
+    assert lab.job().state == Job.STATE_SUCCEEDED
 
 
 async def test_an_error_of_the_job_is_final_and_keeps_its_sentence(lab: Lab) -> None:
