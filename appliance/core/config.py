@@ -3,6 +3,8 @@
 Rules kept here:
 * the dataclasses are the only list of keys: an unknown key is an error that names the nearest known
   one;
+* a key that was retired is taken for one release and said, with what came in its place: a class
+  names them in `RETIRED` (key -> sentence);
 * types are checked, never guessed: a string where a number belongs is an error that names the key;
 * every key has a sentence (`field(metadata=doc(...))`); `document` prints them all with their
   defaults;
@@ -20,10 +22,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import logging
 import tomllib
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,6 +34,8 @@ from typing import Any, TypeVar
 from appliance.core.errors import FailedPrecondition, InvalidInput
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 
 def doc(text: str) -> dict[str, str]:
@@ -79,8 +84,11 @@ class _Reader:
             raise self.wrong(at, "must be a table")
         hints = typing.get_type_hints(cls)
         fields = {field.name: field for field in _fields(cls)}
+        retired: Mapping[str, str] = getattr(cls, "RETIRED", {})
         for key in values:
-            if key not in fields:
+            if key in retired:
+                logger.warning("%s: %s is no longer a key: %s", self.path, key, retired[key])
+            elif key not in fields:
                 raise self.wrong(_join(at, key), _unknown(key, list(fields)))
         arguments: dict[str, Any] = {}
         for name, field in fields.items():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 from appliance.core.config import doc
 from appliance.wire.admission import StrangerLimits
@@ -115,6 +117,10 @@ class Routing:
 class GatewayConfig:
     """One gateway."""
 
+    RETIRED: ClassVar[Mapping[str, str]] = {
+        "view_seconds": "stale_view_seconds says how long an old view decides (900; 0 is strict)"
+    }
+
     cluster_id: str = field(metadata=doc("id of the appliance's cluster"))
     key: Path = field(metadata=doc("private key, PEM, mode 0600"))
     certificate: Path = field(metadata=doc("certificate of this gateway, PEM"))
@@ -125,9 +131,12 @@ class GatewayConfig:
     )
     listen: Listen = field(default_factory=Listen)
     metrics: str = field(default="127.0.0.1:8445", metadata=doc("loopback address of the metrics"))
-    view_seconds: float = field(
-        default=10.0,
-        metadata=doc("age of the control plane's last word after which new calls are refused"),
+    stale_view_seconds: float = field(
+        default=900.0,
+        metadata=doc(
+            "how long calls are decided by what the control plane said last; 0 is strict: while it"
+            " is heard, that is ten seconds"
+        ),
     )
     limits: Limits = field(default_factory=Limits)
     strangers: StrangerLimits = field(default_factory=StrangerLimits)

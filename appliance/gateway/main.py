@@ -45,6 +45,8 @@ GRACE_SECONDS = 20.0
 """Time that running answers have when the gateway stops."""
 FLUSH_SECONDS = 5.0
 LOOK_SECONDS = 0.5
+VIEW = "appliance.view"
+"""What health calls the view: it serves while the control plane is heard."""
 CROWD, CROWD_SECONDS = 100, 5.0
 """Connections that ended in so long, after which memory is given back."""
 NOTICE = timedelta(days=45)
@@ -127,10 +129,11 @@ class Gateway:
 
     def __init__(self, config: GatewayConfig, identity: Identity) -> None:
         self._identity = identity
+        self._stale_seconds = config.stale_view_seconds
         registry = CollectorRegistry()
         self._metrics = GatewayMetrics(registry)
         self._channel = self._to(config.control, PrincipalKind.CONTROL.server_name)
-        self.view = View(config.view_seconds)
+        self.view = View(config.stale_view_seconds)
         self._control = Control(self._channel, self.view)
         self.fleet = Fleet(self._connect, config.routing)
         registry.register(ReplicaStates(lambda: self.fleet.links))
@@ -246,6 +249,19 @@ class Gateway:
         self.fleet.apply(snapshot)
         self._models.apply(snapshot)
 
+    def _say_view(self, *, decides: bool, stale: bool) -> None:
+        if stale:
+            logger.warning(
+                "the control plane has not been heard for %.0f s: calls are decided by what it said"
+                " last, until that is %.0f s old",
+                self.view.age,
+                self._stale_seconds,
+            )
+        elif decides:
+            logger.info("the control plane is heard: calls are decided by what it says")
+        else:
+            logger.error("the last word of the control plane is too old: new calls are refused")
+
     async def _mind_certificate(self) -> None:
         """Say each day that the certificate will end, when that is near."""
         end = not_after(self._identity.certificate)
@@ -265,9 +281,16 @@ class Gateway:
             await asyncio.sleep(CROWD_SECONDS)
 
     async def _say_health(self) -> None:
-        """Say whether calls can be decided; keep the gauges that nobody else sets."""
+        """Say whether calls can be decided, and by what; keep the gauges that nobody else sets."""
+        was = (False, False)
         while True:
-            await self._server.set_serving(serving=self.view.fresh)
+            decides, stale = now = self.view.decides, self.view.stale
+            if now != was:
+                await self._server.set_serving(serving=decides)
+                await self._server.set_serving(VIEW, serving=decides and not stale)
+                self._say_view(decides=decides, stale=stale)
+                was = now
+            self._metrics.view_stale.set(stale)
             self._metrics.view_age.set(self.view.age)
             self._metrics.usage_waiting.set(len(self._usage))
             self._metrics.connections.set(len(self.http.connections))

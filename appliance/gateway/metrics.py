@@ -74,6 +74,11 @@ class GatewayMetrics:
             "Time since the control plane was heard.",
             registry=registry,
         )
+        self.view_stale = Gauge(
+            "appliance_gateway_view_stale",
+            "Whether calls are decided by what the control plane said more than ten seconds ago.",
+            registry=registry,
+        )
 
     def moved(self, begun: bool) -> None:  # noqa: FBT001 - the one thing that is told
         """An answer went to another replica; `begun`: it had tokens already."""

@@ -5,10 +5,13 @@ Rules kept here:
   does not fit to what is there ends the stream, and a new one begins with everything;
 * its age counts from the moment a message of the control plane arrived, by a clock that also goes
   while the machine sleeps and that nobody can set;
-* older than the limit, there is no view: the gateway would decide by rights that may have ended.
+* while the control plane is not heard calls are decided by what it said last, for a time that the
+  site chooses, and that is said; older than that, there is no view;
+* who comes back hears everything first: what was taken away meanwhile holds at once.
 
-The attack: cut the gateway off and go on with a right that was taken away. Called by
-`appliance.gateway.main`; read by everything that decides.
+The attack: cut the gateway off and go on with a right that was taken away
+(docs/decisions/0028-a-gateway-goes-on-from-its-last-view.md). Called by `appliance.gateway.main`;
+read by everything that decides.
 """
 
 from __future__ import annotations
@@ -30,6 +33,8 @@ from appliance.wire.status import from_rpc_error
 logger = logging.getLogger(__name__)
 
 CALL_SECONDS = 30.0
+HEARD_SECONDS = 10.0
+"""A view that is older is stale; without a time for stale ones nothing is decided by it."""
 SILENT_SECONDS = 5.0
 """The control plane says something each second; after so long the stream is opened again."""
 RETRY_SECONDS = 0.5
@@ -44,12 +49,12 @@ class View:
     """The newest snapshot, as long as it is young enough.
 
     Args:
-        limit: seconds after which it is too old.
+        stale_seconds: how long one decides that is not kept fresh; 0: while it is fresh.
         clock: seconds that only go forward.
     """
 
-    def __init__(self, limit: float, clock: Callable[[], float] = boot_seconds) -> None:
-        self._limit = limit
+    def __init__(self, stale_seconds: float, clock: Callable[[], float] = boot_seconds) -> None:
+        self._limit = stale_seconds or HEARD_SECONDS
         self._clock = clock
         self._snapshot: Snapshot | None = None
         self._draft: Draft | None = None
@@ -93,9 +98,14 @@ class View:
         return Draft(self._snapshot, message)
 
     @property
-    def fresh(self) -> bool:
+    def decides(self) -> bool:
         """Whether calls can be decided now."""
-        return self._snapshot is not None and self._clock() - self._heard <= self._limit
+        return self._snapshot is not None and self.age <= self._limit
+
+    @property
+    def stale(self) -> bool:
+        """Whether they would be decided by what is old."""
+        return self.decides and self.age > HEARD_SECONDS
 
     @property
     def age(self) -> float:
@@ -109,10 +119,11 @@ class View:
 
     def current(self) -> Snapshot:
         """The snapshot to decide by. Raises Unavailable when there is none young enough."""
-        if self._snapshot is None or not self.fresh:
+        if self._snapshot is None or not self.decides:
+            since = "since it started" if self._snapshot is None else f"for {self.age:.0f} s"
             raise Unavailable(
-                "the gateway has not heard from the control plane for a while and cannot say what "
-                "you may ask: repeat the call shortly",
+                f"the gateway has not heard from the control plane {since} and cannot say what you "
+                "may ask: repeat the call shortly",
                 retry_after=2.0,
             )
         return self._snapshot

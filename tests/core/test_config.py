@@ -1,9 +1,10 @@
 """Configuration: exact keys, exact types, and a table that says them all."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import pytest
 
@@ -24,6 +25,8 @@ class Listen:
 
 @dataclass(frozen=True)
 class Config:
+    RETIRED: ClassVar[Mapping[str, str]] = {"old": "devices says how many"}
+
     data: Path = field(metadata={"doc": "Folder of the state."})
     devices: int = field(default=2, metadata={"doc": "Devices to offer."})
     strict: bool = field(default=True, metadata={"doc": "Refuse what is doubtful."})
@@ -43,6 +46,16 @@ def written(folder: Path, text: str) -> Path:
     path = folder / "control.toml"
     path.write_text(text)
     return path
+
+
+def test_a_retired_key_is_taken_and_its_successor_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = 'data = "state"\nold = 3\n'
+    assert load(Config, written(tmp_path, text)) == Config(data=tmp_path / "state")
+    assert caplog.messages == [
+        f"{tmp_path / 'control.toml'}: old is no longer a key: devices says how many"
+    ]
 
 
 def test_defaults(tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ async def stage(folder: Path, *workers: Worker, **changes: Any) -> AsyncIterator
     task = asyncio.create_task(gateway.run(stop))
     made = Stage(control, list(workers), gateway, token, folder, stop, task)
     try:
-        await until(lambda: gateway.view.fresh)
+        await until(lambda: gateway.view.decides)
         await made.ready(len(workers))
         yield made
     finally:

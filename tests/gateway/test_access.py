@@ -96,18 +96,33 @@ class Clock:
 @pytest.mark.attack
 def test_an_old_view_decides_nothing() -> None:
     clock = Clock()
-    view = View(10.0, clock)
-    with pytest.raises(Unavailable):
+    view = View(0, clock)
+    with pytest.raises(Unavailable, match="since it started"):
         view.current()
     view.take(routing_service_pb2.RoutingView(version=3, digest=bytes(32)))
     clock.now += 10
     assert view.current().version == 3
     clock.now += 0.1
-    with pytest.raises(Unavailable) as raised:
+    with pytest.raises(Unavailable, match="for 10 s") as raised:
         view.current()
     assert raised.value.retry_after is not None
     view.take(routing_service_pb2.RoutingView(version=3, unchanged=True))
     assert view.current().version == 3
+
+
+def test_a_stale_view_decides_for_as_long_as_the_site_says_and_says_so() -> None:
+    clock = Clock()
+    view = View(900.0, clock)
+    assert (view.decides, view.stale) == (False, False)
+    view.take(routing_service_pb2.RoutingView(version=3, digest=bytes(32)))
+    for age, decides, stale in ((10, True, False), (11, True, True), (900, True, True)):
+        clock.now = 100.0 + age
+        assert (view.decides, view.stale) == (decides, stale), age
+        assert view.current().version == 3
+    clock.now += 1
+    assert (view.decides, view.stale) == (False, False)
+    with pytest.raises(Unavailable, match="for 901 s"):
+        view.current()
 
 
 def test_a_sign_of_life_of_another_view_is_refused() -> None:

@@ -11,6 +11,8 @@ from pathlib import Path
 import grpc
 import grpc.aio
 import pytest
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from appliance.api.inference.v1 import generation_pb2
 from appliance.api.inference.v1.inference_service_pb2_grpc import InferenceServiceStub
@@ -27,7 +29,9 @@ from appliance.core.errors import (
     Unavailable,
 )
 from appliance.core.identity import PrincipalKind
+from appliance.gateway import view
 from appliance.gateway.config import Limits
+from appliance.gateway.main import VIEW
 from tests.fakes.gateway import QUICK, Stage, stage, until
 from tests.fakes.routing import ENDPOINT
 from tests.fakes.wire import authority
@@ -40,6 +44,14 @@ async def ask(found: Stage, token: str | None = None, **how: object) -> list[int
     async with found.client(token) as client:
         pieces = client.generate(endpoint, **asked)  # type: ignore[arg-type]  # its own fields
         return [token async for piece in pieces for token in piece.token_ids]
+
+
+async def health_of(found: Stage, service: str) -> int:
+    credentials = grpc.ssl_channel_credentials(authority().certificate_pem)
+    address = f"localhost:{found.gateway.grpc_port}"
+    async with grpc.aio.secure_channel(address, credentials) as channel:
+        stub = HealthStub(channel)
+        return int((await stub.Check(HealthCheckRequest(service=service))).status)
 
 
 def knows(found: Stage, principal: str) -> bool:
@@ -125,16 +137,43 @@ async def test_a_right_that_was_taken_away_ends_a_running_answer(tmp_path: Path)
 
 @pytest.mark.attack
 async def test_cut_off_from_the_control_plane_nothing_new_is_served(tmp_path: Path) -> None:
-    async with stage(tmp_path, Worker("a"), view_seconds=0.6) as found:
+    async with stage(tmp_path, Worker("a"), stale_view_seconds=0.6) as found:
         assert await ask(found)
         await found.control.stop()
-        await until(lambda: not found.gateway.view.fresh)
+        await until(lambda: not found.gateway.view.decides)
         with pytest.raises(Unavailable) as raised:
             await ask(found)
         assert raised.value.retry_after is not None
         await found.control.start()
-        await until(lambda: found.gateway.view.fresh)
+        await until(lambda: found.gateway.view.decides)
         assert await ask(found)
+
+
+async def test_while_the_control_plane_is_away_its_last_word_decides(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(view, "HEARD_SECONDS", 0.5)
+    async with stage(tmp_path, Worker("a"), stale_view_seconds=600.0) as found:
+        other = found.control.issue("users/other")
+        found.control.publish()
+        assert await ask(found, other)
+        await found.control.stop()
+        await until(lambda: found.gateway.view.stale)
+        await until(lambda: "decided by what it said last" in caplog.text)
+        assert await health_of(found, "") == HealthCheckResponse.SERVING
+        assert await health_of(found, VIEW) == HealthCheckResponse.NOT_SERVING
+        assert await ask(found)
+        asked = len(found.control.usages)
+        # Taken away while it was not heard: with its return that holds, and all is recorded.
+        del found.control.view.credentials[-1]
+        found.control.publish()
+        await found.control.start()
+        await until(lambda: not found.gateway.view.stale)
+        with pytest.raises(Unauthenticated):
+            await ask(found, other)
+        assert await ask(found)
+        await until(lambda: len(found.control.usages) >= asked + 2)
+        assert await health_of(found, VIEW) == HealthCheckResponse.SERVING
 
 
 @pytest.mark.attack

@@ -100,7 +100,7 @@ async def test_a_body_too_large_is_refused_told_or_not(
 async def test_too_many_at_once_is_429_and_cut_off_is_503(tmp_path: Path) -> None:
     slow = Worker("a", Script(seconds=0.05))
     limits = Limits(calls_per_caller=1)
-    async with stage(tmp_path, slow, limits=limits, view_seconds=0.6) as found:
+    async with stage(tmp_path, slow, limits=limits, stale_view_seconds=0.6) as found:
         headers = {"authorization": f"Bearer {found.token}"}
         async with httpx.AsyncClient(
             verify=trust(found), base_url=found.openai, headers=headers
@@ -112,7 +112,7 @@ async def test_too_many_at_once_is_429_and_cut_off_is_503(tmp_path: Path) -> Non
             assert refused.headers["retry-after"] == "1"
             assert (await first).status_code == 200
             await found.control.stop()
-            await until(lambda: not found.gateway.view.fresh)
+            await until(lambda: not found.gateway.view.decides)
             refused = await post(client)
             assert error_of(refused) == (503, "service_unavailable", None)
             assert refused.headers["retry-after"] == "2"

@@ -156,7 +156,7 @@ async def test_the_end_of_a_certificate_is_told_before(
     stop = asyncio.Event()
     running = asyncio.create_task(gateway.run(stop))
     try:
-        await until(lambda: gateway.view.fresh)
+        await until(lambda: gateway.view.decides)
     finally:
         stop.set()
         await running
