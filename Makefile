@@ -37,7 +37,7 @@ check: $(STAMP)  ## Format, lint, types, import contracts, protos fresh and comp
 	$(BIN)/python deploy/checks/protos_fresh.py
 
 test: $(STAMP)  ## Every test that fits in 25 minutes on two cores.
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not long"
 
 attacks: $(STAMP)  ## One attack per guard.
 	$(BIN)/python -m pytest -m attack
