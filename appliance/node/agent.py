@@ -244,7 +244,7 @@ class Agent:
                 self._on_connected(True)
                 self._metrics.connected.set(1)
                 logger.info("connected to %s", self._store.control.machines)
-            await self.works.obey(order)
+            self.works.obey(order)
 
     async def _keep_identity(self) -> None:
         while True:

@@ -26,6 +26,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,7 @@ class Launcher:
         self._environment = dict(environment)
         self._log_bytes = log_bytes
         self._cgroup = cgroup
+        self._running: set[str] = set()
         make_private_dir(folders.runs)
         make_private_dir(folders.scratch)
 
@@ -151,13 +153,23 @@ class Launcher:
         name = folder_name(launch.work, launch.epoch)
         run = make_private_dir(self._folders.runs / name)
         scratch = make_private_dir(self._folders.scratch / name)
-        self._forget_old_runs()
+        self._running.add(name)
+        await asyncio.to_thread(self._forget_old_runs, frozenset(self._running))
         group = Cgroup(self._cgroup, name, launch.memory_bytes) if self._cgroup else None
         log = CappedLog(run / "log", self._log_bytes, launch.secrets)
+
+        def ended(how: Ended) -> None:
+            self._running.discard(name)
+            on_end(how)
+
         running = Running(
-            launch, scratch=scratch, group=group, log=log, on_line=on_line, on_end=on_end
+            launch, scratch=scratch, group=group, log=log, on_line=on_line, on_end=ended
         )
-        await running.begin(self.environment(scratch))
+        try:
+            await running.begin(self.environment(scratch))
+        except BaseException:
+            self._running.discard(name)
+            raise
         return running
 
     def environment(self, scratch: Path) -> dict[str, str]:
@@ -165,9 +177,11 @@ class Launcher:
         inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
         return {**inherited, **self._environment, "TMPDIR": str(scratch)}
 
-    def _forget_old_runs(self) -> None:
-        runs = sorted(self._folders.runs.iterdir(), key=lambda path: path.stat().st_mtime)
-        for old in runs[:-KEPT_RUNS]:
+    def _forget_old_runs(self, running: AbstractSet[str]) -> None:
+        """Keep the newest folders, and those of whatever still writes into one."""
+        over = [path for path in self._folders.runs.iterdir() if path.name not in running]
+        over.sort(key=lambda path: path.stat().st_mtime)
+        for old in over[:-KEPT_RUNS]:
             shutil.rmtree(old, ignore_errors=True)
 
 
@@ -210,7 +224,27 @@ class Running:
         return self._process.pid if self._process else 0
 
     async def begin(self, variables: Mapping[str, str]) -> None:
-        """Start the process, hand over the orders, and watch. Only the launcher calls this."""
+        """Start the process, hand over the orders, and watch. Only the launcher calls this.
+
+        When it is called off, or fails, no process of it is left.
+        """
+        try:
+            await self._begin(variables)
+        except BaseException:
+            if self._process is not None:
+                await asyncio.shield(self._abandon())
+            raise
+
+    async def _abandon(self) -> None:
+        """End what was begun, without a word to anybody."""
+        if self._watch is not None:
+            self._watch.cancel()
+        await self.kill()
+        if self._process is not None:
+            await asyncio.to_thread(self._process.wait)
+        self._tidy()
+
+    async def _begin(self, variables: Mapping[str, str]) -> None:
         orders_read, orders_write = os.pipe()
         reports_read, reports_write = os.pipe()
         output_read, output_write = os.pipe()
@@ -263,7 +297,7 @@ class Running:
         """End all of it now."""
         if self._group is not None:
             self._group.kill()
-        self._look()
+        await self._look()
         # Needs no /proc, which a hardened unit may hide; the root has not been collected yet.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
@@ -296,7 +330,7 @@ class Running:
     async def _follow(self, ended: asyncio.Event, readers: Sequence[asyncio.Task[None]]) -> None:
         """Watch until the first process ends, clear away what it left, and tell."""
         while not ended.is_set():
-            self._look()
+            await self._look()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(ended.wait(), LOOK_SECONDS)
         if self._stopping is not None:
@@ -312,9 +346,12 @@ class Running:
         self._tidy()
         self._on_end(Ended(code, out_of_memory, self._log.last))
 
-    def _look(self) -> None:
-        """Remember who belongs to the tree, so that nobody gets lost who leaves it later."""
-        self._seen = tree(self.pid, self._seen)
+    async def _look(self) -> None:
+        """Remember who belongs to the tree, so that nobody gets lost who leaves it later.
+
+        In a thread: a busy server has thousands of processes, and orders must not wait for that.
+        """
+        self._seen = await asyncio.to_thread(tree, self.pid, self._seen)
 
     async def _read_reports(self, pipe: asyncio.StreamReader) -> None:
         async for line in pipe:

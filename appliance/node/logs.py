@@ -4,8 +4,8 @@ Rules kept here:
 * at most two files of half the size each, the older one dropped; mode 0600;
 * bearer tokens and the keys of the work's own orders are taken out before anything is kept, also
   where one comes in two pieces;
-* what a full disk does not take is lost, is counted, and the work goes on; the last lines are kept
-  in any case.
+* what a full disk, or a folder that is gone, does not take is lost, is counted, and the work goes
+  on; the last lines are kept in any case.
 
 Called by the launcher.
 """
@@ -57,6 +57,7 @@ class CappedLog:
         self._file = _open(path)
         self._size = 0
         self._lost = 0
+        self._why = ""
 
     def write(self, chunk: bytes) -> None:
         """Take what a process wrote; whole lines are kept at once."""
@@ -104,14 +105,13 @@ class CappedLog:
         self._written += len(text)
         self._last = (self._last + text)[-LAST_BYTES:]
         data = text.encode()
-        note = b"(%d bytes were lost here: the disk was full)\n" % self._lost if self._lost else b""
+        note = f"({self._lost} bytes were lost here: {self._why})\n" if self._lost else ""
         try:
-            self._append(note + data)
+            self._append(note.encode() + data)
         except OSError as error:
-            if error.errno not in FULL_DISK:
-                raise
             # Whoever reads the output of a work goes on, or the work would stop at a full pipe.
             self._lost += len(data)
+            self._why = "the disk was full" if error.errno in FULL_DISK else error.strerror or ""
         else:
             self._lost = 0
 

@@ -3,7 +3,10 @@
 Rules kept here:
 * keys are asked for when a work starts, and only then; the control plane gives them for work that
   is leased to this node now;
+* every order is carried out in a task of its own: a process that cannot be ended delays what needs
+  its place, and nothing else;
 * of one piece of work only the newest epoch runs: a newer order ends the older first;
+* a start that is called off leaves no process, and no key in one;
 * nothing ends because the control plane is away: work goes on until it is done or told to stop;
   what an older epoch writes lies apart from what a newer one reads
   (docs/decisions/0027-fencing-is-not-liveness.md);
@@ -58,6 +61,9 @@ class _Entry:
     work: Work
     reports: JobReports | ReplicaReports
     memory_bytes: int
+    after: Sequence[asyncio.Event] = ()
+    """What must be over before it may start."""
+    over: asyncio.Event = field(default_factory=asyncio.Event)
     running: Running | None = None
     starting: asyncio.Task[None] | None = None
     silent: bool = False
@@ -124,13 +130,13 @@ class Works:
                 messages += word.messages
         return messages
 
-    async def obey(self, order: rpc.ConnectResponse) -> None:
+    def obey(self, order: rpc.ConnectResponse) -> None:
         """Carry out one order; what takes time goes on by itself."""
         match order.WhichOneof("order"):
             case "start_job":
-                await self._start_job(order.start_job)
+                self._start_job(order.start_job)
             case "start_replica":
-                await self._start_replica(order.start_replica)
+                self._start_replica(order.start_replica)
             case "stop":
                 self._stop(order.stop)
             case "leases":
@@ -144,12 +150,10 @@ class Works:
         for entry in entries:
             self._end_silently(entry, grace_seconds)
         for entry in entries:
-            if entry.running is not None:
-                await entry.running.wait()
+            await entry.over.wait()
 
-    async def _start_job(self, order: rpc.StartJob) -> None:
-        reports = JobReports(order.work)
-        entry = await self._admit(order.work, reports, order.memory_bytes)
+    def _start_job(self, order: rpc.StartJob) -> None:
+        entry = self._admit(order.work, JobReports(order.work), order.memory_bytes)
         if entry is not None:
 
             async def document() -> dict[str, Any]:
@@ -158,8 +162,8 @@ class Works:
 
             self._launch(entry, self.commands.job, document)
 
-    async def _start_replica(self, order: rpc.StartReplica) -> None:
-        entry = await self._admit(order.work, ReplicaReports(order.work), 0)
+    def _start_replica(self, order: rpc.StartReplica) -> None:
+        entry = self._admit(order.work, ReplicaReports(order.work), 0)
         if entry is not None:
 
             async def document() -> dict[str, Any]:
@@ -174,20 +178,19 @@ class Works:
 
             self._launch(entry, self.commands.replica, document)
 
-    async def _admit(
+    def _admit(
         self, order: rpc.WorkEpoch, reports: JobReports | ReplicaReports, memory_bytes: int
     ) -> _Entry | None:
-        """Make room for an order; None when it is not to be carried out."""
+        """Take an order in; None when it is not to be carried out."""
         work = (order.work, order.epoch)
         epochs = [epoch for name, epoch in [*self._entries, *self._ended] if name == order.work]
         if any(epoch >= order.epoch for epoch in epochs):
             logger.info("%s epoch %s was ordered before", *work)
             return None
-        for old in [entry for entry in self._entries.values() if entry.work[0] == order.work]:
+        older = [entry for entry in self._entries.values() if entry.work[0] == order.work]
+        for old in older:
             self._end_silently(old, 0)
-            if old.running is not None:
-                await old.running.wait()
-        entry = _Entry(work, reports, memory_bytes)
+        entry = _Entry(work, reports, memory_bytes, after=[old.over for old in older])
         self._entries[work] = entry
         self.metrics.running.labels(entry.kind).inc()
         return entry
@@ -199,6 +202,15 @@ class Works:
         document: Callable[[], Awaitable[dict[str, Any]]],
     ) -> None:
         entry.starting = asyncio.create_task(self._begin(entry, command, document))
+        entry.starting.add_done_callback(lambda task: self._called_off(entry, task))
+
+    def _called_off(self, entry: _Entry, task: asyncio.Task[None]) -> None:
+        """A start has ended: when it was called off, nothing of it is left."""
+        if task.cancelled():
+            self._finish(entry, Ended(1))
+        elif error := task.exception():
+            logger.error("%s epoch %s could not be started", *entry.work, exc_info=error)
+            self._finish(entry, Ended(1))
 
     async def _begin(
         self,
@@ -207,6 +219,8 @@ class Works:
         document: Callable[[], Awaitable[dict[str, Any]]],
     ) -> None:
         name, epoch = entry.work
+        for older in entry.after:
+            await older.wait()
         try:
             orders = await document()
             hidden = documents.secrets(orders)
@@ -241,6 +255,7 @@ class Works:
         """A work is over and nothing of it is left."""
         if self._entries.pop(entry.work, None) is None:
             return
+        entry.over.set()
         outcome = "lost" if entry.silent else ("succeeded" if how.code == 0 else "failed")
         self.metrics.running.labels(entry.kind).dec()
         self.metrics.ended.labels(entry.kind, outcome).inc()
@@ -269,7 +284,6 @@ class Works:
             entry.running.stop(grace_seconds)
         elif entry.starting is not None:
             entry.starting.cancel()
-            self._finish(entry, Ended(1))
 
     def _forget(self, leases: rpc.Leases) -> None:
         """Forget the last words that the control plane has taken in."""

@@ -463,6 +463,47 @@ async def test_an_order_of_an_older_epoch_is_ignored_and_a_newer_one_replaces(
     assert [asked.work.epoch for asked in control.asked] == [2, 3]
 
 
+async def test_a_process_that_cannot_be_ended_delays_what_needs_its_place_and_nothing_else(
+    control: FakeControlPlane, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = await start()
+    session = await control.session()
+    session.send(start_job=toy_order(control, tmp_path / "a", SLOW))
+    await session.until("job_progress", event="")
+    (entry,) = agent.works._entries.values()
+    # As one in an uninterruptible sleep: signals change nothing.
+    monkeypatch.setattr(entry.running, "stop", lambda _: None)
+    session.send(start_job=toy_order(control, tmp_path / "b", QUIET, epoch=2))
+    session.send(start_replica=serve(control))
+    assert (await session.until("replica_changed")).ready
+    running = {(work.work, work.epoch) for work in session.of("heartbeat")[-1].running}
+    assert {epoch for work, epoch in running if work == "0a" * 16} == {1, 2}
+    assert [asked.work.work for asked in control.asked] == ["0a" * 16, "0b" * 16 + "/0"]
+    # The older one ends after all, and the newer one has its place.
+    os.killpg(entry.running.pid, signal.SIGKILL)
+    assert (await session.until("job_ended")).work.epoch == 2
+
+
+async def test_a_start_that_is_called_off_while_it_waits_for_keys_is_over_at_once(
+    control: FakeControlPlane, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = await start()
+    session = await control.session()
+
+    async def never(_: object) -> rpc.ReleaseKeysResponse:
+        return await asyncio.Future()
+
+    monkeypatch.setattr(agent.works, "release", never)
+    order = toy_order(control, tmp_path, QUIET)
+    session.send(start_job=order)
+    await session.beats(3)
+    session.send(stop=rpc.StopWork(work=order.work, grace_seconds=30))
+    ended = await session.until("job_ended")
+    assert (ended.succeeded, ended.reason) == (False, "LEASE_LOST")
+    await session.beats(2)
+    assert not session.of("heartbeat")[-1].running
+
+
 async def test_work_that_is_not_leased_is_not_started(
     control: FakeControlPlane, start: Start, tmp_path: Path
 ) -> None:

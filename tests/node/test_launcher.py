@@ -9,18 +9,29 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import stat
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from appliance.core.errors import FailedPrecondition, InvalidInput
-from appliance.node import documents
+from appliance.node import documents, launcher
 from appliance.node.cgroup import Cgroup
-from appliance.node.launcher import Ended, Folders, Launch, Launcher, Running, folder_name
+from appliance.node.launcher import (
+    KEPT_RUNS,
+    Ended,
+    Folders,
+    Launch,
+    Launcher,
+    Running,
+    folder_name,
+)
 from appliance.node.logs import LAST_BYTES, CappedLog, LastOutput
 from appliance.node.processes import Process, kill_tree, tree
 from tests.fakes.disk import filled, small_disk
@@ -128,7 +139,7 @@ async def test_nothing_is_left_when_the_first_process_ends(tmp_path: Path) -> No
     await work.said.wait()
     left = work.lines[0]["pid"]
     gone = os.pidfd_open(left)
-    running._look()
+    await running._look()
     os.kill(running.pid, signal.SIGKILL)
     async with asyncio.timeout(20):
         await running.wait()
@@ -240,6 +251,62 @@ def test_no_secret_shows_its_end_wherever_a_line_without_end_is_cut(tmp_path: Pa
         log.close()
         kept = (tmp_path / "log").read_text()
         assert kept == "sla_ses_0123456789abcdef_[redacted] [redacted]," * 1500 + "\n"
+
+
+def test_a_folder_that_is_gone_costs_lines_of_the_log_and_not_the_work(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    log = CappedLog(tmp_path / "runs" / "log", 200)
+    shutil.rmtree(tmp_path / "runs")
+    for number in range(50):
+        log.write(f"line {number}\n".encode())
+    log.close()
+    assert log.last.text.endswith("line 48\nline 49\n")
+
+
+async def test_the_log_of_a_running_work_is_never_forgotten(tmp_path: Path) -> None:
+    work = Work(tmp_path)
+    running = await work.start("say(up=1); sys.stdin.close(); import time; time.sleep(60)")
+    for number in range(KEPT_RUNS + 10):
+        (tmp_path / "runs" / f"old.{number}").mkdir(mode=0o700)
+        os.utime(tmp_path / "runs" / f"old.{number}", (2**31 + number, 2**31 + number))
+    launch = Launch("cd/1", 1, [sys.executable, "-c", READ], {})
+    other = await work.launcher.start(launch, work.take, work.ended.append)
+    await other.wait()
+    assert work.log().exists()
+    assert len(list((tmp_path / "runs").iterdir())) == KEPT_RUNS + 2
+    running.stop(0)
+    await running.wait()
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("at", ["_hand_over", "_reader"])
+async def test_a_start_that_is_called_off_leaves_no_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    reached = threading.Event()
+
+    def held(descriptor: int, document: bytes) -> None:
+        reached.set()
+        time.sleep(0.2)
+        os.close(descriptor)
+
+    async def never(descriptor: int) -> asyncio.StreamReader:
+        reached.set()
+        os.close(descriptor)
+        return await asyncio.Future()
+
+    monkeypatch.setattr(launcher, at, held if at == "_hand_over" else never)
+    work, before = Work(tmp_path), tree(os.getpid())
+    task = asyncio.create_task(work.start("import time; time.sleep(60)"))
+    await asyncio.to_thread(reached.wait)
+    mine = tree(os.getpid()) - before
+    assert mine
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert not mine & tree(os.getpid(), mine)
+    assert list((tmp_path / "scratch").iterdir()) == []
+    assert work.ended == []
 
 
 def test_the_last_lines_are_there_although_the_disk_is_full(tmp_path: Path) -> None:
