@@ -36,10 +36,21 @@ PROBE_SECONDS = 10.0
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 1.0
 _RECENT_STEPS = 64
-_STALL_STEPS = 8.0
-"""A step may take so many times the longest recent one before it counts as a stall."""
+_STALL_STEPS, _STALL_MOST = 8.0, 3.0
+"""A step may take so many times the longest recent one before it counts as a stall, and so many
+times what the site says at most."""
 
 Submit = worker_service_pb2.Submit
+
+
+def stall_limit(seconds: float, longest: float) -> float:
+    """How long an engine that has work may make no step. Pure.
+
+    Args:
+        seconds: as the site says.
+        longest: what the longest of its recent steps took.
+    """
+    return min(max(seconds, _STALL_STEPS * longest), _STALL_MOST * seconds)
 
 
 class Attempt:
@@ -214,8 +225,7 @@ class Link:
         return now - self._heard > self._settings.silent_seconds
 
     def _is_stalled(self, now: float) -> bool:
-        longest = max(self._gaps, default=0.0)
-        limit = max(self._settings.stall_seconds, _STALL_STEPS * longest)
+        limit = stall_limit(self._settings.stall_seconds, max(self._gaps, default=0.0))
         return bool(self.attempts) and now - self._stepped > limit
 
     async def _prove(self) -> None:

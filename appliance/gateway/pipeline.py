@@ -268,7 +268,9 @@ class Pipeline:
         space = room(len(prompt), wanted, longest)
         call.prompt_tokens = space.prompt
         text = Detokenizer(model.decoding, prompt, sampling.stop)
-        return text, _ask(call.endpoint, model, prompt, sampling, space.max_tokens)
+        ask = _ask(call.endpoint, model, prompt, sampling, space.max_tokens)
+        ask.until = call.started + self._parts.limits.answer_seconds
+        return text, ask
 
     def _count(self, call: Call, ask: Ask, tokens: int) -> None:
         now = self._parts.clock()

@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import math
 import time
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
@@ -48,6 +49,7 @@ class Ask:
         sampling: without stop texts; `max_tokens` is at least 1 and fits the context.
         ends: token ids that end the answer.
         vocabulary: token ids there are; others that a replica answers with are left out.
+        until: moment, on the router's clock, at which the call has had its time.
         generated: token ids so far.
         continuations: times it went on with another replica.
     """
@@ -57,6 +59,7 @@ class Ask:
     sampling: generation_pb2.Sampling
     ends: list[int]
     vocabulary: int
+    until: float = math.inf
     generated: list[int] = field(default_factory=list)
     continuations: int = 0
     retries: int = 0
@@ -191,8 +194,12 @@ class Router:
         self._moved(begun)
 
     async def _link(self, ask: Ask) -> Link:
-        """A link that can take the answer; waits for one that may come. Raises Unavailable."""
-        limit = self._clock() + self._settings.wait_seconds
+        """A link that can take the answer; waits for one that may come. Raises Unavailable.
+
+        One that has begun waits as long as its call may take: what was made of it is worth more.
+        """
+        patience = math.inf if ask.generated else self._clock() + self._settings.wait_seconds
+        limit = min(ask.until, patience)
         while True:
             link = self._fleet.take_turn(ask.endpoint, ask.tried)
             if link is not None:

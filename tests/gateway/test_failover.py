@@ -12,7 +12,8 @@ import pytest
 
 from appliance.core.errors import InvalidInput, NotFound, Unavailable
 from appliance.gateway.breaker import State
-from appliance.gateway.links import Link
+from appliance.gateway.config import Limits
+from appliance.gateway.links import Link, stall_limit
 from tests.fakes.gateway import QUICK, Stage, stage, until
 from tests.fakes.routing import ENDPOINT
 from tests.fakes.worker import END, Script, Worker, story, tokenizer
@@ -139,6 +140,48 @@ async def test_nothing_alive_is_unavailable_and_fast(tmp_path: Path) -> None:
             await ask(found, 5)
         assert raised.value.retry_after is not None
         assert time.monotonic() - started < 0.5
+
+
+async def test_a_begun_answer_waits_for_as_long_as_replicas_may_come(tmp_path: Path) -> None:
+    only = Worker("a", Script(seconds=0.01))
+    async with stage(tmp_path, only) as found:
+        found.control.view.routes[0].replicas.add(id="b", state="STATE_STARTING", epoch=1)
+        found.control.publish()
+        answer = asyncio.create_task(ask(found, 40))
+        await until(lambda: begun(found))
+        await only.stop()
+        # Both replicas of an endpoint were killed, and take their time to start.
+        await asyncio.sleep(QUICK.wait_seconds + QUICK.settle_seconds + 1)
+        assert not answer.done()
+        with pytest.raises(Unavailable):
+            await ask(found, 5)
+        await only.start()
+        ids, _, moves = await answer
+        assert (ids, moves) == (story(COUNT, 40), 1)
+
+
+async def test_an_answer_that_waits_ends_with_the_time_of_its_call(tmp_path: Path) -> None:
+    only = Worker("a", Script(seconds=0.01))
+    limits = Limits(answer_seconds=1.5)
+    async with stage(tmp_path, only, limits=limits) as found:
+        found.control.view.routes[0].replicas.add(id="b", state="STATE_STARTING", epoch=1)
+        found.control.publish()
+        started = time.monotonic()
+        answer = asyncio.create_task(ask(found, 40))
+        await until(lambda: begun(found))
+        await only.stop()
+        with pytest.raises(Unavailable):
+            await answer
+        assert time.monotonic() - started < 3
+
+
+@pytest.mark.parametrize(
+    ("longest", "limit"), [(0.0, 10.0), (1.0, 10.0), (2.0, 16.0), (3.0, 24.0), (9.0, 30.0)]
+)
+def test_a_stall_has_an_upper_bound_whatever_steps_took_before(
+    longest: float, limit: float
+) -> None:
+    assert stall_limit(10.0, longest) == limit
 
 
 async def test_an_answer_waits_for_a_replica_that_comes_back(tmp_path: Path) -> None:
