@@ -10,6 +10,7 @@ Called by whatever joins, reads or listens on an address.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import ipaddress
 import re
@@ -20,6 +21,9 @@ from appliance.core.errors import FailedPrecondition, InvalidInput
 _LABEL = r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _NAME = re.compile(rf"{_LABEL}(\.{_LABEL})*\.?")
 LONGEST_NAME = 253
+MEETING_PORT = 29400
+"""The first port at which ranks of several nodes meet."""
+PORTS_TRIED = 1000
 
 
 def host_port(host: str, port: int) -> str:
@@ -81,3 +85,28 @@ def _cannot_listen(error: OSError, address: str, setting: str) -> FailedPrecondi
         f"cannot listen on {address} ({why}): set {setting} to an address of this machine",
         address=address,
     )
+
+
+def free_ports(host: str, first: int = MEETING_PORT, count: int = 8) -> list[int]:
+    """The first ports of an address of this machine on which nobody listens, as the system says.
+
+    Args:
+        host: an address or a name of this machine.
+        first: the lowest.
+        count: how many to find, among the next `PORTS_TRIED`.
+    """
+    try:
+        family, _, _, _, (address, *_) = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0]
+    except OSError:
+        return []
+    found: list[int] = []
+    for port in range(first, first + PORTS_TRIED):
+        if len(found) == count:
+            break
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            # As whoever listens there does: what is left of connections that ended is in no way.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with contextlib.suppress(OSError):
+                probe.bind((address, port))
+                found.append(port)
+    return found

@@ -30,6 +30,7 @@ import grpc.aio
 from appliance.api.agent.v1 import agent_service_pb2 as rpc
 from appliance.api.agent.v1 import agent_service_pb2_grpc
 from appliance.api.nodes.v1 import node_pb2
+from appliance.core.addresses import free_ports
 from appliance.core.errors import ApplianceError, Unauthenticated, Unavailable
 from appliance.node.documents import Place
 from appliance.node.identity import Identity
@@ -45,6 +46,7 @@ SILENCE_SECONDS = 10.0
 FIRST_BACKOFF = 0.2
 LONGEST_BACKOFF = 5.0
 RENEW_AGAIN_SECONDS = 60.0
+PORTS_SECONDS = 2.0
 CALL_SECONDS = 20.0
 CLOSE_SECONDS = 5.0
 
@@ -105,6 +107,7 @@ class Agent:
         self._rhythm = rhythm or Rhythm()
         self._channel: grpc.aio.Channel | None = None
         self._sequence = 0
+        self._free_ports: list[int] = []
         self._heard = False
         self._again = asyncio.Event()
         self._changing = asyncio.Lock()
@@ -129,6 +132,7 @@ class Agent:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._stay_connected())
                 tasks.create_task(self._keep_identity())
+                tasks.create_task(self._keep_ports())
         finally:
             await self.works.close(CLOSE_SECONDS)
 
@@ -224,7 +228,11 @@ class Agent:
             if now >= beat_at:
                 beat_at = now + self._rhythm.heartbeat
                 self._sequence += 1
-                beat = rpc.AgentHeartbeat(running=self.works.running(), sequence=self._sequence)
+                beat = rpc.AgentHeartbeat(
+                    running=self.works.running(),
+                    sequence=self._sequence,
+                    free_ports=self._free_ports,
+                )
                 await _write(call, rpc.ConnectRequest(heartbeat=beat))
             for message in self.works.drain(self._sequence):
                 await _write(call, message)
@@ -245,6 +253,12 @@ class Agent:
                 self._metrics.connected.set(1)
                 logger.info("connected to %s", self._store.control.machines)
             self.works.obey(order)
+
+    async def _keep_ports(self) -> None:
+        """Know on which ports nobody listens; in a thread, because names are looked up."""
+        while True:
+            self._free_ports = await asyncio.to_thread(free_ports, self._hello.address)
+            await asyncio.sleep(PORTS_SECONDS)
 
     async def _keep_identity(self) -> None:
         while True:

@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from appliance.core.addresses import check_free, host_port, is_host, split_address
+from appliance.core.addresses import check_free, free_ports, host_port, is_host, split_address
 from appliance.core.errors import FailedPrecondition, InvalidInput
 
 
@@ -68,3 +68,21 @@ def test_a_taken_port_and_an_address_elsewhere_are_sentences() -> None:
     for place in ("192.0.2.1:0", "nosuch.invalid:0"):
         with pytest.raises(FailedPrecondition, match=r"cannot listen on .* of this machine"):
             check_free(place, "x")
+
+
+def test_ports_are_free_when_nobody_listens_on_them() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        taken = listening.getsockname()[1]
+        found = free_ports("127.0.0.1", taken - 1, 3)
+        assert taken not in found
+        assert len(found) == 3
+        assert all(port >= taken - 1 for port in found)
+        # One that listens on every address is in the way too.
+        with socket.create_server(("", 0)) as everywhere:
+            assert everywhere.getsockname()[1] not in free_ports(
+                "127.0.0.1", everywhere.getsockname()[1], 2
+            )
+
+
+def test_what_is_no_address_of_this_machine_has_no_ports() -> None:
+    assert free_ports("192.0.2.1") == []

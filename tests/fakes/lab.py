@@ -268,6 +268,7 @@ class FakeAgent:
         self.started: list[agent.StartJob | agent.StartReplica] = []
         self.stopped: list[tuple[str, int]] = []
         self.leases: list[agent.Leases] = []
+        self.free_ports: list[int] = []
         self.session: Session | None = None
         self.cut = False
 
@@ -320,7 +321,9 @@ class FakeAgent:
         self.lab.work.agents.report(self.node, agent.ConnectRequest(**report))
 
     def heartbeat(self) -> None:
-        self.report(heartbeat=agent.AgentHeartbeat(running=_works(self.running), sequence=7))
+        running = _works(self.running)
+        beat = agent.AgentHeartbeat(running=running, sequence=7, free_ports=self.free_ports)
+        self.report(heartbeat=beat)
 
     def progress(self, work: agent.WorkEpoch, step: int, **metrics: float) -> None:
         progress = job_pb2.Progress(step=step, total=20, metrics=metrics)

@@ -216,6 +216,7 @@ class Agents:
 
     def _heartbeat(self, node: str, heartbeat: rpc.AgentHeartbeat) -> None:
         self._renew(node, _running(heartbeat.running), heartbeat.sequence)
+        self._fleet.offer(node, heartbeat.free_ports)
         now = self._monotonic()
         with self._lock:
             due = now - self._seen.get(node, -SEEN_SECONDS) >= SEEN_SECONDS

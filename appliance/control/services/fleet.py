@@ -17,12 +17,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from appliance.api.agent.v1 import agent_service_pb2 as rpc
 
 MOST_WAITING = 1000
+MOST_PORTS = 64
 SILENT_SECONDS = 6.0
 DEAD_SECONDS = 15.0
 
@@ -102,12 +103,14 @@ class Fleet:
         self._lock = threading.Lock()
         self._sessions: dict[str, Session] = {}
         self._heard: dict[str, float] = {}
+        self._ports: dict[str, tuple[int, ...]] = {}
 
     def enter(self, session: Session) -> None:
         """Take in a session; an older one of the same node ends."""
         with self._lock:
             older = self._sessions.get(session.facts.node)
             self._sessions[session.facts.node] = session
+            self._ports.pop(session.facts.node, None)
             self._heard[session.facts.node] = self._served()
         if older is not None:
             older.close()
@@ -125,6 +128,17 @@ class Fleet:
         """A node has said something."""
         with self._lock:
             self._heard[node] = self._served()
+
+    def offer(self, node: str, ports: Iterable[int]) -> None:
+        """A node says on which of its ports nobody listens."""
+        valid = tuple(port for port in ports if 0 < port < 1 << 16)[:MOST_PORTS]
+        with self._lock:
+            self._ports[node] = valid
+
+    def ports(self, node: str) -> tuple[int, ...]:
+        """Free ports of a node as it said last; empty when it says none."""
+        with self._lock:
+            return self._ports.get(node, ())
 
     def end_silent(self) -> None:
         """End the sessions that are dead."""

@@ -35,8 +35,8 @@ from appliance.control.services.leases import Leases, Share
 from appliance.control.store import tables
 from appliance.control.store.database import Database, Reading, Transaction
 from appliance.core import names
-from appliance.core.addresses import host_port
-from appliance.core.errors import ApplianceError, LeaseLost
+from appliance.core.addresses import MEETING_PORT, host_port
+from appliance.core.errors import ApplianceError, Exhausted, LeaseLost
 from appliance.core.jobs import TERMINAL, JobState
 from appliance.core.names import Name
 from appliance.core.placement import Demand, Placement
@@ -44,7 +44,6 @@ from appliance.core.placement import Demand, Placement
 MAX_FAILURES = 3
 MAX_PAUSE = timedelta(minutes=30)
 PAUSE_GROWS = 5
-FIRST_PORT = 29400
 STOP_SECONDS = 5.0
 _CHECKPOINTED = frozenset({"train"})
 _LEASED = (JobState.STARTING, JobState.RUNNING)
@@ -118,7 +117,11 @@ class Runs:
 
     def start(self, row: Row[Any], demand: Demand, placements: Sequence[Placement]) -> bool:
         """Lease a queued job to these places and send the orders; whether it is on its way."""
-        shares = self._shares(demand, placements)
+        try:
+            shares = self._shares(demand, placements)
+        except Exhausted as error:
+            self.wait(row, error.message)
+            return False
         epoch = self._leases.grant(row.uid, row.epoch, shares)
         try:
             with self._database.write() as transaction:
@@ -292,8 +295,13 @@ class Runs:
     def _shares(self, demand: Demand, placements: Sequence[Placement]) -> list[Share]:
         port = 0
         if len(placements) > 1:
-            used = self._leases.ports(placements[0].node)
-            port = next(port for port in range(FIRST_PORT, 1 << 16) if port not in used)
+            node = placements[0].node
+            used = self._leases.ports(node)
+            # An agent of 0.1.0 does not say which ports are free.
+            free = self._fleet.ports(node) or range(MEETING_PORT, 1 << 16)
+            port = next((port for port in free if port not in used), 0)
+            if not port:
+                raise Exhausted(f"node {node} has no free port on which the nodes could meet")
         shares: list[Share] = []
         base = 0
         for placed in placements:

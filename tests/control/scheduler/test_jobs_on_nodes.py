@@ -10,7 +10,7 @@ import pytest
 
 from appliance.api.agent.v1 import agent_service_pb2 as agent
 from appliance.api.jobs.v1 import job_pb2, job_service_pb2
-from appliance.control.services.leases import NODE_LOST_SECONDS, UNNAMED_SECONDS
+from appliance.control.services.leases import NODE_LOST_SECONDS, UNNAMED_SECONDS, Share
 from appliance.control.store import tables
 from appliance.core.checkpoints import CheckpointPoint
 from appliance.core.errors import AuditUnavailable, FailedPrecondition, LeaseLost
@@ -132,6 +132,7 @@ async def test_all_ranks_of_two_nodes_or_none(lab: Lab) -> None:
     first, second = one.started[0], two.started[0]
     assert (first.rank_base, second.rank_base) == (0, 2)
     assert (first.node_rank, second.node_rank, first.node_count) == (0, 1, 2)
+    # An agent of 0.1.0 does not say which ports are free.
     assert first.rendezvous == second.rendezvous == "127.0.0.1:29400"
     # Each node knows its name among them, for messages about its ranks.
     assert list(first.job.nodes) == list(second.job.nodes) == ["nodes/n1", "nodes/n3"]
@@ -360,6 +361,35 @@ async def test_a_job_is_given_up_after_three_starts_without_progress(lab: Lab) -
     assert {path.name for path in (lab.objects / PROJECT).iterdir()} == {
         row.uid for row in lab.rows(tables.artifact_version)
     }
+
+
+async def test_nodes_meet_where_nobody_listens(lab: Lab) -> None:
+    one = await lab.connected("n1", devices=2)
+    two = await lab.connected("n2", devices=2)
+    # On 29400 somebody listens who is none of ours; later on the others too.
+    for name, free, port in (("t1", [29401, 29402], 29401), ("t2", [29500, 0, 70000], 29500)):
+        one.free_ports = free
+        one.heartbeat()
+        lab.train(name, mesh=job_pb2.Mesh(data=4))
+        lab.look()
+        await one.take()
+        await two.take()
+        orders = (one.started[-1], two.started[-1])
+        assert {order.rendezvous for order in orders} == {f"127.0.0.1:{port}"}
+        two.succeed(orders[1].work)
+        one.succeed(orders[0].work, MODEL)
+
+
+async def test_a_job_waits_while_all_ports_that_are_free_are_given_out(lab: Lab) -> None:
+    one = await lab.connected("n1", devices=2)
+    await lab.connected("n2", devices=2)
+    one.free_ports = [29401]
+    one.heartbeat()
+    lab.work.leases.grant("other", 0, [Share("n1", 0, (), 0, port=29401)])
+    lab.train("t1", mesh=job_pb2.Mesh(data=4))
+    lab.look()
+    assert lab.job().state == Job.STATE_QUEUED
+    assert lab.job().state_reason == "node n1 has no free port on which the nodes could meet"
 
 
 async def test_a_checkpoint_on_record_begins_the_count_of_failures_anew(lab: Lab) -> None:

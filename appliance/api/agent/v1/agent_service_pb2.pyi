@@ -52,12 +52,14 @@ class WorkEpoch(_message.Message):
     def __init__(self, work: _Optional[str] = ..., epoch: _Optional[int] = ...) -> None: ...
 
 class AgentHeartbeat(_message.Message):
-    __slots__ = ("running", "sequence")
+    __slots__ = ("running", "sequence", "free_ports")
     RUNNING_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    FREE_PORTS_FIELD_NUMBER: _ClassVar[int]
     running: _containers.RepeatedCompositeFieldContainer[WorkEpoch]
     sequence: int
-    def __init__(self, running: _Optional[_Iterable[_Union[WorkEpoch, _Mapping]]] = ..., sequence: _Optional[int] = ...) -> None: ...
+    free_ports: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, running: _Optional[_Iterable[_Union[WorkEpoch, _Mapping]]] = ..., sequence: _Optional[int] = ..., free_ports: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class JobProgress(_message.Message):
     __slots__ = ("work", "progress", "restarts", "event")
