@@ -25,6 +25,7 @@ REPEATABLE = frozenset(
         "EndpointService.DeleteEndpoint",
         "JobService.CancelJob",
         "JobService.CreateJob",
+        "JobService.ResumeJob",
         "ModelService.CreateModel",
         "ModelService.ImportModelVersion",
         "NodeService.EvictNode",

@@ -158,6 +158,19 @@ def cancel(session: Session, name: str) -> None:
     session.show(session.call("JobService.CancelJob", name=session.name("job", name)), COLUMNS)
 
 
+@make("resume", "JobService.ResumeJob", WATCH, group=command, project=True)
+@click.argument("name", metavar="JOB")
+@click.option("--mesh", metavar="AXIS=N,...", help="Another mesh for a train job: data=2,tensor=2.")
+@wait_options
+def resume(
+    session: Session, name: str, *, mesh: str | None, wait: bool, timeout: float | None
+) -> None:
+    """Go on with a job that failed or was cancelled, from its newest checkpoint."""
+    more: dict[str, Any] = {"mesh": job_specs.mesh_of(mesh)} if mesh else {}
+    made = session.call("JobService.ResumeJob", name=session.name("job", name), **more)
+    _follow(session, made, wait=wait, timeout=timeout)
+
+
 def _submit(session: Session, job_id: str, kind: str, values: dict[str, Any]) -> None:
     how = {key: values.pop(key) for key in ("wait", "timeout", "validate_only")}
     spec = message_of(job_specs.KINDS[kind], values, session.name)
@@ -177,14 +190,19 @@ def _send(
     made = session.call(
         CREATE, parent=session.parent, job_id=job_id, job=job, validate_only=validate_only
     )
+    _follow(session, made, wait=wait and not validate_only, timeout=timeout)
+
+
+def _follow(session: Session, made: Any, *, wait: bool, timeout: float | None) -> None:
+    """Show a job; with `wait` at its end, and the way there on stderr."""
     final = plain(made)
-    if wait and not validate_only:
+    if wait:
         lines = Lines(err=True)
         for each in changes(session, WATCH, made.name, timeout):
             final = plain(each)
             lines(final)
     session.show(final, COLUMNS)
-    if wait and not validate_only:
+    if wait:
         _check_ended_well(session, final)
 
 

@@ -15,6 +15,7 @@ from appliance.wire.admission import CallerLimits, StrangerLimits
 
 LEAST_SILENCE = 15.0
 MAX_RETRY_SECONDS = 1800
+MAX_DAYS = 36_500
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,11 @@ class Scheduling:
         ),
     )
 
+    checkpoint_days: float = field(
+        default=14.0,
+        metadata=doc("how long checkpoints of a job that failed or was cancelled are kept"),
+    )
+
     def __post_init__(self) -> None:
         """Refuse what would lose nodes that are there."""
         if not self.node_lost_seconds >= LEAST_SILENCE:
@@ -83,6 +89,8 @@ class Scheduling:
             )
         if not 0 <= self.retry_seconds <= MAX_RETRY_SECONDS:
             raise InvalidInput(f"scheduling.retry_seconds is 0 to {MAX_RETRY_SECONDS}")
+        if not 0 <= self.checkpoint_days <= MAX_DAYS:
+            raise InvalidInput(f"scheduling.checkpoint_days is 0 to {MAX_DAYS:,}")
 
 
 @dataclass(frozen=True)

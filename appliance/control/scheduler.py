@@ -87,6 +87,7 @@ class Scheduler:
         self._place_replicas()
         self._place_jobs()
         self._logs.sweep()
+        self._runs.sweep()
 
     async def run(self, pool: Executor, events: Events) -> None:
         """Pass after pass: when something changed, and every second."""

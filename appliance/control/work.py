@@ -82,6 +82,7 @@ class Work:
             records,
             base.clock,
             timedelta(seconds=base.settings.scheduling.retry_seconds),
+            timedelta(days=base.settings.scheduling.checkpoint_days),
         )
         self.reports = RunReports(
             base.database,

@@ -1,6 +1,7 @@
 """The life of a job: a pure state machine.
 
-Rule kept here: a state changes only along `_MOVES`; a job that has ended never changes again.
+Rule kept here: a state changes only along `_MOVES`; a job that has ended changes only when somebody
+resumes it, and one that has succeeded never.
 
 Called by the scheduler and the job service.
 """
@@ -24,7 +25,7 @@ class JobState(StrEnum):
 
 
 TERMINAL = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED})
-"""States a job never leaves."""
+"""States in which nothing happens any more, unless somebody resumes the job."""
 
 _MOVES: dict[JobState, frozenset[JobState]] = {
     JobState.QUEUED: frozenset({JobState.STARTING, JobState.FAILED, JobState.CANCELLED}),
@@ -36,8 +37,9 @@ _MOVES: dict[JobState, frozenset[JobState]] = {
         {JobState.SUCCEEDED, JobState.QUEUED, JobState.FAILED, JobState.CANCELLED}
     ),
     JobState.SUCCEEDED: frozenset(),
-    JobState.FAILED: frozenset(),
-    JobState.CANCELLED: frozenset(),
+    # Only when somebody asks for it.
+    JobState.FAILED: frozenset({JobState.QUEUED}),
+    JobState.CANCELLED: frozenset({JobState.QUEUED}),
 }
 
 

@@ -18,6 +18,8 @@ ALLOWED = {
     ("RUNNING", "QUEUED"),
     ("RUNNING", "FAILED"),
     ("RUNNING", "CANCELLED"),
+    ("FAILED", "QUEUED"),
+    ("CANCELLED", "QUEUED"),
 }
 
 
@@ -26,8 +28,8 @@ def test_moves() -> None:
 
 
 @pytest.mark.parametrize("state", TERMINAL)
-def test_an_ended_job_never_changes(state: JobState) -> None:
-    for after in JobState:
+def test_an_ended_job_changes_only_when_it_is_resumed(state: JobState) -> None:
+    for after in set(JobState) - ({JobState.QUEUED} if state != JobState.SUCCEEDED else set()):
         with pytest.raises(FailedPrecondition):
             jobs.move(state, after)
 

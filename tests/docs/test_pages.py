@@ -14,7 +14,7 @@ import click
 import pytest
 
 from appliance.cli.main import appliance
-from appliance.control.services.runs import FIRST_PORT
+from appliance.core.addresses import MEETING_PORT
 from appliance.core.site import PORTS
 from bench.measure import LIMITS
 from tests.fakes.pages import PAGES, ROOT, anchors, blocks, links, words_in_code
@@ -115,4 +115,4 @@ def test_the_ports_of_the_page_are_those_of_the_code() -> None:
     text = (ROOT / "docs" / "operations.md").read_text()
     table = text[text.index("## Ports") : text.index("## Sizing")]
     written = {int(port) for port in re.findall(r"\b(\d{4,5})\b", table)}
-    assert written == {*PORTS.values(), FIRST_PORT}
+    assert written == {*PORTS.values(), MEETING_PORT}

@@ -48,6 +48,10 @@ class JobRpc(Servicer, JobServiceServicer):
         """Ends a job on request."""
         return await self._run(self._service.cancel, self.caller, request)
 
+    async def ResumeJob(self, request: rpc.ResumeJobRequest, context: Context) -> job_pb2.Job:
+        """Queues a job again that failed or was cancelled."""
+        return await self._run(self._service.resume, self.caller, request)
+
     async def WatchJob(
         self, request: rpc.WatchJobRequest, context: Context
     ) -> AsyncIterator[job_pb2.Job]:

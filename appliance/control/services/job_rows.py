@@ -137,6 +137,7 @@ def resource(state: Reading, row: Row[Any]) -> job_pb2.Job:
         start_time=timestamp(row.start_time),
         end_time=timestamp(row.end_time),
         etag=str(row.revision),
+        checkpoint_step=row.checkpoint_step,
     )
     getattr(job, row.kind).CopyFrom(_running_spec(state, row))
     json_format.ParseDict(row.progress, job.progress)

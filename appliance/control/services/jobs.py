@@ -1,4 +1,4 @@
-"""Jobs: accepted, shown, cancelled.
+"""Jobs: accepted, shown, cancelled, resumed.
 
 Rules kept here:
 * a job is accepted only when everything that can be known before devices are taken is right: its
@@ -6,6 +6,7 @@ Rules kept here:
   what it makes; its degrees divide what they split; some node could hold each of its ranks;
 * its row says what will run: every default is filled in when it is accepted;
 * accepting is one row in one transaction; the scheduler does the rest;
+* who resumes a job needs what accepting it needs, and it is checked in the same way;
 * a cancelled job has ended when `CancelJob` returns: nothing its nodes still say counts.
 
 Called by `rpc.jobs`.
@@ -38,8 +39,8 @@ from appliance.control.store import tables
 from appliance.control.store.database import Database, Reading, Transaction
 from appliance.control.store.objects import new_uid
 from appliance.core import names
-from appliance.core.errors import AlreadyExists, InvalidInput, NotFound
-from appliance.core.jobs import JobState
+from appliance.core.errors import AlreadyExists, FailedPrecondition, InvalidInput, NotFound
+from appliance.core.jobs import TERMINAL, JobState
 from appliance.core.names import Name, shown
 
 _READ = {"datasetVersion": "datasets.get", "modelVersion": "models.get"}
@@ -51,6 +52,7 @@ _LESS_MEMORY = {
     "evaluate": "use a smaller window or a larger node",
     "quantize": "use a larger node",
 }
+_RESUMED = frozenset({JobState.FAILED, JobState.CANCELLED})
 _job = tables.job.c
 
 
@@ -164,6 +166,45 @@ class Jobs:
                 end_time=self._clock(),
             )
             transaction.after_commit(lambda: self._runs.stop(row.uid, row.epoch))
+            return self._shown(transaction, caller, [job_rows.by_name(transaction, name)])[0]
+
+        return self._changes.make(caller, request, job_pb2.Job, work)
+
+    def resume(self, caller: Caller, request: rpc.ResumeJobRequest) -> job_pb2.Job:
+        """Queue a job again that failed or was cancelled; it goes on from its newest checkpoint.
+
+        Raises InvalidInput as `create` does, FailedPrecondition when it is at work, has succeeded,
+        or is to have a mesh that its kind does not know.
+        """
+        name = Name.parse(request.name, "job")
+
+        def work(transaction: Transaction) -> job_pb2.Job:
+            row = job_rows.by_name(transaction, name)
+            if row.state not in _RESUMED:
+                state = row.state.lower()
+                raise FailedPrecondition(
+                    f"the job has {state}: there is nothing to resume; create another job"
+                    if row.state in TERMINAL
+                    else f"the job is {state}: there is nothing to resume",
+                    state=row.state,
+                )
+            spec = job_rows.spec_of(row)
+            if request.HasField("mesh"):
+                spec = _with_mesh(spec, request.mesh)
+            spec = self._checked(transaction, caller, row.project, row.kind, spec)
+            job_rows.change(
+                transaction,
+                self._events,
+                row,
+                JobState.QUEUED,
+                spec=json_format.MessageToDict(spec),
+                reason="",
+                message=f"resumed by {caller.principal.name}",
+                placement=[],
+                failures=0,
+                retry_time=None,
+                end_time=None,
+            )
             return self._shown(transaction, caller, [job_rows.by_name(transaction, name)])[0]
 
         return self._changes.make(caller, request, job_pb2.Job, work)
@@ -282,6 +323,20 @@ class Jobs:
                 continue
             taken = _exists(state, name) if pattern == "tokenizer" else False
             problems.check(path, holds=not taken, sentence="exists already; choose another name")
+
+
+def _with_mesh(spec: Message, mesh: job_pb2.Mesh) -> Message:
+    """A spec with another mesh, and what follows from the mesh left out."""
+    if not isinstance(spec, job_pb2.TrainSpec):
+        raise InvalidInput(
+            "only a train job has a mesh: leave it out", fields={"mesh": "is of train jobs alone"}
+        )
+    made = job_pb2.TrainSpec()
+    made.CopyFrom(spec)
+    made.mesh.CopyFrom(mesh)
+    made.ClearField("microbatches")
+    made.ClearField("pipeline_schedule")
+    return made
 
 
 def _exists(state: Reading, name: Name) -> bool:

@@ -7,7 +7,9 @@ Rules kept here:
   writes is nowhere and opens for nobody; only the series of checkpoints goes on;
 * a start that is lost with its node, or with this control plane, is repeated at once and counts for
   nothing; one whose ranks failed is repeated after a pause, and `MAX_FAILURES` in a row without a
-  new checkpoint on record end the job.
+  new checkpoint on record end the job;
+* checkpoints are kept however a job ended, for `checkpoint_days`: somebody may resume it. Only what
+  has succeeded needs them no more.
 
 Called by the scheduler and by `services.jobs` (cancel); what agents report about a run is in
 `services.run_reports`.
@@ -21,7 +23,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Row, select
+from sqlalchemy import Row, select, update
 
 from appliance.api.agent.v1 import agent_service_pb2 as rpc
 from appliance.control.audit.system import Records
@@ -36,6 +38,7 @@ from appliance.control.store import tables
 from appliance.control.store.database import Database, Reading, Transaction
 from appliance.core import names
 from appliance.core.addresses import MEETING_PORT, host_port
+from appliance.core.checkpoints import CheckpointPoint
 from appliance.core.errors import ApplianceError, Exhausted, LeaseLost
 from appliance.core.jobs import TERMINAL, JobState
 from appliance.core.names import Name
@@ -43,6 +46,7 @@ from appliance.core.placement import Demand, Placement
 
 MAX_FAILURES = 3
 MAX_PAUSE = timedelta(minutes=30)
+SWEEP = timedelta(hours=1)
 PAUSE_GROWS = 5
 STOP_SECONDS = 5.0
 _CHECKPOINTED = frozenset({"train"})
@@ -66,6 +70,7 @@ class Runs:
         records: Records,
         clock: Callable[[], datetime],
         retry_pause: timedelta,
+        keep_checkpoints: timedelta,
     ) -> None:
         self._database = database
         self._artifacts = artifacts
@@ -76,6 +81,8 @@ class Runs:
         self._records = records
         self._clock = clock
         self._retry_pause = retry_pause
+        self._keep_checkpoints = keep_checkpoints
+        self._swept: datetime | None = None
         self._left: dict[tuple[str, str], tuple[str, ...]] = {}
         self._silent: dict[str, tuple[object, ...]] = {}
 
@@ -234,7 +241,7 @@ class Runs:
         self.end(row, JobState.FAILED, reason=reason, message=message)
 
     def end(self, row: Row[Any], to: JobState, *, reason: str, message: str) -> None:
-        """End a job without outputs: its pending versions and checkpoints go, its nodes stop."""
+        """End a job without outputs: its pending versions go, its nodes stop."""
         with self._database.write() as transaction:
             now = self._clock()
             self.end_in(transaction, row, to, reason=reason, message=message, end_time=now)
@@ -248,7 +255,7 @@ class Runs:
         job_rows.change(transaction, self._events, row, to, **values)
         if to == JobState.SUCCEEDED:
             self._logs.forget(transaction, row.uid)
-        self._drop(transaction, row, checkpoints=True)
+        self._drop(transaction, row, checkpoints=to == JobState.SUCCEEDED)
 
     def stop(self, uid: str, epoch: int) -> None:
         """End a lease and tell its nodes to stop."""
@@ -279,7 +286,7 @@ class Runs:
         ]
 
     def tidy(self) -> None:
-        """At start: drop pending versions of jobs that have ended or are gone."""
+        """At start: drop pending versions of jobs that have ended or are gone; no checkpoints."""
         with self._database.write() as transaction:
             rows = transaction.all(
                 select(tables.artifact_version)
@@ -287,10 +294,37 @@ class Runs:
                 .where(
                     _version.state == PENDING,
                     _version.job.is_not(None),
-                    (_job.uid.is_(None)) | (_job.state.in_(tuple(TERMINAL))),
+                    _job.uid.is_(None)
+                    | (_job.state == JobState.SUCCEEDED)
+                    | (_job.state.in_(tuple(TERMINAL)) & (_version.kind != CHECKPOINTS)),
                 )
             )
             self._artifacts.drop(transaction, rows)
+
+    def sweep(self) -> None:
+        """Once an hour: drop the checkpoints of jobs that ended too long ago."""
+        now = self._clock()
+        if self._swept is not None and abs(now - self._swept) < SWEEP:
+            return
+        self._swept = now
+        with self._database.write() as transaction:
+            old = transaction.all(
+                select(tables.artifact_version)
+                .join(tables.job, _job.uid == _version.job)
+                .where(
+                    _version.state == PENDING,
+                    _version.kind == CHECKPOINTS,
+                    _job.state.in_(tuple(TERMINAL)),
+                    _job.end_time < now - self._keep_checkpoints,
+                )
+            )
+            for version in old:
+                transaction.run(
+                    update(tables.job)
+                    .where(_job.uid == version.job)
+                    .values(**job_rows.columns_of(CheckpointPoint(0, 0), ""))
+                )
+            self._artifacts.drop(transaction, old)
 
     def _shares(self, demand: Demand, placements: Sequence[Placement]) -> list[Share]:
         port = 0

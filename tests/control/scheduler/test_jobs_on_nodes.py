@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from concurrent.futures import Future
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -13,12 +14,18 @@ from appliance.api.jobs.v1 import job_pb2, job_service_pb2
 from appliance.control.services.leases import NODE_LOST_SECONDS, UNNAMED_SECONDS, Share
 from appliance.control.store import tables
 from appliance.core.checkpoints import CheckpointPoint
-from appliance.core.errors import AuditUnavailable, FailedPrecondition, LeaseLost
+from appliance.core.errors import AuditUnavailable, FailedPrecondition, InvalidInput, LeaseLost
 from tests.fakes import tiny_model
 from tests.fakes.lab import ALICE, GIB, PROJECT, FakeAgent, Lab, prepared_files, write
 
 Job = job_pb2.Job
+JOB = f"projects/{PROJECT}/jobs/t1"
 MODEL = {"model": tiny_model.files()}
+
+
+def kinds(lab: Lab) -> list[str]:
+    """Of the versions that there are, complete or not."""
+    return sorted(row.kind for row in lab.rows(tables.artifact_version))
 
 
 async def test_a_job_goes_from_the_queue_to_a_registered_signed_output(lab: Lab) -> None:
@@ -357,8 +364,8 @@ async def test_a_job_is_given_up_after_three_starts_without_progress(lab: Lab) -
         "given up after 3 starts in a row without a new checkpoint; the last one ended because its"
         " process was killed by SIGKILL"
     )
-    assert [row.kind for row in lab.rows(tables.artifact_version)] == ["dataset"]
-    assert {path.name for path in (lab.objects / PROJECT).iterdir()} == {
+    assert kinds(lab) == ["checkpoints", "dataset"]
+    assert {path.name for path in (lab.objects / PROJECT).iterdir()} <= {
         row.uid for row in lab.rows(tables.artifact_version)
     }
 
@@ -486,9 +493,8 @@ async def test_an_error_of_the_job_is_final_and_keeps_its_sentence(lab: Lab) -> 
         Job.STATE_FAILED,
         "the loss is not finite: lower learning_rate",
     )
-    # Nothing of the job stays: not the model it would have made, not its checkpoints.
-    assert lab.rows(tables.artifact_version)[0].kind == "dataset"
-    assert [row.kind for row in lab.rows(tables.artifact)] == ["dataset"]
+    # Nothing stays of the model that it would have made; its checkpoints do.
+    assert kinds(lab) == ["checkpoints", "dataset"]
 
 
 async def test_when_one_of_two_nodes_fails_the_other_is_stopped(lab: Lab) -> None:
@@ -626,7 +632,7 @@ async def test_an_output_that_is_not_what_was_reported_fails_the_job(lab: Lab, c
     assert job.state == Job.STATE_FAILED
     assert job.state_reason.startswith("an output is refused: ")
     assert list(job.outputs) == []
-    assert [row.kind for row in lab.rows(tables.artifact_version)] == ["dataset"]
+    assert kinds(lab) == ["checkpoints", "dataset"]
 
 
 async def test_a_checkpoint_that_is_not_complete_fails_the_job_and_is_not_recorded(
@@ -676,14 +682,112 @@ async def test_what_ranks_write_while_a_cancelled_job_ends_goes_when_they_have_e
     await node.take()
     work = node.started[0].work
     node.save_checkpoint(work, 5)
-    keys = [key for key in node.keys(work).outputs if key.kind == "checkpoints"]
-    lab.jobs.cancel(ALICE, job_service_pb2.CancelJobRequest(name=f"projects/{PROJECT}/jobs/t1"))
-    folder = lab.objects / keys[0].folder
-    assert not folder.exists()
-    write(node.writer(keys[0], 1, "e1/step-00000006"), {"weights": b"w"})
-    assert folder.exists()
+    keys = {key.kind: key for key in node.keys(work).outputs}
+    lab.jobs.cancel(ALICE, job_service_pb2.CancelJobRequest(name=JOB))
+    model, series = (lab.objects / keys[kind].folder for kind in ("model", "checkpoints"))
+    assert not model.exists()
+    write(node.writer(keys["model"], 1), {"weights": b"w"})
+    assert model.exists()
     node.report(job_ended=agent.JobEnded(work=work, reason="LEASE_LOST", message="told to stop"))
-    assert not folder.exists()
+    assert not model.exists()
+    assert series.exists()
+
+
+def resume(lab: Lab, **more: Any) -> job_pb2.Job:
+    return lab.jobs.resume(ALICE, job_service_pb2.ResumeJobRequest(name=JOB, **more))
+
+
+@pytest.mark.parametrize("how", ["fails", "is cancelled", "gives up"])
+async def test_a_job_that_ended_badly_is_resumed_from_its_checkpoint(lab: Lab, how: str) -> None:
+    node = await lab.connected("n1")
+    lab.train("t1")
+    lab.look()
+    await node.take()
+    work = node.started[0].work
+    digest = node.save_checkpoint(work, 5)
+    if how == "is cancelled":
+        lab.jobs.cancel(ALICE, job_service_pb2.CancelJobRequest(name=JOB))
+        await node.take()
+        node.running.clear()
+        node.heartbeat()
+    elif how == "fails":
+        node.fail(work, "INVALID_INPUT", "the loss is not finite: lower learning_rate")
+    else:
+        with lab.database.write() as transaction:
+            transaction.run(tables.job.update().values(failures=2))
+        node.fail(work, "RANK_LOST", "killed")
+    assert lab.job().state in (Job.STATE_FAILED, Job.STATE_CANCELLED)
+    assert lab.job().checkpoint_step == 5
+    # It outlives the control plane, too.
+    lab.restart()
+    await node.connect()
+    job = resume(lab)
+    assert (job.state, job.state_reason) == (Job.STATE_QUEUED, "resumed by users/alice")
+    assert not job.HasField("end_time")
+    lab.look()
+    await node.take()
+    again = node.started[-1].work
+    keys = node.keys(again)
+    assert (again.epoch, keys.resume_epoch, keys.resume_step) == (2, 1, 5)
+    assert keys.resume_digest == digest
+    node.succeed(again, MODEL)
+    assert lab.job().state == Job.STATE_SUCCEEDED
+    # Now nobody needs it any more.
+    assert "checkpoints" not in kinds(lab)
+    assert (lab.job().checkpoint_step, lab.rows(tables.job)[0].failures) == (5, 0)
+
+
+async def test_what_is_at_work_or_has_succeeded_is_not_resumed(lab: Lab) -> None:
+    node = await lab.connected("n1")
+    lab.train("t1")
+    with pytest.raises(FailedPrecondition, match="the job is queued"):
+        resume(lab)
+    lab.look()
+    await node.take()
+    node.succeed(node.started[0].work, MODEL)
+    with pytest.raises(FailedPrecondition, match="the job has succeeded"):
+        resume(lab)
+
+
+async def test_a_job_is_resumed_on_another_mesh(lab: Lab) -> None:
+    node = await lab.connected("n1")
+    lab.train("t1", mesh=job_pb2.Mesh(pipeline=2), microbatches=8)
+    lab.look()
+    await node.take()
+    work = node.started[0].work
+    node.save_checkpoint(work, 5)
+    node.fail(work, "RESOURCE_EXHAUSTED", "rank 0 ran out of memory")
+    with pytest.raises(InvalidInput):
+        resume(lab, mesh=job_pb2.Mesh(data=3))
+    assert lab.job().state == Job.STATE_FAILED
+    job = resume(lab, mesh=job_pb2.Mesh(data=2, tensor=2))
+    assert (job.train.mesh.data, job.train.mesh.tensor, job.train.mesh.pipeline) == (2, 2, 1)
+    assert (job.train.microbatches, job.train.pipeline_schedule) == (1, "")
+    lab.look()
+    await node.take()
+    assert (node.started[-1].world_size, node.keys(node.started[-1].work).resume_step) == (4, 5)
+
+
+async def test_checkpoints_of_a_job_that_ended_are_kept_for_two_weeks(lab: Lab) -> None:
+    node = await lab.connected("n1")
+    lab.train("t1")
+    lab.look()
+    await node.take()
+    work = node.started[0].work
+    node.save_checkpoint(work, 5)
+    key = next(key for key in node.keys(work).outputs if key.kind == "checkpoints")
+    node.fail(work, "INVALID_INPUT", "wrong")
+    for days, kept in ((13.9, True), (0.2, False)):
+        lab.forward(days * 86_400, served=False)
+        lab.look()
+        assert ((lab.objects / key.folder).exists(), "checkpoints" in kinds(lab)) == (kept, kept)
+        assert lab.job().checkpoint_step == (5 if kept else 0)
+    # It can still be resumed, from the beginning.
+    await node.connect()
+    resume(lab)
+    lab.look()
+    await node.take()
+    assert node.keys(node.started[-1].work).resume_step == 0
 
 
 async def test_a_prepare_job_makes_a_dataset_and_a_tokenizer_with_a_report(lab: Lab) -> None:

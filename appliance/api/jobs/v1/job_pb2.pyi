@@ -12,7 +12,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Job(_message.Message):
-    __slots__ = ("name", "uid", "prepare", "train", "quantize", "evaluate", "state", "state_reason", "epoch", "nodes", "progress", "restarts", "outputs", "result", "creator", "create_time", "start_time", "end_time", "etag", "has_logs")
+    __slots__ = ("name", "uid", "prepare", "train", "quantize", "evaluate", "state", "state_reason", "epoch", "nodes", "progress", "restarts", "outputs", "result", "creator", "create_time", "start_time", "end_time", "etag", "has_logs", "checkpoint_step")
     class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         STATE_UNSPECIFIED: _ClassVar[Job.State]
@@ -49,6 +49,7 @@ class Job(_message.Message):
     END_TIME_FIELD_NUMBER: _ClassVar[int]
     ETAG_FIELD_NUMBER: _ClassVar[int]
     HAS_LOGS_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINT_STEP_FIELD_NUMBER: _ClassVar[int]
     name: str
     uid: str
     prepare: PrepareSpec
@@ -69,7 +70,8 @@ class Job(_message.Message):
     end_time: _timestamp_pb2.Timestamp
     etag: str
     has_logs: bool
-    def __init__(self, name: _Optional[str] = ..., uid: _Optional[str] = ..., prepare: _Optional[_Union[PrepareSpec, _Mapping]] = ..., train: _Optional[_Union[TrainSpec, _Mapping]] = ..., quantize: _Optional[_Union[QuantizeSpec, _Mapping]] = ..., evaluate: _Optional[_Union[EvaluateSpec, _Mapping]] = ..., state: _Optional[_Union[Job.State, str]] = ..., state_reason: _Optional[str] = ..., epoch: _Optional[int] = ..., nodes: _Optional[_Iterable[str]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., restarts: _Optional[int] = ..., outputs: _Optional[_Iterable[str]] = ..., result: _Optional[_Union[JobResult, _Mapping]] = ..., creator: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., etag: _Optional[str] = ..., has_logs: _Optional[bool] = ...) -> None: ...
+    checkpoint_step: int
+    def __init__(self, name: _Optional[str] = ..., uid: _Optional[str] = ..., prepare: _Optional[_Union[PrepareSpec, _Mapping]] = ..., train: _Optional[_Union[TrainSpec, _Mapping]] = ..., quantize: _Optional[_Union[QuantizeSpec, _Mapping]] = ..., evaluate: _Optional[_Union[EvaluateSpec, _Mapping]] = ..., state: _Optional[_Union[Job.State, str]] = ..., state_reason: _Optional[str] = ..., epoch: _Optional[int] = ..., nodes: _Optional[_Iterable[str]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., restarts: _Optional[int] = ..., outputs: _Optional[_Iterable[str]] = ..., result: _Optional[_Union[JobResult, _Mapping]] = ..., creator: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., etag: _Optional[str] = ..., has_logs: _Optional[bool] = ..., checkpoint_step: _Optional[int] = ...) -> None: ...
 
 class Progress(_message.Message):
     __slots__ = ("step", "total", "message", "metrics")

@@ -55,6 +55,16 @@ class CancelJobRequest(_message.Message):
     request_id: str
     def __init__(self, name: _Optional[str] = ..., request_id: _Optional[str] = ...) -> None: ...
 
+class ResumeJobRequest(_message.Message):
+    __slots__ = ("name", "mesh", "request_id")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    MESH_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    mesh: _job_pb2.Mesh
+    request_id: str
+    def __init__(self, name: _Optional[str] = ..., mesh: _Optional[_Union[_job_pb2.Mesh, _Mapping]] = ..., request_id: _Optional[str] = ...) -> None: ...
+
 class WatchJobRequest(_message.Message):
     __slots__ = ("name",)
     NAME_FIELD_NUMBER: _ClassVar[int]

@@ -57,6 +57,11 @@ class JobServiceStub:
                 request_serializer=appliance_dot_api_dot_jobs_dot_v1_dot_job__service__pb2.CancelJobRequest.SerializeToString,
                 response_deserializer=appliance_dot_api_dot_jobs_dot_v1_dot_job__pb2.Job.FromString,
                 _registered_method=True)
+        self.ResumeJob = channel.unary_unary(
+                '/appliance.api.jobs.v1.JobService/ResumeJob',
+                request_serializer=appliance_dot_api_dot_jobs_dot_v1_dot_job__service__pb2.ResumeJobRequest.SerializeToString,
+                response_deserializer=appliance_dot_api_dot_jobs_dot_v1_dot_job__pb2.Job.FromString,
+                _registered_method=True)
         self.WatchJob = channel.unary_stream(
                 '/appliance.api.jobs.v1.JobService/WatchJob',
                 request_serializer=appliance_dot_api_dot_jobs_dot_v1_dot_job__service__pb2.WatchJobRequest.SerializeToString,
@@ -106,6 +111,14 @@ class JobServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ResumeJob(self, request, context):
+        """Queues a job again that failed or was cancelled: it goes on from its newest checkpoint, or begins anew when it has none. Fails
+        with FAILED_PRECONDITION when it is at work or has succeeded.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchJob(self, request, context):
         """Streams the job now and each time it changes, until it ends.
         """
@@ -148,6 +161,11 @@ def add_JobServiceServicer_to_server(servicer, server):
             'CancelJob': grpc.unary_unary_rpc_method_handler(
                     servicer.CancelJob,
                     request_deserializer=appliance_dot_api_dot_jobs_dot_v1_dot_job__service__pb2.CancelJobRequest.FromString,
+                    response_serializer=appliance_dot_api_dot_jobs_dot_v1_dot_job__pb2.Job.SerializeToString,
+            ),
+            'ResumeJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeJob,
+                    request_deserializer=appliance_dot_api_dot_jobs_dot_v1_dot_job__service__pb2.ResumeJobRequest.FromString,
                     response_serializer=appliance_dot_api_dot_jobs_dot_v1_dot_job__pb2.Job.SerializeToString,
             ),
             'WatchJob': grpc.unary_stream_rpc_method_handler(
@@ -274,6 +292,33 @@ class JobService:
             target,
             '/appliance.api.jobs.v1.JobService/CancelJob',
             appliance_dot_api_dot_jobs_dot_v1_dot_job__service__pb2.CancelJobRequest.SerializeToString,
+            appliance_dot_api_dot_jobs_dot_v1_dot_job__pb2.Job.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.api.jobs.v1.JobService/ResumeJob',
+            appliance_dot_api_dot_jobs_dot_v1_dot_job__service__pb2.ResumeJobRequest.SerializeToString,
             appliance_dot_api_dot_jobs_dot_v1_dot_job__pb2.Job.FromString,
             options,
             channel_credentials,
