@@ -476,6 +476,17 @@ def test_nodes_say_what_they_run_and_what_they_lack(command: Run, logged_in: Fak
     assert f"  - kind train, reason {reason}, available no\n" in shown
 
 
+def test_a_job_is_resumed_on_another_mesh_and_followed(command: Run, logged_in: FakeApi) -> None:
+    logged_in.answers["JobService.ResumeJob"] = job("QUEUED", checkpoint_step=50)
+    logged_in.answers["JobService.WatchJob"] = [job("SUCCEEDED")]
+    shown = command("job", "resume", "one", "--mesh", "data=2,tensor=2", "--wait")
+    assert shown.code == 0, shown.err
+    request = logged_in.calls[0].request
+    assert (request.name, request.mesh.data, request.mesh.tensor) == (f"{DEMO}/jobs/one", 2, 2)
+    assert command("job", "resume", "one").code == 0
+    assert not logged_in.calls[-1].request.HasField("mesh")
+
+
 def job_logs(*nodes: dict[str, Any], **fields: Any) -> Any:
     entries = [job_log_pb2.NodeLog(**node) for node in nodes]
     return job_log_pb2.JobLogs(name=f"{DEMO}/jobs/one", nodes=entries, **fields)

@@ -104,4 +104,10 @@ def test_going_down_and_up_is_no_failure_of_a_job(prepared: Appliance) -> None:
     wait_for(lambda: int(job(prepared, "often")["epoch"]) == 6, "the next start")
     past(prepared, "often", resumed)
     alice.run("job", "cancel", "often")
-    assert job(prepared, "often")["state"] == "STATE_CANCELLED"
+    cancelled = job(prepared, "often")
+    assert cancelled["state"] == "STATE_CANCELLED"
+    assert int(cancelled["checkpoint_step"]) >= resumed
+    # And what somebody has stopped goes on where it was.
+    alice.run("job", "resume", "often", "--mesh", "data=1,tensor=2")
+    past(prepared, "often", int(cancelled["checkpoint_step"]))
+    alice.run("job", "cancel", "often")
