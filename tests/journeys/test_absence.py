@@ -50,6 +50,12 @@ def job(appliance: Appliance, name: str) -> dict[str, Any]:
     return found
 
 
+def at_work(appliance: Appliance, name: str, epoch: int) -> bool:
+    found = job(appliance, name)
+    assert found["state"] in {"STATE_QUEUED", "STATE_STARTING", "STATE_RUNNING"}, found
+    return (found["state"], found["epoch"]) == ("STATE_RUNNING", str(epoch))
+
+
 def past(appliance: Appliance, name: str, step: int) -> None:
     def is_past() -> bool:
         found = job(appliance, name)
@@ -93,15 +99,15 @@ def test_going_down_and_up_is_no_failure_of_a_job(prepared: Appliance) -> None:
     train(prepared, "often", ENDLESS)
     reached = 60
     for epoch in range(1, 6):
+        wait_for(lambda number=epoch: at_work(prepared, "often", number), f"start {epoch}")
         past(prepared, "often", reached)
         found = job(prepared, "often")
-        assert (found["state"], found["epoch"]) == ("STATE_RUNNING", str(epoch))
         reached = int(found["progress"]["step"])
         alice.run("down", "--data-dir", str(prepared.data))
         alice.run("up", "--data-dir", str(prepared.data), "--detach")
     # From the newest checkpoint each time: no step twice but those since it.
     resumed = reached - reached % 50
-    wait_for(lambda: int(job(prepared, "often")["epoch"]) == 6, "the next start")
+    wait_for(lambda: at_work(prepared, "often", 6), "the next start")
     past(prepared, "often", resumed)
     alice.run("job", "cancel", "often")
     cancelled = job(prepared, "often")
@@ -109,5 +115,6 @@ def test_going_down_and_up_is_no_failure_of_a_job(prepared: Appliance) -> None:
     assert int(cancelled["checkpoint_step"]) >= resumed
     # And what somebody has stopped goes on where it was.
     alice.run("job", "resume", "often", "--mesh", "data=1,tensor=2")
+    wait_for(lambda: at_work(prepared, "often", 7), "the job to go on")
     past(prepared, "often", int(cancelled["checkpoint_step"]))
     alice.run("job", "cancel", "often")
