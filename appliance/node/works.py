@@ -11,6 +11,8 @@ Rules kept here:
   what an older epoch writes lies apart from what a newer one reads
   (docs/decisions/0027-fencing-is-not-liveness.md);
 * when the agent itself stops, its work ends without a word: what it no longer names starts again;
+* what was said counts as heard when the control plane has answered a later heartbeat: a stream that
+  dies takes along what was written into it. The rest is said again on the next one, in order;
 * the last word on a work is repeated on every new stream until the control plane has let its lease
   go.
 
@@ -21,6 +23,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,7 +37,7 @@ from appliance.node.documents import Credentials, Place
 from appliance.node.identity import Identity
 from appliance.node.launcher import Ended, Launch, Launcher, Running
 from appliance.node.metrics import NodeMetrics
-from appliance.node.reports import JobReports, ReplicaReports
+from appliance.node.reports import MOST_WAITING, JobReports, ReplicaReports
 
 RELEASE_AGAIN_SECONDS = 0.5
 
@@ -101,6 +104,10 @@ class Works:
     metrics: NodeMetrics
     _entries: dict[Work, _Entry] = field(default_factory=dict)
     _ended: dict[Work, _LastWord] = field(default_factory=dict)
+    _unheard: deque[tuple[int, rpc.ConnectRequest]] = field(
+        default_factory=lambda: deque(maxlen=MOST_WAITING)
+    )
+    """Reports of jobs, and the heartbeat of this stream after which each was sent."""
 
     def running(self) -> list[rpc.WorkEpoch]:
         """Work that this node holds, started or starting."""
@@ -115,15 +122,22 @@ class Works:
                 messages.append(reports.ready)
             if isinstance(reports, JobReports) and reports.checkpoint is not None:
                 messages.append(rpc.ConnectRequest(checkpoint=reports.checkpoint))
+        again = [message for _, message in self._unheard]
+        self._unheard.clear()
+        self._unheard.extend((0, message) for message in again)
+        messages += again
         for word in self._ended.values():
             word.after = None
         return messages
 
     def drain(self, sequence: int) -> list[rpc.ConnectRequest]:
         """What is to be sent now; `sequence` is of the newest heartbeat sent."""
-        messages = [
-            message for entry in self._entries.values() for message in entry.reports.drain()
-        ]
+        messages: list[rpc.ConnectRequest] = []
+        for entry in self._entries.values():
+            said = entry.reports.drain()
+            messages += said
+            if isinstance(entry.reports, JobReports):
+                self._unheard.extend((sequence, message) for message in said)
         for word in self._ended.values():
             if word.after is None:
                 word.after = sequence
@@ -286,7 +300,9 @@ class Works:
             entry.starting.cancel()
 
     def _forget(self, leases: rpc.Leases) -> None:
-        """Forget the last words that the control plane has taken in."""
+        """Forget the reports and the last words that the control plane has taken in."""
+        while self._unheard and self._unheard[0][0] < leases.sequence:
+            self._unheard.popleft()
         works = [(work.work, work.epoch) for work in leases.work]
         for work, word in list(self._ended.items()):
             known = word.after is not None and leases.sequence > word.after

@@ -447,6 +447,29 @@ async def test_work_goes_on_while_the_control_plane_is_away(
     assert fourth.of("job_ended") == []
 
 
+@pytest.mark.parametrize("heard", [False, True])
+async def test_what_a_stream_took_along_is_said_again_and_what_was_heard_is_not(
+    control: FakeControlPlane, start: Start, tmp_path: Path, *, heard: bool
+) -> None:
+    await start()
+    first = await control.session()
+    order = toy_order(control, tmp_path, SLOW)
+    control.renewing = heard
+    first.send(start_job=order)
+    await first.until("job_progress", event="")
+    if heard:
+        await first.beats(3)
+    before = [each.progress.step for each in first.of("job_progress") if not each.event]
+    first.close()
+    second = await control.session()
+    control.renewing = True
+    await second.until("job_ended")
+    after = [each.progress.step for each in second.of("job_progress") if not each.event]
+    assert sorted(set(before + after)) == list(range(1, STEPS + 1))
+    assert after == sorted(after)
+    assert (1 in after) is not heard
+
+
 async def test_an_order_of_an_older_epoch_is_ignored_and_a_newer_one_replaces(
     control: FakeControlPlane, start: Start, tmp_path: Path
 ) -> None:
@@ -476,6 +499,7 @@ async def test_a_process_that_cannot_be_ended_delays_what_needs_its_place_and_no
     session.send(start_job=toy_order(control, tmp_path / "b", QUIET, epoch=2))
     session.send(start_replica=serve(control))
     assert (await session.until("replica_changed")).ready
+    await session.beats(1)
     running = {(work.work, work.epoch) for work in session.of("heartbeat")[-1].running}
     assert {epoch for work, epoch in running if work == "0a" * 16} == {1, 2}
     assert [asked.work.work for asked in control.asked] == ["0a" * 16, "0b" * 16 + "/0"]
