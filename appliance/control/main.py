@@ -42,6 +42,8 @@ from appliance.wire.tls import server_credentials
 
 logger = logging.getLogger(__name__)
 
+STORAGE_THREADS = 1
+"""One job after the other is registered: what they wait for is one store."""
 DOOR_THREADS = 4
 """Threads that identify and decide: each such step is some look-ups in the database."""
 HEALTH_SECONDS = 0.25
@@ -56,6 +58,7 @@ class Control:
         self.people = People(self.base)
         self._pool = CallPool(settings.threads)
         # Its own: whoever fills the others is still told quickly that it must wait.
+        self._storage = ThreadPoolExecutor(STORAGE_THREADS, thread_name_prefix="storage")
         self._door_pool = ThreadPoolExecutor(DOOR_THREADS, thread_name_prefix="door")
         registry = CollectorRegistry()
         self._metrics = CallMetrics(registry)
@@ -125,6 +128,7 @@ class Control:
         )
         tasks = [
             asyncio.create_task(self.work.scheduler.run(self._pool, self.base.events)),
+            asyncio.create_task(self.work.registration.run(self._storage)),
             asyncio.create_task(self._record_refusals()),
             asyncio.create_task(self.tell_health()),
             asyncio.create_task(cross_check.run(self.base.policies, self._pool, self.base.events)),
@@ -174,6 +178,7 @@ class Control:
         """Close what `build` opened, after the server has stopped."""
         self._pool.shutdown()
         self._door_pool.shutdown()
+        self._storage.shutdown(wait=False, cancel_futures=True)
         # Waits for the passwords in work.
         await asyncio.to_thread(self.people.hasher.close)
         self.base.opened.close()

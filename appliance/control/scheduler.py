@@ -27,7 +27,6 @@ from appliance.control.services.fleet import Fleet
 from appliance.control.services.job_logs import JobLogs
 from appliance.control.services.leases import Leases
 from appliance.control.services.replicas import Replicas
-from appliance.control.services.run_reports import RunReports
 from appliance.control.services.runs import Runs
 from appliance.control.services.served import ServedClock
 from appliance.core.errors import Exhausted
@@ -49,7 +48,6 @@ class Scheduler:
         fleet: Fleet,
         agents: Agents,
         runs: Runs,
-        reports: RunReports,
         replicas: Replicas,
         logs: JobLogs,
         served: ServedClock,
@@ -59,7 +57,6 @@ class Scheduler:
         self._fleet = fleet
         self._agents = agents
         self._runs = runs
-        self._reports = reports
         self._replicas = replicas
         self._logs = logs
         self._served = served
@@ -71,8 +68,7 @@ class Scheduler:
         self._runs.tidy()
         self._artifacts.tidy()
         self._replicas.take_up()
-        for row in self._runs.take_up():
-            self._reports.finish(row.uid, row.epoch)
+        self._runs.take_up()
 
     def look(self) -> None:
         """One pass."""

@@ -33,6 +33,7 @@ from appliance.control.services.job_logs import JobLogs
 from appliance.control.services.jobs import Jobs
 from appliance.control.services.leases import Leases
 from appliance.control.services.models import Models
+from appliance.control.services.registration import Registration
 from appliance.control.services.release import Release
 from appliance.control.services.replicas import Replicas
 from appliance.control.services.routing import Routing
@@ -94,6 +95,9 @@ class Work:
             records,
             base.clock,
         )
+        self.registration = Registration(
+            base.database, self.artifacts, self.runs, base.events, records, base.clock
+        )
         self.replicas = Replicas(
             base.database, self.leases, self.fleet, base.events, base.clock, monotonic
         )
@@ -114,7 +118,6 @@ class Work:
             fleet=self.fleet,
             agents=self.agents,
             runs=self.runs,
-            reports=self.reports,
             replicas=self.replicas,
             logs=self.logs,
             served=self.served,

@@ -19,6 +19,7 @@ class JobState(StrEnum):
     QUEUED = "QUEUED"
     STARTING = "STARTING"
     RUNNING = "RUNNING"
+    REGISTERING = "REGISTERING"
     SUCCEEDED = "SUCCEEDED"
     FAILED = "FAILED"
     CANCELLED = "CANCELLED"
@@ -31,11 +32,18 @@ _MOVES: dict[JobState, frozenset[JobState]] = {
     JobState.QUEUED: frozenset({JobState.STARTING, JobState.FAILED, JobState.CANCELLED}),
     # Back to QUEUED: it is lost on its nodes, and starts again with the next epoch.
     JobState.STARTING: frozenset(
-        {JobState.RUNNING, JobState.QUEUED, JobState.FAILED, JobState.CANCELLED}
+        {
+            JobState.RUNNING,
+            JobState.REGISTERING,
+            JobState.QUEUED,
+            JobState.FAILED,
+            JobState.CANCELLED,
+        }
     ),
     JobState.RUNNING: frozenset(
-        {JobState.SUCCEEDED, JobState.QUEUED, JobState.FAILED, JobState.CANCELLED}
+        {JobState.REGISTERING, JobState.QUEUED, JobState.FAILED, JobState.CANCELLED}
     ),
+    JobState.REGISTERING: frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED}),
     JobState.SUCCEEDED: frozenset(),
     # Only when somebody asks for it.
     JobState.FAILED: frozenset({JobState.QUEUED}),

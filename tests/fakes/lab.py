@@ -75,6 +75,7 @@ class Lab:
         people = People(self.base)
         self.work = Work(self.base, people, self.time.monotonic)
         self.work.scheduler.recover()
+        self.work.registration.run_pass()
         base, work = self.base, self.work
         self.database = base.database
         self.datasets = Datasets(base.database, base.changes, work.artifacts, base.clock)
@@ -319,6 +320,8 @@ class FakeAgent:
 
     def report(self, **report: Any) -> None:
         self.lab.work.agents.report(self.node, agent.ConnectRequest(**report))
+        if "job_ended" in report:
+            self.lab.work.registration.run_pass()
 
     def heartbeat(self) -> None:
         running = _works(self.running)

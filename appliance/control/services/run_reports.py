@@ -4,11 +4,9 @@ Rules kept here:
 * nothing counts that is not said under the job's lease, but the last output of a node whose start
   is over;
 * a checkpoint is recorded after it was seen to be complete in the object store;
-* a job has succeeded when every part has ended well and every output was read back, verified and
-  signed; then all outputs appear and the job ends in one transaction, and the audit log says which;
-* facts of outputs are read from the sealed files, not taken from the report.
+* when every part has ended well, what was made is registered (`services.registration`).
 
-Called by `services.agents`, and at start for jobs that had just ended.
+Called by `services.agents`.
 """
 
 from __future__ import annotations
@@ -26,8 +24,8 @@ from appliance.api.agent.v1 import agent_service_pb2 as rpc
 from appliance.api.jobs.v1 import job_pb2
 from appliance.control.audit.system import Records
 from appliance.control.events import Events
-from appliance.control.services import job_rows, job_specs, outputs
-from appliance.control.services.artifacts import CHECKPOINTS, Artifacts, Version
+from appliance.control.services import job_rows
+from appliance.control.services.artifacts import CHECKPOINTS, Artifacts
 from appliance.control.services.job_logs import JobLogs
 from appliance.control.services.job_rows import columns_of, point_of
 from appliance.control.services.leases import Leases
@@ -37,13 +35,11 @@ from appliance.control.store.database import Database, Transaction
 from appliance.core.checkpoints import CheckpointPoint
 from appliance.core.errors import (
     ApplianceError,
-    FailedPrecondition,
     InvalidInput,
     LeaseLost,
     Tampered,
 )
 from appliance.core.jobs import JobState
-from appliance.crypto.artifacts import ArtifactReader
 
 RETRIED = frozenset({"UNAVAILABLE", "LEASE_LOST", "RANK_LOST", "NODE_LOST", "LEADER_LOST"})
 """Reasons for an end that another start may cure."""
@@ -57,8 +53,6 @@ _DIGEST = 64
 _logger = logging.getLogger(__name__)
 _version = tables.artifact_version.c
 _metric = tables.job_metric.c
-
-Registered = tuple[Version, ArtifactReader, dict[str, Any]]
 
 
 class RunReports:
@@ -173,41 +167,12 @@ class RunReports:
             values["placement"] = [other.as_json() for other in shares]
             if row.state == JobState.STARTING:
                 values["start_time"] = row.start_time or self._clock()
+            over = all(other.ended for other in shares)
             to = JobState.RUNNING if row.state == JobState.STARTING else None
+            to = JobState.REGISTERING if over else to
             job_rows.change(transaction, self._events, row, to, **values)
-        if all(other.ended for other in shares):
-            self.finish(work.work, work.epoch)
-
-    def finish(self, uid: str, epoch: int) -> None:
-        """Every part has ended well: verify, sign and register what was made; the job has ended."""
-        with self._database.read() as state:
-            row = job_rows.by_uid(state, uid)
-        if row is None or row.epoch != epoch or row.state != JobState.RUNNING:
-            return
-        try:
-            made = self._made(row)
-        except ApplianceError as error:
-            _logger.warning("an output of job %s is refused: %s", uid, error.message)
-            self._runs.fail(row, error.reason, f"an output is refused: {error.message}")
-            return
-        with self._database.write() as transaction:
-            for version, reader, facts in made.values():
-                self._artifacts.register(transaction, version, reader, facts)
-            self._runs.end_in(
-                transaction,
-                row,
-                JobState.SUCCEEDED,
-                message="",
-                outputs={slot: version.uid for slot, (version, _, _) in made.items()},
-                end_time=self._clock(),
-            )
-            self._record(row, made)
-        self._runs.stop(uid, epoch)
-
-    def _record(self, row: Row[Any], made: dict[str, Registered]) -> None:
-        """What appears is in the audit log before it appears. Raises AuditUnavailable."""
-        versions = {version.name: version.digest for version, _, _ in made.values()}
-        self._records.record("job.succeeded", job_rows.name_of(row), outputs=versions)
+        if over:
+            self._leases.release(work.work, work.epoch)
 
     def _note(self, work: rpc.WorkEpoch, keep: Callable[[], None]) -> None:
         """Keep what ranks wrote last, if that can be done: why they ended is worth more."""
@@ -267,20 +232,3 @@ class RunReports:
                 .where(_version.uid == waiting[output.slot].uid)
                 .values(manifest_digest=output.manifest_digest)
             )
-
-    def _made(self, row: Row[Any]) -> dict[str, Registered]:
-        """Every output, verified and signed, by slot."""
-        spec = job_rows.spec_of(row)
-        with self._database.read() as state:
-            rows = {found.kind: found for found in pending(state, row.uid)}
-            found = {kind: self._artifacts.read(state, pending) for kind, pending in rows.items()}
-        made: dict[str, Registered] = {}
-        for slot in job_specs.outputs_of(row.kind, spec):
-            version = found.get(slot)
-            if version is None or not version.digest:
-                raise FailedPrecondition(f"the job ended well, but made no {slot}")
-            reader = self._artifacts.verify(version, version.digest, epoch=row.epoch)
-            facts = outputs.facts_of(slot, reader, row.kind, spec)
-            self._artifacts.sign(version, version.digest)
-            made[slot] = (version, reader, facts)
-        return made

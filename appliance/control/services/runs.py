@@ -270,10 +270,10 @@ class Runs:
         for folder in self._left.pop((uid, node), ()):
             self._artifacts.remove(folder)
 
-    def take_up(self) -> list[Row[Any]]:
+    def take_up(self) -> None:
         """At start: give the nodes of running jobs their whole time to be heard of again.
 
-        Returns jobs whose every part had ended already: their outputs are still to be registered.
+        Jobs whose every part had ended, which 0.1.0 left running, are registered.
         """
         with self._database.read() as state:
             rows = state.all(select(tables.job).where(_job.state.in_(_LEASED)))
@@ -281,9 +281,10 @@ class Runs:
             self._leases.take_up(row.uid, row.epoch, shares_of(row))
             if row.message:
                 self._silent[row.uid] = (row.message,)  # said by the control plane before
-        return [
-            row for row in rows if all(share.ended for share in shares_of(row)) and row.placement
-        ]
+            if row.placement and all(share.ended for share in shares_of(row)):
+                self._leases.release(row.uid, row.epoch)
+                with self._database.write() as transaction:
+                    job_rows.change(transaction, self._events, row, JobState.REGISTERING)
 
     def tidy(self) -> None:
         """At start: drop pending versions of jobs that have ended or are gone; no checkpoints."""

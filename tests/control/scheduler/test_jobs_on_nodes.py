@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import re
 from concurrent.futures import Future
 from datetime import timedelta
@@ -14,7 +16,14 @@ from appliance.api.jobs.v1 import job_pb2, job_service_pb2
 from appliance.control.services.leases import NODE_LOST_SECONDS, UNNAMED_SECONDS, Share
 from appliance.control.store import tables
 from appliance.core.checkpoints import CheckpointPoint
-from appliance.core.errors import AuditUnavailable, FailedPrecondition, InvalidInput, LeaseLost
+from appliance.core.errors import (
+    AuditUnavailable,
+    Exhausted,
+    FailedPrecondition,
+    InvalidInput,
+    LeaseLost,
+    Unavailable,
+)
 from tests.fakes import tiny_model
 from tests.fakes.lab import ALICE, GIB, PROJECT, FakeAgent, Lab, prepared_files, write
 
@@ -102,10 +111,11 @@ async def test_what_cannot_be_recorded_does_not_appear(
     refused: Future[int] = Future()
     refused.set_exception(AuditUnavailable("the disk is full"))
     monkeypatch.setattr(lab.base.opened.log, "append", lambda _: refused)
-    with pytest.raises(AuditUnavailable):
-        node.succeed(good, MODEL)
-    assert lab.job("t1").state == Job.STATE_RUNNING
+    node.succeed(good, MODEL)
+    assert lab.job("t1").state == Job.STATE_REGISTERING
+    assert "works: the disk is full; tried again at " in lab.job("t1").state_reason
     assert list(lab.job("t1").outputs) == []
+    assert not lab.rows(tables.artifact_version)[-1].complete_time
     node.fail(bad, "INVALID_INPUT")
     assert lab.job("t2").state == Job.STATE_FAILED
 
@@ -582,11 +592,75 @@ async def test_a_restart_between_the_last_end_and_the_registration_finishes_the_
     lab.train("t1")
     lab.look()
     await node.take()
-    monkeypatch.setattr(lab.work.reports, "finish", lambda uid, epoch: None)
+    monkeypatch.setattr(lab.work.registration, "run_pass", lambda: None)
     node.succeed(node.started[0].work, MODEL)
-    assert lab.job().state == Job.STATE_RUNNING
+    assert lab.job().state == Job.STATE_REGISTERING
     lab.restart()
     assert lab.job().state == Job.STATE_SUCCEEDED
+
+
+@pytest.mark.parametrize(
+    ("where", "error", "why"),
+    [
+        ("sign", OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
+        ("sign", Exhausted("the object store is full"), "the object store is full"),
+        ("verify", OSError(errno.EIO, "Input/output error"), "Input/output error"),
+        ("register", Unavailable("the database is locked"), "the database is locked"),
+    ],
+)
+async def test_what_was_made_is_registered_as_soon_as_that_works(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, where: str, error: Exception, why: str
+) -> None:
+    node = await lab.connected("n1")
+    lab.train("t1")
+    lab.look()
+    await node.take()
+    tries: list[float] = []
+
+    def fails(*_: object, **__: object) -> None:
+        tries.append(lab.time.seconds)
+        raise error
+
+    with monkeypatch.context() as broken:
+        broken.setattr(lab.work.artifacts, where, fails)
+        node.succeed(node.started[0].work, MODEL)
+        for _ in range(300):
+            lab.forward(1)
+            lab.work.registration.run_pass()
+        assert lab.job().state == Job.STATE_REGISTERING
+        assert f"to be registered as soon as that works: {why}; tried again at " in (
+            lab.job().state_reason
+        )
+        # At once, then less and less often; its devices are free meanwhile.
+        assert [later - earlier for earlier, later in itertools.pairwise(tries)][:7] == [
+            *(1, 2, 4, 8, 16, 32, 60)
+        ]
+        assert lab.work.leases.capacity("n1", 4, GIB).free == [0, 1, 2, 3]
+    lab.restart()
+    lab.forward(61)
+    lab.work.registration.run_pass()
+    job = lab.job()
+    assert (job.state, job.state_reason) == (Job.STATE_SUCCEEDED, "")
+    assert list(job.outputs) == ["projects/demo/models/m-t1/versions/1"]
+
+
+async def test_a_job_that_cannot_be_registered_can_be_cancelled(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = await lab.connected("n1")
+    lab.train("t1")
+    lab.look()
+    await node.take()
+
+    def fails(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(lab.work.artifacts, "sign", fails)
+    node.succeed(node.started[0].work, MODEL)
+    lab.jobs.cancel(ALICE, job_service_pb2.CancelJobRequest(name=JOB))
+    lab.forward(61)
+    lab.work.registration.run_pass()
+    assert lab.job().state == Job.STATE_CANCELLED
 
 
 async def test_an_evicted_node_loses_its_stream_its_keys_and_its_job_at_once(lab: Lab) -> None:

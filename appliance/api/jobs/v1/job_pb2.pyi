@@ -22,6 +22,7 @@ class Job(_message.Message):
         STATE_SUCCEEDED: _ClassVar[Job.State]
         STATE_FAILED: _ClassVar[Job.State]
         STATE_CANCELLED: _ClassVar[Job.State]
+        STATE_REGISTERING: _ClassVar[Job.State]
     STATE_UNSPECIFIED: Job.State
     STATE_QUEUED: Job.State
     STATE_STARTING: Job.State
@@ -29,6 +30,7 @@ class Job(_message.Message):
     STATE_SUCCEEDED: Job.State
     STATE_FAILED: Job.State
     STATE_CANCELLED: Job.State
+    STATE_REGISTERING: Job.State
     NAME_FIELD_NUMBER: _ClassVar[int]
     UID_FIELD_NUMBER: _ClassVar[int]
     PREPARE_FIELD_NUMBER: _ClassVar[int]
