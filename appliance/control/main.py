@@ -57,8 +57,8 @@ class Control:
         self.base = Foundation(opened, settings, clock)
         self.people = People(self.base)
         self._pool = CallPool(settings.threads)
-        # Its own: whoever fills the others is still told quickly that it must wait.
         self._storage = ThreadPoolExecutor(STORAGE_THREADS, thread_name_prefix="storage")
+        # Its own: whoever fills the others is still told quickly that it must wait.
         self._door_pool = ThreadPoolExecutor(DOOR_THREADS, thread_name_prefix="door")
         registry = CollectorRegistry()
         self._metrics = CallMetrics(registry)
@@ -178,7 +178,8 @@ class Control:
         """Close what `build` opened, after the server has stopped."""
         self._pool.shutdown()
         self._door_pool.shutdown()
-        self._storage.shutdown(wait=False, cancel_futures=True)
+        # Before state and audit log are closed: a registration in work is finished.
+        self._storage.shutdown(cancel_futures=True)
         # Waits for the passwords in work.
         await asyncio.to_thread(self.people.hasher.close)
         self.base.opened.close()

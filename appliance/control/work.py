@@ -92,7 +92,6 @@ class Work:
             self.runs,
             self.logs,
             base.events,
-            records,
             base.clock,
         )
         self.registration = Registration(

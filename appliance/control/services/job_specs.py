@@ -322,8 +322,9 @@ def filled(kind: str, spec: Message, inputs: Callable[[], Mapping[str, Input]]) 
     match kind, made:
         case "train", job_pb2.TrainSpec():
             made.microbatches = values.microbatches(made)
-            made.pipeline_schedule = values.pipeline_schedule(made)
-            if made.mesh.pipeline == 1:
+            if made.mesh.pipeline > 1:
+                made.pipeline_schedule = values.pipeline_schedule(made)
+            else:
                 made.ClearField("pipeline_schedule")
         case "evaluate", job_pb2.EvaluateSpec():
             model = inputs().get("job.evaluate.model")

@@ -22,7 +22,6 @@ from sqlalchemy import Row, insert, update
 
 from appliance.api.agent.v1 import agent_service_pb2 as rpc
 from appliance.api.jobs.v1 import job_pb2
-from appliance.control.audit.system import Records
 from appliance.control.events import Events
 from appliance.control.services import job_rows
 from appliance.control.services.artifacts import CHECKPOINTS, Artifacts
@@ -66,7 +65,6 @@ class RunReports:
         runs: Runs,
         logs: JobLogs,
         events: Events,
-        records: Records,
         clock: Callable[[], datetime],
     ) -> None:
         self._database = database
@@ -75,7 +73,6 @@ class RunReports:
         self._runs = runs
         self._logs = logs
         self._events = events
-        self._records = records
         self._clock = clock
 
     def progress(self, node: str, report: rpc.JobProgress) -> None:
@@ -111,6 +108,8 @@ class RunReports:
                 raise InvalidInput(f"a {row.kind} job has no checkpoints")
             version = self._artifacts.read(state, series[0])
         known, point = point_of(row), CheckpointPoint(row.epoch, report.step)
+        if point <= known:
+            return  # said again on a new stream: the store is not asked
         points = self._artifacts.points(version)
         if point not in points and (older := CheckpointPoint(0, report.step)) in points:
             point = older  # an agent of 0.1.0
