@@ -2,7 +2,8 @@
 
 Each flood comes from one process on one core, at a fixed rate, from a source of its own, over
 loopback. A well-behaved caller's p99 with it and without it, in turn; audit records it causes; what
-the flooded process holds five seconds later; its memory after ten rounds against that after two.
+the flooded process holds when it has settled; its memory after ten rounds against that after two.
+Threads of pools, which are made when they are first needed, are made before all of it.
 Records that are counted by the minute come after the last flood, and have a bar of their own. The
 last columns say what a caller with a token sees who shares the flooder's address: its lost calls
 are named at the end and have no bar, since callers at one address share its places.
@@ -36,7 +37,11 @@ NAME = "flood"
 ROUNDS = 10
 SHARED_ROUNDS = 1
 QUIET_SECONDS = 1.5
-SETTLE_SECONDS = 5.0
+SETTLE_SECONDS, MAX_SETTLE_SECONDS = 10.0, 90.0
+"""Memory has settled when it has not fallen for so long. Silent connections are closed after a
+minute, and hold some until then."""
+CROWD = 64
+"""Calls at once that make every thread of a pool."""
 WARM_UP = 2
 """Rounds before those that count: memory after them is held against memory at the end."""
 STRANGER, NEIGHBOUR = "127.0.0.2", "127.0.0.1"
@@ -69,6 +74,8 @@ def measure(names: Sequence[str], listeners: Sequence[str], rounds: int) -> Outc
     """Run floods, and print the table as it grows."""
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder, stage(Path(folder)) as made:
+        for listener in listeners:
+            asyncio.run(_fill_pools(made, listener))
         made.strangers_records()
         print(f"{rounds} rounds each; milliseconds of the well-behaved caller")
         print(_line(_HEAD), flush=True)
@@ -133,9 +140,8 @@ def _flooded(made: Stage, flood: Flood, listener: str, rounds: int) -> Row:
     with _flooder(made, flood, listener) as link:
         for _ in range(WARM_UP):
             asyncio.run(_round(made, flood, listener, link, STRANGER))
-        time.sleep(SETTLE_SECONDS)
+        before = _settled(made, process)
         records, log = made.strangers_records(), made.log_bytes()
-        before = made.held(process)
         quiet: list[float] = []
         loud: list[float] = []
         lost: list[str] = []
@@ -148,8 +154,7 @@ def _flooded(made: Stage, flood: Flood, listener: str, rounds: int) -> Row:
             lost += found[2]
             tally = {key: tally.get(key, 0) + value for key, value in found[3].items()}
             memory.append(made.held(process)["resident_bytes"])
-        time.sleep(SETTLE_SECONDS)
-        after = made.held(process)
+        after = _settled(made, process)
         records, log = made.strangers_records(), made.log_bytes() - log
         shared = [
             asyncio.run(_round(made, flood, listener, link, NEIGHBOUR))
@@ -179,6 +184,27 @@ def _flooded(made: Stage, flood: Flood, listener: str, rounds: int) -> Row:
         "shared_calls": sum(len(found[1]) for found in shared),
     }
     return {**row, "ratio": row["flooded_p99"] / row["quiet_p99"], "missed": _missed(row)}
+
+
+def _settled(made: Stage, process: str) -> dict[str, int]:
+    """What a process holds when its memory falls no more."""
+    end = time.monotonic() + MAX_SETTLE_SECONDS
+    held = made.held(process)
+    while True:
+        time.sleep(SETTLE_SECONDS)
+        later = made.held(process)
+        fallen = later["resident_bytes"] < 0.99 * held["resident_bytes"]
+        held = later
+        if not fallen or time.monotonic() > end:
+            return held
+
+
+async def _fill_pools(made: Stage, listener: str) -> None:
+    caller = caller_of(made, listener)
+    for _ in range(2):
+        calls = (caller.call(fresh=False) for _ in range(CROWD))
+        await asyncio.gather(*calls, return_exceptions=True)
+    await caller.close()
 
 
 def _missed(row: Row) -> list[str]:
