@@ -78,6 +78,10 @@ class Routing:
         default=30.0,
         metadata=doc("time an answer waits for a replica when none is ready but one may come"),
     )
+    waiting: int = field(
+        default=128,
+        metadata=doc("answers without a token that wait for a replica of one endpoint at a time"),
+    )
     settle_seconds: float = field(
         default=5.0,
         metadata=doc("time a replica that broke may come back before it counts as dead"),

@@ -128,12 +128,18 @@ class Fleet:
         ready = [link for link in self._of(endpoint) if link.ready]
         return bool(ready) and all(link.full for link in ready)
 
-    def has_hope(self, endpoint: str) -> bool:
-        """Whether a replica may become ready: one starts, is in doubt, or broke a moment ago."""
+    def has_hope(self, endpoint: str, *, begun: bool) -> bool:
+        """Whether a replica may become ready: one starts, is in doubt, or broke a moment ago.
+
+        Args:
+            endpoint: its name.
+            begun: of an answer that has begun. Only such a one hopes for a start of an endpoint
+                whose starts have all failed lately.
+        """
         route = self._snapshot.routes.get(endpoint) if self._snapshot else None
         if route is None:
             return False
-        if route.coming:
+        if route.coming and (begun or not route.failed):
             return True
         settled = self._clock() - self._settings.settle_seconds
         return any(

@@ -44,6 +44,7 @@ from appliance.gateway import openai_request as requests
 from appliance.gateway.config import Limits
 from appliance.gateway.openai_answer import Form
 from appliance.gateway.openai_request import Parse, Request
+from appliance.gateway.openai_sender import Sender, kept_alive
 from appliance.gateway.pipeline import INFERENCE, Call, Piece, Pipeline, meaning
 from appliance.gateway.unsaid import unsaid
 from appliance.wire.admission import Rates, Shares
@@ -57,7 +58,6 @@ BODY_BYTES_PER_SECOND = 16 << 10
 _MODELS = "/v1/models"
 _CHAT = "/v1/chat/completions"
 _TEXT = "/v1/completions"
-_JSON = "application/json"
 
 
 class BodyTooLarge(Exhausted):
@@ -90,7 +90,7 @@ Work = Callable[["Visit"], Awaitable[None]]
 class Visit:
     """One request on its way: what came, what is known of it, how to answer."""
 
-    def __init__(self, call: Call, http: HttpRequest, receive: Receive, sender: _Sender) -> None:
+    def __init__(self, call: Call, http: HttpRequest, receive: Receive, sender: Sender) -> None:
         self.call = call
         self.http = http
         self.receive = receive
@@ -130,7 +130,7 @@ class OpenAi:
         # Always ours: what a caller chooses would name somebody else's call in the audit log.
         request_id = uuid.uuid4().hex
         log.request_id.set(request_id)
-        sender = _Sender(send, request_id)
+        sender = Sender(send, request_id)
         path, allowed, work = self._route(http)
         asks = path != UNKNOWN and allowed == http.method == "POST"
         method = INFERENCE if asks else path
@@ -276,17 +276,18 @@ class Completions:
             more = message.get("more_body", False)
         return bytes(body)
 
-    async def _answer(self, call: Call, request: Request, sender: _Sender) -> None:
+    async def _answer(self, call: Call, request: Request, sender: Sender) -> None:
         form = Form(call, request.model, chat=self._chat)
         answer = self._pipeline.answer(call, request.question)
         async with contextlib.aclosing(answer) as pieces:
             if request.stream:
-                await _stream(request, form, pieces, sender)
+                async with kept_alive(sender):
+                    await _stream(request, form, pieces, sender)
             else:
                 await _whole(call, form, pieces, sender)
 
 
-async def _whole(call: Call, form: Form, pieces: AsyncIterator[Piece], sender: _Sender) -> None:
+async def _whole(call: Call, form: Form, pieces: AsyncIterator[Piece], sender: Sender) -> None:
     text: list[str] = []
     async for piece in pieces:
         text.append(piece.text)
@@ -297,7 +298,7 @@ async def _whole(call: Call, form: Form, pieces: AsyncIterator[Piece], sender: _
 
 
 async def _stream(
-    request: Request, form: Form, pieces: AsyncIterator[Piece], sender: _Sender
+    request: Request, form: Form, pieces: AsyncIterator[Piece], sender: Sender
 ) -> None:
     async for piece in pieces:
         data = form.piece(piece.text, piece.finish)
@@ -310,56 +311,6 @@ async def _stream(
             return
         if data:
             await sender.send(data)
-
-
-class _Sender:
-    """Sends one response.
-
-    Attributes:
-        begun: whether its head is sent.
-        closes: whether the connection ends with it.
-    """
-
-    def __init__(self, send: Send, request_id: str) -> None:
-        self._send = send
-        self._request_id = request_id
-        self.begun = False
-        self.closes = False
-        self._streaming = False
-
-    async def begin(
-        self, status: int, kind: str, headers: Mapping[str, str], length: int | None = None
-    ) -> None:
-        self.begun = True
-        self._streaming = length is None
-        every = {"content-type": kind, "x-request-id": self._request_id, **headers}
-        if length is not None:
-            every["content-length"] = str(length)
-        if self.closes:
-            every["connection"] = "close"
-        raw = [(key.encode(), value.encode()) for key, value in every.items()]
-        await self._send({"type": "http.response.start", "status": status, "headers": raw})
-
-    async def send(self, data: bytes, *, last: bool = False) -> None:
-        await self._send({"type": "http.response.body", "body": data, "more_body": not last})
-
-    async def whole(self, status: int, value: object, headers: Mapping[str, str]) -> None:
-        """Send a body of JSON."""
-        data = answers.encoded(value)
-        await self.begin(status, _JSON, headers, len(data))
-        await self.send(data, last=True)
-
-    async def fail(self, error: ApplianceError) -> None:
-        """Tell an error: as a response, or as the last event of a stream that has begun."""
-        if isinstance(error, Cancelled):
-            return
-        body = answers.error_object(error)
-        with contextlib.suppress(OSError):
-            if self.begun:
-                if self._streaming:
-                    await self.send(answers.event(body), last=True)
-                return
-            await self.whole(answers.status_of(error), body, answers.error_headers(error))
 
 
 def _source(http: HttpRequest) -> str:

@@ -16,6 +16,8 @@ from appliance.core.errors import ApplianceError
 from appliance.gateway.pipeline import Call
 
 DONE = b"data: [DONE]\n\n"
+COMMENT = b": waits for a replica\n\n"
+"""No event; it says that the connection is alive."""
 _FINISH = {
     generation_pb2.FINISH_REASON_STOP: "stop",
     generation_pb2.FINISH_REASON_LENGTH: "length",

@@ -23,6 +23,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 from appliance.api.inference.v1 import generation_pb2
@@ -241,6 +242,7 @@ class Pipeline:
             raise InvalidInput("the call was not admitted")
         with unsaid(call.request_id):
             text, ask = await self._prepare(call, call.route, question)
+            ask.check = partial(self._check, call)
             async with contextlib.aclosing(self._parts.router.answer(ask)) as steps:
                 async for step in steps:
                     self._count(call, ask, len(step.tokens))

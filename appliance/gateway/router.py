@@ -7,7 +7,12 @@ Rules kept here (`docs/gateway.md` explains them):
 * tried replicas come last; a mere doubt moves an answer only when an untried replica is ready;
 * token ids that the tokenizer does not have are no part of an answer, and no replica's failure;
 * what the caller did wrong is never tried again and is no replica's failure;
-* whoever leaves an answer ends it in the replica at once.
+* whoever leaves an answer ends it in the replica at once;
+* an endpoint that has no replica holds so many answers that have not begun (`waiting`), and four
+  times as many that have, and no more: the slots of a gateway are for all.
+
+The attack, or the accident: an endpoint whose replicas crash at each start takes every slot of the
+gateway with answers that wait for it.
 
 Called by `appliance.gateway.pipeline`.
 """
@@ -19,6 +24,7 @@ import hashlib
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -37,6 +43,7 @@ STOP = generation_pb2.FINISH_REASON_STOP
 LENGTH = generation_pb2.FINISH_REASON_LENGTH
 GOING_ON = generation_pb2.FINISH_REASON_UNSPECIFIED
 _LOOK_SECONDS = 0.25
+BEGUN_SHARE = 4
 _SEED_BITS = 63
 
 
@@ -50,6 +57,7 @@ class Ask:
         ends: token ids that end the answer.
         vocabulary: token ids there are; others that a replica answers with are left out.
         until: moment, on the router's clock, at which the call has had its time.
+        check: raises when the call may not go on; asked while it waits.
         generated: token ids so far.
         continuations: times it went on with another replica.
     """
@@ -60,6 +68,7 @@ class Ask:
     ends: list[int]
     vocabulary: int
     until: float = math.inf
+    check: Callable[[], None] = field(default=lambda: None, repr=False)
     generated: list[int] = field(default_factory=list)
     continuations: int = 0
     retries: int = 0
@@ -120,6 +129,7 @@ class Router:
         self._budget = Budget(settings.retry_share)
         self._moved = moved
         self._clock = clock
+        self._waiting: Counter[tuple[str, bool]] = Counter()
 
     async def answer(self, ask: Ask) -> AsyncGenerator[Step, None]:
         """Stream the answer; closing the generator ends it in the replica.
@@ -198,19 +208,41 @@ class Router:
 
         One that has begun waits as long as its call may take: what was made of it is worth more.
         """
-        patience = math.inf if ask.generated else self._clock() + self._settings.wait_seconds
+        link = self._take_turn(ask)
+        if link is not None:
+            return link
+        begun = bool(ask.generated)
+        key, most = (ask.endpoint, begun), self._settings.waiting * (BEGUN_SHARE if begun else 1)
+        # One that was with a replica that broke is no newcomer.
+        if not ask.retries and self._waiting[key] >= most:
+            raise Unavailable(
+                f"{most} answers wait for a replica of {ask.endpoint} already: repeat the request"
+                " later",
+                retry_after=5.0,
+            )
+        patience = math.inf if begun else self._clock() + self._settings.wait_seconds
         limit = min(ask.until, patience)
-        while True:
-            link = self._fleet.take_turn(ask.endpoint, ask.tried)
-            if link is not None:
-                return link
-            if self._fleet.is_full(ask.endpoint):
-                raise Exhausted("every replica has as many answers as it may", retry_after=1.0)
-            left = limit - self._clock()
-            if left <= 0 or not self._fleet.has_hope(ask.endpoint):
-                raise Unavailable(
-                    f"no replica of {ask.endpoint} is ready: repeat the request later, "
-                    "or look at the endpoint's state",
-                    retry_after=5.0,
-                )
-            await self._fleet.wait(min(left, _LOOK_SECONDS))
+        self._waiting[key] += 1
+        try:
+            while (link := self._take_turn(ask)) is None:
+                ask.check()
+                left = limit - self._clock()
+                if left <= 0 or not self._fleet.has_hope(ask.endpoint, begun=begun):
+                    raise Unavailable(
+                        f"no replica of {ask.endpoint} is ready: repeat the request later, "
+                        "or look at the endpoint's state",
+                        retry_after=5.0,
+                    )
+                await self._fleet.wait(min(left, _LOOK_SECONDS))
+        finally:
+            self._waiting[key] -= 1
+            if not self._waiting[key]:
+                del self._waiting[key]
+        return link
+
+    def _take_turn(self, ask: Ask) -> Link | None:
+        """A link that can take the answer now; None when none is ready. Raises Exhausted."""
+        link = self._fleet.take_turn(ask.endpoint, ask.tried)
+        if link is None and self._fleet.is_full(ask.endpoint):
+            raise Exhausted("every replica has as many answers as it may", retry_after=1.0)
+        return link

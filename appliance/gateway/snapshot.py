@@ -59,6 +59,7 @@ class Route:
         max_sequence_length: longest prompt and answer together, in tokens.
         places: replicas that can be connected to.
         coming: whether a replica is on its way: one that starts, or none is known at all yet.
+        failed: whether none has stayed up, each time one was started.
     """
 
     endpoint: str
@@ -67,6 +68,7 @@ class Route:
     max_sequence_length: int
     places: tuple[Place, ...]
     coming: bool
+    failed: bool = False
 
 
 @dataclass(frozen=True)
@@ -190,4 +192,5 @@ def _route(route: routing_service_pb2.Route) -> Route:
         max_sequence_length=route.max_sequence_length,
         places=places,
         coming=others or not route.replicas,
+        failed=route.state == endpoint_pb2.Endpoint.STATE_FAILED,
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from appliance.api.serving.v1 import endpoint_pb2
 from appliance.core.errors import InvalidInput, NotFound, Unavailable
 from appliance.gateway.breaker import State
 from appliance.gateway.config import Limits
@@ -158,6 +159,34 @@ async def test_a_begun_answer_waits_for_as_long_as_replicas_may_come(tmp_path: P
         await only.start()
         ids, _, moves = await answer
         assert (ids, moves) == (story(COUNT, 40), 1)
+
+
+async def test_an_endpoint_that_crashes_at_each_start_takes_no_slots(tmp_path: Path) -> None:
+    few = dataclasses.replace(QUICK, wait_seconds=20.0, waiting=3)
+    only = Worker("a", Script(seconds=0.01))
+    async with stage(tmp_path, only, routing=few) as found:
+        route = found.control.view.routes[0]
+        route.replicas.add(id="b", state="STATE_STARTING", epoch=1)
+        found.control.publish()
+        started = asyncio.create_task(ask(found, 60))
+        await until(lambda: begun(found))
+        await only.stop()
+        waiting = [asyncio.create_task(ask(found, 5)) for _ in range(5)]
+        await until(lambda: sum(task.done() for task in waiting) == 2)
+        refused = [task.exception() for task in waiting if task.done()]
+        assert {type(error) for error in refused} == {Unavailable}
+        assert "3 answers wait for a replica of" in str(refused[0])
+        # It does not stay up: whoever waits is told so, and nobody else begins to wait.
+        route.state = endpoint_pb2.Endpoint.STATE_FAILED
+        found.control.publish()
+        await until(lambda: all(task.done() for task in waiting))
+        with pytest.raises(Unavailable, match="is ready: repeat the request later"):
+            await ask(found, 5)
+        # What has begun goes on as soon as one comes after all.
+        assert not started.done()
+        await only.start()
+        assert (await started)[0] == story(COUNT, 60)
+        assert (await ask(found, 5))[0] == story(COUNT, 5)
 
 
 async def test_an_answer_that_waits_ends_with_the_time_of_its_call(tmp_path: Path) -> None:

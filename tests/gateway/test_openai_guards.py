@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from appliance.gateway import http
+from appliance.gateway import http, openai_sender
 from appliance.gateway.config import Limits
 from tests.fakes.gateway import Stage, stage, until
 from tests.fakes.worker import Script, Worker
@@ -194,3 +194,26 @@ async def test_old_tls_is_refused(found: Stage) -> None:
         config = found.gateway.http._server.config
         assert config.ssl is not None
         assert config.ssl.minimum_version >= ssl.TLSVersion.TLSv1_2
+
+
+async def test_a_stream_that_waits_for_a_replica_is_kept_alive(
+    found: Stage, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openai_sender, "KEEP_ALIVE_SECONDS", 0.4)
+    (worker,) = found.workers
+    worker.script = Script(seconds=0.02)
+    found.control.view.routes[0].replicas.add(id="b", state="STATE_STARTING", epoch=1)
+    found.control.publish()
+    body = {**CHAT, "max_tokens": 40, "stream": True}
+    seen: list[str] = []
+    async with client.stream("POST", "/chat/completions", json=body) as call:
+        async for line in call.aiter_lines():
+            seen += [line] if line else []
+            if len(seen) == 3:
+                await worker.stop()
+            if line.startswith(":") and sum(each.startswith(":") for each in seen) == 2:
+                await worker.start()
+    comments = [line for line in seen if line.startswith(":")]
+    assert set(comments) == {": waits for a replica"}
+    assert seen[-1] == "data: [DONE]"
+    assert not any("error" in line for line in seen)

@@ -215,7 +215,8 @@ class Replicas:
                 self._remove(transaction, row)
                 return
             served = row.ready_time is not None and self._clock() - row.ready_time >= _SERVED_WELL
-            count = self._failed(work, served_well=served)
+            self._failed(work, served_well=served)
+            count = self._fewest_failures(transaction, row.endpoint)
             self._change(
                 transaction,
                 row,
@@ -270,14 +271,19 @@ class Replicas:
             failures = self._failures.get(work_of(endpoint, replica))
             return failures is None or self._monotonic() >= failures.retry_at
 
-    def _failed(self, work: str, *, served_well: bool) -> int:
-        """Count a failure and set when to try again; failures in a row."""
+    def _fewest_failures(self, state: Reading, endpoint: str) -> int:
+        """Failures in a row of the replica of an endpoint that has the fewest."""
+        with self._lock:
+            found = [self._failures.get(work_of(endpoint, row.id)) for row in _of(state, endpoint)]
+        return min((each.count if each else 0 for each in found), default=0)
+
+    def _failed(self, work: str, *, served_well: bool) -> None:
+        """Count a failure in a row, and set when to try again."""
         with self._lock:
             failures = self._failures.setdefault(work, _Failures())
             failures.count = 1 if served_well else failures.count + 1
             pause = 0.0 if failures.count == 1 else min(2.0 ** (failures.count - 2), _LONGEST_PAUSE)
             failures.retry_at = self._monotonic() + pause
-            return failures.count
 
     def _change(
         self, transaction: Transaction, row: Row[Any], failures: int = 0, **values: object
@@ -333,7 +339,7 @@ def derive_state(
         state: as it is.
         reason: as it is.
         replicas: their rows.
-        failures: how often the replica that just failed has failed in a row; zero for other news.
+        failures: how often each replica has failed in a row, at least; zero for other news.
     """
     if state == STOPPING:
         return STOPPING, reason

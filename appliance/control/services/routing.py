@@ -200,6 +200,7 @@ class Routing:
                     project=names.project(row.project),
                     model=model_name(state, row),
                     max_sequence_length=row.max_sequence_length,
+                    state=f"STATE_{row.state}",
                     replicas=replicas.get(row.uid, []),
                 )
 

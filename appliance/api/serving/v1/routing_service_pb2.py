@@ -27,7 +27,7 @@ from appliance.api.serving.v1 import endpoint_pb2 as appliance_dot_api_dot_servi
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.appliance/api/serving/v1/routing_service.proto\x12\x18\x61ppliance.api.serving.v1\x1a$appliance/api/common/v1/access.proto\x1a\'appliance/api/serving/v1/endpoint.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x15\n\x13WatchRoutingRequest\"\xb3\x03\n\x0bRoutingView\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12)\n\x05\x61s_of\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tunchanged\x18\x03 \x01(\x08\x12\x11\n\ttoken_key\x18\x04 \x01(\x0c\x12\x39\n\x0b\x63redentials\x18\x05 \x03(\x0b\x32$.appliance.api.serving.v1.Credential\x12/\n\x06routes\x18\x07 \x03(\x0b\x32\x1f.appliance.api.serving.v1.Route\x12\x14\n\x0c\x62\x61se_version\x18\x08 \x01(\x03\x12/\n\x06rights\x18\t \x03(\x0b\x32\x1f.appliance.api.serving.v1.Right\x12\x18\n\x10gone_credentials\x18\n \x03(\t\x12\x34\n\x0bgone_rights\x18\x0b \x03(\x0b\x32\x1f.appliance.api.serving.v1.Right\x12\x13\n\x0bgone_routes\x18\x0c \x03(\t\x12\x0c\n\x04more\x18\r \x01(\x08\x12\x0e\n\x06\x64igest\x18\x0e \x01(\x0cJ\x04\x08\x06\x10\x07R\x06grants\"l\n\nCredential\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\x0c\x12\x11\n\tprincipal\x18\x03 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"@\n\x05Right\x12\x11\n\tprincipal\x18\x01 \x01(\t\x12\x0f\n\x07project\x18\x02 \x01(\t\x12\x13\n\x0bpermissions\x18\x03 \x03(\t\"\x8b\x01\n\x05Route\x12\x10\n\x08\x65ndpoint\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x1b\n\x13max_sequence_length\x18\x03 \x01(\x05\x12\x33\n\x08replicas\x18\x04 \x03(\x0b\x32!.appliance.api.serving.v1.Replica\x12\x0f\n\x07project\x18\x05 \x01(\t\"-\n\x19GetServedTokenizerRequest\x12\x10\n\x08\x65ndpoint\x18\x01 \x01(\t\"}\n\x0fServedTokenizer\x12\x16\n\x0etokenizer_json\x18\x01 \x01(\x0c\x12\x15\n\rchat_template\x18\x02 \x01(\t\x12\x15\n\rend_token_ids\x18\x03 \x03(\r\x12\x11\n\tbos_token\x18\x04 \x01(\t\x12\x11\n\teos_token\x18\x05 \x01(\t\"{\n\x12ReportUsageRequest\x12/\n\x06usages\x18\x01 \x03(\x0b\x32\x1f.appliance.api.serving.v1.Usage\x12\x34\n\x08refusals\x18\x02 \x03(\x0b\x32\".appliance.api.serving.v1.Refusals\"\xa0\x02\n\x08Refusals\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x11\n\tprincipal\x18\x02 \x01(\t\x12\r\n\x05\x63ount\x18\x03 \x01(\x03\x12@\n\x07reasons\x18\x04 \x03(\x0b\x32/.appliance.api.serving.v1.Refusals.ReasonsEntry\x12@\n\x07methods\x18\x05 \x03(\x0b\x32/.appliance.api.serving.v1.Refusals.MethodsEntry\x1a.\n\x0cReasonsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x1a.\n\x0cMethodsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"\x87\x02\n\x05Usage\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\tprincipal\x18\x02 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x15\n\rprompt_tokens\x18\x05 \x01(\x05\x12\x19\n\x11\x63ompletion_tokens\x18\x06 \x01(\x05\x12\x15\n\rcontinuations\x18\x07 \x01(\x05\x12\x1b\n\x13\x66irst_token_seconds\x18\x08 \x01(\x01\x12\x0f\n\x07seconds\x18\t \x01(\x01\x12.\n\nstart_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06source\x18\x0b \x01(\t\"\x15\n\x13ReportUsageResponse2\xa8\x03\n\x0eRoutingService\x12~\n\x0cWatchRouting\x12-.appliance.api.serving.v1.WatchRoutingRequest\x1a%.appliance.api.serving.v1.RoutingView\"\x16\x90\x02\x01\x8a\xb5\x18\x0f\n\rrouting.watch0\x01\x12\x8f\x01\n\x12GetServedTokenizer\x12\x33.appliance.api.serving.v1.GetServedTokenizerRequest\x1a).appliance.api.serving.v1.ServedTokenizer\"\x19\x90\x02\x01\x8a\xb5\x18\x12\n\rrouting.watch\"\x01-\x12\x83\x01\n\x0bReportUsage\x12,.appliance.api.serving.v1.ReportUsageRequest\x1a-.appliance.api.serving.v1.ReportUsageResponse\"\x17\x8a\xb5\x18\x13\n\x0erouting.report2\x01-b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.appliance/api/serving/v1/routing_service.proto\x12\x18\x61ppliance.api.serving.v1\x1a$appliance/api/common/v1/access.proto\x1a\'appliance/api/serving/v1/endpoint.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x15\n\x13WatchRoutingRequest\"\xb3\x03\n\x0bRoutingView\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12)\n\x05\x61s_of\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tunchanged\x18\x03 \x01(\x08\x12\x11\n\ttoken_key\x18\x04 \x01(\x0c\x12\x39\n\x0b\x63redentials\x18\x05 \x03(\x0b\x32$.appliance.api.serving.v1.Credential\x12/\n\x06routes\x18\x07 \x03(\x0b\x32\x1f.appliance.api.serving.v1.Route\x12\x14\n\x0c\x62\x61se_version\x18\x08 \x01(\x03\x12/\n\x06rights\x18\t \x03(\x0b\x32\x1f.appliance.api.serving.v1.Right\x12\x18\n\x10gone_credentials\x18\n \x03(\t\x12\x34\n\x0bgone_rights\x18\x0b \x03(\x0b\x32\x1f.appliance.api.serving.v1.Right\x12\x13\n\x0bgone_routes\x18\x0c \x03(\t\x12\x0c\n\x04more\x18\r \x01(\x08\x12\x0e\n\x06\x64igest\x18\x0e \x01(\x0cJ\x04\x08\x06\x10\x07R\x06grants\"l\n\nCredential\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\x0c\x12\x11\n\tprincipal\x18\x03 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"@\n\x05Right\x12\x11\n\tprincipal\x18\x01 \x01(\t\x12\x0f\n\x07project\x18\x02 \x01(\t\x12\x13\n\x0bpermissions\x18\x03 \x03(\t\"\xc4\x01\n\x05Route\x12\x10\n\x08\x65ndpoint\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x1b\n\x13max_sequence_length\x18\x03 \x01(\x05\x12\x33\n\x08replicas\x18\x04 \x03(\x0b\x32!.appliance.api.serving.v1.Replica\x12\x0f\n\x07project\x18\x05 \x01(\t\x12\x37\n\x05state\x18\x06 \x01(\x0e\x32(.appliance.api.serving.v1.Endpoint.State\"-\n\x19GetServedTokenizerRequest\x12\x10\n\x08\x65ndpoint\x18\x01 \x01(\t\"}\n\x0fServedTokenizer\x12\x16\n\x0etokenizer_json\x18\x01 \x01(\x0c\x12\x15\n\rchat_template\x18\x02 \x01(\t\x12\x15\n\rend_token_ids\x18\x03 \x03(\r\x12\x11\n\tbos_token\x18\x04 \x01(\t\x12\x11\n\teos_token\x18\x05 \x01(\t\"{\n\x12ReportUsageRequest\x12/\n\x06usages\x18\x01 \x03(\x0b\x32\x1f.appliance.api.serving.v1.Usage\x12\x34\n\x08refusals\x18\x02 \x03(\x0b\x32\".appliance.api.serving.v1.Refusals\"\xa0\x02\n\x08Refusals\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x11\n\tprincipal\x18\x02 \x01(\t\x12\r\n\x05\x63ount\x18\x03 \x01(\x03\x12@\n\x07reasons\x18\x04 \x03(\x0b\x32/.appliance.api.serving.v1.Refusals.ReasonsEntry\x12@\n\x07methods\x18\x05 \x03(\x0b\x32/.appliance.api.serving.v1.Refusals.MethodsEntry\x1a.\n\x0cReasonsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x1a.\n\x0cMethodsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"\x87\x02\n\x05Usage\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\tprincipal\x18\x02 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x15\n\rprompt_tokens\x18\x05 \x01(\x05\x12\x19\n\x11\x63ompletion_tokens\x18\x06 \x01(\x05\x12\x15\n\rcontinuations\x18\x07 \x01(\x05\x12\x1b\n\x13\x66irst_token_seconds\x18\x08 \x01(\x01\x12\x0f\n\x07seconds\x18\t \x01(\x01\x12.\n\nstart_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06source\x18\x0b \x01(\t\"\x15\n\x13ReportUsageResponse2\xa8\x03\n\x0eRoutingService\x12~\n\x0cWatchRouting\x12-.appliance.api.serving.v1.WatchRoutingRequest\x1a%.appliance.api.serving.v1.RoutingView\"\x16\x90\x02\x01\x8a\xb5\x18\x0f\n\rrouting.watch0\x01\x12\x8f\x01\n\x12GetServedTokenizer\x12\x33.appliance.api.serving.v1.GetServedTokenizerRequest\x1a).appliance.api.serving.v1.ServedTokenizer\"\x19\x90\x02\x01\x8a\xb5\x18\x12\n\rrouting.watch\"\x01-\x12\x83\x01\n\x0bReportUsage\x12,.appliance.api.serving.v1.ReportUsageRequest\x1a-.appliance.api.serving.v1.ReportUsageResponse\"\x17\x8a\xb5\x18\x13\n\x0erouting.report2\x01-b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -53,23 +53,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RIGHT']._serialized_start=759
   _globals['_RIGHT']._serialized_end=823
   _globals['_ROUTE']._serialized_start=826
-  _globals['_ROUTE']._serialized_end=965
-  _globals['_GETSERVEDTOKENIZERREQUEST']._serialized_start=967
-  _globals['_GETSERVEDTOKENIZERREQUEST']._serialized_end=1012
-  _globals['_SERVEDTOKENIZER']._serialized_start=1014
-  _globals['_SERVEDTOKENIZER']._serialized_end=1139
-  _globals['_REPORTUSAGEREQUEST']._serialized_start=1141
-  _globals['_REPORTUSAGEREQUEST']._serialized_end=1264
-  _globals['_REFUSALS']._serialized_start=1267
-  _globals['_REFUSALS']._serialized_end=1555
-  _globals['_REFUSALS_REASONSENTRY']._serialized_start=1461
-  _globals['_REFUSALS_REASONSENTRY']._serialized_end=1507
-  _globals['_REFUSALS_METHODSENTRY']._serialized_start=1509
-  _globals['_REFUSALS_METHODSENTRY']._serialized_end=1555
-  _globals['_USAGE']._serialized_start=1558
-  _globals['_USAGE']._serialized_end=1821
-  _globals['_REPORTUSAGERESPONSE']._serialized_start=1823
-  _globals['_REPORTUSAGERESPONSE']._serialized_end=1844
-  _globals['_ROUTINGSERVICE']._serialized_start=1847
-  _globals['_ROUTINGSERVICE']._serialized_end=2271
+  _globals['_ROUTE']._serialized_end=1022
+  _globals['_GETSERVEDTOKENIZERREQUEST']._serialized_start=1024
+  _globals['_GETSERVEDTOKENIZERREQUEST']._serialized_end=1069
+  _globals['_SERVEDTOKENIZER']._serialized_start=1071
+  _globals['_SERVEDTOKENIZER']._serialized_end=1196
+  _globals['_REPORTUSAGEREQUEST']._serialized_start=1198
+  _globals['_REPORTUSAGEREQUEST']._serialized_end=1321
+  _globals['_REFUSALS']._serialized_start=1324
+  _globals['_REFUSALS']._serialized_end=1612
+  _globals['_REFUSALS_REASONSENTRY']._serialized_start=1518
+  _globals['_REFUSALS_REASONSENTRY']._serialized_end=1564
+  _globals['_REFUSALS_METHODSENTRY']._serialized_start=1566
+  _globals['_REFUSALS_METHODSENTRY']._serialized_end=1612
+  _globals['_USAGE']._serialized_start=1615
+  _globals['_USAGE']._serialized_end=1878
+  _globals['_REPORTUSAGERESPONSE']._serialized_start=1880
+  _globals['_REPORTUSAGERESPONSE']._serialized_end=1901
+  _globals['_ROUTINGSERVICE']._serialized_start=1904
+  _globals['_ROUTINGSERVICE']._serialized_end=2328
 # @@protoc_insertion_point(module_scope)

@@ -68,18 +68,20 @@ class Right(_message.Message):
     def __init__(self, principal: _Optional[str] = ..., project: _Optional[str] = ..., permissions: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Route(_message.Message):
-    __slots__ = ("endpoint", "model", "max_sequence_length", "replicas", "project")
+    __slots__ = ("endpoint", "model", "max_sequence_length", "replicas", "project", "state")
     ENDPOINT_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     MAX_SEQUENCE_LENGTH_FIELD_NUMBER: _ClassVar[int]
     REPLICAS_FIELD_NUMBER: _ClassVar[int]
     PROJECT_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
     endpoint: str
     model: str
     max_sequence_length: int
     replicas: _containers.RepeatedCompositeFieldContainer[_endpoint_pb2.Replica]
     project: str
-    def __init__(self, endpoint: _Optional[str] = ..., model: _Optional[str] = ..., max_sequence_length: _Optional[int] = ..., replicas: _Optional[_Iterable[_Union[_endpoint_pb2.Replica, _Mapping]]] = ..., project: _Optional[str] = ...) -> None: ...
+    state: _endpoint_pb2.Endpoint.State
+    def __init__(self, endpoint: _Optional[str] = ..., model: _Optional[str] = ..., max_sequence_length: _Optional[int] = ..., replicas: _Optional[_Iterable[_Union[_endpoint_pb2.Replica, _Mapping]]] = ..., project: _Optional[str] = ..., state: _Optional[_Union[_endpoint_pb2.Endpoint.State, str]] = ...) -> None: ...
 
 class GetServedTokenizerRequest(_message.Message):
     __slots__ = ("endpoint",)
