@@ -32,7 +32,7 @@ def command(data_dir: Path, *, detach: bool, node: bool) -> None:
     run/*.log of the data directory.
 
     What node and gateway need to call is renewed first, and said: a node that was off for more than
-    a day, or was evicted, joins anew.
+    ten days, or was evicted, joins anew.
     """
     local = Local(data_dir)
     local.programs(node=node)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime
 
+from appliance.control.auth.challenges import Challenges
 from appliance.control.auth.credentials import Credentials
 from appliance.control.auth.hasher import Hasher
 from appliance.control.auth.log_in import LogIn
@@ -48,6 +49,7 @@ class Foundation:
         self.policies = PolicyStore(self.database, Roles.load())
         self.keys = Keys(self.keyring)
         self.certificates = NodeCertificates(self.database)
+        self.challenges = Challenges(clock)
 
 
 class People:

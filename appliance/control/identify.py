@@ -18,6 +18,7 @@ from datetime import datetime
 from typing import Protocol
 
 from appliance.control.auth import tokens
+from appliance.control.auth.challenges import Challenges
 from appliance.control.auth.credentials import SCHEME, Credentials, check_shape
 from appliance.control.auth.tokens import TokenKind
 from appliance.control.services.caller import Caller
@@ -71,12 +72,20 @@ class ByToken:
         credentials: sessions and tokens.
         database: to find the owner of a refused token.
         token_key: the keyring's token key.
+        challenges: those that nodes sign.
     """
 
-    def __init__(self, credentials: Credentials, database: Database, token_key: bytes) -> None:
+    def __init__(
+        self,
+        credentials: Credentials,
+        database: Database,
+        token_key: bytes,
+        challenges: Challenges,
+    ) -> None:
         self._credentials = credentials
         self._database = database
         self._token_key = token_key
+        self._challenges = challenges
 
     def check_presented(self, call: Call) -> None:
         """A token of the right shape, with a right checksum."""
@@ -112,7 +121,13 @@ class ByToken:
         return caller
 
     def check_carried(self, call: Call) -> None:
-        """The token of a log-in that has begun, or of a server that joins; it may have ended."""
+        """The token of a log-in that has begun, or of a server that joins; it may have ended.
+
+        Or the challenge that a node has signed.
+        """
+        challenge = getattr(call.request, "challenge", None)
+        if challenge is not None:
+            self._challenges.check(challenge)
         carried = getattr(call.request, "token", None)
         if carried is None:
             return

@@ -1,6 +1,6 @@
 """What node and gateway on the control plane's own server need before they can start.
 
-`appliance up` starts all three beside the root key, after whatever time: over a long weekend the
+`appliance up` starts all three beside the root key, after whatever time: over a long holiday the
 node's certificate ends, after a year the gateway's. Nobody could log in to renew them before the
 control plane is up, and whoever may read the root key needs nobody's leave.
 

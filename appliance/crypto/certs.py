@@ -36,7 +36,9 @@ from appliance.core.errors import ApplianceError, InvalidInput, Unauthenticated
 from appliance.core.identity import SERVER_ZONE, Principal, parse_spiffe, spiffe_id
 
 CA_LIFETIME = timedelta(days=3650)
-LEAF_LIFETIME = timedelta(hours=24)
+LEAF_LIFETIME = timedelta(days=10)
+"""A long weekend, and a holiday before it, in which nobody is there."""
+RENEW_AFTER = timedelta(days=1)
 CLOCK_SKEW = timedelta(minutes=5)
 LARGEST_PEM = 1 << 16
 PURPOSES = {
@@ -225,11 +227,11 @@ def serial_of(cert_pem: bytes) -> str:
     return f"{_load(cert_pem).serial_number:x}"
 
 
-def half_life(cert_pem: bytes) -> datetime:
-    """The middle between the first and the last moment of a certificate; no clock is asked."""
+def renew_time(cert_pem: bytes) -> datetime:
+    """When a certificate is a day old, or at half its life if that is sooner; no clock is asked."""
     certificate = _load(cert_pem)
     start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-    return start + (end - start) / 2
+    return start + min((end - start) / 2, CLOCK_SKEW + RENEW_AFTER)
 
 
 def not_before(cert_pem: bytes) -> datetime:
@@ -264,6 +266,16 @@ def is_private_key(pem: bytes) -> bool:
 def is_pair(key_pem: bytes, cert_pem: bytes) -> bool:
     """Whether a certificate is one of this private key. Raises InvalidInput when one is none."""
     return bool(_load_private(key_pem).public_key() == _load(cert_pem).public_key())
+
+
+def private_key_of(key_pem: bytes) -> ec.EllipticCurvePrivateKey:
+    """The key in a PEM file. Raises InvalidInput when it is no private EC key."""
+    return _load_private(key_pem)
+
+
+def certified_key(cert_pem: bytes) -> ec.EllipticCurvePublicKey:
+    """The key that a certificate is about. Raises InvalidInput when it is none of ours."""
+    return _check_public(_load(cert_pem).public_key())
 
 
 def hosts_of(cert_pem: bytes) -> tuple[list[str], list[str]]:

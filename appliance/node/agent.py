@@ -6,9 +6,10 @@ Rules kept here:
 * a stream that is silent for `SILENCE_SECONDS` is given up; the next try waits a little longer each
   time, and a random part of that, so that not all nodes come at once;
 * work goes on while the control plane is away;
-* the certificate is renewed at half its life, and the stream opened again with the new one; with
-  one that is refused, has ended, has not begun or is of another authority, the agent asks less and
-  less often, and joins anew when there is a join token. What runs goes on meanwhile.
+* the certificate is renewed when it is a day old, and the stream opened again with the new one;
+  with one that is refused, has ended, has not begun or is of another authority, the agent asks less
+  and less often: it proves the old key, or joins anew when there is a join token. What runs goes on
+  meanwhile.
 
 Called by the composition root.
 """
@@ -177,9 +178,9 @@ class Agent:
         return ""
 
     async def _join_again(self, why: str) -> bool:
-        """Whether there was a token that made this node a new identity."""
+        """Whether this node got a new identity, by proof of its key or with a token."""
         async with self._changing:
-            joined = await self._joining.try_token(self._identity.node, why)
+            joined = await self._joining.try_again(self._identity, why)
             if joined is not None:
                 self._identity = joined
         return joined is not None
@@ -271,9 +272,10 @@ class Agent:
                     self._identity = await self._store.renew(self._identity)
                 logger.info("renewed the certificate of nodes/%s", self._identity.node)
                 self._again.set()
-            except ApplianceError as error:
+            except (ApplianceError, OSError) as error:
                 logger.warning("the certificate could not be renewed: %s", error)
-                await asyncio.sleep(RENEW_AGAIN_SECONDS)
+            # Also after a success: under a clock that is far ahead the new one is due at once.
+            await asyncio.sleep(RENEW_AGAIN_SECONDS)
 
     def _set_channel(self, channel: grpc.aio.Channel | None) -> None:
         self._channel = channel

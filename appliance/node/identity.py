@@ -36,15 +36,16 @@ from appliance.core.errors import FailedPrecondition, InvalidInput, Unauthentica
 from appliance.core.files import read_secret, write_durably
 from appliance.core.identity import PrincipalKind
 from appliance.core.names import Name
+from appliance.crypto import possession
 from appliance.crypto.certs import (
     fingerprint,
-    half_life,
     is_pair,
     issued_by,
     make_csr,
     new_private_key,
     not_after,
     not_before,
+    renew_time,
 )
 from appliance.crypto.signing import equal
 from appliance.node.config import Control
@@ -62,7 +63,7 @@ logger = logging.getLogger(__name__)
 class Identity:
     """A node's name, cluster, key and certificate.
 
-    `renew_at` is the middle of the latter's life.
+    `renew_at` is when the latter is a day old.
     """
 
     node: str
@@ -196,6 +197,39 @@ class IdentityStore:
                 raise from_rpc_error(error) from error
         return self._keep(identity.node, identity.cluster, key, answer.certificate, identity.ca_pem)
 
+    async def recover(self, identity: Identity) -> Identity:
+        """A new key and certificate by proof of the old key, also when its certificate has ended.
+
+        Raises:
+            Unauthenticated: the node was evicted, or another certificate has replaced this one.
+            FailedPrecondition: the authority is not the one that was announced.
+        """
+        ca_pem, key = self.pinned_ca(), new_private_key()
+        last, request = identity.certificate_pem, make_csr(key)
+        if not issued_by(last, ca_pem):
+            raise FailedPrecondition("its certificate is of another authority")
+        async with channel(self.control.join, ca_pem, server_name=CONTROL_NAME) as connection:
+            stub = enrolment_service_pb2_grpc.EnrolmentServiceStub(connection)
+            try:
+                asked = enrolment_service_pb2.GetChallengeRequest()
+                challenge = (await stub.GetChallenge(asked, timeout=CALL_SECONDS)).challenge
+                answer = await stub.RecoverCertificate(
+                    enrolment_service_pb2.RecoverCertificateRequest(
+                        certificate=last.decode(),
+                        challenge=challenge,
+                        certificate_request=request.decode(),
+                        signature=possession.prove(
+                            identity.key_pem, last, identity.cluster, challenge, request
+                        ),
+                    ),
+                    timeout=CALL_SECONDS,
+                )
+            except grpc.RpcError as error:
+                raise from_rpc_error(error) from error
+        made = self._keep(identity.node, identity.cluster, key, answer.certificate, ca_pem)
+        logger.info("recovered the certificate of nodes/%s", identity.node)
+        return made
+
     def machines(self, identity: Identity) -> grpc.aio.Channel:
         """A channel to the control plane as this node."""
         return channel(
@@ -235,13 +269,15 @@ class IdentityStore:
         if not certificate:
             raise Unauthenticated("the control plane gave no certificate")
         pem = certificate.encode()
+        if not (is_pair(key, pem) and issued_by(pem, ca_pem)):
+            raise Unauthenticated("the control plane gave a certificate that is not of this key")
         identity = Identity(
             node=node,
             cluster=cluster,
             key_pem=key,
             certificate_pem=pem,
             ca_pem=ca_pem,
-            renew_at=half_life(pem),
+            renew_at=renew_time(pem),
         )
         write_durably(self.path, identity.document())
         return identity

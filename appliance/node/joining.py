@@ -3,8 +3,8 @@
 Rules kept here:
 * nothing of this ends the agent: what ends is started over and over. It waits for a join token in
   its file, and takes it up by itself;
-* a token is used when it is needed: there is no identity, its certificate cannot be used, or the
-  control plane refuses it;
+* a certificate that has ended is replaced by proof of its key; a token is used where one is there:
+  there is no identity, or the control plane refuses it;
 * what is wrong is said with the command to type, at once and then less and less often.
 
 Called by the composition root and the agent.
@@ -16,7 +16,13 @@ import asyncio
 import logging
 from pathlib import Path
 
-from appliance.core.errors import ApplianceError, FailedPrecondition, Unauthenticated, Unavailable
+from appliance.core.errors import (
+    ApplianceError,
+    Exhausted,
+    FailedPrecondition,
+    Unauthenticated,
+    Unavailable,
+)
 from appliance.node.identity import Identity, IdentityStore
 
 LOOK_SECONDS = 0.5
@@ -63,6 +69,35 @@ class Joining:
                 return joined
             await self.wait(pause)
             pause = min(pause * 2, LONGEST_PAUSE)
+
+    async def try_again(self, identity: Identity, why: str) -> Identity | None:
+        """A new identity for a node whose own is not taken; None, and why not in the log, if none.
+
+        By the token that somebody has brought, else, also when that is refused, by proof of the old
+        key.
+
+        Args:
+            identity: which is not taken.
+            why: it is not.
+        """
+        if self._token_file.exists():
+            joined = await self.try_token(identity.node, why)
+            if joined is not None:
+                return joined
+        try:
+            made = await self.store.recover(identity)
+        except (Unavailable, Exhausted) as error:
+            logger.warning("%s, and the control plane cannot replace it now: %s", why, error)
+        except OSError as error:
+            logger.warning("%s, and another one cannot be stored: %s", why, error.strerror)
+        except ApplianceError as error:
+            logger.warning(
+                "%s, and it is not replaced (%s): %s", why, error, self._advice(identity.node)
+            )
+        else:
+            logger.info("%s: it has another one, by its own key", why)
+            return made
+        return None
 
     async def try_token(self, node: str, why: str) -> Identity | None:
         """Join with the token that is there; None, and why not in the log, when that fails.

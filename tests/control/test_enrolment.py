@@ -22,7 +22,8 @@ from appliance.api.agent.v1 import (
 )
 from appliance.api.nodes.v1 import node_pb2, node_service_pb2, node_service_pb2_grpc
 from appliance.control.store import tables
-from appliance.core.errors import InvalidInput, Unauthenticated
+from appliance.core.errors import FailedPrecondition, InvalidInput, Unauthenticated
+from appliance.crypto import possession
 from appliance.crypto.certs import make_csr, new_private_key
 from tests.fakes.appliance import ADMINISTRATOR, Appliance, Machine, bearer, error_of
 
@@ -160,7 +161,7 @@ async def test_the_server_chooses_what_stands_in_the_certificate(appliance: Appl
     assert list(purposes) == [ExtendedKeyUsageOID.CLIENT_AUTH]
     assert constraints.ca is False
     lifetime = made.not_valid_after_utc - appliance.clock()
-    assert 23.9 < lifetime.total_seconds() / 3600 <= 24
+    assert 9.9 < lifetime.total_seconds() / 86_400 <= 10
 
 
 async def test_a_bad_request_does_not_use_the_token_up(appliance: Appliance) -> None:
@@ -217,7 +218,7 @@ async def test_a_certificate_that_ends_stops_to_work_on_a_live_connection(
     """gRPC looks at it once per connection; the gate at every call."""
     machine = await joined(appliance, "gpu-1")
     await renew(appliance, machine)
-    appliance.clock.forward(hours=25)
+    appliance.clock.forward(days=11)
     error = await error_of(renew(appliance, machine))
     assert isinstance(error, Unauthenticated)
     assert "not valid at this time" in error.message
@@ -291,3 +292,170 @@ async def test_a_revoked_token_looks_like_one_that_never_was(appliance: Applianc
     csr = make_csr(new_private_key())
     said = [(await error_of(join(appliance, text, csr))).message for text in (made.token, "sla")]
     assert said[0] == said[1]
+
+
+def enrolment(appliance: Appliance) -> Any:
+    return appliance.api(enrolment_service_pb2_grpc.EnrolmentServiceStub)
+
+
+async def challenge(appliance: Appliance) -> bytes:
+    request = enrolment_service_pb2.GetChallengeRequest()
+    return bytes((await enrolment(appliance).GetChallenge(request)).challenge)
+
+
+def recover(
+    appliance: Appliance, machine: Machine, asked: bytes, *, key: bytes = b"", by: bytes = b""
+) -> Any:
+    """Ask for the next certificate of a machine; signed `by` its key, unless said otherwise."""
+    request = make_csr(key or new_private_key())
+    cluster = appliance.control.base.keyring.cluster_id
+    return enrolment(appliance).RecoverCertificate(
+        enrolment_service_pb2.RecoverCertificateRequest(
+            certificate=machine.certificate.decode(),
+            challenge=asked,
+            certificate_request=request.decode(),
+            signature=possession.prove(
+                by or machine.key, machine.certificate, cluster, asked, request
+            ),
+        )
+    )
+
+
+async def recovered(appliance: Appliance, machine: Machine) -> Machine:
+    key = new_private_key()
+    answer = await recover(appliance, machine, await challenge(appliance), key=key)
+    return Machine(key, answer.certificate.encode())
+
+
+async def joined_ago(appliance: Appliance, node: str, days: int) -> Machine:
+    """A machine that joined so many days ago; certificates are checked by the real clock, too."""
+    appliance.clock.forward(days=-days)
+    machine = await joined(appliance, node)
+    appliance.clock.forward(days=days)
+    return machine
+
+
+@pytest.mark.parametrize("days", [11, 99])
+async def test_a_certificate_that_has_ended_is_replaced_by_its_key(
+    appliance: Appliance, days: int
+) -> None:
+    machine = await joined_ago(appliance, "gpu-1", days)
+    again = await recovered(appliance, machine)
+    again = await renewed(appliance, again)
+    await renewed(appliance, again)
+    records = [
+        record
+        for record in appliance.records()
+        if record["kind"] == "result" and record["method"].endswith("/RecoverCertificate")
+    ]
+    assert [(record["principal"], record["outcome"]) for record in records] == [
+        ("nodes/gpu-1", "OK")
+    ]
+
+
+@pytest.mark.attack
+async def test_without_its_key_a_certificate_is_not_replaced(appliance: Appliance) -> None:
+    machine = await joined_ago(appliance, "gpu-1", 11)
+    asked = await challenge(appliance)
+    error = await error_of(recover(appliance, machine, asked, by=new_private_key()))
+    assert (type(error), "not signed with the key" in error.message) == (Unauthenticated, True)
+    for wrong in (b"", b"0" * 56, asked[:-1], asked[1:] + asked[:1]):
+        error = await error_of(recover(appliance, machine, wrong))
+        assert (type(error), "challenge is not one" in error.message) == (Unauthenticated, True)
+    # One that is kept for later.
+    appliance.clock.forward(minutes=3)
+    error = await error_of(recover(appliance, machine, asked))
+    assert (type(error), "challenge has ended" in error.message) == (Unauthenticated, True)
+    assert await recovered(appliance, machine)
+
+
+@pytest.mark.attack
+async def test_who_was_evicted_or_replaced_does_not_come_back_by_a_key(
+    appliance: Appliance,
+) -> None:
+    evicted = await joined_ago(appliance, "gpu-1", 11)
+    replaced = await joined_ago(appliance, "gpu-2", 11)
+    await nodes(appliance).EvictNode(
+        node_service_pb2.EvictNodeRequest(name="nodes/gpu-1"),
+        metadata=bearer(appliance.session(ADMINISTRATOR)),
+    )
+    await joined(appliance, "gpu-2")
+    old = await joined_ago(appliance, "gpu-3", 101)
+    for machine, why in (
+        (evicted, "was evicted"),
+        (replaced, "was replaced by a newer one"),
+        (old, "ended more than 90 days ago"),
+        (appliance.gateway(), "is not one of a node"),
+        (Machine(new_private_key(), b"no certificate"), "not a certificate"),
+    ):
+        error = await error_of(recover(appliance, machine, await challenge(appliance)))
+        assert (type(error), why in error.message) == (Unauthenticated, True), error.message
+    assert state_of(appliance, "gpu-1") == "EVICTED"
+
+
+@pytest.mark.attack
+async def test_a_copy_that_recovers_after_the_node_did_evicts_it(appliance: Appliance) -> None:
+    copied = await joined_ago(appliance, "gpu-1", 11)
+    real = await recovered(appliance, copied)
+    await error_of(agent(appliance, real).ReleaseKeys(agent_service_pb2.ReleaseKeysRequest()))
+    error = await error_of(recover(appliance, copied, await challenge(appliance)))
+    assert "two servers use the key of nodes/gpu-1" in error.message
+    assert state_of(appliance, "gpu-1") == "EVICTED"
+
+
+@pytest.mark.attack
+async def test_that_a_certificate_was_used_is_known_after_a_restart(appliance: Appliance) -> None:
+    copied = await joined_ago(appliance, "gpu-1", 11)
+    real = await recovered(appliance, copied)
+    await error_of(agent(appliance, real).ReleaseKeys(agent_service_pb2.ReleaseKeysRequest()))
+    # What a process remembers is gone with it.
+    appliance.control.base.certificates.__init__(appliance.database)  # type: ignore[misc]
+    error = await error_of(recover(appliance, copied, await challenge(appliance)))
+    assert "two servers use the key of nodes/gpu-1" in error.message
+
+
+async def test_a_clock_that_was_ahead_for_a_moment_costs_nobody_a_token(
+    appliance: Appliance,
+) -> None:
+    machine = await joined_ago(appliance, "gpu-1", 11)
+    appliance.clock.forward(days=30)
+    ahead = await recovered(appliance, machine)
+    # Now it is right again, and the certificate begins in thirty days.
+    appliance.clock.forward(days=-30)
+    again = await recovered(appliance, ahead)
+    await renewed(appliance, again)
+
+
+async def test_a_certificate_that_holds_is_not_replaced_without_a_handshake(
+    appliance: Appliance,
+) -> None:
+    machine = await joined(appliance, "gpu-1")
+    error = await error_of(recover(appliance, machine, await challenge(appliance)))
+    assert isinstance(error, FailedPrecondition)
+    assert "look at the clock of its server" in error.message
+    await renewed(appliance, machine)
+
+
+@pytest.mark.attack
+async def test_a_signature_for_another_request_or_appliance_proves_nothing(
+    appliance: Appliance,
+) -> None:
+    machine = await joined_ago(appliance, "gpu-1", 11)
+    asked, mine = await challenge(appliance), make_csr(new_private_key())
+    cluster, theirs = appliance.control.base.keyring.cluster_id, make_csr(new_private_key())
+    for signed in (
+        (machine.certificate, cluster, asked, theirs),
+        (machine.certificate, "another", asked, mine),
+        # Where the challenge ends and the request begins is part of what is signed.
+        (machine.certificate, cluster, asked + mine[:1], mine[1:]),
+    ):
+        call = enrolment(appliance).RecoverCertificate(
+            enrolment_service_pb2.RecoverCertificateRequest(
+                certificate=machine.certificate.decode(),
+                challenge=asked,
+                certificate_request=mine.decode(),
+                signature=possession.prove(machine.key, *signed),
+            )
+        )
+        error = await error_of(call)
+        assert (type(error), "not signed" in error.message) == (Unauthenticated, True)

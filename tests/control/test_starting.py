@@ -145,7 +145,7 @@ def test_what_holds_is_left_alone(copy: Path) -> None:
 
 def test_a_node_that_was_off_for_days_gets_a_token_and_it_is_recorded(copy: Path) -> None:
     joined(copy)
-    (said,) = prepared(copy, after(3))
+    (said,) = prepared(copy, after(12))
     assert said.startswith("nodes/node-1 joins anew, with a new key: its certificate ended on ")
     assert (copy / "node" / "join.token").stat().st_mode & 0o777 == 0o600
     intent, result = records(copy)[-2:]
@@ -156,14 +156,14 @@ def test_a_node_that_was_off_for_days_gets_a_token_and_it_is_recorded(copy: Path
     assert details["by"].startswith("appliance up, uid ")
     assert details["why"].startswith("its certificate ended on ")
     # Until it is used there is no other one.
-    assert prepared(copy, after(3)) == []
-    assert lets_in(copy, after(3)) == "node-1"
+    assert prepared(copy, after(12)) == []
+    assert lets_in(copy, after(12)) == "node-1"
 
 
 def test_a_first_start_days_after_init_gets_another_token(copy: Path) -> None:
-    (said,) = prepared(copy, after(3), (NODE,))
+    (said,) = prepared(copy, after(12), (NODE,))
     assert said == "nodes/node-1 joins anew, with a new key: it has no identity that can be used"
-    assert lets_in(copy, after(3)) == "node-1"
+    assert lets_in(copy, after(12)) == "node-1"
 
 
 @pytest.mark.attack
@@ -185,16 +185,16 @@ def test_an_identity_of_another_appliance_names_no_node(copy: Path) -> None:
 @pytest.mark.parametrize("text", ["", "state = 3", "[state", 'join_token = "x"'])
 def test_a_node_whose_configuration_is_wrong_says_so_itself(copy: Path, text: str) -> None:
     (copy / "node" / "node.toml").write_text(text)
-    assert prepared(copy, after(3)) == []
+    assert prepared(copy, after(12)) == []
 
 
 def test_a_token_that_somebody_has_put_there_is_kept(copy: Path) -> None:
     joined(copy)
-    made = joining.make(settings_of(copy), "node-1", after(3))
+    made = joining.make(settings_of(copy), "node-1", after(12))
     token = copy / "node" / "join.token"
     token.touch(0o600)
     token.write_text(made.token.text + "\n")
-    assert prepared(copy, after(3)) == []
+    assert prepared(copy, after(12)) == []
     assert token.read_text() == made.token.text + "\n"
 
 
@@ -269,7 +269,7 @@ def test_what_cannot_be_renewed_is_said_and_stops_nobody_else(copy: Path) -> Non
     joined(copy)
     other = Authority.create(settings_of(copy).cluster_id)
     (copy / "gateway" / "cert.pem").write_bytes(other.certificate_pem)
-    said = prepared(copy, after(3))
+    said = prepared(copy, after(12))
     assert len(said) == 2
     assert "joins anew" in said[0]
     assert said[1].startswith("the gateway of this server gets nothing new: ")

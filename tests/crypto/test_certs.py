@@ -18,11 +18,11 @@ from appliance.core.identity import Principal, PrincipalKind
 from appliance.crypto.certs import (
     CLOCK_SKEW,
     Authority,
-    half_life,
     make_csr,
     new_private_key,
     not_after,
     peer_identity,
+    renew_time,
     serial_of,
 )
 
@@ -83,7 +83,7 @@ def test_a_client_certificate_says_who_and_what_for(authority: Authority, key: b
         x509.UniformResourceIdentifier(NODE_URI)
     ]
     assert (not_after(pem), int(serial_of(pem), 16)) == (
-        NOW + timedelta(hours=24),
+        NOW + timedelta(days=10),
         certificate.serial_number,
     )
 
@@ -155,14 +155,21 @@ def test_what_lasts_as_long_as_the_authority_begins_with_it(
         assert getattr(read(pem), end) == getattr(read(authority.certificate_pem), end)
 
 
-def test_the_half_of_a_life_is_read_from_the_certificate_alone(
-    authority: Authority, key: bytes
+@pytest.mark.parametrize(
+    ("lifetime", "renewed"),
+    [
+        (timedelta(days=10), timedelta(days=1)),
+        (timedelta(hours=24), (timedelta(hours=24) - CLOCK_SKEW) / 2),
+    ],
+)
+def test_when_to_renew_is_read_from_the_certificate_alone(
+    authority: Authority, key: bytes, lifetime: timedelta, renewed: timedelta
 ) -> None:
     pem = authority.issue(
-        make_csr(key), NODE, server=False, client=True, lifetime=timedelta(hours=24), now=NOW
+        make_csr(key), NODE, server=False, client=True, lifetime=lifetime, now=NOW
     )
 
-    assert half_life(pem) == NOW + (timedelta(hours=24) - CLOCK_SKEW) / 2
+    assert renew_time(pem) == NOW + renewed
 
 
 @pytest.mark.attack

@@ -26,11 +26,13 @@ from appliance.api.agent.v1 import (
 )
 from appliance.core.errors import LeaseLost, Unauthenticated
 from appliance.core.identity import Principal, PrincipalKind
+from appliance.crypto import possession
 from appliance.crypto.certs import Authority, make_csr, new_private_key, serial_of
 from appliance.wire.status import to_status
 from appliance.wire.tls import SERVER_OPTIONS, server_credentials
 
 CLUSTER = "lab"
+CHALLENGE = b"prove it"
 NODE = "gpu-1"
 
 
@@ -101,6 +103,7 @@ class FakeControlPlane:
         self.renewing = True
         self.lifetime = timedelta(hours=24)
         self.issued_ago = timedelta()
+        self.recovers = False
         self.refuses = ""
         """Why it refuses every certificate that it has issued so far; empty: it does not."""
         self.keys: dict[str, rpc.ReleaseKeysResponse] = {}
@@ -158,7 +161,7 @@ class _Enrolment(enrolment_service_pb2_grpc.EnrolmentServiceServicer):
         self._plane = plane
 
     async def Join(self, request: Any, context: Any) -> Any:
-        if request.token != self._plane.token:
+        if not request.token or request.token != self._plane.token:
             error = Unauthenticated("this token cannot be used")
             await context.abort_with_status(to_status(error, "1"))
         self._plane.token = self._plane.refuses = ""
@@ -167,6 +170,19 @@ class _Enrolment(enrolment_service_pb2_grpc.EnrolmentServiceServicer):
             certificate=self._plane.issue(request.certificate_request),
             ca_certificate=self._plane.authority.certificate_pem.decode(),
             cluster_id=CLUSTER,
+        )
+
+    async def GetChallenge(self, request: Any, context: Any) -> Any:
+        return enrolment_service_pb2.GetChallengeResponse(challenge=CHALLENGE)
+
+    async def RecoverCertificate(self, request: Any, context: Any) -> Any:
+        certificate, asked = request.certificate.encode(), request.certificate_request.encode()
+        possession.check(certificate, CLUSTER, CHALLENGE, asked, request.signature)
+        if not self._plane.recovers or request.challenge != CHALLENGE:
+            error = Unauthenticated(f"nodes/{NODE} was evicted")
+            await context.abort_with_status(to_status(error, "1"))
+        return enrolment_service_pb2.RecoverCertificateResponse(
+            node=f"nodes/{NODE}", certificate=self._plane.issue(request.certificate_request)
         )
 
 

@@ -74,15 +74,15 @@ def join_records(alice: Terminal) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def said(appliance: Appliance) -> list[str]:
-    """What the first `up` after three days said."""
+    """What the first `up` after twelve days said."""
     return up(appliance.alice, appliance.data)
 
 
 @pytest.fixture(scope="module")
 def appliance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Appliance]:
     home = tmp_path_factory.mktemp("weekend")
-    with off_for(home, timedelta(days=3)) as found:
-        then = Terminal(PROGRAM, home / "alice", moved_clock_of(home, timedelta(days=3)))
+    with off_for(home, timedelta(days=12)) as found:
+        then = Terminal(PROGRAM, home / "alice", moved_clock_of(home, timedelta(days=12)))
         then.run("dataset", "create", "docs")
         then.run("dataset", "upload", "docs", str(texts(home / "texts", 300)))
         then.run(
@@ -101,7 +101,7 @@ def moved_clock_of(home: Path, off: timedelta) -> dict[str, str]:
     return moved_clock.surroundings(home / "moved_clock.so", -off)
 
 
-def test_after_three_days_the_node_joins_anew_and_its_work_goes_on(
+def test_after_twelve_days_the_node_joins_anew_and_its_work_goes_on(
     appliance: Appliance, said: list[str]
 ) -> None:
     alice = appliance.alice

@@ -23,7 +23,7 @@ from appliance.api.nodes.v1 import node_pb2
 from appliance.core.errors import FailedPrecondition, Unauthenticated, Untrusted
 from appliance.core.files import write_durably
 from appliance.core.identity import Principal, PrincipalKind
-from appliance.crypto.certs import Authority, half_life, make_csr, new_private_key, serial_of
+from appliance.crypto.certs import Authority, make_csr, new_private_key, renew_time, serial_of
 from appliance.node.agent import Agent, Rhythm
 from appliance.node.config import Control
 from appliance.node.documents import Place
@@ -231,9 +231,10 @@ async def test_a_node_whose_certificate_is_useless_joins_with_the_token_it_gets(
         Principal(PrincipalKind.NODE, NODE),
         server=False,
         client=True,
+        lifetime=timedelta(days=1),
         now=datetime.now(UTC) - issued_ago,
     )
-    ca_pem, renew_at = control.authority.certificate_pem, half_life(certificate)
+    ca_pem, renew_at = control.authority.certificate_pem, renew_time(certificate)
     old = Identity(NODE, CLUSTER, key, certificate, ca_pem, renew_at)
     write_durably(store(control, tmp_path).path, old.document())
     assert why in store(control, tmp_path).useless(old)
@@ -241,6 +242,36 @@ async def test_a_node_whose_certificate_is_useless_joins_with_the_token_it_gets(
     session = await control.session()
     assert session.serial != serial_of(certificate)
     assert agent.identity == store(control, tmp_path).load()
+
+
+async def test_a_node_whose_certificate_has_ended_proves_its_key(
+    control: FakeControlPlane, start: Start, tmp_path: Path
+) -> None:
+    control.issued_ago = timedelta(days=3)
+    identities = store(control, tmp_path)
+    ended = await identities.join(token_file(control, tmp_path))
+    control.issued_ago, control.recovers = timedelta(), True
+    agent = await start()
+    session = await control.session()
+    assert session.serial != serial_of(ended.certificate_pem)
+    assert agent.identity == identities.load()
+    assert agent.identity.key_pem != ended.key_pem
+
+
+async def test_a_proof_that_is_refused_is_said_with_what_to_do(
+    control: FakeControlPlane, start: Start, tmp_path: Path, said: Said
+) -> None:
+    control.issued_ago = timedelta(days=3)
+    identities = store(control, tmp_path)
+    await identities.join(token_file(control, tmp_path))
+    control.issued_ago = timedelta()
+    await start()
+    line = await said.until(f"and it is not replaced (nodes/{NODE} was evicted): where you are")
+    assert f"`appliance node create-join-token {NODE} --out join.token`" in line
+    # Somebody brings a token.
+    control.token = "sla_join_next_secret_crc"
+    token_file(control, tmp_path)
+    await control.session()
 
 
 @pytest.mark.parametrize("part", ["key_pem", "certificate_pem"])
@@ -621,7 +652,7 @@ async def test_a_replica_that_cannot_start_says_why(
     assert (ended.ready, ended.ended, ended.message) == (False, True, "no room")
 
 
-async def test_renews_its_certificate_at_half_life_and_connects_with_the_new(
+async def test_renews_its_certificate_in_time_and_connects_with_the_new(
     control: FakeControlPlane, start: Start, tmp_path: Path
 ) -> None:
     # Certificates begin five minutes ago: the middle of this one is two seconds ahead.

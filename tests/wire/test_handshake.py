@@ -164,7 +164,7 @@ async def test_a_certificate_that_ends_ends_on_a_live_connection() -> None:
         connect(running.port, issued(GATEWAY, "g1")) as channel,
     ):
         await attach(channel)
-        clock.time += timedelta(days=2)
+        clock.time += timedelta(days=11)
         error = from_rpc_error(await failure(lambda: attach(channel)))
     assert type(error) is Unauthenticated
 
@@ -196,7 +196,7 @@ async def test_an_expiring_certificate_loses_its_open_stream() -> None:
         stream = worker_service_pb2_grpc.WorkerServiceStub(channel).Attach(timeout=10)
         await stream.write(worker_service_pb2.AttachRequest())
         await stream.read()
-        clock.time += timedelta(days=2)
+        clock.time += timedelta(days=11)
         error = from_rpc_error(await failure(stream.read))
     assert type(error) is Unauthenticated
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Executor
 from typing import Any
 
 import grpc.aio
@@ -10,6 +9,7 @@ import grpc.aio
 from appliance.api.agent.v1 import enrolment_service_pb2 as rpc
 from appliance.api.agent.v1.enrolment_service_pb2_grpc import EnrolmentServiceServicer
 from appliance.control.events import Events
+from appliance.control.pools import CallPool
 from appliance.control.rpc.servicer import Servicer
 from appliance.control.services.enrolment import Enrolment
 
@@ -19,10 +19,22 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class EnrolmentRpc(Servicer, EnrolmentServiceServicer):
     """Translates."""
 
-    def __init__(self, service: Enrolment, pool: Executor, events: Events) -> None:
+    def __init__(self, service: Enrolment, pool: CallPool, events: Events) -> None:
         super().__init__(pool, events)
         self._service = service
 
     async def Join(self, request: rpc.JoinRequest, context: Context) -> rpc.JoinResponse:
         """Exchanges a join token and a certificate request for the node's certificate."""
         return await self._run(self._service.join, self.caller, request)
+
+    async def GetChallenge(
+        self, request: rpc.GetChallengeRequest, context: Context
+    ) -> rpc.GetChallengeResponse:
+        """Returns a challenge for RecoverCertificate."""
+        return self._service.challenge()
+
+    async def RecoverCertificate(
+        self, request: rpc.RecoverCertificateRequest, context: Context
+    ) -> rpc.RecoverCertificateResponse:
+        """Replaces a node's certificate that has ended, by proof of its key."""
+        return await self._run(self._service.recover, self.caller, request)

@@ -13,6 +13,36 @@ class JoinRequest(_message.Message):
     certificate_request: str
     def __init__(self, token: _Optional[str] = ..., certificate_request: _Optional[str] = ...) -> None: ...
 
+class GetChallengeRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GetChallengeResponse(_message.Message):
+    __slots__ = ("challenge",)
+    CHALLENGE_FIELD_NUMBER: _ClassVar[int]
+    challenge: bytes
+    def __init__(self, challenge: _Optional[bytes] = ...) -> None: ...
+
+class RecoverCertificateRequest(_message.Message):
+    __slots__ = ("certificate", "challenge", "certificate_request", "signature")
+    CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    CHALLENGE_FIELD_NUMBER: _ClassVar[int]
+    CERTIFICATE_REQUEST_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    certificate: str
+    challenge: bytes
+    certificate_request: str
+    signature: bytes
+    def __init__(self, certificate: _Optional[str] = ..., challenge: _Optional[bytes] = ..., certificate_request: _Optional[str] = ..., signature: _Optional[bytes] = ...) -> None: ...
+
+class RecoverCertificateResponse(_message.Message):
+    __slots__ = ("node", "certificate")
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    node: str
+    certificate: str
+    def __init__(self, node: _Optional[str] = ..., certificate: _Optional[str] = ...) -> None: ...
+
 class JoinResponse(_message.Message):
     __slots__ = ("node", "certificate", "ca_certificate", "cluster_id")
     NODE_FIELD_NUMBER: _ClassVar[int]

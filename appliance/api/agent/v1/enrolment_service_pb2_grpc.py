@@ -40,6 +40,16 @@ class EnrolmentServiceStub:
                 request_serializer=appliance_dot_api_dot_agent_dot_v1_dot_enrolment__service__pb2.JoinRequest.SerializeToString,
                 response_deserializer=appliance_dot_api_dot_agent_dot_v1_dot_enrolment__service__pb2.JoinResponse.FromString,
                 _registered_method=True)
+        self.GetChallenge = channel.unary_unary(
+                '/appliance.api.agent.v1.EnrolmentService/GetChallenge',
+                request_serializer=appliance_dot_api_dot_agent_dot_v1_dot_enrolment__service__pb2.GetChallengeRequest.SerializeToString,
+                response_deserializer=appliance_dot_api_dot_agent_dot_v1_dot_enrolment__service__pb2.GetChallengeResponse.FromString,
+                _registered_method=True)
+        self.RecoverCertificate = channel.unary_unary(
+                '/appliance.api.agent.v1.EnrolmentService/RecoverCertificate',
+                request_serializer=appliance_dot_api_dot_agent_dot_v1_dot_enrolment__service__pb2.RecoverCertificateRequest.SerializeToString,
+                response_deserializer=appliance_dot_api_dot_agent_dot_v1_dot_enrolment__service__pb2.RecoverCertificateResponse.FromString,
+                _registered_method=True)
 
 
 class EnrolmentServiceServicer:
@@ -53,6 +63,21 @@ class EnrolmentServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetChallenge(self, request, context):
+        """Returns a challenge for `RecoverCertificate`. It holds for two minutes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RecoverCertificate(self, request, context):
+        """Replaces a node's certificate that has ended, at most 90 days ago, by proof of its key. Not of a node that was evicted, and not one
+        that still holds (FAILED_PRECONDITION).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_EnrolmentServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -60,6 +85,16 @@ def add_EnrolmentServiceServicer_to_server(servicer, server):
                     servicer.Join,
                     request_deserializer=appliance_dot_api_dot_agent_dot_v1_dot_enrolment__service__pb2.JoinRequest.FromString,
                     response_serializer=appliance_dot_api_dot_agent_dot_v1_dot_enrolment__service__pb2.JoinResponse.SerializeToString,
+            ),
+            'GetChallenge': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetChallenge,
+                    request_deserializer=appliance_dot_api_dot_agent_dot_v1_dot_enrolment__service__pb2.GetChallengeRequest.FromString,
+                    response_serializer=appliance_dot_api_dot_agent_dot_v1_dot_enrolment__service__pb2.GetChallengeResponse.SerializeToString,
+            ),
+            'RecoverCertificate': grpc.unary_unary_rpc_method_handler(
+                    servicer.RecoverCertificate,
+                    request_deserializer=appliance_dot_api_dot_agent_dot_v1_dot_enrolment__service__pb2.RecoverCertificateRequest.FromString,
+                    response_serializer=appliance_dot_api_dot_agent_dot_v1_dot_enrolment__service__pb2.RecoverCertificateResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -90,6 +125,60 @@ class EnrolmentService:
             '/appliance.api.agent.v1.EnrolmentService/Join',
             appliance_dot_api_dot_agent_dot_v1_dot_enrolment__service__pb2.JoinRequest.SerializeToString,
             appliance_dot_api_dot_agent_dot_v1_dot_enrolment__service__pb2.JoinResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetChallenge(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.api.agent.v1.EnrolmentService/GetChallenge',
+            appliance_dot_api_dot_agent_dot_v1_dot_enrolment__service__pb2.GetChallengeRequest.SerializeToString,
+            appliance_dot_api_dot_agent_dot_v1_dot_enrolment__service__pb2.GetChallengeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RecoverCertificate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.api.agent.v1.EnrolmentService/RecoverCertificate',
+            appliance_dot_api_dot_agent_dot_v1_dot_enrolment__service__pb2.RecoverCertificateRequest.SerializeToString,
+            appliance_dot_api_dot_agent_dot_v1_dot_enrolment__service__pb2.RecoverCertificateResponse.FromString,
             options,
             channel_credentials,
             insecure,
