@@ -36,6 +36,7 @@ LIMITS = {
     "policy_change": 15 * 60,
     "hostile_text": 20 * 60,
     "redaction": 5 * 60,
+    "hung_store": 15 * 60,
     "flood": 75 * 60,
 }
 """Every bench, in the order in which they run, and its seconds."""

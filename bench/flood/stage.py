@@ -52,6 +52,8 @@ class Stage:
     """Everything that runs, and who may call it.
 
     Attributes:
+        surroundings: more environment variables of the control plane.
+        password: of the administrator.
         session: bearer token of the administrator; `token`: of an application.
         callers: principals of these two.
     """
@@ -59,6 +61,8 @@ class Stage:
     data: Path
     ports: dict[str, int]
     processes: dict[str, subprocess.Popen[bytes]]
+    surroundings: dict[str, str] = field(default_factory=dict)
+    password: str = field(repr=False, default="")
     session: str = field(repr=False, default="")
     token: str = field(repr=False, default="")
     callers: frozenset[str] = frozenset()
@@ -125,17 +129,25 @@ def _invented() -> str:
 
 
 @contextlib.contextmanager
-def stage(folder: Path) -> Iterator[Stage]:
-    """Make an appliance, start its control plane and its gateway, log in; end both afterwards."""
+def stage(
+    folder: Path, surroundings: dict[str, str] | None = None, settings: str = ""
+) -> Iterator[Stage]:
+    """Make an appliance, start its control plane and its gateway, log in; end both afterwards.
+
+    Args:
+        folder: of its data directory.
+        surroundings: more environment variables of the control plane.
+        settings: more lines of `control.toml`.
+    """
     ports = {name: _free_port() for name in PORTS}
     password = secrets.token_urlsafe(18)
     data = folder / "data"
     setup.init(setup.Plan(data, ADMINISTRATOR, Site(ports=ports)), password)
-    made = Stage(data, ports, {})
+    made = Stage(data, ports, {}, surroundings or {}, password)
     with contextlib.ExitStack() as stack:
         # The caller is timed 30 times a second for minutes: more than one may ask by default.
-        with (data / "control.toml").open("a") as settings:
-            settings.write("\n[callers]\nreads_per_second = 100.0\n")
+        with (data / "control.toml").open("a") as file:
+            file.write(f"\n[callers]\nreads_per_second = 100.0\n{settings}")
         _start(made, stack, "control", data / "control.toml")
         _enter(made, password)
         _start(made, stack, "gateway", data / "gateway" / "gateway.toml")
@@ -155,7 +167,8 @@ def _models(made: Stage) -> None:
 def _start(made: Stage, stack: contextlib.ExitStack, name: str, config: Path) -> None:
     log = stack.enter_context((made.data / "run" / f"{name}.log").open("wb"))
     command = [sys.executable, "-m", f"appliance.{name}", "--config", str(config)]
-    process = subprocess.Popen(command, stdout=log, stderr=log)
+    more = made.surroundings if name == "control" else {}
+    process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **more})
     stack.callback(_end, process)
     made.processes[name] = process
     _patiently(lambda: made.held(name), OSError, process)
