@@ -151,15 +151,18 @@ def init(terminal: Terminal, data: Path, password: str, *options: str, expect: i
 
 
 @contextmanager
-def running(home: Path, surroundings: Mapping[str, str] | None = None) -> Iterator[Appliance]:
+def running(
+    home: Path, surroundings: Mapping[str, str] | None = None, *options: str
+) -> Iterator[Appliance]:
     """An appliance from `init` to `down`; afterwards nothing of it is left running.
 
-    `surroundings` are in the environment of everybody who types, and so of every process.
+    `surroundings` are in the environment of everybody who types, and so of every process; `options`
+    are those of `init`.
     """
     data, around = home / "data", surroundings or {}
     alice = Terminal(PROGRAM, home / "alice", around)
     password = secrets.token_urlsafe(18)
-    init(alice, data, password)
+    init(alice, data, password, *options)
     appliance = Appliance(home, data, Local(data).api, alice, password, surroundings=around)
     alice.run("up", "--data-dir", str(data), "--detach")
     started = appliance.process_ids
