@@ -22,6 +22,7 @@ REPEATABLE = frozenset(
         "DatasetService.CreateDataset",
         "DatasetService.UploadDatasetVersion",
         "EndpointService.CreateEndpoint",
+        "CheckpointService.DeleteCheckpoint",
         "EndpointService.DeleteEndpoint",
         "JobService.CancelJob",
         "JobService.CreateJob",

@@ -116,6 +116,7 @@ def default_text(message: str, path: str) -> str:
 
 
 _METAVARS = {
+    "checkpoint": "JOB/CHECKPOINT",
     "dataset": "DATASET",
     "datasetVersion": "DATASET/VERSION",
     "model": "MODEL",

@@ -57,10 +57,16 @@ def prepare(session: Session, job_id: str, **values: Any) -> None:
     _submit(session, job_id, "prepare", values)
 
 
-@_kind("train", "Train a model from scratch.")
+@_kind("train", "Train a model from scratch, or on from a checkpoint.")
 @click.option("--mesh", metavar="AXIS=N,...", help="All degrees at once: data=2,tensor=2.")
 def train(session: Session, job_id: str, mesh: str | None, **values: Any) -> None:
     """Submit a train job."""
+    missing = [name for name in job_specs.SHAPE if values[name] is None]
+    if missing and not (values["from_checkpoint"] and len(missing) == len(job_specs.SHAPE)):
+        flags = ", ".join("--" + name.replace("_", "-") for name in missing)
+        raise click.UsageError(
+            f"Missing options {flags}: give the whole shape, or --from-checkpoint without any of it"
+        )
     for axis, degree in (job_specs.mesh_of(mesh) if mesh else {}).items():
         if values[axis] not in (None, degree):
             raise click.UsageError(
@@ -165,7 +171,7 @@ def cancel(session: Session, name: str) -> None:
 def resume(
     session: Session, name: str, *, mesh: str | None, wait: bool, timeout: float | None
 ) -> None:
-    """Go on with a job that failed or was cancelled, from its newest checkpoint."""
+    """Go on with a job that failed, was cancelled or is paused, from its newest checkpoint."""
     more: dict[str, Any] = {"mesh": job_specs.mesh_of(mesh)} if mesh else {}
     made = session.call("JobService.ResumeJob", name=session.name("job", name), **more)
     _follow(session, made, wait=wait, timeout=timeout)

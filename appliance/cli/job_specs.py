@@ -18,15 +18,22 @@ PREPARE = (
     Field("shard_tokens", int, "Tokens per shard."),
     Field("seed", int, "Seed of the split."),
 )
+
+
+def _shape(name: str, text: str) -> Field:
+    """A part of a model's shape that a checkpoint can say too."""
+    return Field(f"architecture.{name}", int, text, otherwise="that of --from-checkpoint")
+
+
 TRAIN = (
     Field("dataset", "datasetVersion", "Tokens to read.", True),
     Field("output_model", "model", "Gets the new version; made if missing.", True),
-    Field("architecture.layers", int, "Decoder layers.", True),
-    Field("architecture.hidden_size", int, "Width of the residual stream.", True),
-    Field("architecture.intermediate_size", int, "Width of the feed-forward layer.", True),
-    Field("architecture.attention_heads", int, "Attention heads.", True),
-    Field("architecture.key_value_heads", int, "Key and value heads.", True),
-    Field("architecture.context_length", int, "Longest sequence, in tokens.", True),
+    _shape("layers", "Decoder layers."),
+    _shape("hidden_size", "Width of the residual stream."),
+    _shape("intermediate_size", "Width of the feed-forward layer."),
+    _shape("attention_heads", "Attention heads."),
+    _shape("key_value_heads", "Key and value heads."),
+    _shape("context_length", "Longest sequence, in tokens."),
     Field("architecture.tie_embeddings", bool, "Input embedding is output projection too."),
     Field("mesh.data", int, "Ranks that see different data."),
     Field("mesh.tensor", int, "Ranks that split each layer."),
@@ -47,6 +54,13 @@ TRAIN = (
     Field("gradient_clip", float, "Gradient norm to clip to."),
     Field("seed", int, "Seed of weights and data order."),
     Field("checkpoint_interval", int, "Steps between checkpoints."),
+    Field("keep_last", int, "How many of the newest checkpoints are kept."),
+    Field("keep_every", int, "Checkpoints of steps that this divides are kept too."),
+    Field(
+        "from_checkpoint",
+        "checkpoint",
+        "Checkpoint of another job to begin with; its shape is taken if none is given.",
+    ),
     Field(
         "stall_seconds",
         int,
@@ -83,6 +97,12 @@ KINDS: dict[str, tuple[Field, ...]] = {
     "quantize": QUANTIZE,
     "evaluate": EVALUATE,
 }
+SHAPE = tuple(
+    field.variable
+    for field in TRAIN
+    if field.path.startswith("architecture.") and field.kind is not bool
+)
+"""What must be given of a model's shape, unless a checkpoint says it."""
 AXES = ("data", "tensor", "pipeline")
 
 

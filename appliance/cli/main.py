@@ -20,6 +20,7 @@ NOUNS = {
     "ask": "Ask a served model.",
     "audit": "Read and verify the audit chain.",
     "binding": "Give and take away roles.",
+    "checkpoint": "See and delete the checkpoints of jobs.",
     "completion": "Print the completion script of a shell.",
     "context": "Choose the server and the project to work with.",
     "dataset": "Upload text; see what was made of it.",

@@ -1,7 +1,8 @@
 """Short names on the command line become resource names.
 
-`docs/3` in project `demo` is `projects/demo/datasets/docs/versions/3`, the application `app` there
-is `serviceAccounts/demo--app`. Full names are taken as they are.
+`docs/3` in project `demo` is `projects/demo/datasets/docs/versions/3`, `first/e1-step-50` is
+`projects/demo/jobs/first/checkpoints/e1-step-50`, the application `app` there is
+`serviceAccounts/demo--app`. Full names are taken as they are.
 """
 
 from __future__ import annotations
@@ -10,6 +11,13 @@ import click
 
 from appliance.core import names
 from appliance.core.errors import InvalidInput
+
+_COLLECTIONS = frozenset({"versions", "checkpoints"})
+_SHORT = {
+    "datasetVersion": "DATASET/VERSION",
+    "modelVersion": "MODEL/VERSION",
+    "checkpoint": "JOB/CHECKPOINT",
+}
 
 
 def complete(kind: str, text: str, project: str) -> str:
@@ -27,7 +35,9 @@ def complete(kind: str, text: str, project: str) -> str:
     pattern = names.PATTERNS[kind]
     if text.startswith(pattern.split("/")[0] + "/"):
         return str(names.Name.parse(text, kind))
-    ids = [part for part in text.split("/") if part != "versions"]
+    ids = text.split("/")
+    if len(ids) == 3 and ids[1] in _COLLECTIONS:  # DATASET/versions/VERSION
+        del ids[1]
     if pattern.startswith("projects/{project}/"):
         ids = [needed(project), *ids]
     if kind == "serviceAccount" and names.ACCOUNT_MARK not in text:
@@ -35,9 +45,8 @@ def complete(kind: str, text: str, project: str) -> str:
     try:
         return str(names.Name.of(kind, *ids))
     except InvalidInput as error:
-        short = {"datasetVersion": "DATASET/VERSION", "modelVersion": "MODEL/VERSION"}
         raise InvalidInput(
-            f"{names.shown(text)} is no {_words(kind)}: write {short.get(kind, 'its id')} "
+            f"{names.shown(text)} is no {_words(kind)}: write {_SHORT.get(kind, 'its id')} "
             f"or {pattern}"
         ) from error
 

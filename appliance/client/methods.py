@@ -22,6 +22,7 @@ SERVICES = {
     "AuditService": "audit.v1.audit_service",
     "AuthService": "auth.v1.auth_service",
     "BindingService": "access.v1.binding_service",
+    "CheckpointService": "jobs.v1.checkpoint_service",
     "DatasetService": "data.v1.dataset_service",
     "EndpointService": "serving.v1.endpoint_service",
     "InferenceService": "inference.v1.inference_service",

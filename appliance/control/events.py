@@ -24,6 +24,8 @@ NODES = "nodes"
 """A node joined, left or was evicted."""
 QUEUE = "queue"
 """There is work to place."""
+STORAGE = "storage"
+"""There is something to do with the object store."""
 ROUTING = "routing"
 """Endpoints, replicas or who may ask them."""
 

@@ -26,9 +26,10 @@ from appliance.control.gate import Gate, GateLimits
 from appliance.control.identify import ByCertificate, ByToken, Identify
 from appliance.control.journal import RECORD_SECONDS, Journal
 from appliance.control.opening import Opened, open_data
-from appliance.control.pools import CallPool
+from appliance.control.pools import TASK_THREADS, CallPool
 from appliance.control.rpc.servicer import Servicer, descriptor_of, service_of
 from appliance.control.services.places import Places
+from appliance.control.task_metrics import TaskMetrics
 from appliance.control.work import Work
 from appliance.core.identity import Principal, PrincipalKind
 from appliance.crypto.certs import make_csr, new_private_key
@@ -42,8 +43,6 @@ from appliance.wire.tls import server_credentials
 
 logger = logging.getLogger(__name__)
 
-STORAGE_THREADS = 1
-"""One job after the other is registered: what they wait for is one store."""
 DOOR_THREADS = 4
 """Threads that identify and decide: each such step is some look-ups in the database."""
 HEALTH_SECONDS = 0.25
@@ -57,7 +56,6 @@ class Control:
         self.base = Foundation(opened, settings, clock)
         self.people = People(self.base)
         self._pool = CallPool(settings.threads)
-        self._storage = ThreadPoolExecutor(STORAGE_THREADS, thread_name_prefix="storage")
         # Its own: whoever fills the others is still told quickly that it must wait.
         self._door_pool = ThreadPoolExecutor(DOOR_THREADS, thread_name_prefix="door")
         registry = CollectorRegistry()
@@ -72,6 +70,7 @@ class Control:
         # A policy that cannot be made stops the start, not the first call.
         self.base.policies.current()
         self.work = Work(self.base, self.people, time.monotonic)
+        registry.register(TaskMetrics(self.work.tasks))
         # Before an agent can call: what was under way when the last process ended.
         self.work.scheduler.recover()
         ring = opened.keyring
@@ -127,11 +126,13 @@ class Control:
             "serving", extra={"api_port": self.api_port, "machines_port": self.machines_port}
         )
         tasks = [
-            asyncio.create_task(self.work.scheduler.run(self._pool, self.base.events)),
-            asyncio.create_task(self.work.registration.run(self._storage)),
+            asyncio.create_task(self.work.scheduler.run(self._pool.passes, self.base.events)),
+            asyncio.create_task(self.work.storage.run(self._pool.tasks, TASK_THREADS)),
             asyncio.create_task(self._record_refusals()),
             asyncio.create_task(self.tell_health()),
-            asyncio.create_task(cross_check.run(self.base.policies, self._pool, self.base.events)),
+            asyncio.create_task(
+                cross_check.run(self.base.policies, self._pool.passes, self.base.events)
+            ),
         ]
         serving = asyncio.create_task(self.server.run())
         try:
@@ -176,10 +177,9 @@ class Control:
 
     async def close(self) -> None:
         """Close what `build` opened, after the server has stopped."""
+        # Before state and audit log are closed: what is in work is finished.
         self._pool.shutdown()
         self._door_pool.shutdown()
-        # Before state and audit log are closed: a registration in work is finished.
-        self._storage.shutdown(cancel_futures=True)
         # Waits for the passwords in work.
         await asyncio.to_thread(self.people.hasher.close)
         self.base.opened.close()
@@ -187,7 +187,7 @@ class Control:
     def _identities(self) -> tuple[Identify, Identify]:
         """Who calls: by token on the API, by certificate on the machine listener."""
         ring, base = self.base.keyring, self.base
-        by_token = ByToken(self.people.credentials, base.database, ring.token_hmac)
+        by_token = ByToken(self.people.credentials, base.database, ring.token_hmac, base.challenges)
         by_certificate = ByCertificate(
             ring.cluster_id, base.database, base.certificates, base.clock
         )

@@ -9,11 +9,11 @@ Called by `appliance.control.main`, the composition root.
 
 from __future__ import annotations
 
-from concurrent.futures import Executor
 from importlib import metadata
 
 from appliance.control import work
 from appliance.control.foundation import Foundation, People
+from appliance.control.pools import CallPool
 from appliance.control.rpc.audit import AuditRpc
 from appliance.control.rpc.auth import AuthRpc
 from appliance.control.rpc.bindings import BindingRpc
@@ -61,7 +61,7 @@ def rules() -> dict[str, Rule]:
     return rules_of([descriptor_of(kind) for kind in (*API, *MACHINES)])
 
 
-def api(base: Foundation, people: People, does: Work, pool: Executor) -> list[Servicer]:
+def api(base: Foundation, people: People, does: Work, pool: CallPool) -> list[Servicer]:
     """The servicers of the API listener, one for each of `API`."""
     events = base.events
     nodes = Nodes(base.database, base.changes, base.policies, events, base.clock)
@@ -82,7 +82,7 @@ def api(base: Foundation, people: People, does: Work, pool: Executor) -> list[Se
     ]
 
 
-def machines(base: Foundation, does: Work, pool: Executor) -> list[Servicer]:
+def machines(base: Foundation, does: Work, pool: CallPool) -> list[Servicer]:
     """The servicers of the machine listener, one for each of `MACHINES`."""
     nodes = Nodes(base.database, base.changes, base.policies, base.events, base.clock)
     return does.machines(enrolment(base, nodes), pool)
@@ -95,7 +95,7 @@ def enrolment(base: Foundation, nodes: Nodes) -> Enrolment:
         keyring=base.keyring,
         policies=base.policies,
         nodes=nodes,
-        certificates=base.certificates,
+        challenges=base.challenges,
         events=base.events,
         clock=base.clock,
     )

@@ -1,6 +1,9 @@
-"""Threads for calls: those whose caller is known, and those of strangers, apart.
+"""Threads of the control plane, apart by what they may have to wait for.
 
 Rules kept here:
+* what may wait for the object store (uploads, keys of work, tokenizers) has threads of its own, and
+  so have the reports of agents, the scheduler, and the queue of the object store: none of them can
+  take the threads of another, so a store that hangs stops what needs it and nothing else;
 * services run where their caller belongs, decided when the work begins; however many log-ins wait
   for their hash, a known caller's work finds its threads free;
 * turns of strangers go round their sources: a log-in waits for one piece of work of each other
@@ -27,6 +30,12 @@ from appliance.wire.admission import source_of
 T = TypeVar("T")
 
 STRANGER_THREADS = 4
+STORAGE_THREADS = 16
+"""Uploads, imports and starts of work at a time."""
+AGENT_THREADS = 8
+PASS_THREADS = 2
+TASK_THREADS = 4
+"""Tasks of the object store at a time."""
 
 
 class InTurn:
@@ -72,12 +81,22 @@ class CallPool(Executor):
     """Runs the work of a call in the threads of known callers or in those of strangers.
 
     Args:
-        threads: for known callers, and for work that belongs to no call.
+        threads: for known callers.
+
+    Attributes:
+        storage: for calls that read or write the object store.
+        agents: for what agents report.
+        passes: for what runs again and again by itself and needs the state alone.
+        tasks: for the queue of the object store.
     """
 
     def __init__(self, threads: int) -> None:
         self._known = ThreadPoolExecutor(threads, thread_name_prefix="call")
         self._strangers = InTurn(STRANGER_THREADS)
+        self.storage = ThreadPoolExecutor(STORAGE_THREADS, thread_name_prefix="storage")
+        self.agents = ThreadPoolExecutor(AGENT_THREADS, thread_name_prefix="agent")
+        self.passes = ThreadPoolExecutor(PASS_THREADS, thread_name_prefix="pass")
+        self.tasks = ThreadPoolExecutor(TASK_THREADS, thread_name_prefix="task")
 
     def submit(
         self, function: Callable[..., T], /, *arguments: object, **named: object
@@ -90,6 +109,10 @@ class CallPool(Executor):
         return self._strangers.submit(source_of(caller.source), work)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002 - the base class names it
-        """End both."""
-        self._known.shutdown(wait, cancel_futures=cancel_futures)
+        """End all of them."""
+        for pool in (self._known, self.agents, self.passes):
+            pool.shutdown(wait, cancel_futures=cancel_futures)
+        # What has not begun to wait for the store need not.
+        for pool in (self.storage, self.tasks):
+            pool.shutdown(wait, cancel_futures=True)
         self._strangers.shutdown(wait=wait)

@@ -6,6 +6,7 @@ kept here:
   that does not fit now; replicas before jobs, because somebody waits for their answers;
 * only connected nodes get work, only kinds of work that they can run, and only what no lease holds
   is free;
+* a pass reads and writes rows, and never the object store;
 * a pass that fails is logged and repeated; it never takes the control plane down.
 
 The decisions are pure and elsewhere (`core.placement`, `core.jobs`, `services.leases`); what they
@@ -23,12 +24,15 @@ from dataclasses import replace
 from appliance.control.events import NODES, QUEUE, Events
 from appliance.control.services.agents import Agents
 from appliance.control.services.artifacts import Artifacts
+from appliance.control.services.checkpoint_tasks import CheckpointTasks
 from appliance.control.services.fleet import Fleet
 from appliance.control.services.job_logs import JobLogs
 from appliance.control.services.leases import Leases
 from appliance.control.services.replicas import Replicas
 from appliance.control.services.runs import Runs
 from appliance.control.services.served import ServedClock
+from appliance.control.services.silence import Silence
+from appliance.control.services.storage_tasks import StorageTasks
 from appliance.core.errors import Exhausted
 from appliance.core.placement import NodeCapacity, place
 
@@ -50,6 +54,9 @@ class Scheduler:
         runs: Runs,
         replicas: Replicas,
         logs: JobLogs,
+        silence: Silence,
+        checkpoints: CheckpointTasks,
+        tasks: StorageTasks,
         served: ServedClock,
     ) -> None:
         self._artifacts = artifacts
@@ -59,15 +66,20 @@ class Scheduler:
         self._runs = runs
         self._replicas = replicas
         self._logs = logs
+        self._silence = silence
+        self._checkpoints = checkpoints
+        self._tasks = tasks
         self._served = served
         self._cut_off = False
 
     def recover(self) -> None:
         """At start, before any agent is let in: take up what was under way, drop what was cut."""
         self._agents.away()
+        self._tasks.unlock_all()
         self._runs.tidy()
-        self._artifacts.tidy()
+        self._artifacts.drop_uploads()
         self._replicas.take_up()
+        self._silence.take_up()
         self._runs.take_up()
 
     def look(self) -> None:
@@ -83,7 +95,7 @@ class Scheduler:
         self._place_replicas()
         self._place_jobs()
         self._logs.sweep()
-        self._runs.sweep()
+        self._checkpoints.sweep()
 
     async def run(self, pool: Executor, events: Events) -> None:
         """Pass after pass: when something changed, and every second."""
@@ -109,7 +121,7 @@ class Scheduler:
                 )
             else:
                 _logger.warning("more than half of the nodes are heard of again")
-        self._runs.say_silent(self._leases.silent(SAID_SECONDS), cut_off=cut_off)
+        self._silence.say(self._leases.silent(SAID_SECONDS), cut_off=cut_off)
 
     def _place_replicas(self) -> None:
         for wanted in self._replicas.wanted():

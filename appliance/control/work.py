@@ -9,12 +9,13 @@ Called by `appliance.control.main`; `appliance.control.parts` asks it for its se
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Executor
 from datetime import timedelta
 
 from appliance.control.audit.system import SystemRecords
 from appliance.control.foundation import Foundation, People
+from appliance.control.pools import CallPool
 from appliance.control.rpc.agents import AgentRpc
+from appliance.control.rpc.checkpoints import CheckpointRpc
 from appliance.control.rpc.datasets import DatasetRpc
 from appliance.control.rpc.endpoints import EndpointRpc
 from appliance.control.rpc.jobs import JobRpc
@@ -25,6 +26,9 @@ from appliance.control.rpc.tokenizers import TokenizerRpc
 from appliance.control.scheduler import Scheduler
 from appliance.control.services.agents import Agents
 from appliance.control.services.artifacts import Artifacts
+from appliance.control.services.checkpoint_folders import CheckpointFolders
+from appliance.control.services.checkpoint_tasks import CheckpointTasks
+from appliance.control.services.checkpoints import Checkpoints
 from appliance.control.services.datasets import Datasets
 from appliance.control.services.endpoints import Endpoints
 from appliance.control.services.enrolment import Enrolment
@@ -33,6 +37,7 @@ from appliance.control.services.job_logs import JobLogs
 from appliance.control.services.jobs import Jobs
 from appliance.control.services.leases import Leases
 from appliance.control.services.models import Models
+from appliance.control.services.paused_jobs import PausedJobs
 from appliance.control.services.registration import Registration
 from appliance.control.services.release import Release
 from appliance.control.services.replicas import Replicas
@@ -40,10 +45,20 @@ from appliance.control.services.routing import Routing
 from appliance.control.services.run_reports import RunReports
 from appliance.control.services.runs import Runs
 from appliance.control.services.served import ServedClock
+from appliance.control.services.silence import Silence
+from appliance.control.services.storage_tasks import StorageTasks, TaskKind
 from appliance.control.services.tokenizers import Tokenizers
+from appliance.control.storage_worker import StorageWorker
 from appliance.control.store.objects import open_store
 
-API: tuple[type[Servicer], ...] = (DatasetRpc, EndpointRpc, JobRpc, ModelRpc, TokenizerRpc)
+API: tuple[type[Servicer], ...] = (
+    CheckpointRpc,
+    DatasetRpc,
+    EndpointRpc,
+    JobRpc,
+    ModelRpc,
+    TokenizerRpc,
+)
 """What people and applications call."""
 MACHINES: tuple[type[Servicer], ...] = (AgentRpc, RoutingRpc)
 """What nodes and gateways call."""
@@ -59,13 +74,11 @@ class Work:
     """
 
     def __init__(self, base: Foundation, people: People, monotonic: Callable[[], float]) -> None:
-        self.artifacts = Artifacts(
-            base.database,
-            base.keys,
-            open_store(base.settings.objects_url),
-            base.keyring.manifest_sign,
-            base.clock,
-        )
+        store = self.store = open_store(base.settings.objects_url)
+        signer = base.keyring.manifest_sign
+        self.tasks = StorageTasks(base.database, base.events, base.clock)
+        self.artifacts = Artifacts(base.database, base.keys, store, self.tasks, signer, base.clock)
+        self.folders = CheckpointFolders(store, signer)
         records = SystemRecords(base.opened.log)
         self.served = ServedClock(monotonic)
         self.leases = Leases(
@@ -76,6 +89,7 @@ class Work:
         self.runs = Runs(
             base.database,
             self.artifacts,
+            self.tasks,
             self.leases,
             self.fleet,
             self.logs,
@@ -83,19 +97,44 @@ class Work:
             records,
             base.clock,
             timedelta(seconds=base.settings.scheduling.retry_seconds),
+        )
+        self.checkpoints = CheckpointTasks(
+            base.database,
+            self.artifacts,
+            self.folders,
+            self.tasks,
+            self.runs,
+            base.events,
+            base.clock,
             timedelta(days=base.settings.scheduling.checkpoint_days),
         )
         self.reports = RunReports(
             base.database,
-            self.artifacts,
+            self.tasks,
             self.leases,
             self.runs,
             self.logs,
             base.events,
             base.clock,
         )
-        self.registration = Registration(
-            base.database, self.artifacts, self.runs, base.events, records, base.clock
+        registration = Registration(
+            base.database, self.artifacts, self.tasks, self.runs, base.events, records, base.clock
+        )
+        paused = PausedJobs(base.database, self.artifacts, self.folders, store, self.runs)
+        self.storage = StorageWorker(
+            self.tasks,
+            {
+                TaskKind.REGISTER: registration.register,
+                TaskKind.CHECK_CHECKPOINT: self.checkpoints.check,
+                TaskKind.DELETE_CHECKPOINT: self.checkpoints.delete,
+                TaskKind.DELETE_SUPERSEDED: self.checkpoints.delete_superseded,
+                TaskKind.DELETE_FOLDER: self.artifacts.delete_folder,
+                TaskKind.DELETE_UNKNOWN: self.artifacts.delete_unknown,
+                TaskKind.RESUME_PAUSED: paused.resume,
+            },
+            base.events,
+            check=store.check_mounted,
+            first=TaskKind.DELETE_UNKNOWN,
         )
         self.replicas = Replicas(
             base.database, self.leases, self.fleet, base.events, base.clock, monotonic
@@ -119,15 +158,21 @@ class Work:
             runs=self.runs,
             replicas=self.replicas,
             logs=self.logs,
+            silence=Silence(base.database, self.leases, base.events, base.clock),
+            checkpoints=self.checkpoints,
+            tasks=self.tasks,
             served=self.served,
         )
         self._base = base
         self._people = people
 
-    def api(self, pool: Executor) -> list[Servicer]:
+    def api(self, pool: CallPool) -> list[Servicer]:
         """One servicer for each of `API`."""
         base, events = self._base, self._base.events
         return [
+            CheckpointRpc(
+                Checkpoints(base.database, base.changes, self.tasks, events), pool, events
+            ),
             DatasetRpc(
                 Datasets(base.database, base.changes, self.artifacts, base.clock), pool, events
             ),
@@ -155,10 +200,18 @@ class Work:
             TokenizerRpc(Tokenizers(base.database), pool, events),
         ]
 
-    def machines(self, enrolment: Enrolment, pool: Executor) -> list[Servicer]:
+    def machines(self, enrolment: Enrolment, pool: CallPool) -> list[Servicer]:
         """One servicer for each of `MACHINES`."""
         base, events = self._base, self._base.events
-        release = Release(base.database, self.artifacts, self.leases, base.keyring.ca, base.events)
+        release = Release(
+            base.database,
+            self.artifacts,
+            self.checkpoints,
+            self.folders,
+            self.store,
+            self.leases,
+            base.keyring.ca,
+        )
         routing = Routing(
             database=base.database,
             policies=base.policies,

@@ -11,6 +11,7 @@ Pure. Called by the ranks that save and resume, and by the control plane that re
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from appliance.core.errors import InvalidInput
@@ -18,6 +19,7 @@ from appliance.core.errors import InvalidInput
 LARGEST_STEP = 10**8 - 1
 _EPOCH = re.compile(r"e([1-9][0-9]{0,17})")
 _STEP = re.compile(r"step-([0-9]{8})")
+_ID = re.compile(r"e(0|[1-9][0-9]{0,17})-step-([1-9][0-9]{0,7})")
 
 
 @dataclass(frozen=True, order=True)
@@ -40,6 +42,38 @@ class CheckpointPoint:
         """Path below the folder, and below the object, of the series."""
         step = f"step-{self.step:08d}"
         return f"{epoch_folder(self.epoch)}/{step}" if self.epoch else step
+
+    @property
+    def id(self) -> str:
+        """Last part of its resource name."""
+        return f"e{self.epoch}-step-{self.step}"
+
+    @classmethod
+    def of_id(cls, text: str) -> CheckpointPoint | None:
+        """The point whose id this is; None when it is something else."""
+        match = _ID.fullmatch(text)
+        return cls(int(match[1]), int(match[2])) if match else None
+
+
+def superseded(
+    points: Iterable[CheckpointPoint], keep_last: int, keep_every: int
+) -> list[CheckpointPoint]:
+    """The checkpoints of a job that its rule of retention keeps no longer, newest first.
+
+    Args:
+        points: on record.
+        keep_last: how many of the newest are kept; at least one.
+        keep_every: checkpoints of a step that this divides are kept too, of each such step the one
+            of the newest epoch; 0 for none.
+    """
+    ordered = sorted(points, reverse=True)
+    kept = set(ordered[: max(keep_last, 1)])
+    steps: set[int] = set()
+    for point in ordered:
+        if keep_every and point.step % keep_every == 0 and point.step not in steps:
+            kept.add(point)
+            steps.add(point.step)
+    return [point for point in ordered if point not in kept]
 
 
 def epoch_folder(epoch: int) -> str:

@@ -137,6 +137,12 @@ class Exhausted(ApplianceError):
     reason = "RESOURCE_EXHAUSTED"
 
 
+class StoreFull(Exhausted):
+    """The object store has no space left; what waits for some goes on when there is some."""
+
+    reason = "STORE_FULL"
+
+
 class Unavailable(ApplianceError):
     """The other side cannot be reached or is busy; the same call may succeed later."""
 
@@ -203,6 +209,7 @@ BY_REASON: dict[str, type[ApplianceError]] = {
         LeaseLost,
         FailedPrecondition,
         Exhausted,
+        StoreFull,
         Unavailable,
         Untrusted,
         AuditUnavailable,

@@ -19,6 +19,7 @@ class JobState(StrEnum):
     QUEUED = "QUEUED"
     STARTING = "STARTING"
     RUNNING = "RUNNING"
+    PAUSED = "PAUSED"
     REGISTERING = "REGISTERING"
     SUCCEEDED = "SUCCEEDED"
     FAILED = "FAILED"
@@ -36,13 +37,22 @@ _MOVES: dict[JobState, frozenset[JobState]] = {
             JobState.RUNNING,
             JobState.REGISTERING,
             JobState.QUEUED,
+            JobState.PAUSED,
             JobState.FAILED,
             JobState.CANCELLED,
         }
     ),
     JobState.RUNNING: frozenset(
-        {JobState.REGISTERING, JobState.QUEUED, JobState.FAILED, JobState.CANCELLED}
+        {
+            JobState.REGISTERING,
+            JobState.QUEUED,
+            JobState.PAUSED,
+            JobState.FAILED,
+            JobState.CANCELLED,
+        }
     ),
+    # The object store was full; it is queued again when there is space, or when somebody asks.
+    JobState.PAUSED: frozenset({JobState.QUEUED, JobState.FAILED, JobState.CANCELLED}),
     JobState.REGISTERING: frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED}),
     JobState.SUCCEEDED: frozenset(),
     # Only when somebody asks for it.

@@ -35,6 +35,7 @@ PATTERNS: dict[str, str] = {
     "model": "projects/{project}/models/{model}",
     "modelVersion": "projects/{project}/models/{model}/versions/{version}",
     "job": "projects/{project}/jobs/{job}",
+    "checkpoint": "projects/{project}/jobs/{job}/checkpoints/{checkpoint}",
     "endpoint": "projects/{project}/endpoints/{endpoint}",
     "replica": "projects/{project}/endpoints/{endpoint}/replicas/{replica}",
 }
@@ -257,6 +258,11 @@ def model_version(project_id: str, model_id: str, version: int | str) -> str:
 def job(project_id: str, job_id: str) -> str:
     """`projects/{project}/jobs/{job}`."""
     return str(Name.of("job", project_id, job_id))
+
+
+def checkpoint(project_id: str, job_id: str, checkpoint_id: str) -> str:
+    """`projects/{project}/jobs/{job}/checkpoints/{checkpoint}`."""
+    return str(Name.of("checkpoint", project_id, job_id, checkpoint_id))
 
 
 def endpoint(project_id: str, endpoint_id: str) -> str:

@@ -39,11 +39,13 @@ class NodeCapacity:
     memory_used: int = 0
     lacks: Mapping[str, str] | None = field(default=None, hash=False)
 
-    def refusal(self, kind: str) -> str:
-        """Why the node cannot run this kind of work; empty when it can."""
-        if self.lacks is None or not kind:
+    def refusal(self, demand: Demand) -> str:
+        """Why the node cannot run this work; empty when it can."""
+        if self.lacks is None:
+            return "its agent is too old for this job: update it" if demand.new_agent else ""
+        if not demand.kind:
             return ""
-        return self.lacks.get(kind, "its agent does not know this kind of work: update it")
+        return self.lacks.get(demand.kind, "its agent does not know this kind of work: update it")
 
     @property
     def free(self) -> list[int]:
@@ -56,13 +58,15 @@ class Demand:
     """What a job needs.
 
     Ranks, at most so many on one node (None: no limit), bytes of memory for each, and the kind of
-    work, for which nodes may lack something ("": any node will do).
+    work, for which nodes may lack something ("": any node will do). `new_agent`: an agent that does
+    not say what its node lacks, as that of 0.1.0, would not understand the job.
     """
 
     ranks: int
     ranks_per_node_max: int | None = None
     memory_per_rank: int = 0
     kind: str = ""
+    new_agent: bool = False
 
     def __post_init__(self) -> None:
         """Refuse a demand that means nothing."""
@@ -85,7 +89,7 @@ class Placement:
 
 def _room(demand: Demand, node: NodeCapacity) -> int:
     """How many ranks of the demand fit on the node now."""
-    if node.refusal(demand.kind):
+    if node.refusal(demand):
         return 0
     room = len(node.free)
     if demand.memory_per_rank:
@@ -137,7 +141,7 @@ def place(demand: Demand, nodes: Sequence[NodeCapacity]) -> list[Placement]:
     placements = _choose(demand, nodes)
     if placements is None:
         free = sum(_room(demand, node) for node in nodes)
-        able = sum(not node.refusal(demand.kind) for node in nodes)
+        able = sum(not node.refusal(demand) for node in nodes)
         raise Exhausted(
             waiting(
                 demand,
@@ -160,10 +164,10 @@ def waiting(demand: Demand, nodes: Sequence[NodeCapacity], needs: str) -> str:
     """
     by_reason: dict[str, list[str]] = {}
     for node in nodes:
-        if reason := node.refusal(demand.kind):
+        if reason := node.refusal(demand):
             by_reason.setdefault(reason, []).append(node.node)
     refusals = [f"{_named(names)}: {reason}" for reason, names in sorted(by_reason.items())]
-    if by_reason and all(node.refusal(demand.kind) for node in nodes):
+    if by_reason and all(node.refusal(demand) for node in nodes):
         work = "replicas" if demand.kind == REPLICA else f"{demand.kind} jobs"
         needs = f"a node that can run {work}"
     return "; ".join([f"waiting for {needs}", *refusals])
@@ -175,7 +179,11 @@ def _named(nodes: Sequence[str]) -> str:
 
 
 def check_feasible(demand: Demand, nodes: Sequence[NodeCapacity]) -> None:
-    """Raise FailedPrecondition when the demand would not fit even if nothing else ran."""
+    """Raise FailedPrecondition when the demand would not fit even if nothing else ran.
+
+    What nodes lack for it is no reason: that can be installed while it waits.
+    """
+    demand = replace(demand, kind="", new_agent=False)
     empty = [replace(node, devices_used=frozenset(), memory_used=0) for node in nodes]
     if not empty:
         raise FailedPrecondition("there is no node: join one with `appliance node`, then repeat")

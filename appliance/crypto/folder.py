@@ -22,7 +22,7 @@ from typing import Any, BinaryIO, Self, cast
 
 from fsspec import AbstractFileSystem
 
-from appliance.core.errors import Exhausted, InvalidInput, NotFound, Tampered
+from appliance.core.errors import InvalidInput, NotFound, StoreFull, Tampered
 from appliance.core.files import sync_dir
 
 Moved = Callable[[], None]
@@ -129,14 +129,14 @@ class Folder:
 
     @contextlib.contextmanager
     def guarded(self, file: str) -> Iterator[None]:
-        """Turn a full disk into `Exhausted`."""
+        """Turn a full disk into `StoreFull`."""
         try:
             yield
         except OSError as error:
-            if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+            if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
                 raise
             # Whoever hears this may be far away: no path of the server.
-            raise Exhausted(
+            raise StoreFull(
                 f"No space is left for {file} in the object store. Free some space, then repeat."
             ) from error
 

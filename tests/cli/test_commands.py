@@ -20,7 +20,12 @@ from appliance.api.access.v1 import (
 from appliance.api.auth.v1 import auth_service_pb2
 from appliance.api.data.v1 import dataset_pb2, dataset_service_pb2
 from appliance.api.inference.v1 import generation_pb2, inference_service_pb2
-from appliance.api.jobs.v1 import job_log_pb2, job_pb2
+from appliance.api.jobs.v1 import (
+    checkpoint_pb2,
+    checkpoint_service_pb2,
+    job_log_pb2,
+    job_pb2,
+)
 from appliance.api.models.v1 import model_pb2
 from appliance.api.nodes.v1 import node_pb2, node_service_pb2
 from appliance.api.projects.v1 import project_pb2, project_service_pb2
@@ -424,6 +429,42 @@ def test_a_job_is_submitted_with_its_spec(command: Run, logged_in: FakeApi) -> N
     assert spec.architecture.tie_embeddings
     assert (spec.mesh.data, spec.mesh.tensor, spec.mesh.pipeline) == (2, 2, 0)
     assert command(*TRAIN, "--mesh", "data=2", "--data", "4").code == 2
+
+
+def test_a_shape_is_whole_or_that_of_a_checkpoint(command: Run, logged_in: FakeApi) -> None:
+    logged_in.answers["JobService.CreateJob"] = job("QUEUED")
+    shape = TRAIN.index("--layers"), TRAIN.index("--steps")
+    rest = [*TRAIN[: shape[0]], *TRAIN[shape[1] : -1]]
+    result = command(*rest, "--from-checkpoint", "first/e1-step-50")
+    assert result.code == 0, result.err
+    spec = logged_in.calls[0].request.job.train
+    assert spec.from_checkpoint == f"{DEMO}/jobs/first/checkpoints/e1-step-50"
+    assert not spec.HasField("architecture")
+    result = command(*rest)
+    assert (result.code, "--layers, --hidden-size" in result.err) == (2, True)
+    result = command(*rest, "--from-checkpoint", "first/e1-step-50", "--layers", "2")
+    assert (result.code, "without any of it" in " ".join(result.err.split())) == (2, True)
+    result = command(*rest, "--from-checkpoint", "e1-step-50")
+    assert (result.code, "write JOB/CHECKPOINT" in result.err) == (1, True)
+
+
+def test_checkpoints_are_listed_shown_and_deleted(command: Run, logged_in: FakeApi) -> None:
+    name = f"{DEMO}/jobs/one/checkpoints/e2-step-50"
+    made = checkpoint_pb2.Checkpoint(name=name, step=50, epoch=2, size_bytes=7, state=1)
+    answer = checkpoint_service_pb2.ListCheckpointsResponse(checkpoints=[made])
+    logged_in.answers["CheckpointService.ListCheckpoints"] = answer
+    logged_in.answers["CheckpointService.GetCheckpoint"] = made
+    logged_in.answers["CheckpointService.DeleteCheckpoint"] = made
+    shown = command("checkpoint", "list", "one")
+    assert [line.split()[:5] for line in shown.out.splitlines()] == [
+        ["CHECKPOINT", "STATE", "STEP", "EPOCH", "BYTES"],
+        ["e2-step-50", "COMPLETE", "50", "2", "7"],
+    ]
+    for text in ("one/e2-step-50", "one/checkpoints/e2-step-50", name):
+        assert command("checkpoint", "get", text).code == 0
+        assert command("checkpoint", "delete", text).code == 0
+    assert logged_in.calls[0].request.parent == f"{DEMO}/jobs/one"
+    assert {call.request.name for call in logged_in.calls[1:]} == {name}
 
 
 def test_waiting_ends_with_the_job(command: Run, logged_in: FakeApi) -> None:

@@ -165,13 +165,23 @@ class Cast:
         return found
 
 
+ABSENT_JOB = "projects/mine/jobs/absent"
+ABSENT_CHECKPOINT = f"{ABSENT_JOB}/checkpoints/e1-step-1"
+
+
 def request_for(
-    rule: Rule, method: MethodDescriptor, bindings: dict[str, str], scope: str, ended: str
+    rule: Rule,
+    method: MethodDescriptor,
+    bindings: dict[str, str],
+    scope: str,
+    ended: str,
+    challenge: bytes,
 ) -> Message:
     """About project `mine`, or about nothing in particular; never one that changes something."""
     request: Message = GetMessageClass(method.input_type)()
     noun = rule.permission.split(".")[0]
     names = {
+        "checkpoints": ABSENT_CHECKPOINT if rule.resource == "name" else ABSENT_JOB,
         "bindings": bindings[scope] if rule.resource == "name" else scope or "projects/mine",
         "nodes": "nodes/absent",
         "roles": "roles/viewer",
@@ -191,6 +201,7 @@ def request_for(
     if rule.anonymous:
         # One that nobody was ever given does not pass the door.
         stops["token"] = ended
+        stops["challenge"] = challenge
     for field, value in stops.items():
         if field in method.input_type.fields_by_name:
             setattr(request, field, value)
@@ -235,6 +246,7 @@ async def test_every_rpc_answers_every_caller_as_the_table_says(appliance: Appli
     others, people = players.others(), players.people()
     ended = people["expired"].token
     base = appliance.control
+    challenge = base.base.challenges.make()
     said: dict[tuple[str, str], str] = {}
     before = len(appliance.records())
 
@@ -244,7 +256,7 @@ async def test_every_rpc_answers_every_caller_as_the_table_says(appliance: Appli
         said[name, caller] = await call(
             appliance.channel(port, someone.machine),
             rule,
-            request_for(rule, method, players.bindings, name.partition(" ")[2], ended),
+            request_for(rule, method, players.bindings, name.partition(" ")[2], ended, challenge),
             bearer(someone.token, request_id(name, caller)),
         )
 

@@ -6,6 +6,7 @@ Sessions are written into the database instead of being logged in, because a pas
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import shutil
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -317,6 +318,8 @@ async def running(
             )
         )
     try:
+        # The store is known, as it is a moment after the real process serves.
+        await asyncio.to_thread(control.work.storage.do_all)
         await control.server.set_serving(serving=True)
         await control.server.start()
         yield appliance

@@ -23,8 +23,10 @@ from appliance.api.nodes.v1 import node_pb2
 from appliance.control.foundation import Foundation, People
 from appliance.control.opening import open_data
 from appliance.control.parts import enrolment
+from appliance.control.services import artifact_rows
 from appliance.control.services.artifacts import Made
 from appliance.control.services.caller import Caller
+from appliance.control.services.checkpoints import Checkpoints
 from appliance.control.services.datasets import Datasets
 from appliance.control.services.endpoints import Endpoints
 from appliance.control.services.fleet import Session
@@ -38,6 +40,7 @@ from appliance.control.store import tables
 from appliance.control.work import Work
 from appliance.core.checkpoints import CheckpointPoint
 from appliance.core.identity import Principal, PrincipalKind
+from appliance.core.names import Name
 from appliance.crypto.artifacts import ArtifactReader, ArtifactWriter, manifest_digest
 from tests.fakes import tiny_model
 from tests.fakes.appliance import settings_of
@@ -75,7 +78,7 @@ class Lab:
         people = People(self.base)
         self.work = Work(self.base, people, self.time.monotonic)
         self.work.scheduler.recover()
-        self.work.registration.run_pass()
+        self.work.storage.do_all()
         base, work = self.base, self.work
         self.database = base.database
         self.datasets = Datasets(base.database, base.changes, work.artifacts, base.clock)
@@ -89,11 +92,18 @@ class Lab:
             base.events,
             base.clock,
         )
+        self.checkpoints = Checkpoints(base.database, base.changes, work.tasks, base.events)
         self.endpoints = Endpoints(
             base.database, base.changes, base.policies, work.replicas, base.events, base.clock
         )
         self.release = Release(
-            base.database, work.artifacts, work.leases, base.keyring.ca, base.events
+            base.database,
+            work.artifacts,
+            work.checkpoints,
+            work.folders,
+            work.store,
+            work.leases,
+            base.keyring.ca,
         )
         self.routing = Routing(
             base.database,
@@ -156,11 +166,13 @@ class Lab:
         reader = artifacts.verify(version, digest)
         artifacts.sign(version, digest)
         with self.database.write() as transaction:
-            artifacts.register(transaction, version, reader, facts)
+            origin = {"kind": "upload", "inputs": []}
+            artifacts.register(transaction, version, reader, facts, origin)
         return version.name
 
-    def tokens(self, name: str = "clean", vocabulary: int = 512) -> str:
+    def tokens(self, name: str = "clean", vocabulary: int = 512, tokenizer: str = "") -> str:
         facts = {"kind": "tokens", "documents": 3, "tokens": 9, "vocabulary_size": vocabulary}
+        facts["tokenizer"] = tokenizer
         return self.version("dataset", name, {"index.json": b"{}"}, facts)
 
     def text(self, name: str = "raw") -> str:
@@ -191,6 +203,11 @@ class Lab:
     def job(self, name: str = "t1") -> job_pb2.Job:
         return self.jobs.get(ALICE, f"projects/{PROJECT}/jobs/{name}")
 
+    def version_row(self, name: str) -> Any:
+        """The row of a complete version."""
+        with self.database.read() as state:
+            return artifact_rows.version_row(state, Name.parse(name))
+
     def rows(self, table: Any) -> list[Any]:
         with self.database.read() as state:
             return state.all(select(table))
@@ -205,6 +222,16 @@ class Lab:
             )
             self.base.policies.changed(transaction)
         return FakeAgent(self, name, **offers)
+
+    async def started(self, **changes: Any) -> tuple[FakeAgent, agent.WorkEpoch]:
+        """A node on which the small train job `t1` starts, and that start."""
+        node = self.node("n1")
+        node.say_lacks({"train": ""})
+        await node.connect()
+        self.train(**changes)
+        self.look()
+        await node.take()
+        return node, node.started[0].work
 
     async def connected(self, name: str, **offers: Any) -> FakeAgent:
         made = self.node(name, **offers)
@@ -272,6 +299,7 @@ class FakeAgent:
         self.free_ports: list[int] = []
         self.session: Session | None = None
         self.cut = False
+        self.storage_works = True
 
     def say_lacks(self, lacks: Mapping[str, str]) -> None:
         """What the next hello says: kind of work -> what is missing for it, "" for nothing."""
@@ -320,8 +348,8 @@ class FakeAgent:
 
     def report(self, **report: Any) -> None:
         self.lab.work.agents.report(self.node, agent.ConnectRequest(**report))
-        if "job_ended" in report:
-            self.lab.work.registration.run_pass()
+        if self.storage_works and report.keys() & {"job_ended", "checkpoint"}:
+            self.lab.work.storage.do_all()
 
     def heartbeat(self) -> None:
         running = _works(self.running)

@@ -18,6 +18,7 @@ from pathlib import Path
 from appliance.api.nodes.v1 import node_service_pb2, node_service_pb2_grpc
 from appliance.client.profiles import Profile, Profiles
 from appliance.control.events import NODES
+from appliance.control.pools import TASK_THREADS
 from appliance.control.services.artifacts import Made
 from tests.fakes.appliance import ADMINISTRATOR, Appliance, bearer, make_data_directory, running
 from tests.fakes.gang import ROOT
@@ -68,7 +69,8 @@ class Site:
         artifacts.sign(version, digest)
         facts = {"kind": "tokens", "documents": 3, "tokens": 9, "vocabulary_size": 512}
         with base.database.write() as transaction:
-            artifacts.register(transaction, version, reader, facts)
+            origin = {"kind": "upload", "inputs": []}
+            artifacts.register(transaction, version, reader, facts, origin)
         return version.name
 
     async def start_agent(self, name: str, python: Path, arguments: tuple[str, ...]) -> Path:
@@ -147,7 +149,11 @@ async def new_site(folder: Path) -> AsyncIterator[Site]:
     async with running(template, folder / "data") as appliance:
         appliance.project(PROJECT)
         control = appliance.control
-        passes = asyncio.create_task(control.work.scheduler.run(control._pool, control.base.events))
+        pool = control._pool
+        passes = asyncio.gather(
+            control.work.scheduler.run(pool.passes, control.base.events),
+            control.work.storage.run(pool.tasks, TASK_THREADS),
+        )
         site = Site(appliance, folder)
         try:
             yield site

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from concurrent.futures import Executor
 from typing import Any
 
 import grpc.aio
@@ -12,6 +11,7 @@ import grpc.aio
 from appliance.api.agent.v1 import agent_service_pb2 as rpc
 from appliance.api.agent.v1.agent_service_pb2_grpc import AgentServiceServicer
 from appliance.control.events import Events
+from appliance.control.pools import CallPool
 from appliance.control.rpc.servicer import Servicer
 from appliance.control.services.agents import Agents
 from appliance.control.services.enrolment import Enrolment
@@ -30,13 +30,14 @@ class AgentRpc(Servicer, AgentServiceServicer):
         agents: Agents,
         release: Release,
         enrolment: Enrolment,
-        pool: Executor,
+        pool: CallPool,
         events: Events,
     ) -> None:
         super().__init__(pool, events)
         self._agents = agents
         self._release = release
         self._enrolment = enrolment
+        self._releases: dict[tuple[str, bytes], asyncio.Future[rpc.ReleaseKeysResponse]] = {}
 
     async def Connect(
         self, request_iterator: AsyncIterator[rpc.ConnectRequest], context: Context
@@ -49,7 +50,9 @@ class AgentRpc(Servicer, AgentServiceServicer):
         session = Session(self._agents.facts_of(caller, first))
         reader: asyncio.Task[None] | None = None
         try:
-            await self._run(self._agents.connect, caller, first.hello, session)
+            await self._run_in(
+                self._pool.agents, self._agents.connect, caller, first.hello, session
+            )
             reader = asyncio.create_task(self._read(request_iterator, session))
             while (order := await session.next()) is not None:
                 yield order
@@ -59,13 +62,30 @@ class AgentRpc(Servicer, AgentServiceServicer):
         finally:
             if reader is not None:
                 reader.cancel()
-            await self._run(self._agents.leave, session)
+            await self._run_in(self._pool.agents, self._agents.leave, session)
 
     async def ReleaseKeys(
         self, request: rpc.ReleaseKeysRequest, context: Context
     ) -> rpc.ReleaseKeysResponse:
-        """Returns the data keys of work that is leased to the calling node now."""
-        return await self._run(self._release.keys, self.caller, request)
+        """Returns the data keys of work that is leased to the calling node now.
+
+        It may have to wait for the object store, longer than its caller does: who asks again joins
+        what is under way, and no call waits for it that nobody waits for.
+        """
+        key = (self.caller.principal.id, request.SerializeToString(deterministic=True))
+        release = self._releases.get(key)
+        if release is None:
+            release = asyncio.ensure_future(
+                self._run_in(self._pool.storage, self._release.keys, self.caller, request)
+            )
+            self._releases[key] = release
+            release.add_done_callback(lambda done: self._released(key, done))
+        return await asyncio.shield(release)
+
+    def _released(self, key: tuple[str, bytes], done: asyncio.Future[Any]) -> None:
+        self._releases.pop(key, None)
+        if not done.cancelled():
+            done.exception()  # whoever still waits gets it; nobody else is told of it
 
     async def RenewCertificate(
         self, request: rpc.RenewCertificateRequest, context: Context
@@ -77,6 +97,8 @@ class AgentRpc(Servicer, AgentServiceServicer):
         """Take in reports in their order until the agent stops sending; then end the session."""
         try:
             async for report in reports:
-                await self._look(self._agents.report, session.facts.node, report)
+                await self._look_in(
+                    self._pool.agents, self._agents.report, session.facts.node, report
+                )
         finally:
             session.close()

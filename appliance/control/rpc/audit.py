@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from concurrent.futures import Executor
 from typing import Any
 
 import grpc.aio
@@ -11,6 +10,7 @@ import grpc.aio
 from appliance.api.audit.v1 import audit_service_pb2 as rpc
 from appliance.api.audit.v1.audit_service_pb2_grpc import AuditServiceServicer
 from appliance.control.events import Events
+from appliance.control.pools import CallPool
 from appliance.control.rpc.servicer import Servicer
 from appliance.control.services.audit import Audit
 
@@ -20,7 +20,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class AuditRpc(Servicer, AuditServiceServicer):
     """Translates."""
 
-    def __init__(self, service: Audit, pool: Executor, events: Events) -> None:
+    def __init__(self, service: Audit, pool: CallPool, events: Events) -> None:
         super().__init__(pool, events)
         self._service = service
 

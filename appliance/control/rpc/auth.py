@@ -7,7 +7,6 @@ a try whose turn does not come, or whose caller leaves before, is given back.
 from __future__ import annotations
 
 import asyncio
-from concurrent.futures import Executor
 from typing import Any
 
 import grpc.aio
@@ -17,6 +16,7 @@ from appliance.api.auth.v1.auth_service_pb2_grpc import AuthServiceServicer
 from appliance.control.auth.hasher import Hasher
 from appliance.control.auth.log_in import Begun
 from appliance.control.events import Events
+from appliance.control.pools import CallPool
 from appliance.control.rpc.servicer import Servicer, stop_if_left
 from appliance.control.services.authentication import Authentication
 from appliance.core.errors import Exhausted
@@ -29,7 +29,7 @@ class AuthRpc(Servicer, AuthServiceServicer):
     """Translates, and waits for the turn of a password."""
 
     def __init__(
-        self, service: Authentication, hasher: Hasher, pool: Executor, events: Events
+        self, service: Authentication, hasher: Hasher, pool: CallPool, events: Events
     ) -> None:
         super().__init__(pool, events)
         self._service = service

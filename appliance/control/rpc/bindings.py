@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Executor
 from typing import Any
 
 import grpc.aio
@@ -11,6 +10,7 @@ from appliance.api.access.v1 import binding_pb2
 from appliance.api.access.v1 import binding_service_pb2 as rpc
 from appliance.api.access.v1.binding_service_pb2_grpc import BindingServiceServicer
 from appliance.control.events import Events
+from appliance.control.pools import CallPool
 from appliance.control.rpc.servicer import Servicer
 from appliance.control.services.bindings import Bindings
 
@@ -20,7 +20,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class BindingRpc(Servicer, BindingServiceServicer):
     """Translates."""
 
-    def __init__(self, service: Bindings, pool: Executor, events: Events) -> None:
+    def __init__(self, service: Bindings, pool: CallPool, events: Events) -> None:
         super().__init__(pool, events)
         self._service = service
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from concurrent.futures import Executor
 from typing import Any
 
 import grpc.aio
@@ -12,6 +11,7 @@ from appliance.api.data.v1 import dataset_pb2
 from appliance.api.data.v1 import dataset_service_pb2 as rpc
 from appliance.api.data.v1.dataset_service_pb2_grpc import DatasetServiceServicer
 from appliance.control.events import Events
+from appliance.control.pools import CallPool
 from appliance.control.rpc.servicer import Servicer
 from appliance.control.services.datasets import Datasets
 
@@ -21,7 +21,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class DatasetRpc(Servicer, DatasetServiceServicer):
     """Translates."""
 
-    def __init__(self, service: Datasets, pool: Executor, events: Events) -> None:
+    def __init__(self, service: Datasets, pool: CallPool, events: Events) -> None:
         super().__init__(pool, events)
         self._service = service
 
@@ -65,4 +65,6 @@ class DatasetRpc(Servicer, DatasetServiceServicer):
         self, request: rpc.GetPrepareReportRequest, context: Context
     ) -> dataset_pb2.PrepareReport:
         """Returns the report of the prepare job that made a version."""
-        return await self._run(self._service.prepare_report, self.caller, request.name)
+        return await self._run_in(
+            self._pool.storage, self._service.prepare_report, self.caller, request.name
+        )

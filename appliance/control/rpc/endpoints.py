@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from concurrent.futures import Executor
 from typing import Any
 
 import grpc.aio
@@ -12,6 +11,7 @@ from appliance.api.serving.v1 import endpoint_pb2
 from appliance.api.serving.v1 import endpoint_service_pb2 as rpc
 from appliance.api.serving.v1.endpoint_service_pb2_grpc import EndpointServiceServicer
 from appliance.control.events import Events
+from appliance.control.pools import CallPool
 from appliance.control.rpc.servicer import Servicer
 from appliance.control.services.endpoints import Endpoints
 
@@ -21,7 +21,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class EndpointRpc(Servicer, EndpointServiceServicer):
     """Translates."""
 
-    def __init__(self, service: Endpoints, pool: Executor, events: Events) -> None:
+    def __init__(self, service: Endpoints, pool: CallPool, events: Events) -> None:
         super().__init__(pool, events)
         self._service = service
 

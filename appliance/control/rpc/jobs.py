@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from concurrent.futures import Executor
 from typing import Any
 
 import grpc.aio
@@ -12,6 +11,7 @@ from appliance.api.jobs.v1 import job_log_pb2, job_pb2
 from appliance.api.jobs.v1 import job_service_pb2 as rpc
 from appliance.api.jobs.v1.job_service_pb2_grpc import JobServiceServicer
 from appliance.control.events import Events
+from appliance.control.pools import CallPool
 from appliance.control.rpc.servicer import Servicer
 from appliance.control.services.jobs import Jobs
 
@@ -26,7 +26,7 @@ _ENDED = frozenset(
 class JobRpc(Servicer, JobServiceServicer):
     """Translates."""
 
-    def __init__(self, service: Jobs, pool: Executor, events: Events) -> None:
+    def __init__(self, service: Jobs, pool: CallPool, events: Events) -> None:
         super().__init__(pool, events)
         self._service = service
 

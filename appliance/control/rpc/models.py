@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from concurrent.futures import Executor
 from typing import Any
 
 import grpc.aio
@@ -12,6 +11,7 @@ from appliance.api.models.v1 import model_pb2
 from appliance.api.models.v1 import model_service_pb2 as rpc
 from appliance.api.models.v1.model_service_pb2_grpc import ModelServiceServicer
 from appliance.control.events import Events
+from appliance.control.pools import CallPool
 from appliance.control.rpc.servicer import Servicer
 from appliance.control.services.models import Models
 
@@ -21,7 +21,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class ModelRpc(Servicer, ModelServiceServicer):
     """Translates."""
 
-    def __init__(self, service: Models, pool: Executor, events: Events) -> None:
+    def __init__(self, service: Models, pool: CallPool, events: Events) -> None:
         super().__init__(pool, events)
         self._service = service
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Executor
 from typing import Any
 
 import grpc.aio
@@ -11,6 +10,7 @@ from appliance.api.nodes.v1 import node_pb2
 from appliance.api.nodes.v1 import node_service_pb2 as rpc
 from appliance.api.nodes.v1.node_service_pb2_grpc import NodeServiceServicer
 from appliance.control.events import Events
+from appliance.control.pools import CallPool
 from appliance.control.rpc.servicer import Servicer
 from appliance.control.services.enrolment import Enrolment
 from appliance.control.services.nodes import Nodes
@@ -22,7 +22,7 @@ class NodeRpc(Servicer, NodeServiceServicer):
     """Translates."""
 
     def __init__(
-        self, service: Nodes, enrolment: Enrolment, pool: Executor, events: Events
+        self, service: Nodes, enrolment: Enrolment, pool: CallPool, events: Events
     ) -> None:
         super().__init__(pool, events)
         self._service = service

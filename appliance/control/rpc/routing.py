@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from concurrent.futures import Executor
 from typing import Any
 
 import grpc.aio
@@ -12,6 +11,7 @@ import grpc.aio
 from appliance.api.serving.v1 import routing_service_pb2 as rpc
 from appliance.api.serving.v1.routing_service_pb2_grpc import RoutingServiceServicer
 from appliance.control.events import ACCESS, ROUTING, Events
+from appliance.control.pools import CallPool
 from appliance.control.rpc.servicer import Servicer
 from appliance.control.services.routing import Routing
 from appliance.control.services.routing_view import Held
@@ -27,7 +27,7 @@ TOGETHER_SECONDS = 0.1
 class RoutingRpc(Servicer, RoutingServiceServicer):
     """Translates."""
 
-    def __init__(self, service: Routing, pool: Executor, events: Events) -> None:
+    def __init__(self, service: Routing, pool: CallPool, events: Events) -> None:
         super().__init__(pool, events)
         self._service = service
 
@@ -49,7 +49,7 @@ class RoutingRpc(Servicer, RoutingServiceServicer):
         self, request: rpc.GetServedTokenizerRequest, context: Context
     ) -> rpc.ServedTokenizer:
         """Returns the tokenizer of a served model version."""
-        return await self._run(self._service.tokenizer, self.caller, request)
+        return await self._run_in(self._pool.storage, self._service.tokenizer, self.caller, request)
 
     async def ReportUsage(
         self, request: rpc.ReportUsageRequest, context: Context

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Executor
 from typing import Any
 
 import grpc.aio
@@ -11,6 +10,7 @@ from appliance.api.access.v1 import service_account_pb2
 from appliance.api.access.v1 import service_account_service_pb2 as rpc
 from appliance.api.access.v1.service_account_service_pb2_grpc import ServiceAccountServiceServicer
 from appliance.control.events import Events
+from appliance.control.pools import CallPool
 from appliance.control.rpc.servicer import Servicer
 from appliance.control.services.service_accounts import ServiceAccounts
 
@@ -20,7 +20,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class ServiceAccountRpc(Servicer, ServiceAccountServiceServicer):
     """Translates."""
 
-    def __init__(self, service: ServiceAccounts, pool: Executor, events: Events) -> None:
+    def __init__(self, service: ServiceAccounts, pool: CallPool, events: Events) -> None:
         super().__init__(pool, events)
         self._service = service
 

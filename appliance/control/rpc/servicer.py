@@ -7,7 +7,8 @@ only translates:
         return await self._run(self._service.get, self.caller, request.name)
 
 Rules kept here:
-* services are synchronous and run in a pool of threads, so a slow disk never stops the event loop;
+* services are synchronous and run in threads, so a slow disk never stops the event loop; what may
+  wait for the object store runs in threads for that alone (`_run_in(self._pool.storage, ...)`);
 * permissions, audit and errors are the gate's business; a servicer has no `try` and no `abort`;
 * work that has begun ends, also when its caller leaves, so that the audit result is true.
 """
@@ -25,6 +26,7 @@ from typing import Protocol, TypeVar, cast
 from google.protobuf.descriptor import ServiceDescriptor
 
 from appliance.control.events import Events
+from appliance.control.pools import CallPool
 from appliance.control.services.caller import Caller, current_caller
 from appliance.core.errors import Internal, InvalidInput
 from appliance.wire.server import Service
@@ -65,11 +67,11 @@ class Servicer:
     """Base of every servicer.
 
     Args:
-        pool: threads the services run in; shared by all servicers.
+        pool: threads; shared by all servicers.
         events: wake-ups for Watch streams.
     """
 
-    def __init__(self, pool: Executor, events: Events) -> None:
+    def __init__(self, pool: CallPool, events: Events) -> None:
         self._pool = pool
         self._events = events
 
@@ -79,9 +81,13 @@ class Servicer:
         return current_caller()
 
     async def _run(self, function: Callable[..., T], *arguments: object) -> T:
-        """Call a synchronous service method in the pool, in the context of this request."""
+        """Call a synchronous service method in a thread, in the context of this request."""
+        return await self._run_in(self._pool, function, *arguments)
+
+    async def _run_in(self, pool: Executor, function: Callable[..., T], *arguments: object) -> T:
+        """As `_run`, in the threads of another pool."""
         call = functools.partial(contextvars.copy_context().run, function, *arguments)
-        work = asyncio.get_running_loop().run_in_executor(self._pool, call)
+        work = asyncio.get_running_loop().run_in_executor(pool, call)
         try:
             return await asyncio.shield(work)
         except asyncio.CancelledError:
@@ -91,7 +97,11 @@ class Servicer:
 
     async def _look(self, function: Callable[..., T], *arguments: object) -> T:
         """As `_run` inside a stream: one whose caller has left goes no further."""
-        value = await self._run(function, *arguments)
+        return await self._look_in(self._pool, function, *arguments)
+
+    async def _look_in(self, pool: Executor, function: Callable[..., T], *arguments: object) -> T:
+        """As `_look`, in the threads of another pool."""
+        value = await self._run_in(pool, function, *arguments)
         stop_if_left()
         return value
 
@@ -106,15 +116,16 @@ class Servicer:
         first = await anext(messages, None)
         if first is None:
             raise InvalidInput("the stream is empty: its first message names what to fill")
-        intake = await self._run(begin, self.caller, first)
+        pool = self._pool.storage
+        intake = await self._run_in(pool, begin, self.caller, first)
         try:
             stop_if_left()
             async for message in messages:
-                await self._look(intake.add, message)
-            await self._look(intake.close)
-            return await self._run(intake.finish)
+                await self._look_in(pool, intake.add, message)
+            await self._look_in(pool, intake.close)
+            return await self._run_in(pool, intake.finish)
         finally:
-            await self._run(intake.abort)
+            await self._run_in(pool, intake.abort)
 
     async def _follow(
         self, topic: str, read: Callable[[], T], ended: Callable[[T], bool]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Executor
 from typing import Any
 
 import grpc.aio
@@ -10,6 +9,7 @@ import grpc.aio
 from appliance.api.system.v1 import system_service_pb2 as rpc
 from appliance.api.system.v1.system_service_pb2_grpc import SystemServiceServicer
 from appliance.control.events import Events
+from appliance.control.pools import CallPool
 from appliance.control.rpc.servicer import Servicer
 from appliance.control.services.system import System
 
@@ -19,7 +19,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class SystemRpc(Servicer, SystemServiceServicer):
     """Translates."""
 
-    def __init__(self, service: System, pool: Executor, events: Events) -> None:
+    def __init__(self, service: System, pool: CallPool, events: Events) -> None:
         super().__init__(pool, events)
         self._service = service
 

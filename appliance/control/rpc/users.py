@@ -5,7 +5,6 @@ Rule kept here: while a password waits for its turn to be hashed, no thread of t
 
 from __future__ import annotations
 
-from concurrent.futures import Executor
 from typing import Any
 
 import grpc.aio
@@ -15,6 +14,7 @@ from appliance.api.access.v1 import user_service_pb2 as rpc
 from appliance.api.access.v1.user_service_pb2_grpc import UserServiceServicer
 from appliance.control.auth.hasher import Hasher
 from appliance.control.events import Events
+from appliance.control.pools import CallPool
 from appliance.control.rpc.servicer import Servicer
 from appliance.control.services.users import Users
 from appliance.wire.admission import source_of
@@ -25,7 +25,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class UserRpc(Servicer, UserServiceServicer):
     """Translates, and waits for the turn of a password."""
 
-    def __init__(self, service: Users, hasher: Hasher, pool: Executor, events: Events) -> None:
+    def __init__(self, service: Users, hasher: Hasher, pool: CallPool, events: Events) -> None:
         super().__init__(pool, events)
         self._service = service
         self._hasher = hasher

@@ -7,7 +7,7 @@ and registered (row `complete`) once it is seen to be whole. Rules kept here:
 * the manifest of a registered version is signed (`manifest.sig`, Ed25519 over the manifest), so
   that it can be told from what somebody with write access to the storage and a stolen data key
   made; digest and signature are checked again before its key is handed out;
-* what is dropped loses its row, that is its key, first and its files afterwards.
+* what is dropped loses its row, that is its key, and its files afterwards, by the queue.
 
 The attack: an artifact swapped, rolled back or forged in the object store; an output of a node that
 has lost its lease. Called by every service that makes or reads artifacts.
@@ -15,9 +15,6 @@ has lost its lease. Called by every service that makes or reads artifacts.
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -27,12 +24,13 @@ from sqlalchemy import Row, delete, func, insert, select, update
 
 from appliance.control.services.artifact_rows import COMPLETE, PENDING, of_artifact, version_name
 from appliance.control.services.keys import Keys
+from appliance.control.services.storage_tasks import StorageTasks, Task, TaskKind
 from appliance.control.store import tables
 from appliance.control.store.database import Database, Reading, Transaction
 from appliance.control.store.objects import ObjectStore, new_uid
 from appliance.core import names
-from appliance.core.checkpoints import CheckpointPoint, epoch_of, step_of
 from appliance.core.errors import AlreadyExists, LeaseLost, NotFound, Tampered
+from appliance.crypto import statements
 from appliance.crypto.artifacts import (
     MANIFEST,
     SIGNATURE,
@@ -46,7 +44,8 @@ from appliance.crypto.signing import SigningKey
 
 CHECKPOINTS = "checkpoints"
 _SIGNATURE_SIZE = 64
-_logger = logging.getLogger(__name__)
+_ENOUGH = 10
+"""Artifacts that are looked for to know the store: one of them may be lost."""
 _artifact = tables.artifact.c
 _version = tables.artifact_version.c
 
@@ -86,21 +85,24 @@ class Artifacts:
         database: the state.
         keys: makes and opens data keys.
         store: where the folders lie.
+        tasks: what is to be deleted there.
         signer: signs manifests.
         clock: the time, aware.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # the parts of the control plane it acts on
         self,
         database: Database,
         keys: Keys,
         store: ObjectStore,
+        tasks: StorageTasks,
         signer: SigningKey,
         clock: Callable[[], datetime],
     ) -> None:
         self._database = database
         self._keys = keys
         self._store = store
+        self._tasks = tasks
         self._signer = signer
         self._clock = clock
 
@@ -145,7 +147,8 @@ class Artifacts:
         return Version(uid, project, kind, artifact, number, folder, "", data_key.key)
 
     def writer(self, version: Version, *, epoch: int = 0) -> ArtifactWriter:
-        """A writer for a pending version."""
+        """A writer for a pending version. Raises Unavailable when the store is not there."""
+        self._store.check_mounted()
         return ArtifactWriter(
             self._store.filesystem,
             self._store.path(version.folder),
@@ -174,59 +177,9 @@ class Artifacts:
             raise LeaseLost(f"epoch {reader.epoch} wrote {version.name}, not {epoch}")
         return reader
 
-    def checkpoint(
-        self, version: Version, point: CheckpointPoint, digest: str | None = None
-    ) -> ArtifactReader:
-        """A reader of a checkpoint of a series, once it is seen to be whole.
-
-        Raises as `verify`; NotFound when it is not there and no digest is known.
-        """
-        return ArtifactReader(
-            self._store.filesystem,
-            self._store.path(f"{version.folder}/{point.name}"),
-            version.key,
-            version.project,
-            f"{version.uid}/{point.name}",
-            digest=digest,
-        )
-
-    def points(self, version: Version) -> list[CheckpointPoint]:
-        """The checkpoints of a series that have their manifest, newest first."""
-        found: list[CheckpointPoint] = []
-        for folder in self._folders(version.folder):
-            name = folder.rpartition("/")[2]
-            epoch = epoch_of(name)
-            folders = [folder] if epoch is None else self._folders(folder)
-            for each in folders:
-                step = step_of(each.rpartition("/")[2])
-                if step is not None and self._is_whole(each):
-                    found.append(CheckpointPoint(epoch or 0, step))
-        return sorted(found, reverse=True)
-
-    def forget_checkpoints(self, version: Version, before: int) -> None:
-        """Delete what epochs lower than `before` have saved in a series."""
-        for folder in self._folders(version.folder):
-            name = folder.rpartition("/")[2]
-            epoch = 0 if step_of(name) is not None else epoch_of(name)
-            if epoch is not None and epoch < before:
-                self.remove(folder)
-
     def sign(self, version: Version, digest: str) -> None:
         """Sign the manifest of a verified version, beside it."""
-        folder = Folder(self._store.filesystem, self._store.path(version.folder))
-        manifest = _read(folder, MANIFEST, LARGEST_MANIFEST)
-        if manifest_digest(manifest) != digest:
-            raise Tampered(
-                f"the manifest of {version.name} changed while it was registered",
-                object=version.uid,
-            )
-        new = folder.create(SIGNATURE)
-        try:
-            new.write(self._signer.sign(manifest))
-            new.commit()
-        except BaseException:
-            new.discard()
-            raise
+        sign_manifest(self._folder(version.folder), self._signer, digest, version.uid)
 
     def register(
         self,
@@ -234,8 +187,17 @@ class Artifacts:
         version: Version,
         reader: ArtifactReader,
         facts: Mapping[str, Any],
+        origin: Mapping[str, Any],
     ) -> None:
-        """A verified, signed version is complete from here on."""
+        """A verified, signed version is complete from here on.
+
+        Args:
+            transaction: in which it appears.
+            version: pending until now.
+            reader: of it, verified.
+            facts: shown with it.
+            origin: what made it, of what, and how: kept as a signed statement about its digest.
+        """
         changed = transaction.run(
             update(tables.artifact_version)
             .where(_version.uid == version.uid, _version.state == PENDING)
@@ -243,6 +205,7 @@ class Artifacts:
                 state=COMPLETE,
                 manifest_digest=reader.digest,
                 facts=dict(facts),
+                statement=statements.sign(self._signer, version.name, reader.digest, origin),
                 size_bytes=sum(reader.entry(file).plain_size for file in reader.files()),
                 complete_time=self._clock(),
             )
@@ -251,8 +214,11 @@ class Artifacts:
             raise LeaseLost(f"{version.name} was given up while it was being made")
 
     def read(self, state: Reading, row: Row[Any]) -> Version:
-        """The version of a row, with its key opened."""
+        """The version of a row, with its key opened. Raises Tampered for a changed statement."""
         key = self._keys.data_key(state, row.project, row.uid, row.key_version, row.wrapped_key)
+        if row.statement:
+            name = version_name(row.project, row.kind, row.artifact, row.number)
+            statements.verify(self._signer.verify_key, row.statement, name, row.manifest_digest)
         return Version(
             row.uid,
             row.project,
@@ -284,7 +250,7 @@ class Artifacts:
             version.uid,
             digest=version.digest,
         )
-        folder = Folder(self._store.filesystem, path)
+        folder = self._folder(version.folder)
         try:
             signature = _read(folder, SIGNATURE, _SIGNATURE_SIZE)
             manifest = _read(folder, MANIFEST, LARGEST_MANIFEST)
@@ -299,7 +265,7 @@ class Artifacts:
         return reader
 
     def drop(self, transaction: Transaction, rows: Iterable[Row[Any]]) -> None:
-        """Forget pending versions: their keys now, their files after the commit.
+        """Forget pending versions: their keys now, their files soon.
 
         An artifact that came to be with a version that is dropped goes with its last version.
         """
@@ -319,7 +285,7 @@ class Artifacts:
                         _artifact.origin == (row.job or row.uid),
                     )
                 )
-            transaction.after_commit(functools.partial(self.remove, row.folder))
+            self._tasks.add(transaction, TaskKind.DELETE_FOLDER, row.folder)
 
     def give_up(self, version: Version) -> None:
         """Drop one pending version, in a transaction of its own."""
@@ -327,19 +293,14 @@ class Artifacts:
             rows = select(tables.artifact_version).where(_version.uid == version.uid)
             self.drop(transaction, transaction.all(rows))
 
-    def remove(self, folder: str) -> None:
-        """Delete a folder and what is in it; one that cannot be deleted is left behind."""
-        try:
-            with contextlib.suppress(FileNotFoundError):
-                self._store.filesystem.rm(self._store.path(folder), recursive=True)
-        except OSError:
-            _logger.exception("a folder that nobody needs could not be deleted: %s", folder)
+    def delete_folders(self, folders: Iterable[str]) -> None:
+        """Let folders be deleted that no row names."""
+        with self._database.write() as transaction:
+            for folder in folders:
+                self._tasks.add(transaction, TaskKind.DELETE_FOLDER, folder)
 
-    def tidy(self) -> int:
-        """At start: drop uploads that were cut, and half-made folders that no row knows; how many.
-
-        A whole artifact without a row is left alone: perhaps the state is the wrong backup.
-        """
+    def drop_uploads(self) -> None:
+        """At start: drop uploads that were cut."""
         with self._database.write() as transaction:
             stale = transaction.all(
                 select(tables.artifact_version).where(
@@ -347,28 +308,58 @@ class Artifacts:
                 )
             )
             self.drop(transaction, stale)
+            self._tasks.add(transaction, TaskKind.DELETE_UNKNOWN, "")
+
+    def delete_folder(self, task: Task) -> None:
+        """Delete a folder whose row is gone. Raises OSError."""
+        self._store.delete(task.subject)
+
+    def delete_unknown(self, task: Task) -> None:
+        """Mark the store as ours, then delete half-made folders that no row knows. Raises OSError.
+
+        A whole artifact without a row is left alone: perhaps the state is the wrong backup.
+        """
+        del task
+        complete = select(_version.folder).where(_version.state == COMPLETE)
+        with self._database.read() as state:
+            newest = state.all(complete.order_by(_version.complete_time.desc()).limit(_ENOUGH))
+        self._store.mark([row.folder for row in newest])
+        with self._database.read() as state:
+            projects = [row.id for row in state.all(select(tables.project.c.id))]
+        # Before the rows are read: a folder is made after its row.
+        folders = [folder for project in projects for folder in self._store.folders(project)]
         with self._database.read() as state:
             known = {row.folder for row in state.all(select(_version.folder))}
-            projects = [row.id for row in state.all(select(tables.project.c.id))]
-        orphans = [
-            folder
-            for project in projects
-            for folder in self._folders(project)
-            if folder not in known and not self._is_whole(folder)
-        ]
-        for folder in orphans:
-            self.remove(folder)
-        return len(stale) + len(orphans)
+        for folder in folders:
+            if folder not in known and not self._store.holds_whole(folder):
+                self._store.delete(folder)
 
-    def _is_whole(self, folder: str) -> bool:
-        return bool(self._store.filesystem.exists(self._store.path(f"{folder}/{MANIFEST}")))
+    def _folder(self, folder: str) -> Folder:
+        return Folder(self._store.filesystem, self._store.path(folder))
 
-    def _folders(self, parent: str) -> list[str]:
-        try:
-            found = self._store.filesystem.ls(self._store.path(parent), detail=False)
-        except FileNotFoundError:
-            return []
-        return [f"{parent}/{str(path).rstrip('/').rpartition('/')[2]}" for path in found]
+
+def sign_manifest(folder: Folder, signer: SigningKey, digest: str, uid: str) -> None:
+    """Sign the manifest in a folder, beside it.
+
+    Args:
+        folder: of a verified artifact.
+        signer: of this appliance.
+        digest: of the manifest that was verified.
+        uid: of the artifact.
+
+    Raises:
+        Tampered: it is not that manifest any more.
+    """
+    manifest = _read(folder, MANIFEST, LARGEST_MANIFEST)
+    if manifest_digest(manifest) != digest:
+        raise Tampered("its manifest changed while it was registered", object=uid)
+    new = folder.create(SIGNATURE)
+    try:
+        new.write(signer.sign(manifest))
+        new.commit()
+    except BaseException:
+        new.discard()
+        raise
 
 
 def _ensure(

@@ -202,7 +202,9 @@ class Upload:
 
         def work(transaction: Transaction) -> dataset_pb2.DatasetVersion:
             nonlocal registered
-            self._artifacts.register(transaction, self._version, reader, facts)
+            self._artifacts.register(
+                transaction, self._version, reader, facts, {"kind": "upload", "inputs": []}
+            )
             registered = True
             name = Name.parse(self._version.name, "datasetVersion")
             return version_resource(transaction, artifact_rows.version_row(transaction, name))

@@ -11,23 +11,24 @@ Called by `services.jobs` and by the life of jobs (`services.runs`, `services.ru
 
 from __future__ import annotations
 
+import contextlib
+from datetime import datetime
 from typing import Any
 
 from google.protobuf import json_format
 from google.protobuf.message import Message
-from sqlalchemy import Row, select, update
+from sqlalchemy import ColumnElement, Row, or_, select, update
 
 from appliance.api.jobs.v1 import job_pb2
 from appliance.control.events import QUEUE, Events
-from appliance.control.services import artifact_rows, job_specs
-from appliance.control.services.job_specs import Input
+from appliance.control.services import artifact_rows, checkpoint_rows, job_specs
+from appliance.control.services.job_inputs import Input
 from appliance.control.services.resources import missing, timestamp
 from appliance.control.store import tables
 from appliance.control.store.database import Reading, Transaction
 from appliance.core import names
-from appliance.core.checkpoints import CheckpointPoint
 from appliance.core.errors import LeaseLost, NotFound
-from appliance.core.jobs import JobState, move
+from appliance.core.jobs import TERMINAL, JobState, move
 from appliance.core.names import Name
 
 _job = tables.job.c
@@ -53,20 +54,6 @@ def name_of(row: Row[Any]) -> str:
     return names.job(row.project, row.id)
 
 
-def point_of(row: Row[Any]) -> CheckpointPoint:
-    """The newest checkpoint of a job that is on record; its step is 0 when there is none."""
-    return CheckpointPoint(row.checkpoint_epoch, row.checkpoint_step)
-
-
-def columns_of(point: CheckpointPoint, digest: str) -> dict[str, object]:
-    """The columns that put a checkpoint on record."""
-    return {
-        "checkpoint_epoch": point.epoch,
-        "checkpoint_step": point.step,
-        "checkpoint_digest": digest,
-    }
-
-
 def spec_of(row: Row[Any]) -> Message:
     """The message of a job's spec, as it was kept."""
     return json_format.ParseDict(row.spec, job_specs.KINDS[row.kind]())
@@ -75,18 +62,69 @@ def spec_of(row: Row[Any]) -> Message:
 def inputs_of(state: Reading, row: Row[Any]) -> dict[str, Input]:
     """Facts of what a job reads, by field path. Raises NotFound for what is gone."""
     found: dict[str, Input] = {}
-    for path, (name, kind) in job_specs.inputs_of(row.kind, spec_of(row)).items():
-        version = artifact_rows.version_row(state, Name.parse(name, kind))
-        found[path] = Input(version.kind, version.facts, version.size_bytes)
+    for path, (name, kind) in _reads(state, row).items():
+        found[path] = input_of(state, Name.parse(name, kind))
     return found
 
 
-def input_versions(state: Reading, row: Row[Any]) -> list[tuple[str, Row[Any]]]:
-    """(resource name, row) of every version a job reads. Raises NotFound for what is gone."""
-    wanted = dict.fromkeys(job_specs.inputs_of(row.kind, spec_of(row)).values())
-    return [
-        (name, artifact_rows.version_row(state, Name.parse(name, kind))) for name, kind in wanted
-    ]
+def _reads(state: Reading, row: Row[Any]) -> dict[str, tuple[str, str]]:
+    """Field path -> (resource name, kind of the name) of what a start of a job reads.
+
+    A job that has a checkpoint of its own does not read the one that it began with any more.
+    """
+    found = job_specs.inputs_of(row.kind, spec_of(row))
+    if job_specs.BEGINNING in found and checkpoint_rows.newest(state, row.uid) is not None:
+        del found[job_specs.BEGINNING]
+    return found
+
+
+def input_of(state: Reading, name: Name) -> Input:
+    """Facts of a version or of a checkpoint. Raises NotFound."""
+    if name.kind != "checkpoint":
+        version = artifact_rows.version_row(state, name)
+        return Input(version.kind, version.facts, version.size_bytes)
+    job, row = checkpoint_rows.by_name(state, name)
+    if row.state != checkpoint_rows.COMPLETE:
+        raise missing(str(name))
+    facts: dict[str, Any] = {
+        "step": row.step,
+        "spec": job.spec,
+        "ended": job.state in TERMINAL,
+    }
+    with contextlib.suppress(NotFound):
+        dataset = Name.parse(str(job.spec["dataset"]), "datasetVersion")
+        trained = artifact_rows.version_row(state, dataset).facts
+        facts |= {key: trained.get(key) for key in ("vocabulary_size", "tokenizer")}
+    return Input("checkpoint", facts, row.size_bytes)
+
+
+def digest_of(state: Reading, name: Name) -> str:
+    """The digest on record of a version or of a checkpoint. Raises NotFound."""
+    if name.kind == "checkpoint":
+        return str(checkpoint_rows.by_name(state, name)[1].digest)
+    return str(artifact_rows.version_row(state, name).manifest_digest)
+
+
+def names_read(state: Reading, row: Row[Any]) -> list[Name]:
+    """The names of everything that a start of a job reads, each once."""
+    read = dict.fromkeys(_reads(state, row).values())
+    return [Name.parse(name, kind) for name, kind in read]
+
+
+def readers_of(state: Reading, project: str, ended_since: datetime | None = None) -> dict[str, str]:
+    """What jobs of a project read: resource name -> name of such a job.
+
+    Args:
+        state: to read.
+        project: its id.
+        ended_since: also of jobs that have ended since then without success, and may be resumed;
+            None: of jobs that have not ended.
+    """
+    chosen: list[ColumnElement[bool]] = [_job.state.not_in(tuple(TERMINAL))]
+    if ended_since is not None:
+        chosen.append((_job.state != JobState.SUCCEEDED) & (_job.end_time >= ended_since))
+    rows = state.all(select(tables.job).where(_job.project == project, or_(*chosen)))
+    return {str(name): name_of(row) for row in rows for name in names_read(state, row)}
 
 
 def change(
@@ -123,6 +161,7 @@ def change(
 
 def resource(state: Reading, row: Row[Any]) -> job_pb2.Job:
     """The resource of a row."""
+    checkpoint = checkpoint_rows.newest(state, row.uid)
     job = job_pb2.Job(
         name=name_of(row),
         uid=row.uid,
@@ -137,7 +176,7 @@ def resource(state: Reading, row: Row[Any]) -> job_pb2.Job:
         start_time=timestamp(row.start_time),
         end_time=timestamp(row.end_time),
         etag=str(row.revision),
-        checkpoint_step=row.checkpoint_step,
+        checkpoint_step=0 if checkpoint is None else checkpoint.step,
     )
     getattr(job, row.kind).CopyFrom(_running_spec(state, row))
     json_format.ParseDict(row.progress, job.progress)

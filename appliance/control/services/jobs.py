@@ -14,7 +14,7 @@ Called by `rpc.jobs`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -27,11 +27,18 @@ from appliance.api.jobs.v1 import job_log_pb2, job_pb2
 from appliance.api.jobs.v1 import job_service_pb2 as rpc
 from appliance.control.auth.policy import PolicyStore
 from appliance.control.events import QUEUE, Events
-from appliance.control.services import artifact_rows, capacity, job_rows, job_specs, paging
+from appliance.control.services import (
+    artifact_rows,
+    capacity,
+    checkpoint_rows,
+    job_rows,
+    job_specs,
+    paging,
+)
 from appliance.control.services.caller import Caller
 from appliance.control.services.change import Changes
+from appliance.control.services.job_inputs import Input
 from appliance.control.services.job_logs import JobLogs
-from appliance.control.services.job_specs import Input
 from appliance.control.services.problems import Problems
 from appliance.control.services.resources import missing
 from appliance.control.services.runs import Runs
@@ -43,7 +50,12 @@ from appliance.core.errors import AlreadyExists, FailedPrecondition, InvalidInpu
 from appliance.core.jobs import TERMINAL, JobState
 from appliance.core.names import Name, shown
 
-_READ = {"datasetVersion": "datasets.get", "modelVersion": "models.get"}
+_READ = {
+    "datasetVersion": "datasets.get",
+    "modelVersion": "models.get",
+    "checkpoint": "checkpoints.get",
+}
+_LISTED = {"datasetVersion": "versions", "modelVersion": "versions", "checkpoint": "checkpoints"}
 _WRITE = {"dataset": "datasets.upload", "tokenizer": "datasets.upload", "model": "models.import"}
 _READ_LOGS = "jobs.readLogs"
 _LESS_MEMORY = {
@@ -52,7 +64,7 @@ _LESS_MEMORY = {
     "evaluate": "use a smaller window or a larger node",
     "quantize": "use a larger node",
 }
-_RESUMED = frozenset({JobState.FAILED, JobState.CANCELLED})
+_RESUMED = frozenset({JobState.FAILED, JobState.CANCELLED, JobState.PAUSED})
 _job = tables.job.c
 
 
@@ -171,7 +183,9 @@ class Jobs:
         return self._changes.make(caller, request, job_pb2.Job, work)
 
     def resume(self, caller: Caller, request: rpc.ResumeJobRequest) -> job_pb2.Job:
-        """Queue a job again that failed or was cancelled; it goes on from its newest checkpoint.
+        """Queue a job again that failed, was cancelled or is paused.
+
+        It goes on from its newest checkpoint.
 
         Raises InvalidInput as `create` does, FailedPrecondition when it is at work, has succeeded,
         or is to have a mesh that its kind does not know.
@@ -181,17 +195,16 @@ class Jobs:
         def work(transaction: Transaction) -> job_pb2.Job:
             row = job_rows.by_name(transaction, name)
             if row.state not in _RESUMED:
-                state = row.state.lower()
-                raise FailedPrecondition(
-                    f"the job has {state}: there is nothing to resume; create another job"
-                    if row.state in TERMINAL
-                    else f"the job is {state}: there is nothing to resume",
-                    state=row.state,
-                )
+                raise FailedPrecondition(_why_not_resumed(transaction, row), state=row.state)
             spec = job_rows.spec_of(row)
             if request.HasField("mesh"):
                 spec = _with_mesh(spec, request.mesh)
-            spec = self._checked(transaction, caller, row.project, row.kind, spec)
+            # One that has a checkpoint of its own no longer reads the one that it began with.
+            own = checkpoint_rows.newest(transaction, row.uid) is not None
+            left_out = frozenset({job_specs.BEGINNING} if own else ())
+            spec = self._checked(
+                transaction, caller, row.project, row.kind, spec, left_out=left_out
+            )
             job_rows.change(
                 transaction,
                 self._events,
@@ -254,12 +267,20 @@ class Jobs:
             job.has_logs = job.uid in kept
         return found
 
-    def _checked(
-        self, state: Reading, caller: Caller, project: str, kind: str, asked: Message
+    def _checked(  # noqa: PLR0913  # what one check needs
+        self,
+        state: Reading,
+        caller: Caller,
+        project: str,
+        kind: str,
+        asked: Message,
+        *,
+        left_out: Collection[str] = (),
     ) -> Message:
-        """The spec as it will run, with every default filled in."""
+        """The spec as it will run, with every default filled in; inputs `left_out` are not read."""
         problems = Problems()
-        inputs = self._inputs(state, caller, project, kind, asked, problems)
+        inputs = self._inputs(state, caller, project, kind, asked, problems, left_out)
+        asked = job_specs.completed(kind, asked, inputs)
         self._check_outputs(state, caller, project, kind, asked, problems)
         job_specs.check(kind, asked, inputs, problems)
         problems.raise_if_any()
@@ -276,11 +297,14 @@ class Jobs:
         kind: str,
         spec: Message,
         problems: Problems,
+        left_out: Collection[str],
     ) -> dict[str, Input]:
         """What the job reads, by field; what is wrong with the rest goes to `problems`."""
         policy = self._policies.current()
         found: dict[str, Input] = {}
         for path, (text, pattern) in job_specs.inputs_of(kind, spec).items():
+            if path in left_out:
+                continue
             name = job_specs.parse_name(text, pattern, path, project, problems)
             if name is None:
                 continue
@@ -288,15 +312,13 @@ class Jobs:
                 problems.add(path, f"may not be read by {caller.principal.name}")
                 continue
             try:
-                row = artifact_rows.version_row(state, name)
+                found[path] = job_rows.input_of(state, name)
             except NotFound:
                 problems.add(
                     path,
                     f"names {shown(text)}, which does not exist or is not complete: "
-                    "list the versions there are and name one of them",
+                    f"list the {_LISTED[pattern]} there are and name one of them",
                 )
-                continue
-            found[path] = Input(row.kind, row.facts, row.size_bytes)
         return found
 
     def _check_outputs(  # noqa: PLR0913  # what one check needs
@@ -337,6 +359,19 @@ def _with_mesh(spec: Message, mesh: job_pb2.Mesh) -> Message:
     made.ClearField("microbatches")
     made.ClearField("pipeline_schedule")
     return made
+
+
+def _why_not_resumed(state: Reading, row: Row[Any]) -> str:
+    if row.state not in TERMINAL:
+        return f"the job is {row.state.lower()}: there is nothing to resume"
+    newest = checkpoint_rows.newest(state, row.uid)
+    if newest is None:
+        return "the job has succeeded: there is nothing to resume; create another job"
+    name = checkpoint_rows.name_of(row, newest)
+    return (
+        "the job has succeeded: there is nothing to resume. To train on, create another job with"
+        f" `appliance job train --from-checkpoint {name}`"
+    )
 
 
 def _exists(state: Reading, name: Name) -> bool:

@@ -203,7 +203,9 @@ class Import:
 
         def work(transaction: Transaction) -> model_pb2.ModelVersion:
             nonlocal registered
-            self._artifacts.register(transaction, self._version, reader, self._facts)
+            self._artifacts.register(
+                transaction, self._version, reader, self._facts, {"kind": "import", "inputs": []}
+            )
             registered = True
             name = Name.parse(self._version.name, "modelVersion")
             return version_resource(transaction, artifact_rows.version_row(transaction, name))

@@ -1,10 +1,11 @@
 """Facts of what a job made, read from its sealed files.
 
-Called by `services.run_reports` before an output is registered.
+Called by `services.registration` before an output is registered.
 """
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from google.protobuf.message import Message
@@ -75,7 +76,10 @@ def _need(reader: ArtifactReader, *files: str) -> None:
 
 
 def _object(reader: ArtifactReader, file: str) -> dict[str, Any]:
-    value = reader.read_json(file)
+    try:
+        value = reader.read_json(file)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"{file} is not JSON") from error
     if not isinstance(value, dict):
         raise InvalidInput(f"{file} is not a JSON object")
     return value

@@ -8,31 +8,31 @@ A job that is REGISTERING has work of hours behind it. Rules kept here:
 * a job has succeeded when every output was read back, verified and signed; then all outputs appear
   and the job ends in one transaction, and the audit log says which. Doing it again after a kill at
   any moment changes nothing but the time it takes;
-* the object store is read and written in threads of its own: no call, no heartbeat and no pass of
-  the scheduler waits for it;
-* facts of outputs are read from the sealed files, not taken from a report.
+* facts of outputs are read from the sealed files, not taken from a report;
+* with each output goes a signed statement of what it was made of, and how.
 
-Called by the composition root, which runs one for each appliance.
+Called by the storage worker.
 """
 
 from __future__ import annotations
 
-import asyncio
+import hashlib
 import logging
 from collections.abc import Callable
-from concurrent.futures import Executor
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row, select
+import rfc8785
+from sqlalchemy import Row
 
 from appliance.control.audit.system import Records
-from appliance.control.events import QUEUE, Events
+from appliance.control.events import Events
 from appliance.control.services import job_rows, job_specs, outputs
 from appliance.control.services.artifacts import Artifacts, Version
 from appliance.control.services.runs import Runs, pending
-from appliance.control.store import tables
-from appliance.control.store.database import Database
+from appliance.control.services.storage_tasks import StorageTasks, Task, sentence_of
+from appliance.control.store.database import Database, Reading
+from appliance.core import names
 from appliance.core.errors import (
     ApplianceError,
     FailedPrecondition,
@@ -42,14 +42,11 @@ from appliance.core.errors import (
     Tampered,
 )
 from appliance.core.jobs import JobState
+from appliance.core.names import Name
 from appliance.crypto.artifacts import ArtifactReader
 
-PASS_SECONDS = 1.0
-MAX_PAUSE = timedelta(minutes=1)
-FIRST_PAUSE = timedelta(seconds=1)
 _WRONG = (Tampered, InvalidInput, FailedPrecondition, NotFound)
 """Errors of an output itself; doing it again would not help."""
-_job = tables.job.c
 _logger = logging.getLogger(__name__)
 
 Registered = tuple[Version, ArtifactReader, dict[str, Any]]
@@ -62,6 +59,7 @@ class Registration:
         self,
         database: Database,
         artifacts: Artifacts,
+        tasks: StorageTasks,
         runs: Runs,
         events: Events,
         records: Records,
@@ -69,66 +67,46 @@ class Registration:
     ) -> None:
         self._database = database
         self._artifacts = artifacts
+        self._tasks = tasks
         self._runs = runs
         self._events = events
         self._records = records
         self._clock = clock
-        self._tries: dict[str, int] = {}
 
-    async def run(self, pool: Executor) -> None:
-        """Pass after pass: when something changed, and every second."""
-        loop = asyncio.get_running_loop()
-        with self._events.watch(QUEUE) as watch:
-            while True:
-                try:
-                    await loop.run_in_executor(pool, self.run_pass)
-                except Exception:
-                    # Whatever it was, the next pass reads everything anew.
-                    _logger.exception("a pass of the registration failed; the next one follows")
-                await watch.wait(PASS_SECONDS)
+    def register(self, task: Task) -> None:
+        """Register what a job made.
 
-    def run_pass(self) -> None:
-        """Register what is due."""
-        for row in self._due():
-            try:
-                self._register(row)
-            except LeaseLost as error:
-                _logger.info("job %s is not registered any more: %s", row.uid, error.message)
-            except _WRONG as error:
-                _logger.warning("an output of job %s is refused: %s", row.uid, error.message)
-                self._runs.fail(row, error.reason, f"an output is refused: {error.message}")
-            except (ApplianceError, OSError) as error:
-                self._try_again(row, error)
-            else:
-                self._tries.pop(row.uid, None)
-
-    def _due(self) -> list[Row[Any]]:
-        now = self._clock()
+        What is wrong with an output ends the job. Raises ApplianceError, OSError when it cannot be
+        done now; then the job says so.
+        """
         with self._database.read() as state:
-            return state.all(
-                select(tables.job)
-                .where(
-                    _job.state == JobState.REGISTERING,
-                    _job.retry_time.is_(None)
-                    | (_job.retry_time <= now)
-                    # What a clock that was ahead has dated waits for nothing.
-                    | (_job.retry_time > now + MAX_PAUSE),
-                )
-                .order_by(_job.uid)
-            )
+            row = job_rows.by_uid(state, task.subject)
+        if row is None or row.state != JobState.REGISTERING:
+            return
+        try:
+            self._register(row)
+        except LeaseLost as error:
+            _logger.info("job %s is not registered any more: %s", row.uid, error.message)
+        except _WRONG as error:
+            _logger.warning("an output of job %s is refused: %s", row.uid, error.message)
+            self._runs.fail(row, error.reason, f"an output is refused: {error.message}")
+        except (ApplianceError, OSError) as error:
+            self._say(row, task, sentence_of(error))
+            raise
 
     def _register(self, row: Row[Any]) -> None:
         """Verify, sign and register every output of a job; then it has succeeded."""
         made = self._made(row)
+        with self._database.read() as state:
+            origin = _origin(state, row)
         with self._database.write() as transaction:
             for version, reader, facts in made.values():
-                self._artifacts.register(transaction, version, reader, facts)
+                self._artifacts.register(transaction, version, reader, facts, origin)
             self._runs.end_in(
                 transaction,
                 row,
                 JobState.SUCCEEDED,
                 message="",
-                retry_time=None,
                 outputs={slot: version.uid for slot, (version, _, _) in made.items()},
                 end_time=self._clock(),
             )
@@ -157,18 +135,35 @@ class Registration:
             made[slot] = (version, reader, facts)
         return made
 
-    def _try_again(self, row: Row[Any], error: ApplianceError | OSError) -> None:
+    def _say(self, row: Row[Any], task: Task, why: str) -> None:
         """Say why it has not worked yet, and when it is tried again."""
-        tries = self._tries[row.uid] = self._tries.get(row.uid, 0) + 1
-        at = self._clock() + min(FIRST_PAUSE * 2 ** min(tries - 1, 10), MAX_PAUSE)
-        why = error.message if isinstance(error, ApplianceError) else str(error.strerror)
-        _logger.warning("job %s cannot be registered yet: %s", row.uid, why)
         with self._database.write() as transaction:
             job_rows.change(
                 transaction,
                 self._events,
                 row,
-                retry_time=at,
                 message=f"done, and to be registered as soon as that works: {why}; tried again at"
-                f" {at:%H:%M:%S} UTC",
+                f" {self._tasks.next_try(task):%H:%M:%S} UTC",
             )
+
+
+def _origin(state: Reading, row: Row[Any]) -> dict[str, Any]:
+    """What is stated of the outputs of a job: kind, inputs with their digests, spec, where."""
+    spec = job_rows.spec_of(row)
+    read = dict.fromkeys(job_specs.inputs_of(row.kind, spec).values())
+    return {
+        "kind": row.kind,
+        "job": {"name": job_rows.name_of(row), "uid": row.uid, "epoch": row.epoch},
+        "nodes": [names.node(share["node"]) for share in row.placement],
+        "inputs": [_stated(state, Name.parse(name, kind)) for name, kind in read],
+        "spec": {"digest": {"sha256": hashlib.sha256(rfc8785.dumps(row.spec)).hexdigest()}},
+    }
+
+
+def _stated(state: Reading, name: Name) -> dict[str, Any]:
+    """An input; without its digest when it is a checkpoint that has been deleted since."""
+    try:
+        digest = job_rows.digest_of(state, name)
+    except NotFound:
+        return {"name": str(name)}
+    return {"name": str(name), "digest": {"sha256": digest}}

@@ -4,7 +4,7 @@ Rules kept here:
 * a node gets keys only for work whose lease it holds at this moment under the current epoch (S27);
   after the lease is lost, the node evicted or the work ended, it gets LeaseLost;
 * the key of an input is handed out after the input was seen to be the version on record with our
-  signature, so nobody computes on what was swapped;
+  signature, a checkpoint that of its digest on record, so nobody computes on what was swapped;
 * a replica's certificate is for servers only and for this one start: the name in it is one that
   gateways expect while the start is in their view, and never again;
 * nothing that a node says of itself, such as its address, is in a certificate.
@@ -16,45 +16,48 @@ for `identity_of` by `routing`.
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 from sqlalchemy import Row, select, update
 
 from appliance.api.agent.v1 import agent_service_pb2 as rpc
-from appliance.control.events import Events
-from appliance.control.services import job_rows
+from appliance.control.services import artifact_rows, checkpoint_rows, job_rows
 from appliance.control.services.artifacts import CHECKPOINTS, Artifacts, Version
 from appliance.control.services.caller import Caller
+from appliance.control.services.checkpoint_folders import CheckpointFolders
+from appliance.control.services.checkpoint_rows import point_of
+from appliance.control.services.checkpoint_tasks import CheckpointTasks
 from appliance.control.services.endpoints import model_name
-from appliance.control.services.job_rows import columns_of, point_of
 from appliance.control.services.leases import Leases
-from appliance.control.services.runs import pending
+from appliance.control.services.resources import missing
+from appliance.control.services.runs import LEASED, pending
 from appliance.control.store import tables
-from appliance.control.store.database import Database
+from appliance.control.store.database import Database, Reading
+from appliance.control.store.objects import ObjectStore
 from appliance.core.checkpoints import CheckpointPoint
-from appliance.core.errors import LeaseLost, NotFound, Tampered
+from appliance.core.errors import LeaseLost, Unavailable
 from appliance.core.identity import Principal, PrincipalKind
-from appliance.core.jobs import JobState
+from appliance.core.names import Name
 from appliance.crypto.certs import Authority, serial_of
-
-_logger = logging.getLogger(__name__)
-_LEASED = (JobState.STARTING, JobState.RUNNING)
 
 
 class Release:
     """Hands out keys and replicas' certificates."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # the parts of the control plane it acts on
         self,
         database: Database,
         artifacts: Artifacts,
+        checkpoints: CheckpointTasks,
+        folders: CheckpointFolders,
+        store: ObjectStore,
         leases: Leases,
         authority: Authority,
-        events: Events,
     ) -> None:
+        self._store = store
         self._database = database
-        self._events = events
+        self._checkpoints = checkpoints
+        self._folders = folders
         self._artifacts = artifacts
         self._leases = leases
         self._authority = authority
@@ -62,11 +65,19 @@ class Release:
     def keys(self, caller: Caller, request: rpc.ReleaseKeysRequest) -> rpc.ReleaseKeysResponse:
         """The data keys of work that is leased to the calling node now.
 
-        Raises LeaseLost when it is not, Tampered or Stale when an input is not what is on record.
+        Raises LeaseLost when it is not, Tampered or Stale when an input is not what is on record,
+        Unavailable while the object store cannot be read.
         """
         node, work = caller.principal.id, request.work
         self._leases.check(work.work, work.epoch, node)
-        answer = self._replica(request) if "/" in work.work else self._job(work)
+        try:
+            self._store.check_mounted()
+            answer = self._replica(request) if "/" in work.work else self._job(work)
+        except OSError as error:
+            raise Unavailable(
+                f"the object store cannot be read now ({error.strerror}): ask again",
+                retry_after=5.0,
+            ) from error
         # What was checked took time; the lease may have been lost in it.
         self._leases.check(work.work, work.epoch, node)
         return answer
@@ -74,57 +85,43 @@ class Release:
     def _job(self, work: rpc.WorkEpoch) -> rpc.ReleaseKeysResponse:
         with self._database.read() as state:
             row = job_rows.by_uid(state, work.work)
-            if row is None or row.epoch != work.epoch or row.state not in _LEASED:
+            if row is None or row.epoch != work.epoch or row.state not in LEASED:
                 raise LeaseLost(f"epoch {work.epoch} of {work.work} is over; stop its processes")
             inputs = [
-                (name, self._artifacts.read(state, found))
-                for name, found in job_rows.input_versions(state, row)
+                (str(name), self._input(state, name)) for name in job_rows.names_read(state, row)
             ]
             outputs = [self._artifacts.read(state, found) for found in pending(state, row.uid)]
-        for _, version in inputs:
-            self._artifacts.open_version(version)
+        for _, (version, series) in inputs:
+            if series is None:
+                self._artifacts.open_version(version)
+            else:
+                self._folders.read(*series, version.digest)
+        resumed = None
         for version in outputs:
             if version.kind == CHECKPOINTS:
-                row = self._resume_from(row, version)
-        return rpc.ReleaseKeysResponse(
-            inputs=[_key(version, name) for name, version in inputs],
+                resumed = self._checkpoints.to_resume(row, version)
+        answer = rpc.ReleaseKeysResponse(
+            inputs=[_key(version, name) for name, (version, _) in inputs],
             outputs=[_key(version, version.name) for version in outputs],
-            resume_step=row.checkpoint_step,
-            resume_digest=row.checkpoint_digest,
-            resume_epoch=row.checkpoint_epoch,
         )
+        if resumed is not None:
+            answer.resume_step = resumed.step
+            answer.resume_digest = resumed.digest
+            answer.resume_epoch = resumed.epoch
+        return answer
 
-    def _resume_from(self, row: Row[Any], series: Version) -> Row[Any]:
-        """The row of a job, once it names the checkpoint that this epoch goes on from.
-
-        What earlier epochs finished while nobody heard of it is taken in: a node that was cut off
-        loses what it did since its last checkpoint, and no more. One that cannot be read is passed
-        over, down to the one on record.
-
-        Raises Tampered or Stale when the one on record is not what was recorded.
-        """
-        known = point_of(row)
-        for point in self._artifacts.points(series):
-            if not known < point < CheckpointPoint(row.epoch, 0):
-                continue
-            try:
-                reader = self._artifacts.checkpoint(series, point)
-            except (NotFound, Tampered) as error:
-                _logger.warning("a checkpoint that nobody reported is left out: %s", error)
-                continue
-            if reader.epoch != point.epoch and point.epoch:
-                continue
-            with self._database.write() as transaction:
-                job_rows.change(
-                    transaction, self._events, row, None, **columns_of(point, reader.digest)
-                )
-                fresh = job_rows.by_uid(transaction, row.uid)
-            if fresh is None:
-                raise LeaseLost(f"{row.uid} is gone; stop its processes")
-            return fresh
-        if known.step:
-            self._artifacts.checkpoint(series, known, row.checkpoint_digest)
-        return row
+    def _input(
+        self, state: Reading, name: Name
+    ) -> tuple[Version, tuple[Version, CheckpointPoint] | None]:
+        """The version, with its key, behind a name; of a checkpoint its series and place too."""
+        if name.kind != "checkpoint":
+            return self._artifacts.read(state, artifact_rows.version_row(state, name)), None
+        job, row = checkpoint_rows.by_name(state, name)
+        found = checkpoint_rows.series_row(state, job.uid)
+        if found is None or row.state != checkpoint_rows.COMPLETE:
+            raise missing(str(name))
+        series = self._artifacts.read(state, found)
+        return checkpoint_rows.version_at(series, row), (series, point_of(row))
 
     def _replica(self, request: rpc.ReleaseKeysRequest) -> rpc.ReleaseKeysResponse:
         uid, _, identifier = request.work.work.partition("/")

@@ -3,8 +3,9 @@
 Rules kept here:
 * nothing counts that is not said under the job's lease, but the last output of a node whose start
   is over;
-* a checkpoint is recorded after it was seen to be complete in the object store;
-* when every part has ended well, what was made is registered (`services.registration`).
+* nothing here waits for the object store: a checkpoint that is reported is looked at later
+  (`services.checkpoint_tasks`), and when every part has ended well, what was made is registered
+  later (`services.registration`); both are rows in a queue when the report is answered.
 
 Called by `services.agents`.
 """
@@ -23,12 +24,13 @@ from sqlalchemy import Row, insert, update
 from appliance.api.agent.v1 import agent_service_pb2 as rpc
 from appliance.api.jobs.v1 import job_pb2
 from appliance.control.events import Events
-from appliance.control.services import job_rows
-from appliance.control.services.artifacts import CHECKPOINTS, Artifacts
+from appliance.control.services import checkpoint_rows, job_rows
+from appliance.control.services.artifacts import CHECKPOINTS
+from appliance.control.services.checkpoint_rows import point_of
 from appliance.control.services.job_logs import JobLogs
-from appliance.control.services.job_rows import columns_of, point_of
 from appliance.control.services.leases import Leases
 from appliance.control.services.runs import Runs, pending
+from appliance.control.services.storage_tasks import StorageTasks, TaskKind
 from appliance.control.store import tables
 from appliance.control.store.database import Database, Transaction
 from appliance.core.checkpoints import CheckpointPoint
@@ -36,7 +38,7 @@ from appliance.core.errors import (
     ApplianceError,
     InvalidInput,
     LeaseLost,
-    Tampered,
+    StoreFull,
 )
 from appliance.core.jobs import JobState
 
@@ -45,7 +47,6 @@ RETRIED = frozenset({"UNAVAILABLE", "LEASE_LOST", "RANK_LOST", "NODE_LOST", "LEA
 
 WITH_NODE = frozenset({"LEASE_LOST", "NODE_LOST"})
 """Those that say nothing of the job."""
-
 LONGEST_MESSAGE = 1000
 _MOST_METRICS = 100
 _DIGEST = 64
@@ -60,7 +61,7 @@ class RunReports:
     def __init__(  # noqa: PLR0913  # the parts of the control plane it acts on
         self,
         database: Database,
-        artifacts: Artifacts,
+        tasks: StorageTasks,
         leases: Leases,
         runs: Runs,
         logs: JobLogs,
@@ -68,7 +69,7 @@ class RunReports:
         clock: Callable[[], datetime],
     ) -> None:
         self._database = database
-        self._artifacts = artifacts
+        self._tasks = tasks
         self._leases = leases
         self._runs = runs
         self._logs = logs
@@ -96,47 +97,31 @@ class RunReports:
             job_rows.change(transaction, self._events, row, to, **values)
 
     def checkpoint(self, node: str, report: rpc.CheckpointComplete) -> None:
-        """A checkpoint is complete: verify it, then let later starts resume from it.
+        """A checkpoint is complete: it is looked at, and put on record, soon.
 
-        What earlier epochs have saved goes: nothing reads it any more. Raises LeaseLost for an
-        older epoch, Tampered when it is not complete.
+        Raises LeaseLost for an older epoch, InvalidInput for what cannot be one.
         """
+        uid, point = report.work.work, CheckpointPoint(report.work.epoch, report.step)
+        if len(report.manifest_digest) != _DIGEST or point.step < 1:
+            raise InvalidInput("a checkpoint has a step of 1 or more, and a SHA-256 as its digest")
+        details = {
+            "epoch": point.epoch,
+            "step": point.step,
+            "digest": report.manifest_digest,
+            "node": node,
+        }
         with self._database.read() as state:
             row = self._row(state, node, report.work)
-            series = pending(state, row.uid, CHECKPOINTS)
-            if not series:
+            if checkpoint_rows.series_row(state, uid) is None:
                 raise InvalidInput(f"a {row.kind} job has no checkpoints")
-            version = self._artifacts.read(state, series[0])
-        known, point = point_of(row), CheckpointPoint(row.epoch, report.step)
-        if point <= known:
-            return  # said again on a new stream: the store is not asked
-        points = self._artifacts.points(version)
-        if point not in points and (older := CheckpointPoint(0, report.step)) in points:
-            point = older  # an agent of 0.1.0
-        if point <= known:
+            known = [point_of(each) for each in checkpoint_rows.of_job(state, uid)]
+            waiting = self._tasks.waiting(state, TaskKind.CHECK_CHECKPOINT, uid)
+        # Said again on a new stream.
+        if point in known or any(row.details == details for row in waiting):
             return
-        try:
-            reader = self._artifacts.checkpoint(version, point, report.manifest_digest)
-        except Tampered:
-            # A job keeps its last checkpoints alone: one whose report had to wait may be gone, and
-            # the report of a newer one is on its way.
-            if point in points or (points and points[0] < point) or not points:
-                raise
-            return
-        if reader.epoch != row.epoch:
-            raise LeaseLost(f"epoch {reader.epoch} wrote the checkpoint of step {report.step}")
         with self._database.write() as transaction:
-            row = self._row(transaction, node, report.work)
-            job_rows.change(
-                transaction,
-                self._events,
-                row,
-                None,
-                **columns_of(point, report.manifest_digest),
-                failures=0,
-            )
-        if point.epoch > known.epoch:
-            self._artifacts.forget_checkpoints(version, point.epoch)
+            self._row(transaction, node, report.work)
+            self._tasks.add(transaction, TaskKind.CHECK_CHECKPOINT, uid, **details)
 
     def ended(self, node: str, report: rpc.JobEnded) -> None:
         """A job's part on a node has ended. Raises LeaseLost."""
@@ -170,6 +155,8 @@ class RunReports:
             to = JobState.RUNNING if row.state == JobState.STARTING else None
             to = JobState.REGISTERING if over else to
             job_rows.change(transaction, self._events, row, to, **values)
+            if over:
+                self._tasks.add(transaction, TaskKind.REGISTER, work.work)
         if over:
             self._leases.release(work.work, work.epoch)
 
@@ -185,6 +172,9 @@ class RunReports:
     def _failed(self, report: rpc.JobEnded) -> None:
         work = report.work
         message = report.message[:LONGEST_MESSAGE] or "the job ended without saying why"
+        if report.reason == StoreFull.reason:
+            self._runs.pause(work.work, work.epoch, message)
+            return
         if report.reason in RETRIED:
             ranks = report.reason not in WITH_NODE
             self._runs.lost(work.work, work.epoch, message, report.reason if ranks else "")

@@ -8,8 +8,9 @@ Rules kept here:
 * a start that is lost with its node, or with this control plane, is repeated at once and counts for
   nothing; one whose ranks failed is repeated after a pause, and `MAX_FAILURES` in a row without a
   new checkpoint on record end the job;
-* checkpoints are kept however a job ended, for `checkpoint_days`: somebody may resume it. Only what
-  has succeeded needs them no more.
+* checkpoints are kept however a job ended: somebody may resume it, or begin another job with them;
+* a job for which the object store has no space pauses: it gives its devices back, counts no
+  failure, and is queued again when there is space.
 
 Called by the scheduler and by `services.jobs` (cancel); what agents report about a run is in
 `services.run_reports`.
@@ -18,12 +19,12 @@ Called by the scheduler and by `services.jobs` (cancel); what agents report abou
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Row, select, update
+from sqlalchemy import Row, select
 
 from appliance.api.agent.v1 import agent_service_pb2 as rpc
 from appliance.control.audit.system import Records
@@ -34,23 +35,24 @@ from appliance.control.services.artifacts import CHECKPOINTS, Artifacts, Made
 from appliance.control.services.fleet import Fleet
 from appliance.control.services.job_logs import JobLogs
 from appliance.control.services.leases import Leases, Share
+from appliance.control.services.storage_tasks import StorageTasks, TaskKind
 from appliance.control.store import tables
 from appliance.control.store.database import Database, Reading, Transaction
 from appliance.core import names
 from appliance.core.addresses import MEETING_PORT, host_port
-from appliance.core.checkpoints import CheckpointPoint
-from appliance.core.errors import ApplianceError, Exhausted, LeaseLost
+from appliance.core.errors import ApplianceError, Exhausted, LeaseLost, StoreFull
 from appliance.core.jobs import TERMINAL, JobState
 from appliance.core.names import Name
 from appliance.core.placement import Demand, Placement
 
 MAX_FAILURES = 3
 MAX_PAUSE = timedelta(minutes=30)
-SWEEP = timedelta(hours=1)
 PAUSE_GROWS = 5
+PAUSE = timedelta(seconds=30)
+"""A paused job does not go on sooner, however much space there is: it would not stay."""
 STOP_SECONDS = 5.0
 _CHECKPOINTED = frozenset({"train"})
-_LEASED = (JobState.STARTING, JobState.RUNNING)
+LEASED = (JobState.STARTING, JobState.RUNNING)
 _job = tables.job.c
 _version = tables.artifact_version.c
 _logger = logging.getLogger(__name__)
@@ -63,6 +65,7 @@ class Runs:
         self,
         database: Database,
         artifacts: Artifacts,
+        tasks: StorageTasks,
         leases: Leases,
         fleet: Fleet,
         logs: JobLogs,
@@ -70,10 +73,10 @@ class Runs:
         records: Records,
         clock: Callable[[], datetime],
         retry_pause: timedelta,
-        keep_checkpoints: timedelta,
     ) -> None:
         self._database = database
         self._artifacts = artifacts
+        self._tasks = tasks
         self._leases = leases
         self._fleet = fleet
         self._logs = logs
@@ -81,10 +84,7 @@ class Runs:
         self._records = records
         self._clock = clock
         self._retry_pause = retry_pause
-        self._keep_checkpoints = keep_checkpoints
-        self._swept: datetime | None = None
         self._left: dict[tuple[str, str], tuple[str, ...]] = {}
-        self._silent: dict[str, tuple[object, ...]] = {}
 
     def queued(self) -> list[tuple[Row[Any], Demand]]:
         """Jobs that wait for devices, oldest first, and what each needs.
@@ -169,9 +169,12 @@ class Runs:
         self.stop(uid, epoch)
         with self._database.read() as state:
             row = job_rows.by_uid(state, uid)
-        if row is None or row.epoch != epoch or row.state not in _LEASED:
+            # What it has saved and nobody has looked at yet is progress too.
+            waiting = self._tasks.waiting(state, TaskKind.CHECK_CHECKPOINT, uid)
+            saved = any(task.details["epoch"] == epoch and not task.attempts for task in waiting)
+        if row is None or row.epoch != epoch or row.state not in LEASED:
             return
-        failures = row.failures + bool(reason)
+        failures = bool(reason) + (0 if saved else row.failures)
         if failures >= MAX_FAILURES and reason:
             sentence = (
                 f"given up after {failures} starts in a row without a new checkpoint; the last one"
@@ -194,47 +197,40 @@ class Runs:
                 failures=failures,
                 retry_time=retry_time,
             )
-            self._drop(transaction, row, checkpoints=False)
+            self._drop(transaction, row)
         name = job_rows.name_of(row)
         self._records.note("job.restarts", name, reason or "NODE_LOST", epoch=epoch)
         _logger.warning("job %s %s: %s", uid, when, why)
 
-    def say_silent(self, silent: Mapping[str, float], *, cut_off: bool) -> None:
-        """Say with jobs at work which of their nodes is not heard of, and take it back.
-
-        Args:
-            silent: seconds of silence by node.
-            cut_off: whether more than half of the nodes are silent.
-        """
-        nodes: dict[str, list[str]] = {}
-        for node in silent:
-            for work in self._leases.works_of(node):
-                if "/" not in work:
-                    nodes.setdefault(work, []).append(node)
-        for uid in sorted(nodes.keys() | self._silent.keys()):
-            now = (*nodes.get(uid, ()), cut_off) if uid in nodes else ()
-            if self._silent.get(uid, ()) == now:
-                continue
-            self._say(uid, self._silence(nodes.get(uid, []), silent, cut_off=cut_off))
-            self._silent[uid] = now
-            if not now:
-                del self._silent[uid]
-
-    def _silence(self, nodes: Sequence[str], silent: Mapping[str, float], *, cut_off: bool) -> str:
-        if not nodes:
-            return ""
-        since = self._clock() - timedelta(seconds=max(silent[node] for node in nodes))
-        many = f"nodes {', '.join(nodes)} have" if len(nodes) > 1 else f"node {nodes[0]} has"
-        then = f"it starts elsewhere after {self._leases.node_lost_seconds:.0f} s"
-        if cut_off:
-            then = "more than half of the nodes are silent, so nothing starts elsewhere"
-        return f"{many} not been heard of since {since:%H:%M:%S} UTC; {then}"
-
-    def _say(self, uid: str, message: str) -> None:
+    def pause(self, uid: str, epoch: int, why: str) -> None:
+        """The object store has no space for what a job wants to write there."""
+        self.stop(uid, epoch)
         with self._database.write() as transaction:
             row = job_rows.by_uid(transaction, uid)
-            if row is not None and row.state in _LEASED and row.message != message:
-                job_rows.change(transaction, self._events, row, message=message)
+            if row is None or row.epoch != epoch or row.state not in LEASED:
+                return
+            job_rows.change(
+                transaction,
+                self._events,
+                row,
+                JobState.PAUSED,
+                placement=[],
+                message=f"paused until the object store has space: {why}",
+            )
+            self._drop(transaction, row)
+            self._tasks.add(transaction, TaskKind.RESUME_PAUSED, uid)
+            self._tasks.put_off(transaction, TaskKind.RESUME_PAUSED, uid, PAUSE)
+        self._records.note("job.paused", job_rows.name_of(row), StoreFull.reason, epoch=epoch)
+        _logger.error("job %s is paused: %s", uid, why)
+
+    def go_on(self, uid: str) -> None:
+        """Queue a paused job again; nothing happens when it is paused no longer."""
+        with self._database.write() as transaction:
+            row = job_rows.by_uid(transaction, uid)
+            if row is None or row.state != JobState.PAUSED:
+                return
+            message = "goes on: the object store has space again"
+            job_rows.change(transaction, self._events, row, JobState.QUEUED, message=message)
 
     def fail(self, row: Row[Any], reason: str, message: str) -> None:
         """End a job that cannot succeed."""
@@ -255,7 +251,7 @@ class Runs:
         job_rows.change(transaction, self._events, row, to, **values)
         if to == JobState.SUCCEEDED:
             self._logs.forget(transaction, row.uid)
-        self._drop(transaction, row, checkpoints=to == JobState.SUCCEEDED)
+        self._drop(transaction, row)
 
     def stop(self, uid: str, epoch: int) -> None:
         """End a lease and tell its nodes to stop."""
@@ -267,8 +263,9 @@ class Runs:
 
         What they wrote into folders that were deleted meanwhile is deleted too.
         """
-        for folder in self._left.pop((uid, node), ()):
-            self._artifacts.remove(folder)
+        folders = self._left.pop((uid, node), ())
+        if folders:
+            self._artifacts.delete_folders(folders)
 
     def take_up(self) -> None:
         """At start: give the nodes of running jobs their whole time to be heard of again.
@@ -276,15 +273,25 @@ class Runs:
         Jobs whose every part had ended, which 0.1.0 left running, are registered.
         """
         with self._database.read() as state:
-            rows = state.all(select(tables.job).where(_job.state.in_(_LEASED)))
+            rows = state.all(select(tables.job).where(_job.state.in_(LEASED)))
+        self._ask_again()
         for row in rows:
             self._leases.take_up(row.uid, row.epoch, shares_of(row))
-            if row.message:
-                self._silent[row.uid] = (row.message,)  # said by the control plane before
             if row.placement and all(share.ended for share in shares_of(row)):
                 self._leases.release(row.uid, row.epoch)
                 with self._database.write() as transaction:
                     job_rows.change(transaction, self._events, row, JobState.REGISTERING)
+                    self._tasks.add(transaction, TaskKind.REGISTER, row.uid)
+
+    def _ask_again(self) -> None:
+        """Let go on what waits for the store, also what waited when there was no queue yet."""
+        kinds = {
+            JobState.REGISTERING: TaskKind.REGISTER,
+            JobState.PAUSED: TaskKind.RESUME_PAUSED,
+        }
+        with self._database.write() as transaction:
+            for row in transaction.all(select(tables.job).where(_job.state.in_(tuple(kinds)))):
+                self._tasks.add(transaction, kinds[JobState(row.state)], row.uid)
 
     def tidy(self) -> None:
         """At start: drop pending versions of jobs that have ended or are gone; no checkpoints."""
@@ -296,36 +303,10 @@ class Runs:
                     _version.state == PENDING,
                     _version.job.is_not(None),
                     _job.uid.is_(None)
-                    | (_job.state == JobState.SUCCEEDED)
                     | (_job.state.in_(tuple(TERMINAL)) & (_version.kind != CHECKPOINTS)),
                 )
             )
             self._artifacts.drop(transaction, rows)
-
-    def sweep(self) -> None:
-        """Once an hour: drop the checkpoints of jobs that ended too long ago."""
-        now = self._clock()
-        if self._swept is not None and abs(now - self._swept) < SWEEP:
-            return
-        self._swept = now
-        with self._database.write() as transaction:
-            old = transaction.all(
-                select(tables.artifact_version)
-                .join(tables.job, _job.uid == _version.job)
-                .where(
-                    _version.state == PENDING,
-                    _version.kind == CHECKPOINTS,
-                    _job.state.in_(tuple(TERMINAL)),
-                    _job.end_time < now - self._keep_checkpoints,
-                )
-            )
-            for version in old:
-                transaction.run(
-                    update(tables.job)
-                    .where(_job.uid == version.job)
-                    .values(**job_rows.columns_of(CheckpointPoint(0, 0), ""))
-                )
-            self._artifacts.drop(transaction, old)
 
     def _shares(self, demand: Demand, placements: Sequence[Placement]) -> list[Share]:
         port = 0
@@ -357,10 +338,8 @@ class Runs:
         if row.kind in _CHECKPOINTED and not pending(transaction, row.uid, CHECKPOINTS):
             self._artifacts.allocate(transaction, row.project, CHECKPOINTS, row.uid, made)
 
-    def _drop(self, transaction: Transaction, row: Row[Any], *, checkpoints: bool) -> None:
-        rows = pending(transaction, row.uid)
-        if not checkpoints:
-            rows = [found for found in rows if found.kind != CHECKPOINTS]
+    def _drop(self, transaction: Transaction, row: Row[Any]) -> None:
+        rows = [found for found in pending(transaction, row.uid) if found.kind != CHECKPOINTS]
         self._artifacts.drop(transaction, rows)
         folders = tuple(found.folder for found in rows)
         under_way = [share for share in shares_of(row) if not share.ended]

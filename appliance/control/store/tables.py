@@ -208,7 +208,8 @@ artifact = Table(
 
 # `state`: pending | complete. `uid` is the folder and the object identity bound into the
 # ciphertext. `wrapped_key` is the data key wrapped by version `key_version` of the project's key.
-# `job` is a job's uid, `inputs` resource names.
+# `job` is a job's uid, `inputs` resource names. `statement` is signed and says how it was made
+# (`appliance.crypto.statements`); empty of what 0.1.0 has registered.
 artifact_version = Table(
     "artifact_version",
     metadata,
@@ -223,6 +224,7 @@ artifact_version = Table(
     Column("folder", Text, nullable=False),
     Column("manifest_digest", Text, nullable=False, default=""),
     Column("facts", JSON, nullable=False, default=dict),
+    Column("statement", Text, nullable=False, default="", server_default=text("''")),
     Column("size_bytes", BigInteger, nullable=False, default=0),
     Column("creator", Text, nullable=False),
     Column("job", Text, nullable=True, index=True),
@@ -259,9 +261,6 @@ job = Table(
     Column("restarts", Integer, nullable=False, default=0),
     Column("outputs", JSON, nullable=False, default=dict),
     Column("result", JSON, nullable=False, default=dict),
-    Column("checkpoint_step", BigInteger, nullable=False, default=0),
-    Column("checkpoint_digest", Text, nullable=False, default=""),
-    Column("checkpoint_epoch", BigInteger, nullable=False, default=0),
     Column("failures", Integer, nullable=False, default=0),
     Column("retry_time", Moment),
     Column("creator", Text, nullable=False),
@@ -270,6 +269,21 @@ job = Table(
     Column("end_time", Moment, nullable=True),
     Column("revision", BigInteger, nullable=False, default=1),
     UniqueConstraint("project", "id"),
+)
+
+# A checkpoint of a job that was seen to be complete. `epoch` is of the start that saved it, 0 for
+# one of release 0.1.0. `state`: COMPLETE | DELETING. The key is that of the version of kind
+# `checkpoints` of this job.
+checkpoint = Table(
+    "checkpoint",
+    metadata,
+    Column("job", Text, ForeignKey("job.uid", ondelete="CASCADE"), primary_key=True),
+    Column("epoch", BigInteger, primary_key=True),
+    Column("step", BigInteger, primary_key=True),
+    Column("digest", Text, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("create_time", Moment, nullable=False),
 )
 
 job_metric = Table(
@@ -337,8 +351,8 @@ replica = Table(
 
 # `state`: READY | LOST | EVICTED. `facts`: devices, device_kind, memory_bytes, address,
 # agent_version, lacks (kind of work -> what it lacks for it, "" for nothing; null when it does not
-# say). `certificate_generation` rises with each renewal; an older one presented means that the key
-# was copied.
+# say). `certificate_generation` rises with each renewal. `certificate_used`: the newest certificate
+# has been shown; from then on the one before is only in the hands of who has copied it.
 node = Table(
     "node",
     metadata,
@@ -348,6 +362,7 @@ node = Table(
     Column("certificate_generation", Integer, nullable=False, default=1),
     Column("certificate_serial", Text, nullable=False, default=""),
     Column("previous_serial", Text, nullable=False, default=""),
+    Column("certificate_used", Boolean, nullable=False, default=False, server_default=false()),
     Column("create_time", Moment, nullable=False),
     Column("seen_time", Moment, nullable=True),
 )
@@ -372,6 +387,24 @@ join_token = Table(
     Column("create_time", Moment, nullable=False),
     Column("expire_time", Moment, nullable=False),
     Column("used_time", Moment, nullable=True),
+)
+
+# What is still to be done with the object store. `kind` and what `subject` and `details` are: see
+# `services.storage_tasks`. `attempts` counts failures, `message` says why the last one failed.
+# `lock_token` is of whoever does it now.
+storage_task = Table(
+    "storage_task",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("kind", Text, nullable=False),
+    Column("subject", Text, nullable=False, index=True),
+    Column("details", JSON, nullable=False, default=dict),
+    Column("attempts", Integer, nullable=False, default=0),
+    Column("message", Text, nullable=False, default=""),
+    Column("due_time", Moment, nullable=False),
+    Column("lock_token", Text, nullable=True),
+    Column("lock_expire_time", Moment, nullable=True),
+    Column("create_time", Moment, nullable=False),
 )
 
 # Answers of calls that carried a request id, so that a repeat gets the same answer.

@@ -1,4 +1,4 @@
-"""The checkpoints of a job: artifacts in `<folder>/e2/step-00000008`, two of an epoch are kept.
+"""The checkpoints of a job: artifacts in `<folder>/e2/step-00000008`.
 
 The attacks: storage is rolled back or changed so that training continues from other weights; a node
 that lost its job writes over the checkpoints of the one that took it over. Rules kept here:
@@ -6,6 +6,9 @@ that lost its job writes over the checkpoints of the one that took it over. Rule
   not there, so a crash at any moment leaves the one before usable;
 * what goes away loses its manifest first, so half a deletion is never half a checkpoint;
 * an epoch saves and deletes in its own folder alone, so one that is over harms nobody;
+* what the control plane has put on record, and so signed, only the control plane deletes; of what
+  it has not heard of yet, the newest `UNHEARD_KEPT` of this epoch are kept, however long it is
+  away;
 * a start goes on from the very checkpoint that the control plane names, by epoch, step and digest;
   only ranks that start again within an epoch look for the newest one, and only in its folder;
 * `latest` is complete, authentic and the same on every rank; an altered one is an error, not a
@@ -27,6 +30,7 @@ from appliance.core.checkpoints import CheckpointPoint, epoch_folder, step_of
 from appliance.core.errors import NotFound, Stale
 from appliance.crypto.artifacts import (
     MANIFEST,
+    SIGNATURE,
     ArtifactReader,
     ArtifactWriter,
     FileEntry,
@@ -37,7 +41,7 @@ from appliance.jobs.runtime.gather import gather
 from appliance.jobs.runtime.orders import Resume
 from appliance.jobs.runtime.reporter import Reporter
 
-KEPT = 2
+UNHEARD_KEPT = 4
 
 
 @dataclass(frozen=True)
@@ -103,8 +107,7 @@ class CheckpointSeries:
                 writer.adopt(map(FileEntry.from_json, others))
             digest = manifest_digest(writer.finish({**(extra or {}), "step": step}))
             self.report.checkpoint(step, place.folder, place.object, digest)
-            for old in sorted(self._steps())[:-KEPT]:
-                self._remove(old)
+            self._delete_unheard()
         gather(None)
 
     def latest(self) -> tuple[int, ArtifactReader] | None:
@@ -159,6 +162,27 @@ class CheckpointSeries:
             return []
         steps = (step_of(str(name).rstrip("/").rpartition("/")[2]) for name in found)
         return sorted((step for step in steps if step is not None), reverse=True)
+
+    def _delete_unheard(self) -> None:
+        """Delete what is not on record, but the newest `UNHEARD_KEPT`."""
+        unheard = [step for step in self._steps() if not self._is_on_record(step)]
+        for step in unheard[UNHEARD_KEPT:]:
+            # Looked at again at the last moment: it may have come on record since.
+            if not self._is_on_record(step):
+                self._remove(step)
+
+    def _is_on_record(self, step: int) -> bool:
+        """Whether the control plane has signed a checkpoint; by the list of its folder.
+
+        What is asked of a single file a network file system may answer from memory.
+        """
+        path = self.store.path(self._place(CheckpointPoint(self.epoch, step)).folder)
+        self.store.fs.invalidate_cache(path)
+        try:
+            names = self.store.fs.ls(path, detail=False)
+        except FileNotFoundError:
+            return False
+        return any(str(name).rpartition("/")[2] == SIGNATURE for name in names)
 
     def _newest(self) -> tuple[int, ArtifactReader] | None:
         for step in self._steps():

@@ -10,7 +10,8 @@ Rules kept here:
   is a pickle);
 * tensors go by the parameter's name and global shape, never by rank or position;
 * no rank reads or holds more than its own slices, and one file is open at a time;
-* a checkpoint of another run is refused, one that does not cover a slice too.
+* a job goes on from its own run's checkpoint alone; one that begins with another job's checkpoint
+  needs the same model, and may have other settings. What does not cover a slice is refused.
 
 Called by `loop` and `job`, through the runtime's `CheckpointSeries`, which seals the files and
 makes a checkpoint appear whole or not at all.
@@ -79,8 +80,14 @@ def write(assembly: Assembly, rank: int, losses: Losses, writer: ArtifactWriter)
 
 
 @torch.no_grad()
-def read(assembly: Assembly, checkpoint: ArtifactReader) -> Losses:
+def read(assembly: Assembly, checkpoint: ArtifactReader, *, same_run: bool = True) -> Losses:
     """Fill parameters and optimiser of this rank from a checkpoint.
+
+    Args:
+        assembly: to fill.
+        checkpoint: to read.
+        same_run: whether it must be of a run with the same steps, batches and seed; else of the
+            same model is enough.
 
     Raises:
         InvalidInput: it belongs to another run.
@@ -88,7 +95,7 @@ def read(assembly: Assembly, checkpoint: ArtifactReader) -> Losses:
         Tampered: a file is not what was written.
     """
     state = checkpoint.read_json(STATE)
-    _check_run(state, _run(assembly))
+    _check_run(state, _run(assembly) if same_run else _model(assembly))
     wanted: dict[str, list[_Slice]] = defaultdict(list)
     for piece in _slices(assembly):
         wanted[piece.key].append(piece)
@@ -151,12 +158,16 @@ def _slices(assembly: Assembly) -> list[_Slice]:
     return slices
 
 
+def _model(assembly: Assembly) -> dict[str, Any]:
+    """What must be the same for another run to begin with a checkpoint."""
+    return {**asdict(assembly.settings.shape), "vocabulary": assembly.config.vocab_size}
+
+
 def _run(assembly: Assembly) -> dict[str, Any]:
     """What must be the same for a run to go on; the layout need not be."""
     settings = assembly.settings
     return {
-        **asdict(settings.shape),
-        "vocabulary": assembly.config.vocab_size,
+        **_model(assembly),
         "steps": settings.steps,
         "batch_size": settings.batch_size,
         "sequence_length": settings.sequence_length,

@@ -6,6 +6,8 @@ the runtime once per rank.
 
 from __future__ import annotations
 
+from functools import partial
+
 from appliance.jobs.runtime.context import Context
 from appliance.jobs.train import export
 from appliance.jobs.train.loop import Loop
@@ -26,7 +28,7 @@ def run(context: Context) -> None:
     """
     settings = Settings.from_spec(context.spec)
     settings.check(context.world_size)
-    dataset = context.input(context.spec.dataset)
+    dataset, name = context.input(context.spec.dataset), context.spec.from_checkpoint
     index = TokenIndex.read(dataset)
     config = llama_config(settings.shape, index.vocabulary_size, index.end_of_text)
     settings.check_vocabulary(config.vocab_size)
@@ -40,6 +42,7 @@ def run(context: Context) -> None:
             rank=context.rank,
             report=context.report,
             checkpoints=context.checkpoints(),
+            beginning=partial(context.input, name) if name else None,
             fence=context.fence,
             mark=context.mark,
         )

@@ -23,6 +23,7 @@ import torch
 from torch import distributed
 
 from appliance.core.errors import FailedPrecondition
+from appliance.crypto.artifacts import ArtifactReader
 from appliance.jobs.runtime.checkpoints import CheckpointSeries
 from appliance.jobs.runtime.reporter import Reporter
 from appliance.jobs.train import checkpoint
@@ -44,6 +45,7 @@ class Loop:
         checkpoints: of this job.
         fence: raises when the job must stop.
         mark: says what begins, and that what came before is done.
+        beginning: opens the checkpoint of another job that this one begins with.
     """
 
     assembly: Assembly
@@ -53,6 +55,7 @@ class Loop:
     checkpoints: CheckpointSeries
     fence: Callable[[], None]
     mark: Callable[[str], None]
+    beginning: Callable[[], ArtifactReader] | None = None
     losses: checkpoint.Losses | None = None
     resumed_at: int | None = None
     _speeds: list[float] = field(default_factory=list)
@@ -78,6 +81,10 @@ class Loop:
             self.resumed_at, reader = found
             self.mark(f"reads the checkpoint of step {self.resumed_at}")
             self.losses = checkpoint.read(self.assembly, reader)
+        elif self.beginning is not None:
+            self.mark("reads the checkpoint that it begins with")
+            self.losses = checkpoint.read(self.assembly, self.beginning(), same_run=False)
+            self.resumed_at = self.assembly.optimizer.updates
 
     def _step(self, step: int) -> None:
         settings, start = self.assembly.settings, time.perf_counter()

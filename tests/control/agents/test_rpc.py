@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable
 
 import grpc
@@ -18,7 +19,8 @@ from appliance.api.nodes.v1 import node_pb2
 from appliance.api.serving.v1 import routing_service_pb2
 from appliance.api.serving.v1.routing_service_pb2_grpc import RoutingServiceStub
 from appliance.control.store import tables
-from appliance.core.errors import LeaseLost, NotFound
+from appliance.control.store.objects import ObjectStore
+from appliance.core.errors import LeaseLost, NotFound, Unavailable
 from tests.fakes.appliance import Appliance, bearer, error_of
 
 HELLO = agent.Hello(
@@ -102,11 +104,8 @@ class Stream:
         raise AssertionError(f"the stream ended without {kind}")
 
 
-async def test_a_job_over_the_agents_stream(appliance: Appliance) -> None:
-    metadata = developer(appliance)
-    stream = Stream(appliance, "n1")
-    await stream.say(hello=HELLO)
-    assert (await stream.hear("leases")).seconds == 300.0
+async def submitted(appliance: Appliance, metadata: tuple[tuple[str, str], ...]) -> str:
+    """A prepare job, queued; the name of the text that it reads."""
     datasets = appliance.api(DatasetServiceStub)
     create = data.CreateDatasetRequest(parent="projects/demo", dataset_id="raw")
     await datasets.CreateDataset(create, metadata=metadata)
@@ -123,6 +122,52 @@ async def test_a_job_over_the_agents_stream(appliance: Appliance) -> None:
         ),
         metadata=metadata,
     )
+    return str(raw.name)
+
+
+async def test_calls_for_keys_that_hang_are_one_and_hold_nobody_up(
+    appliance: Appliance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metadata = developer(appliance)
+    stream = Stream(appliance, "n1")
+    await stream.say(hello=HELLO)
+    await stream.hear("leases")
+    await submitted(appliance, metadata)
+    appliance.control.work.scheduler.look()
+    order = await stream.hear("start_job")
+    hung, asked = threading.Event(), []
+    there = appliance.control.work.store.check_mounted
+
+    def hangs(_: object) -> None:
+        asked.append(1)
+        hung.wait(60)
+        there()
+
+    monkeypatch.setattr(ObjectStore, "check_mounted", hangs)
+    request = agent.ReleaseKeysRequest(work=order.work)
+    for _ in range(20):
+        error = await error_of(stream.stub.ReleaseKeys(request, timeout=0.1))
+        assert isinstance(error, Unavailable)
+    # Each repeat has joined the first; the calls that nobody waits for are over.
+    assert len(asked) == 1
+    await stream.say(heartbeat=agent.AgentHeartbeat(sequence=5))
+    assert (await stream.hear("leases")).sequence == 5
+    waiting = asyncio.ensure_future(stream.stub.ReleaseKeys(request))
+    await asyncio.sleep(0.1)
+    hung.set()
+    assert [key.kind for key in (await waiting).inputs] == ["dataset"]
+    assert len(asked) == 1
+    await stream.stub.ReleaseKeys(request)
+    assert len(asked) == 2
+
+
+async def test_a_job_over_the_agents_stream(appliance: Appliance) -> None:
+    metadata = developer(appliance)
+    stream = Stream(appliance, "n1")
+    await stream.say(hello=HELLO)
+    assert (await stream.hear("leases")).seconds == 300.0
+    raw = await submitted(appliance, metadata)
+    jobs = appliance.api(JobServiceStub)
     watch = jobs.WatchJob(
         job_service_pb2.WatchJobRequest(name="projects/demo/jobs/p1"), metadata=metadata
     )
@@ -130,7 +175,7 @@ async def test_a_job_over_the_agents_stream(appliance: Appliance) -> None:
     appliance.control.work.scheduler.look()
     order = await stream.hear("start_job")
     keys = await stream.stub.ReleaseKeys(agent.ReleaseKeysRequest(work=order.work))
-    assert [key.name for key in keys.inputs] == [raw.name]
+    assert [key.name for key in keys.inputs] == [raw]
     await stream.say(heartbeat=agent.AgentHeartbeat(running=[order.work], sequence=4))
     assert (await stream.hear("leases")).sequence == 4
     await stream.say(

@@ -40,11 +40,11 @@ def test_the_roles(roles: Roles) -> None:
         for role in roles.roles.values()
     }
     assert found == {
-        "administrator": (True, "everywhere platform", 48),
+        "administrator": (True, "everywhere platform", 51),
         "auditor": (True, "everywhere platform", 10),
-        "owner": (True, "everywhere project", 30),
-        "developer": (True, "everywhere project", 22),
-        "viewer": (True, "everywhere project", 11),
+        "owner": (True, "everywhere project", 33),
+        "developer": (True, "everywhere project", 25),
+        "viewer": (True, "everywhere project", 13),
         "inference": (True, "everywhere project", 2),
         "node": (False, "platform", 3),
         "gateway": (False, "platform", 3),
@@ -75,7 +75,16 @@ def test_where_permissions_are_decided(roles: Roles) -> None:
     }
     nouns = {name.partition(".")[0] for name in roles.permissions if roles.is_decided(name, "p")}
     assert nouns == {
-        *("bindings", "datasets", "endpoints", "jobs", "models", "nodes", "projects"),
+        *(
+            "bindings",
+            "checkpoints",
+            "datasets",
+            "endpoints",
+            "jobs",
+            "models",
+            "nodes",
+            "projects",
+        ),
         *("serviceAccounts", "tokenizers"),
     }
 
@@ -88,7 +97,9 @@ def test_no_permission_is_in_no_role(roles: Roles) -> None:
 def test_roles_below_owner_give_no_roles_and_no_tokens(roles: Roles) -> None:
     for name in ("developer", "viewer", "inference"):
         nouns = {item.partition(".")[0] for item in roles.roles[name].permissions}
-        assert nouns <= {"datasets", "tokenizers", "models", "jobs", "endpoints", "projects"}
+        assert nouns <= {
+            *("checkpoints", "datasets", "endpoints", "jobs", "models", "projects", "tokenizers")
+        }
 
 
 def test_reading_roles_change_nothing(roles: Roles) -> None:

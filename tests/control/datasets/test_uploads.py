@@ -95,6 +95,7 @@ def test_a_bad_document_refuses_the_upload_and_leaves_nothing(
     with pytest.raises(InvalidInput, match=text):
         bring(lab, *documents)
     assert lab.rows(tables.artifact_version) == []
+    lab.work.storage.do_all()
     assert [path.name for path in (lab.objects / PROJECT).glob("*")] == []
     assert lab.datasets.get(ALICE, NAME).latest_version == ""
 

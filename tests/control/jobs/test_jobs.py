@@ -254,6 +254,8 @@ FILLED = {
     "seed": 0,
     "checkpoint_interval": 50,
     "stall_seconds": 60,
+    "keep_last": 2,
+    "keep_every": 0,
 }
 
 

@@ -95,12 +95,15 @@ def test_a_report_longer_than_a_pipe_takes_whole_is_refused(job: FakeJob) -> Non
     assert job.lines() == []
 
 
-def test_the_last_two_checkpoints_are_kept(job: FakeJob) -> None:
+def test_of_what_nobody_has_heard_of_the_last_four_are_kept(job: FakeJob) -> None:
     assert job.context().checkpoints().latest() is None
-    save(job, 1, 2, 3)
-    assert steps(job) == ["step-00000002", "step-00000003"]
-    assert latest(job) == (3, 3)
-    assert [line["step"] for line in job.lines("checkpoint")] == [1, 2, 3]
+    save(job, 1, 2, 3, 4)
+    # What the control plane has put on record, and so signed, is not the rank's to delete.
+    (folder(job, 3) / "step-00000001" / "manifest.sig").write_bytes(b"s" * 64)
+    save(job, 5, 6, 7, 8)
+    assert steps(job) == [f"step-0000000{step}" for step in (1, 5, 6, 7, 8)]
+    assert latest(job) == (8, 8)
+    assert [line["step"] for line in job.lines("checkpoint")] == list(range(1, 9))
 
 
 def test_a_checkpoint_without_manifest_is_not_there_and_is_removed(job: FakeJob) -> None:

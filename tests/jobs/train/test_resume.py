@@ -138,6 +138,52 @@ def test_the_checkpoint_of_another_run_is_refused(
     assert caught.value.message.startswith(f"The checkpoint was made with {what} ")
 
 
+def test_a_job_begins_with_the_checkpoint_of_another(tmp_path: Path) -> None:
+    first = training_job(tmp_path / "first", steps=4, checkpoint_interval=4)
+    run(first.context())
+    whole = training_job(tmp_path / "whole", steps=8, checkpoint_interval=4, warmup_steps=8)
+    settings = {"steps": 8, "checkpoint_interval": 4, "warmup_steps": 8}
+    later = continued(tmp_path / "later", first, **settings)
+    begin_with(later, first, 4)
+    run(later.context())
+    # Its step, its data and its learning rate go on; they are those of its own spec.
+    run(whole.context())
+    assert [line["step"] for line in later.lines("progress")] == [5, 6, 7, 8]
+    assert measured(later, "learning_rate") == measured(whole, "learning_rate")[4:]
+    result = later.lines("result")[0]["value"]["values"]
+    assert (result["resumed_at_step"], result["steps"]) == (4, 8)
+    assert result["loss_first"] == measured(first, "loss")[0]
+
+
+def test_a_beginning_with_the_same_spec_has_the_same_bits(tmp_path: Path) -> None:
+    settings = {"steps": 8, "checkpoint_interval": 4}
+    whole = training_job(tmp_path / "whole", **settings)
+    run(whole.context())
+    later = continued(tmp_path / "later", whole, **settings)
+    begin_with(later, whole, 4)
+    run(later.context())
+    assert bits(later, 8) == bits(whole, 8)
+
+
+def begin_with(job: FakeJob, other: FakeJob, step: int) -> None:
+    """Let a job begin with a checkpoint of another, as the control plane orders it."""
+    name = "projects/p/jobs/first/checkpoints/e1-step-4"
+    series = other.orders["outputs"]["checkpoints"]
+    digest = next(line["digest"] for line in other.lines("checkpoint") if line["step"] == step)
+    part = f"e1/step-{step:08d}"
+    job.orders["inputs"][name] = {
+        **series,
+        "name": name,
+        "kind": "checkpoint",
+        "folder": f"{series['folder']}/{part}",
+        "object": f"{series['object']}/{part}",
+        "digest": digest,
+    }
+    job.orders["spec"]["fromCheckpoint"] = name
+    job.add_output("checkpoints")
+    job.orders["resume"] = None
+
+
 @pytest.mark.attack
 def test_a_changed_checkpoint_is_refused(tmp_path: Path) -> None:
     job = stopped_job(tmp_path)

@@ -23,6 +23,7 @@ class Job(_message.Message):
         STATE_FAILED: _ClassVar[Job.State]
         STATE_CANCELLED: _ClassVar[Job.State]
         STATE_REGISTERING: _ClassVar[Job.State]
+        STATE_PAUSED: _ClassVar[Job.State]
     STATE_UNSPECIFIED: Job.State
     STATE_QUEUED: Job.State
     STATE_STARTING: Job.State
@@ -31,6 +32,7 @@ class Job(_message.Message):
     STATE_FAILED: Job.State
     STATE_CANCELLED: Job.State
     STATE_REGISTERING: Job.State
+    STATE_PAUSED: Job.State
     NAME_FIELD_NUMBER: _ClassVar[int]
     UID_FIELD_NUMBER: _ClassVar[int]
     PREPARE_FIELD_NUMBER: _ClassVar[int]
@@ -186,7 +188,7 @@ class Mesh(_message.Message):
     def __init__(self, data: _Optional[int] = ..., tensor: _Optional[int] = ..., pipeline: _Optional[int] = ...) -> None: ...
 
 class TrainSpec(_message.Message):
-    __slots__ = ("dataset", "output_model", "architecture", "mesh", "steps", "batch_size", "sequence_length", "microbatches", "learning_rate", "warmup_steps", "weight_decay", "gradient_clip", "seed", "checkpoint_interval", "pipeline_schedule", "stall_seconds")
+    __slots__ = ("dataset", "output_model", "architecture", "mesh", "steps", "batch_size", "sequence_length", "microbatches", "learning_rate", "warmup_steps", "weight_decay", "gradient_clip", "seed", "checkpoint_interval", "pipeline_schedule", "stall_seconds", "keep_last", "keep_every", "from_checkpoint")
     DATASET_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_MODEL_FIELD_NUMBER: _ClassVar[int]
     ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
@@ -203,6 +205,9 @@ class TrainSpec(_message.Message):
     CHECKPOINT_INTERVAL_FIELD_NUMBER: _ClassVar[int]
     PIPELINE_SCHEDULE_FIELD_NUMBER: _ClassVar[int]
     STALL_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    KEEP_LAST_FIELD_NUMBER: _ClassVar[int]
+    KEEP_EVERY_FIELD_NUMBER: _ClassVar[int]
+    FROM_CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
     dataset: str
     output_model: str
     architecture: Architecture
@@ -219,7 +224,10 @@ class TrainSpec(_message.Message):
     checkpoint_interval: int
     pipeline_schedule: str
     stall_seconds: int
-    def __init__(self, dataset: _Optional[str] = ..., output_model: _Optional[str] = ..., architecture: _Optional[_Union[Architecture, _Mapping]] = ..., mesh: _Optional[_Union[Mesh, _Mapping]] = ..., steps: _Optional[int] = ..., batch_size: _Optional[int] = ..., sequence_length: _Optional[int] = ..., microbatches: _Optional[int] = ..., learning_rate: _Optional[float] = ..., warmup_steps: _Optional[int] = ..., weight_decay: _Optional[float] = ..., gradient_clip: _Optional[float] = ..., seed: _Optional[int] = ..., checkpoint_interval: _Optional[int] = ..., pipeline_schedule: _Optional[str] = ..., stall_seconds: _Optional[int] = ...) -> None: ...
+    keep_last: int
+    keep_every: int
+    from_checkpoint: str
+    def __init__(self, dataset: _Optional[str] = ..., output_model: _Optional[str] = ..., architecture: _Optional[_Union[Architecture, _Mapping]] = ..., mesh: _Optional[_Union[Mesh, _Mapping]] = ..., steps: _Optional[int] = ..., batch_size: _Optional[int] = ..., sequence_length: _Optional[int] = ..., microbatches: _Optional[int] = ..., learning_rate: _Optional[float] = ..., warmup_steps: _Optional[int] = ..., weight_decay: _Optional[float] = ..., gradient_clip: _Optional[float] = ..., seed: _Optional[int] = ..., checkpoint_interval: _Optional[int] = ..., pipeline_schedule: _Optional[str] = ..., stall_seconds: _Optional[int] = ..., keep_last: _Optional[int] = ..., keep_every: _Optional[int] = ..., from_checkpoint: _Optional[str] = ...) -> None: ...
 
 class QuantizeSpec(_message.Message):
     __slots__ = ("model", "output_model", "scheme")

@@ -112,7 +112,7 @@ class JobServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ResumeJob(self, request, context):
-        """Queues a job again that failed or was cancelled: it goes on from its newest checkpoint, or begins anew when it has none. Fails
+        """Queues a job again that failed, was cancelled or is paused: it goes on from its newest checkpoint, or begins anew when it has none. Fails
         with FAILED_PRECONDITION when it is at work or has succeeded.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

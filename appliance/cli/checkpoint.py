@@ -1,0 +1,49 @@
+"""`appliance checkpoint`: what jobs have saved, from which they or others can go on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from appliance.cli.command import command as make
+from appliance.cli.output import field, last, state
+
+if TYPE_CHECKING:
+    from appliance.cli.session import Session
+
+COLUMNS = [
+    ("CHECKPOINT", last()),
+    ("STATE", state()),
+    ("STEP", field("step")),
+    ("EPOCH", field("epoch")),
+    ("BYTES", field("size_bytes")),
+    ("CREATED", field("create_time")),
+]
+
+command = click.Group("checkpoint", help="See and delete the checkpoints of jobs.")
+
+
+@make("list", "CheckpointService.ListCheckpoints", group=command, project=True)
+@click.argument("job", metavar="JOB")
+def list_(session: Session, job: str) -> None:
+    """List the checkpoints of a job, newest first."""
+    parent = session.name("job", job)
+    rows = session.list("CheckpointService.ListCheckpoints", "checkpoints", parent=parent)
+    session.show(rows, COLUMNS)
+
+
+@make("get", "CheckpointService.GetCheckpoint", group=command, project=True)
+@click.argument("name", metavar="JOB/CHECKPOINT")
+def get(session: Session, name: str) -> None:
+    """Show one checkpoint."""
+    full = session.name("checkpoint", name)
+    session.show(session.call("CheckpointService.GetCheckpoint", name=full))
+
+
+@make("delete", "CheckpointService.DeleteCheckpoint", group=command, project=True)
+@click.argument("name", metavar="JOB/CHECKPOINT")
+def delete(session: Session, name: str) -> None:
+    """Delete a checkpoint."""
+    full = session.name("checkpoint", name)
+    session.show(session.call("CheckpointService.DeleteCheckpoint", name=full), COLUMNS)

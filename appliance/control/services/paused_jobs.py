@@ -1,0 +1,97 @@
+"""Jobs that wait for space in the object store: queued again when there is some.
+
+Rules kept here:
+* what the last starts began to save and could not finish is deleted first: it may be what fills the
+  store;
+* there must be room for a whole checkpoint, or a job would go on only to pause again;
+* a little is written too, for a quota says nothing before that; little, because whoever else
+  writes at this moment needs room as well.
+
+Called by the storage worker.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from typing import Any
+
+from sqlalchemy import Row
+
+from appliance.control.services import checkpoint_rows, job_rows, job_specs
+from appliance.control.services.artifacts import Artifacts
+from appliance.control.services.checkpoint_folders import CheckpointFolders
+from appliance.control.services.runs import Runs
+from appliance.control.services.storage_tasks import Task
+from appliance.control.store.database import Database, Reading
+from appliance.control.store.objects import ObjectStore
+from appliance.core.errors import StoreFull
+from appliance.core.jobs import JobState
+from appliance.core.numbers import written
+from appliance.crypto.folder import Folder
+
+LEAST_BYTES = 64 << 20
+PROBE_BYTES = 16 << 20
+_CHUNK = 1 << 20
+_FILE = "probe"
+
+
+class PausedJobs:
+    """Queues them again."""
+
+    def __init__(
+        self,
+        database: Database,
+        artifacts: Artifacts,
+        folders: CheckpointFolders,
+        store: ObjectStore,
+        runs: Runs,
+    ) -> None:
+        self._database = database
+        self._artifacts = artifacts
+        self._folders = folders
+        self._store = store
+        self._runs = runs
+
+    def resume(self, task: Task) -> None:
+        """Queue a paused job again. Raises StoreFull, OSError while there is no room."""
+        with self._database.read() as state:
+            row = job_rows.by_uid(state, task.subject)
+            if row is None or row.state != JobState.PAUSED:
+                return
+            need = _need(state, row)
+            found = checkpoint_rows.series_row(state, row.uid)
+            series = None if found is None else self._artifacts.read(state, found)
+        if series is not None:
+            self._folders.delete_unfinished(series, row.epoch)
+        free = self._store.free_bytes()
+        if free is not None and free < need:
+            raise StoreFull(
+                f"the object store has {written(free)} bytes left, the job needs {written(need)}"
+            )
+        self._probe(f"{row.project}/probe-{secrets.token_hex(8)}")
+        self._runs.go_on(row.uid)
+
+    def _probe(self, folder: str) -> None:
+        """Write a file of random bytes, durably, and delete it."""
+        chunk = os.urandom(_CHUNK)
+        try:
+            new = Folder(self._store.filesystem, self._store.path(folder)).create(_FILE)
+            try:
+                for _ in range(PROBE_BYTES // _CHUNK):
+                    new.write(chunk)
+                new.commit()
+            except BaseException:
+                new.discard()
+                raise
+        finally:
+            self._store.delete(folder)
+
+
+def _need(state: Reading, row: Row[Any]) -> int:
+    """Bytes that the next checkpoint of a job takes, about."""
+    newest = checkpoint_rows.newest(state, row.uid)
+    saved = newest.size_bytes if newest is not None else 0
+    inputs = job_rows.inputs_of(state, row)
+    reckoned = job_specs.checkpoint_bytes(row.kind, job_rows.spec_of(row), inputs)
+    return max(saved, reckoned, LEAST_BYTES)

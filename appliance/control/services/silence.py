@@ -1,0 +1,79 @@
+"""Says with a job which of its nodes is not heard of.
+
+Rule kept here: what is said is taken back when the node is heard of again, also by a control plane
+that started in between. Called by the scheduler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timedelta
+
+from sqlalchemy import select
+
+from appliance.control.events import Events
+from appliance.control.services import job_rows
+from appliance.control.services.leases import Leases
+from appliance.control.services.runs import LEASED
+from appliance.control.store import tables
+from appliance.control.store.database import Database
+
+
+class Silence:
+    """What is said of silent nodes."""
+
+    def __init__(
+        self,
+        database: Database,
+        leases: Leases,
+        events: Events,
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._database = database
+        self._leases = leases
+        self._events = events
+        self._clock = clock
+        self._said: dict[str, tuple[object, ...]] = {}
+
+    def take_up(self) -> None:
+        """At start: what is said of jobs at work was said by the control plane before."""
+        with self._database.read() as state:
+            rows = state.all(select(tables.job).where(tables.job.c.state.in_(LEASED)))
+        self._said = {row.uid: (row.message,) for row in rows if row.message}
+
+    def say(self, silent: Mapping[str, float], *, cut_off: bool) -> None:
+        """Say with jobs at work which of their nodes is not heard of, and take it back.
+
+        Args:
+            silent: seconds of silence by node.
+            cut_off: whether more than half of the nodes are silent.
+        """
+        nodes: dict[str, list[str]] = {}
+        for node in silent:
+            for work in self._leases.works_of(node):
+                if "/" not in work:
+                    nodes.setdefault(work, []).append(node)
+        for uid in sorted(nodes.keys() | self._said.keys()):
+            now = (*nodes.get(uid, ()), cut_off) if uid in nodes else ()
+            if self._said.get(uid, ()) == now:
+                continue
+            self._write(uid, self._silence(nodes.get(uid, []), silent, cut_off=cut_off))
+            self._said[uid] = now
+            if not now:
+                del self._said[uid]
+
+    def _silence(self, nodes: Sequence[str], silent: Mapping[str, float], *, cut_off: bool) -> str:
+        if not nodes:
+            return ""
+        since = self._clock() - timedelta(seconds=max(silent[node] for node in nodes))
+        many = f"nodes {', '.join(nodes)} have" if len(nodes) > 1 else f"node {nodes[0]} has"
+        then = f"it starts elsewhere after {self._leases.node_lost_seconds:.0f} s"
+        if cut_off:
+            then = "more than half of the nodes are silent, so nothing starts elsewhere"
+        return f"{many} not been heard of since {since:%H:%M:%S} UTC; {then}"
+
+    def _write(self, uid: str, message: str) -> None:
+        with self._database.write() as transaction:
+            row = job_rows.by_uid(transaction, uid)
+            if row is not None and row.state in LEASED and row.message != message:
+                job_rows.change(transaction, self._events, row, message=message)

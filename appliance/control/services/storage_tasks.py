@@ -1,0 +1,231 @@
+"""What is still to be done with the object store: rows in a queue, so that nobody waits for it.
+
+An object store can be slow, full or hung. Rules kept here:
+* whoever wants something done there writes a row, in the transaction that makes it necessary, and
+  goes on: neither is lost without the other, whatever is killed when;
+* a task is done by whoever holds its lock. A lock ends, so that a task outlives who took it; what
+  it does can be done twice without harm;
+* what fails is done again, less and less often, until it succeeds: each try is counted, and why it
+  failed is kept;
+* of one subject one task is done at a time.
+
+Filled by the services; emptied by `appliance.control.storage_worker`.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import Row, delete, func, insert, select, update
+
+from appliance.control.events import STORAGE, Events
+from appliance.control.store import tables
+from appliance.control.store.database import Database, Reading, Transaction
+from appliance.core.errors import ApplianceError
+
+MAX_PAUSE = timedelta(minutes=1)
+FIRST_PAUSE = timedelta(seconds=1)
+LOCK_TIME = timedelta(hours=1)
+"""After so long a task is done again; a large folder is deleted in minutes."""
+_DOUBLINGS = 10
+_task = tables.storage_task.c
+
+
+class TaskKind(StrEnum):
+    """What is to be done. The subject is what it is about, of which one task is done at a time."""
+
+    REGISTER = "register"
+    """Register what a job made. Subject: the job's uid."""
+    CHECK_CHECKPOINT = "check_checkpoint"
+    """Put a checkpoint on record that was reported. Subject: the job's uid."""
+    DELETE_CHECKPOINT = "delete_checkpoint"
+    """Delete a checkpoint. Subject: the job's uid."""
+    DELETE_FOLDER = "delete_folder"
+    """Delete a folder whose row is gone. Subject: the folder."""
+    DELETE_SUPERSEDED = "delete_superseded"
+    """Delete what starts that are over have saved and what is not on record. Subject: the job's."""
+    DELETE_UNKNOWN = "delete_unknown"
+    """Delete half-made folders that no row knows. Subject: empty."""
+    RESUME_PAUSED = "resume_paused"
+    """Queue a job again that waits for space in the store. Subject: the job's uid."""
+
+
+_AWAITED = (TaskKind.REGISTER, TaskKind.CHECK_CHECKPOINT)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task that was taken.
+
+    Args:
+        id: of its row.
+        kind: what is to be done.
+        subject: what it is about.
+        details: what else is to be known; JSON.
+        attempts: how often it has failed.
+        lock: proves that this is who took it.
+    """
+
+    id: int
+    kind: TaskKind
+    subject: str
+    details: Mapping[str, Any]
+    attempts: int
+    lock: str = field(repr=False)
+
+
+class StorageTasks:
+    """The queue."""
+
+    def __init__(self, database: Database, events: Events, clock: Callable[[], datetime]) -> None:
+        self._database = database
+        self._events = events
+        self._clock = clock
+        self._held: dict[int, str] = {}
+        """Tasks that threads of this process have taken, and their subjects.
+
+        One may hang in a task for hours, longer than its lock.
+        """
+
+    def add(
+        self, transaction: Transaction, kind: TaskKind, subject: str, **details: object
+    ) -> None:
+        """Let something be done after the commit. The same again, which nobody does yet, is one."""
+        now = self._clock()
+        waiting = select(_task.id, _task.details).where(
+            _task.kind == kind, _task.subject == subject, _task.lock_token.is_(None)
+        )
+        for row in transaction.all(waiting):
+            if row.details == details:
+                transaction.run(delete(tables.storage_task).where(_task.id == row.id))
+        transaction.run(
+            insert(tables.storage_task).values(
+                kind=kind, subject=subject, details=details, due_time=now, create_time=now
+            )
+        )
+        transaction.after_commit(lambda: self._events.publish(STORAGE))
+
+    def put_off(
+        self, transaction: Transaction, kind: TaskKind, subject: str, time: timedelta
+    ) -> None:
+        """Let the tasks of a kind about a subject be due so much later."""
+        transaction.run(
+            update(tables.storage_task)
+            .where(_task.kind == kind, _task.subject == subject)
+            .values(due_time=self._clock() + time)
+        )
+
+    def waiting(self, state: Reading, kind: TaskKind, subject: str) -> list[Row[Any]]:
+        """The rows of tasks of a kind about a subject that are still to be done."""
+        wanted = select(tables.storage_task).where(_task.kind == kind, _task.subject == subject)
+        return state.all(wanted.order_by(_task.id))
+
+    def counts(self) -> dict[str, tuple[int, float]]:
+        """Tasks that wait, and seconds since the oldest was asked for, by kind."""
+        now = self._clock()
+        wanted = select(
+            _task.kind, func.count().label("number"), func.min(_task.create_time).label("oldest")
+        ).group_by(_task.kind)
+        with self._database.read() as state:
+            rows = state.all(wanted)
+        return {
+            row.kind: (row.number, max((now - row.oldest).total_seconds(), 0.0)) for row in rows
+        }
+
+    def unlock_all(self) -> None:
+        """At start: whoever held locks is gone, and everything is due."""
+        with self._database.write() as transaction:
+            transaction.run(
+                update(tables.storage_task).values(
+                    lock_token=None, lock_expire_time=None, due_time=self._clock()
+                )
+            )
+
+    def take(self) -> Task | None:
+        """The next task that is due, locked for the caller; None when there is none."""
+        with self._database.read() as state:
+            if state.first(self._due()) is None:
+                return None
+        lock = secrets.token_hex(16)
+        with self._database.write() as transaction:
+            row = transaction.first(self._due())
+            if row is None:
+                return None
+            transaction.run(
+                update(tables.storage_task)
+                .where(_task.id == row.id)
+                .values(lock_token=lock, lock_expire_time=self._clock() + LOCK_TIME)
+            )
+        self._held[row.id] = row.subject
+        return Task(row.id, TaskKind(row.kind), row.subject, row.details, row.attempts, lock)
+
+    def done(self, task: Task) -> None:
+        """A task was done; nothing happens when somebody else has taken it since."""
+        with self._database.write() as transaction:
+            transaction.run(
+                delete(tables.storage_task).where(
+                    _task.id == task.id, _task.lock_token == task.lock
+                )
+            )
+        self._held.pop(task.id, None)
+
+    def failed(self, task: Task, why: str) -> None:
+        """A task could not be done; it is due again after a pause."""
+        with self._database.write() as transaction:
+            transaction.run(
+                update(tables.storage_task)
+                .where(_task.id == task.id, _task.lock_token == task.lock)
+                .values(
+                    attempts=task.attempts + 1,
+                    message=why,
+                    due_time=self.next_try(task),
+                    lock_token=None,
+                    lock_expire_time=None,
+                )
+            )
+        self._held.pop(task.id, None)
+
+    def next_try(self, task: Task) -> datetime:
+        """When a task that fails now is due again."""
+        doublings: int = min(task.attempts, _DOUBLINGS)
+        return self._clock() + min(FIRST_PAUSE * (1 << doublings), MAX_PAUSE)
+
+    def _due(self) -> Any:  # noqa: ANN401  # a SELECT of the table's rows
+        now, held = self._clock(), dict(self._held)
+        other = tables.storage_task.alias("other")
+        busy = select(other.c.subject).where(
+            other.c.subject != "",
+            other.c.lock_token.is_not(None),
+            other.c.lock_expire_time > now,
+            other.c.lock_expire_time <= now + LOCK_TIME,
+        )
+        return (
+            select(tables.storage_task)
+            .where(
+                # What a clock that was ahead has dated waits for nothing.
+                (_task.due_time <= now) | (_task.due_time > now + MAX_PAUSE),
+                _task.lock_token.is_(None)
+                | (_task.lock_expire_time <= now)
+                | (_task.lock_expire_time > now + LOCK_TIME),
+                _task.subject.not_in(busy),
+                _task.id.not_in(tuple(held)),
+                _task.subject.not_in([each for each in held.values() if each]),
+            )
+            # What somebody waits for comes before deletions, and what is new before what failed.
+            .order_by(_task.kind.not_in(_AWAITED), _task.due_time, _task.id)
+            .limit(1)
+        )
+
+
+def sentence_of(error: Exception) -> str:
+    """Why a task failed, for a person."""
+    if isinstance(error, ApplianceError):
+        return error.message
+    if isinstance(error, OSError):
+        return error.strerror or type(error).__name__
+    return type(error).__name__

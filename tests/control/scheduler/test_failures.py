@@ -1,0 +1,241 @@
+"""Starts of jobs that fail, are lost or are silent: what counts, what starts again, and when."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+
+import pytest
+
+from appliance.api.agent.v1 import agent_service_pb2 as agent
+from appliance.api.jobs.v1 import job_pb2
+from appliance.control.services.leases import NODE_LOST_SECONDS, UNNAMED_SECONDS
+from appliance.control.store import tables
+from appliance.core.errors import (
+    LeaseLost,
+)
+from tests.fakes import tiny_model
+from tests.fakes.lab import GIB, PROJECT, Lab
+
+Job = job_pb2.Job
+JOB = f"projects/{PROJECT}/jobs/t1"
+MODEL = {"model": tiny_model.files()}
+
+
+def kinds(lab: Lab) -> list[str]:
+    """Of the versions that there are, complete or not."""
+    return sorted(row.kind for row in lab.rows(tables.artifact_version))
+
+
+async def test_a_lost_agent_gives_the_job_to_another_node_which_resumes(lab: Lab) -> None:
+    one = await lab.connected("n1")
+    lab.train("t1")
+    lab.look()
+    await one.take()
+    work = one.started[0].work
+    one.progress(work, 10, loss=2.0)
+    digest = one.save_checkpoint(work, 10)
+    two = await lab.connected("n2")
+    lab.wait(NODE_LOST_SECONDS - 4, two)
+    lab.look()
+    assert (lab.job().epoch, lab.job().state) == (1, Job.STATE_RUNNING)
+    said = lab.job().state_reason
+    assert re.fullmatch(
+        r"node n1 has not been heard of since \d\d:\d\d:\d\d UTC; it starts elsewhere after 300 s",
+        said,
+    ), said
+    lab.wait(4, two)
+    lab.look()
+    lab.look()
+    await two.take()
+    job = lab.job()
+    assert (job.epoch, list(job.nodes), job.state) == (2, ["nodes/n2"], Job.STATE_STARTING)
+    keys = two.keys(two.started[0].work)
+    assert (keys.resume_epoch, keys.resume_step, keys.resume_digest) == (1, 10, digest)
+    old = {key.kind: key.folder for key in keys.outputs}
+
+    # The node that was cut off speaks again: nothing it says counts, and it is told to stop.
+    with pytest.raises(LeaseLost):
+        one.keys(work)
+    one.progress(work, 11, loss=9.0)
+    one.report(checkpoint=agent.CheckpointComplete(work=work, step=99, manifest_digest="0" * 64))
+    assert one.running == {(work.work, 1)}
+    await one.connect()
+    assert one.running == set()
+    assert lab.job().progress.step == 10
+    two.succeed(two.started[0].work, MODEL)
+    assert lab.job().state == Job.STATE_SUCCEEDED
+    assert len(set(old.values())) == 2
+
+
+async def test_heartbeats_keep_a_lease_and_answer_with_it(lab: Lab) -> None:
+    node, _ = await lab.started()
+    for _ in range(10):
+        lab.forward(5)
+        node.heartbeat()
+        lab.look()
+    await node.take()
+    assert lab.job().epoch == 1
+    last = node.leases[-1]
+    assert [(work.work, work.epoch) for work in last.work] == sorted(node.running)
+    assert (last.seconds, last.sequence) == (NODE_LOST_SECONDS, 7)
+
+
+async def test_a_job_is_given_up_after_three_starts_without_progress(lab: Lab) -> None:
+    node = await lab.connected("n1")
+    lab.train("t1")
+    for epoch, pause in ((1, 60), (2, 300), (3, 0)):
+        lab.look()
+        await node.take()
+        assert node.started[-1].work.epoch == epoch
+        node.fail(node.started[-1].work, "LEADER_LOST", "its process was killed by SIGKILL")
+        if pause:
+            again = lab.time.wall() + timedelta(seconds=pause)
+            assert lab.job().state_reason == (
+                f"starts again at {again:%H:%M:%S} UTC: its process was killed by SIGKILL"
+            )
+            lab.wait(pause - 1, node)
+            lab.look()
+            assert (lab.job().state, lab.job().epoch) == (Job.STATE_QUEUED, epoch)
+            lab.wait(1, node)
+    job = lab.job()
+    assert job.state == Job.STATE_FAILED
+    assert job.state_reason == (
+        "given up after 3 starts in a row without a new checkpoint; the last one ended because its"
+        " process was killed by SIGKILL"
+    )
+    assert kinds(lab) == ["checkpoints", "dataset"]
+    assert {path.name for path in (lab.objects / PROJECT).iterdir()} <= {
+        row.uid for row in lab.rows(tables.artifact_version)
+    }
+
+
+async def test_a_checkpoint_on_record_begins_the_count_of_failures_anew(lab: Lab) -> None:
+    node = await lab.connected("n1")
+    lab.train("t1")
+    for epoch in range(1, 6):
+        lab.look()
+        await node.take()
+        work = node.started[-1].work
+        assert work.epoch == epoch
+        node.save_checkpoint(work, epoch)
+        node.fail(work, "RANK_LOST", "a rank was killed")
+        lab.wait(60, node)
+    assert lab.job().state == Job.STATE_QUEUED
+    assert lab.rows(tables.job)[0].failures == 1
+
+
+@pytest.mark.parametrize("how", ["down and up", "agent", "evicted", "told"])
+async def test_what_others_did_never_counts_as_a_failure_of_the_job(lab: Lab, how: str) -> None:
+    nodes = [await lab.connected(name) for name in ("n1", "n2", "n3")]
+    lab.train("t1")
+    for epoch in range(1, 6):
+        lab.look()
+        for node in nodes:
+            await node.take()
+        assert (lab.job().epoch, lab.job().state) == (epoch, Job.STATE_STARTING)
+        (node,) = (node for node in nodes if node.running)
+        work = node.started[-1].work
+        if how == "told":
+            node.fail(work, "LEASE_LOST", "the node was told to stop this work")
+        elif how == "evicted":
+            lab.work.leases.evict(node.node)
+            await node.connect()
+        else:
+            node.running.clear()
+            if how == "down and up":
+                lab.restart()
+                for each in nodes:
+                    await each.connect()
+            else:
+                await node.connect()
+            lab.wait(UNNAMED_SECONDS, *nodes)
+    lab.look()
+    assert lab.rows(tables.job)[0].failures == 0
+    assert lab.job().state == Job.STATE_STARTING
+
+
+async def test_a_control_plane_that_stood_still_takes_nobody_for_lost(lab: Lab) -> None:
+    nodes = [await lab.connected(name) for name in ("n1", "n2", "n3")]
+    lab.train("t1")
+    lab.look()
+    for node in nodes:
+        await node.take()
+    for _ in range(3):
+        lab.forward(4 * NODE_LOST_SECONDS, served=False)
+        lab.look()
+        assert (lab.job().epoch, lab.job().state_reason) == (1, "")
+        for node in nodes:
+            node.heartbeat()
+
+
+async def test_while_most_nodes_are_silent_nothing_starts_elsewhere_and_it_is_said(
+    lab: Lab,
+) -> None:
+    nodes = [await lab.connected(name) for name in ("n1", "n2", "n3")]
+    lab.train("t1")
+    lab.look()
+    for node in nodes:
+        await node.take()
+    (holder,) = (node for node in nodes if node.running)
+    (other, *_) = (node for node in nodes if not node.running)
+    lab.wait(NODE_LOST_SECONDS, other)
+    lab.look()
+    assert (lab.job().epoch, lab.job().state) == (1, Job.STATE_STARTING)
+    assert lab.job().state_reason.endswith(
+        " UTC; more than half of the nodes are silent, so nothing starts elsewhere"
+    )
+    work = holder.started[0].work
+    holder.heartbeat()
+    lab.look()
+    assert lab.job().state_reason == ""
+    holder.succeed(work, MODEL)
+    assert lab.job().state == Job.STATE_SUCCEEDED
+
+
+async def test_an_error_of_the_job_is_final_and_keeps_its_sentence(lab: Lab) -> None:
+    node, work = await lab.started()
+    node.fail(work, "INVALID_INPUT", "the loss is not finite: lower learning_rate")
+    job = lab.job()
+    assert (job.state, job.state_reason) == (
+        Job.STATE_FAILED,
+        "the loss is not finite: lower learning_rate",
+    )
+    # Nothing stays of the model that it would have made; its checkpoints do.
+    assert kinds(lab) == ["checkpoints", "dataset"]
+
+
+async def test_when_one_of_two_nodes_fails_the_other_is_stopped(lab: Lab) -> None:
+    one = await lab.connected("n1", devices=1)
+    two = await lab.connected("n2", devices=1)
+    lab.train("t1", mesh=job_pb2.Mesh(data=2))
+    lab.look()
+    await one.take()
+    await two.take()
+    two.fail(two.started[0].work, "INTERNAL", "a rank crashed")
+    await one.take()
+    assert one.stopped == [(one.started[0].work.work, 1)]
+    assert lab.job().state == Job.STATE_FAILED
+    # Devices of the stopped part stay taken until its node no longer reports it.
+    assert lab.work.leases.capacity("n1", 1, GIB).free == []
+    assert lab.work.leases.capacity("n2", 1, GIB).free == [0]
+    one.heartbeat()
+    assert lab.work.leases.capacity("n1", 1, GIB).free == [0]
+
+
+async def test_an_evicted_node_loses_its_stream_its_keys_and_its_job_at_once(lab: Lab) -> None:
+    one = await lab.connected("n1")
+    lab.train("t1")
+    lab.look()
+    await one.take()
+    with lab.database.write() as transaction:
+        lab.nodes.put_out(transaction, "n1")
+    two = await lab.connected("n2")
+    lab.look()
+    lab.look()
+    await one.take()
+    await two.take()
+    assert one.cut
+    assert len(two.started) == 1
+    with pytest.raises(LeaseLost):
+        one.keys(one.started[0].work)
