@@ -77,7 +77,7 @@ class Scheduling:
 
     checkpoint_days: float = field(
         default=14.0,
-        metadata=doc("how long checkpoints of a job that failed or was cancelled are kept"),
+        metadata=doc("how long checkpoints are kept after their job has ended, however it ended"),
     )
 
     def __post_init__(self) -> None:

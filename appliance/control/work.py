@@ -117,25 +117,7 @@ class Work:
             base.events,
             base.clock,
         )
-        registration = Registration(
-            base.database, self.artifacts, self.tasks, self.runs, base.events, records, base.clock
-        )
-        paused = PausedJobs(base.database, self.artifacts, self.folders, store, self.runs)
-        self.storage = StorageWorker(
-            self.tasks,
-            {
-                TaskKind.REGISTER: registration.register,
-                TaskKind.CHECK_CHECKPOINT: self.checkpoints.check,
-                TaskKind.DELETE_CHECKPOINT: self.checkpoints.delete,
-                TaskKind.DELETE_SUPERSEDED: self.checkpoints.delete_superseded,
-                TaskKind.DELETE_FOLDER: self.artifacts.delete_folder,
-                TaskKind.DELETE_UNKNOWN: self.artifacts.delete_unknown,
-                TaskKind.RESUME_PAUSED: paused.resume,
-            },
-            base.events,
-            check=store.check_mounted,
-            first=TaskKind.DELETE_UNKNOWN,
-        )
+        self.storage = self._storage_worker(base, records)
         self.replicas = Replicas(
             base.database, self.leases, self.fleet, base.events, base.clock, monotonic
         )
@@ -165,6 +147,28 @@ class Work:
         )
         self._base = base
         self._people = people
+
+    def _storage_worker(self, base: Foundation, records: SystemRecords) -> StorageWorker:
+        """What does each kind of work with the object store."""
+        registration = Registration(
+            base.database, self.artifacts, self.tasks, self.runs, base.events, records, base.clock
+        )
+        paused = PausedJobs(base.database, self.artifacts, self.folders, self.store, self.runs)
+        return StorageWorker(
+            self.tasks,
+            {
+                TaskKind.REGISTER: registration.register,
+                TaskKind.CHECK_CHECKPOINT: self.checkpoints.check,
+                TaskKind.DELETE_CHECKPOINT: self.checkpoints.delete,
+                TaskKind.DELETE_SUPERSEDED: self.checkpoints.delete_superseded,
+                TaskKind.DELETE_FOLDER: self.artifacts.delete_folder,
+                TaskKind.DELETE_UNKNOWN: self.artifacts.delete_unknown,
+                TaskKind.RESUME_PAUSED: paused.resume,
+            },
+            base.events,
+            check=self.store.check_mounted,
+            first=TaskKind.DELETE_UNKNOWN,
+        )
 
     def api(self, pool: CallPool) -> list[Servicer]:
         """One servicer for each of `API`."""

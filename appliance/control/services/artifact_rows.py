@@ -27,7 +27,7 @@ _version = tables.artifact_version.c
 
 
 def version_name(project: str, kind: str, artifact: str, number: int) -> str:
-    """Resource name of a version; checkpoints, which are no resource, are named after their job."""
+    """Resource name of a version; a series of checkpoints, which is none, is named by its job."""
     if kind == "dataset":
         return names.dataset_version(project, artifact, number)
     if kind == "model":

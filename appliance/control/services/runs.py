@@ -29,7 +29,7 @@ from sqlalchemy import Row, select
 from appliance.api.agent.v1 import agent_service_pb2 as rpc
 from appliance.control.audit.system import Records
 from appliance.control.events import Events
-from appliance.control.services import job_rows, job_specs
+from appliance.control.services import checkpoint_rows, job_rows, job_specs
 from appliance.control.services.artifact_rows import PENDING
 from appliance.control.services.artifacts import CHECKPOINTS, Artifacts, Made
 from appliance.control.services.fleet import Fleet
@@ -335,7 +335,8 @@ class Runs:
         for slot, (_, name, kind) in job_specs.outputs_of(row.kind, spec).items():
             artifact = Name.parse(name, kind).id
             self._artifacts.allocate(transaction, row.project, slot, artifact, made)
-        if row.kind in _CHECKPOINTED and not pending(transaction, row.uid, CHECKPOINTS):
+        series = checkpoint_rows.series_row(transaction, row.uid)
+        if row.kind in _CHECKPOINTED and series is None:
             self._artifacts.allocate(transaction, row.project, CHECKPOINTS, row.uid, made)
 
     def _drop(self, transaction: Transaction, row: Row[Any]) -> None:
@@ -379,11 +380,9 @@ def pause_after(failures: int, first: timedelta) -> timedelta:
     return min(first * growth, MAX_PAUSE)
 
 
-def pending(state: Reading, uid: str, kind: str | None = None) -> list[Row[Any]]:
-    """Pending versions of a job; of one kind unless None."""
+def pending(state: Reading, uid: str) -> list[Row[Any]]:
+    """Pending versions of a job, its series of checkpoints among them."""
     wanted = select(tables.artifact_version).where(_version.job == uid, _version.state == PENDING)
-    if kind is not None:
-        wanted = wanted.where(_version.kind == kind)
     return state.all(wanted)
 
 

@@ -3,8 +3,8 @@
 An object store can be slow, full or hung. Rules kept here:
 * whoever wants something done there writes a row, in the transaction that makes it necessary, and
   goes on: neither is lost without the other, whatever is killed when;
-* a task is done by whoever holds its lock. A lock ends, so that a task outlives who took it; what
-  it does can be done twice without harm;
+* a task is done by whoever holds its lock. A lock ends, so that a task outlives who took it, unless
+  a thread of this process is still in it; what it does can be done twice without harm;
 * what fails is done again, less and less often, until it succeeds: each try is counted, and why it
   failed is kept;
 * of one subject one task is done at a time.
@@ -50,7 +50,7 @@ class TaskKind(StrEnum):
     DELETE_SUPERSEDED = "delete_superseded"
     """Delete what starts that are over have saved and what is not on record. Subject: the job's."""
     DELETE_UNKNOWN = "delete_unknown"
-    """Delete half-made folders that no row knows. Subject: empty."""
+    """Mark the store as ours, and delete half-made folders that no row knows. Subject: empty."""
     RESUME_PAUSED = "resume_paused"
     """Queue a job again that waits for space in the store. Subject: the job's uid."""
 
