@@ -2,7 +2,7 @@
 
 Rules kept here:
 * what may wait for the object store (uploads, keys of work, tokenizers) has threads of its own, and
-  so have the reports of agents, the scheduler, and the queue of the object store: none of them can
+  so have heartbeats, reports of agents, the scheduler, and the queue of the object store: none can
   take the threads of another, so a store that hangs stops what needs it and nothing else;
 * services run where their caller belongs, decided when the work begins; however many log-ins wait
   for their hash, a known caller's work finds its threads free;
@@ -85,7 +85,8 @@ class CallPool(Executor):
 
     Attributes:
         storage: for calls that read or write the object store.
-        agents: for what agents report.
+        agents: for hellos and heartbeats of agents.
+        reports: for what agents say of their work.
         passes: for what runs again and again by itself and needs the state alone.
         tasks: for the queue of the object store.
     """
@@ -95,6 +96,7 @@ class CallPool(Executor):
         self._strangers = InTurn(STRANGER_THREADS)
         self.storage = ThreadPoolExecutor(STORAGE_THREADS, thread_name_prefix="storage")
         self.agents = ThreadPoolExecutor(AGENT_THREADS, thread_name_prefix="agent")
+        self.reports = ThreadPoolExecutor(AGENT_THREADS, thread_name_prefix="report")
         self.passes = ThreadPoolExecutor(PASS_THREADS, thread_name_prefix="pass")
         self.tasks = ThreadPoolExecutor(TASK_THREADS, thread_name_prefix="task")
 
@@ -110,7 +112,7 @@ class CallPool(Executor):
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002 - the base class names it
         """End all of them."""
-        for pool in (self._known, self.agents, self.passes):
+        for pool in (self._known, self.agents, self.reports, self.passes):
             pool.shutdown(wait, cancel_futures=cancel_futures)
         # What has not begun to wait for the store need not.
         for pool in (self.storage, self.tasks):

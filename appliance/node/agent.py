@@ -1,8 +1,10 @@
-"""The agent's one stream to the control plane: reports go up, orders come down.
+"""The agent's streams to the control plane: heartbeats and reports go up, orders come down.
 
 Rules kept here:
 * the node dials out; nothing listens for orders;
-* one task writes, one reads; a heartbeat goes up every second, reports four times a second;
+* heartbeats and orders have a stream of their own, so they wait for no report, however long the
+  control plane takes for one; reports go up four times a second, on a second stream that is there
+  while the first one is heard; of each stream one task writes and one reads;
 * a stream that is silent for `SILENCE_SECONDS` is given up; the next try waits a little longer each
   time, and a random part of that, so that not all nodes come at once;
 * work goes on while the control plane is away;
@@ -27,6 +29,7 @@ from typing import Any, cast
 
 import grpc
 import grpc.aio
+from google.protobuf.message import Message
 
 from appliance.api.agent.v1 import agent_service_pb2 as rpc
 from appliance.api.agent.v1 import agent_service_pb2_grpc
@@ -109,7 +112,7 @@ class Agent:
         self._channel: grpc.aio.Channel | None = None
         self._sequence = 0
         self._free_ports: list[int] = []
-        self._heard = False
+        self._heard = asyncio.Event()
         self._again = asyncio.Event()
         self._changing = asyncio.Lock()
         """Held while this node gets a new identity: of two at once the older could stay."""
@@ -151,12 +154,12 @@ class Agent:
     async def _stay_connected(self) -> None:
         backoff = self._rhythm.first_backoff
         while True:
-            self._heard = False
+            self._heard.clear()
             self._again.clear()
             refused = await self._connect()
             joined = await self._join_again(refused) if refused else False
             longest = LONGEST_PAUSE if refused else self._rhythm.longest_backoff
-            backoff = self._rhythm.first_backoff if self._heard or joined else backoff * 2
+            backoff = self._rhythm.first_backoff if self._heard.is_set() or joined else backoff * 2
             backoff = min(backoff, longest)
             # Not a secret: it only spreads the nodes.
             await self._joining.wait(backoff * random.uniform(0.5, 1))  # noqa: S311
@@ -186,8 +189,9 @@ class Agent:
         return joined is not None
 
     async def _one_stream(self, connection: grpc.aio.Channel) -> None:
-        """One stream from hello to its end. Raises what ended it."""
-        call = agent_service_pb2_grpc.AgentServiceStub(connection).Connect()
+        """One stream from hello to its end, with that of reports. Raises what ended it."""
+        stub = agent_service_pb2_grpc.AgentServiceStub(connection)
+        call = stub.Connect()
         self._sequence = 0
         tasks: list[asyncio.Task[None]] = []
         try:
@@ -199,7 +203,8 @@ class Agent:
             self._metrics.connections.inc()
             tasks = [
                 asyncio.create_task(self._read_all(call)),
-                asyncio.create_task(self._write_all(call)),
+                asyncio.create_task(self._beat(call)),
+                asyncio.create_task(self._keep_reporting(stub)),
                 asyncio.create_task(self._wait_again()),
             ]
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -217,27 +222,57 @@ class Agent:
     async def _wait_again(self) -> None:
         await self._again.wait()
 
-    async def _write_all(self, call: Any) -> None:  # noqa: ANN401  # gRPC's stream has no type
+    async def _beat(self, call: Any) -> None:  # noqa: ANN401  # gRPC's stream has no type
         # A refused stream ends at once, and a message that is on its way then hides why: gRPC puts
         # the failure of the message in the place of the status.
         await asyncio.sleep(self._rhythm.report)
-        for message in self.works.standing():
-            await _write(call, message)
-        beat_at = self._clock()
         while True:
-            now = self._clock()
-            if now >= beat_at:
-                beat_at = now + self._rhythm.heartbeat
-                self._sequence += 1
-                beat = rpc.AgentHeartbeat(
-                    running=self.works.running(),
-                    sequence=self._sequence,
-                    free_ports=self._free_ports,
-                )
-                await _write(call, rpc.ConnectRequest(heartbeat=beat))
-            for message in self.works.drain(self._sequence):
-                await _write(call, message)
-            await asyncio.sleep(self._rhythm.report)
+            self._sequence += 1
+            beat = rpc.AgentHeartbeat(
+                running=self.works.running(), sequence=self._sequence, free_ports=self._free_ports
+            )
+            await _write(call, rpc.ConnectRequest(heartbeat=beat))
+            await asyncio.sleep(self._rhythm.heartbeat)
+
+    async def _keep_reporting(self, stub: agent_service_pb2_grpc.AgentServiceStub) -> None:
+        """Streams of reports, one after the other, once the control plane knows this node."""
+        await self._heard.wait()
+        backoff = self._rhythm.first_backoff
+        while True:
+            began = self._clock()
+            try:
+                await self._report(stub)
+            except ApplianceError as error:
+                logger.warning("reports do not reach the control plane: %s", error)
+            held = self._clock() - began > self._rhythm.silence
+            backoff = self._rhythm.first_backoff if held else backoff * 2
+            backoff = min(backoff, self._rhythm.longest_backoff)
+            await asyncio.sleep(backoff)
+
+    async def _report(self, stub: agent_service_pb2_grpc.AgentServiceStub) -> None:
+        """One stream of reports, to its end. Raises what ended it."""
+        call: Any = stub.Report()
+        reading = asyncio.create_task(self._read_heard(call))
+        try:
+            said = self.works.begin()
+            while not reading.done():
+                for report in said:
+                    if not await _written(call, report):
+                        break
+                await asyncio.wait({reading}, timeout=self._rhythm.report)
+                said = self.works.drain()
+            reading.result()
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+        finally:
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+            call.cancel()
+
+    async def _read_heard(self, call: Any) -> None:  # noqa: ANN401  # gRPC's stream has no type
+        while (answer := await call.read()) is not _END:
+            self.works.outbox.heard(answer.number)
+        raise Unavailable("it ended the stream")
 
     async def _read_all(self, call: Any) -> None:  # noqa: ANN401  # gRPC's stream has no type
         while True:
@@ -248,8 +283,8 @@ class Agent:
                 raise Unavailable("it has been silent for too long") from error
             if order is _END:
                 raise Unavailable("it ended the stream")
-            if not self._heard:
-                self._heard = True
+            if not self._heard.is_set():
+                self._heard.set()
                 self._on_connected(True)
                 self._metrics.connected.set(1)
                 logger.info("connected to %s", self._store.control.machines)
@@ -279,15 +314,21 @@ class Agent:
 
     def _set_channel(self, channel: grpc.aio.Channel | None) -> None:
         self._channel = channel
-        if channel is None and self._heard:
+        if channel is None and self._heard.is_set():
             self._on_connected(False)
             self._metrics.connected.set(0)
 
 
 async def _write(call: Any, message: rpc.ConnectRequest) -> None:  # noqa: ANN401  # gRPC's stream has no type
+    if not await _written(call, message):
+        # Reading raises what ended it.
+        await call.read()
+        raise Unavailable("the stream is over")
+
+
+async def _written(call: Any, message: Message) -> bool:  # noqa: ANN401  # gRPC's stream has no type
+    """Write into a stream; False when it is over."""
     with contextlib.suppress(asyncio.InvalidStateError):
         await call.write(message)
-        return
-    # The stream is over; reading raises what ended it.
-    await call.read()
-    raise Unavailable("the stream is over")
+        return True
+    return False

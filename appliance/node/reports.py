@@ -33,7 +33,7 @@ class JobReports:
     restarts: int = 0
     outputs: dict[str, rpc.OutputComplete] = field(default_factory=dict)
     checkpoint: rpc.CheckpointComplete | None = None
-    _waiting: list[rpc.ConnectRequest] = field(default_factory=list)
+    _waiting: list[rpc.ReportRequest] = field(default_factory=list)
     _progress: job_pb2.Progress | None = None
     _result: job_pb2.JobResult | None = None
     _error: tuple[str, str] | None = None
@@ -51,7 +51,7 @@ class JobReports:
                 self.checkpoint = rpc.CheckpointComplete(
                     work=self.work, step=int(line["step"]), manifest_digest=str(line["digest"])
                 )
-                self._add(rpc.ConnectRequest(checkpoint=self.checkpoint))
+                self._add(rpc.ReportRequest(checkpoint=self.checkpoint))
             case "output":
                 slot = str(line["slot"])
                 self.outputs[slot] = rpc.OutputComplete(
@@ -68,12 +68,12 @@ class JobReports:
             case _:
                 raise ValueError("no such report")
 
-    def drain(self) -> list[rpc.ConnectRequest]:
+    def drain(self) -> list[rpc.ReportRequest]:
         """What has not been sent yet, oldest first."""
         waiting, self._waiting = self._waiting, []
         return waiting
 
-    def ended(self, how: Ended) -> rpc.ConnectRequest:
+    def ended(self, how: Ended) -> rpc.ReportRequest:
         """The last word on the job."""
         succeeded = how.code == 0
         reason, message = "", ""
@@ -93,7 +93,7 @@ class JobReports:
             log="" if succeeded else how.last.text,
             log_cut=not succeeded and how.last.cut,
         )
-        return rpc.ConnectRequest(job_ended=ended)
+        return rpc.ReportRequest(job_ended=ended)
 
     def _take_progress(self, line: dict[str, Any]) -> None:
         metrics = {str(name): float(value) for name, value in line["metrics"].items()}
@@ -124,13 +124,13 @@ class JobReports:
         text = line.get("message") or " ".join([str(line["name"]), *rest])
         self._add(self._message(str(text)))
 
-    def _message(self, event: str = "") -> rpc.ConnectRequest:
+    def _message(self, event: str = "") -> rpc.ReportRequest:
         progress = rpc.JobProgress(
             work=self.work, progress=self._progress, restarts=self.restarts, event=event
         )
-        return rpc.ConnectRequest(job_progress=progress)
+        return rpc.ReportRequest(job_progress=progress)
 
-    def _add(self, message: rpc.ConnectRequest) -> None:
+    def _add(self, message: rpc.ReportRequest) -> None:
         self._waiting.append(message)
         if len(self._waiting) > MOST_WAITING:
             del self._waiting[0]
@@ -148,9 +148,9 @@ class ReplicaReports:
     """The reports of one replica under one lease."""
 
     work: rpc.WorkEpoch
-    ready: rpc.ConnectRequest | None = None
+    ready: rpc.ReportRequest | None = None
     _error: str = ""
-    _waiting: list[rpc.ConnectRequest] = field(default_factory=list)
+    _waiting: list[rpc.ReportRequest] = field(default_factory=list)
 
     def take(self, line: dict[str, Any]) -> None:
         """One report line. Raises KeyError, TypeError or ValueError when it is none."""
@@ -159,22 +159,22 @@ class ReplicaReports:
                 changed = rpc.ReplicaChanged(
                     work=self.work, ready=True, address=str(line["address"])
                 )
-                self.ready = rpc.ConnectRequest(replica_changed=changed)
+                self.ready = rpc.ReportRequest(replica_changed=changed)
                 self._waiting.append(self.ready)
             case "error":
                 self._error = self._error or str(line["message"])
             case _:
                 raise ValueError("no such report")
 
-    def drain(self) -> list[rpc.ConnectRequest]:
+    def drain(self) -> list[rpc.ReportRequest]:
         """What has not been sent yet."""
         waiting, self._waiting = self._waiting, []
         return waiting
 
-    def ended(self, how: Ended) -> rpc.ConnectRequest:
+    def ended(self, how: Ended) -> rpc.ReportRequest:
         """The last word on the replica."""
         message = self._error
         if not message:
             message = f"the replica ended: {how.sentence()}; its log on the node says more"
         changed = rpc.ReplicaChanged(work=self.work, ended=True, message=message)
-        return rpc.ConnectRequest(replica_changed=changed)
+        return rpc.ReportRequest(replica_changed=changed)

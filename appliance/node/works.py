@@ -11,19 +11,15 @@ Rules kept here:
   what an older epoch writes lies apart from what a newer one reads
   (docs/decisions/0027-fencing-is-not-liveness.md);
 * when the agent itself stops, its work ends without a word: what it no longer names starts again;
-* what was said counts as heard when the control plane has answered a later heartbeat: a stream that
-  dies takes along what was written into it. The rest is said again on the next one, in order;
-* the last word on a work is repeated on every new stream until the control plane has let its lease
-  go.
+* what was said is said again on the next stream until the control plane has answered it (`outbox`).
 
-Called by the agent's stream; runs in the event loop.
+Called by the agent's streams; runs in the event loop.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,12 +33,10 @@ from appliance.node.documents import Credentials, Place
 from appliance.node.identity import Identity
 from appliance.node.launcher import Ended, Launch, Launcher, Running
 from appliance.node.metrics import NodeMetrics
-from appliance.node.reports import MOST_WAITING, JobReports, ReplicaReports
+from appliance.node.outbox import Outbox, Work
+from appliance.node.reports import JobReports, ReplicaReports
 
 RELEASE_AGAIN_SECONDS = 0.5
-
-Work = tuple[str, int]
-"""A piece of work and its epoch."""
 
 Release = Callable[[rpc.ReleaseKeysRequest], Awaitable[rpc.ReleaseKeysResponse]]
 
@@ -77,14 +71,6 @@ class _Entry:
 
 
 @dataclass
-class _LastWord:
-    """The end of a work, and after which heartbeat of this stream it was sent (None: not yet)."""
-
-    messages: list[rpc.ConnectRequest]
-    after: int | None = None
-
-
-@dataclass
 class Works:
     """All work of this node.
 
@@ -103,46 +89,35 @@ class Works:
     identity: Callable[[], Identity]
     metrics: NodeMetrics
     _entries: dict[Work, _Entry] = field(default_factory=dict)
-    _ended: dict[Work, _LastWord] = field(default_factory=dict)
-    _unheard: deque[tuple[int, rpc.ConnectRequest]] = field(
-        default_factory=lambda: deque(maxlen=MOST_WAITING)
-    )
-    """Reports of jobs, and the heartbeat of this stream after which each was sent."""
+    outbox: Outbox = field(default_factory=Outbox)
 
     def running(self) -> list[rpc.WorkEpoch]:
-        """Work that this node holds, started or starting."""
-        return [rpc.WorkEpoch(work=work, epoch=epoch) for work, epoch in self._entries]
+        """Work that this node holds: starting, started, or ended and that not heard yet."""
+        held = [*self._entries, *self.outbox.unheard()]
+        return [rpc.WorkEpoch(work=work, epoch=epoch) for work, epoch in held]
 
-    def standing(self) -> list[rpc.ConnectRequest]:
-        """What a control plane must know that may have missed it: said again on a new stream."""
-        messages: list[rpc.ConnectRequest] = []
+    def begin(self) -> list[rpc.ReportRequest]:
+        """What is said first on a new stream.
+
+        What a control plane must know that may have started meanwhile, and what nobody answered.
+        """
+        standing: list[rpc.ReportRequest] = []
         for entry in self._entries.values():
             reports = entry.reports
             if isinstance(reports, ReplicaReports) and reports.ready is not None:
-                messages.append(reports.ready)
+                standing.append(reports.ready)
             if isinstance(reports, JobReports) and reports.checkpoint is not None:
-                messages.append(rpc.ConnectRequest(checkpoint=reports.checkpoint))
-        again = [message for _, message in self._unheard]
-        self._unheard.clear()
-        self._unheard.extend((0, message) for message in again)
-        messages += again
-        for word in self._ended.values():
-            word.after = None
-        return messages
+                standing.append(rpc.ReportRequest(checkpoint=reports.checkpoint))
+        return self.outbox.begin(standing)
 
-    def drain(self, sequence: int) -> list[rpc.ConnectRequest]:
-        """What is to be sent now; `sequence` is of the newest heartbeat sent."""
-        messages: list[rpc.ConnectRequest] = []
+    def drain(self) -> list[rpc.ReportRequest]:
+        """What is to be said now."""
+        said: list[rpc.ReportRequest] = []
         for entry in self._entries.values():
-            said = entry.reports.drain()
-            messages += said
-            if isinstance(entry.reports, JobReports):
-                self._unheard.extend((sequence, message) for message in said)
-        for word in self._ended.values():
-            if word.after is None:
-                word.after = sequence
-                messages += word.messages
-        return messages
+            # That a replica is ready is said on each stream anyway.
+            keep = isinstance(entry.reports, JobReports)
+            said += self.outbox.send(entry.reports.drain(), keep=keep)
+        return said + self.outbox.last_words()
 
     def obey(self, order: rpc.ConnectResponse) -> None:
         """Carry out one order; what takes time goes on by itself."""
@@ -154,7 +129,7 @@ class Works:
             case "stop":
                 self._stop(order.stop)
             case "leases":
-                self._forget(order.leases)
+                self.outbox.forget([(held.work, held.epoch) for held in order.leases.work])
             case _:
                 logger.warning("an order of an unknown kind was ignored: update this node")
 
@@ -197,7 +172,9 @@ class Works:
     ) -> _Entry | None:
         """Take an order in; None when it is not to be carried out."""
         work = (order.work, order.epoch)
-        epochs = [epoch for name, epoch in [*self._entries, *self._ended] if name == order.work]
+        epochs = [
+            epoch for name, epoch in [*self._entries, *self.outbox.ended()] if name == order.work
+        ]
         if any(epoch >= order.epoch for epoch in epochs):
             logger.info("%s epoch %s was ordered before", *work)
             return None
@@ -275,8 +252,7 @@ class Works:
         self.metrics.ended.labels(entry.kind, outcome).inc()
         logger.info("%s epoch %s ended with code %s", *entry.work, how.code)
         if not entry.silent:
-            messages = [*entry.reports.drain(), entry.reports.ended(how)]
-            self._ended[entry.work] = _LastWord(messages)
+            self.outbox.end(entry.work, [*entry.reports.drain(), entry.reports.ended(how)])
 
     def _stop(self, order: rpc.StopWork) -> None:
         entry = self._entries.get((order.work.work, order.work.epoch))
@@ -298,16 +274,6 @@ class Works:
             entry.running.stop(grace_seconds)
         elif entry.starting is not None:
             entry.starting.cancel()
-
-    def _forget(self, leases: rpc.Leases) -> None:
-        """Forget the reports and the last words that the control plane has taken in."""
-        while self._unheard and self._unheard[0][0] < leases.sequence:
-            self._unheard.popleft()
-        works = [(work.work, work.epoch) for work in leases.work]
-        for work, word in list(self._ended.items()):
-            known = word.after is not None and leases.sequence > word.after
-            if known and work not in works:
-                del self._ended[work]
 
 
 def _not_started(error: OSError) -> ApplianceError:

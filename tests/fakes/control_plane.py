@@ -24,7 +24,7 @@ from appliance.api.agent.v1 import (
     enrolment_service_pb2,
     enrolment_service_pb2_grpc,
 )
-from appliance.core.errors import LeaseLost, Unauthenticated
+from appliance.core.errors import LeaseLost, Unauthenticated, Unavailable
 from appliance.core.identity import Principal, PrincipalKind
 from appliance.crypto import possession
 from appliance.crypto.certs import Authority, make_csr, new_private_key, serial_of
@@ -42,7 +42,7 @@ class Session:
     def __init__(self, plane: FakeControlPlane, serial: str) -> None:
         self.serial = serial
         self.orders: asyncio.Queue[rpc.ConnectResponse | None] = asyncio.Queue()
-        self.messages: list[rpc.ConnectRequest] = []
+        self.messages: list[rpc.ConnectRequest | rpc.ReportRequest] = []
         self.plane = plane
         self._changed = asyncio.Condition()
 
@@ -52,11 +52,11 @@ class Session:
     def close(self) -> None:
         self.orders.put_nowait(None)
 
-    async def take(self, message: rpc.ConnectRequest) -> None:
+    async def take(self, message: rpc.ConnectRequest | rpc.ReportRequest) -> None:
         async with self._changed:
             self.messages.append(message)
             self._changed.notify_all()
-        if message.HasField("heartbeat") and self.plane.renewing:
+        if message.WhichOneof("report") == "heartbeat":
             leases = rpc.Leases(
                 work=[rpc.WorkEpoch(work=work, epoch=epoch) for work, epoch in self.plane.leases],
                 seconds=self.plane.lease_seconds,
@@ -100,7 +100,12 @@ class FakeControlPlane:
         self.shown = Principal(PrincipalKind.CONTROL, "control")
         self.leases: set[tuple[str, int]] = set()
         self.lease_seconds = 15.0
-        self.renewing = True
+        self.answering = True
+        self.taking = asyncio.Event()
+        """Whether it reads reports."""
+        self.taking.set()
+        self.breaks = False
+        """Whether it ends a stream of reports at its first one."""
         self.lifetime = timedelta(hours=24)
         self.issued_ago = timedelta()
         self.recovers = False
@@ -109,6 +114,7 @@ class FakeControlPlane:
         self.keys: dict[str, rpc.ReleaseKeysResponse] = {}
         self.asked: list[rpc.ReleaseKeysRequest] = []
         self.sessions: asyncio.Queue[Session] = asyncio.Queue()
+        self.newest: Session | None = None
         self.join_port = self.machine_port = 0
         self._servers: list[grpc.aio.Server] = []
 
@@ -204,10 +210,22 @@ class _Agents(agent_service_pb2_grpc.AgentServiceServicer):
         listening = asyncio.create_task(listen())
         try:
             self._plane.sessions.put_nowait(session)
+            self._plane.newest = session
             while (order := await session.orders.get()) is not None:
                 yield order
         finally:
             listening.cancel()
+
+    async def Report(self, requests: Any, context: Any) -> Any:
+        session = self._plane.newest
+        assert session is not None
+        await self._plane.taking.wait()
+        async for report in requests:
+            await session.take(report)
+            if self._plane.breaks:
+                await context.abort_with_status(to_status(Unavailable("the disk is full"), "1"))
+            if self._plane.answering:
+                yield rpc.ReportResponse(number=report.number)
 
     async def ReleaseKeys(self, request: Any, context: Any) -> Any:
         self._plane.asked.append(request)

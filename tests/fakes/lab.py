@@ -347,14 +347,14 @@ class FakeAgent:
                 self.leases.append(order.leases)
 
     def report(self, **report: Any) -> None:
-        self.lab.work.agents.report(self.node, agent.ConnectRequest(**report))
+        self.lab.work.agents.report(self.node, agent.ReportRequest(**report))
         if self.storage_works and report.keys() & {"job_ended", "checkpoint"}:
             self.lab.work.storage.do_all()
 
     def heartbeat(self) -> None:
         running = _works(self.running)
         beat = agent.AgentHeartbeat(running=running, sequence=7, free_ports=self.free_ports)
-        self.report(heartbeat=beat)
+        self.lab.work.agents.heartbeat(self.node, beat)
 
     def progress(self, work: agent.WorkEpoch, step: int, **metrics: float) -> None:
         progress = job_pb2.Progress(step=step, total=20, metrics=metrics)

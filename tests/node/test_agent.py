@@ -411,6 +411,7 @@ async def test_a_stopped_job_ends_and_nothing_is_left(
 async def test_the_last_output_of_a_failed_job_is_said_until_it_was_taken_and_shows_no_key(
     control: FakeControlPlane, start: Start, tmp_path: Path
 ) -> None:
+    control.answering = False
     await start()
     session = await control.session()
     session.send(start_job=toy_order(control, tmp_path, FULL))
@@ -457,8 +458,10 @@ async def test_work_goes_on_while_the_control_plane_is_away(
     control: FakeControlPlane, start: Start, tmp_path: Path
 ) -> None:
     await start()
+    control.answering = False
     first = await control.session()
-    first.send(start_job=toy_order(control, tmp_path, SLOW))
+    order = toy_order(control, tmp_path, SLOW)
+    first.send(start_job=order)
     await first.until("job_progress", event="")
     first.close()
     second = await control.session()
@@ -466,16 +469,22 @@ async def test_work_goes_on_while_the_control_plane_is_away(
     assert [(work.work, work.epoch) for work in hello.running] == [("0a" * 16, 1)]
     ended = await second.until("job_ended")
     assert ended.succeeded
-    # Said again, because nobody has let the lease go.
+    # Said again, because nobody has answered it; the work counts as held until then.
     second.close()
     third = await control.session()
+    assert [work.epoch for work in (await third.until("hello")).running] == [1]
+    control.answering = True
     assert (await third.until("job_ended")).succeeded
-    control.leases.clear()
     await third.beats(5)
+    assert not third.of("heartbeat")[-1].running
     third.close()
     fourth = await control.session()
     await fourth.beats(3)
     assert fourth.of("job_ended") == []
+    # An order that comes late starts nothing again.
+    fourth.send(start_job=order)
+    await fourth.beats(3)
+    assert len(control.asked) == 1
 
 
 @pytest.mark.parametrize("heard", [False, True])
@@ -485,7 +494,7 @@ async def test_what_a_stream_took_along_is_said_again_and_what_was_heard_is_not(
     await start()
     first = await control.session()
     order = toy_order(control, tmp_path, SLOW)
-    control.renewing = heard
+    control.answering = heard
     first.send(start_job=order)
     await first.until("job_progress", event="")
     if heard:
@@ -493,12 +502,56 @@ async def test_what_a_stream_took_along_is_said_again_and_what_was_heard_is_not(
     before = [each.progress.step for each in first.of("job_progress") if not each.event]
     first.close()
     second = await control.session()
-    control.renewing = True
+    control.answering = True
     await second.until("job_ended")
     after = [each.progress.step for each in second.of("job_progress") if not each.event]
     assert sorted(set(before + after)) == list(range(1, STEPS + 1))
     assert after == sorted(after)
     assert (1 in after) is not heard
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for what another task does, half a minute at most."""
+    async with asyncio.timeout(30):
+        while not condition():  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0.05)
+
+
+async def test_heartbeats_and_orders_wait_for_no_report(
+    control: FakeControlPlane, start: Start, tmp_path: Path
+) -> None:
+    agent = await start()
+    session = await control.session()
+    control.taking.clear()
+    order = toy_order(control, tmp_path, QUIET)
+    session.send(start_job=order)
+    await until(lambda: bool(agent.works.outbox.unheard()))
+    # It has ended, and nobody has taken that in: the node does not say that it runs nothing.
+    await session.beats(5)
+    assert list(session.of("heartbeat")[-1].running) == [order.work]
+    session.send(start_replica=serve(control))
+    await until(lambda: len(control.asked) == 2)
+    control.taking.set()
+    assert (await session.until("job_ended")).succeeded
+    assert (await session.until("replica_changed")).ready
+    await session.beats(3)
+    assert [work.work for work in session.of("heartbeat")[-1].running] == ["0b" * 16 + "/0"]
+
+
+async def test_a_stream_of_reports_that_breaks_is_opened_again_beside_the_other(
+    control: FakeControlPlane, start: Start, tmp_path: Path, said: Said
+) -> None:
+    await start()
+    session = await control.session()
+    control.breaks = True
+    session.send(start_job=toy_order(control, tmp_path, QUIET))
+    await said.until("reports do not reach the control plane: the disk is full")
+    await session.beats(3)
+    control.breaks = False
+    assert (await session.until("job_ended")).succeeded
+    steps = [p.progress.step for p in session.of("job_progress") if not p.event]
+    assert sorted(set(steps)) == list(range(1, STEPS + 1))
+    assert control.sessions.empty()
 
 
 async def test_an_order_of_an_older_epoch_is_ignored_and_a_newer_one_replaces(

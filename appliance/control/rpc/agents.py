@@ -42,7 +42,7 @@ class AgentRpc(Servicer, AgentServiceServicer):
     async def Connect(
         self, request_iterator: AsyncIterator[rpc.ConnectRequest], context: Context
     ) -> AsyncIterator[rpc.ConnectResponse]:
-        """The agent's stream: reports go up, orders come down."""
+        """The agent's stream: heartbeats go up, orders come down."""
         caller = self.caller
         first = await anext(request_iterator, None)
         if first is None:
@@ -63,6 +63,16 @@ class AgentRpc(Servicer, AgentServiceServicer):
             if reader is not None:
                 reader.cancel()
             await self._run_in(self._pool.agents, self._agents.leave, session)
+
+    async def Report(
+        self, request_iterator: AsyncIterator[rpc.ReportRequest], context: Context
+    ) -> AsyncIterator[rpc.ReportResponse]:
+        """Takes in what happened to work, one report after the other."""
+        node = self.caller.principal.id
+        async for report in request_iterator:
+            self._agents.check_connected(node)
+            await self._look_in(self._pool.reports, self._agents.report, node, report)
+            yield rpc.ReportResponse(number=report.number)
 
     async def ReleaseKeys(
         self, request: rpc.ReleaseKeysRequest, context: Context
@@ -94,11 +104,13 @@ class AgentRpc(Servicer, AgentServiceServicer):
         return await self._run(self._enrolment.renew, self.caller, request)
 
     async def _read(self, reports: AsyncIterator[rpc.ConnectRequest], session: Session) -> None:
-        """Take in reports in their order until the agent stops sending; then end the session."""
+        """Take in heartbeats until the agent stops sending; then end the session."""
+        pools, node = self._pool, session.facts.node
         try:
-            async for report in reports:
-                await self._look_in(
-                    self._pool.agents, self._agents.report, session.facts.node, report
-                )
+            async for said in reports:
+                if said.HasField("heartbeat"):
+                    await self._look_in(pools.agents, self._agents.heartbeat, node, said.heartbeat)
+                else:  # from an agent of release 0.1.0
+                    await self._look_in(pools.reports, self._agents.report, node, said)
         finally:
             session.close()

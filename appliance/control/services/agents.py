@@ -41,6 +41,7 @@ from appliance.core.errors import (
     NotFound,
     Tampered,
     Unauthenticated,
+    Unavailable,
 )
 from appliance.core.needs import LONGEST_SENTENCE
 
@@ -154,19 +155,37 @@ class Agents:
             )
         self._events.publish(NODES)
 
-    def report(self, node: str, message: rpc.ConnectRequest) -> None:
-        """Take in one message.
+    def heartbeat(self, node: str, heartbeat: rpc.AgentHeartbeat) -> None:
+        """Note that a node is there and what it holds; it is told which leases it has."""
+        self._fleet.hear(node)
+        self._renew(node, _running(heartbeat.running), heartbeat.sequence)
+        self._fleet.offer(node, heartbeat.free_ports)
+        now = self._monotonic()
+        with self._lock:
+            due = now - self._seen.get(node, -SEEN_SECONDS) >= SEEN_SECONDS
+            if due:
+                self._seen[node] = now
+        if due:
+            with self._database.write() as transaction:
+                transaction.run(
+                    update(tables.node).where(_node.id == node).values(seen_time=self._clock())
+                )
+
+    def check_connected(self, node: str) -> None:
+        """Raise Unavailable unless the agent of a node has said hello and is still there."""
+        if self._fleet.facts(node) is None:
+            raise Unavailable("this node is not connected: it says hello first")
+
+    def report(self, node: str, message: rpc.ReportRequest | rpc.ConnectRequest) -> None:
+        """Take in what happened to a piece of work; it counts when this returns.
 
         Raises InvalidInput for a message out of order, and what means that the state cannot be
-        written; the stream ends then, and the agent connects again.
+        written; the stream ends then, and the agent says it again.
         """
         kind = message.WhichOneof("report")
         if kind is None or kind == "hello":
             raise InvalidInput("an agent says hello once, and no message is empty")
         self._fleet.hear(node)
-        if kind == "heartbeat":
-            self._heartbeat(node, message.heartbeat)
-            return
         work: rpc.WorkEpoch = getattr(message, kind).work
         try:
             self._dispatch(node, kind, message)
@@ -213,20 +232,6 @@ class Agents:
             row = job_rows.by_uid(state, work.work)
         if row is not None and row.epoch == work.epoch:
             self._runs.fail(row, error.reason, why)
-
-    def _heartbeat(self, node: str, heartbeat: rpc.AgentHeartbeat) -> None:
-        self._renew(node, _running(heartbeat.running), heartbeat.sequence)
-        self._fleet.offer(node, heartbeat.free_ports)
-        now = self._monotonic()
-        with self._lock:
-            due = now - self._seen.get(node, -SEEN_SECONDS) >= SEEN_SECONDS
-            if due:
-                self._seen[node] = now
-        if due:
-            with self._database.write() as transaction:
-                transaction.run(
-                    update(tables.node).where(_node.id == node).values(seen_time=self._clock())
-                )
 
     def _renew(self, node: str, running: list[tuple[str, int]], sequence: int) -> None:
         """Note what runs; tell the node what it holds and what it must stop."""

@@ -161,7 +161,7 @@ async def test_calls_for_keys_that_hang_are_one_and_hold_nobody_up(
     assert len(asked) == 2
 
 
-async def test_a_job_over_the_agents_stream(appliance: Appliance) -> None:
+async def test_a_job_over_the_stream_of_an_agent_of_0_1_0(appliance: Appliance) -> None:
     metadata = developer(appliance)
     stream = Stream(appliance, "n1")
     await stream.say(hello=HELLO)
@@ -191,6 +191,49 @@ async def test_a_job_over_the_agents_stream(appliance: Appliance) -> None:
     while await stream.call.read() is not grpc.aio.EOF:
         pass
     assert await stream.call.code() == grpc.StatusCode.OK
+
+
+async def test_heartbeats_wait_for_no_report(
+    appliance: Appliance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metadata = developer(appliance)
+    stream = Stream(appliance, "n1")
+    early = stream.stub.Report()
+    await early.write(agent.ReportRequest(number=1, job_ended=agent.JobEnded()))
+    error = await error_of(early)
+    assert isinstance(error, Unavailable)
+    assert "says hello first" in str(error)
+    await stream.say(hello=HELLO)
+    await stream.hear("leases")
+    await submitted(appliance, metadata)
+    appliance.control.work.scheduler.look()
+    order = await stream.hear("start_job")
+    hung = threading.Event()
+    reports = appliance.control.work.reports
+    there = reports.progress
+
+    def hangs(node: str, report: agent.JobProgress) -> None:
+        hung.wait(60)
+        there(node, report)
+
+    monkeypatch.setattr(reports, "progress", hangs)
+    progress = job_pb2.Progress(step=3, total=20)
+    call = stream.stub.Report()
+    for number in range(1, 30):
+        report = agent.JobProgress(work=order.work, progress=progress)
+        await call.write(agent.ReportRequest(number=number, job_progress=report))
+    for sequence in range(1, 20):
+        beat = agent.AgentHeartbeat(running=[order.work], sequence=sequence)
+        await stream.say(heartbeat=beat)
+        assert (await stream.hear("leases")).sequence == sequence
+    ended = agent.JobEnded(work=order.work, reason="INVALID_INPUT", message="too little text")
+    await call.write(agent.ReportRequest(number=30, job_ended=ended))
+    hung.set()
+    assert [(await call.read()).number for _ in range(30)] == list(range(1, 31))
+    jobs = appliance.api(JobServiceStub)
+    get = job_service_pb2.GetJobRequest(name="projects/demo/jobs/p1")
+    found = await jobs.GetJob(get, metadata=metadata)
+    assert (found.state, found.progress.step) == (job_pb2.Job.STATE_FAILED, 3)
 
 
 async def test_a_node_is_lost_when_its_stream_ends_and_ready_when_it_is_back(

@@ -25,6 +25,26 @@ class ConnectRequest(_message.Message):
     replica_changed: ReplicaChanged
     def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., heartbeat: _Optional[_Union[AgentHeartbeat, _Mapping]] = ..., job_progress: _Optional[_Union[JobProgress, _Mapping]] = ..., checkpoint: _Optional[_Union[CheckpointComplete, _Mapping]] = ..., job_ended: _Optional[_Union[JobEnded, _Mapping]] = ..., replica_changed: _Optional[_Union[ReplicaChanged, _Mapping]] = ...) -> None: ...
 
+class ReportRequest(_message.Message):
+    __slots__ = ("number", "job_progress", "checkpoint", "job_ended", "replica_changed")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    JOB_PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
+    JOB_ENDED_FIELD_NUMBER: _ClassVar[int]
+    REPLICA_CHANGED_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    job_progress: JobProgress
+    checkpoint: CheckpointComplete
+    job_ended: JobEnded
+    replica_changed: ReplicaChanged
+    def __init__(self, number: _Optional[int] = ..., job_progress: _Optional[_Union[JobProgress, _Mapping]] = ..., checkpoint: _Optional[_Union[CheckpointComplete, _Mapping]] = ..., job_ended: _Optional[_Union[JobEnded, _Mapping]] = ..., replica_changed: _Optional[_Union[ReplicaChanged, _Mapping]] = ...) -> None: ...
+
+class ReportResponse(_message.Message):
+    __slots__ = ("number",)
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    def __init__(self, number: _Optional[int] = ...) -> None: ...
+
 class Hello(_message.Message):
     __slots__ = ("devices", "device_kind", "memory_bytes", "address", "agent_version", "running", "capabilities")
     DEVICES_FIELD_NUMBER: _ClassVar[int]

@@ -40,6 +40,11 @@ class AgentServiceStub:
                 request_serializer=appliance_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.ConnectRequest.SerializeToString,
                 response_deserializer=appliance_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.ConnectResponse.FromString,
                 _registered_method=True)
+        self.Report = channel.stream_stream(
+                '/appliance.api.agent.v1.AgentService/Report',
+                request_serializer=appliance_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.ReportRequest.SerializeToString,
+                response_deserializer=appliance_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.ReportResponse.FromString,
+                _registered_method=True)
         self.ReleaseKeys = channel.unary_unary(
                 '/appliance.api.agent.v1.AgentService/ReleaseKeys',
                 request_serializer=appliance_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.ReleaseKeysRequest.SerializeToString,
@@ -57,7 +62,15 @@ class AgentServiceServicer:
     """
 
     def Connect(self, request_iterator, context):
-        """The agent's stream: reports go up, orders come down. The first message is `hello`.
+        """The agent's stream: heartbeats go up, orders come down. The first message is `hello`. Agents of release 0.1.0 report on it too.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Report(self, request_iterator, context):
+        """What happens to work of the calling node, in its order, while it is connected. Each report is answered when it is taken in and will not be
+        forgotten; what was not answered the agent says again on its next stream.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -84,6 +97,11 @@ def add_AgentServiceServicer_to_server(servicer, server):
                     servicer.Connect,
                     request_deserializer=appliance_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.ConnectRequest.FromString,
                     response_serializer=appliance_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.ConnectResponse.SerializeToString,
+            ),
+            'Report': grpc.stream_stream_rpc_method_handler(
+                    servicer.Report,
+                    request_deserializer=appliance_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.ReportRequest.FromString,
+                    response_serializer=appliance_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.ReportResponse.SerializeToString,
             ),
             'ReleaseKeys': grpc.unary_unary_rpc_method_handler(
                     servicer.ReleaseKeys,
@@ -124,6 +142,33 @@ class AgentService:
             '/appliance.api.agent.v1.AgentService/Connect',
             appliance_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.ConnectRequest.SerializeToString,
             appliance_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.ConnectResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Report(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/appliance.api.agent.v1.AgentService/Report',
+            appliance_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.ReportRequest.SerializeToString,
+            appliance_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.ReportResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,101 @@
+"""What this node says of its work, kept until the control plane has taken it in.
+
+Rules kept here:
+* reports of a stream are numbered from 1 on; one that was answered is forgotten, with those before;
+* a stream that dies takes along what was written into it: that is said again on the next one, in
+  its order;
+* the last word on a work is kept until it was answered, however much else is said, and its work
+  counts as held until then: a control plane that is behind with reports does not take it for lost;
+* an order that comes late does not start again what has had its last word: that is remembered until
+  a list of leases no longer names the work.
+
+Pure. Called by `works`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+from appliance.api.agent.v1 import agent_service_pb2 as rpc
+from appliance.node.reports import MOST_WAITING
+
+Work = tuple[str, int]
+"""A piece of work and its epoch."""
+
+
+@dataclass
+class _LastWord:
+    """The end of a work; `number` is of its last report on this stream, None when not yet sent."""
+
+    reports: list[rpc.ReportRequest]
+    number: int | None = None
+    heard: bool = False
+
+
+class Outbox:
+    """The reports of one node."""
+
+    def __init__(self) -> None:
+        self._number = 0
+        self._sent: deque[tuple[int, rpc.ReportRequest]] = deque(maxlen=MOST_WAITING)
+        self._words: dict[Work, _LastWord] = {}
+
+    def begin(self, standing: Iterable[rpc.ReportRequest]) -> list[rpc.ReportRequest]:
+        """What is said first on a new stream: what stands, then what nobody has answered."""
+        self._number = 0
+        again = [report for _, report in self._sent]
+        self._sent.clear()
+        for word in self._words.values():
+            word.number = None
+        return [*map(self._numbered, standing), *self.send(again, keep=True)]
+
+    def send(self, reports: Iterable[rpc.ReportRequest], *, keep: bool) -> list[rpc.ReportRequest]:
+        """Reports as they go into the stream; `keep`: until they are answered."""
+        numbered = [self._numbered(report) for report in reports]
+        if keep:
+            self._sent.extend((report.number, report) for report in numbered)
+        return numbered
+
+    def end(self, work: Work, reports: list[rpc.ReportRequest]) -> None:
+        """The last word on a work."""
+        self._words[work] = _LastWord(reports)
+
+    def last_words(self) -> list[rpc.ReportRequest]:
+        """Last words that this stream has not carried yet."""
+        said: list[rpc.ReportRequest] = []
+        for word in self._words.values():
+            if word.number is None and not word.heard:
+                said += self.send(word.reports, keep=False)
+                word.number = self._number
+        return said
+
+    def heard(self, number: int) -> None:
+        """The control plane has taken in the reports up to this one."""
+        while self._sent and self._sent[0][0] <= number:
+            self._sent.popleft()
+        for word in self._words.values():
+            if word.number is not None and word.number <= number:
+                word.heard = True
+
+    def unheard(self) -> list[Work]:
+        """Work that has ended without the control plane knowing it."""
+        return [work for work, word in self._words.items() if not word.heard]
+
+    def ended(self) -> Collection[Work]:
+        """Work that has had its last word, and is remembered."""
+        return self._words.keys()
+
+    def forget(self, leases: Collection[Work]) -> None:
+        """Forget the ends that were heard and of which these leases, newer ones, say nothing."""
+        for work, word in list(self._words.items()):
+            if word.heard and work not in leases:
+                del self._words[work]
+
+    def _numbered(self, report: rpc.ReportRequest) -> rpc.ReportRequest:
+        self._number += 1
+        numbered = rpc.ReportRequest()
+        numbered.CopyFrom(report)
+        numbered.number = self._number
+        return numbered
