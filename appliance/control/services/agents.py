@@ -54,6 +54,9 @@ SEEN_SECONDS = 10.0
 
 _KINDS = frozenset({"cpu", "cuda"})
 _KIND = re.compile(r"[a-z][a-z0-9_]{0,31}")
+Report = rpc.ReportRequest | rpc.ConnectRequest
+"""What happened to work; the second is an agent's of 0.1.0."""
+
 _node = tables.node.c
 _logger = logging.getLogger(__name__)
 
@@ -176,7 +179,7 @@ class Agents:
         if self._fleet.facts(node) is None:
             raise Unavailable("this node is not connected: it says hello first")
 
-    def report(self, node: str, message: rpc.ReportRequest | rpc.ConnectRequest) -> None:
+    def report(self, node: str, message: Report) -> None:
         """Take in what happened to a piece of work; it counts when this returns.
 
         Raises InvalidInput for a message out of order, and what means that the state cannot be
@@ -211,7 +214,7 @@ class Agents:
             self._leases.evict(row.id)
             self._fleet.drop(row.id)
 
-    def _dispatch(self, node: str, kind: str, message: rpc.ConnectRequest) -> None:
+    def _dispatch(self, node: str, kind: str, message: Report) -> None:
         match kind:
             case "job_progress":
                 self._reports.progress(node, message.job_progress)
