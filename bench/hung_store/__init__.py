@@ -191,6 +191,7 @@ class Node:
         self._sent: asyncio.Queue[agent.ConnectRequest] = asyncio.Queue()
         self._answers: dict[int, asyncio.Future[None]] = {}
         self._numbers = itertools.count(1)
+        self._running: dict[str, agent.WorkEpoch] = {}
         self.orders: asyncio.Queue[agent.StartJob] = asyncio.Queue()
 
     async def run(self) -> None:
@@ -198,6 +199,8 @@ class Node:
         async for answer in self._stub.Connect(self._reports()):
             kind = answer.WhichOneof("order")
             if kind == "start_job":
+                work = answer.start_job.work
+                self._running[work.work] = work
                 self.orders.put_nowait(answer.start_job)
             elif kind == "leases" and answer.leases.sequence in self._answers:
                 self._answers.pop(answer.leases.sequence).set_result(None)
@@ -206,7 +209,7 @@ class Node:
         """One heartbeat, until it is answered."""
         number = next(self._numbers)
         self._answers[number] = asyncio.get_running_loop().create_future()
-        heartbeat = agent.AgentHeartbeat(sequence=number)
+        heartbeat = agent.AgentHeartbeat(sequence=number, running=self._running.values())
         self._sent.put_nowait(agent.ConnectRequest(heartbeat=heartbeat))
         async with asyncio.timeout(LONGEST_SECONDS):
             await self._answers[number]
@@ -217,14 +220,19 @@ class Node:
             await self.beat()
             await asyncio.sleep(1.0)
 
-    def end(self, order: agent.StartJob) -> None:
-        """Say that a job is done."""
+    async def end(self, order: agent.StartJob) -> None:
+        """Say that a job is done, until that is answered."""
         outputs = [
             agent.OutputComplete(slot=slot, manifest_digest="0" * 64)
             for slot in ("dataset", "tokenizer")
         ]
         ended = agent.JobEnded(work=order.work, succeeded=True, outputs=outputs)
-        self._sent.put_nowait(agent.ConnectRequest(job_ended=ended))
+        call = self._stub.Report()
+        await call.write(agent.ReportRequest(number=1, job_ended=ended))
+        async with asyncio.timeout(LONGEST_SECONDS):
+            await call.read()
+        await call.done_writing()
+        del self._running[order.work.work]
 
     async def keys(self, order: agent.StartJob) -> None:
         """Ask for the keys of a job."""
@@ -282,7 +290,7 @@ async def _round(person: Person, node: Node, flag: Path, number: int) -> dict[st
     flag.touch()  # noqa: ASYNC240  # a moment, while nothing is measured
     try:
         for order in orders[:JOBS]:
-            node.end(order)
+            await node.end(order)
         held = [asyncio.create_task(node.keys(orders[JOBS + each % JOBS])) for each in range(KEYS)]
         held.append(asyncio.create_task(person.upload(DATASET)))
         await asyncio.sleep(1.0)
@@ -298,7 +306,7 @@ async def _round(person: Person, node: Node, flag: Path, number: int) -> dict[st
         flag.unlink()  # noqa: ASYNC240  # as above
     await asyncio.gather(*held)
     for order in orders[JOBS:]:
-        node.end(order)
+        await node.end(order)
     return {f"{name}_quiet": value for name, value in quiet.items()} | {
         f"{name}_hung": value for name, value in hung.items()
     }
