@@ -124,7 +124,7 @@ def test_a_bench_that_does_not_end_is_ended_with_what_it_started(results: Path) 
         f"open({str(told)!r}, 'w').write(str(c.pid))\n"
         "time.sleep(600)\n"
     )
-    (found,) = benches.bars_of("hung", [sys.executable, "-c", code], 2.0)
+    (found,) = benches.bars_of("hung", [sys.executable, "-c", code], 6.0)
     assert found["why"] == "it did not end and was ended"
     assert (
         not Path(f"/proc/{told.read_text()}/cmdline").exists()
