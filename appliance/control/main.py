@@ -31,6 +31,7 @@ from appliance.control.rpc.servicer import Servicer, descriptor_of, service_of
 from appliance.control.services.places import Places
 from appliance.control.task_metrics import TaskMetrics
 from appliance.control.work import Work
+from appliance.control.work_metrics import WorkMetrics
 from appliance.core.identity import Principal, PrincipalKind
 from appliance.crypto.certs import make_csr, new_private_key
 from appliance.crypto.keys import Keyring
@@ -71,6 +72,7 @@ class Control:
         self.base.policies.current()
         self.work = Work(self.base, self.people, time.monotonic)
         registry.register(TaskMetrics(self.work.tasks))
+        registry.register(WorkMetrics(self.base.database, self.work.leases))
         # Before an agent can call: what was under way when the last process ended.
         self.work.scheduler.recover()
         ring = opened.keyring

@@ -27,7 +27,7 @@ from appliance.control.services.artifacts import Artifacts
 from appliance.control.services.checkpoint_tasks import CheckpointTasks
 from appliance.control.services.fleet import Fleet
 from appliance.control.services.job_logs import JobLogs
-from appliance.control.services.leases import Leases
+from appliance.control.services.leases import SILENT_SECONDS, Leases
 from appliance.control.services.replicas import Replicas
 from appliance.control.services.runs import Runs
 from appliance.control.services.served import ServedClock
@@ -37,8 +37,6 @@ from appliance.core.errors import Exhausted
 from appliance.core.placement import NodeCapacity, place
 
 PASS_SECONDS = 1.0
-SAID_SECONDS = 15.0
-"""A node that has been silent for so long is said to be, with each job that it has a part of."""
 _logger = logging.getLogger(__name__)
 
 
@@ -121,7 +119,7 @@ class Scheduler:
                 )
             else:
                 _logger.warning("more than half of the nodes are heard of again")
-        self._silence.say(self._leases.silent(SAID_SECONDS), cut_off=cut_off)
+        self._silence.say(self._leases.silent(SILENT_SECONDS), cut_off=cut_off)
 
     def _place_replicas(self) -> None:
         for wanted in self._replicas.wanted():

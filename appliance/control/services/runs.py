@@ -200,7 +200,7 @@ class Runs:
             self._drop(transaction, row)
         name = job_rows.name_of(row)
         self._records.note("job.restarts", name, reason or "NODE_LOST", epoch=epoch)
-        _logger.warning("job %s %s: %s", uid, when, why)
+        _logger.log(logging.ERROR if reason else logging.WARNING, "job %s %s: %s", uid, when, why)
 
     def pause(self, uid: str, epoch: int, why: str) -> None:
         """The object store has no space for what a job wants to write there."""

@@ -11,6 +11,7 @@ from appliance.api.agent.v1 import agent_service_pb2 as agent
 from appliance.api.jobs.v1 import job_pb2
 from appliance.control.services.leases import NODE_LOST_SECONDS, UNNAMED_SECONDS
 from appliance.control.store import tables
+from appliance.control.work_metrics import WorkMetrics
 from appliance.core.errors import (
     LeaseLost,
 )
@@ -81,6 +82,15 @@ async def test_heartbeats_keep_a_lease_and_answer_with_it(lab: Lab) -> None:
     assert (last.seconds, last.sequence) == (NODE_LOST_SECONDS, 7)
 
 
+def gauges(lab: Lab) -> dict[str, float]:
+    """What the metrics of work say: name, and state where there is one."""
+    return {
+        " ".join([sample.name, *sample.labels.values()]): sample.value
+        for family in WorkMetrics(lab.database, lab.work.leases).collect()
+        for sample in family.samples
+    }
+
+
 async def test_a_job_is_given_up_after_three_starts_without_progress(lab: Lab) -> None:
     node = await lab.connected("n1")
     lab.train("t1")
@@ -94,6 +104,7 @@ async def test_a_job_is_given_up_after_three_starts_without_progress(lab: Lab) -
             assert lab.job().state_reason == (
                 f"starts again at {again:%H:%M:%S} UTC: its process was killed by SIGKILL"
             )
+            assert gauges(lab)["appliance_jobs_failing"] == 1
             lab.wait(pause - 1, node)
             lab.look()
             assert (lab.job().state, lab.job().epoch) == (Job.STATE_QUEUED, epoch)
@@ -104,6 +115,7 @@ async def test_a_job_is_given_up_after_three_starts_without_progress(lab: Lab) -
         "given up after 3 starts in a row without a new checkpoint; the last one ended because its"
         " process was killed by SIGKILL"
     )
+    assert gauges(lab)["appliance_jobs_failing"] == 0
     assert kinds(lab) == ["checkpoints", "dataset"]
     assert {path.name for path in (lab.objects / PROJECT).iterdir()} <= {
         row.uid for row in lab.rows(tables.artifact_version)
@@ -185,10 +197,14 @@ async def test_while_most_nodes_are_silent_nothing_starts_elsewhere_and_it_is_sa
     assert lab.job().state_reason.endswith(
         " UTC; more than half of the nodes are silent, so nothing starts elsewhere"
     )
+    said = gauges(lab)
+    assert (said["appliance_nodes_cut_off"], said["appliance_nodes_silent"]) == (1, 2)
+    assert (said["appliance_jobs STARTING"], said["appliance_jobs PAUSED"]) == (1, 0)
     work = holder.started[0].work
     holder.heartbeat()
     lab.look()
     assert lab.job().state_reason == ""
+    assert gauges(lab)["appliance_nodes_cut_off"] == 0
     holder.succeed(work, MODEL)
     assert lab.job().state == Job.STATE_SUCCEEDED
 
