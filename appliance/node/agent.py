@@ -141,7 +141,10 @@ class Agent:
             await self.works.close(CLOSE_SECONDS)
 
     async def release(self, request: rpc.ReleaseKeysRequest) -> rpc.ReleaseKeysResponse:
-        """Ask for keys over the connection of the stream. Raises what the control plane says."""
+        """Ask for keys over the connection of the stream.
+
+        Raises what the control plane says, and Unavailable when the connection ends meanwhile.
+        """
         if self._channel is None:
             raise Unavailable("the control plane is not connected")
         stub = agent_service_pb2_grpc.AgentServiceStub(self._channel)
@@ -149,6 +152,15 @@ class Agent:
             answer: rpc.ReleaseKeysResponse = await stub.ReleaseKeys(request, timeout=CALL_SECONDS)
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error
+        except grpc.aio.UsageError as error:
+            raise Unavailable("the connection is being closed") from error
+        except asyncio.CancelledError as error:
+            # A channel that is closed cancels its calls: that must not look like a start that was
+            # called off.
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            raise Unavailable("the connection was closed") from error
         return answer
 
     async def _stay_connected(self) -> None:

@@ -113,6 +113,9 @@ class FakeControlPlane:
         """Why it refuses every certificate that it has issued so far; empty: it does not."""
         self.keys: dict[str, rpc.ReleaseKeysResponse] = {}
         self.asked: list[rpc.ReleaseKeysRequest] = []
+        self.releases = asyncio.Event()
+        """While it is not set, calls for keys are not answered."""
+        self.releases.set()
         self.sessions: asyncio.Queue[Session] = asyncio.Queue()
         self.newest: Session | None = None
         self.join_port = self.machine_port = 0
@@ -229,6 +232,7 @@ class _Agents(agent_service_pb2_grpc.AgentServiceServicer):
 
     async def ReleaseKeys(self, request: Any, context: Any) -> Any:
         self._plane.asked.append(request)
+        await self._plane.releases.wait()
         keys = self._plane.keys.get(request.work.work)
         if keys is None:
             error = LeaseLost("this work is not leased to you")

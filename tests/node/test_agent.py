@@ -612,6 +612,23 @@ async def test_a_start_that_is_called_off_while_it_waits_for_keys_is_over_at_onc
     assert not session.of("heartbeat")[-1].running
 
 
+async def test_work_that_asks_for_keys_when_the_connection_ends_asks_again(
+    control: FakeControlPlane, start: Start, tmp_path: Path
+) -> None:
+    await start()
+    session = await control.session()
+    control.releases.clear()
+    session.send(start_job=toy_order(control, tmp_path, QUIET))
+    while not control.asked:
+        await session.beats(1)
+    session.close()
+    again = await control.session()
+    control.releases.set()
+    ended = await again.until("job_ended")
+    assert (ended.succeeded, ended.reason) == (True, "")
+    assert len(control.asked) == 2
+
+
 async def test_work_that_is_not_leased_is_not_started(
     control: FakeControlPlane, start: Start, tmp_path: Path
 ) -> None:
