@@ -7,7 +7,7 @@ one higher than the last, and one share per node. Rules kept here:
   (docs/decisions/0027-fencing-is-not-liveness.md);
 * work is lost when its node has been silent for `node_lost_seconds`, when a node that is heard no
   longer names it, or when its node was evicted; silence counts only while this control plane
-  served;
+  served, and not as time in which a node was heard;
 * while more than half of the nodes are silent at once nobody is taken for lost: it is the network,
   or this server;
 * a share that is told to stop keeps its devices until its node no longer names it;
@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from appliance.control.services.served import MAX_STEP
 from appliance.core.errors import LeaseLost
 from appliance.core.placement import NodeCapacity
 
@@ -80,11 +81,14 @@ class Lost:
 
 @dataclass
 class _Held:
-    """A start: its shares by node, when each node named it last, and who was evicted."""
+    """A start: its shares by node, for how long each node does not name it, and who was evicted.
+
+    Seconds in which the node was heard: one that was silent may be about to report an end.
+    """
 
     epoch: int
     shares: dict[str, Share]
-    named: dict[str, float]
+    unnamed: dict[str, float]
     evicted: set[str] = field(default_factory=set)
 
 
@@ -126,7 +130,7 @@ class Leases:
             self._held[work] = _Held(
                 epoch,
                 {share.node: share for share in shares},
-                {share.node: now for share in shares},
+                dict.fromkeys((share.node for share in shares), 0.0),
             )
             return epoch
 
@@ -151,16 +155,20 @@ class Leases:
         """
         with self._lock:
             now = self._served()
+            heard = min(now - self._heard.get(node, now), MAX_STEP)
             self._heard[node] = now
             reported = set(running)
             over: list[tuple[str, int]] = []
+            for held in self._held.values():
+                if node in held.shares:
+                    held.unnamed[node] += heard
             for work, epoch in sorted(reported):
                 try:
                     self.check(work, epoch, node)
                 except LeaseLost:
                     over.append((work, epoch))
                     continue
-                self._held[work].named[node] = now
+                self._held[work].unnamed[node] = 0.0
             self._leaving = [
                 leaving
                 for leaving in self._leaving
@@ -294,6 +302,6 @@ class Leases:
             return f"node {node} was evicted"
         if node in silent:
             return f"node {node} has not been heard of for {self.node_lost_seconds:.0f} s"
-        if self._heard[node] - held.named[node] >= UNNAMED_SECONDS:
+        if held.unnamed[node] >= UNNAMED_SECONDS:
             return f"node {node} no longer runs it"
         return ""

@@ -90,6 +90,20 @@ def test_a_node_that_is_heard_and_names_a_work_no_more_has_lost_it(
     assert lost(leases) == [("b", "node b no longer runs it")]
 
 
+@pytest.mark.parametrize("seconds", [UNNAMED_SECONDS, NODE_LOST_SECONDS - 1])
+def test_a_node_that_was_silent_can_still_say_that_its_work_has_ended(
+    leases: Leases, clock: Clock, seconds: float
+) -> None:
+    # Its hello names what runs; what ended while it was cut off it reports a moment later.
+    clock.now += seconds
+    heard(leases, "abcd", runs="a")
+    assert lost(leases) == []
+    assert [share.ended for share in leases.end_share("job", 1, "b")] == [False, True]
+    clock.now += UNNAMED_SECONDS
+    heard(leases, "abcd", runs="a")
+    assert lost(leases) == []
+
+
 def test_a_node_that_is_silent_after_it_came_back_has_its_whole_time(
     leases: Leases, clock: Clock
 ) -> None:
