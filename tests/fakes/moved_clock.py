@@ -1,31 +1,42 @@
-"""A clock that stands at another time, for whole processes: what they read is moved by some days.
+"""A clock that stands at another time, for whole processes: what they read is moved by some time.
 
 A library, compiled here, stands before the C library's own in every process that has it in its
 environment (ld.so(8), LD_PRELOAD). It moves the time of day and the waits that are given as a time
 of day; monotonic clocks run as ever. What an appliance does under it, it does as if it had been
-made and used then.
+made and used then. By how much is said once for all (`surroundings`), or in a file that they look
+into all the time (`settable`, `set_to`): so a clock is set while they run.
 """
 
 from __future__ import annotations
 
 import subprocess
+import sys
 from datetime import timedelta
 from pathlib import Path
 
 _SOURCE = """
 #define _GNU_SOURCE
 #include <dlfcn.h>
+#include <fcntl.h>
 #include <linux/futex.h>
 #include <pthread.h>
 #include <stdarg.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
 #include <time.h>
 
 static time_t moved(void) {
-    const char *text = getenv("MOVED_CLOCK");
-    return text ? atol(text) : 0;
+    static volatile long *set;
+    const char *text = getenv("MOVED_CLOCK"), *path = getenv("MOVED_CLOCK_FILE");
+    if (!set && path) {
+        int file = open(path, O_RDONLY | O_CLOEXEC);
+        void *found = mmap(0, sizeof *set, PROT_READ, MAP_SHARED, file, 0);
+        if (found != MAP_FAILED) set = found;
+        close(file);
+    }
+    return set ? *set : text ? atol(text) : 0;
 }
 #define REAL(name) ((__typeof__(&name)) dlsym(RTLD_NEXT, #name))
 
@@ -90,3 +101,19 @@ def build(folder: Path) -> Path:
 def surroundings(library: Path, by: timedelta) -> dict[str, str]:
     """The environment of processes whose clock is moved `by` that much."""
     return {"LD_PRELOAD": str(library), "MOVED_CLOCK": str(int(by.total_seconds()))}
+
+
+def settable(library: Path, file: Path) -> dict[str, str]:
+    """The environment of processes whose clock is set by `set_to`; it is right at first."""
+    file.write_bytes(_long(timedelta()))
+    return {"LD_PRELOAD": str(library), "MOVED_CLOCK_FILE": str(file)}
+
+
+def set_to(file: Path, by: timedelta) -> None:
+    """Move the clocks of all processes that look into this file, at once."""
+    with file.open("r+b") as held:
+        held.write(_long(by))
+
+
+def _long(by: timedelta) -> bytes:
+    return int(by.total_seconds()).to_bytes(8, sys.byteorder, signed=True)

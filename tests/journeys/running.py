@@ -152,17 +152,22 @@ def init(terminal: Terminal, data: Path, password: str, *options: str, expect: i
 
 @contextmanager
 def running(
-    home: Path, surroundings: Mapping[str, str] | None = None, *options: str
+    home: Path,
+    surroundings: Mapping[str, str] | None = None,
+    *options: str,
+    prepare: Callable[[Path], None] | None = None,
 ) -> Iterator[Appliance]:
     """An appliance from `init` to `down`; afterwards nothing of it is left running.
 
     `surroundings` are in the environment of everybody who types, and so of every process; `options`
-    are those of `init`.
+    are those of `init`; `prepare` gets its data directory before it comes up.
     """
     data, around = home / "data", surroundings or {}
     alice = Terminal(PROGRAM, home / "alice", around)
     password = secrets.token_urlsafe(18)
     init(alice, data, password, *options)
+    if prepare is not None:
+        prepare(data)
     appliance = Appliance(home, data, Local(data).api, alice, password, surroundings=around)
     alice.run("up", "--data-dir", str(data), "--detach")
     started = appliance.process_ids
