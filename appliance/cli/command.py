@@ -26,6 +26,7 @@ REPEATABLE = frozenset(
         "EndpointService.DeleteEndpoint",
         "JobService.CancelJob",
         "JobService.CreateJob",
+        "JobService.PauseJob",
         "JobService.ResumeJob",
         "ModelService.CreateModel",
         "ModelService.ImportModelVersion",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +12,8 @@ import click
 
 from appliance.cli import job_logs, job_specs
 from appliance.cli.command import command as make
-from appliance.cli.fields import message_of, options
-from appliance.cli.following import changes, timeout_option, wait_options
+from appliance.cli.fields import FieldOption, message_of, options
+from appliance.cli.following import Duration, changes, timeout_option, wait_options
 from appliance.cli.job_view import COLUMNS, Lines, ended_well, view
 from appliance.cli.output import field, plain, safe
 from appliance.core.errors import ApplianceError, InvalidInput
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 CREATE, WATCH = "JobService.CreateJob", "JobService.WatchJob"
 LOGS = "JobService.GetJobLogs"
+PAUSING = "STATE_PAUSING"
+_PAUSED = ("STATE_PAUSED", "STATE_REGISTERING")
+"""What a job that was to pause ends up in when all is well; or it was done before."""
 
 command = click.Group("job", help="Prepare data, train, quantize, evaluate.")
 
@@ -39,6 +43,13 @@ def _kind(name: str, text: str) -> Callable[[Callable[..., None]], click.Command
     def decorate(function: Callable[..., None]) -> click.Command:
         function = options(job_specs.MESSAGES[name], job_specs.KINDS[name])(function)
         function = _validate_only(wait_options(function))
+        function = click.option(
+            "--on-lost",
+            type=job_specs.OnLost(),
+            metavar="wait|TIME",
+            help="Wait for a node that is silent, or start elsewhere after a time such as 300s."
+            "  [default: what the site says]",
+        )(function)
         function = click.argument("job_id", metavar="JOB")(function)
         return make(name, CREATE, WATCH, group=command, project=True, help=text)(function)
 
@@ -164,6 +175,36 @@ def cancel(session: Session, name: str) -> None:
     session.show(session.call("JobService.CancelJob", name=session.name("job", name)), COLUMNS)
 
 
+@make("pause", "JobService.PauseJob", WATCH, group=command, project=True)
+@click.argument("name", metavar="JOB")
+@click.option(
+    "--grace",
+    cls=FieldOption,
+    default_of=("jobs.v1.job_service.PauseJobRequest", "grace_seconds", ""),
+    type=Duration(),
+    metavar="TIME",
+    help="Longest time in which it saves a checkpoint, such as 5m; 0 saves none.",
+)
+@wait_options
+def pause(
+    session: Session, name: str, *, grace: float | None, wait: bool, timeout: float | None
+) -> None:
+    """Let a job save a checkpoint and give its devices back, until it is resumed."""
+    more = {} if grace is None else {"grace_seconds": math.ceil(grace)}
+    made = session.call("JobService.PauseJob", name=session.name("job", name), **more)
+    job = plain(made)
+    if wait and job["state"] == PAUSING:
+        lines = Lines(err=True)
+        for each in changes(session, WATCH, made.name, timeout):
+            job = plain(each)
+            lines(job)
+            if job["state"] != PAUSING:
+                break
+    session.show(job, COLUMNS)
+    if wait and job["state"] not in _PAUSED:
+        _check_ended_well(session, job)
+
+
 @make("resume", "JobService.ResumeJob", WATCH, group=command, project=True)
 @click.argument("name", metavar="JOB")
 @click.option("--mesh", metavar="AXIS=N,...", help="Another mesh for a train job: data=2,tensor=2.")
@@ -179,8 +220,9 @@ def resume(
 
 def _submit(session: Session, job_id: str, kind: str, values: dict[str, Any]) -> None:
     how = {key: values.pop(key) for key in ("wait", "timeout", "validate_only")}
+    on_lost = values.pop("on_lost")
     spec = message_of(job_specs.KINDS[kind], values, session.name)
-    _send(session, job_id, {kind: spec}, **how)
+    _send(session, job_id, {kind: spec} | ({"on_lost": on_lost} if on_lost else {}), **how)
 
 
 def _send(
@@ -227,7 +269,7 @@ def _hint(session: Session, name: str) -> str:
 
 
 def _parsed(text: str, source: str) -> dict[str, Any]:
-    """The job in a YAML or JSON document (JSON is YAML). Raises InvalidInput."""
+    """What a YAML or JSON document (JSON is YAML) asks for. Raises InvalidInput."""
     import yaml  # noqa: PLC0415 - only this command needs it
     from google.protobuf.json_format import ParseDict, ParseError  # noqa: PLC0415 - as above
 
@@ -242,4 +284,5 @@ def _parsed(text: str, source: str) -> dict[str, Any]:
     kind = job.WhichOneof("spec")
     if kind is None:
         raise InvalidInput(f"{source} has no spec: write one of {', '.join(job_specs.KINDS)}")
-    return {kind: getattr(job, kind)}
+    found = {kind: getattr(job, kind)}
+    return found | ({"on_lost": job.on_lost} if job.HasField("on_lost") else {})

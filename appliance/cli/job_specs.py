@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import click
 
 from appliance.cli.fields import Field
+from appliance.cli.following import Duration
 
 PREPARE = (
     Field("datasets", "datasetVersion", "Text to read; repeat it for more.", True, many=True),
@@ -104,6 +108,20 @@ SHAPE = tuple(
 )
 """What must be given of a model's shape, unless a checkpoint says it."""
 AXES = ("data", "tensor", "pipeline")
+
+
+class OnLost(click.ParamType[dict[str, Any]]):
+    """The message OnLost of `wait`, or of a time such as `300s`."""
+
+    name = "on-lost"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> dict[str, Any]:
+        """The message as a dictionary."""
+        if value == "wait":
+            return {"wait": True}
+        return {"replace_after_seconds": math.ceil(Duration().convert(value, param, ctx))}
 
 
 def mesh_of(text: str) -> dict[str, int]:

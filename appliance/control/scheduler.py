@@ -28,6 +28,7 @@ from appliance.control.services.checkpoint_tasks import CheckpointTasks
 from appliance.control.services.fleet import Fleet
 from appliance.control.services.job_logs import JobLogs
 from appliance.control.services.leases import SILENT_SECONDS, Leases
+from appliance.control.services.pauses import Pauses
 from appliance.control.services.replicas import Replicas
 from appliance.control.services.runs import Runs
 from appliance.control.services.served import ServedClock
@@ -50,6 +51,7 @@ class Scheduler:
         fleet: Fleet,
         agents: Agents,
         runs: Runs,
+        pauses: Pauses,
         replicas: Replicas,
         logs: JobLogs,
         silence: Silence,
@@ -62,6 +64,7 @@ class Scheduler:
         self._fleet = fleet
         self._agents = agents
         self._runs = runs
+        self._pauses = pauses
         self._replicas = replicas
         self._logs = logs
         self._silence = silence
@@ -89,6 +92,7 @@ class Scheduler:
                 self._replicas.lost(lost.work, lost.epoch, lost.why)
             else:
                 self._runs.lost(lost.work, lost.epoch, lost.why)
+        self._pauses.look()
         self._say_silent()
         self._place_replicas()
         self._place_jobs()

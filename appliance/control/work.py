@@ -38,6 +38,7 @@ from appliance.control.services.jobs import Jobs
 from appliance.control.services.leases import Leases
 from appliance.control.services.models import Models
 from appliance.control.services.paused_jobs import PausedJobs
+from appliance.control.services.pauses import Pauses
 from appliance.control.services.registration import Registration
 from appliance.control.services.release import Release
 from appliance.control.services.replicas import Replicas
@@ -98,6 +99,9 @@ class Work:
             base.clock,
             timedelta(seconds=base.settings.scheduling.retry_seconds),
         )
+        self.pauses = Pauses(
+            base.database, self.tasks, self.fleet, self.runs, base.events, self.served
+        )
         self.checkpoints = CheckpointTasks(
             base.database,
             self.artifacts,
@@ -113,6 +117,7 @@ class Work:
             self.tasks,
             self.leases,
             self.runs,
+            self.pauses,
             self.logs,
             base.events,
             base.clock,
@@ -138,6 +143,7 @@ class Work:
             fleet=self.fleet,
             agents=self.agents,
             runs=self.runs,
+            pauses=self.pauses,
             replicas=self.replicas,
             logs=self.logs,
             silence=Silence(base.database, self.leases, base.events, base.clock),
@@ -153,7 +159,7 @@ class Work:
         registration = Registration(
             base.database, self.artifacts, self.tasks, self.runs, base.events, records, base.clock
         )
-        paused = PausedJobs(base.database, self.artifacts, self.folders, self.store, self.runs)
+        paused = PausedJobs(base.database, self.artifacts, self.folders, self.store, self.pauses)
         return StorageWorker(
             self.tasks,
             {
@@ -193,6 +199,7 @@ class Work:
                     base.changes,
                     base.policies,
                     self.runs,
+                    self.pauses,
                     self.logs,
                     events,
                     base.clock,

@@ -143,6 +143,18 @@ class StoreFull(Exhausted):
     reason = "STORE_FULL"
 
 
+class Paused(ApplianceError):
+    """The job was told to pause, and has saved a checkpoint; it goes on when it is resumed."""
+
+    code = "ABORTED"
+    reason = "PAUSED"
+
+    @classmethod
+    def at(cls, step: int) -> Paused:
+        """After the checkpoint of a step, which is then in the metadata."""
+        return cls(f"saved the checkpoint of step {step}", step=step)
+
+
 class Unavailable(ApplianceError):
     """The other side cannot be reached or is busy; the same call may succeed later."""
 
@@ -210,6 +222,7 @@ BY_REASON: dict[str, type[ApplianceError]] = {
         FailedPrecondition,
         Exhausted,
         StoreFull,
+        Paused,
         Unavailable,
         Untrusted,
         AuditUnavailable,

@@ -19,6 +19,7 @@ class JobState(StrEnum):
     QUEUED = "QUEUED"
     STARTING = "STARTING"
     RUNNING = "RUNNING"
+    PAUSING = "PAUSING"
     PAUSED = "PAUSED"
     REGISTERING = "REGISTERING"
     SUCCEEDED = "SUCCEEDED"
@@ -30,13 +31,16 @@ TERMINAL = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED})
 """States in which nothing happens any more, unless somebody resumes the job."""
 
 _MOVES: dict[JobState, frozenset[JobState]] = {
-    JobState.QUEUED: frozenset({JobState.STARTING, JobState.FAILED, JobState.CANCELLED}),
+    JobState.QUEUED: frozenset(
+        {JobState.STARTING, JobState.PAUSED, JobState.FAILED, JobState.CANCELLED}
+    ),
     # Back to QUEUED: it is lost on its nodes, and starts again with the next epoch.
     JobState.STARTING: frozenset(
         {
             JobState.RUNNING,
             JobState.REGISTERING,
             JobState.QUEUED,
+            JobState.PAUSING,
             JobState.PAUSED,
             JobState.FAILED,
             JobState.CANCELLED,
@@ -46,12 +50,17 @@ _MOVES: dict[JobState, frozenset[JobState]] = {
         {
             JobState.REGISTERING,
             JobState.QUEUED,
+            JobState.PAUSING,
             JobState.PAUSED,
             JobState.FAILED,
             JobState.CANCELLED,
         }
     ),
-    # The object store was full; it is queued again when there is space, or when somebody asks.
+    # It may be done before it has paused. It never starts again by itself: that is what was asked.
+    JobState.PAUSING: frozenset(
+        {JobState.REGISTERING, JobState.PAUSED, JobState.FAILED, JobState.CANCELLED}
+    ),
+    # Queued again when somebody asks; and when the object store was full, once it has space.
     JobState.PAUSED: frozenset({JobState.QUEUED, JobState.FAILED, JobState.CANCELLED}),
     JobState.REGISTERING: frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED}),
     JobState.SUCCEEDED: frozenset(),

@@ -19,6 +19,7 @@ import gc
 import os
 import resource
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 from appliance.core.errors import FailedPrecondition
@@ -109,3 +110,13 @@ def signal_name(number: int) -> str:
 def adopt_orphans() -> None:
     """Make this process the parent of all its descendants whose own parent ends."""
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+@contextlib.contextmanager
+def blocked(number: signal.Signals) -> Iterator[None]:
+    """Block a signal in this thread, and in the processes that it starts meanwhile."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

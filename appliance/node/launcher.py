@@ -5,6 +5,8 @@ Rules kept here:
   has; the environment is a short list, not the agent's own;
 * a work is a session of its own; when its first process ends, or must end, nothing of it is left,
   also not what tried to leave (the agent adopts orphans);
+* SIGUSR1, which asks for a checkpoint, is blocked in a new process until that asks for it: one that
+  comes early would kill it;
 * the end is noticed by a descriptor of the process (pidfd_open(2)), not by asking;
 * what a work writes is kept up to a size, with tokens and keys taken out, in a private folder, and
   its last lines in memory, for whoever hears of its end;
@@ -33,7 +35,7 @@ from typing import Any
 
 from appliance.core.errors import InvalidInput
 from appliance.core.files import make_private_dir
-from appliance.core.process import signal_name
+from appliance.core.process import blocked, signal_name
 from appliance.node.cgroup import Cgroup
 from appliance.node.logs import CappedLog, LastOutput
 from appliance.node.processes import Process, kill_tree, tree
@@ -252,16 +254,17 @@ class Running:
         command += ["--orders-fd", str(orders_read), "--reports-fd", str(reports_write)]
         try:
             # On the main thread: the kernel ends the child with the thread that started it.
-            self._process = subprocess.Popen(  # noqa: ASYNC220  # takes milliseconds
-                command,
-                pass_fds=(orders_read, reports_write),
-                stdin=subprocess.DEVNULL,
-                stdout=output_write,
-                stderr=output_write,
-                cwd=self._scratch,
-                env=dict(variables),
-                start_new_session=True,
-            )
+            with blocked(signal.SIGUSR1):
+                self._process = subprocess.Popen(  # noqa: ASYNC220  # takes milliseconds
+                    command,
+                    pass_fds=(orders_read, reports_write),
+                    stdin=subprocess.DEVNULL,
+                    stdout=output_write,
+                    stderr=output_write,
+                    cwd=self._scratch,
+                    env=dict(variables),
+                    start_new_session=True,
+                )
         except OSError:
             for descriptor in (orders_write, reports_read, output_read):
                 os.close(descriptor)
@@ -284,6 +287,12 @@ class Running:
         self._watch = asyncio.create_task(self._follow(ended, readers))
         document = json.dumps(self._launch.document).encode()
         await asyncio.to_thread(_hand_over, orders_write, document)
+
+    def save(self) -> None:
+        """Tell it to save a checkpoint and end (SIGUSR1 to the first process)."""
+        if self._process and self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGUSR1)
 
     def stop(self, grace_seconds: float) -> None:
         """Tell it to stop (SIGTERM to the first process), and end all of it after the grace."""

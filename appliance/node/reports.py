@@ -18,6 +18,7 @@ from typing import Any
 
 from appliance.api.agent.v1 import agent_service_pb2 as rpc
 from appliance.api.jobs.v1 import job_pb2
+from appliance.core.errors import Paused
 from appliance.node.launcher import Ended
 
 _PROGRESS = ("step", "total", "message", "metrics")
@@ -72,6 +73,12 @@ class JobReports:
         """What has not been sent yet, oldest first."""
         waiting, self._waiting = self._waiting, []
         return waiting
+
+    def outcome(self, how: Ended) -> str:
+        """How it ended, for the metrics: `succeeded`, `paused` or `failed`."""
+        if self._error is not None and self._error[0] == Paused.reason:
+            return "paused"
+        return "succeeded" if how.code == 0 else "failed"
 
     def ended(self, how: Ended) -> rpc.ReportRequest:
         """The last word on the job."""
@@ -170,6 +177,10 @@ class ReplicaReports:
         """What has not been sent yet."""
         waiting, self._waiting = self._waiting, []
         return waiting
+
+    def outcome(self, how: Ended) -> str:
+        """How it ended, for the metrics: `succeeded` or `failed`."""
+        return "succeeded" if how.code == 0 else "failed"
 
     def ended(self, how: Ended) -> rpc.ReportRequest:
         """The last word on the replica."""

@@ -5,6 +5,7 @@ Rules kept here:
   is leased to this node now;
 * every order is carried out in a task of its own: a process that cannot be ended delays what needs
   its place, and nothing else;
+* a job that is to save a checkpoint has the time that it is given, and ends then in any case;
 * of one piece of work only the newest epoch runs: a newer order ends the older first;
 * a start that is called off leaves no process, and no key in one;
 * nothing ends because the control plane is away: work goes on until it is done or told to stop;
@@ -37,6 +38,8 @@ from appliance.node.outbox import Outbox, Work
 from appliance.node.reports import JobReports, ReplicaReports
 
 RELEASE_AGAIN_SECONDS = 0.5
+UNSAVED_SECONDS = 5.0
+"""What a job that has not saved a checkpoint in its time still has to end by itself."""
 
 Release = Callable[[rpc.ReleaseKeysRequest], Awaitable[rpc.ReleaseKeysResponse]]
 
@@ -63,6 +66,8 @@ class _Entry:
     over: asyncio.Event = field(default_factory=asyncio.Event)
     running: Running | None = None
     starting: asyncio.Task[None] | None = None
+    saving: asyncio.TimerHandle | None = None
+    """Ends it when it has not saved a checkpoint in time."""
     silent: bool = False
 
     @property
@@ -247,7 +252,9 @@ class Works:
         if self._entries.pop(entry.work, None) is None:
             return
         entry.over.set()
-        outcome = "lost" if entry.silent else ("succeeded" if how.code == 0 else "failed")
+        if entry.saving is not None:
+            entry.saving.cancel()
+        outcome = "lost" if entry.silent else entry.reports.outcome(how)
         self.metrics.running.labels(entry.kind).dec()
         self.metrics.ended.labels(entry.kind, outcome).inc()
         logger.info("%s epoch %s ended with code %s", *entry.work, how.code)
@@ -258,7 +265,20 @@ class Works:
         entry = self._entries.get((order.work.work, order.work.epoch))
         if entry is None:
             return
-        self._end(entry, order.grace_seconds, "the node was told to stop this work")
+        if order.save and entry.running is not None:
+            self._save(entry, entry.running, order.grace_seconds)
+            return
+        why = "it had not begun" if order.save else "the node was told to stop this work"
+        self._end(entry, order.grace_seconds, why)
+
+    def _save(self, entry: _Entry, running: Running, grace_seconds: float) -> None:
+        """Let a job save a checkpoint and end; the order is repeated, and the first one counts."""
+        if entry.saving is None:
+            running.save()
+            why = f"none was saved within {grace_seconds:.0f} s"
+            entry.saving = asyncio.get_running_loop().call_later(
+                grace_seconds, self._end, entry, UNSAVED_SECONDS, why
+            )
 
     def _end(self, entry: _Entry, grace_seconds: float, why: str) -> None:
         """End a work; what it says itself about its end counts no more."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from google.protobuf import timestamp_pb2
+from google.protobuf import json_format, timestamp_pb2
 
 from appliance.api.access.v1 import (
     binding_pb2,
@@ -526,6 +526,67 @@ def test_a_job_is_resumed_on_another_mesh_and_followed(command: Run, logged_in: 
     assert (request.name, request.mesh.data, request.mesh.tensor) == (f"{DEMO}/jobs/one", 2, 2)
     assert command("job", "resume", "one").code == 0
     assert not logged_in.calls[-1].request.HasField("mesh")
+
+
+def test_a_job_is_paused_and_followed_until_it_is(command: Run, logged_in: FakeApi) -> None:
+    logged_in.answers["JobService.PauseJob"] = job("PAUSING")
+    assert command("job", "pause", "one").code == 0
+    assert not logged_in.calls[-1].request.HasField("grace_seconds")
+    saved = "paused by users/alice: saved the checkpoint of step 5"
+    logged_in.answers["JobService.WatchJob"] = [
+        job("PAUSING"),
+        job("PAUSED", state_reason=saved),
+        job("QUEUED"),
+    ]
+    shown = command("job", "pause", "one", "--grace", "1.5m", "--wait")
+    assert (shown.code, shown.err.count(saved)) == (0, 1)
+    assert "PAUSED" in shown.out
+    assert logged_in.calls[-2].request.grace_seconds == 90
+    # A zero is a zero, and half a second is no zero.
+    for typed, sent in (("0", 0), ("0.5s", 1)):
+        command("job", "pause", "one", "--grace", typed)
+        request = logged_in.calls[-1].request
+        assert (request.HasField("grace_seconds"), request.grace_seconds) == (True, sent)
+    logged_in.answers["JobService.WatchJob"] = [job("FAILED", state_reason="it broke")]
+    shown = command("job", "pause", "one", "--wait")
+    assert (shown.code, shown.err.splitlines()[-1]) == (
+        1,
+        f"error: {DEMO}/jobs/one failed: it broke",
+    )
+
+
+@pytest.mark.parametrize(
+    ("typed", "sent"),
+    [
+        ("wait", job_pb2.OnLost(wait=True)),
+        ("90s", job_pb2.OnLost(replace_after_seconds=90)),
+        ("0", job_pb2.OnLost(replace_after_seconds=0)),
+        (None, None),
+    ],
+)
+def test_a_job_says_how_long_it_waits_for_a_silent_node(
+    command: Run, logged_in: FakeApi, tmp_path: Path, typed: str | None, sent: Any
+) -> None:
+    logged_in.answers["JobService.CreateJob"] = job("QUEUED")
+    more = [] if typed is None else ["--on-lost", typed]
+    words = ["--model", "m/1", "--output-model", "s", "--scheme", "w8a8-int8"]
+    shown = command("job", "quantize", "one", *words, *more)
+    assert shown.code == 0, shown.err
+    asked = logged_in.calls[-1].request.job
+    assert asked.HasField("on_lost") is (sent is not None)
+    assert sent is None or asked.on_lost == sent
+    if sent is not None:
+        document = {"quantize": {"model": "m/1"}, "on_lost": json_format.MessageToDict(sent)}
+        (tmp_path / "job.json").write_text(json.dumps(document))
+        command("job", "create", "one", "-f", str(tmp_path / "job.json"))
+        assert logged_in.calls[-1].request.job.on_lost == sent
+
+
+def test_a_time_that_is_none_is_refused(command: Run, logged_in: FakeApi) -> None:
+    words = ["--model", "m/1", "--output-model", "s", "--scheme", "w8a8-int8"]
+    shown = command("job", "quantize", "one", *words, "--on-lost", "never")
+    assert shown.code == 2
+    assert "'never' is no duration: write 90s, 15m or 2h" in shown.err
 
 
 def job_logs(*nodes: dict[str, Any], **fields: Any) -> Any:

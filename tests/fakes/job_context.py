@@ -38,6 +38,8 @@ class FakeJob:
     ) -> None:
         self.folder = folder
         self.stop = False
+        self.save_on: int | None = None
+        """The rank that is told to save and end."""
         self.store = ObjectStore.at(f"file://{folder}/objects")
         self.reports = folder / "reports.jsonl"
         self.scratch = folder / "scratch"
@@ -112,6 +114,7 @@ class FakeJob:
             report=Reporter(descriptor, rank),
             scratch=self.scratch,
             stopping=lambda: self.stop,
+            saving=lambda: rank == self.save_on,
             life=Signs(1).life(0),
         )
 

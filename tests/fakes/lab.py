@@ -88,6 +88,7 @@ class Lab:
             base.changes,
             base.policies,
             work.runs,
+            work.pauses,
             work.logs,
             base.events,
             base.clock,
@@ -295,6 +296,9 @@ class FakeAgent:
         self.running: set[tuple[str, int]] = set()
         self.started: list[agent.StartJob | agent.StartReplica] = []
         self.stopped: list[tuple[str, int]] = []
+        self.saves: list[agent.StopWork] = []
+        self.old = False
+        """Whether this is an agent of 0.1.0, which knows no order to save."""
         self.leases: list[agent.Leases] = []
         self.free_ports: list[int] = []
         self.session: Session | None = None
@@ -339,6 +343,8 @@ class FakeAgent:
             elif kind == "start_replica":
                 self.started.append(order.start_replica)
                 self.running.add((order.start_replica.work.work, order.start_replica.work.epoch))
+            elif kind == "stop" and order.stop.save and not self.old:
+                self.saves.append(order.stop)
             elif kind == "stop":
                 work = (order.stop.work.work, order.stop.work.epoch)
                 self.stopped.append(work)

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import distributed
 
-from appliance.core.errors import InvalidInput
+from appliance.core.errors import InvalidInput, Paused
 from appliance.jobs.runtime.context import Context
 
 STEPS = 8
@@ -36,19 +36,22 @@ def run(context: Context) -> None:
         context.fence()
         step += 1
         context.mark(f"step {step}")
-        part = torch.tensor([float(step * (context.rank + 1))])
+        part = torch.tensor([float(step * (context.rank + 1)), float(context.saving())])
         if distributed.is_initialized():
             distributed.all_reduce(part)
-        total += int(part.item())
+        total += int(part[0].item())
+        pausing = bool(part[1].item())
         _mishap(context, what, step)
         _hang(context, what, step)
-        if step % 2 == 0:
+        if step % 2 == 0 or pausing:
             state = {"total": total}
             series.save(
                 step,
                 lambda writer: writer.write_json(f"state-{context.rank}.json", state),  # noqa: B023  # called at once
             )
         context.report.progress(step, STEPS, "counting", sum=float(total))
+        if pausing:
+            raise Paused.at(step)
     writer = context.output("dataset")
     writer.write_json(f"total-{context.rank}.json", total)
     writer.finish_together(context.rank, {"total": total})

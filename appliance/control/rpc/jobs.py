@@ -48,6 +48,10 @@ class JobRpc(Servicer, JobServiceServicer):
         """Ends a job on request."""
         return await self._run(self._service.cancel, self.caller, request)
 
+    async def PauseJob(self, request: rpc.PauseJobRequest, context: Context) -> job_pb2.Job:
+        """Lets a job save a checkpoint and wait."""
+        return await self._run(self._service.pause, self.caller, request)
+
     async def ResumeJob(self, request: rpc.ResumeJobRequest, context: Context) -> job_pb2.Job:
         """Queues a job again that failed or was cancelled."""
         return await self._run(self._service.resume, self.caller, request)

@@ -28,8 +28,9 @@ from appliance.control.services.fleet import Fleet, NodeFacts, Session
 from appliance.control.services.leases import Leases
 from appliance.control.services.nodes import EVICTED, LOST, READY
 from appliance.control.services.replicas import Replicas
+from appliance.control.services.run_orders import stop_order
 from appliance.control.services.run_reports import RunReports
-from appliance.control.services.runs import Runs, stop_order
+from appliance.control.services.runs import Runs
 from appliance.control.store import tables
 from appliance.control.store.database import Database
 from appliance.core.addresses import is_host

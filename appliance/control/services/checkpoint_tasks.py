@@ -205,7 +205,7 @@ class CheckpointTasks:
             transaction.run(
                 update(tables.job)
                 .where(_job.uid == job.uid)
-                .values(failures=0, revision=_job.revision + 1)
+                .values(failures=0, pauses=0, revision=_job.revision + 1)
             )
             transaction.after_commit(lambda: self._events.publish(job_rows.name_of(job)))
         self._settle(job, series, point)

@@ -12,6 +12,7 @@ Called by `services.jobs` and by the life of jobs (`services.runs`, `services.ru
 from __future__ import annotations
 
 import contextlib
+import math
 from datetime import datetime
 from typing import Any
 
@@ -21,7 +22,7 @@ from sqlalchemy import ColumnElement, Row, or_, select, update
 
 from appliance.api.jobs.v1 import job_pb2
 from appliance.control.events import QUEUE, Events
-from appliance.control.services import artifact_rows, checkpoint_rows, job_specs
+from appliance.control.services import artifact_rows, checkpoint_rows, job_specs, pause_rows
 from appliance.control.services.job_inputs import Input
 from appliance.control.services.resources import missing, timestamp
 from appliance.control.store import tables
@@ -57,6 +58,17 @@ def name_of(row: Row[Any]) -> str:
 def spec_of(row: Row[Any]) -> Message:
     """The message of a job's spec, as it was kept."""
     return json_format.ParseDict(row.spec, job_specs.KINDS[row.kind]())
+
+
+def lost_seconds(row: Row[Any]) -> float | None:
+    """How long the nodes of a job may be silent; None: as the site says; infinity: for ever."""
+    on_lost = json_format.ParseDict(row.on_lost, job_pb2.OnLost())
+    match on_lost.WhichOneof("policy"):
+        case "wait":
+            return math.inf
+        case "replace_after_seconds":
+            return float(on_lost.replace_after_seconds)
+    return None
 
 
 def inputs_of(state: Reading, row: Row[Any]) -> dict[str, Input]:
@@ -166,7 +178,7 @@ def resource(state: Reading, row: Row[Any]) -> job_pb2.Job:
         name=name_of(row),
         uid=row.uid,
         state=f"STATE_{row.state}",
-        state_reason=row.message,
+        state_reason=_reason(row),
         epoch=row.epoch,
         nodes=[names.node(share["node"]) for share in row.placement],
         restarts=row.restarts,
@@ -179,10 +191,19 @@ def resource(state: Reading, row: Row[Any]) -> job_pb2.Job:
         checkpoint_step=0 if checkpoint is None else checkpoint.step,
     )
     getattr(job, row.kind).CopyFrom(_running_spec(state, row))
+    if row.on_lost:
+        json_format.ParseDict(row.on_lost, job.on_lost)
     json_format.ParseDict(row.progress, job.progress)
     if row.result:
         json_format.ParseDict(row.result, job.result)
     return job
+
+
+def _reason(row: Row[Any]) -> str:
+    """Why a job is in its state."""
+    if row.state != JobState.PAUSING:
+        return str(row.message)
+    return "; ".join(filter(None, (pause_rows.asked(row.pause), row.message)))
 
 
 def _running_spec(state: Reading, row: Row[Any]) -> Message:

@@ -12,7 +12,9 @@ Called by `services.jobs` (check, filled) and by the scheduler (demand).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
+from google.protobuf import json_format
 from google.protobuf.message import Message
 
 from appliance.api.jobs.v1 import job_pb2
@@ -233,3 +235,33 @@ def filled(kind: str, spec: Message, inputs: Callable[[], Mapping[str, Input]]) 
             if model is not None:
                 made.window = min(made.window, int(model.facts["context_length"]))
     return made
+
+
+def with_mesh(spec: Message, mesh: job_pb2.Mesh) -> Message:
+    """A spec with another mesh, and what follows from the mesh left out.
+
+    Raises InvalidInput for a kind that has no mesh.
+    """
+    if not isinstance(spec, job_pb2.TrainSpec):
+        raise InvalidInput(
+            "only a train job has a mesh: leave it out", fields={"mesh": "is of train jobs alone"}
+        )
+    made = job_pb2.TrainSpec()
+    made.CopyFrom(spec)
+    made.mesh.CopyFrom(mesh)
+    made.ClearField("microbatches")
+    made.ClearField("pipeline_schedule")
+    return made
+
+
+def on_lost_of(job: job_pb2.Job) -> dict[str, Any]:
+    """How long a job waits for a silent node, as its row keeps it. Raises InvalidInput."""
+    problems = Problems()
+    problems.take(job.on_lost, "job.on_lost")
+    problems.check(
+        "job.on_lost.wait",
+        holds=job.on_lost.WhichOneof("policy") != "wait" or job.on_lost.wait,
+        sentence="is true, or left out: then the job waits for as long as the site says",
+    )
+    problems.raise_if_any()
+    return json_format.MessageToDict(job.on_lost)

@@ -1,4 +1,4 @@
-"""Jobs: accepted, shown, cancelled, resumed.
+"""Jobs: accepted, shown, paused, cancelled, resumed.
 
 Rules kept here:
 * a job is accepted only when everything that can be known before devices are taken is right: its
@@ -39,6 +39,7 @@ from appliance.control.services.caller import Caller
 from appliance.control.services.change import Changes
 from appliance.control.services.job_inputs import Input
 from appliance.control.services.job_logs import JobLogs
+from appliance.control.services.pauses import Pauses
 from appliance.control.services.problems import Problems
 from appliance.control.services.resources import missing
 from appliance.control.services.runs import Runs
@@ -49,6 +50,7 @@ from appliance.core import names
 from appliance.core.errors import AlreadyExists, FailedPrecondition, InvalidInput, NotFound
 from appliance.core.jobs import TERMINAL, JobState
 from appliance.core.names import Name, shown
+from appliance.core.values import given
 
 _READ = {
     "datasetVersion": "datasets.get",
@@ -77,6 +79,7 @@ class Jobs:
         changes: Changes,
         policies: PolicyStore,
         runs: Runs,
+        pauses: Pauses,
         logs: JobLogs,
         events: Events,
         clock: Callable[[], datetime],
@@ -85,6 +88,7 @@ class Jobs:
         self._changes = changes
         self._policies = policies
         self._runs = runs
+        self._pauses = pauses
         self._logs = logs
         self._events = events
         self._clock = clock
@@ -136,6 +140,7 @@ class Jobs:
             if kind is None:
                 wrong = f"must hold one of {', '.join(job_specs.KINDS)}"
                 raise InvalidInput(f"job {wrong}", fields={"job": wrong})
+            on_lost = job_specs.on_lost_of(request.job)
             spec = self._checked(transaction, caller, project, kind, getattr(request.job, kind))
             uid = new_uid()
             try:
@@ -146,6 +151,7 @@ class Jobs:
                         id=identifier,
                         kind=kind,
                         spec=json_format.MessageToDict(spec),
+                        on_lost=on_lost,
                         state=JobState.QUEUED,
                         creator=caller.principal.name,
                         create_time=self._clock(),
@@ -182,6 +188,25 @@ class Jobs:
 
         return self._changes.make(caller, request, job_pb2.Job, work)
 
+    def pause(self, caller: Caller, request: rpc.PauseJobRequest) -> job_pb2.Job:
+        """Let a job save a checkpoint and wait until it is resumed.
+
+        Raises InvalidInput for a grace that cannot be, FailedPrecondition when it has ended or is
+        being registered.
+        """
+        name = Name.parse(request.name, "job")
+
+        def work(transaction: Transaction) -> job_pb2.Job:
+            problems = Problems()
+            problems.take(request)
+            problems.raise_if_any()
+            row = job_rows.by_name(transaction, name)
+            grace = given(request, "grace_seconds")
+            self._pauses.ask(transaction, row, caller.principal.name, grace)
+            return self._shown(transaction, caller, [job_rows.by_name(transaction, name)])[0]
+
+        return self._changes.make(caller, request, job_pb2.Job, work)
+
     def resume(self, caller: Caller, request: rpc.ResumeJobRequest) -> job_pb2.Job:
         """Queue a job again that failed, was cancelled or is paused.
 
@@ -198,7 +223,7 @@ class Jobs:
                 raise FailedPrecondition(_why_not_resumed(transaction, row), state=row.state)
             spec = job_rows.spec_of(row)
             if request.HasField("mesh"):
-                spec = _with_mesh(spec, request.mesh)
+                spec = job_specs.with_mesh(spec, request.mesh)
             # One that has a checkpoint of its own no longer reads the one that it began with.
             own = checkpoint_rows.newest(transaction, row.uid) is not None
             left_out = frozenset({job_specs.BEGINNING} if own else ())
@@ -214,6 +239,8 @@ class Jobs:
                 reason="",
                 message=f"resumed by {caller.principal.name}",
                 placement=[],
+                pause={},
+                pauses=0,
                 failures=0,
                 retry_time=None,
                 end_time=None,
@@ -347,21 +374,9 @@ class Jobs:
             problems.check(path, holds=not taken, sentence="exists already; choose another name")
 
 
-def _with_mesh(spec: Message, mesh: job_pb2.Mesh) -> Message:
-    """A spec with another mesh, and what follows from the mesh left out."""
-    if not isinstance(spec, job_pb2.TrainSpec):
-        raise InvalidInput(
-            "only a train job has a mesh: leave it out", fields={"mesh": "is of train jobs alone"}
-        )
-    made = job_pb2.TrainSpec()
-    made.CopyFrom(spec)
-    made.mesh.CopyFrom(mesh)
-    made.ClearField("microbatches")
-    made.ClearField("pipeline_schedule")
-    return made
-
-
 def _why_not_resumed(state: Reading, row: Row[Any]) -> str:
+    if row.state == JobState.PAUSING:
+        return "the job is pausing: resume it when it is PAUSED"
     if row.state not in TERMINAL:
         return f"the job is {row.state.lower()}: there is nothing to resume"
     newest = checkpoint_rows.newest(state, row.uid)

@@ -5,9 +5,9 @@ one higher than the last, and one share per node. Rules kept here:
 * who may act is decided by the epoch alone: what is said under another one, or by another node, is
   refused, however late a node is heard under its own
   (docs/decisions/0027-fencing-is-not-liveness.md);
-* work is lost when its node has been silent for `node_lost_seconds`, when a node that is heard no
-  longer names it, or when its node was evicted; silence counts only while this control plane
-  served, and not as time in which a node was heard;
+* work is lost when its node has been silent for `node_lost_seconds`, or for as long as the work
+  itself waits, when a node that is heard no longer names it, or when its node was evicted; silence
+  counts only while this control plane served, and not as time in which a node was heard;
 * while more than half of the nodes are silent at once nobody is taken for lost: it is the network,
   or this server;
 * a share that is told to stop keeps its devices until its node no longer names it;
@@ -37,6 +37,8 @@ SILENT_SECONDS = 15.0
 """From then on it is said that a node is silent."""
 REMEMBERED_SECONDS = 86_400.0
 """A node that has been silent for longer does not count among the nodes that there are."""
+TOGETHER_SECONDS = 5.0
+"""Nodes that fall silent together were not heard last at the same moment."""
 
 
 @dataclass(frozen=True)
@@ -84,11 +86,13 @@ class _Held:
     """A start: its shares by node, for how long each node does not name it, and who was evicted.
 
     Seconds in which the node was heard: one that was silent may be about to report an end.
+    `lost_seconds`: how long its nodes may be silent.
     """
 
     epoch: int
     shares: dict[str, Share]
     unnamed: dict[str, float]
+    lost_seconds: float
     evicted: set[str] = field(default_factory=set)
 
 
@@ -117,11 +121,26 @@ class Leases:
         self._heard: dict[str, float] = {}
         self._leaving: list[_Leaving] = []
 
-    def grant(self, work: str, last_epoch: int, shares: Sequence[Share]) -> int:
-        """Lease a new start of `work` to the nodes of its shares; the new epoch."""
-        return self.take_up(work, last_epoch + 1, shares)
+    def grant(
+        self,
+        work: str,
+        last_epoch: int,
+        shares: Sequence[Share],
+        lost_seconds: float | None = None,
+    ) -> int:
+        """Lease a new start of `work` to the nodes of its shares; the new epoch.
 
-    def take_up(self, work: str, epoch: int, shares: Sequence[Share]) -> int:
+        Args:
+            work: what is leased.
+            last_epoch: of its last start.
+            shares: its parts.
+            lost_seconds: how long its nodes may be silent; None: `node_lost_seconds`.
+        """
+        return self.take_up(work, last_epoch + 1, shares, lost_seconds)
+
+    def take_up(
+        self, work: str, epoch: int, shares: Sequence[Share], lost_seconds: float | None = None
+    ) -> int:
         """Lease a start that exists already: its nodes have their whole time to be heard again."""
         with self._lock:
             now = self._served()
@@ -131,6 +150,7 @@ class Leases:
                 epoch,
                 {share.node: share for share in shares},
                 dict.fromkeys((share.node for share in shares), 0.0),
+                self.node_lost_seconds if lost_seconds is None else lost_seconds,
             )
             return epoch
 
@@ -230,9 +250,10 @@ class Leases:
     def lost(self) -> list[Lost]:
         """Starts that are over on a node although it did not say so, sorted."""
         with self._lock:
-            silent = {} if self.is_cut_off() else self.silent(self.node_lost_seconds)
             found = []
             for work, held in self._held.items():
+                seconds = held.lost_seconds
+                silent = {} if self.is_cut_off(seconds) else self.silent(seconds)
                 for node, share in held.shares.items():
                     why = "" if share.ended else self._why(held, node, silent)
                     if why:
@@ -249,15 +270,25 @@ class Leases:
                 if now - heard >= seconds
             }
 
-    def is_cut_off(self) -> bool:
+    def is_cut_off(self, lost_seconds: float | None = None) -> bool:
         """Whether more than half of the nodes have been silent for long enough to be lost.
 
         Then it is the network, or this server, and nobody is taken for lost.
+
+        Args:
+            lost_seconds: how long that is, `node_lost_seconds` at most, which it is if not given.
         """
         with self._lock:
-            silent = self.silent(self.node_lost_seconds)
+            seconds = min(lost_seconds or self.node_lost_seconds, self.node_lost_seconds)
+            silent = self.silent(max(seconds - TOGETHER_SECONDS, seconds / 2))
             forgotten = self.silent(REMEMBERED_SECONDS)
             return 2 * (len(silent) - len(forgotten)) > len(self._heard) - len(forgotten)
+
+    def lost_seconds(self, work: str) -> float:
+        """How long the nodes of leased work may be silent, in seconds."""
+        with self._lock:
+            held = self._held.get(work)
+            return self.node_lost_seconds if held is None else held.lost_seconds
 
     def works_of(self, node: str) -> list[str]:
         """Work of which a part is on this node and has not ended, sorted."""
@@ -301,7 +332,7 @@ class Leases:
         if node in held.evicted:
             return f"node {node} was evicted"
         if node in silent:
-            return f"node {node} has not been heard of for {self.node_lost_seconds:.0f} s"
+            return f"node {node} has not been heard of for {held.lost_seconds:.0f} s"
         if held.unnamed[node] >= UNNAMED_SECONDS:
             return f"node {node} no longer runs it"
         return ""

@@ -21,12 +21,11 @@ from sqlalchemy import Row
 from appliance.control.services import checkpoint_rows, job_rows, job_specs
 from appliance.control.services.artifacts import Artifacts
 from appliance.control.services.checkpoint_folders import CheckpointFolders
-from appliance.control.services.runs import Runs
+from appliance.control.services.pauses import Pauses, waits_for_space
 from appliance.control.services.storage_tasks import Task
 from appliance.control.store.database import Database, Reading
 from appliance.control.store.objects import ObjectStore
 from appliance.core.errors import StoreFull
-from appliance.core.jobs import JobState
 from appliance.core.numbers import written
 from appliance.crypto.folder import Folder
 
@@ -45,19 +44,19 @@ class PausedJobs:
         artifacts: Artifacts,
         folders: CheckpointFolders,
         store: ObjectStore,
-        runs: Runs,
+        pauses: Pauses,
     ) -> None:
         self._database = database
         self._artifacts = artifacts
         self._folders = folders
         self._store = store
-        self._runs = runs
+        self._pauses = pauses
 
     def resume(self, task: Task) -> None:
         """Queue a paused job again. Raises StoreFull, OSError while there is no room."""
         with self._database.read() as state:
             row = job_rows.by_uid(state, task.subject)
-            if row is None or row.state != JobState.PAUSED:
+            if row is None or not waits_for_space(row):
                 return
             need = _need(state, row)
             found = checkpoint_rows.series_row(state, row.uid)
@@ -70,7 +69,7 @@ class PausedJobs:
                 f"the object store has {written(free)} bytes left, the job needs {written(need)}"
             )
         self._probe(f"{row.project}/probe-{secrets.token_hex(8)}")
-        self._runs.go_on(row.uid)
+        self._pauses.go_on(row.uid)
 
     def _probe(self, folder: str) -> None:
         """Write a file of random bytes, durably, and delete it."""

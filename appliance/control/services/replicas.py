@@ -26,7 +26,7 @@ from appliance.control.events import QUEUE, ROUTING, Events
 from appliance.control.services import memory
 from appliance.control.services.fleet import Fleet
 from appliance.control.services.leases import Leases, Share
-from appliance.control.services.runs import stop_order
+from appliance.control.services.run_orders import stop_order
 from appliance.control.store import tables
 from appliance.control.store.database import Database, Reading, Transaction
 from appliance.core import names

@@ -29,6 +29,7 @@ from appliance.control.services.artifacts import CHECKPOINTS
 from appliance.control.services.checkpoint_rows import point_of
 from appliance.control.services.job_logs import JobLogs
 from appliance.control.services.leases import Leases
+from appliance.control.services.pauses import Pauses
 from appliance.control.services.runs import Runs, pending
 from appliance.control.services.storage_tasks import StorageTasks, TaskKind
 from appliance.control.store import tables
@@ -38,6 +39,7 @@ from appliance.core.errors import (
     ApplianceError,
     InvalidInput,
     LeaseLost,
+    Paused,
     StoreFull,
 )
 from appliance.core.jobs import JobState
@@ -64,6 +66,7 @@ class RunReports:
         tasks: StorageTasks,
         leases: Leases,
         runs: Runs,
+        pauses: Pauses,
         logs: JobLogs,
         events: Events,
         clock: Callable[[], datetime],
@@ -72,6 +75,7 @@ class RunReports:
         self._tasks = tasks
         self._leases = leases
         self._runs = runs
+        self._pauses = pauses
         self._logs = logs
         self._events = events
         self._clock = clock
@@ -136,6 +140,9 @@ class RunReports:
             if not report.succeeded:
                 self._note(work, partial(self._logs.fill, node, report))
             raise
+        if report.reason == Paused.reason and not report.succeeded:
+            self._paused(node, report)
+            return
         if not report.succeeded:
             self._note(work, partial(self._logs.keep, share, report))
             self._failed(report)
@@ -160,6 +167,23 @@ class RunReports:
         if over:
             self._leases.release(work.work, work.epoch)
 
+    def _paused(self, node: str, report: rpc.JobEnded) -> None:
+        """A job's part has ended as it was told to, after a checkpoint. Raises LeaseLost."""
+        work, over = report.work, False
+        with self._database.write() as transaction:
+            row = self._row(transaction, node, work)
+            wanted = row.state == JobState.PAUSING
+            if wanted:
+                shares = self._leases.end_share(work.work, work.epoch, node)
+                what = report.message[:LONGEST_MESSAGE]
+                over = self._pauses.saved(transaction, row, shares, what)
+        if not wanted:
+            # The state is older than the order: it was restored.
+            why = f"node {node} has paused it, and nobody here knows of such an order"
+            self._runs.lost(work.work, work.epoch, why)
+        if over:
+            self._leases.release(work.work, work.epoch)
+
     def _note(self, work: rpc.WorkEpoch, keep: Callable[[], None]) -> None:
         """Keep what ranks wrote last, if that can be done: why they ended is worth more."""
         try:
@@ -173,7 +197,7 @@ class RunReports:
         work = report.work
         message = report.message[:LONGEST_MESSAGE] or "the job ended without saying why"
         if report.reason == StoreFull.reason:
-            self._runs.pause(work.work, work.epoch, message)
+            self._pauses.store_full(work.work, work.epoch, message)
             return
         if report.reason in RETRIED:
             ranks = report.reason not in WITH_NODE

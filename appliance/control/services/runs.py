@@ -9,11 +9,10 @@ Rules kept here:
   nothing; one whose ranks failed is repeated after a pause, and `MAX_FAILURES` in a row without a
   new checkpoint on record end the job;
 * checkpoints are kept however a job ended: somebody may resume it, or begin another job with them;
-* a job for which the object store has no space pauses: it gives its devices back, counts no
-  failure, and is queued again when there is space.
+* a job that was to pause never starts again by itself, whatever became of its ranks.
 
 Called by the scheduler and by `services.jobs` (cancel); what agents report about a run is in
-`services.run_reports`.
+`services.run_reports`, pauses are in `services.pauses`.
 """
 
 from __future__ import annotations
@@ -29,18 +28,18 @@ from sqlalchemy import Row, select
 from appliance.api.agent.v1 import agent_service_pb2 as rpc
 from appliance.control.audit.system import Records
 from appliance.control.events import Events
-from appliance.control.services import checkpoint_rows, job_rows, job_specs
+from appliance.control.services import checkpoint_rows, job_rows, job_specs, pause_rows
 from appliance.control.services.artifact_rows import PENDING
 from appliance.control.services.artifacts import CHECKPOINTS, Artifacts, Made
 from appliance.control.services.fleet import Fleet
 from appliance.control.services.job_logs import JobLogs
 from appliance.control.services.leases import Leases, Share
+from appliance.control.services.run_orders import start_order, stop_order
 from appliance.control.services.storage_tasks import StorageTasks, TaskKind
 from appliance.control.store import tables
 from appliance.control.store.database import Database, Reading, Transaction
-from appliance.core import names
-from appliance.core.addresses import MEETING_PORT, host_port
-from appliance.core.errors import ApplianceError, Exhausted, LeaseLost, StoreFull
+from appliance.core.addresses import MEETING_PORT
+from appliance.core.errors import ApplianceError, Exhausted, LeaseLost, Paused
 from appliance.core.jobs import TERMINAL, JobState
 from appliance.core.names import Name
 from appliance.core.placement import Demand, Placement
@@ -48,11 +47,10 @@ from appliance.core.placement import Demand, Placement
 MAX_FAILURES = 3
 MAX_PAUSE = timedelta(minutes=30)
 PAUSE_GROWS = 5
-PAUSE = timedelta(seconds=30)
-"""A paused job does not go on sooner, however much space there is: it would not stay."""
 STOP_SECONDS = 5.0
-_CHECKPOINTED = frozenset({"train"})
-LEASED = (JobState.STARTING, JobState.RUNNING)
+CHECKPOINTED = frozenset({"train"})
+"""Kinds of jobs that keep checkpoints."""
+LEASED = (JobState.STARTING, JobState.RUNNING, JobState.PAUSING)
 _job = tables.job.c
 _version = tables.artifact_version.c
 _logger = logging.getLogger(__name__)
@@ -129,7 +127,7 @@ class Runs:
         except Exhausted as error:
             self.wait(row, error.message)
             return False
-        epoch = self._leases.grant(row.uid, row.epoch, shares)
+        epoch = self._leases.grant(row.uid, row.epoch, shares, job_rows.lost_seconds(row))
         try:
             with self._database.write() as transaction:
                 job_rows.change(
@@ -174,6 +172,11 @@ class Runs:
             saved = any(task.details["epoch"] == epoch and not task.attempts for task in waiting)
         if row is None or row.epoch != epoch or row.state not in LEASED:
             return
+        if row.state == JobState.PAUSING:
+            with self._database.write() as transaction:
+                self.set_aside_in(transaction, row, pause_rows.unsaved(row.pause, why))
+            self.note_paused(row, Paused.reason)
+            return
         failures = bool(reason) + (0 if saved else row.failures)
         if failures >= MAX_FAILURES and reason:
             sentence = (
@@ -202,35 +205,37 @@ class Runs:
         self._records.note("job.restarts", name, reason or "NODE_LOST", epoch=epoch)
         _logger.log(logging.ERROR if reason else logging.WARNING, "job %s %s: %s", uid, when, why)
 
-    def pause(self, uid: str, epoch: int, why: str) -> None:
-        """The object store has no space for what a job wants to write there."""
-        self.stop(uid, epoch)
-        with self._database.write() as transaction:
-            row = job_rows.by_uid(transaction, uid)
-            if row is None or row.epoch != epoch or row.state not in LEASED:
-                return
-            job_rows.change(
-                transaction,
-                self._events,
-                row,
-                JobState.PAUSED,
-                placement=[],
-                message=f"paused until the object store has space: {why}",
-            )
-            self._drop(transaction, row)
-            self._tasks.add(transaction, TaskKind.RESUME_PAUSED, uid)
-            self._tasks.put_off(transaction, TaskKind.RESUME_PAUSED, uid, PAUSE)
-        self._records.note("job.paused", job_rows.name_of(row), StoreFull.reason, epoch=epoch)
-        _logger.error("job %s is paused: %s", uid, why)
+    def set_aside_in(
+        self,
+        transaction: Transaction,
+        row: Row[Any],
+        why: str,
+        under_way: Sequence[Share] | None = None,
+        **values: object,
+    ) -> None:
+        """The rows of a job that waits from now on, PAUSED, without devices.
 
-    def go_on(self, uid: str) -> None:
-        """Queue a paused job again; nothing happens when it is paused no longer."""
-        with self._database.write() as transaction:
-            row = job_rows.by_uid(transaction, uid)
-            if row is None or row.state != JobState.PAUSED:
-                return
-            message = "goes on: the object store has space again"
-            job_rows.change(transaction, self._events, row, JobState.QUEUED, message=message)
+        Args:
+            transaction: to change them in; `stop` comes before or after.
+            row: of the job, which is leased.
+            why: for a person.
+            under_way: the parts that have not ended; those of the row if not given.
+            values: further columns.
+        """
+        job_rows.change(
+            transaction,
+            self._events,
+            row,
+            JobState.PAUSED,
+            placement=[],
+            message=why,
+            **values,
+        )
+        self._drop(transaction, row, under_way)
+
+    def note_paused(self, row: Row[Any], reason: str) -> None:
+        """The audit log says that a job pauses."""
+        self._records.note("job.paused", job_rows.name_of(row), reason, epoch=row.epoch)
 
     def fail(self, row: Row[Any], reason: str, message: str) -> None:
         """End a job that cannot succeed."""
@@ -276,7 +281,7 @@ class Runs:
             rows = state.all(select(tables.job).where(_job.state.in_(LEASED)))
         self._ask_again()
         for row in rows:
-            self._leases.take_up(row.uid, row.epoch, shares_of(row))
+            self._leases.take_up(row.uid, row.epoch, shares_of(row), job_rows.lost_seconds(row))
             if row.placement and all(share.ended for share in shares_of(row)):
                 self._leases.release(row.uid, row.epoch)
                 with self._database.write() as transaction:
@@ -291,7 +296,9 @@ class Runs:
         }
         with self._database.write() as transaction:
             for row in transaction.all(select(tables.job).where(_job.state.in_(tuple(kinds)))):
-                self._tasks.add(transaction, kinds[JobState(row.state)], row.uid)
+                # One that somebody has paused waits for a person.
+                if row.state != JobState.PAUSED or not row.pause:
+                    self._tasks.add(transaction, kinds[JobState(row.state)], row.uid)
 
     def tidy(self) -> None:
         """At start: drop pending versions of jobs that have ended or are gone; no checkpoints."""
@@ -336,14 +343,17 @@ class Runs:
             artifact = Name.parse(name, kind).id
             self._artifacts.allocate(transaction, row.project, slot, artifact, made)
         series = checkpoint_rows.series_row(transaction, row.uid)
-        if row.kind in _CHECKPOINTED and series is None:
+        if row.kind in CHECKPOINTED and series is None:
             self._artifacts.allocate(transaction, row.project, CHECKPOINTS, row.uid, made)
 
-    def _drop(self, transaction: Transaction, row: Row[Any]) -> None:
+    def _drop(
+        self, transaction: Transaction, row: Row[Any], under_way: Sequence[Share] | None = None
+    ) -> None:
         rows = [found for found in pending(transaction, row.uid) if found.kind != CHECKPOINTS]
         self._artifacts.drop(transaction, rows)
         folders = tuple(found.folder for found in rows)
-        under_way = [share for share in shares_of(row) if not share.ended]
+        if under_way is None:
+            under_way = [share for share in shares_of(row) if not share.ended]
         if under_way:
             self._logs.expect(transaction, row, under_way)
         for share in under_way:
@@ -353,25 +363,10 @@ class Runs:
     def _order(
         self, row: Row[Any], epoch: int, number: int, shares: Sequence[Share]
     ) -> rpc.ConnectResponse:
-        share, first = shares[number], self._fleet.facts(shares[0].node)
+        first = self._fleet.facts(shares[0].node)
         with self._database.read() as state:
             job = job_rows.resource(state, row)
-        job.nodes[:] = [names.node(other.node) for other in shares]
-        host = first.address if first is not None and len(shares) > 1 else "127.0.0.1"
-        return rpc.ConnectResponse(
-            start_job=rpc.StartJob(
-                work=rpc.WorkEpoch(work=row.uid, epoch=epoch),
-                job=job,
-                rank_base=share.rank_base,
-                local_ranks=len(share.devices),
-                world_size=sum(len(other.devices) for other in shares),
-                node_count=len(shares),
-                node_rank=number,
-                devices=share.devices,
-                rendezvous=host_port(host, shares[0].port),
-                memory_bytes=share.memory_bytes,
-            )
-        )
+        return start_order(job, epoch, number, shares, first.address if first else "")
 
 
 def pause_after(failures: int, first: timedelta) -> timedelta:
@@ -389,10 +384,3 @@ def pending(state: Reading, uid: str) -> list[Row[Any]]:
 def shares_of(row: Row[Any]) -> list[Share]:
     """The shares in a job's row."""
     return [Share.from_json(share) for share in row.placement]
-
-
-def stop_order(work: str, epoch: int, grace_seconds: float) -> rpc.ConnectResponse:
-    """The order to stop a piece of work."""
-    return rpc.ConnectResponse(
-        stop=rpc.StopWork(work=rpc.WorkEpoch(work=work, epoch=epoch), grace_seconds=grace_seconds)
-    )

@@ -6,6 +6,7 @@ that started in between. Called by the scheduler.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 
@@ -17,6 +18,7 @@ from appliance.control.services.leases import Leases
 from appliance.control.services.runs import LEASED
 from appliance.control.store import tables
 from appliance.control.store.database import Database
+from appliance.core.jobs import JobState
 
 
 class Silence:
@@ -57,23 +59,30 @@ class Silence:
             now = (*nodes.get(uid, ()), cut_off) if uid in nodes else ()
             if self._said.get(uid, ()) == now:
                 continue
-            self._write(uid, self._silence(nodes.get(uid, []), silent, cut_off=cut_off))
+            self._write(uid, self._silence(uid, nodes.get(uid, []), silent, cut_off=cut_off))
             self._said[uid] = now
             if not now:
                 del self._said[uid]
 
-    def _silence(self, nodes: Sequence[str], silent: Mapping[str, float], *, cut_off: bool) -> str:
+    def _silence(
+        self, uid: str, nodes: Sequence[str], silent: Mapping[str, float], *, cut_off: bool
+    ) -> str:
         if not nodes:
             return ""
         since = self._clock() - timedelta(seconds=max(silent[node] for node in nodes))
         many = f"nodes {', '.join(nodes)} have" if len(nodes) > 1 else f"node {nodes[0]} has"
-        then = f"it starts elsewhere after {self._leases.node_lost_seconds:.0f} s"
-        if cut_off:
+        seconds = self._leases.lost_seconds(uid)
+        then = f"it starts elsewhere after {seconds:.0f} s"
+        if math.isinf(seconds):
+            then = "it waits for that, as its on_lost says"
+        elif cut_off:
             then = "more than half of the nodes are silent, so nothing starts elsewhere"
         return f"{many} not been heard of since {since:%H:%M:%S} UTC; {then}"
 
     def _write(self, uid: str, message: str) -> None:
         with self._database.write() as transaction:
             row = job_rows.by_uid(transaction, uid)
+            if row is not None and row.state == JobState.PAUSING:
+                message = message.partition(";")[0]  # it starts nowhere
             if row is not None and row.state in LEASED and row.message != message:
                 job_rows.change(transaction, self._events, row, message=message)

@@ -21,7 +21,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Row, delete, func, insert, select, update
+from sqlalchemy import Row, case, delete, func, insert, select, update
 
 from appliance.control.events import STORAGE, Events
 from appliance.control.store import tables
@@ -29,6 +29,8 @@ from appliance.control.store.database import Database, Reading, Transaction
 from appliance.core.errors import ApplianceError
 
 MAX_PAUSE = timedelta(minutes=1)
+LONGEST_WAIT = timedelta(minutes=30)
+"""For so long a task of kind RESUME_PAUSED can be put off."""
 FIRST_PAUSE = timedelta(seconds=1)
 LOCK_TIME = timedelta(hours=1)
 """After so long a task is done again; a large folder is deleted in minutes."""
@@ -113,7 +115,7 @@ class StorageTasks:
     def put_off(
         self, transaction: Transaction, kind: TaskKind, subject: str, time: timedelta
     ) -> None:
-        """Let the tasks of a kind about a subject be due so much later."""
+        """Let the tasks of a kind about a subject be due so much later, `LONGEST_WAIT` at most."""
         transaction.run(
             update(tables.storage_task)
             .where(_task.kind == kind, _task.subject == subject)
@@ -198,6 +200,10 @@ class StorageTasks:
     def _due(self) -> Any:  # noqa: ANN401  # a SELECT of the table's rows
         now, held = self._clock(), dict(self._held)
         other = tables.storage_task.alias("other")
+        # What a clock that was ahead has dated waits for nothing.
+        latest = case(
+            (_task.kind == TaskKind.RESUME_PAUSED, now + LONGEST_WAIT), else_=now + MAX_PAUSE
+        )
         busy = select(other.c.subject).where(
             other.c.subject != "",
             other.c.lock_token.is_not(None),
@@ -207,8 +213,7 @@ class StorageTasks:
         return (
             select(tables.storage_task)
             .where(
-                # What a clock that was ahead has dated waits for nothing.
-                (_task.due_time <= now) | (_task.due_time > now + MAX_PAUSE),
+                (_task.due_time <= now) | (_task.due_time > latest),
                 _task.lock_token.is_(None)
                 | (_task.lock_expire_time <= now)
                 | (_task.lock_expire_time > now + LOCK_TIME),

@@ -243,7 +243,9 @@ artifact_version = Table(
 # `spec` is the proto JSON of the member `kind` of the job's oneof. `placement` is a list of
 # {"node", "rank_base", "devices", "memory_bytes", "port", "ended"}, `outputs` slot -> uid of the
 # artifact version. When a lease ends is kept in memory alone: a control plane that starts gives
-# every holder a whole lease to come back in.
+# every holder a whole lease to come back in. `pause` is {"by", "grace_seconds"} while somebody's
+# order to pause stands, `pauses` how often in a row the object store was full, `on_lost` the proto
+# JSON of the job's OnLost.
 job = Table(
     "job",
     metadata,
@@ -263,6 +265,9 @@ job = Table(
     Column("result", JSON, nullable=False, default=dict),
     Column("failures", Integer, nullable=False, default=0),
     Column("retry_time", Moment),
+    Column("pause", JSON, nullable=False, default=dict, server_default=text("'{}'")),
+    Column("pauses", Integer, nullable=False, default=0, server_default=text("0")),
+    Column("on_lost", JSON, nullable=False, default=dict, server_default=text("'{}'")),
     Column("creator", Text, nullable=False),
     Column("create_time", Moment, nullable=False),
     Column("start_time", Moment, nullable=True),

@@ -12,6 +12,9 @@ Rules kept here:
 * where other ranks may wait, `mark()` is called for every piece of work that is done, small enough
   to take seconds: a rank that leaves no mark for long is taken for hung. Fences, and bytes that are
   read and written, are marks;
+* when `saving()` is true a kind that keeps checkpoints saves one and raises `Paused`, every rank at
+  the same step. Ranks may see it at different times, so they agree by a collective; a kind that
+  keeps none never hears of it;
 * after a crash all ranks start again from the beginning of `run`, which therefore begins with
   `checkpoints().latest()`.
 
@@ -55,6 +58,7 @@ class Context:
     report: Reporter = field(repr=False)
     scratch: Path
     stopping: Callable[[], bool] = field(repr=False)
+    saving: Callable[[], bool] = field(repr=False)
     life: Life = field(repr=False)
 
     @property

@@ -1,14 +1,18 @@
-"""Two flags that a leader and its ranks share: memory that forked processes have in common.
+"""Flags that a leader and its ranks share: memory that forked processes have in common.
 
-Called by the leader (`stop`, `final`) and by its ranks.
+Called by the leader (`stop`, `save`, `final`, `paused_at`) and by its ranks.
 """
 
 from __future__ import annotations
 
 import mmap
+import struct
 
 _STOP = 0
 _FINAL = 1
+_SAVE = 2
+_PAUSED_AT = 8
+_STEP = struct.Struct("<Q")
 
 
 class Flags:
@@ -25,6 +29,24 @@ class Flags:
     def stopping(self) -> bool:
         """Whether ranks must stop."""
         return self._memory[_STOP] == 1
+
+    def save(self) -> None:
+        """Tell all ranks to save a checkpoint, then end."""
+        self._memory[_SAVE] = 1
+
+    @property
+    def saving(self) -> bool:
+        """Whether ranks must save and end; those of one gang may see it at different times."""
+        return self._memory[_SAVE] == 1
+
+    def pause(self, step: int) -> None:
+        """The ranks have saved the checkpoint of this step, 1 or more, and end."""
+        _STEP.pack_into(self._memory, _PAUSED_AT, step)
+
+    @property
+    def paused_at(self) -> int:
+        """Step of the checkpoint after which the ranks of this node have ended; 0: not so."""
+        return int(_STEP.unpack_from(self._memory, _PAUSED_AT)[0])
 
     def settle(self) -> bool:
         """The job must not start again; whether this call was the first to say so."""

@@ -8,7 +8,9 @@ Rules kept here:
 * ranks that must end are killed: they hold nothing that a checkpoint does not, and one that is
   stopped hears nothing else;
 * SIGTERM tells the ranks to stop at their next fence; nothing starts again after it;
-* the exit code is 0 only when every rank of this node has returned.
+* SIGUSR1 tells the ranks to save a checkpoint and end. Whoever starts this process blocks that
+  signal (`node.launcher`), so that one which comes early waits until it can be heard;
+* the exit code is 0 only when every rank of this node has returned, with all its work done.
 
 Called by `start`. Restarting is torch's elastic agent (torch.distributed.elastic).
 """
@@ -30,7 +32,7 @@ from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElas
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.rendezvous import RendezvousError
 
-from appliance.core.errors import ApplianceError, Internal, Unavailable
+from appliance.core.errors import ApplianceError, Internal, Paused, Unavailable
 from appliance.core.process import signal_name
 from appliance.core.values import given
 from appliance.jobs.runtime.crashes import Crash, Crashes
@@ -124,6 +126,8 @@ def lead(document: bytes, reports: int, kinds: Mapping[str, str]) -> int:
     report = Reporter(reports, rank=0)
     flags = Flags()
     signal.signal(signal.SIGTERM, lambda *_: flags.stop())
+    signal.signal(signal.SIGUSR1, lambda *_: flags.save())
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # torch would take SIGTERM over, and end the ranks instead of telling them.
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGQUIT"
@@ -132,6 +136,8 @@ def lead(document: bytes, reports: int, kinds: Mapping[str, str]) -> int:
     except ApplianceError as error:
         report.error(error.reason, error.message)
         return 1
+    if failure is None and flags.paused_at:
+        failure = Paused.reason, Paused.at(flags.paused_at).message
     if failure is None:
         return 0
     if flags.settle():

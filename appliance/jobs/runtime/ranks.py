@@ -1,6 +1,7 @@
 """One rank: a forked process that joins its gang, runs the kind, and says how it went.
 
 Rules kept here:
+* a rank that has paused, after a checkpoint, ends as one that is done: together with the others;
 * a rank dies with its leader, and at once on SIGTERM: it holds nothing that a checkpoint does not;
 * an ApplianceError is final: one error line, no restart, because bad input does not get better;
   so is what `crashes.final` knows. Whatever else goes wrong counts as a crash, and the gang starts
@@ -28,7 +29,7 @@ from pathlib import Path
 import torch
 from torch import distributed
 
-from appliance.core.errors import ApplianceError, Internal
+from appliance.core.errors import ApplianceError, Internal, Paused
 from appliance.core.process import die_with_parent
 from appliance.jobs.runtime.context import CHECKPOINTS, Context
 from appliance.jobs.runtime.crashes import Crashes, crash, final
@@ -96,10 +97,14 @@ def _work(gang: Gang, report: Reporter, local_rank: int) -> None:
         report=report,
         scratch=gang.scratch,
         stopping=lambda: gang.flags.stopping,
+        saving=lambda: gang.flags.saving,
         life=life,
     )
     _announce(context, gang.rendezvous.round, gang.watch.before)
-    gang.run(context)
+    try:
+        gang.run(context)
+    except Paused as pause:
+        gang.flags.pause(int(pause.metadata["step"]))
     # All end together: one that is done early would look dead to the others.
     gather(None)
     if distributed.is_initialized():

@@ -24,6 +24,7 @@ def run(context: Context) -> None:
         InvalidInput: the spec, the mesh and the data do not fit together.
         FailedPrecondition: the loss is no number any more.
         LeaseLost: the job was told to stop.
+        Paused: it was told to save a checkpoint and end, and has.
         Tampered: an input or a checkpoint is not what was written.
     """
     settings = Settings.from_spec(context.spec)
@@ -44,6 +45,7 @@ def run(context: Context) -> None:
             checkpoints=context.checkpoints(),
             beginning=partial(context.input, name) if name else None,
             fence=context.fence,
+            saving=context.saving,
             mark=context.mark,
         )
         result = loop.run()

@@ -2,6 +2,8 @@
 
 Rules kept here:
 * the fence is asked every step;
+* ranks that are told to save and end do so after one and the same step: what each has heard rides
+  on the sum of the losses, so that all of them know after it. The losses do not change by that;
 * everything that decides the next step (weights, moments, step count, data order) is in the
   checkpoint or a function of seed and step, so a resumed run equals an unbroken one;
 * a loss or a gradient that is no number ends the run at once, before a weight or a checkpoint can
@@ -22,7 +24,7 @@ from functools import partial
 import torch
 from torch import distributed
 
-from appliance.core.errors import FailedPrecondition
+from appliance.core.errors import FailedPrecondition, Paused
 from appliance.crypto.artifacts import ArtifactReader
 from appliance.jobs.runtime.checkpoints import CheckpointSeries
 from appliance.jobs.runtime.reporter import Reporter
@@ -44,6 +46,7 @@ class Loop:
         report: says how it goes.
         checkpoints: of this job.
         fence: raises when the job must stop.
+        saving: whether this rank has heard that the job must save a checkpoint and end.
         mark: says what begins, and that what came before is done.
         beginning: opens the checkpoint of another job that this one begins with.
     """
@@ -54,6 +57,7 @@ class Loop:
     report: Reporter
     checkpoints: CheckpointSeries
     fence: Callable[[], None]
+    saving: Callable[[], bool]
     mark: Callable[[str], None]
     beginning: Callable[[], ArtifactReader] | None = None
     losses: checkpoint.Losses | None = None
@@ -61,18 +65,27 @@ class Loop:
     _speeds: list[float] = field(default_factory=list)
 
     def run(self) -> dict[str, float]:
-        """Train to the last step; returns what the job found, by name."""
+        """Train to the last step; returns what the job found, by name.
+
+        Raises Paused when the job was told to save and end, after it has saved.
+        """
         settings = self.assembly.settings
         self._resume()
         for step in range(self.assembly.optimizer.updates, settings.steps):
             self.fence()
-            self._step(step)
+            pausing = self._step(step)
             done = step + 1
-            if done % settings.checkpoint_interval == 0 and self.losses is not None:
-                self.mark(f"saves the checkpoint of step {done}")
-                write = partial(checkpoint.write, self.assembly, self.rank, self.losses)
-                self.checkpoints.save(done, write)
+            if pausing or done % settings.checkpoint_interval == 0:
+                self._save(done)
+            if pausing:
+                raise Paused.at(done)
         return self._result()
+
+    def _save(self, done: int) -> None:
+        if self.losses is not None:
+            self.mark(f"saves the checkpoint of step {done}")
+            write = partial(checkpoint.write, self.assembly, self.rank, self.losses)
+            self.checkpoints.save(done, write)
 
     def _resume(self) -> None:
         self.mark("looks for a checkpoint")
@@ -86,10 +99,11 @@ class Loop:
             self.losses = checkpoint.read(self.assembly, self.beginning(), same_run=False)
             self.resumed_at = self.assembly.optimizer.updates
 
-    def _step(self, step: int) -> None:
+    def _step(self, step: int) -> bool:
+        """One step; whether the job must pause after it, on which all ranks agree."""
         settings, start = self.assembly.settings, time.perf_counter()
         self.mark(f"step {step + 1}")
-        loss = self._forward_backward(step)
+        loss, pausing = self._forward_backward(step)
         self.mark(f"step {step + 1}, gradients")
         _check_number("loss", loss, step)
         norm = self._finish_gradients()
@@ -108,9 +122,13 @@ class Loop:
             grad_norm=norm,
             learning_rate=rate,
         )
+        return pausing
 
-    def _forward_backward(self, step: int) -> float:
-        """Mean loss over the whole batch, in nats per token; the same on every rank."""
+    def _forward_backward(self, step: int) -> tuple[float, bool]:
+        """Mean loss over the whole batch, in nats per token, and whether a rank is to pause.
+
+        Both are the same on every rank.
+        """
         assembly = self.assembly
         compute, at, device = assembly.forward_backward, assembly.mesh.at, assembly.device
         inputs = targets = None
@@ -121,11 +139,14 @@ class Loop:
             inputs.to(device) if inputs is not None and compute.reads_inputs else None,
             targets.to(device) if targets is not None and compute.reads_targets else None,
         )
-        total = torch.zeros((), device=device) if loss is None else loss
+        total = torch.tensor([0.0, float(self.saving())], device=device)
+        if loss is not None:
+            total[0] = loss
         if distributed.is_initialized():
             # Ranks without the last stage add nothing; those on the tensor axis add the same.
             distributed.all_reduce(total)
-        return total.item() / (at.data_size * at.tensor_size)
+        summed, told = total.tolist()
+        return summed / (at.data_size * at.tensor_size), told > 0
 
     def _finish_gradients(self) -> float:
         assembly = self.assembly

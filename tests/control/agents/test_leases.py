@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from appliance.control.services.leases import (
@@ -133,6 +135,58 @@ def test_a_node_alone_is_waited_for_and_one_that_was_away_for_a_day_is_not(clock
     assert (lost(leases), leases.is_cut_off()) == ([], True)
     clock.now += 1
     assert (lost(leases), leases.is_cut_off()) == ([("a", f"node a {SILENT}")], False)
+
+
+def test_work_is_lost_when_its_nodes_were_silent_for_as_long_as_it_waits(clock: Clock) -> None:
+    leases = Leases(clock)
+    for work, seconds in (("soon", 20.0), ("late", 1000.0), ("never", math.inf), ("site", None)):
+        leases.grant(work, 0, [Share("a", 0, (0,), 1)], seconds)
+    running = [(work, 1) for work in ("soon", "late", "never", "site")]
+    for node in "abc":
+        leases.renew(node, running if node == "a" else [])
+
+    def after(seconds: float) -> list[str]:
+        clock.now += seconds
+        for node in "bc":
+            leases.renew(node, [])
+        return [each.work for each in leases.lost()]
+
+    assert after(19.9) == []
+    assert after(0.1) == ["soon"]
+    assert leases.lost()[0].why == "node a has not been heard of for 20 s"
+    assert after(NODE_LOST_SECONDS - 20) == ["site", "soon"]
+    assert after(700) == ["late", "site", "soon"]
+    assert after(100 * REMEMBERED_SECONDS) == ["late", "site", "soon"]
+    assert leases.lost_seconds("never") == math.inf
+    # It is not silence that ends the wait.
+    leases.evict("a")
+    assert [each.work for each in leases.lost()] == ["late", "never", "site", "soon"]
+
+
+def test_work_that_waits_for_ever_is_lost_when_its_node_names_it_no_more(clock: Clock) -> None:
+    leases = Leases(clock)
+    leases.grant("never", 0, [Share("a", 0, (0,), 1)], math.inf)
+    clock.now += UNNAMED_SECONDS
+    leases.renew("a", [])
+    assert [each.why for each in leases.lost()] == ["node a no longer runs it"]
+
+
+@pytest.mark.parametrize("seconds", [20.0, None])
+def test_nodes_that_fall_silent_together_are_not_lost_one_by_one(
+    clock: Clock, seconds: float | None
+) -> None:
+    """The one that was heard first is silent for long enough a moment before the others are."""
+    leases = Leases(clock)
+    leases.grant("job", 0, [Share("a", 0, (0,), 1)], seconds)
+    for node in "abc":
+        leases.renew(node, [JOB] if node == "a" else [])
+        clock.now += 0.4
+    clock.now += (seconds or NODE_LOST_SECONDS) - 1.0
+    assert leases.lost() == []
+    # The others are back: it was not the network.
+    for node in "bc":
+        leases.renew(node, [])
+    assert [each.node for each in leases.lost()] == ["a"]
 
 
 def test_a_share_that_ended_well_is_not_lost(leases: Leases, clock: Clock) -> None:

@@ -35,6 +35,24 @@ def fields(lab: Lab, request: job_service_pb2.CreateJobRequest) -> dict[str, str
 
 
 @pytest.mark.parametrize(
+    ("on_lost", "field", "text"),
+    [
+        (job_pb2.OnLost(replace_after_seconds=0), "replace_after_seconds", "15 to 2,592,000"),
+        (job_pb2.OnLost(replace_after_seconds=-5), "replace_after_seconds", "15 to 2,592,000"),
+        (job_pb2.OnLost(wait=False), "wait", "is true, or left out"),
+    ],
+)
+def test_a_wait_that_cannot_be_is_refused(
+    lab: Lab, on_lost: job_pb2.OnLost, field: str, text: str
+) -> None:
+    request = train_request("t1", lab.tokens())
+    request.job.on_lost.CopyFrom(on_lost)
+    found = fields(lab, request)
+    assert list(found) == [f"job.on_lost.{field}"]
+    assert text in found[f"job.on_lost.{field}"]
+
+
+@pytest.mark.parametrize(
     ("changes", "field", "text"),
     [
         ({"mesh": Mesh(tensor=3)}, "mesh.tensor", "does not divide the attention heads of 4"),

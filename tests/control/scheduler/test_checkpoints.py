@@ -601,7 +601,7 @@ async def test_a_paused_job_needs_room_for_a_checkpoint_and_leaves_no_half_ones(
     (half / "rank-00000.safetensors").write_bytes(b"x")
     node.fail(work, "STORE_FULL", "full")
     monkeypatch.setattr(ObjectStore, "free_bytes", lambda _: LEAST_BYTES - 1)
-    lab.forward(31)
+    lab.forward(61)
     lab.work.storage.do_all()
     assert (lab.job().state, half.exists(), points(lab)) == (Job.STATE_PAUSED, False, ["e1-step-5"])
     (task,) = lab.rows(tables.storage_task)

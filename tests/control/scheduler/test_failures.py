@@ -16,7 +16,7 @@ from appliance.core.errors import (
     LeaseLost,
 )
 from tests.fakes import tiny_model
-from tests.fakes.lab import GIB, PROJECT, Lab
+from tests.fakes.lab import ALICE, GIB, PROJECT, Lab, train_request
 
 Job = job_pb2.Job
 JOB = f"projects/{PROJECT}/jobs/t1"
@@ -255,3 +255,52 @@ async def test_an_evicted_node_loses_its_stream_its_keys_and_its_job_at_once(lab
     assert len(two.started) == 1
     with pytest.raises(LeaseLost):
         one.keys(one.started[0].work)
+
+
+@pytest.mark.parametrize(
+    ("on_lost", "epochs", "said"),
+    [
+        (job_pb2.OnLost(replace_after_seconds=60), [2, 2], "it starts elsewhere after 60 s"),
+        (job_pb2.OnLost(wait=True), [1, 1], "it waits for that, as its on_lost says"),
+        (None, [1, 2], "it starts elsewhere after 300 s"),
+    ],
+)
+async def test_a_job_waits_for_a_silent_node_for_as_long_as_it_says(
+    lab: Lab, on_lost: job_pb2.OnLost | None, epochs: list[int], said: str
+) -> None:
+    one = await lab.connected("n1")
+    request = train_request("t1", lab.tokens())
+    if on_lost is not None:
+        request.job.on_lost.CopyFrom(on_lost)
+    shown = lab.jobs.create(ALICE, request)
+    assert shown.HasField("on_lost") is (on_lost is not None)
+    assert on_lost is None or shown.on_lost == on_lost
+    lab.look()
+    await one.take()
+    work = one.started[0].work
+    one.progress(work, 3)
+    two = await lab.connected("n2")
+    three = await lab.connected("n3")
+    # It is in the row, which outlives the control plane.
+    lab.restart()
+    await two.connect()
+    await three.connect()
+    lab.wait(30, two, three)
+    lab.look()
+    assert lab.job().state_reason.endswith(said)
+    lab.wait(40, two, three)
+    lab.look()
+    found = [lab.job().epoch]
+    if found == [1]:
+        lab.wait(NODE_LOST_SECONDS, two, three)
+        lab.look()
+        lab.look()
+    found.append(lab.job().epoch)
+    assert found == epochs
+    if on_lost is not None and on_lost.wait:
+        # It is waited for, and what it says still counts.
+        await one.connect()
+        one.heartbeat()
+        one.progress(work, 4)
+        lab.look()
+        assert (lab.job().epoch, lab.job().progress.step, lab.job().state_reason) == (1, 4, "")

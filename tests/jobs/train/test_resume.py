@@ -8,7 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from appliance.core.errors import FailedPrecondition, InvalidInput, LeaseLost, Tampered
+from appliance.core.errors import (
+    FailedPrecondition,
+    InvalidInput,
+    LeaseLost,
+    Paused,
+    Tampered,
+)
 from appliance.jobs.train import loop
 from appliance.jobs.train.job import run
 from tests.fakes.gang import RunningGang
@@ -76,6 +82,66 @@ def test_a_rank_that_stops_in_the_middle_changes_nothing(tmp_path: Path) -> None
     assert f"started again at step {resumed}, because rank 1 has hung (step " in restart["message"]
     assert measured(stormy, "loss")[-(40 - resumed) :] == measured(calm, "loss")[resumed:]
     assert bits(stormy, 40) == bits(calm, 40)
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("layout", [{"data": 2}, {"data": 2, "pipeline": 2, "tie": True}])
+def test_a_paused_run_goes_on_to_the_same_bits(tmp_path: Path, layout: dict[str, int]) -> None:
+    calm = training_job(tmp_path / "calm", **layout, **LONG)
+    run_ranks([calm])
+    paused = training_job(tmp_path / "paused", **layout, **LONG)
+    gang = RunningGang(paused, module="appliance.jobs")
+    try:
+        gang.until("progress", step=10)
+        gang.process.send_signal(signal.SIGUSR1)
+        assert gang.wait(120) == 1, gang.log.read_text()
+        assert gang.family() == []
+    finally:
+        gang.kill()
+    (error,) = paused.lines("error")
+    step = paused.lines("checkpoint")[-1]["step"]
+    assert error["reason"] == "PAUSED"
+    assert error["message"] == f"saved the checkpoint of step {step}"
+    # Ranks that are told in the middle of a step end after the same one, wherever that is.
+    assert 10 <= step < 40
+    assert paused.lines("progress")[-1]["step"] == step
+    assert not [line for line in paused.lines("event") if line["name"] == "rank_restart"]
+    assert not paused.lines("output")
+
+    again = RunningGang(paused, module="appliance.jobs")
+    try:
+        assert again.wait(120) == 0, again.log.read_text()
+    finally:
+        again.kill()
+    assert paused.lines("result")[0]["value"]["values"]["resumed_at_step"] == step
+    assert measured(paused, "loss") == measured(calm, "loss")
+    assert bits(paused, 40) == bits(calm, 40)
+
+
+@pytest.mark.timeout(180)
+def test_one_rank_that_was_told_takes_all_with_it(tmp_path: Path) -> None:
+    jobs = [training_job(tmp_path / name, data=2, **LONG) for name in ("calm", "told")]
+    run_ranks(jobs[:1])
+    jobs[1].save_on = 1
+    run_ranks(jobs[1:])
+    assert [line["step"] for line in jobs[1].lines("checkpoint")] == [1]
+    assert measured(jobs[1], "loss") == measured(jobs[0], "loss")[:1]
+    assert not jobs[1].lines("output")
+
+
+def test_a_pause_in_the_last_step_leaves_only_the_model_to_write(tmp_path: Path) -> None:
+    job = training_job(tmp_path, steps=4, checkpoint_interval=4)
+    context = job.context()
+    object.__setattr__(context, "saving", lambda: len(job.lines("progress")) == 3)
+    with pytest.raises(Paused) as caught:
+        run(context)
+    assert caught.value.metadata == {"step": "4"}
+    # A checkpoint was due anyway: it is saved once.
+    assert [line["step"] for line in job.lines("checkpoint")] == [4]
+    assert not job.lines("output")
+    run(job.context())
+    assert len(job.lines("progress")) == 4
+    assert [line["slot"] for line in job.lines("output")] == ["model"]
 
 
 def stopped_job(folder: Path) -> FakeJob:

@@ -198,12 +198,14 @@ class StartReplica(_message.Message):
     def __init__(self, work: _Optional[_Union[WorkEpoch, _Mapping]] = ..., endpoint: _Optional[str] = ..., devices: _Optional[_Iterable[int]] = ..., max_sequence_length: _Optional[int] = ..., cache_bytes: _Optional[int] = ...) -> None: ...
 
 class StopWork(_message.Message):
-    __slots__ = ("work", "grace_seconds")
+    __slots__ = ("work", "grace_seconds", "save")
     WORK_FIELD_NUMBER: _ClassVar[int]
     GRACE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    SAVE_FIELD_NUMBER: _ClassVar[int]
     work: WorkEpoch
     grace_seconds: float
-    def __init__(self, work: _Optional[_Union[WorkEpoch, _Mapping]] = ..., grace_seconds: _Optional[float] = ...) -> None: ...
+    save: bool
+    def __init__(self, work: _Optional[_Union[WorkEpoch, _Mapping]] = ..., grace_seconds: _Optional[float] = ..., save: _Optional[bool] = ...) -> None: ...
 
 class Leases(_message.Message):
     __slots__ = ("work", "seconds", "sequence")

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&appliance/api/jobs/v1/checkpoint.proto\x12\x15\x61ppliance.api.jobs.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x95\x02\n\nCheckpoint\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x36\n\x05state\x18\x02 \x01(\x0e\x32\'.appliance.api.jobs.v1.Checkpoint.State\x12\x0c\n\x04step\x18\x03 \x01(\x03\x12\r\n\x05\x65poch\x18\x04 \x01(\x03\x12\x12\n\nsize_bytes\x18\x05 \x01(\x03\x12\x17\n\x0fmanifest_digest\x18\x06 \x01(\t\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"F\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x12\n\x0eSTATE_COMPLETE\x10\x01\x12\x12\n\x0eSTATE_DELETING\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&appliance/api/jobs/v1/checkpoint.proto\x12\x15\x61ppliance.api.jobs.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xab\x02\n\nCheckpoint\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x36\n\x05state\x18\x02 \x01(\x0e\x32\'.appliance.api.jobs.v1.Checkpoint.State\x12\x0c\n\x04step\x18\x03 \x01(\x03\x12\r\n\x05\x65poch\x18\x04 \x01(\x03\x12\x12\n\nsize_bytes\x18\x05 \x01(\x03\x12\x17\n\x0fmanifest_digest\x18\x06 \x01(\t\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0cstate_reason\x18\x08 \x01(\t\"F\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x12\n\x0eSTATE_COMPLETE\x10\x01\x12\x12\n\x0eSTATE_DELETING\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,7 +33,7 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'appliance.api.jobs.v1.check
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_CHECKPOINT']._serialized_start=99
-  _globals['_CHECKPOINT']._serialized_end=376
-  _globals['_CHECKPOINT_STATE']._serialized_start=306
-  _globals['_CHECKPOINT_STATE']._serialized_end=376
+  _globals['_CHECKPOINT']._serialized_end=398
+  _globals['_CHECKPOINT_STATE']._serialized_start=328
+  _globals['_CHECKPOINT_STATE']._serialized_end=398
 # @@protoc_insertion_point(module_scope)

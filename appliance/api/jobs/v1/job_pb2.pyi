@@ -12,7 +12,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Job(_message.Message):
-    __slots__ = ("name", "uid", "prepare", "train", "quantize", "evaluate", "state", "state_reason", "epoch", "nodes", "progress", "restarts", "outputs", "result", "creator", "create_time", "start_time", "end_time", "etag", "has_logs", "checkpoint_step")
+    __slots__ = ("name", "uid", "prepare", "train", "quantize", "evaluate", "state", "state_reason", "epoch", "nodes", "progress", "restarts", "outputs", "result", "creator", "create_time", "start_time", "end_time", "etag", "has_logs", "checkpoint_step", "on_lost")
     class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         STATE_UNSPECIFIED: _ClassVar[Job.State]
@@ -24,6 +24,7 @@ class Job(_message.Message):
         STATE_CANCELLED: _ClassVar[Job.State]
         STATE_REGISTERING: _ClassVar[Job.State]
         STATE_PAUSED: _ClassVar[Job.State]
+        STATE_PAUSING: _ClassVar[Job.State]
     STATE_UNSPECIFIED: Job.State
     STATE_QUEUED: Job.State
     STATE_STARTING: Job.State
@@ -33,6 +34,7 @@ class Job(_message.Message):
     STATE_CANCELLED: Job.State
     STATE_REGISTERING: Job.State
     STATE_PAUSED: Job.State
+    STATE_PAUSING: Job.State
     NAME_FIELD_NUMBER: _ClassVar[int]
     UID_FIELD_NUMBER: _ClassVar[int]
     PREPARE_FIELD_NUMBER: _ClassVar[int]
@@ -54,6 +56,7 @@ class Job(_message.Message):
     ETAG_FIELD_NUMBER: _ClassVar[int]
     HAS_LOGS_FIELD_NUMBER: _ClassVar[int]
     CHECKPOINT_STEP_FIELD_NUMBER: _ClassVar[int]
+    ON_LOST_FIELD_NUMBER: _ClassVar[int]
     name: str
     uid: str
     prepare: PrepareSpec
@@ -75,7 +78,16 @@ class Job(_message.Message):
     etag: str
     has_logs: bool
     checkpoint_step: int
-    def __init__(self, name: _Optional[str] = ..., uid: _Optional[str] = ..., prepare: _Optional[_Union[PrepareSpec, _Mapping]] = ..., train: _Optional[_Union[TrainSpec, _Mapping]] = ..., quantize: _Optional[_Union[QuantizeSpec, _Mapping]] = ..., evaluate: _Optional[_Union[EvaluateSpec, _Mapping]] = ..., state: _Optional[_Union[Job.State, str]] = ..., state_reason: _Optional[str] = ..., epoch: _Optional[int] = ..., nodes: _Optional[_Iterable[str]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., restarts: _Optional[int] = ..., outputs: _Optional[_Iterable[str]] = ..., result: _Optional[_Union[JobResult, _Mapping]] = ..., creator: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., etag: _Optional[str] = ..., has_logs: _Optional[bool] = ..., checkpoint_step: _Optional[int] = ...) -> None: ...
+    on_lost: OnLost
+    def __init__(self, name: _Optional[str] = ..., uid: _Optional[str] = ..., prepare: _Optional[_Union[PrepareSpec, _Mapping]] = ..., train: _Optional[_Union[TrainSpec, _Mapping]] = ..., quantize: _Optional[_Union[QuantizeSpec, _Mapping]] = ..., evaluate: _Optional[_Union[EvaluateSpec, _Mapping]] = ..., state: _Optional[_Union[Job.State, str]] = ..., state_reason: _Optional[str] = ..., epoch: _Optional[int] = ..., nodes: _Optional[_Iterable[str]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., restarts: _Optional[int] = ..., outputs: _Optional[_Iterable[str]] = ..., result: _Optional[_Union[JobResult, _Mapping]] = ..., creator: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., etag: _Optional[str] = ..., has_logs: _Optional[bool] = ..., checkpoint_step: _Optional[int] = ..., on_lost: _Optional[_Union[OnLost, _Mapping]] = ...) -> None: ...
+
+class OnLost(_message.Message):
+    __slots__ = ("replace_after_seconds", "wait")
+    REPLACE_AFTER_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    WAIT_FIELD_NUMBER: _ClassVar[int]
+    replace_after_seconds: int
+    wait: bool
+    def __init__(self, replace_after_seconds: _Optional[int] = ..., wait: _Optional[bool] = ...) -> None: ...
 
 class Progress(_message.Message):
     __slots__ = ("step", "total", "message", "metrics")

@@ -23,17 +23,20 @@ _sym_db = _symbol_database.Default()
 
 
 from appliance.api.common.v1 import access_pb2 as appliance_dot_api_dot_common_dot_v1_dot_access__pb2
+from appliance.api.common.v1 import value_pb2 as appliance_dot_api_dot_common_dot_v1_dot_value__pb2
 from appliance.api.jobs.v1 import job_pb2 as appliance_dot_api_dot_jobs_dot_v1_dot_job__pb2
 from appliance.api.jobs.v1 import job_log_pb2 as appliance_dot_api_dot_jobs_dot_v1_dot_job__log__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'appliance/api/jobs/v1/job_service.proto\x12\x15\x61ppliance.api.jobs.v1\x1a$appliance/api/common/v1/access.proto\x1a\x1f\x61ppliance/api/jobs/v1/job.proto\x1a#appliance/api/jobs/v1/job_log.proto\"\x1d\n\rGetJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"H\n\x0fListJobsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"U\n\x10ListJobsResponse\x12(\n\x04jobs\x18\x01 \x03(\x0b\x32\x1a.appliance.api.jobs.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x86\x01\n\x10\x43reateJobRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0e\n\x06job_id\x18\x02 \x01(\t\x12\'\n\x03job\x18\x03 \x01(\x0b\x32\x1a.appliance.api.jobs.v1.Job\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\"4\n\x10\x43\x61ncelJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"_\n\x10ResumeJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12)\n\x04mesh\x18\x02 \x01(\x0b\x32\x1b.appliance.api.jobs.v1.Mesh\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"\x1f\n\x0fWatchJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"L\n\x15ListJobMetricsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"d\n\x16ListJobMetricsResponse\x12\x31\n\x07metrics\x18\x01 \x03(\x0b\x32 .appliance.api.jobs.v1.JobMetric\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"!\n\x11GetJobLogsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t2\x9b\t\n\nJobService\x12]\n\x06GetJob\x12$.appliance.api.jobs.v1.GetJobRequest\x1a\x1a.appliance.api.jobs.v1.Job\"\x11\x90\x02\x01\x8a\xb5\x18\n\n\x08jobs.get\x12o\n\x08ListJobs\x12&.appliance.api.jobs.v1.ListJobsRequest\x1a\'.appliance.api.jobs.v1.ListJobsResponse\"\x12\x90\x02\x01\x8a\xb5\x18\x0b\n\tjobs.list\x12\xec\x02\n\tCreateJob\x12\'.appliance.api.jobs.v1.CreateJobRequest\x1a\x1a.appliance.api.jobs.v1.Job\"\x99\x02\x90\x02\x02\x8a\xb5\x18\x91\x02\n\x0bjobs.create2\x08job.spec2\x14job.prepare.datasets2\x1ajob.prepare.output_dataset2\x1cjob.prepare.output_tokenizer2\x11job.train.dataset2\x16job.train.output_model2\x19job.train.from_checkpoint2\x12job.quantize.model2\x19job.quantize.output_model2\x12job.evaluate.model2\x14job.evaluate.dataset:\x04name:\x03uid\x12u\n\tCancelJob\x12\'.appliance.api.jobs.v1.CancelJobRequest\x1a\x1a.appliance.api.jobs.v1.Job\"#\x8a\xb5\x18\x1f\n\x0bjobs.cancel2\x04name:\x03uid:\x05state\x12\x7f\n\tResumeJob\x12\'.appliance.api.jobs.v1.ResumeJobRequest\x1a\x1a.appliance.api.jobs.v1.Job\"-\x8a\xb5\x18)\n\x0bjobs.create2\x04name:\x03uid:\x0f\x63heckpoint_step\x12\x63\n\x08WatchJob\x12&.appliance.api.jobs.v1.WatchJobRequest\x1a\x1a.appliance.api.jobs.v1.Job\"\x11\x90\x02\x01\x8a\xb5\x18\n\n\x08jobs.get0\x01\x12\x80\x01\n\x0eListJobMetrics\x12,.appliance.api.jobs.v1.ListJobMetricsRequest\x1a-.appliance.api.jobs.v1.ListJobMetricsResponse\"\x11\x90\x02\x01\x8a\xb5\x18\n\n\x08jobs.get\x12n\n\nGetJobLogs\x12(.appliance.api.jobs.v1.GetJobLogsRequest\x1a\x1e.appliance.api.jobs.v1.JobLogs\"\x16\x90\x02\x01\x8a\xb5\x18\x0f\n\rjobs.readLogsb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'appliance/api/jobs/v1/job_service.proto\x12\x15\x61ppliance.api.jobs.v1\x1a$appliance/api/common/v1/access.proto\x1a#appliance/api/common/v1/value.proto\x1a\x1f\x61ppliance/api/jobs/v1/job.proto\x1a#appliance/api/jobs/v1/job_log.proto\"\x1d\n\rGetJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"H\n\x0fListJobsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"U\n\x10ListJobsResponse\x12(\n\x04jobs\x18\x01 \x03(\x0b\x32\x1a.appliance.api.jobs.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x86\x01\n\x10\x43reateJobRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0e\n\x06job_id\x18\x02 \x01(\t\x12\'\n\x03job\x18\x03 \x01(\x0b\x32\x1a.appliance.api.jobs.v1.Job\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\"4\n\x10\x43\x61ncelJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"\x82\x01\n\x0fPauseJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12;\n\rgrace_seconds\x18\x02 \x01(\x05\x42\x1f\x8a\xb5\x18\x1b\t\x00\x00\x00\x00\x00\xc0r@\x11\x00\x00\x00\x00\x00\x00\x00\x00\x19\x00\x00\x00\x00\x00\x18\xf5@H\x00\x88\x01\x01\x12\x12\n\nrequest_id\x18\x03 \x01(\tB\x10\n\x0e_grace_seconds\"_\n\x10ResumeJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12)\n\x04mesh\x18\x02 \x01(\x0b\x32\x1b.appliance.api.jobs.v1.Mesh\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"\x1f\n\x0fWatchJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"L\n\x15ListJobMetricsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"d\n\x16ListJobMetricsResponse\x12\x31\n\x07metrics\x18\x01 \x03(\x0b\x32 .appliance.api.jobs.v1.JobMetric\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"!\n\x11GetJobLogsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t2\xa0\n\n\nJobService\x12]\n\x06GetJob\x12$.appliance.api.jobs.v1.GetJobRequest\x1a\x1a.appliance.api.jobs.v1.Job\"\x11\x90\x02\x01\x8a\xb5\x18\n\n\x08jobs.get\x12o\n\x08ListJobs\x12&.appliance.api.jobs.v1.ListJobsRequest\x1a\'.appliance.api.jobs.v1.ListJobsResponse\"\x12\x90\x02\x01\x8a\xb5\x18\x0b\n\tjobs.list\x12\xec\x02\n\tCreateJob\x12\'.appliance.api.jobs.v1.CreateJobRequest\x1a\x1a.appliance.api.jobs.v1.Job\"\x99\x02\x90\x02\x02\x8a\xb5\x18\x91\x02\n\x0bjobs.create2\x08job.spec2\x14job.prepare.datasets2\x1ajob.prepare.output_dataset2\x1cjob.prepare.output_tokenizer2\x11job.train.dataset2\x16job.train.output_model2\x19job.train.from_checkpoint2\x12job.quantize.model2\x19job.quantize.output_model2\x12job.evaluate.model2\x14job.evaluate.dataset:\x04name:\x03uid\x12u\n\tCancelJob\x12\'.appliance.api.jobs.v1.CancelJobRequest\x1a\x1a.appliance.api.jobs.v1.Job\"#\x8a\xb5\x18\x1f\n\x0bjobs.cancel2\x04name:\x03uid:\x05state\x12\x82\x01\n\x08PauseJob\x12&.appliance.api.jobs.v1.PauseJobRequest\x1a\x1a.appliance.api.jobs.v1.Job\"2\x8a\xb5\x18.\n\x0bjobs.cancel2\x04name2\rgrace_seconds:\x03uid:\x05state\x12\x7f\n\tResumeJob\x12\'.appliance.api.jobs.v1.ResumeJobRequest\x1a\x1a.appliance.api.jobs.v1.Job\"-\x8a\xb5\x18)\n\x0bjobs.create2\x04name:\x03uid:\x0f\x63heckpoint_step\x12\x63\n\x08WatchJob\x12&.appliance.api.jobs.v1.WatchJobRequest\x1a\x1a.appliance.api.jobs.v1.Job\"\x11\x90\x02\x01\x8a\xb5\x18\n\n\x08jobs.get0\x01\x12\x80\x01\n\x0eListJobMetrics\x12,.appliance.api.jobs.v1.ListJobMetricsRequest\x1a-.appliance.api.jobs.v1.ListJobMetricsResponse\"\x11\x90\x02\x01\x8a\xb5\x18\n\n\x08jobs.get\x12n\n\nGetJobLogs\x12(.appliance.api.jobs.v1.GetJobLogsRequest\x1a\x1e.appliance.api.jobs.v1.JobLogs\"\x16\x90\x02\x01\x8a\xb5\x18\x0f\n\rjobs.readLogsb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'appliance.api.jobs.v1.job_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_PAUSEJOBREQUEST'].fields_by_name['grace_seconds']._loaded_options = None
+  _globals['_PAUSEJOBREQUEST'].fields_by_name['grace_seconds']._serialized_options = b'\212\265\030\033\t\000\000\000\000\000\300r@\021\000\000\000\000\000\000\000\000\031\000\000\000\000\000\030\365@'
   _globals['_JOBSERVICE'].methods_by_name['GetJob']._loaded_options = None
   _globals['_JOBSERVICE'].methods_by_name['GetJob']._serialized_options = b'\220\002\001\212\265\030\n\n\010jobs.get'
   _globals['_JOBSERVICE'].methods_by_name['ListJobs']._loaded_options = None
@@ -42,6 +45,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_JOBSERVICE'].methods_by_name['CreateJob']._serialized_options = b'\220\002\002\212\265\030\221\002\n\013jobs.create2\010job.spec2\024job.prepare.datasets2\032job.prepare.output_dataset2\034job.prepare.output_tokenizer2\021job.train.dataset2\026job.train.output_model2\031job.train.from_checkpoint2\022job.quantize.model2\031job.quantize.output_model2\022job.evaluate.model2\024job.evaluate.dataset:\004name:\003uid'
   _globals['_JOBSERVICE'].methods_by_name['CancelJob']._loaded_options = None
   _globals['_JOBSERVICE'].methods_by_name['CancelJob']._serialized_options = b'\212\265\030\037\n\013jobs.cancel2\004name:\003uid:\005state'
+  _globals['_JOBSERVICE'].methods_by_name['PauseJob']._loaded_options = None
+  _globals['_JOBSERVICE'].methods_by_name['PauseJob']._serialized_options = b'\212\265\030.\n\013jobs.cancel2\004name2\rgrace_seconds:\003uid:\005state'
   _globals['_JOBSERVICE'].methods_by_name['ResumeJob']._loaded_options = None
   _globals['_JOBSERVICE'].methods_by_name['ResumeJob']._serialized_options = b'\212\265\030)\n\013jobs.create2\004name:\003uid:\017checkpoint_step'
   _globals['_JOBSERVICE'].methods_by_name['WatchJob']._loaded_options = None
@@ -50,26 +55,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_JOBSERVICE'].methods_by_name['ListJobMetrics']._serialized_options = b'\220\002\001\212\265\030\n\n\010jobs.get'
   _globals['_JOBSERVICE'].methods_by_name['GetJobLogs']._loaded_options = None
   _globals['_JOBSERVICE'].methods_by_name['GetJobLogs']._serialized_options = b'\220\002\001\212\265\030\017\n\rjobs.readLogs'
-  _globals['_GETJOBREQUEST']._serialized_start=174
-  _globals['_GETJOBREQUEST']._serialized_end=203
-  _globals['_LISTJOBSREQUEST']._serialized_start=205
-  _globals['_LISTJOBSREQUEST']._serialized_end=277
-  _globals['_LISTJOBSRESPONSE']._serialized_start=279
-  _globals['_LISTJOBSRESPONSE']._serialized_end=364
-  _globals['_CREATEJOBREQUEST']._serialized_start=367
-  _globals['_CREATEJOBREQUEST']._serialized_end=501
-  _globals['_CANCELJOBREQUEST']._serialized_start=503
-  _globals['_CANCELJOBREQUEST']._serialized_end=555
-  _globals['_RESUMEJOBREQUEST']._serialized_start=557
-  _globals['_RESUMEJOBREQUEST']._serialized_end=652
-  _globals['_WATCHJOBREQUEST']._serialized_start=654
-  _globals['_WATCHJOBREQUEST']._serialized_end=685
-  _globals['_LISTJOBMETRICSREQUEST']._serialized_start=687
-  _globals['_LISTJOBMETRICSREQUEST']._serialized_end=763
-  _globals['_LISTJOBMETRICSRESPONSE']._serialized_start=765
-  _globals['_LISTJOBMETRICSRESPONSE']._serialized_end=865
-  _globals['_GETJOBLOGSREQUEST']._serialized_start=867
-  _globals['_GETJOBLOGSREQUEST']._serialized_end=900
-  _globals['_JOBSERVICE']._serialized_start=903
-  _globals['_JOBSERVICE']._serialized_end=2082
+  _globals['_GETJOBREQUEST']._serialized_start=211
+  _globals['_GETJOBREQUEST']._serialized_end=240
+  _globals['_LISTJOBSREQUEST']._serialized_start=242
+  _globals['_LISTJOBSREQUEST']._serialized_end=314
+  _globals['_LISTJOBSRESPONSE']._serialized_start=316
+  _globals['_LISTJOBSRESPONSE']._serialized_end=401
+  _globals['_CREATEJOBREQUEST']._serialized_start=404
+  _globals['_CREATEJOBREQUEST']._serialized_end=538
+  _globals['_CANCELJOBREQUEST']._serialized_start=540
+  _globals['_CANCELJOBREQUEST']._serialized_end=592
+  _globals['_PAUSEJOBREQUEST']._serialized_start=595
+  _globals['_PAUSEJOBREQUEST']._serialized_end=725
+  _globals['_RESUMEJOBREQUEST']._serialized_start=727
+  _globals['_RESUMEJOBREQUEST']._serialized_end=822
+  _globals['_WATCHJOBREQUEST']._serialized_start=824
+  _globals['_WATCHJOBREQUEST']._serialized_end=855
+  _globals['_LISTJOBMETRICSREQUEST']._serialized_start=857
+  _globals['_LISTJOBMETRICSREQUEST']._serialized_end=933
+  _globals['_LISTJOBMETRICSRESPONSE']._serialized_start=935
+  _globals['_LISTJOBMETRICSRESPONSE']._serialized_end=1035
+  _globals['_GETJOBLOGSREQUEST']._serialized_start=1037
+  _globals['_GETJOBLOGSREQUEST']._serialized_end=1070
+  _globals['_JOBSERVICE']._serialized_start=1073
+  _globals['_JOBSERVICE']._serialized_end=2385
 # @@protoc_insertion_point(module_scope)

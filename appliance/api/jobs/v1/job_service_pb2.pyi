@@ -1,4 +1,5 @@
 from appliance.api.common.v1 import access_pb2 as _access_pb2
+from appliance.api.common.v1 import value_pb2 as _value_pb2
 from appliance.api.jobs.v1 import job_pb2 as _job_pb2
 from appliance.api.jobs.v1 import job_log_pb2 as _job_log_pb2
 from google.protobuf.internal import containers as _containers
@@ -54,6 +55,16 @@ class CancelJobRequest(_message.Message):
     name: str
     request_id: str
     def __init__(self, name: _Optional[str] = ..., request_id: _Optional[str] = ...) -> None: ...
+
+class PauseJobRequest(_message.Message):
+    __slots__ = ("name", "grace_seconds", "request_id")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    GRACE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    grace_seconds: int
+    request_id: str
+    def __init__(self, name: _Optional[str] = ..., grace_seconds: _Optional[int] = ..., request_id: _Optional[str] = ...) -> None: ...
 
 class ResumeJobRequest(_message.Message):
     __slots__ = ("name", "mesh", "request_id")

@@ -57,6 +57,11 @@ class JobServiceStub:
                 request_serializer=appliance_dot_api_dot_jobs_dot_v1_dot_job__service__pb2.CancelJobRequest.SerializeToString,
                 response_deserializer=appliance_dot_api_dot_jobs_dot_v1_dot_job__pb2.Job.FromString,
                 _registered_method=True)
+        self.PauseJob = channel.unary_unary(
+                '/appliance.api.jobs.v1.JobService/PauseJob',
+                request_serializer=appliance_dot_api_dot_jobs_dot_v1_dot_job__service__pb2.PauseJobRequest.SerializeToString,
+                response_deserializer=appliance_dot_api_dot_jobs_dot_v1_dot_job__pb2.Job.FromString,
+                _registered_method=True)
         self.ResumeJob = channel.unary_unary(
                 '/appliance.api.jobs.v1.JobService/ResumeJob',
                 request_serializer=appliance_dot_api_dot_jobs_dot_v1_dot_job__service__pb2.ResumeJobRequest.SerializeToString,
@@ -106,6 +111,15 @@ class JobServiceServicer:
 
     def CancelJob(self, request, context):
         """Asks a job to stop. Fails with FAILED_PRECONDITION if it has ended.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PauseJob(self, request, context):
+        """Lets a job save a checkpoint, then end its processes, and wait, PAUSED, until `ResumeJob`: it is PAUSING meanwhile. One that has not started, or
+        is paused because the object store is full, is PAUSED at once, and so is one whose kind keeps no checkpoints: it begins anew. A pause that is
+        under way stands as it is. Fails with FAILED_PRECONDITION when the job has ended, or is REGISTERING.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -161,6 +175,11 @@ def add_JobServiceServicer_to_server(servicer, server):
             'CancelJob': grpc.unary_unary_rpc_method_handler(
                     servicer.CancelJob,
                     request_deserializer=appliance_dot_api_dot_jobs_dot_v1_dot_job__service__pb2.CancelJobRequest.FromString,
+                    response_serializer=appliance_dot_api_dot_jobs_dot_v1_dot_job__pb2.Job.SerializeToString,
+            ),
+            'PauseJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseJob,
+                    request_deserializer=appliance_dot_api_dot_jobs_dot_v1_dot_job__service__pb2.PauseJobRequest.FromString,
                     response_serializer=appliance_dot_api_dot_jobs_dot_v1_dot_job__pb2.Job.SerializeToString,
             ),
             'ResumeJob': grpc.unary_unary_rpc_method_handler(
@@ -292,6 +311,33 @@ class JobService:
             target,
             '/appliance.api.jobs.v1.JobService/CancelJob',
             appliance_dot_api_dot_jobs_dot_v1_dot_job__service__pb2.CancelJobRequest.SerializeToString,
+            appliance_dot_api_dot_jobs_dot_v1_dot_job__pb2.Job.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PauseJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.api.jobs.v1.JobService/PauseJob',
+            appliance_dot_api_dot_jobs_dot_v1_dot_job__service__pb2.PauseJobRequest.SerializeToString,
             appliance_dot_api_dot_jobs_dot_v1_dot_job__pb2.Job.FromString,
             options,
             channel_credentials,
