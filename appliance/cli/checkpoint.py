@@ -19,6 +19,7 @@ COLUMNS = [
     ("EPOCH", field("epoch")),
     ("BYTES", field("size_bytes")),
     ("CREATED", field("create_time")),
+    ("WHY", field("state_reason")),
 ]
 
 command = click.Group("checkpoint", help="See and delete the checkpoints of jobs.")

@@ -20,7 +20,7 @@ from appliance.api.jobs.v1 import checkpoint_pb2
 from appliance.control.services.artifact_rows import PENDING
 from appliance.control.services.artifacts import CHECKPOINTS, Version
 from appliance.control.services.resources import missing, timestamp
-from appliance.control.services.storage_tasks import StorageTasks, TaskKind
+from appliance.control.services.storage_tasks import StorageTasks, TaskKind, why_waiting
 from appliance.control.store import tables
 from appliance.control.store.database import Reading, Transaction
 from appliance.core import names
@@ -96,8 +96,12 @@ def name_of(job: Row[Any], row: Row[Any]) -> str:
     return names.checkpoint(job.project, job.id, point_of(row).id)
 
 
-def resource(job: Row[Any], row: Row[Any]) -> checkpoint_pb2.Checkpoint:
+def resource(state: Reading, job: Row[Any], row: Row[Any]) -> checkpoint_pb2.Checkpoint:
     """The resource of a row."""
+    why = ""
+    if row.state == DELETING:
+        kind, point = TaskKind.DELETE_CHECKPOINT, {"epoch": row.epoch, "step": row.step}
+        why = why_waiting(state, kind, job.uid, **point)
     return checkpoint_pb2.Checkpoint(
         name=name_of(job, row),
         state=f"STATE_{row.state}",
@@ -106,6 +110,7 @@ def resource(job: Row[Any], row: Row[Any]) -> checkpoint_pb2.Checkpoint:
         size_bytes=row.size_bytes,
         manifest_digest=row.digest,
         create_time=timestamp(row.create_time),
+        state_reason=why,
     )
 
 

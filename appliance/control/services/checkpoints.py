@@ -38,7 +38,7 @@ class Checkpoints:
         del caller  # the gate has decided
         with self._database.read() as state:
             job, row = checkpoint_rows.by_name(state, Name.parse(name, "checkpoint"))
-            return checkpoint_rows.resource(job, row)
+            return checkpoint_rows.resource(state, job, row)
 
     def list(
         self, caller: Caller, request: rpc.ListCheckpointsRequest
@@ -50,13 +50,13 @@ class Checkpoints:
         with self._database.read() as state:
             job = job_rows.by_name(state, Name.parse(request.parent, "job", field="parent"))
             rows = checkpoint_rows.of_job(state, job.uid)
-        if after is not None:
-            rows = [row for row in rows if (row.epoch, row.step) < tuple(after)]
-        page, token = paging.cut(rows[: size + 1], size, lambda row: (row.epoch, row.step))
-        return rpc.ListCheckpointsResponse(
-            checkpoints=[checkpoint_rows.resource(job, row) for row in page],
-            next_page_token=token,
-        )
+            if after is not None:
+                rows = [row for row in rows if (row.epoch, row.step) < tuple(after)]
+            page, token = paging.cut(rows[: size + 1], size, lambda row: (row.epoch, row.step))
+            return rpc.ListCheckpointsResponse(
+                checkpoints=[checkpoint_rows.resource(state, job, row) for row in page],
+                next_page_token=token,
+            )
 
     def delete(
         self, caller: Caller, request: rpc.DeleteCheckpointRequest
@@ -70,7 +70,7 @@ class Checkpoints:
         def work(transaction: Transaction) -> checkpoint_pb2.Checkpoint:
             job, row = checkpoint_rows.by_name(transaction, name)
             if row.state == DELETING:
-                return checkpoint_rows.resource(job, row)
+                return checkpoint_rows.resource(transaction, job, row)
             newest = checkpoint_rows.newest(transaction, job.uid)
             if (
                 job.state not in TERMINAL
@@ -90,6 +90,6 @@ class Checkpoints:
             topic = job_rows.name_of(job)
             transaction.after_commit(lambda: self._events.publish(topic))
             _, row = checkpoint_rows.by_name(transaction, name)
-            return checkpoint_rows.resource(job, row)
+            return checkpoint_rows.resource(transaction, job, row)
 
         return self._changes.make(caller, request, checkpoint_pb2.Checkpoint, work)

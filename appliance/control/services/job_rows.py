@@ -25,6 +25,7 @@ from appliance.control.events import QUEUE, Events
 from appliance.control.services import artifact_rows, checkpoint_rows, job_specs, pause_rows
 from appliance.control.services.job_inputs import Input
 from appliance.control.services.resources import missing, timestamp
+from appliance.control.services.storage_tasks import TaskKind, why_waiting
 from appliance.control.store import tables
 from appliance.control.store.database import Reading, Transaction
 from appliance.core import names
@@ -178,7 +179,7 @@ def resource(state: Reading, row: Row[Any]) -> job_pb2.Job:
         name=name_of(row),
         uid=row.uid,
         state=f"STATE_{row.state}",
-        state_reason=_reason(row),
+        state_reason=_reason(state, row),
         epoch=row.epoch,
         nodes=[names.node(share["node"]) for share in row.placement],
         restarts=row.restarts,
@@ -199,11 +200,16 @@ def resource(state: Reading, row: Row[Any]) -> job_pb2.Job:
     return job
 
 
-def _reason(row: Row[Any]) -> str:
-    """Why a job is in its state."""
-    if row.state != JobState.PAUSING:
-        return str(row.message)
-    return "; ".join(filter(None, (pause_rows.asked(row.pause), row.message)))
+def _reason(state: Reading, row: Row[Any]) -> str:
+    """Why a job is in its state, and what it waits for."""
+    said = [str(row.message)]
+    if row.state == JobState.PAUSING:
+        said.insert(0, pause_rows.asked(row.pause))
+    elif row.state == JobState.REGISTERING and not row.message:
+        said.append(why_waiting(state, TaskKind.REGISTER, row.uid))
+    elif row.state == JobState.PAUSED and not row.pause:
+        said.append(why_waiting(state, TaskKind.RESUME_PAUSED, row.uid))
+    return "; ".join(filter(None, said))
 
 
 def _running_spec(state: Reading, row: Row[Any]) -> Message:

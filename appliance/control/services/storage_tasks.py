@@ -227,6 +227,24 @@ class StorageTasks:
         )
 
 
+def why_waiting(state: Reading, kind: TaskKind, subject: str, **details: object) -> str:
+    """Why a task has not been done yet, and when it is tried again; empty when it has not failed.
+
+    Args:
+        state: to read.
+        kind: of the task.
+        subject: what it is about.
+        details: those of the task that are known.
+    """
+    wanted = select(tables.storage_task).where(
+        _task.kind == kind, _task.subject == subject, _task.attempts > 0
+    )
+    for row in state.all(wanted.order_by(_task.id)):
+        if details.items() <= row.details.items():
+            return f"{row.message}; tried again at {row.due_time:%H:%M:%S} UTC"
+    return ""
+
+
 def sentence_of(error: Exception) -> str:
     """Why a task failed, for a person."""
     if isinstance(error, ApplianceError):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import re
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from appliance.api.jobs.v1 import (
     job_pb2,
     job_service_pb2,
 )
+from appliance.control.services.checkpoint_folders import CheckpointFolders
 from appliance.control.services.paused_jobs import LEAST_BYTES, PausedJobs
 from appliance.control.services.storage_tasks import TaskKind
 from appliance.control.store import tables
@@ -538,6 +541,7 @@ async def test_a_store_that_is_not_mounted_costs_nothing(lab: Lab) -> None:
         lab.forward(61)
         lab.work.storage.do_all()
     assert lab.job().state == Job.STATE_REGISTERING
+    assert re.match(r"the object store is not there: .*; tried again at ", lab.job().state_reason)
     assert lab.objects.is_dir()
     assert list(lab.objects.iterdir()) == []
     lab.objects.rmdir()
@@ -557,6 +561,39 @@ async def test_jobs_that_waited_when_there_was_no_queue_are_taken_up(lab: Lab) -
         transaction.run(tables.storage_task.delete())
     lab.restart()
     assert lab.job().state == Job.STATE_SUCCEEDED
+
+
+async def test_a_checkpoint_says_why_it_is_still_being_deleted(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node, work = await lab.started()
+    for step in (5, 10, 15):
+        node.save_checkpoint(work, step)
+    request = checkpoint_service_pb2.ListCheckpointsRequest(parent=JOB)
+
+    def reasons() -> dict[int, str]:
+        return {
+            each.step: each.state_reason
+            for each in lab.checkpoints.list(ALICE, request).checkpoints
+        }
+
+    delete(lab, "e1-step-10")
+    assert reasons() == {15: "", 10: ""}
+    monkeypatch.setattr(
+        CheckpointFolders, "delete", lambda *_: _raise(OSError(errno.EIO, "Input/output error"))
+    )
+    lab.work.storage.do_all()
+    found = reasons()
+    assert found[15] == ""
+    assert re.fullmatch(r"Input/output error; tried again at \d\d:\d\d:\d\d UTC", found[10])
+    monkeypatch.undo()
+    lab.forward(61)
+    lab.work.storage.do_all()
+    assert list(reasons()) == [15]
+
+
+def _raise(error: Exception) -> None:
+    raise error
 
 
 async def test_what_somebody_waits_for_comes_before_deletions(lab: Lab) -> None:
@@ -604,8 +641,10 @@ async def test_a_paused_job_needs_room_for_a_checkpoint_and_leaves_no_half_ones(
     lab.forward(61)
     lab.work.storage.do_all()
     assert (lab.job().state, half.exists(), points(lab)) == (Job.STATE_PAUSED, False, ["e1-step-5"])
-    (task,) = lab.rows(tables.storage_task)
-    assert "bytes left, the job needs 67,108,864" in task.message
+    # What it waits for is said where people look.
+    said = lab.job().state_reason
+    assert said.startswith("paused until the object store has space: full; the object store has ")
+    assert "bytes left, the job needs 67,108,864; tried again at " in said
     monkeypatch.setattr(ObjectStore, "free_bytes", lambda _: LEAST_BYTES)
     lab.forward(61)
     lab.work.storage.do_all()
