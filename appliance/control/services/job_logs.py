@@ -204,6 +204,8 @@ def _why_none(job: Row[Any]) -> str:
     """For a person who looked for output and finds none."""
     if job.state == JobState.SUCCEEDED:
         return "the job has succeeded: output is kept of starts that do not succeed"
+    if job.state == JobState.PAUSED:
+        return "the job is paused: output is kept when a start ends without success"
     if job.state not in TERMINAL and job.epoch:
         return "the job is at work: output is kept when a start ends without success"
     if job.placement and all(share["ended"] for share in job.placement):

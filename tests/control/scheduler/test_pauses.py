@@ -8,6 +8,7 @@ import pytest
 
 from appliance.api.agent.v1 import agent_service_pb2 as agent
 from appliance.api.jobs.v1 import job_pb2, job_service_pb2
+from appliance.control.services.leases import NODE_LOST_SECONDS
 from appliance.control.services.pauses import LEEWAY_SECONDS, wait_after
 from appliance.control.store import tables
 from appliance.core.errors import FailedPrecondition, InvalidInput
@@ -80,6 +81,8 @@ async def test_a_job_saves_ends_and_goes_on_from_there_when_it_is_resumed(
         5,
     )
     assert not job.has_logs
+    logs = lab.jobs.logs(ALICE, job_service_pb2.GetJobLogsRequest(name=JOB))
+    assert logs.reason == "the job is paused: output is kept when a start ends without success"
     assert lab.work.leases.capacity("n1", 4, GIB).free == [0, 1, 2, 3]
 
     # It goes on when somebody says so, and never by itself.
@@ -307,6 +310,31 @@ async def test_a_job_whose_ranks_are_lost_while_it_pauses_does_not_start_again(
     await other.take()
     taker = other if other.started else node
     assert taker.keys(taker.started[-1].work).resume_step == 2
+
+
+async def test_a_job_whose_node_is_silent_is_paused_without_it(lab: Lab) -> None:
+    node, work = await running(lab)
+    other = await lab.connected("n2")
+    pause(lab, grace_seconds=86_400)
+    lab.look()
+    lab.wait(20, other)
+    lab.look()
+    said = lab.job().state_reason
+    assert said.startswith("users/alice has paused it: ")
+    assert "; node n1 has not been heard of since " in said
+    # It starts nowhere, and nobody is told so.
+    assert "elsewhere" not in said
+    lab.wait(NODE_LOST_SECONDS, other)
+    lab.look()
+    await other.take()
+    job = lab.job()
+    assert (job.state, other.started) == (Job.STATE_PAUSED, [])
+    assert "because node n1 has not been heard of for 300 s" in job.state_reason
+    # It comes back, and hears that this is over.
+    await node.connect()
+    assert node.stopped[-1] == (work.work, 1)
+    logs = lab.jobs.logs(ALICE, job_service_pb2.GetJobLogsRequest(name=JOB))
+    assert [each.text for each in logs.nodes] == [""]
 
 
 async def test_an_error_of_the_job_itself_ends_it_also_while_it_pauses(lab: Lab) -> None:

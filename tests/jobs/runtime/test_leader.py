@@ -268,6 +268,22 @@ def test_two_nodes_meet_and_follow_each_other_through_a_restart(
     assert second.lines() == []
 
 
+def test_ranks_of_two_nodes_save_after_one_step_although_one_node_alone_was_told(
+    tmp_path: Path, gangs: list[RunningGang]
+) -> None:
+    first, second = two_nodes(tmp_path, SLOW)
+    nodes = [start(gangs, first), start(gangs, second)]
+    nodes[0].until("progress", step=2)
+    nodes[1].process.send_signal(signal.SIGUSR1)
+    assert [gang.wait() for gang in nodes] == [1, 1], nodes[0].log.read_text()
+    step = first.lines("checkpoint")[-1]["step"]
+    assert 2 <= step < STEPS
+    for part in (first, second):
+        said = [(line["reason"], line["message"]) for line in part.lines("error")]
+        assert said == [("PAUSED", f"saved the checkpoint of step {step}")]
+    assert not first.lines("output")
+
+
 @pytest.mark.attack
 def test_no_key_is_in_arguments_environment_or_log(
     tmp_path: Path, gangs: list[RunningGang]
