@@ -100,7 +100,13 @@ class Work:
             timedelta(seconds=base.settings.scheduling.retry_seconds),
         )
         self.pauses = Pauses(
-            base.database, self.tasks, self.fleet, self.runs, base.events, self.served
+            base.database,
+            self.tasks,
+            self.leases,
+            self.fleet,
+            self.runs,
+            base.events,
+            self.served,
         )
         self.checkpoints = CheckpointTasks(
             base.database,

@@ -251,11 +251,13 @@ class Leases:
         """Starts that are over on a node although it did not say so, sorted."""
         with self._lock:
             found = []
+            silent: dict[float, Mapping[str, float]] = {}
             for work, held in self._held.items():
                 seconds = held.lost_seconds
-                silent = {} if self.is_cut_off(seconds) else self.silent(seconds)
+                if seconds not in silent:
+                    silent[seconds] = {} if self.is_cut_off(seconds) else self.silent(seconds)
                 for node, share in held.shares.items():
-                    why = "" if share.ended else self._why(held, node, silent)
+                    why = "" if share.ended else self._why(held, node, silent[seconds])
                     if why:
                         found.append(Lost(work, held.epoch, node, why))
             return sorted(found, key=lambda lost: (lost.work, lost.node))

@@ -26,7 +26,7 @@ from sqlalchemy import Row, select
 from appliance.control.events import Events
 from appliance.control.services import job_rows, pause_rows
 from appliance.control.services.fleet import Fleet
-from appliance.control.services.leases import Share
+from appliance.control.services.leases import Leases, Share
 from appliance.control.services.run_orders import stop_order
 from appliance.control.services.runs import CHECKPOINTED, LEASED, Runs, shares_of
 from appliance.control.services.storage_tasks import LONGEST_WAIT, StorageTasks, TaskKind
@@ -55,6 +55,7 @@ class Pauses:
         self,
         database: Database,
         tasks: StorageTasks,
+        leases: Leases,
         fleet: Fleet,
         runs: Runs,
         events: Events,
@@ -62,6 +63,7 @@ class Pauses:
     ) -> None:
         self._database = database
         self._tasks = tasks
+        self._leases = leases
         self._fleet = fleet
         self._runs = runs
         self._events = events
@@ -111,6 +113,10 @@ class Pauses:
             if left <= -LEEWAY_SECONDS:
                 why = f"its nodes have not said within {grace:g} s that one was saved"
                 self._runs.lost(row.uid, row.epoch, why)
+                continue
+            if not self._leases.holds(row.uid):
+                # It was lost at the moment when somebody asked.
+                self._runs.lost(row.uid, row.epoch, "its start was over already")
                 continue
             order = stop_order(row.uid, row.epoch, max(left, 0.0), save=True)
             for share in shares_of(row):

@@ -312,6 +312,17 @@ async def test_a_job_whose_ranks_are_lost_while_it_pauses_does_not_start_again(
     assert taker.keys(taker.started[-1].work).resume_step == 2
 
 
+async def test_a_job_that_is_lost_at_the_moment_of_the_order_does_not_wait_for_its_grace(
+    lab: Lab,
+) -> None:
+    _, work = await running(lab)
+    lab.work.leases.release(work.work, 1)
+    pause(lab)
+    lab.look()
+    assert lab.job().state == Job.STATE_PAUSED
+    assert "because its start was over already" in lab.job().state_reason
+
+
 async def test_a_job_whose_node_is_silent_is_paused_without_it(lab: Lab) -> None:
     node, work = await running(lab)
     other = await lab.connected("n2")
