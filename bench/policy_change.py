@@ -150,7 +150,7 @@ async def _change(appliance: Appliance) -> tuple[list[float], list[float], list[
         machine.certificate,
         server_name=PrincipalKind.CONTROL.server_name,
     ) as stream:
-        watching = asyncio.create_task(GatewayControl(stream, view).watch(lambda _: None))
+        watching = asyncio.create_task(GatewayControl(lambda: stream, view).watch(lambda _: None))
         await _until(lambda: view.fresh)
         stub = appliance.api(BindingServiceStub)
         metadata = bearer(appliance.session(ADMINISTRATOR))

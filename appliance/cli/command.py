@@ -30,6 +30,7 @@ REPEATABLE = frozenset(
         "JobService.ResumeJob",
         "ModelService.CreateModel",
         "ModelService.ImportModelVersion",
+        "GatewayService.EvictGateway",
         "NodeService.EvictNode",
         "ProjectService.CreateProject",
         "ServiceAccountService.CreateServiceAccount",

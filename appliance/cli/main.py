@@ -26,6 +26,7 @@ NOUNS = {
     "dataset": "Upload text; see what was made of it.",
     "down": "Stop an appliance on this machine.",
     "endpoint": "Serve models.",
+    "gateway": "See and add gateways.",
     "init": "Make the data directory of a new appliance.",
     "job": "Prepare data, train, quantize, evaluate.",
     "login": "Log in with password and authenticator.",

@@ -47,7 +47,7 @@ COLUMNS = [
 
 JOIN_TOKENS = [
     ("TOKEN", field("id")),
-    ("NODE", last("node")),
+    ("FOR", lambda row: row["node"] or row["gateway"]),
     ("MADE BY", lambda row: last("creator")(row) or "offline"),
     ("MADE", field("create_time")),
     ("ENDS", field("expire_time")),

@@ -1,22 +1,23 @@
-"""`appliance status`: does the server answer, and where is what."""
+"""`appliance status`: does the server answer, where is what, and what ends."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import contextlib
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from appliance.cli.command import command as make
 from appliance.cli.output import plain
-from appliance.core.errors import Unauthenticated
+from appliance.core.errors import Denied, Unauthenticated, UnknownMethod
 
 if TYPE_CHECKING:
     from appliance.cli.session import Session
 
 
-@make("status", "SystemService.GetSystem")
+@make("status", "SystemService.GetSystem", "SystemService.ListExpirations")
 def command(session: Session) -> None:
-    """Say what the server is and where it answers."""
+    """Say what the server is, where it answers, and what ends that somebody must see to."""
     from appliance.client.health import check  # noqa: PLC0415 - imports gRPC
 
     profile = session.profile
@@ -33,4 +34,15 @@ def command(session: Session) -> None:
 
 
 def _system(session: Session) -> dict[str, object]:
-    return plain(session.call("SystemService.GetSystem"))
+    found: dict[str, object] = plain(session.call("SystemService.GetSystem"))
+    # Whoever may not see what ends sees the rest; and who asks an older server.
+    with contextlib.suppress(Denied, UnknownMethod):
+        due = session.call("SystemService.ListExpirations").expirations
+        if due:
+            found["ends"] = [_line(each) for each in due]
+    return found
+
+
+def _line(expiration: Any) -> str:  # generated classes have no type here
+    end = expiration.expire_time.ToJsonString()
+    return f"{expiration.what} {end}: {expiration.advice}"

@@ -25,6 +25,7 @@ SERVICES = {
     "CheckpointService": "jobs.v1.checkpoint_service",
     "DatasetService": "data.v1.dataset_service",
     "EndpointService": "serving.v1.endpoint_service",
+    "GatewayService": "serving.v1.gateway_service",
     "InferenceService": "inference.v1.inference_service",
     "JobService": "jobs.v1.job_service",
     "ModelService": "models.v1.model_service",

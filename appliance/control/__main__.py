@@ -1,8 +1,8 @@
 """`python -m appliance.control --config control.toml` serves.
 
-`… init` makes a data directory; `--config control.toml join-token` lets one server join;
-`… gateway-certificate` renews the gateway's certificate; `… unlock USER`, `… reset-factor USER` and
-`… accept-clock` are for when nobody can log in any more. `appliance up` starts it with
+`… init` makes a data directory; `--config control.toml join-token` lets one machine join;
+`… who-joins` says who has to; `… unlock USER`, `… reset-factor USER` and `… accept-clock` are for
+when nobody can log in any more. `appliance up` starts it with
 `--prepare node --prepare gateway`; what was done for them is a JSON object on standard output.
 
 Rules kept here: whatever it does, it first closes itself to core files and other processes, because
@@ -26,13 +26,14 @@ from pathlib import Path
 
 import uvloop
 
-from appliance.control import joining, renewing, rescuing, setup, starting
+from appliance.control import inviting, joining, rescuing, setup, starting
 from appliance.control.config import ControlConfig
 from appliance.control.main import Control
 from appliance.control.opening import Opened
 from appliance.core import config, log, names
 from appliance.core.data_directory import DataDirectory
 from appliance.core.errors import ApplianceError, InvalidInput
+from appliance.core.identity import Principal, PrincipalKind
 from appliance.core.process import harden, settle_memory
 from appliance.core.site import LOOPBACK, PORTS, Site
 
@@ -57,9 +58,9 @@ def main(arguments: Sequence[str]) -> int:
             raise InvalidInput("name the configuration with --config, or make one with `init`")
         settings = _settings(parsed.config)
         if parsed.command == "join-token":
-            return _join_token(settings, parsed.node)
-        if parsed.command == "gateway-certificate":
-            return _gateway_certificate(settings)
+            return _join_token(settings, parsed)
+        if parsed.command == "who-joins":
+            return _who_joins(settings, parsed.readmit)
         if parsed.command in _RESCUES:
             return _rescue(settings, parsed)
         log.configure("control")
@@ -85,7 +86,7 @@ def _settings(file: Path) -> ControlConfig:
 
 
 async def _serve(settings: ControlConfig, machines: Sequence[str]) -> None:
-    control = Control.build(settings, _now, functools.partial(_prepare, settings, machines))
+    control = Control.build(settings, _now, functools.partial(_prepare, machines))
     settle_memory()
     try:
         await control.run()
@@ -93,9 +94,9 @@ async def _serve(settings: ControlConfig, machines: Sequence[str]) -> None:
         await control.close()
 
 
-def _prepare(settings: ControlConfig, machines: Sequence[str], opened: Opened) -> None:
+def _prepare(machines: Sequence[str], opened: Opened) -> None:
     if machines:
-        done = starting.prepare(opened, settings, machines, _now)
+        done = starting.prepare(opened, machines, _now)
         for each in done:
             logger.warning("%s", each)
         print(json.dumps({"prepared": done}), flush=True)  # noqa: T201  # for `appliance up`
@@ -136,18 +137,39 @@ def _init(parsed: argparse.Namespace) -> int:
     return 0
 
 
-def _join_token(settings: ControlConfig, node: str) -> int:
-    made = joining.make(settings, node, _now)
+def _join_token(settings: ControlConfig, parsed: argparse.Namespace) -> int:
+    if parsed.hosts and parsed.node:
+        raise InvalidInput("--host is for gateways: a node says itself where it is reached")
+    kind = PrincipalKind.NODE if parsed.node else PrincipalKind.GATEWAY
+    machine = Principal(kind, names.check_id(parsed.node or parsed.gateway, kind.path))
+    made = joining.make(settings, machine, _now, parsed.hosts)
     facts = {"token": made.token.text, "ca_fingerprint": made.ca_fingerprint}
     print(json.dumps(facts))  # noqa: T201  # the answer of the command
     return 0
 
 
-def _gateway_certificate(settings: ControlConfig) -> int:
-    made = renewing.renew(settings, _now)
-    facts = {"certificate": str(made.path), "expire_time": made.expire_time.isoformat()}
+def _who_joins(settings: ControlConfig, readmit: Sequence[str]) -> int:
+    try:
+        asked = json.load(sys.stdin)
+        held = {_machine(name): (pem or "").encode() or None for name, pem in asked.items()}
+    except (ValueError, AttributeError) as error:
+        raise InvalidInput(
+            "standard input: write a JSON object of machine and certificate, such as "
+            '{"nodes/gpu-1": "-----BEGIN…", "gateways/gateway-1": ""}'
+        ) from error
+    found = inviting.who_joins(settings, held, _now(), [_machine(name) for name in readmit])
+    facts: dict[str, dict[str, str]] = {inviting.JOINS: {}, inviting.FINE: {}, inviting.REFUSED: {}}
+    for machine, (what, why) in found.items():
+        facts[what][machine.name] = why
     print(json.dumps(facts))  # noqa: T201  # the answer of the command
     return 0
+
+
+def _machine(name: str) -> Principal:
+    """A node or a gateway by its name. Raises InvalidInput."""
+    found = names.Name.parse(name, "node", "gateway")
+    kinds = {kind.collection: kind for kind in (PrincipalKind.NODE, PrincipalKind.GATEWAY)}
+    return Principal(kinds[name.partition("/")[0]], found.id)
 
 
 def _rescue(settings: ControlConfig, parsed: argparse.Namespace) -> int:
@@ -184,10 +206,25 @@ def _parser() -> argparse.ArgumentParser:
     join = commands.add_parser(
         "join-token", help="make a token with which one server may join; the control plane is down"
     )
-    join.add_argument("--node", required=True, help="id of the node")
-    commands.add_parser(
-        "gateway-certificate",
-        help="make a new certificate for the gateway; the control plane is down",
+    whom = join.add_mutually_exclusive_group(required=True)
+    whom.add_argument("--node", help="id of the node")
+    whom.add_argument("--gateway", help="id of the gateway")
+    join.add_argument(
+        "--host",
+        action="append",
+        default=[],
+        dest="hosts",
+        help="DNS name or address under which clients reach the gateway; can be repeated",
+    )
+    who = commands.add_parser(
+        "who-joins", help="say which machines need a join token; their certificates come as JSON"
+    )
+    who.add_argument(
+        "--readmit",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="nodes/ID or gateways/ID that may come back after an eviction; can be repeated",
     )
     for name, what in _RESCUES.items():
         rescue = commands.add_parser(name, help=f"{what}; the control plane is down")

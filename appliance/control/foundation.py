@@ -22,8 +22,10 @@ from appliance.control.auth.totp import Totp
 from appliance.control.config import ControlConfig
 from appliance.control.events import Events
 from appliance.control.opening import Opened
+from appliance.control.own_certificate import OwnCertificate
+from appliance.control.services.certificates import Certificates
 from appliance.control.services.change import Changes
-from appliance.control.services.enrolment import NodeCertificates
+from appliance.control.services.expirations import Expirations
 from appliance.control.services.keys import Keys
 
 Clock = Callable[[], datetime]
@@ -48,8 +50,14 @@ class Foundation:
         self.changes = Changes(self.database, clock)
         self.policies = PolicyStore(self.database, Roles.load())
         self.keys = Keys(self.keyring)
-        self.certificates = NodeCertificates(self.database)
+        self.certificates = Certificates(
+            self.database, self.keyring, self.policies, self.events, clock
+        )
         self.challenges = Challenges(clock)
+        self.own_certificate = OwnCertificate(self.keyring.ca)
+        self.expirations = Expirations(
+            self.database, self.keyring.ca, lambda: self.own_certificate.end, clock
+        )
 
 
 class People:

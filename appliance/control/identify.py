@@ -4,7 +4,7 @@ Rules kept here:
 * asked on every call, and again while a stream runs: gRPC checks a certificate once per connection
   and knows nothing of tokens, so an ended, revoked, locked or evicted one would live on;
 * one listener takes tokens only, the other certificates only; on the second a token is not read;
-* a node's certificate must be its newest or the one before (a stream opened with it goes on);
+* a machine's certificate must be its newest or the one before (a stream opened with it goes on);
 * of a credential that is refused the owner is still found, for the audit record.
 
 The attacks: a stolen or ended token, a certificate of an evicted node, a copied node key, the
@@ -22,15 +22,18 @@ from appliance.control.auth.challenges import Challenges
 from appliance.control.auth.credentials import SCHEME, Credentials, check_shape
 from appliance.control.auth.tokens import TokenKind
 from appliance.control.services.caller import Caller
-from appliance.control.services.enrolment import NodeCertificates
+from appliance.control.services.certificates import KINDS, Certificates
 from appliance.control.store import tables
 from appliance.control.store.database import Database
 from appliance.core.errors import ApplianceError, Unauthenticated
 from appliance.core.identity import ANONYMOUS, Principal, PrincipalKind
-from appliance.crypto.certs import not_after, peer_identity, serial_of
+from appliance.crypto.reading import (
+    not_after,
+    peer_identity,
+    serial_of,
+)
 from appliance.wire.door import Call
 
-EVICTED = "EVICTED"
 _HOLDERS = {
     TokenKind.SESSION: PrincipalKind.USER,
     TokenKind.SERVICE: PrincipalKind.SERVICE_ACCOUNT,
@@ -38,7 +41,7 @@ _HOLDERS = {
 _TOKENS = {
     TokenKind.SESSION: (tables.session, tables.session.c.user),
     TokenKind.SERVICE: (tables.token, tables.token.c.service_account),
-    TokenKind.JOIN: (tables.join_token, tables.join_token.c.node),
+    TokenKind.JOIN: (tables.join_token, tables.join_token.c.machine),
 }
 """Where the digest of each kind of token is, and whose it is."""
 
@@ -72,7 +75,7 @@ class ByToken:
         credentials: sessions and tokens.
         database: to find the owner of a refused token.
         token_key: the keyring's token key.
-        challenges: those that nodes sign.
+        challenges: those that machines sign.
     """
 
     def __init__(
@@ -123,7 +126,7 @@ class ByToken:
     def check_carried(self, call: Call) -> None:
         """The token of a log-in that has begun, or of a server that joins; it may have ended.
 
-        Or the challenge that a node has signed.
+        Or the challenge that a machine has signed.
         """
         challenge = getattr(call.request, "challenge", None)
         if challenge is not None:
@@ -153,20 +156,17 @@ class ByCertificate:
 
     Args:
         cluster: id of this appliance.
-        database: the state, which knows who was evicted.
-        certificates: which certificate of a node is its newest.
+        certificates: which certificate of a machine is its newest, and who was evicted.
         clock: the time, aware.
     """
 
     def __init__(
         self,
         cluster: str,
-        database: Database,
-        certificates: NodeCertificates,
+        certificates: Certificates,
         clock: Callable[[], datetime],
     ) -> None:
         self._cluster = cluster
-        self._database = database
         self._certificates = certificates
         self._clock = clock
 
@@ -184,14 +184,11 @@ class ByCertificate:
         certificate = call.certificate or b""
         principal = peer_identity(certificate, self._cluster, self._clock(), need="client")
         serial = serial_of(certificate)
-        if principal.kind is PrincipalKind.NODE:
-            self._certificates.check(principal.id, serial)
-        elif principal.kind is PrincipalKind.GATEWAY:
-            self._check_gateway(principal, serial)
-        else:
+        if principal.kind not in KINDS:
             raise Unauthenticated(
                 f"{principal.name} does not call the control plane", principal=principal.name
             )
+        self._certificates.check(principal, serial)
         return Caller(
             principal=principal,
             request_id=call.request_id,
@@ -207,17 +204,6 @@ class ByCertificate:
         if "principal" in refused.metadata:
             caller.notes["principal"] = refused.metadata["principal"]
         return caller
-
-    def _check_gateway(self, principal: Principal, serial: str) -> None:
-        gateway = tables.gateway
-        with self._database.read() as state:
-            row = state.first(gateway.select().where(gateway.c.id == principal.id))
-        if row is None or row.state == EVICTED or row.certificate_serial != serial:
-            raise Unauthenticated(
-                f"{principal.name} has no right to call: its certificate was replaced or it was "
-                "evicted",
-                principal=principal.name,
-            )
 
 
 def _authorization(call: Call) -> str:

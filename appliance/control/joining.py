@@ -1,7 +1,8 @@
 """A join token made on the control plane's own server, by whoever may read its keys.
 
-`appliance node create-join-token` is the way for people: it needs a session and a fresh second
-factor. This one is for automation that sets the servers up, when nobody has logged in yet.
+`appliance node create-join-token` and `appliance gateway create-join-token` are the way for people:
+they need a session and a fresh second factor. This one is for automation that sets the servers up,
+when nobody has logged in yet.
 
 Rules kept here:
 * the control plane must not run: its lock is taken, so there is one writer of state and audit log;
@@ -14,7 +15,7 @@ Called by `python -m appliance.control --config control.toml join-token`, and by
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -24,7 +25,9 @@ from appliance.control.auth import join_tokens
 from appliance.control.auth.join_tokens import NewJoinToken
 from appliance.control.config import ControlConfig
 from appliance.control.opening import Opened, offline, open_data
+from appliance.control.services import fronts
 from appliance.core import names
+from appliance.core.identity import Principal
 
 METHOD = "join-token"
 LIFETIME = timedelta(hours=1)
@@ -33,41 +36,56 @@ LIFETIME = timedelta(hours=1)
 
 @dataclass(frozen=True)
 class Invitation:
-    """What a server needs to join: the token, and the fingerprint of the authority."""
+    """What a machine needs to join: the token, and the fingerprint of the authority."""
 
     token: NewJoinToken
     ca_fingerprint: str
 
 
-def make(settings: ControlConfig, node: str, clock: Callable[[], datetime]) -> Invitation:
-    """Make a token with which one server may join as `node`, once, within an hour.
+def make(
+    settings: ControlConfig,
+    machine: Principal,
+    clock: Callable[[], datetime],
+    hosts: Sequence[str] = (),
+) -> Invitation:
+    """Make a token with which one server may join as `machine`, once, within an hour.
+
+    `hosts` are names and addresses under which clients reach a gateway; none: as before.
 
     Raises:
-        InvalidInput: `node` cannot name a node.
+        InvalidInput: the machine cannot be called so, or a host is none.
         FailedPrecondition: the control plane runs, or its data directory is not in order.
         AuditUnavailable: it cannot be recorded; then there is no token.
     """
-    names.check_id(node, "node")
+    names.check_id(machine.id, machine.kind.path)
+    fronts.check_hosts(hosts)
     with closing(open_data(settings, clock)) as opened:
-        return invite(opened, node, clock(), offline())
+        return invite(opened, machine, clock(), offline(), hosts)
 
 
-def invite(opened: Opened, node: str, now: datetime, by: Mapping[str, str]) -> Invitation:
+def invite(
+    opened: Opened,
+    machine: Principal,
+    now: datetime,
+    by: Mapping[str, str],
+    hosts: Sequence[str] = (),
+) -> Invitation:
     """The same in an open data directory that nobody serves yet.
 
     Args:
         opened: the data directory.
-        node: id of the node.
+        machine: a node or a gateway.
         now: aware time.
         by: who asks for it, for the record.
+        hosts: of a gateway.
 
     Raises AuditUnavailable.
     """
-    log, keyring, name = opened.log, opened.keyring, names.node(node)
+    log, keyring, name = opened.log, opened.keyring, machine.name
     log.append(Entry("intent", method=METHOD, resource=name, details=dict(by))).result()
     with opened.database.write() as transaction:
         token = join_tokens.create(
-            transaction, keyring.token_hmac, node, "", now, lifetime=LIFETIME
+            transaction, keyring.token_hmac, machine, "", now, lifetime=LIFETIME, hosts=hosts
         )
     made = {"token_id": token.id, "expire_time": token.expire_time.isoformat()}
     details = {**by, "made": made}

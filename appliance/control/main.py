@@ -3,7 +3,7 @@
 Rules kept here:
 * one gate for each listener, and nothing is served beside what it guards but health;
 * the server does not start when an RPC has no access rule;
-* the private key of the listeners is made at each start and lives in memory alone.
+* what the listeners show lives in memory alone (`own_certificate`).
 
 Called by `python -m appliance.control` and by tests that need a whole control plane.
 """
@@ -21,6 +21,7 @@ from prometheus_client import CollectorRegistry
 from appliance.control import cross_check, parts
 from appliance.control.access import Access
 from appliance.control.config import ControlConfig
+from appliance.control.expiry_metrics import ExpiryMetrics
 from appliance.control.foundation import Clock, Foundation, People
 from appliance.control.gate import Gate, GateLimits
 from appliance.control.identify import ByCertificate, ByToken, Identify
@@ -32,22 +33,18 @@ from appliance.control.services.places import Places
 from appliance.control.task_metrics import TaskMetrics
 from appliance.control.work import Work
 from appliance.control.work_metrics import WorkMetrics
-from appliance.core.identity import Principal, PrincipalKind
-from appliance.crypto.certs import make_csr, new_private_key
-from appliance.crypto.keys import Keyring
 from appliance.wire.admission import Rates, Refusals, SourceLimit
 from appliance.wire.budgets import Admission
 from appliance.wire.metrics import CallMetrics
 from appliance.wire.rules import Rule, rules_of
 from appliance.wire.server import Listener, Server
-from appliance.wire.tls import server_credentials
+from appliance.wire.tls import swapped_server_credentials
 
 logger = logging.getLogger(__name__)
 
 DOOR_THREADS = 4
 """Threads that identify and decide: each such step is some look-ups in the database."""
 HEALTH_SECONDS = 0.25
-CONTROL = Principal(PrincipalKind.CONTROL, "control")
 
 
 class Control:
@@ -75,17 +72,13 @@ class Control:
         registry.register(WorkMetrics(self.base.database, self.work.leases))
         # Before an agent can call: what was under way when the last process ended.
         self.work.scheduler.recover()
-        ring = opened.keyring
-        key = new_private_key()
-        certificate = _certificate(ring, key)
+        registry.register(ExpiryMetrics(self.base.expirations, clock))
         people, machines = self._identities()
         self.api_port = self.server.bind(
             self._listener(
                 "api",
                 people,
                 parts.api(self.base, self.people, self.work, self._pool),
-                key,
-                certificate,
             )
         )
         self.machines_port = self.server.bind(
@@ -93,8 +86,6 @@ class Control:
                 "machines",
                 machines,
                 parts.machines(self.base, self.work, self._pool),
-                key,
-                certificate,
             )
         )
 
@@ -190,9 +181,7 @@ class Control:
         """Who calls: by token on the API, by certificate on the machine listener."""
         ring, base = self.base.keyring, self.base
         by_token = ByToken(self.people.credentials, base.database, ring.token_hmac, base.challenges)
-        by_certificate = ByCertificate(
-            ring.cluster_id, base.database, base.certificates, base.clock
-        )
+        by_certificate = ByCertificate(ring.cluster_id, base.certificates, base.clock)
         return by_token, by_certificate
 
     def _listener(
@@ -200,8 +189,6 @@ class Control:
         name: str,
         identify: Identify,
         servicers: Sequence[Servicer],
-        key: bytes,
-        certificate: bytes,
     ) -> Listener:
         """One address: its credentials, its gate, its services."""
         authority, settings = self.base.keyring.ca.certificate_pem, self.base.settings
@@ -220,8 +207,8 @@ class Control:
         return Listener(
             address=getattr(settings.listen, name),
             setting=f"listen.{name}",
-            credentials=server_credentials(
-                key, certificate, authority, require_client=name == "machines"
+            credentials=swapped_server_credentials(
+                self.base.own_certificate.current, authority, require_client=name == "machines"
             ),
             interceptors=[gate],
             services=[service_of(each) for each in servicers],
@@ -239,11 +226,3 @@ def _limits(settings: ControlConfig) -> GateLimits:
         denials=Rates(callers.denials_per_second, callers.denial_burst, time.monotonic),
         refusals=Refusals(),
     )
-
-
-def _certificate(ring: Keyring, key: bytes) -> bytes:
-    """The certificate of the listeners.
-
-    It ends with the authority: a process may run as long as it likes, and its key ends with it.
-    """
-    return ring.ca.issue(make_csr(key), CONTROL, server=True, client=False, lifetime=None)

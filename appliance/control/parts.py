@@ -18,6 +18,7 @@ from appliance.control.rpc.audit import AuditRpc
 from appliance.control.rpc.auth import AuthRpc
 from appliance.control.rpc.bindings import BindingRpc
 from appliance.control.rpc.enrolment import EnrolmentRpc
+from appliance.control.rpc.gateways import GatewayRpc
 from appliance.control.rpc.nodes import NodeRpc
 from appliance.control.rpc.projects import ProjectRpc
 from appliance.control.rpc.roles import RoleRpc
@@ -29,6 +30,7 @@ from appliance.control.services.audit import Audit
 from appliance.control.services.authentication import Authentication
 from appliance.control.services.bindings import Bindings
 from appliance.control.services.enrolment import Enrolment
+from appliance.control.services.gateways import Gateways
 from appliance.control.services.nodes import Nodes
 from appliance.control.services.projects import Projects
 from appliance.control.services.roles import RoleService
@@ -36,6 +38,7 @@ from appliance.control.services.service_accounts import ServiceAccounts
 from appliance.control.services.system import Facts, System
 from appliance.control.services.users import Users
 from appliance.control.work import Work
+from appliance.core.addresses import split_address
 from appliance.wire.rules import Rule, rules_of
 
 API: tuple[type[Servicer], ...] = (
@@ -43,6 +46,7 @@ API: tuple[type[Servicer], ...] = (
     AuthRpc,
     BindingRpc,
     EnrolmentRpc,
+    GatewayRpc,
     NodeRpc,
     ProjectRpc,
     RoleRpc,
@@ -65,18 +69,20 @@ def api(base: Foundation, people: People, does: Work, pool: CallPool) -> list[Se
     """The servicers of the API listener, one for each of `API`."""
     events = base.events
     nodes = Nodes(base.database, base.changes, base.policies, events, base.clock)
+    joins = enrolment(base)
     return [
         AuditRpc(Audit(base.opened.log), pool, events),
         AuthRpc(_authentication(base, people), people.hasher, pool, events),
         BindingRpc(
             Bindings(base.database, base.changes, base.policies, events, base.clock), pool, events
         ),
-        EnrolmentRpc(enrolment(base, nodes), pool, events),
-        NodeRpc(nodes, enrolment(base, nodes), pool, events),
+        EnrolmentRpc(joins, pool, events),
+        GatewayRpc(gateways(base), joins, pool, events),
+        NodeRpc(nodes, joins, pool, events),
         ProjectRpc(Projects(base.database, base.changes, base.keys, base.clock), pool, events),
         RoleRpc(RoleService(base.policies.roles), pool, events),
         ServiceAccountRpc(_service_accounts(base), pool, events),
-        SystemRpc(System(_facts(base), rules(), base.policies), pool, events),
+        SystemRpc(System(_facts(base), rules(), base.policies, base.expirations), pool, events),
         UserRpc(_users(base, people), people.hasher, pool, events),
         *does.api(pool),
     ]
@@ -84,20 +90,33 @@ def api(base: Foundation, people: People, does: Work, pool: CallPool) -> list[Se
 
 def machines(base: Foundation, does: Work, pool: CallPool) -> list[Servicer]:
     """The servicers of the machine listener, one for each of `MACHINES`."""
-    nodes = Nodes(base.database, base.changes, base.policies, base.events, base.clock)
-    return does.machines(enrolment(base, nodes), pool)
+    return does.machines(enrolment(base), gateways(base), pool)
 
 
-def enrolment(base: Foundation, nodes: Nodes) -> Enrolment:
-    """The service behind joining and renewal."""
+def enrolment(base: Foundation) -> Enrolment:
+    """The service behind joining and recovery."""
     return Enrolment(
         database=base.database,
         keyring=base.keyring,
         policies=base.policies,
-        nodes=nodes,
+        certificates=base.certificates,
         challenges=base.challenges,
+        clock=base.clock,
+    )
+
+
+def gateways(base: Foundation) -> Gateways:
+    """The service behind gateways and their certificates."""
+    host, _ = split_address(base.settings.gateway.grpc, "gateway.grpc")
+    return Gateways(
+        database=base.database,
+        keyring=base.keyring,
+        certificates=base.certificates,
+        changes=base.changes,
+        policies=base.policies,
         events=base.events,
         clock=base.clock,
+        announced=host,
     )
 
 

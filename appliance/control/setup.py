@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import ipaddress
 import json
 import secrets
 import shutil
@@ -45,10 +44,11 @@ from appliance.core.errors import Exhausted, FailedPrecondition
 from appliance.core.files import make_private_dir, sync_dir, write_durably
 from appliance.core.identity import Principal, PrincipalKind
 from appliance.core.site import Site
-from appliance.crypto.certs import make_csr, new_private_key, serial_of
+from appliance.crypto.certs import make_csr, new_private_key
 from appliance.crypto.keys import Keyring, RootKey
+from appliance.crypto.reading import not_after, serial_of
+from appliance.machine.identity import FILE, Identity
 
-GATEWAY_LIFETIME = timedelta(days=397)
 FIRST_JOIN = timedelta(hours=24)
 NODE_NAME, GATEWAY_NAME = "node-1", "gateway-1"
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -143,44 +143,27 @@ def _fill(plan: Plan, data: DataDirectory, password: str) -> Keyring:
     write_durably(data.authority, keyring.ca.certificate_pem, mode=0o644)
     for folder in (data.audit, data.objects, data.gateway, data.node, data.run):
         make_private_dir(folder)
-    gateway_key = new_private_key()
-    certificate = _gateway_certificate(plan, keyring, gateway_key)
-    token = _write_state(plan, data, keyring, password, serial_of(certificate))
+    gateway = _gateway_identity(plan, keyring)
+    token = _write_state(plan, data, keyring, password, gateway)
     write_durably(data.config, _control_toml(plan, cluster_id))
-    write_durably(data.gateway / "key.pem", gateway_key)
-    write_durably(data.gateway / "cert.pem", certificate)
+    write_durably(make_private_dir(data.gateway / "state") / FILE, gateway.document())
     write_durably(data.gateway / "ca.pem", keyring.ca.certificate_pem, mode=0o644)
-    write_durably(data.gateway / "gateway.toml", _gateway_toml(plan, cluster_id))
+    write_durably(data.gateway / "gateway.toml", _gateway_toml(plan, keyring))
     write_durably(data.node / "join.token", token.encode())
     write_durably(data.node / "ca.pem", keyring.ca.certificate_pem, mode=0o644)
     write_durably(data.node / "node.toml", _node_toml(plan, keyring))
     return keyring
 
 
-def front_names(host: str) -> tuple[list[str], list[str]]:
-    """DNS names and IP addresses of a gateway that others reach under `host`."""
-    try:
-        return ["localhost"], list(dict.fromkeys(("127.0.0.1", str(ipaddress.ip_address(host)))))
-    except ValueError:
-        return list(dict.fromkeys(("localhost", host))), ["127.0.0.1"]
-
-
-def _gateway_certificate(plan: Plan, keyring: Keyring, key: bytes) -> bytes:
-    """For the gateway's calls and for its listeners; names and addresses clients may use."""
-    hosts, addresses = front_names(plan.site.host)
-    return keyring.ca.issue(
-        make_csr(key),
-        Principal(PrincipalKind.GATEWAY, plan.gateway_name),
-        server=True,
-        client=True,
-        dns=hosts,
-        ips=addresses,
-        lifetime=GATEWAY_LIFETIME,
-    )
+def _gateway_identity(plan: Plan, keyring: Keyring) -> Identity:
+    """What the gateway calls with; it renews that, and asks for what it shows, by itself."""
+    gateway, key = Principal(PrincipalKind.GATEWAY, plan.gateway_name), new_private_key()
+    certificate = keyring.ca.issue(make_csr(key), gateway, server=False, client=True)
+    return Identity.of(gateway, keyring.cluster_id, key, certificate, keyring.ca.certificate_pem)
 
 
 def _write_state(
-    plan: Plan, data: DataDirectory, keyring: Keyring, password: str, gateway_serial: str
+    plan: Plan, data: DataDirectory, keyring: Keyring, password: str, gateway: Identity
 ) -> str:
     """Make the state and the audit log with the first administrator; the node's join token."""
     passwords = Passwords(keyring.pepper)
@@ -197,7 +180,7 @@ def _write_state(
             entry = Entry("intent", principal=administrator, method="init")
             log.append(entry).result()
             database.watch_log(log.head)
-            token = _write_rows(plan, database, keyring, hashed, gateway_serial)
+            token = _write_rows(plan, database, keyring, hashed, gateway)
             details = {
                 "made": {
                     "user": administrator,
@@ -218,7 +201,7 @@ def _write_state(
 
 
 def _write_rows(
-    plan: Plan, database: Database, keyring: Keyring, hashed: str, gateway_serial: str
+    plan: Plan, database: Database, keyring: Keyring, hashed: str, gateway: Identity
 ) -> str:
     events, now = Events(), _now()
     changes = Changes(database, _now)
@@ -241,14 +224,16 @@ def _write_rows(
             tables.gateway.insert().values(
                 id=plan.gateway_name,
                 state="READY",
-                certificate_serial=gateway_serial,
+                hosts=[plan.site.host],
+                certificate_serial=serial_of(gateway.certificate_pem),
+                certificate_expire_time=not_after(gateway.certificate_pem),
                 create_time=now,
             )
         )
         token = join_tokens.create(
             transaction,
             keyring.token_hmac,
-            plan.node_name,
+            Principal(PrincipalKind.NODE, plan.node_name),
             first.name,
             now,
             lifetime=FIRST_JOIN,
@@ -281,16 +266,18 @@ def _control_toml(plan: Plan, cluster_id: str) -> bytes:
     )
 
 
-def _gateway_toml(plan: Plan, cluster_id: str) -> bytes:
+def _gateway_toml(plan: Plan, keyring: Keyring) -> bytes:
     site = plan.site
     return _toml(
         {
             "": {
-                "cluster_id": cluster_id,
+                "cluster_id": keyring.cluster_id,
                 "control": site.reached("machines"),
-                "key": "key.pem",
-                "certificate": "cert.pem",
+                "join": site.reached("api"),
                 "ca": "ca.pem",
+                "ca_fingerprint": keyring.ca.fingerprint(),
+                "state": "state",
+                "join_token": "join.token",
                 "metrics": site.listens("gateway-metrics"),
             },
             "listen": {

@@ -33,6 +33,7 @@ from appliance.control.services.datasets import Datasets
 from appliance.control.services.endpoints import Endpoints
 from appliance.control.services.enrolment import Enrolment
 from appliance.control.services.fleet import Fleet
+from appliance.control.services.gateways import Gateways
 from appliance.control.services.job_logs import JobLogs
 from appliance.control.services.jobs import Jobs
 from appliance.control.services.leases import Leases
@@ -217,7 +218,7 @@ class Work:
             TokenizerRpc(Tokenizers(base.database), pool, events),
         ]
 
-    def machines(self, enrolment: Enrolment, pool: CallPool) -> list[Servicer]:
+    def machines(self, enrolment: Enrolment, gateways: Gateways, pool: CallPool) -> list[Servicer]:
         """One servicer for each of `MACHINES`."""
         base, events = self._base, self._base.events
         release = Release(
@@ -240,5 +241,5 @@ class Work:
         )
         return [
             AgentRpc(self.agents, release, enrolment, pool, events),
-            RoutingRpc(routing, pool, events),
+            RoutingRpc(routing, gateways, pool, events),
         ]

@@ -18,7 +18,10 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from appliance.core.errors import Unauthenticated
-from appliance.crypto.certs import certified_key, private_key_of
+from appliance.crypto.reading import (
+    certified_key,
+    load_private,
+)
 
 _WORDS = b"appliance certificate recovery 1"
 _ALGORITHM = ec.ECDSA(hashes.SHA256())
@@ -37,7 +40,7 @@ def prove(
         request: certificate request, PEM, that the proof is for.
     """
     signed = _signed(certificate_pem, cluster, challenge, request)
-    return private_key_of(key_pem).sign(signed, _ALGORITHM)
+    return load_private(key_pem).sign(signed, _ALGORITHM)
 
 
 def check(

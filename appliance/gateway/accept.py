@@ -43,7 +43,7 @@ class Acceptor:
 
     Args:
         listening: bound and listening.
-        context: of TLS.
+        context: of TLS, asked for at each handshake.
         connections: who may have a place.
         protocol: makes what serves a connection; from when the connection is made, the place's
             `end` aborts it, and when it is lost, it leaves the place.
@@ -53,7 +53,7 @@ class Acceptor:
     def __init__(
         self,
         listening: socket.socket,
-        context: ssl.SSLContext,
+        context: Callable[[], ssl.SSLContext],
         connections: Connections,
         protocol: Callable[[Place], asyncio.Protocol],
         refused: Refused,
@@ -125,7 +125,7 @@ class Acceptor:
             await self._loop.connect_accepted_socket(
                 lambda: protocol,
                 connection,
-                ssl=self._context,
+                ssl=self._context(),
                 ssl_handshake_timeout=HELLO_SECONDS,
                 ssl_shutdown_timeout=GOODBYE_SECONDS,
             )

@@ -7,7 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
+from appliance.core.addresses import split_address
 from appliance.core.config import doc
+from appliance.core.errors import InvalidInput
+from appliance.gateway.front import SiteFiles
 from appliance.wire.admission import StrangerLimits
 
 
@@ -118,6 +121,32 @@ class Routing:
 
 
 @dataclass(frozen=True)
+class FrontFiles:
+    """What OpenAI clients see, when the site has a PKI of its own; both files or none."""
+
+    certificate: Path | None = field(
+        default=None,
+        metadata=doc(
+            "certificate of the site's own PKI with its chain, PEM, shown to OpenAI clients; read"
+            " again when it changes; unset: one of the appliance's"
+        ),
+    )
+    key: Path | None = field(default=None, metadata=doc("its private key, PEM, mode 0600"))
+
+    def __post_init__(self) -> None:
+        """Refuse one without the other."""
+        if (self.certificate is None) != (self.key is None):
+            raise InvalidInput("front.certificate and front.key belong together: set both or none")
+
+    @property
+    def files(self) -> SiteFiles | None:
+        """Both, if they are set."""
+        if self.certificate is None or self.key is None:
+            return None
+        return SiteFiles(self.certificate, self.key)
+
+
+@dataclass(frozen=True)
 class GatewayConfig:
     """One gateway."""
 
@@ -126,13 +155,47 @@ class GatewayConfig:
     }
 
     cluster_id: str = field(metadata=doc("id of the appliance's cluster"))
-    key: Path = field(metadata=doc("private key, PEM, mode 0600"))
-    certificate: Path = field(metadata=doc("certificate of this gateway, PEM"))
     ca: Path = field(metadata=doc("CA certificate of the appliance, PEM"))
+    ca_fingerprint: str = field(
+        default="",
+        metadata=doc(
+            "SHA-256 of that certificate, hexadecimal, as it came with the join token; unset: the"
+            " file is believed"
+        ),
+    )
     control: str = field(
         default="127.0.0.1:7444",
         metadata=doc("`host:port` of the control plane's listener for machines"),
     )
+    join: str = field(
+        default="",
+        metadata=doc(
+            "`host:port` of the control plane's API, to join through; unset: the port before that"
+            " of `control`"
+        ),
+    )
+    join_token: Path | None = field(
+        default=None,
+        metadata=doc(
+            "file with the one-use join token, removed when the gateway has joined; unset:"
+            " `join.token` beside `ca`"
+        ),
+    )
+    state: Path | None = field(
+        default=None,
+        metadata=doc(
+            "private folder for the gateway's identity and what it shows; unset: `state` beside"
+            " `ca`"
+        ),
+    )
+    key: Path | None = field(
+        default=None,
+        metadata=doc("of a gateway of 0.1.0: its private key, taken over into `state` once"),
+    )
+    certificate: Path | None = field(
+        default=None, metadata=doc("of a gateway of 0.1.0: the certificate of that key")
+    )
+    front: FrontFiles = field(default_factory=FrontFiles)
     listen: Listen = field(default_factory=Listen)
     metrics: str = field(default="127.0.0.1:8445", metadata=doc("loopback address of the metrics"))
     stale_view_seconds: float = field(
@@ -145,3 +208,22 @@ class GatewayConfig:
     limits: Limits = field(default_factory=Limits)
     strangers: StrangerLimits = field(default_factory=StrangerLimits)
     routing: Routing = field(default_factory=Routing)
+
+    @property
+    def api(self) -> str:
+        """Address of the control plane's API."""
+        if self.join:
+            return self.join
+        head, _, _ = self.control.rpartition(":")
+        _, number = split_address(self.control, "control")
+        return f"{head}:{number - 1}"
+
+    @property
+    def state_folder(self) -> Path:
+        """Private folder."""
+        return self.state or self.ca.parent / "state"
+
+    @property
+    def join_token_file(self) -> Path:
+        """Where somebody puts a join token."""
+        return self.join_token or self.ca.parent / "join.token"

@@ -62,6 +62,10 @@ class Fleet:
         self._settings = settings
         self._clock = clock
         self._links: dict[Place, Link] = {}
+        self._coming: dict[Place, Link] = {}
+        """Links under a new identity, each until it is connected and takes the other's place."""
+        self._leaving: list[Link] = []
+        """Links whose place was taken, until their answers have ended."""
         self._snapshot: Snapshot | None = None
         self._turns: dict[tuple[str, str], int] = {}
         self._turn = 0
@@ -70,15 +74,42 @@ class Fleet:
     @property
     def links(self) -> list[Link]:
         """Every link, also those that are on their way out."""
-        return list(self._links.values())
+        return [*self._links.values(), *self._leaving]
+
+    def renew(self) -> None:
+        """Open every link again, under a new identity; answers in work end where they are."""
+        for place in [place for place, link in self._links.items() if not link.retired]:
+            before = self._coming.pop(place, None)
+            if before is not None:
+                self._leave(before)
+            self._coming[place] = self._open(place)
+
+    def _open(self, place: Place) -> Link:
+        channel = self._connect(place)
+        return Link(place, channel, self._settings, self._notify, self._clock)
+
+    def _leave(self, link: Link) -> None:
+        link.retired = True
+        self._leaving.append(link)
+
+    def _take_over(self) -> None:
+        """Let the links that have come take their places, and forget those that are over."""
+        for place, link in list(self._coming.items()):
+            if place not in self._links or link.closed:
+                self._leave(self._coming.pop(place))
+            elif link.connected:
+                before = self._links[place]
+                link.breaker, link.retired = before.breaker, before.retired
+                self._links[place] = self._coming.pop(place)
+                self._leave(before)
+        self._leaving = [link for link in self._leaving if not link.closed]
 
     def apply(self, snapshot: Snapshot) -> None:
         """Open what is new in a snapshot, retire what is no longer there."""
         self._snapshot = snapshot
         wanted = {place for route in snapshot.routes.values() for place in route.places}
         for place in wanted - self._links.keys():
-            channel = self._connect(place)
-            self._links[place] = Link(place, channel, self._settings, self._notify, self._clock)
+            self._links[place] = self._open(place)
         for place, link in self._links.items():
             link.retired = place not in wanted
         replicas = {(place.endpoint, place.id) for place in wanted}
@@ -104,7 +135,8 @@ class Fleet:
         if closed and self._snapshot is not None:
             # One that was still wanted, or is again.
             self.apply(self._snapshot)
-        for link in self.links:
+        self._take_over()
+        for link in (*self.links, *self._coming.values()):
             link.tick(now, lag)
 
     def take_turn(self, endpoint: str, tried: Collection[Place]) -> Link | None:
@@ -158,8 +190,10 @@ class Fleet:
 
     async def close(self) -> None:
         """End all links."""
-        await asyncio.gather(*(link.close() for link in self._links.values()))
+        await asyncio.gather(*(link.close() for link in (*self.links, *self._coming.values())))
         self._links.clear()
+        self._coming.clear()
+        self._leaving.clear()
 
     def _of(self, endpoint: str) -> list[Link]:
         return [link for link in self._links.values() if link.place.endpoint == endpoint]

@@ -1,7 +1,7 @@
 """The HTTPS server of the OpenAI-compatible front, in the event loop of the gateway.
 
-Rules kept here: TLS 1.2 at least, with the certificate that the gRPC front shows; a taken port is
-one sentence; a connection that says or reads nothing is ended; connections are shared out by
+Rules kept here: TLS with what `front` shows at the time of a handshake; a taken port is one
+sentence; a connection that says or reads nothing is ended; connections are shared out by
 source, and strangers make way (`connections`); what is no HTTP, or has a head that is too long, is
 answered in the API's own dialect and counted, never in the server's words; what a stranger sends
 makes no line in the log; a stop lets running answers end within the grace.
@@ -22,7 +22,6 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import h11
@@ -241,7 +240,7 @@ class HttpFront:
 
     Args:
         address: `host:port`.
-        certificate, key: PEM files.
+        context: TLS 1.2 at least; asked for at each handshake.
         admission: how connections are shared out.
         refused: is told of each connection that came to nothing.
         grace: seconds running calls have when it stops.
@@ -255,8 +254,7 @@ class HttpFront:
         self,
         application: ASGIApp,
         address: str,
-        certificate: Path,
-        key: Path,
+        context: Callable[[], ssl.SSLContext],
         *,
         admission: Admission,
         refused: Refused,
@@ -288,14 +286,9 @@ class HttpFront:
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=int(grace),
             h11_max_incomplete_event_size=LONGEST_HEAD,
-            ssl_certfile=certificate,
-            ssl_keyfile=key,
         )
         settings.load()
-        if settings.ssl is None:
-            raise TypeError("a server without TLS")
-        settings.ssl.minimum_version = ssl.TLSVersion.TLSv1_2
-        self._tls = settings.ssl
+        self._context = context
         self._server = _Server(settings, self._acceptor)
 
     def _acceptor(self, server: _Server) -> Acceptor:
@@ -308,7 +301,7 @@ class HttpFront:
                 refused=self._refused,
             )
 
-        return Acceptor(self._socket, self._tls, self.connections, protocol, self._refused)
+        return Acceptor(self._socket, self._context, self.connections, protocol, self._refused)
 
     def start(self) -> None:
         """Serve from now on."""

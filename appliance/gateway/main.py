@@ -7,8 +7,7 @@ import asyncio
 import logging
 import signal
 from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 import grpc.aio
@@ -18,14 +17,16 @@ from prometheus_client import CollectorRegistry
 from appliance.api.inference.v1 import inference_service_pb2, inference_service_pb2_grpc
 from appliance.core import log
 from appliance.core.config import load
-from appliance.core.errors import ApplianceError, FailedPrecondition
-from appliance.core.files import read_secret
-from appliance.core.identity import PrincipalKind
+from appliance.core.errors import ApplianceError
 from appliance.core.process import give_back_memory, harden, settle_memory
-from appliance.crypto.certs import not_after
+from appliance.crypto.reading import (
+    not_after,
+)
 from appliance.gateway.config import GatewayConfig, Limits
 from appliance.gateway.fleet import Fleet
+from appliance.gateway.front import Front
 from appliance.gateway.http import Admission, HttpFront
+from appliance.gateway.identity import begin
 from appliance.gateway.metrics import GatewayMetrics, ReplicaStates
 from appliance.gateway.openai import OpenAi
 from appliance.gateway.pipeline import Parts, Pipeline
@@ -35,11 +36,12 @@ from appliance.gateway.snapshot import Place, Snapshot
 from appliance.gateway.tokenize import Desk, Models
 from appliance.gateway.usage import UsageReports
 from appliance.gateway.view import Control, View
+from appliance.machine.keeping import Keeper
 from appliance.wire.admission import Refusals
 from appliance.wire.metrics import CallMetrics
 from appliance.wire.rules import rules_of
 from appliance.wire.server import Listener, Server, Service
-from appliance.wire.tls import channel, server_credentials
+from appliance.wire.tls import channel, swapped_server_credentials
 
 GRACE_SECONDS = 20.0
 """Time that running answers have when the gateway stops."""
@@ -49,14 +51,6 @@ VIEW = "appliance.view"
 """What health calls the view: it serves while the control plane is heard."""
 CROWD, CROWD_SECONDS = 100, 5.0
 """Connections that ended in so long, after which memory is given back."""
-NOTICE = timedelta(days=45)
-"""Time before its end from which on the gateway speaks of its certificate."""
-NOTICE_SECONDS = 86_400.0
-_RENEW = (
-    "where `appliance up` runs it, `appliance down` and `appliance up` renew it; elsewhere make a "
-    "new one with `python -m appliance.control --config control.toml gateway-certificate` while "
-    "the control plane is down, then start the gateway again"
-)
 MAX_STREAMS = 1024
 """Calls of one connection: an application may bring the calls of many people."""
 _MESSAGE_HEAD = 4096
@@ -82,41 +76,25 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-@dataclass(frozen=True)
-class Identity:
-    """Key and certificate of this gateway, and the authority it believes; PEM."""
-
-    key: bytes
-    certificate: bytes
-    ca: bytes
-
-    @classmethod
-    def read(cls, config: GatewayConfig) -> Identity:
-        """From the files of the configuration. Raises FailedPrecondition, also when it is over."""
-        try:
-            found = cls(
-                read_secret(config.key), config.certificate.read_bytes(), config.ca.read_bytes()
-            )
-        except OSError as error:
-            raise FailedPrecondition(f"{error.filename}: {error.strerror}") from error
-        if not_after(found.certificate) <= datetime.now(UTC):
-            raise FailedPrecondition(f"{config.certificate} has ended: {_RENEW}")
-        return found
-
-
 async def serve(config: GatewayConfig, *, started: asyncio.Event | None = None) -> None:
-    """Serve until SIGTERM or SIGINT, then let running answers end.
+    """Begin, serve until SIGTERM or SIGINT, then let running answers end.
 
     Raises:
         FailedPrecondition: a port is in use or a file is missing.
         InvalidInput: an address or a value of the configuration is wrong.
     """
-    gateway = Gateway(config, Identity.read(config))
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    await gateway.run(stop, started)
+    beginning, stopped = asyncio.create_task(begin(config)), asyncio.create_task(stop.wait())
+    await asyncio.wait({beginning, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    stopped.cancel()
+    if not beginning.done():
+        beginning.cancel()
+        await asyncio.gather(beginning, return_exceptions=True)
+        return
+    await Gateway(config, *beginning.result()).run(stop, started)
 
 
 class Gateway:
@@ -124,19 +102,25 @@ class Gateway:
 
     Args:
         config: as read.
-        identity: as read.
+        keeper: of its identity.
+        front: what its callers see.
     """
 
-    def __init__(self, config: GatewayConfig, identity: Identity) -> None:
-        self._identity = identity
+    def __init__(self, config: GatewayConfig, keeper: Keeper, front: Front) -> None:
+        self.keeper = keeper
+        self.front = front
+        keeper.changed = self._renewed
         self._stale_seconds = config.stale_view_seconds
         registry = CollectorRegistry()
         self._metrics = GatewayMetrics(registry)
-        self._channel = self._to(config.control, PrincipalKind.CONTROL.server_name)
         self.view = View(config.stale_view_seconds)
-        self._control = Control(self._channel, self.view)
+        self._control = Control(
+            lambda: keeper.store.machines(keeper.identity), self.view, keeper.settle
+        )
         self.fleet = Fleet(self._connect, config.routing)
-        registry.register(ReplicaStates(lambda: self.fleet.links))
+        registry.register(
+            ReplicaStates(lambda: [link for link in self.fleet.links if not link.retired])
+        )
         self._desk = Desk.new()
         self._models = Models(self._control.tokenizer, self._desk)
         self.refusals = Refusals()
@@ -160,8 +144,7 @@ class Gateway:
         self.http = HttpFront(
             OpenAi(self.pipeline, config.limits),
             config.listen.openai,
-            config.certificate,
-            config.key,
+            lambda: front.context,
             admission=_admission(config.limits),
             refused=self._connection_refused,
             grace=GRACE_SECONDS,
@@ -173,20 +156,28 @@ class Gateway:
         self._metrics.connections_refused.labels(reason).inc()
 
     def _connect(self, place: Place) -> grpc.aio.Channel:
-        return self._to(place.address, place.server_name)
+        mine = self.keeper.identity
+        return channel(
+            place.address,
+            mine.ca_pem,
+            mine.key_pem,
+            mine.certificate_pem,
+            server_name=place.server_name,
+        )
 
-    def _to(self, address: str, server_name: str) -> grpc.aio.Channel:
-        mine = self._identity
-        return channel(address, mine.ca, mine.key, mine.certificate, server_name=server_name)
+    def _renewed(self) -> None:
+        """Show the new identity to everybody who is called."""
+        self._control.reopen()
+        self.fleet.renew()
+        self.front.renew_soon()
 
     def _listener(self, config: GatewayConfig, calls: CallMetrics) -> Listener:
         rules = rules_of(inference_service_pb2.DESCRIPTOR.services_by_name.values())
-        identity = self._identity
         return Listener(
             config.listen.grpc,
             "listen.grpc",
-            server_credentials(
-                identity.key, identity.certificate, identity.ca, require_client=False
+            swapped_server_credentials(
+                lambda: self.front.pair, self.keeper.identity.ca_pem, require_client=False
             ),
             [GatewayDoor(rules, self.pipeline, calls, admission_of(config))],
             [
@@ -208,7 +199,8 @@ class Gateway:
             self._control.watch(self._changed),
             self.fleet.run(),
             self._say_health(),
-            self._mind_certificate(),
+            self.keeper.run(),
+            self.front.run(),
             self._mind_memory(),
         ]
         await self._server.set_serving(serving=False)
@@ -235,7 +227,7 @@ class Gateway:
             ended = await asyncio.gather(*tasks, reporting, return_exceptions=True)
             self._desk.close()
             await self.fleet.close()
-            await self._channel.close(None)
+            await self._control.close()
         for outcome in ended:
             if isinstance(outcome, Exception):
                 raise outcome
@@ -262,14 +254,6 @@ class Gateway:
         else:
             logger.error("the last word of the control plane is too old: new calls are refused")
 
-    async def _mind_certificate(self) -> None:
-        """Say each day that the certificate will end, when that is near."""
-        end = not_after(self._identity.certificate)
-        while True:
-            if end - datetime.now(UTC) < NOTICE:
-                logger.warning("the certificate of this gateway ends on %s: %s", end, _RENEW)
-            await asyncio.sleep(NOTICE_SECONDS)
-
     async def _mind_memory(self) -> None:
         """Give back what a crowd of connections took, when it has gone."""
         seen = 0
@@ -294,7 +278,13 @@ class Gateway:
             self._metrics.view_age.set(self.view.age)
             self._metrics.usage_waiting.set(len(self._usage))
             self._metrics.connections.set(len(self.http.connections))
+            self._tell_ends(datetime.now(UTC))
             await asyncio.sleep(LOOK_SECONDS)
+
+    def _tell_ends(self, now: datetime) -> None:
+        identity = self.keeper.identity.certificate_pem
+        for what, end in (("identity", not_after(identity)), ("front", self.front.end)):
+            self._metrics.expiry.labels(what).set((end - now).total_seconds())
 
 
 def _admission(limits: Limits) -> Admission:

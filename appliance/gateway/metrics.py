@@ -53,6 +53,12 @@ class GatewayMetrics:
             "Answers that went on with another replica.",
             registry=registry,
         )
+        self.expiry = Gauge(
+            "appliance_gateway_expiry_seconds",
+            "Seconds until a certificate of this gateway ends.",
+            ["what"],
+            registry=registry,
+        )
         self.usage_waiting = Gauge(
             "appliance_gateway_usage_waiting",
             "Ended calls that are not in the audit chain yet.",

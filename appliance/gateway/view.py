@@ -7,7 +7,8 @@ Rules kept here:
   while the machine sleeps and that nobody can set;
 * while the control plane is not heard calls are decided by what it said last, for a time that the
   site chooses, and that is said; older than that, there is no view;
-* who comes back hears everything first: what was taken away meanwhile holds at once.
+* who comes back hears everything first: what was taken away meanwhile holds at once;
+* under a new identity another channel is opened; calls in work end on the one before.
 
 The attack: cut the gateway off and go on with a right that was taken away
 (docs/decisions/0028-a-gateway-goes-on-from-its-last-view.md). Called by `appliance.gateway.main`;
@@ -19,14 +20,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import grpc
 import grpc.aio
 
 from appliance.api.serving.v1 import routing_service_pb2
 from appliance.api.serving.v1.routing_service_pb2_grpc import RoutingServiceStub
-from appliance.core.errors import Internal, Unavailable
+from appliance.core.errors import ApplianceError, Internal, Unavailable
 from appliance.gateway.snapshot import Draft, Snapshot
 from appliance.wire.status import from_rpc_error
 
@@ -129,17 +130,46 @@ class View:
         return self._snapshot
 
 
+async def _wait(error: ApplianceError) -> None:
+    del error
+    await asyncio.sleep(RETRY_SECONDS)
+
+
 class Control:
     """Calls the control plane over mTLS.
 
     Args:
-        channel: to its listener for machines.
+        connect: opens a channel to its listener for machines, under the identity of now.
         view: is kept fresh by `watch`.
+        settle: waits after a call that failed, and gets another identity if that is why.
     """
 
-    def __init__(self, channel: grpc.aio.Channel, view: View) -> None:
-        self._stub = RoutingServiceStub(channel)
+    def __init__(
+        self,
+        connect: Callable[[], grpc.aio.Channel],
+        view: View,
+        settle: Callable[[ApplianceError], Awaitable[None]] = _wait,
+    ) -> None:
+        self._connect = connect
         self._view = view
+        self._settle = settle
+        self._channel = connect()
+        self._stub = RoutingServiceStub(self._channel)
+        self._closing: set[asyncio.Task[None]] = set()
+
+    def reopen(self) -> None:
+        """Use another channel from now on; calls in work on the one before have time to end."""
+        before, self._channel = self._channel, self._connect()
+        self._stub = RoutingServiceStub(self._channel)
+        task = asyncio.create_task(before.close(CALL_SECONDS))
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    async def close(self) -> None:
+        """End every call."""
+        for task in self._closing:
+            task.cancel()
+        await self._channel.close(None)
 
     async def watch(self, changed: Callable[[Snapshot], None]) -> None:
         """Follow the view for ever; `changed` gets each new snapshot. Reopens what breaks."""
@@ -148,17 +178,22 @@ class Control:
                 async for snapshot in self._stream():
                     changed(snapshot)
             except grpc.RpcError as error:
-                logger.warning("the control plane cannot be followed: %s", from_rpc_error(error))
+                failed = from_rpc_error(error)
+                logger.warning("the control plane cannot be followed: %s", failed)
+                await self._settle(failed)
+                continue
             except (TimeoutError, Internal) as error:
                 logger.warning("the control plane is followed anew: %s", error or "it was silent")
             await asyncio.sleep(RETRY_SECONDS)
 
     async def _stream(self) -> AsyncIterator[Snapshot]:
+        """Snapshots of one stream, until it ends or another channel is there."""
         self._view.begin()
-        call = self._stub.WatchRouting(routing_service_pb2.WatchRoutingRequest())
+        stub = self._stub
+        call = stub.WatchRouting(routing_service_pb2.WatchRoutingRequest())
         messages = aiter(call)
         try:
-            while True:
+            while stub is self._stub:
                 async with asyncio.timeout(SILENT_SECONDS):
                     message = await anext(messages, None)
                 if message is None:

@@ -35,10 +35,11 @@ from appliance.api.agent.v1 import agent_service_pb2 as rpc
 from appliance.api.agent.v1 import agent_service_pb2_grpc
 from appliance.api.nodes.v1 import node_pb2
 from appliance.core.addresses import free_ports
-from appliance.core.errors import ApplianceError, Unauthenticated, Unavailable
+from appliance.core.errors import ApplianceError, Unavailable
+from appliance.machine.identity import Identity
+from appliance.machine.joining import LONGEST_PAUSE, Joining
+from appliance.machine.keeping import Keeper
 from appliance.node.documents import Place
-from appliance.node.identity import Identity
-from appliance.node.joining import LONGEST_PAUSE, Joining
 from appliance.node.launcher import Launcher
 from appliance.node.metrics import NodeMetrics
 from appliance.node.works import Commands, Works
@@ -49,7 +50,6 @@ REPORT_SECONDS = 0.25
 SILENCE_SECONDS = 10.0
 FIRST_BACKOFF = 0.2
 LONGEST_BACKOFF = 5.0
-RENEW_AGAIN_SECONDS = 60.0
 PORTS_SECONDS = 2.0
 CALL_SECONDS = 20.0
 CLOSE_SECONDS = 5.0
@@ -101,9 +101,9 @@ class Agent:
         clock: Callable[[], float] = time.monotonic,
         rhythm: Rhythm | None = None,
     ) -> None:
-        self._joining = joining
+        self._again = asyncio.Event()
+        self._keeper = Keeper(joining, identity, self._again.set)
         self._store = joining.store
-        self._identity = identity
         self._hello = hello
         self._metrics = metrics
         self._on_connected = on_connected
@@ -113,15 +113,12 @@ class Agent:
         self._sequence = 0
         self._free_ports: list[int] = []
         self._heard = asyncio.Event()
-        self._again = asyncio.Event()
-        self._changing = asyncio.Lock()
-        """Held while this node gets a new identity: of two at once the older could stay."""
-        self.works = Works(launcher, commands, place, self.release, lambda: self._identity, metrics)
+        self.works = Works(launcher, commands, place, self.release, lambda: self.identity, metrics)
 
     @property
     def identity(self) -> Identity:
         """Who this node is now."""
-        return self._identity
+        return self._keeper.identity
 
     def tell(self, capabilities: Sequence[node_pb2.Capability]) -> None:
         """Say what this node can run: in the next hello, which comes now if it is news."""
@@ -135,7 +132,7 @@ class Agent:
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._stay_connected())
-                tasks.create_task(self._keep_identity())
+                tasks.create_task(self._keeper.run())
                 tasks.create_task(self._keep_ports())
         finally:
             await self.works.close(CLOSE_SECONDS)
@@ -169,36 +166,25 @@ class Agent:
             self._heard.clear()
             self._again.clear()
             refused = await self._connect()
-            joined = await self._join_again(refused) if refused else False
+            joined = await self._keeper.try_again(refused) if refused else False
             longest = LONGEST_PAUSE if refused else self._rhythm.longest_backoff
             backoff = self._rhythm.first_backoff if self._heard.is_set() or joined else backoff * 2
             backoff = min(backoff, longest)
             # Not a secret: it only spreads the nodes.
-            await self._joining.wait(backoff * random.uniform(0.5, 1))  # noqa: S311
+            await self._keeper.joining.wait(backoff * random.uniform(0.5, 1))  # noqa: S311
 
     async def _connect(self) -> str:
         """One stream, to its end; why the control plane refuses this identity, if that ended it."""
         try:
-            async with self._store.machines(self._identity) as connection:
+            async with self._store.machines(self.identity) as connection:
                 await self._one_stream(connection)
-        except Unauthenticated as error:
-            return str(error)
         except ApplianceError as error:
-            # Tried all the same: it is this clock that may be wrong.
-            if useless := self._store.useless(self._identity):
-                return useless
+            if refused := self._keeper.why_refused(error):
+                return refused
             logger.warning("the control plane is not connected: %s", error)
         finally:
             self._set_channel(None)
         return ""
-
-    async def _join_again(self, why: str) -> bool:
-        """Whether this node got a new identity, by proof of its key or with a token."""
-        async with self._changing:
-            joined = await self._joining.try_again(self._identity, why)
-            if joined is not None:
-                self._identity = joined
-        return joined is not None
 
     async def _one_stream(self, connection: grpc.aio.Channel) -> None:
         """One stream from hello to its end, with that of reports. Raises what ended it."""
@@ -307,22 +293,6 @@ class Agent:
         while True:
             self._free_ports = await asyncio.to_thread(free_ports, self._hello.address)
             await asyncio.sleep(PORTS_SECONDS)
-
-    async def _keep_identity(self) -> None:
-        while True:
-            left = (self._identity.renew_at - self._store.now()).total_seconds()
-            await asyncio.sleep(min(max(left, 0), RENEW_AGAIN_SECONDS))
-            if self._store.now() < self._identity.renew_at:
-                continue
-            try:
-                async with self._changing:
-                    self._identity = await self._store.renew(self._identity)
-                logger.info("renewed the certificate of nodes/%s", self._identity.node)
-                self._again.set()
-            except (ApplianceError, OSError) as error:
-                logger.warning("the certificate could not be renewed: %s", error)
-            # Also after a success: under a clock that is far ahead the new one is due at once.
-            await asyncio.sleep(RENEW_AGAIN_SECONDS)
 
     def _set_channel(self, channel: grpc.aio.Channel | None) -> None:
         self._channel = channel

@@ -19,14 +19,15 @@ from appliance.core.config import load
 from appliance.core.errors import ApplianceError
 from appliance.core.files import make_private_dir
 from appliance.core.process import adopt_orphans, harden
+from appliance.machine import kinds
+from appliance.machine.identity import IdentityStore
+from appliance.machine.joining import Joining
 from appliance.node import devices
 from appliance.node.abilities import MODULES, Abilities, capabilities
 from appliance.node.agent import Agent
 from appliance.node.config import NodeConfig
 from appliance.node.devices import Offer
 from appliance.node.documents import Place
-from appliance.node.identity import IdentityStore
-from appliance.node.joining import Joining
 from appliance.node.launcher import Folders, Launcher
 from appliance.node.metrics import NodeMetrics
 from appliance.node.works import Commands
@@ -60,7 +61,8 @@ async def serve(config: NodeConfig, commands: Commands) -> None:
     harden()
     adopt_orphans()
     make_private_dir(config.state)
-    joining = Joining(IdentityStore(config.state, config.control), config.join_token)
+    store = IdentityStore(kinds.NODE, config.state, config.control)
+    joining = Joining(store, config.join_token)
     offered = _offer(config)
     registry = CollectorRegistry()
     server = _health_server(config, registry)

@@ -29,9 +29,9 @@ from appliance.api.agent.v1 import agent_service_pb2 as rpc
 from appliance.core.errors import ApplianceError, Exhausted, Internal, LeaseLost, Unavailable
 from appliance.core.files import FULL_DISK
 from appliance.crypto.certs import make_csr, new_private_key
+from appliance.machine.identity import Identity
 from appliance.node import documents
 from appliance.node.documents import Credentials, Place
-from appliance.node.identity import Identity
 from appliance.node.launcher import Ended, Launch, Launcher, Running
 from appliance.node.metrics import NodeMetrics
 from appliance.node.outbox import Outbox, Work

@@ -19,7 +19,9 @@ from datetime import UTC, datetime
 
 from appliance.core.errors import ApplianceError, Denied, Unauthenticated
 from appliance.core.identity import Principal, PrincipalKind
-from appliance.crypto.certs import peer_identity
+from appliance.crypto.reading import (
+    peer_identity,
+)
 from appliance.wire.admission import Rates
 from appliance.wire.door import RECHECK_SECONDS, Call, Door, caller
 from appliance.wire.metrics import CallMetrics

@@ -18,6 +18,10 @@ port. Called by the server, the client, the agent, the gateway and the worker.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import cast
+
 import grpc
 import grpc.aio
 
@@ -77,6 +81,46 @@ def server_credentials(
         [(key_pem, cert_pem)],
         root_certificates=ca_pem if require_client else None,
         require_client_auth=require_client,
+    )
+
+
+@dataclass(frozen=True)
+class ServerPair:
+    """Private key and certificate of a server, PEM."""
+
+    key: bytes = field(repr=False)
+    certificate: bytes
+
+
+def swapped_server_credentials(
+    current: Callable[[], ServerPair], ca_pem: bytes, *, require_client: bool
+) -> grpc.ServerCredentials:
+    """The same with a pair that changes: asked for at each handshake, in a thread of gRPC.
+
+    Args:
+        current: what to show now; the same object as long as that is the same. It must not raise.
+        ca_pem: the appliance's authority.
+        require_client: callers need a certificate of it.
+    """
+    given = [current()]
+
+    def configuration(pair: ServerPair) -> grpc.ServerCertificateConfiguration:
+        return grpc.ssl_server_certificate_configuration(
+            [(pair.key, pair.certificate)], root_certificates=ca_pem if require_client else None
+        )
+
+    def fetch() -> grpc.ServerCertificateConfiguration | None:
+        pair = current()
+        if pair is given[0]:
+            return None
+        given[0] = pair
+        return configuration(pair)
+
+    return grpc.dynamic_ssl_server_credentials(
+        configuration(given[0]),
+        # grpc-stubs do not know that nothing new may be said so.
+        cast("Callable[[], grpc.ServerCertificateConfiguration]", fetch),
+        require_client_authentication=require_client,
     )
 
 

@@ -29,7 +29,11 @@ from appliance.api.jobs.v1 import (
 from appliance.api.models.v1 import model_pb2
 from appliance.api.nodes.v1 import node_pb2, node_service_pb2
 from appliance.api.projects.v1 import project_pb2, project_service_pb2
-from appliance.api.serving.v1 import endpoint_pb2, endpoint_service_pb2
+from appliance.api.serving.v1 import (
+    endpoint_pb2,
+    endpoint_service_pb2,
+    gateway_service_pb2,
+)
 from appliance.api.system.v1 import system_service_pb2
 from appliance.cli import ask
 from appliance.cli.command import Shared
@@ -46,6 +50,7 @@ from appliance.core.errors import (
     NotFound,
     Unauthenticated,
     Unavailable,
+    UnknownMethod,
 )
 from tests.fakes.command_line import Run
 from tests.fakes.control_api import REQUEST_ID, FakeApi
@@ -298,7 +303,19 @@ def test_status_says_more_to_who_is_logged_in(command: Run, logged_in: FakeApi) 
     logged_in.answers["SystemService.GetSystem"] = system_service_pb2.GetSystemResponse(
         gateway_address="g:1"
     )
-    assert json.loads(command("status", "-o", "json").out)["gateway_address"] == "g:1"
+    expirations = system_service_pb2.ListExpirationsResponse()
+    logged_in.answers["SystemService.ListExpirations"] = expirations
+    found = json.loads(command("status", "-o", "json").out)
+    assert found["gateway_address"] == "g:1"
+    assert "ends" not in found
+    end = timestamp_pb2.Timestamp(seconds=1_800_000_000)
+    expirations.expirations.add(what="CA certificate", expire_time=end, advice="make another")
+    found = json.loads(command("status", "-o", "json").out)
+    assert found["ends"] == ["CA certificate 2027-01-15T08:00:00Z: make another"]
+    # Who may not see that sees the rest, also of a server that does not know the call.
+    for error in (Denied("no"), UnknownMethod("older")):
+        logged_in.answers["SystemService.ListExpirations"] = error
+        assert "ends" not in json.loads(command("status", "-o", "json").out)
     Profiles().forget_token(Profiles().get())
     found = json.loads(command("status", "-o", "json").out)
     assert found == {"server": logged_in.address, "serving": True}
@@ -318,6 +335,11 @@ def test_status_says_more_to_who_is_logged_in(command: Run, logged_in: FakeApi) 
             ("node", "create-join-token", "n2"),
             "NodeService.CreateJoinToken",
             node_service_pb2.CreateJoinTokenResponse(token="shown-once", ca_fingerprint="ab"),
+        ),
+        (
+            ("gateway", "create-join-token", "g2", "--host", "llm.example"),
+            "GatewayService.CreateGatewayJoinToken",
+            gateway_service_pb2.CreateGatewayJoinTokenResponse(token="shown-once"),
         ),
     ],
 )
@@ -339,6 +361,20 @@ def test_eviction_is_asked_for(command: Run, logged_in: FakeApi) -> None:
     assert command("node", "evict", "n1").code == 3
     assert logged_in.calls == []
     assert command("node", "evict", "n1", "--yes").code == 0
+    gateway = gateway_service_pb2.Gateway(name="gateways/g1", state=2, hosts=["a.example", "::1"])
+    logged_in.answers["GatewayService.EvictGateway"] = gateway
+    assert command("gateway", "evict", "g1").code == 3
+    shown = command("gateway", "evict", "g1", "--yes").out.splitlines()[1]
+    assert shown.split()[:4] == ["g1", "EVICTED", "a.example,", "::1"]
+    assert logged_in.calls[-1].request.name == "gateways/g1"
+
+
+def test_gateways_are_listed(command: Run, logged_in: FakeApi) -> None:
+    logged_in.answers["GatewayService.ListGateways"] = gateway_service_pb2.ListGatewaysResponse(
+        gateways=[gateway_service_pb2.Gateway(name="gateways/g1", state=1, hosts=["a.example"])]
+    )
+    (line,) = command("gateway", "list").out.splitlines()[1:]
+    assert line.split() == ["g1", "READY", "a.example"]
 
 
 def test_text_is_uploaded_whole(command: Run, logged_in: FakeApi, home: Path) -> None:

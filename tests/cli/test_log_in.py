@@ -212,14 +212,14 @@ def test_join_tokens_are_listed_and_revoked(command: Run, logged_in: FakeApi) ->
         "NodeService.ListJoinTokens": node_service_pb2.ListJoinTokensResponse(
             join_tokens=[
                 node_service_pb2.JoinToken(id="t1", node="nodes/gpu-1", creator="users/alice"),
-                node_service_pb2.JoinToken(id="t2", node="nodes/gpu-2"),
+                node_service_pb2.JoinToken(id="t2", gateway="gateways/gw-2"),
             ]
         ),
         "NodeService.RevokeJoinToken": node_service_pb2.RevokeJoinTokenResponse(),
     }
     first, second = command("node", "list-join-tokens").out.splitlines()[1:]
-    assert first.split() == ["t1", "gpu-1", "alice"]
-    assert second.split() == ["t2", "gpu-2", "offline"]
+    assert first.split() == ["t1", "nodes/gpu-1", "alice"]
+    assert second.split() == ["t2", "gateways/gw-2", "offline"]
     assert command("node", "revoke-join-token", "t1").code == 0
     (call,) = logged_in.named("NodeService.RevokeJoinToken")
     assert call.request.token_id == "t1"

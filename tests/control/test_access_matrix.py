@@ -183,6 +183,7 @@ def request_for(
     names = {
         "checkpoints": ABSENT_CHECKPOINT if rule.resource == "name" else ABSENT_JOB,
         "bindings": bindings[scope] if rule.resource == "name" else scope or "projects/mine",
+        "gateways": "gateways/absent",
         "nodes": "nodes/absent",
         "roles": "roles/viewer",
         "serviceAccounts": "serviceAccounts/app" if rule.resource == "name" else "projects/mine",

@@ -23,6 +23,7 @@ from appliance.api.agent.v1 import (
 from appliance.api.nodes.v1 import node_pb2, node_service_pb2, node_service_pb2_grpc
 from appliance.control.store import tables
 from appliance.core.errors import FailedPrecondition, InvalidInput, Unauthenticated
+from appliance.core.identity import PrincipalKind
 from appliance.crypto import possession
 from appliance.crypto.certs import make_csr, new_private_key
 from tests.fakes.appliance import ADMINISTRATOR, Appliance, Machine, bearer, error_of
@@ -385,7 +386,7 @@ async def test_who_was_evicted_or_replaced_does_not_come_back_by_a_key(
         (evicted, "was evicted"),
         (replaced, "was replaced by a newer one"),
         (old, "ended more than 90 days ago"),
-        (appliance.gateway(), "is not one of a node"),
+        (appliance.certificate(PrincipalKind.REPLICA, "r1"), "is not one of a node"),
         (Machine(new_private_key(), b"no certificate"), "not a certificate"),
     ):
         error = await error_of(recover(appliance, machine, await challenge(appliance)))
@@ -408,8 +409,9 @@ async def test_that_a_certificate_was_used_is_known_after_a_restart(appliance: A
     copied = await joined_ago(appliance, "gpu-1", 11)
     real = await recovered(appliance, copied)
     await error_of(agent(appliance, real).ReleaseKeys(agent_service_pb2.ReleaseKeysRequest()))
-    # What a process remembers is gone with it.
-    appliance.control.base.certificates.__init__(appliance.database)  # type: ignore[misc]
+    # What a process remembers is gone with it; the row is not.
+    with appliance.database.read() as state:
+        assert state.first(tables.node.select()).certificate_used is True
     error = await error_of(recover(appliance, copied, await challenge(appliance)))
     assert "two servers use the key of nodes/gpu-1" in error.message
 

@@ -620,8 +620,6 @@ async def test_the_server_does_not_start_with_an_rpc_that_has_no_rule(
             "api",
             control._identities()[0],
             [Stranger(control._pool, control.base.events)],
-            b"",
-            b"",
         )
     assert "/grpc.health.v1.Health/Check: no rule" in refused.value.message
 

@@ -14,9 +14,12 @@ from appliance.control import joining
 from appliance.control.auth import join_tokens
 from appliance.control.opening import open_data
 from appliance.core.errors import FailedPrecondition, InvalidInput, Unauthenticated
-from appliance.crypto.certs import fingerprint
+from appliance.core.identity import Principal, PrincipalKind
+from appliance.crypto.reading import fingerprint
 from tests.fakes.appliance import settings_of
 
+NODE7 = Principal(PrincipalKind.NODE, "node7")
+GATEWAY7 = Principal(PrincipalKind.GATEWAY, "gateway7")
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -25,14 +28,14 @@ def now() -> datetime:
 
 
 def test_the_token_lets_one_server_join_under_its_name_for_an_hour(copy: Path) -> None:
-    made = joining.make(settings_of(copy), "node7", now)
+    made = joining.make(settings_of(copy), NODE7, now)
     assert made.ca_fingerprint == fingerprint((copy / "ca.pem").read_bytes())
     assert timedelta(minutes=59) < made.token.expire_time - now() <= timedelta(hours=1)
     opened = open_data(settings_of(copy), now)
     try:
         key = opened.keyring.token_hmac
         with opened.database.write() as transaction:
-            assert join_tokens.consume(transaction, key, made.token.text, now()) == "node7"
+            assert join_tokens.consume(transaction, key, made.token.text, now()).machine == "node7"
         with pytest.raises(Unauthenticated), opened.database.write() as transaction:
             join_tokens.consume(transaction, key, made.token.text, now())
     finally:
@@ -40,7 +43,7 @@ def test_the_token_lets_one_server_join_under_its_name_for_an_hour(copy: Path) -
 
 
 def test_intent_and_result_are_recorded_without_the_token(copy: Path) -> None:
-    made = joining.make(settings_of(copy), "node7", now)
+    made = joining.make(settings_of(copy), NODE7, now)
     lines = b"".join(path.read_bytes() for path in sorted((copy / "audit").glob("0*.log")))
     records = [json.loads(line) for line in lines.splitlines()][-2:]
     said = [(each["kind"], each["method"], each["resource"], each["outcome"]) for each in records]
@@ -57,11 +60,30 @@ def test_it_is_refused_while_the_control_plane_runs_and_for_no_name(copy: Path) 
     opened = open_data(settings_of(copy), now)
     try:
         with pytest.raises(FailedPrecondition, match="another control plane uses"):
-            joining.make(settings_of(copy), "node7", now)
+            joining.make(settings_of(copy), NODE7, now)
     finally:
         opened.close()
     with pytest.raises(InvalidInput):
-        joining.make(settings_of(copy), "../node7", now)
+        joining.make(settings_of(copy), Principal(PrincipalKind.NODE, "node.7"), now)
+    for host in ("control.appliance", "*.example", "a b", "Head", "x" * 64):
+        with pytest.raises(InvalidInput, match="is no host of a gateway"):
+            joining.make(settings_of(copy), GATEWAY7, now, [host])
+
+
+@pytest.mark.attack
+def test_a_token_for_a_gateway_lets_no_node_in_and_the_other_way_round(copy: Path) -> None:
+    made = [joining.make(settings_of(copy), machine, now) for machine in (NODE7, GATEWAY7)]
+    opened = open_data(settings_of(copy), now)
+    try:
+        key = opened.keyring.token_hmac
+        kinds = (PrincipalKind.GATEWAY, PrincipalKind.NODE)
+        for each, wrong, right in zip(made, kinds, kinds[::-1], strict=True):
+            with pytest.raises(Unauthenticated), opened.database.write() as transaction:
+                join_tokens.consume(transaction, key, each.token.text, now(), wrong)
+            with opened.database.write() as transaction:
+                join_tokens.consume(transaction, key, each.token.text, now(), right)
+    finally:
+        opened.close()
 
 
 def test_the_command_prints_one_json_object(copy: Path) -> None:

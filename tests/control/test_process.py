@@ -38,7 +38,7 @@ def look(*_):
     return 0
 async def serve(*_):
     look()
-program._init = program._join_token = program._gateway_certificate = look
+program._init = program._join_token = program._who_joins = look
 program._serve = serve
 sys.exit(program.main(sys.argv[1:]))
 """
@@ -120,7 +120,7 @@ def test_a_wrong_key_in_the_configuration_is_one_sentence(folder: Path) -> None:
         ("init", "--data-dir", "/nowhere", "--admin", "alice", "--password-stdin"),
         ("--config", "{config}"),
         ("--config", "{config}", "join-token", "--node", "n-2"),
-        ("--config", "{config}", "gateway-certificate"),
+        ("--config", "{config}", "who-joins"),
     ],
 )
 def test_nobody_looks_into_it_and_it_leaves_no_core(folder: Path, command: tuple[str, ...]) -> None:

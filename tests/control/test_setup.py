@@ -21,7 +21,9 @@ from appliance.core import config
 from appliance.core.data_directory import DataDirectory
 from appliance.core.errors import Exhausted, FailedPrecondition, InvalidInput
 from appliance.core.site import PORTS
-from appliance.crypto.certs import fingerprint
+from appliance.crypto.reading import (
+    fingerprint,
+)
 from appliance.gateway.config import GatewayConfig
 from appliance.node.config import NodeConfig
 from tests.fakes.appliance import PASSWORD, MovingClock, settings_of
@@ -69,9 +71,9 @@ def test_the_directory_holds_what_the_processes_need_and_keeps_it_to_its_owner(
         "control.toml": "0o600",
         "gateway": "0o700",
         "gateway/ca.pem": "0o644",
-        "gateway/cert.pem": "0o600",
         "gateway/gateway.toml": "0o600",
-        "gateway/key.pem": "0o600",
+        "gateway/state": "0o700",
+        "gateway/state/identity.json": "0o600",
         "keyring.sealed": "0o600",
         "node": "0o700",
         "node/ca.pem": "0o644",
@@ -91,7 +93,8 @@ def test_the_configurations_are_what_the_processes_read(template: Path) -> None:
     node = config.load(NodeConfig, template / "node" / "node.toml")
     assert gateway.cluster_id == control.cluster_id
     assert gateway.control == node.control.machines == control.listen.machines
-    assert node.control.join == control.listen.api
+    assert gateway.api == node.control.join == control.listen.api
+    assert gateway.ca_fingerprint == node.control.ca_fingerprint
     assert gateway.listen.grpc == control.gateway.grpc
     assert control.gateway.openai == f"https://{gateway.listen.openai}/v1"
     assert node.objects == control.objects_url

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -11,8 +12,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from appliance.control import joining
 from appliance.control.auth import join_tokens
@@ -23,13 +22,8 @@ from appliance.control.store import tables
 from appliance.core.errors import AuditUnavailable
 from appliance.core.files import write_durably
 from appliance.core.identity import Principal, PrincipalKind
-from appliance.crypto.certs import (
-    Authority,
-    hosts_of,
-    is_pair,
-    make_csr,
-    new_private_key,
-    not_after,
+from appliance.crypto.certs import Authority, make_csr, new_private_key
+from appliance.crypto.reading import (
     serial_of,
 )
 from tests.fakes.appliance import settings_of
@@ -116,15 +110,19 @@ def prepared(
     folder: Path, clock: Callable[[], datetime], machines: tuple[str, ...] = MACHINES
 ) -> list[str]:
     with closing(open_data(settings_of(folder), clock)) as opened:
-        return prepare(opened, settings_of(folder), machines, clock)
+        return prepare(opened, machines, clock)
 
 
-def lets_in(folder: Path, clock: Callable[[], datetime]) -> str:
-    """The node that the token in the node's folder lets in."""
+def lets_in(
+    folder: Path, clock: Callable[[], datetime], kind: PrincipalKind = PrincipalKind.NODE
+) -> str:
+    """The machine that the token in its folder lets in."""
     with closing(open_data(settings_of(folder), clock)) as opened:
-        text = (folder / "node" / "join.token").read_text()
+        text = (folder / kind.path / "join.token").read_text()
         with opened.database.write() as transaction:
-            return join_tokens.consume(transaction, opened.keyring.token_hmac, text, clock())
+            return join_tokens.consume(
+                transaction, opened.keyring.token_hmac, text, clock(), kind
+            ).machine
 
 
 def records(folder: Path) -> list[dict[str, object]]:
@@ -145,7 +143,7 @@ def test_what_holds_is_left_alone(copy: Path) -> None:
 
 def test_a_node_that_was_off_for_days_gets_a_token_and_it_is_recorded(copy: Path) -> None:
     joined(copy)
-    (said,) = prepared(copy, after(12))
+    (said,) = prepared(copy, after(12), (NODE,))
     assert said.startswith("nodes/node-1 joins anew, with a new key: its certificate ended on ")
     assert (copy / "node" / "join.token").stat().st_mode & 0o777 == 0o600
     intent, result = records(copy)[-2:]
@@ -156,7 +154,7 @@ def test_a_node_that_was_off_for_days_gets_a_token_and_it_is_recorded(copy: Path
     assert details["by"].startswith("appliance up, uid ")
     assert details["why"].startswith("its certificate ended on ")
     # Until it is used there is no other one.
-    assert prepared(copy, after(12)) == []
+    assert prepared(copy, after(12), (NODE,)) == []
     assert lets_in(copy, after(12)) == "node-1"
 
 
@@ -185,75 +183,74 @@ def test_an_identity_of_another_appliance_names_no_node(copy: Path) -> None:
 @pytest.mark.parametrize("text", ["", "state = 3", "[state", 'join_token = "x"'])
 def test_a_node_whose_configuration_is_wrong_says_so_itself(copy: Path, text: str) -> None:
     (copy / "node" / "node.toml").write_text(text)
-    assert prepared(copy, after(12)) == []
+    assert prepared(copy, after(12), (NODE,)) == []
 
 
 def test_a_token_that_somebody_has_put_there_is_kept(copy: Path) -> None:
     joined(copy)
-    made = joining.make(settings_of(copy), "node-1", after(12))
+    made = joining.make(settings_of(copy), Principal(PrincipalKind.NODE, "node-1"), after(12))
     token = copy / "node" / "join.token"
     token.touch(0o600)
     token.write_text(made.token.text + "\n")
-    assert prepared(copy, after(12)) == []
+    assert prepared(copy, after(12), (NODE,)) == []
     assert token.read_text() == made.token.text + "\n"
 
 
-def test_the_gateways_certificate_is_renewed_before_it_ends_and_after(copy: Path) -> None:
-    path = copy / "gateway" / "cert.pem"
-    for days, why in ((360, "the one before ends on "), (1000, "the one before ended on ")):
-        before = path.read_bytes()
-        (said,) = prepared(copy, after(days), (GATEWAY,))
-        assert said.startswith("gateways/gateway-1 has a new certificate until ")
-        assert why in said
-        assert not_after(path.read_bytes()) > not_after(before)
-    assert prepared(copy, after(1000), (GATEWAY,)) == []
+def test_a_gateway_that_was_off_for_days_joins_anew(copy: Path) -> None:
+    assert prepared(copy, after(9.9), (GATEWAY,)) == []
+    (said,) = prepared(copy, after(12), (GATEWAY,))
+    assert said.startswith("gateways/gateway-1 joins anew, with a new key: its certificate ended ")
+    assert prepared(copy, after(12), (GATEWAY,)) == []
+    assert lets_in(copy, after(12), PrincipalKind.GATEWAY) == "gateway-1"
 
 
-def test_a_certificate_that_the_state_does_not_know_is_renewed(copy: Path) -> None:
+def test_a_gateway_that_the_state_knows_otherwise_joins_anew(copy: Path) -> None:
     with closing(open_data(settings_of(copy), now)) as opened, opened.database.write() as change:
         change.run(tables.gateway.update().values(certificate_serial="of a backup"))
     (said,) = prepared(copy, now, (GATEWAY,))
-    assert said.endswith("the control plane knows another one")
+    assert said.endswith("the control plane knows another certificate of it")
 
 
 @pytest.mark.parametrize("left", [None, b"", b"none"])
-@pytest.mark.parametrize("lost", [("key.pem",), ("cert.pem",), ("key.pem", "cert.pem")])
-def test_a_gateway_that_has_lost_its_key_or_certificate_gets_others(
-    copy: Path, lost: tuple[str, ...], left: bytes | None
+def test_a_gateway_that_has_lost_its_identity_joins_anew_under_its_name(
+    copy: Path, left: bytes | None
 ) -> None:
-    path = copy / "gateway" / "cert.pem"
-    before = path.read_bytes()
-    for name in lost:
-        path.with_name(name).unlink()
-        if left is not None:
-            write_durably(path.with_name(name), left)
-    (said,) = prepared(copy, now, (GATEWAY,))
-    assert said.endswith(": its key or its certificate was missing or could not be read")
-    assert hosts_of(path.read_bytes()) == hosts_of(before)
-    certificate = x509.load_pem_x509_certificate(path.read_bytes())
-    key = load_pem_private_key(path.with_name("key.pem").read_bytes(), None)
-    assert certificate.public_key() == key.public_key()
-    assert prepared(copy, now, (GATEWAY,)) == []
-
-
-def test_a_renewal_that_was_cut_is_done_again(copy: Path) -> None:
-    # The key was written and its certificate was not: the gateway could not start with the two.
-    path = copy / "gateway" / "key.pem"
+    path = copy / "gateway" / "state" / "identity.json"
     path.unlink()
-    write_durably(path, new_private_key())
+    if left is not None:
+        write_durably(path, left)
     (said,) = prepared(copy, now, (GATEWAY,))
-    assert said.endswith(": the one before was not that of its key")
-    assert is_pair(path.read_bytes(), path.with_name("cert.pem").read_bytes())
-    assert prepared(copy, now, (GATEWAY,)) == []
+    assert said.endswith(": it has no identity that can be used")
+    assert lets_in(copy, now, PrincipalKind.GATEWAY) == "gateway-1"
 
 
-def test_a_renewal_that_cannot_be_recorded_makes_no_key(copy: Path) -> None:
-    (copy / "gateway" / "key.pem").unlink()
-    with closing(open_data(settings_of(copy), now)) as opened:
-        unable = replace(opened, log=UnableLog())
-        (said,) = prepare(unable, settings_of(copy), (GATEWAY,), now)
-    assert said == "the gateway of this server gets nothing new: the disk is full"
-    assert not (copy / "gateway" / "key.pem").exists()
+def as_in_0_1_0(folder: Path, lifetime: timedelta = timedelta(days=397)) -> None:
+    """A gateway's folder as 0.1.0 made it: two files for everything, no state."""
+    shutil.rmtree(folder / "gateway" / "state")
+    with closing(open_data(settings_of(folder), now)) as opened:
+        key = new_private_key()
+        certificate = opened.keyring.ca.issue(
+            make_csr(key),
+            Principal(PrincipalKind.GATEWAY, "gateway-1"),
+            server=True,
+            client=True,
+            lifetime=lifetime,
+        )
+        with opened.database.write() as change:
+            change.run(tables.gateway.update().values(certificate_serial=serial_of(certificate)))
+    write_durably(folder / "gateway" / "key.pem", key)
+    write_durably(folder / "gateway" / "cert.pem", certificate)
+    (folder / "gateway" / "gateway.toml").write_text(
+        'cluster_id = "c"\nkey = "key.pem"\ncertificate = "cert.pem"\nca = "ca.pem"\n'
+    )
+
+
+def test_the_files_of_a_gateway_of_0_1_0_are_its_identity_until_they_end(copy: Path) -> None:
+    as_in_0_1_0(copy)
+    assert prepared(copy, after(396), (GATEWAY,)) == []
+    (said,) = prepared(copy, after(398), (GATEWAY,))
+    assert "gateways/gateway-1 joins anew, with a new key: its certificate ended" in said
+    assert lets_in(copy, after(398), PrincipalKind.GATEWAY) == "gateway-1"
 
 
 @pytest.mark.parametrize("part", ["key", "certificate"])
@@ -265,14 +262,15 @@ def test_a_node_whose_key_or_certificate_cannot_be_read_joins_anew(copy: Path, p
     assert said.endswith(": it has no identity that can be used")
 
 
-def test_what_cannot_be_renewed_is_said_and_stops_nobody_else(copy: Path) -> None:
+def test_what_cannot_be_recorded_is_said_and_makes_no_token(copy: Path) -> None:
     joined(copy)
-    other = Authority.create(settings_of(copy).cluster_id)
-    (copy / "gateway" / "cert.pem").write_bytes(other.certificate_pem)
-    said = prepared(copy, after(12))
-    assert len(said) == 2
-    assert "joins anew" in said[0]
-    assert said[1].startswith("the gateway of this server gets nothing new: ")
+    with closing(open_data(settings_of(copy), now)) as opened:
+        unable = replace(opened, log=UnableLog())
+        said = prepare(unable, MACHINES, after(12))
+    assert said == [
+        f"the {machine} of this server gets nothing new: the disk is full" for machine in MACHINES
+    ]
+    assert not (copy / "gateway" / "join.token").exists()
 
 
 def test_the_authoritys_certificate_is_written_where_it_was_lost(copy: Path) -> None:

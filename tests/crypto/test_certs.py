@@ -15,11 +15,9 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from appliance.core.errors import InvalidInput, Unauthenticated
 from appliance.core.identity import Principal, PrincipalKind
-from appliance.crypto.certs import (
+from appliance.crypto.certs import Authority, make_csr, new_private_key
+from appliance.crypto.reading import (
     CLOCK_SKEW,
-    Authority,
-    make_csr,
-    new_private_key,
     not_after,
     peer_identity,
     renew_time,

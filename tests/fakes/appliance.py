@@ -26,7 +26,7 @@ from appliance.control.auth.rules import Link
 from appliance.control.auth.sessions import COMPLETE, VERIFY_TOTP
 from appliance.control.auth.tokens import TokenKind
 from appliance.control.config import ControlConfig, Limits, Listen
-from appliance.control.main import Control, _certificate
+from appliance.control.main import Control
 from appliance.control.rpc.servicer import Servicer
 from appliance.control.services.bindings import Bindings
 from appliance.control.store import tables
@@ -34,7 +34,11 @@ from appliance.core import config
 from appliance.core.data_directory import DataDirectory
 from appliance.core.errors import ApplianceError
 from appliance.core.identity import Principal, PrincipalKind
-from appliance.crypto.certs import make_csr, new_private_key, serial_of
+from appliance.crypto.certs import make_csr, new_private_key
+from appliance.crypto.reading import (
+    serial_of,
+)
+from appliance.machine.identity import FILE, Identity
 from appliance.wire.status import from_rpc_error
 from appliance.wire.tls import channel
 
@@ -242,8 +246,9 @@ class Appliance:
 
     def gateway(self) -> Machine:
         """The gateway that `init` made."""
-        folder = DataDirectory(self.folder).gateway
-        return Machine((folder / "key.pem").read_bytes(), (folder / "cert.pem").read_bytes())
+        file = DataDirectory(self.folder).gateway / "state" / FILE
+        held = Identity.parse(file.read_bytes(), PrincipalKind.GATEWAY)
+        return Machine(held.key_pem, held.certificate_pem)
 
     def certificate(
         self, kind: PrincipalKind, name: str, *, lifetime: timedelta = timedelta(hours=1)
@@ -310,12 +315,9 @@ async def running(
     control = Control.build(settings(folder), clock)
     appliance = Appliance(folder, control, clock)
     if stage is not None:
-        key = new_private_key()
         identify, _ = control._identities()
         appliance.stage_port = control.server.bind(
-            control._listener(
-                "api", identify, stage(control), key, _certificate(control.base.keyring, key)
-            )
+            control._listener("api", identify, stage(control))
         )
     try:
         # The store is known, as it is a moment after the real process serves.

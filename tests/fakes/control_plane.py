@@ -27,7 +27,10 @@ from appliance.api.agent.v1 import (
 from appliance.core.errors import LeaseLost, Unauthenticated, Unavailable
 from appliance.core.identity import Principal, PrincipalKind
 from appliance.crypto import possession
-from appliance.crypto.certs import Authority, make_csr, new_private_key, serial_of
+from appliance.crypto.certs import Authority, make_csr, new_private_key
+from appliance.crypto.reading import (
+    serial_of,
+)
 from appliance.wire.status import to_status
 from appliance.wire.tls import SERVER_OPTIONS, server_credentials
 
@@ -191,7 +194,7 @@ class _Enrolment(enrolment_service_pb2_grpc.EnrolmentServiceServicer):
             error = Unauthenticated(f"nodes/{NODE} was evicted")
             await context.abort_with_status(to_status(error, "1"))
         return enrolment_service_pb2.RecoverCertificateResponse(
-            node=f"nodes/{NODE}", certificate=self._plane.issue(request.certificate_request)
+            name=f"nodes/{NODE}", certificate=self._plane.issue(request.certificate_request)
         )
 
 

@@ -16,7 +16,8 @@ from appliance.client.inference import AsyncInference
 from appliance.core.identity import Principal, PrincipalKind
 from appliance.crypto.certs import make_csr, new_private_key
 from appliance.gateway.config import GatewayConfig, Limits, Listen, Routing
-from appliance.gateway.main import Gateway, Identity
+from appliance.gateway.identity import begin
+from appliance.gateway.main import Gateway
 from tests.fakes.routing import Control
 from tests.fakes.wire import CLUSTER, authority
 from tests.fakes.worker import Worker
@@ -115,7 +116,7 @@ async def stage(folder: Path, *workers: Worker, **changes: Any) -> AsyncIterator
     control.serve(*workers)
     control.publish()
     config = configuration(folder, control.port, **changes)
-    gateway = Gateway(config, Identity.read(config))
+    gateway = Gateway(config, *await begin(config))
     stop = asyncio.Event()
     task = asyncio.create_task(gateway.run(stop))
     made = Stage(control, list(workers), gateway, token, folder, stop, task)

@@ -116,7 +116,7 @@ class Lab:
             base.clock,
         )
         self.nodes = Nodes(base.database, base.changes, base.policies, base.events, base.clock)
-        self.enrolment = enrolment(base, self.nodes)
+        self.enrolment = enrolment(base)
 
     def restart(self) -> None:
         self.close()

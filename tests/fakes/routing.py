@@ -5,22 +5,26 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterable
+from datetime import UTC, datetime
 from typing import Any
 
 from appliance.api.serving.v1 import endpoint_pb2, routing_service_pb2, routing_service_pb2_grpc
 from appliance.control.auth import tokens
+from appliance.control.services import fronts
 from appliance.core.errors import Unavailable
 from appliance.core.identity import Principal, PrincipalKind
+from appliance.crypto.reading import serial_of
 from appliance.crypto.tokens import TokenKind
 from appliance.wire import routing
 from appliance.wire.machine_door import MachineDoor
 from appliance.wire.rules import rules_of
 from appliance.wire.server import Listener, Server, Service
 from tests.fakes import worker as workers
-from tests.fakes.wire import CLUSTER, CONTROL, server_credentials
+from tests.fakes.wire import CLUSTER, CONTROL, authority, server_credentials
 from tests.fakes.worker import END, Worker
 
 RULES = rules_of(routing_service_pb2.DESCRIPTOR.services_by_name.values())
+GATEWAY = Principal(PrincipalKind.GATEWAY, "gateway-1")
 ENDPOINT = "projects/p/endpoints/e"
 TEMPLATE = (
     "{% for m in messages %}<s>{{ m.role }}: {{ m.content }}</s>{% endfor %}"
@@ -47,6 +51,9 @@ class Control(routing_service_pb2_grpc.RoutingServiceServicer):
         self.broken = False
         self.pulse = 0.2
         self.tokenizer_calls = 0
+        self.fronts = 0
+        self.watched: list[str] = []
+        """Serial numbers of the certificates that the view was asked for with, one a stream."""
         self._changed = asyncio.Event()
         self._server: Server | None = None
         self.port = 0
@@ -119,6 +126,8 @@ class Control(routing_service_pb2_grpc.RoutingServiceServicer):
         self, request: Any, context: Any
     ) -> AsyncIterator[routing_service_pb2.RoutingView]:
         last = -1
+        (certificate,) = context.auth_context()["x509_pem_cert"]
+        self.watched.append(serial_of(certificate))
         while True:
             changed = self._changed
             if self.view.version == last:
@@ -152,3 +161,24 @@ class Control(routing_service_pb2_grpc.RoutingServiceServicer):
         self.usages.extend(request.usages)
         self.refusals.extend(request.refusals)
         return routing_service_pb2.ReportUsageResponse()
+
+    async def RenewCertificate(
+        self, request: Any, context: Any
+    ) -> routing_service_pb2.RenewCertificateResponse:
+        if self.broken:
+            raise Unavailable("the audit log cannot be written")
+        certificate = authority().issue(
+            request.certificate_request.encode(), GATEWAY, server=False, client=True
+        )
+        return routing_service_pb2.RenewCertificateResponse(certificate=certificate.decode())
+
+    async def RenewFrontCertificate(
+        self, request: Any, context: Any
+    ) -> routing_service_pb2.RenewFrontCertificateResponse:
+        if self.broken:
+            raise Unavailable("the audit log cannot be written")
+        self.fronts += 1
+        certificate = fronts.issue(
+            authority(), GATEWAY, [], request.certificate_request, datetime.now(UTC)
+        )
+        return routing_service_pb2.RenewFrontCertificateResponse(certificate=certificate.decode())

@@ -2,6 +2,8 @@
 
 import contextlib
 import functools
+import socket
+import ssl
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -161,3 +163,15 @@ async def failure(call: Callable[[], Any]) -> grpc.aio.AioRpcError:
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         await call()
     return raised.value
+
+
+def shown(port: int, ca: bytes, name: str = "127.0.0.1") -> str:
+    """Serial number of what a server shows to a new connection."""
+    context = ssl.create_default_context(cadata=ca.decode())
+    with (
+        socket.create_connection(("127.0.0.1", port), timeout=10) as plain,
+        context.wrap_socket(plain, server_hostname=name) as connection,
+    ):
+        der = connection.getpeercert(binary_form=True)
+    assert der is not None
+    return f"{x509.load_der_x509_certificate(der).serial_number:x}"

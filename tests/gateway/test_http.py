@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from appliance.gateway.http import Admission, HttpFront
+from appliance.gateway.identity import begin
 from tests.fakes.gateway import configuration
 
 ADMISSION = Admission(
@@ -36,11 +37,11 @@ async def test_a_peer_that_reads_nothing_is_cut_off(tmp_path: Path) -> None:
             pass
 
     config = configuration(tmp_path, 1)
+    _, shown = await begin(config)
     front = HttpFront(
         endless,
         "127.0.0.1:0",
-        config.certificate,
-        config.key,
+        lambda: shown.context,
         admission=ADMISSION,
         refused=lambda source, reason: None,
         grace=1.0,

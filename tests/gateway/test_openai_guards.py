@@ -191,9 +191,7 @@ async def test_old_tls_is_refused(found: Stage) -> None:
         spoken = writer.get_extra_info("ssl_object").version()
         writer.close()
         assert spoken in ("TLSv1.2", "TLSv1.3")
-        config = found.gateway.http._server.config
-        assert config.ssl is not None
-        assert config.ssl.minimum_version >= ssl.TLSVersion.TLSv1_2
+        assert found.gateway.front.context.minimum_version >= ssl.TLSVersion.TLSv1_2
 
 
 async def test_a_stream_that_waits_for_a_replica_is_kept_alive(

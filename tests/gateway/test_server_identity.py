@@ -9,18 +9,16 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import ssl
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
 import pytest
 
 from appliance.api.inference.v1.worker_service_pb2_grpc import WorkerServiceStub
-from appliance.core.errors import FailedPrecondition, Untrusted
+from appliance.core.errors import Untrusted
 from appliance.core.identity import Principal, PrincipalKind
-from appliance.crypto.certs import make_csr
-from appliance.gateway.config import GatewayConfig
-from appliance.gateway.main import Gateway, Identity
+from appliance.gateway.identity import begin
+from appliance.gateway.main import Gateway
 from tests.fakes.gateway import Stage, configuration, stage, until
 from tests.fakes.routing import ENDPOINT, Control
 from tests.fakes.wire import authority, failure, other_authority, serving
@@ -41,7 +39,7 @@ async def test_a_false_control_plane_is_not_believed(
     control = Control(Principal(kind, "a"))
     await control.start()
     config = configuration(tmp_path, control.port)
-    gateway = Gateway(config, Identity.read(config))
+    gateway = Gateway(config, *await begin(config))
     stop = asyncio.Event()
     running = asyncio.create_task(gateway.run(stop))
     try:
@@ -64,8 +62,10 @@ async def test_a_control_plane_of_another_authority_is_said_to_be_one(
     control = Control()
     await control.start()
     config = configuration(tmp_path, control.port)
-    config.ca.write_bytes(other_authority().certificate_pem)
-    gateway = Gateway(config, Identity.read(config))
+    keeper, front = await begin(config)
+    ca_pem = other_authority().certificate_pem
+    keeper._identity = dataclasses.replace(keeper.identity, ca_pem=ca_pem)
+    gateway = Gateway(config, keeper, front)
     stop = asyncio.Event()
     running = asyncio.create_task(gateway.run(stop))
     try:
@@ -122,44 +122,3 @@ async def test_a_worker_cannot_pose_as_the_openai_api(kind: PrincipalKind) -> No
         for host in ("127.0.0.1", "localhost"):
             with pytest.raises(httpx.ConnectError, match="mismatch"):
                 await client.get(f"https://{host}:{running.port}/v1/models")
-
-
-def renewed(config: GatewayConfig, days: int) -> None:
-    """Put a certificate there that was made a year ago and ends in so many days."""
-    certificate = authority().issue(
-        make_csr(config.key.read_bytes()),
-        Principal(PrincipalKind.GATEWAY, "gateway-1"),
-        server=True,
-        client=True,
-        lifetime=timedelta(days=365 + days),
-        now=datetime.now(UTC) - timedelta(days=365),
-    )
-    config.certificate.write_bytes(certificate)
-
-
-def test_a_certificate_that_is_over_says_what_to_do(tmp_path: Path) -> None:
-    config = configuration(tmp_path, 1)
-    renewed(config, -1)
-    with pytest.raises(FailedPrecondition, match="has ended: where `appliance up` runs it"):
-        Identity.read(config)
-
-
-@pytest.mark.parametrize(("days", "notices"), [(30, 1), (60, 0)])
-async def test_the_end_of_a_certificate_is_told_before(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, days: int, notices: int
-) -> None:
-    control = Control()
-    await control.start()
-    config = configuration(tmp_path, control.port)
-    renewed(config, days)
-    gateway = Gateway(config, Identity.read(config))
-    stop = asyncio.Event()
-    running = asyncio.create_task(gateway.run(stop))
-    try:
-        await until(lambda: gateway.view.decides)
-    finally:
-        stop.set()
-        await running
-        await control.stop()
-    told = [record for record in caplog.records if "gateway-certificate" in record.getMessage()]
-    assert len(told) == notices

@@ -23,12 +23,17 @@ from appliance.api.nodes.v1 import node_pb2
 from appliance.core.errors import FailedPrecondition, Unauthenticated, Untrusted
 from appliance.core.files import write_durably
 from appliance.core.identity import Principal, PrincipalKind
-from appliance.crypto.certs import Authority, make_csr, new_private_key, renew_time, serial_of
+from appliance.crypto.certs import Authority, make_csr, new_private_key
+from appliance.crypto.reading import (
+    renew_time,
+    serial_of,
+)
+from appliance.machine import kinds
+from appliance.machine.control_plane import Control
+from appliance.machine.identity import Identity, IdentityStore
+from appliance.machine.joining import Joining
 from appliance.node.agent import Agent, Rhythm
-from appliance.node.config import Control
 from appliance.node.documents import Place
-from appliance.node.identity import Identity, IdentityStore
-from appliance.node.joining import Joining
 from appliance.node.launcher import Folders, Launcher
 from appliance.node.logs import LAST_BYTES
 from appliance.node.metrics import NodeMetrics
@@ -67,7 +72,7 @@ class Said(logging.Handler):
 
 @pytest.fixture
 def said() -> Iterator[Said]:
-    handler, logger = Said(), logging.getLogger("appliance.node")
+    handler, logger = Said(), logging.getLogger("appliance.machine")
     logger.addHandler(handler)
     yield handler
     logger.removeHandler(handler)
@@ -86,7 +91,7 @@ def store(control: FakeControlPlane, folder: Path) -> IdentityStore:
         ca=control.ca_file,
         ca_fingerprint=control.authority.fingerprint(),
     )
-    return IdentityStore(folder, addresses)
+    return IdentityStore(kinds.NODE, folder, addresses)
 
 
 def token_file(control: FakeControlPlane, folder: Path) -> Path:
@@ -132,7 +137,7 @@ async def test_joins_with_a_pinned_authority_and_keeps_its_key_to_itself(
     identities = store(control, tmp_path)
     token = token_file(control, tmp_path)
     identity = await identities.join(token)
-    assert (identity.node, identity.cluster) == (NODE, CLUSTER)
+    assert (identity.machine.id, identity.cluster) == (NODE, CLUSTER)
     assert not token.exists()
     assert stat.S_IMODE(identities.path.stat().st_mode) == 0o600
     assert identities.load() == identity
@@ -159,7 +164,7 @@ async def test_another_authority_than_announced_gets_no_token(
     for fingerprint in ("", "0" * 64):
         changed = dataclasses.replace(identities.control, ca_fingerprint=fingerprint)
         with pytest.raises(FailedPrecondition):
-            await IdentityStore(tmp_path, changed).join(token_file(control, tmp_path))
+            await IdentityStore(kinds.NODE, tmp_path, changed).join(token_file(control, tmp_path))
     assert control.token
 
 
@@ -180,7 +185,7 @@ async def test_another_server_of_the_authority_is_no_control_plane(
         plane.shown = honest
         true = await plane._serve(require_client=False)
         addresses = dataclasses.replace(identities.control, join=f"127.0.0.1:{true}")
-        identity = await IdentityStore(tmp_path, addresses).join(token)
+        identity = await IdentityStore(kinds.NODE, tmp_path, addresses).join(token)
         with pytest.raises(Untrusted, match="of another kind or name than the one that is meant"):
             await identities.renew(identity)
     assert identities.load() == identity
@@ -235,7 +240,7 @@ async def test_a_node_whose_certificate_is_useless_joins_with_the_token_it_gets(
         now=datetime.now(UTC) - issued_ago,
     )
     ca_pem, renew_at = control.authority.certificate_pem, renew_time(certificate)
-    old = Identity(NODE, CLUSTER, key, certificate, ca_pem, renew_at)
+    old = Identity(Principal(PrincipalKind.NODE, NODE), CLUSTER, key, certificate, ca_pem, renew_at)
     write_durably(store(control, tmp_path).path, old.document())
     assert why in store(control, tmp_path).useless(old)
     agent = await start()
@@ -283,7 +288,7 @@ async def test_an_identity_whose_parts_are_no_pair_is_said(
     for wrong in (b"none", b"", new_private_key()):
         bad = replace(good, **{part: wrong}).document()
         with pytest.raises(FailedPrecondition, match="of this node"):
-            Identity.parse(bad)
+            Identity.parse(bad, PrincipalKind.NODE)
 
 
 async def test_an_identity_that_cannot_be_read_waits_for_a_token(
@@ -313,7 +318,7 @@ async def test_a_refused_token_is_said_and_another_one_is_taken(
     await said.until(f"the join token in {token} is refused (this token cannot be used)")
     token_file(control, tmp_path)
     async with asyncio.timeout(30):
-        assert (await beginning).node == NODE
+        assert (await beginning).machine.id == NODE
 
 
 async def test_a_node_that_is_refused_joins_anew_when_it_gets_a_token(

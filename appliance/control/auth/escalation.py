@@ -23,6 +23,7 @@ from appliance.core.identity import Principal
 
 SHOWN_PERMISSIONS = 5
 JOIN = "nodes.createJoinToken"
+JOIN_GATEWAY = "gateways.createJoinToken"
 
 
 class Decides(Protocol):
@@ -88,18 +89,22 @@ def check_acts_as(policy: Decides, roles: Roles, caller: Principal, other: Princ
         )
 
 
-def check_lets_in(policy: Decides, caller: Principal) -> None:
-    """Raise Denied unless `caller` may let a server in, which then gets keys of every project."""
+def check_lets_in(policy: Decides, caller: Principal, permission: str = JOIN) -> None:
+    """Raise Denied unless `caller` may let a machine in.
+
+    A node then gets keys of every project, a gateway the prompts of every project.
+    """
     missing = [
-        (JOIN, domain)
+        (permission, domain)
         for domain in (PLATFORM, EVERYWHERE)
-        if not policy.allowed(caller, domain, JOIN)
+        if not policy.allowed(caller, domain, permission)
     ]
     if missing:
+        gets = "keys of the work" if permission == JOIN else "the prompts"
         raise Denied(
-            f"{caller.name} may not let a server in: it gets keys of the work of every project, "
+            f"{caller.name} may not let a server in: it gets {gets} of every project, "
             f"and you lack {_listed(missing)}. An administrator of both can do it",
-            permission=JOIN,
+            permission=permission,
             principal=caller.name,
         )
 

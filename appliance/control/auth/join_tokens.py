@@ -14,6 +14,7 @@ Called by the node and enrolment services, inside their transactions.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -26,6 +27,7 @@ from appliance.control.auth.tokens import TokenKind
 from appliance.control.store.database import Reading, Transaction
 from appliance.control.store.tables import join_token
 from appliance.core.errors import NotFound, Unauthenticated
+from appliance.core.identity import Principal, PrincipalKind
 
 LIFETIME = timedelta(minutes=10)
 KEPT = timedelta(days=1)
@@ -44,19 +46,25 @@ class NewJoinToken:
 def create(  # noqa: PLR0913 - the columns of one row
     transaction: Transaction,
     key: bytes,
-    node: str,
+    machine: Principal,
     creator: str,
     now: datetime,
     *,
     lifetime: timedelta = LIFETIME,
+    hosts: Collection[str] = (),
 ) -> NewJoinToken:
-    """Make a token with which one server may join as `node`, ten minutes unless said otherwise."""
+    """Make a token with which one server may join as `machine`, a node or a gateway.
+
+    For ten minutes unless said otherwise; `hosts` are names and addresses of a gateway.
+    """
     minted = tokens.mint(TokenKind.JOIN, key)
     transaction.run(delete(join_token).where(join_token.c.expire_time <= now - KEPT))
     transaction.run(
         insert(join_token).values(
             id=minted.id,
-            node=node,
+            kind=machine.kind.path,
+            machine=machine.id,
+            hosts=list(hosts),
             digest=minted.digest,
             creator=creator,
             create_time=now,
@@ -66,13 +74,22 @@ def create(  # noqa: PLR0913 - the columns of one row
     return NewJoinToken(minted.id, minted.text, now + lifetime)
 
 
-def consume(transaction: Transaction, key: bytes, text: str, now: datetime) -> str:
-    """Use a token up; the name of the node that may join with it. Raises Unauthenticated."""
+def consume(
+    transaction: Transaction,
+    key: bytes,
+    text: str,
+    now: datetime,
+    kind: PrincipalKind = PrincipalKind.NODE,
+) -> Row[Any]:
+    """Use a token up; its row, which says who may join with it.
+
+    Raises Unauthenticated, also for a token that is for another kind of machine.
+    """
     row = look_up(transaction, key, text)
-    if row is None or not can_be_used(row, now):
+    if row is None or not can_be_used(row, now) or row.kind != kind.path:
         raise tokens.refused()
     transaction.run(update(join_token).where(join_token.c.id == row.id).values(used_time=now))
-    return str(row.node)
+    return row
 
 
 def look_up(state: Reading, key: bytes, text: str) -> Row[Any] | None:
@@ -107,17 +124,27 @@ def usable(state: Reading, now: datetime, *, after: str = "", limit: int) -> lis
     )
 
 
-def revoke(transaction: Transaction, token_id: str) -> str:
-    """End a token; the node it was for. Raises NotFound when none can be used under this id."""
+def revoke(transaction: Transaction, token_id: str) -> Principal:
+    """End a token; whom it was for. Raises NotFound when none can be used under this id."""
     mine = join_token.c.id == token_id, join_token.c.used_time.is_(None)
-    node = transaction.value(select(join_token.c.node).where(*mine))
-    if node is None:
+    row = transaction.first(select(join_token).where(*mine))
+    if row is None:
         raise NotFound("there is no such join token: see `appliance node list-join-tokens`")
     transaction.run(delete(join_token).where(*mine))
-    return str(node)
+    return owner(row)
 
 
-def void(transaction: Transaction, node: str) -> int:
-    """End every token of a node's name, when it is evicted; how many."""
-    mine = join_token.c.node == node, join_token.c.used_time.is_(None)
+def owner(row: Row[Any]) -> Principal:
+    """Who may join with the token of this row."""
+    kind = PrincipalKind.GATEWAY if row.kind == PrincipalKind.GATEWAY.path else PrincipalKind.NODE
+    return Principal(kind, row.machine)
+
+
+def void(transaction: Transaction, machine: Principal) -> int:
+    """End every token of a machine's name, when it is evicted; how many."""
+    mine = (
+        join_token.c.kind == machine.kind.path,
+        join_token.c.machine == machine.id,
+        join_token.c.used_time.is_(None),
+    )
     return transaction.run(delete(join_token).where(*mine))

@@ -27,6 +27,12 @@ class EnrolmentRpc(Servicer, EnrolmentServiceServicer):
         """Exchanges a join token and a certificate request for the node's certificate."""
         return await self._run(self._service.join, self.caller, request)
 
+    async def JoinGateway(
+        self, request: rpc.JoinGatewayRequest, context: Context
+    ) -> rpc.JoinGatewayResponse:
+        """Exchanges a join token and a certificate request for a gateway's identity."""
+        return await self._run(self._service.join_gateway, self.caller, request)
+
     async def GetChallenge(
         self, request: rpc.GetChallengeRequest, context: Context
     ) -> rpc.GetChallengeResponse:
@@ -36,5 +42,5 @@ class EnrolmentRpc(Servicer, EnrolmentServiceServicer):
     async def RecoverCertificate(
         self, request: rpc.RecoverCertificateRequest, context: Context
     ) -> rpc.RecoverCertificateResponse:
-        """Replaces a node's certificate that has ended, by proof of its key."""
+        """Replaces a machine's certificate that has ended, by proof of its key."""
         return await self._run(self._service.recover, self.caller, request)

@@ -1,4 +1,4 @@
-"""RoutingService: see `appliance.control.services.routing`."""
+"""RoutingService: see `appliance.control.services.routing` and `gateways`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from appliance.api.serving.v1.routing_service_pb2_grpc import RoutingServiceServ
 from appliance.control.events import ACCESS, ROUTING, Events
 from appliance.control.pools import CallPool
 from appliance.control.rpc.servicer import Servicer
+from appliance.control.services.gateways import Gateways
 from appliance.control.services.routing import Routing
 from appliance.control.services.routing_view import Held
 
@@ -27,9 +28,12 @@ TOGETHER_SECONDS = 0.1
 class RoutingRpc(Servicer, RoutingServiceServicer):
     """Translates."""
 
-    def __init__(self, service: Routing, pool: CallPool, events: Events) -> None:
+    def __init__(
+        self, service: Routing, gateways: Gateways, pool: CallPool, events: Events
+    ) -> None:
         super().__init__(pool, events)
         self._service = service
+        self._gateways = gateways
 
     async def WatchRouting(
         self, request: rpc.WatchRoutingRequest, context: Context
@@ -56,3 +60,15 @@ class RoutingRpc(Servicer, RoutingServiceServicer):
     ) -> rpc.ReportUsageResponse:
         """Records inference calls in the audit chain."""
         return await self._run(self._service.report, self.caller, request)
+
+    async def RenewCertificate(
+        self, request: rpc.RenewCertificateRequest, context: Context
+    ) -> rpc.RenewCertificateResponse:
+        """Replaces what the gateway calls with, before it ends."""
+        return await self._run(self._gateways.renew, self.caller, request)
+
+    async def RenewFrontCertificate(
+        self, request: rpc.RenewFrontCertificateRequest, context: Context
+    ) -> rpc.RenewFrontCertificateResponse:
+        """Issues what the gateway shows to its callers."""
+        return await self._run(self._gateways.renew_front, self.caller, request)

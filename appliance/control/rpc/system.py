@@ -29,6 +29,12 @@ class SystemRpc(Servicer, SystemServiceServicer):
         """Returns the version and the state of the control plane."""
         return await self._run(self._service.get, self.caller)
 
+    async def ListExpirations(
+        self, request: rpc.ListExpirationsRequest, context: Context
+    ) -> rpc.ListExpirationsResponse:
+        """Returns what ends and somebody must see to."""
+        return await self._run(self._service.list_expirations, self.caller)
+
     async def ListPermissions(
         self, request: rpc.ListPermissionsRequest, context: Context
     ) -> rpc.ListPermissionsResponse:

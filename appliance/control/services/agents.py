@@ -24,9 +24,10 @@ from appliance.api.nodes.v1 import node_pb2
 from appliance.control.events import NODES, QUEUE, Events
 from appliance.control.services import job_rows
 from appliance.control.services.caller import Caller
+from appliance.control.services.certificates import EVICTED
 from appliance.control.services.fleet import Fleet, NodeFacts, Session
 from appliance.control.services.leases import Leases
-from appliance.control.services.nodes import EVICTED, LOST, READY
+from appliance.control.services.nodes import LOST, READY
 from appliance.control.services.replicas import Replicas
 from appliance.control.services.run_orders import stop_order
 from appliance.control.services.run_reports import RunReports

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 from sqlalchemy import select
 
+from appliance.control.services.certificates import EVICTED
 from appliance.control.services.memory import readable
-from appliance.control.services.nodes import EVICTED
 from appliance.control.store import tables
 from appliance.control.store.database import Reading
 from appliance.core.errors import FailedPrecondition

@@ -16,20 +16,20 @@ from datetime import datetime
 from typing import Any
 
 from appliance.api.nodes.v1 import node_pb2, node_service_pb2
-from appliance.control.auth import join_tokens, rules
 from appliance.control.auth.policy import PolicyStore
-from appliance.control.events import ACCESS, NODES, QUEUE, ROUTING, Events
+from appliance.control.events import Events
 from appliance.control.services import paging
 from appliance.control.services.caller import Caller
+from appliance.control.services.certificates import EVICTED, put_out
 from appliance.control.services.change import Changes
 from appliance.control.services.resources import missing, timestamp
 from appliance.control.store import tables
 from appliance.control.store.database import Database, Reading, Transaction
 from appliance.core import names
-from appliance.core.identity import PrincipalKind
+from appliance.core.identity import Principal, PrincipalKind
 from appliance.core.names import Name
 
-READY, LOST, EVICTED = "READY", "LOST", "EVICTED"
+READY, LOST = "READY", "LOST"
 _STATES = {
     READY: node_pb2.Node.STATE_READY,
     LOST: node_pb2.Node.STATE_LOST,
@@ -115,22 +115,12 @@ class Nodes:
         identifier = Name.parse(request.name, "node").id
 
         def work(transaction: Transaction) -> node_pb2.Node:
-            self.put_out(transaction, identifier)
+            machine = Principal(PrincipalKind.NODE, identifier)
+            put_out(transaction, self._policies, self._events, machine)
             row = transaction.first(tables.node.select().where(tables.node.c.id == identifier))
             return _resource(row, use_by_node(transaction).get(identifier, Use()))
 
         return self._changes.make(caller, request, node_pb2.Node, work)
-
-    def put_out(self, transaction: Transaction, identifier: str) -> None:
-        """Evict a node inside a transaction. NotFound when there is none."""
-        changed = transaction.run(
-            tables.node.update().where(tables.node.c.id == identifier).values(state=EVICTED)
-        )
-        if not changed:
-            raise missing(names.node(identifier))
-        join_tokens.void(transaction, identifier)
-        self._policies.took(transaction, rules.machine_link(PrincipalKind.NODE, identifier))
-        transaction.after_commit(lambda: self._events.publish(ACCESS, NODES, QUEUE, ROUTING))
 
 
 def _resource(row: Any, use: Use) -> node_pb2.Node:  # noqa: ANN401  # a row of SQLAlchemy

@@ -38,7 +38,10 @@ from appliance.core.checkpoints import CheckpointPoint
 from appliance.core.errors import LeaseLost, Unavailable
 from appliance.core.identity import Principal, PrincipalKind
 from appliance.core.names import Name
-from appliance.crypto.certs import Authority, serial_of
+from appliance.crypto.certs import Authority
+from appliance.crypto.reading import (
+    serial_of,
+)
 
 
 class Release:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from appliance.api.system.v1 import system_service_pb2 as rpc
 from appliance.control.auth.policy import PolicyStore
 from appliance.control.services.caller import Caller
+from appliance.control.services.expirations import MOST, Expirations
+from appliance.control.services.resources import timestamp
 from appliance.wire.rules import Rule
 
 
@@ -24,8 +26,15 @@ class Facts:
 class System:
     """Shows the appliance. `rules` are those of every RPC of the control plane."""
 
-    def __init__(self, facts: Facts, rules: Mapping[str, Rule], policies: PolicyStore) -> None:
+    def __init__(
+        self,
+        facts: Facts,
+        rules: Mapping[str, Rule],
+        policies: PolicyStore,
+        expirations: Expirations,
+    ) -> None:
         self._facts = facts
+        self._expirations = expirations
         self._rules = rules
         self._policies = policies
 
@@ -38,6 +47,16 @@ class System:
             policy_version=self._policies.current().version,
             gateway_address=self._facts.gateway_address,
             openai_base_url=self._facts.openai_base_url,
+        )
+
+    def list_expirations(self, caller: Caller) -> rpc.ListExpirationsResponse:
+        """What ends and somebody must see to, soonest first."""
+        del caller
+        return rpc.ListExpirationsResponse(
+            expirations=[
+                rpc.Expiration(what=each.what, expire_time=timestamp(each.time), advice=each.advice)
+                for each in self._expirations.due()[:MOST]
+            ]
         )
 
     def list_permissions(self, caller: Caller) -> rpc.ListPermissionsResponse:

@@ -368,25 +368,37 @@ node = Table(
     Column("certificate_serial", Text, nullable=False, default=""),
     Column("previous_serial", Text, nullable=False, default=""),
     Column("certificate_used", Boolean, nullable=False, default=False, server_default=false()),
+    Column("certificate_expire_time", Moment, nullable=True),
     Column("create_time", Moment, nullable=False),
     Column("seen_time", Moment, nullable=True),
 )
 
-# `state`: READY | EVICTED.
+# `state`: READY | EVICTED. `certificate_*` and `previous_serial` are about its identity, as of a
+# node. `hosts` are DNS names and addresses that its callers use; none: those that the control plane
+# announces. `front_expire_time` is of the newest certificate with them.
 gateway = Table(
     "gateway",
     metadata,
     Column("id", Text, primary_key=True),
     Column("state", Text, nullable=False),
+    Column("hosts", JSON, nullable=False, default=list, server_default=text("'[]'")),
+    Column("certificate_generation", Integer, nullable=False, default=1, server_default=text("1")),
     Column("certificate_serial", Text, nullable=False, default=""),
+    Column("previous_serial", Text, nullable=False, default="", server_default=text("''")),
+    Column("certificate_used", Boolean, nullable=False, default=False, server_default=false()),
+    Column("certificate_expire_time", Moment, nullable=True),
+    Column("front_expire_time", Moment, nullable=True),
     Column("create_time", Moment, nullable=False),
 )
 
+# `kind`: node | gateway; `machine` is the id of the one that may join; `hosts` are a gateway's.
 join_token = Table(
     "join_token",
     metadata,
     Column("id", Text, primary_key=True),
-    Column("node", Text, nullable=False),
+    Column("kind", Text, nullable=False, default="node", server_default=text("'node'")),
+    Column("machine", Text, nullable=False),
+    Column("hosts", JSON, nullable=False, default=list, server_default=text("'[]'")),
     Column("digest", LargeBinary, nullable=False),
     Column("creator", Text, nullable=False),
     Column("create_time", Moment, nullable=False),

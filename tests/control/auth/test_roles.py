@@ -40,14 +40,14 @@ def test_the_roles(roles: Roles) -> None:
         for role in roles.roles.values()
     }
     assert found == {
-        "administrator": (True, "everywhere platform", 51),
-        "auditor": (True, "everywhere platform", 10),
+        "administrator": (True, "everywhere platform", 55),
+        "auditor": (True, "everywhere platform", 12),
         "owner": (True, "everywhere project", 33),
         "developer": (True, "everywhere project", 25),
         "viewer": (True, "everywhere project", 13),
         "inference": (True, "everywhere project", 2),
         "node": (False, "platform", 3),
-        "gateway": (False, "platform", 3),
+        "gateway": (False, "platform", 4),
     }
 
 
@@ -71,6 +71,7 @@ def test_where_permissions_are_decided(roles: Roles) -> None:
         "bindings.create",
         "bindings.delete",
         "bindings.list",
+        "gateways.createJoinToken",
         "nodes.createJoinToken",
     }
     nouns = {name.partition(".")[0] for name in roles.permissions if roles.is_decided(name, "p")}
@@ -80,6 +81,7 @@ def test_where_permissions_are_decided(roles: Roles) -> None:
             "checkpoints",
             "datasets",
             "endpoints",
+            "gateways",
             "jobs",
             "models",
             "nodes",
@@ -108,7 +110,7 @@ def test_reading_roles_change_nothing(roles: Roles) -> None:
         for name in ("auditor", "viewer")
         for item in roles.roles[name].permissions
     }
-    assert verbs == {"get", "list", "listJoinTokens", "export"}
+    assert verbs == {"get", "list", "listExpirations", "listJoinTokens", "export"}
 
 
 @pytest.mark.attack

@@ -357,14 +357,17 @@ def test_a_locked_application_is_out_at_once(house: House) -> None:
         house.identify(made.text)
 
 
+GPU_1 = Principal(PrincipalKind.NODE, "gpu-1")
+
+
 def _join_token(house: House) -> join_tokens.NewJoinToken:
     with house.state.write() as transaction:
-        return join_tokens.create(transaction, KEY, "gpu-1", "user:alice", house.clock())
+        return join_tokens.create(transaction, KEY, GPU_1, "user:alice", house.clock())
 
 
 def _join(house: House, text: str) -> str:
     with house.state.write() as transaction:
-        return join_tokens.consume(transaction, KEY, text, house.clock())
+        return str(join_tokens.consume(transaction, KEY, text, house.clock()).machine)
 
 
 @pytest.mark.attack

@@ -15,7 +15,11 @@ from appliance.core.errors import (
     NotFound,
 )
 from appliance.core.identity import Principal, PrincipalKind
-from appliance.crypto.certs import make_csr, new_private_key, not_after, peer_identity
+from appliance.crypto.certs import make_csr, new_private_key
+from appliance.crypto.reading import (
+    not_after,
+    peer_identity,
+)
 from tests.fakes.lab import ALICE, GIB, Lab
 
 NAME = "projects/demo/endpoints/chat"

@@ -9,12 +9,14 @@ import pytest
 
 from appliance.api.agent.v1 import agent_service_pb2 as agent
 from appliance.api.jobs.v1 import job_pb2
+from appliance.control.services.certificates import put_out
 from appliance.control.services.leases import NODE_LOST_SECONDS, UNNAMED_SECONDS
 from appliance.control.store import tables
 from appliance.control.work_metrics import WorkMetrics
 from appliance.core.errors import (
     LeaseLost,
 )
+from appliance.core.identity import Principal, PrincipalKind
 from tests.fakes import tiny_model
 from tests.fakes.lab import ALICE, GIB, PROJECT, Lab, train_request
 
@@ -245,7 +247,8 @@ async def test_an_evicted_node_loses_its_stream_its_keys_and_its_job_at_once(lab
     lab.look()
     await one.take()
     with lab.database.write() as transaction:
-        lab.nodes.put_out(transaction, "n1")
+        machine = Principal(PrincipalKind.NODE, "n1")
+        put_out(transaction, lab.base.policies, lab.base.events, machine)
     two = await lab.connected("n2")
     lab.look()
     lab.look()

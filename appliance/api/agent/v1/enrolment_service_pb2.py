@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from appliance.api.common.v1 import access_pb2 as appliance_dot_api_dot_common_dot_v1_dot_access__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.appliance/api/agent/v1/enrolment_service.proto\x12\x16\x61ppliance.api.agent.v1\x1a$appliance/api/common/v1/access.proto\"9\n\x0bJoinRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x1b\n\x13\x63\x65rtificate_request\x18\x02 \x01(\t\"\x15\n\x13GetChallengeRequest\")\n\x14GetChallengeResponse\x12\x11\n\tchallenge\x18\x01 \x01(\x0c\"s\n\x19RecoverCertificateRequest\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\t\x12\x11\n\tchallenge\x18\x02 \x01(\x0c\x12\x1b\n\x13\x63\x65rtificate_request\x18\x03 \x01(\t\x12\x11\n\tsignature\x18\x04 \x01(\x0c\"?\n\x1aRecoverCertificateResponse\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x13\n\x0b\x63\x65rtificate\x18\x02 \x01(\t\"]\n\x0cJoinResponse\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x13\n\x0b\x63\x65rtificate\x18\x02 \x01(\t\x12\x16\n\x0e\x63\x61_certificate\x18\x03 \x01(\t\x12\x12\n\ncluster_id\x18\x04 \x01(\t2\xf5\x02\n\x10\x45nrolmentService\x12_\n\x04Join\x12#.appliance.api.agent.v1.JoinRequest\x1a$.appliance.api.agent.v1.JoinResponse\"\x0c\x8a\xb5\x18\x08\x18\x01:\x04node\x12t\n\x0cGetChallenge\x12+.appliance.api.agent.v1.GetChallengeRequest\x1a,.appliance.api.agent.v1.GetChallengeResponse\"\t\x90\x02\x01\x8a\xb5\x18\x02\x18\x01\x12\x89\x01\n\x12RecoverCertificate\x12\x31.appliance.api.agent.v1.RecoverCertificateRequest\x1a\x32.appliance.api.agent.v1.RecoverCertificateResponse\"\x0c\x8a\xb5\x18\x08\x18\x01:\x04nodeb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.appliance/api/agent/v1/enrolment_service.proto\x12\x16\x61ppliance.api.agent.v1\x1a$appliance/api/common/v1/access.proto\"9\n\x0bJoinRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x1b\n\x13\x63\x65rtificate_request\x18\x02 \x01(\t\"\x15\n\x13GetChallengeRequest\")\n\x14GetChallengeResponse\x12\x11\n\tchallenge\x18\x01 \x01(\x0c\"s\n\x19RecoverCertificateRequest\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\t\x12\x11\n\tchallenge\x18\x02 \x01(\x0c\x12\x1b\n\x13\x63\x65rtificate_request\x18\x03 \x01(\t\x12\x11\n\tsignature\x18\x04 \x01(\x0c\"?\n\x1aRecoverCertificateResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x63\x65rtificate\x18\x02 \x01(\t\"]\n\x0cJoinResponse\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x13\n\x0b\x63\x65rtificate\x18\x02 \x01(\t\x12\x16\n\x0e\x63\x61_certificate\x18\x03 \x01(\t\x12\x12\n\ncluster_id\x18\x04 \x01(\t\"@\n\x12JoinGatewayRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x1b\n\x13\x63\x65rtificate_request\x18\x02 \x01(\t\"g\n\x13JoinGatewayResponse\x12\x0f\n\x07gateway\x18\x01 \x01(\t\x12\x13\n\x0b\x63\x65rtificate\x18\x02 \x01(\t\x12\x16\n\x0e\x63\x61_certificate\x18\x03 \x01(\t\x12\x12\n\ncluster_id\x18\x04 \x01(\t2\xee\x03\n\x10\x45nrolmentService\x12_\n\x04Join\x12#.appliance.api.agent.v1.JoinRequest\x1a$.appliance.api.agent.v1.JoinResponse\"\x0c\x8a\xb5\x18\x08\x18\x01:\x04node\x12w\n\x0bJoinGateway\x12*.appliance.api.agent.v1.JoinGatewayRequest\x1a+.appliance.api.agent.v1.JoinGatewayResponse\"\x0f\x8a\xb5\x18\x0b\x18\x01:\x07gateway\x12t\n\x0cGetChallenge\x12+.appliance.api.agent.v1.GetChallengeRequest\x1a,.appliance.api.agent.v1.GetChallengeResponse\"\t\x90\x02\x01\x8a\xb5\x18\x02\x18\x01\x12\x89\x01\n\x12RecoverCertificate\x12\x31.appliance.api.agent.v1.RecoverCertificateRequest\x1a\x32.appliance.api.agent.v1.RecoverCertificateResponse\"\x0c\x8a\xb5\x18\x08\x18\x01:\x04nameb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,10 +34,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ENROLMENTSERVICE'].methods_by_name['Join']._loaded_options = None
   _globals['_ENROLMENTSERVICE'].methods_by_name['Join']._serialized_options = b'\212\265\030\010\030\001:\004node'
+  _globals['_ENROLMENTSERVICE'].methods_by_name['JoinGateway']._loaded_options = None
+  _globals['_ENROLMENTSERVICE'].methods_by_name['JoinGateway']._serialized_options = b'\212\265\030\013\030\001:\007gateway'
   _globals['_ENROLMENTSERVICE'].methods_by_name['GetChallenge']._loaded_options = None
   _globals['_ENROLMENTSERVICE'].methods_by_name['GetChallenge']._serialized_options = b'\220\002\001\212\265\030\002\030\001'
   _globals['_ENROLMENTSERVICE'].methods_by_name['RecoverCertificate']._loaded_options = None
-  _globals['_ENROLMENTSERVICE'].methods_by_name['RecoverCertificate']._serialized_options = b'\212\265\030\010\030\001:\004node'
+  _globals['_ENROLMENTSERVICE'].methods_by_name['RecoverCertificate']._serialized_options = b'\212\265\030\010\030\001:\004name'
   _globals['_JOINREQUEST']._serialized_start=112
   _globals['_JOINREQUEST']._serialized_end=169
   _globals['_GETCHALLENGEREQUEST']._serialized_start=171
@@ -50,6 +52,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RECOVERCERTIFICATERESPONSE']._serialized_end=417
   _globals['_JOINRESPONSE']._serialized_start=419
   _globals['_JOINRESPONSE']._serialized_end=512
-  _globals['_ENROLMENTSERVICE']._serialized_start=515
-  _globals['_ENROLMENTSERVICE']._serialized_end=888
+  _globals['_JOINGATEWAYREQUEST']._serialized_start=514
+  _globals['_JOINGATEWAYREQUEST']._serialized_end=578
+  _globals['_JOINGATEWAYRESPONSE']._serialized_start=580
+  _globals['_JOINGATEWAYRESPONSE']._serialized_end=683
+  _globals['_ENROLMENTSERVICE']._serialized_start=686
+  _globals['_ENROLMENTSERVICE']._serialized_end=1180
 # @@protoc_insertion_point(module_scope)

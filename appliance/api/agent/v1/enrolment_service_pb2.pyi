@@ -36,12 +36,12 @@ class RecoverCertificateRequest(_message.Message):
     def __init__(self, certificate: _Optional[str] = ..., challenge: _Optional[bytes] = ..., certificate_request: _Optional[str] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class RecoverCertificateResponse(_message.Message):
-    __slots__ = ("node", "certificate")
-    NODE_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("name", "certificate")
+    NAME_FIELD_NUMBER: _ClassVar[int]
     CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
-    node: str
+    name: str
     certificate: str
-    def __init__(self, node: _Optional[str] = ..., certificate: _Optional[str] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., certificate: _Optional[str] = ...) -> None: ...
 
 class JoinResponse(_message.Message):
     __slots__ = ("node", "certificate", "ca_certificate", "cluster_id")
@@ -54,3 +54,23 @@ class JoinResponse(_message.Message):
     ca_certificate: str
     cluster_id: str
     def __init__(self, node: _Optional[str] = ..., certificate: _Optional[str] = ..., ca_certificate: _Optional[str] = ..., cluster_id: _Optional[str] = ...) -> None: ...
+
+class JoinGatewayRequest(_message.Message):
+    __slots__ = ("token", "certificate_request")
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    CERTIFICATE_REQUEST_FIELD_NUMBER: _ClassVar[int]
+    token: str
+    certificate_request: str
+    def __init__(self, token: _Optional[str] = ..., certificate_request: _Optional[str] = ...) -> None: ...
+
+class JoinGatewayResponse(_message.Message):
+    __slots__ = ("gateway", "certificate", "ca_certificate", "cluster_id")
+    GATEWAY_FIELD_NUMBER: _ClassVar[int]
+    CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    CA_CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    CLUSTER_ID_FIELD_NUMBER: _ClassVar[int]
+    gateway: str
+    certificate: str
+    ca_certificate: str
+    cluster_id: str
+    def __init__(self, gateway: _Optional[str] = ..., certificate: _Optional[str] = ..., ca_certificate: _Optional[str] = ..., cluster_id: _Optional[str] = ...) -> None: ...

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class EnrolmentServiceStub:
-    """How a server becomes a node. On the listener that asks for no client certificate.
+    """How a server becomes a node or a gateway. On the listener that asks for no client certificate.
     """
 
     def __init__(self, channel):
@@ -39,6 +39,11 @@ class EnrolmentServiceStub:
                 '/appliance.api.agent.v1.EnrolmentService/Join',
                 request_serializer=appliance_dot_api_dot_agent_dot_v1_dot_enrolment__service__pb2.JoinRequest.SerializeToString,
                 response_deserializer=appliance_dot_api_dot_agent_dot_v1_dot_enrolment__service__pb2.JoinResponse.FromString,
+                _registered_method=True)
+        self.JoinGateway = channel.unary_unary(
+                '/appliance.api.agent.v1.EnrolmentService/JoinGateway',
+                request_serializer=appliance_dot_api_dot_agent_dot_v1_dot_enrolment__service__pb2.JoinGatewayRequest.SerializeToString,
+                response_deserializer=appliance_dot_api_dot_agent_dot_v1_dot_enrolment__service__pb2.JoinGatewayResponse.FromString,
                 _registered_method=True)
         self.GetChallenge = channel.unary_unary(
                 '/appliance.api.agent.v1.EnrolmentService/GetChallenge',
@@ -53,11 +58,18 @@ class EnrolmentServiceStub:
 
 
 class EnrolmentServiceServicer:
-    """How a server becomes a node. On the listener that asks for no client certificate.
+    """How a server becomes a node or a gateway. On the listener that asks for no client certificate.
     """
 
     def Join(self, request, context):
         """Exchanges a join token and a certificate request for the node's certificate. The token is used up.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def JoinGateway(self, request, context):
+        """Exchanges a join token that is for a gateway and a certificate request for the gateway's identity. The token is used up.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -71,8 +83,8 @@ class EnrolmentServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RecoverCertificate(self, request, context):
-        """Replaces a node's certificate that has ended, at most 90 days ago, by proof of its key. Not of a node that was evicted, and not one
-        that still holds (FAILED_PRECONDITION).
+        """Replaces the certificate of a node or of a gateway that has ended, at most 90 days ago, by proof of its key. Not of one that was
+        evicted, and not one that still holds (FAILED_PRECONDITION).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -85,6 +97,11 @@ def add_EnrolmentServiceServicer_to_server(servicer, server):
                     servicer.Join,
                     request_deserializer=appliance_dot_api_dot_agent_dot_v1_dot_enrolment__service__pb2.JoinRequest.FromString,
                     response_serializer=appliance_dot_api_dot_agent_dot_v1_dot_enrolment__service__pb2.JoinResponse.SerializeToString,
+            ),
+            'JoinGateway': grpc.unary_unary_rpc_method_handler(
+                    servicer.JoinGateway,
+                    request_deserializer=appliance_dot_api_dot_agent_dot_v1_dot_enrolment__service__pb2.JoinGatewayRequest.FromString,
+                    response_serializer=appliance_dot_api_dot_agent_dot_v1_dot_enrolment__service__pb2.JoinGatewayResponse.SerializeToString,
             ),
             'GetChallenge': grpc.unary_unary_rpc_method_handler(
                     servicer.GetChallenge,
@@ -105,7 +122,7 @@ def add_EnrolmentServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class EnrolmentService:
-    """How a server becomes a node. On the listener that asks for no client certificate.
+    """How a server becomes a node or a gateway. On the listener that asks for no client certificate.
     """
 
     @staticmethod
@@ -125,6 +142,33 @@ class EnrolmentService:
             '/appliance.api.agent.v1.EnrolmentService/Join',
             appliance_dot_api_dot_agent_dot_v1_dot_enrolment__service__pb2.JoinRequest.SerializeToString,
             appliance_dot_api_dot_agent_dot_v1_dot_enrolment__service__pb2.JoinResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def JoinGateway(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.api.agent.v1.EnrolmentService/JoinGateway',
+            appliance_dot_api_dot_agent_dot_v1_dot_enrolment__service__pb2.JoinGatewayRequest.SerializeToString,
+            appliance_dot_api_dot_agent_dot_v1_dot_enrolment__service__pb2.JoinGatewayResponse.FromString,
             options,
             channel_credentials,
             insecure,

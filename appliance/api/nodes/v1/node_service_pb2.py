@@ -27,7 +27,7 @@ from appliance.api.nodes.v1 import node_pb2 as appliance_dot_api_dot_nodes_dot_v
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)appliance/api/nodes/v1/node_service.proto\x12\x16\x61ppliance.api.nodes.v1\x1a$appliance/api/common/v1/access.proto\x1a!appliance/api/nodes/v1/node.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x1e\n\x0eGetNodeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"9\n\x10ListNodesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"Y\n\x11ListNodesResponse\x12+\n\x05nodes\x18\x01 \x03(\x0b\x32\x1c.appliance.api.nodes.v1.Node\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\")\n\x16\x43reateJoinTokenRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\"\x83\x01\n\x17\x43reateJoinTokenResponse\x12\r\n\x05token\x18\x01 \x01(\t\x12\x16\n\x0e\x63\x61_fingerprint\x18\x02 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08token_id\x18\x04 \x01(\t\"\x98\x01\n\tJoinToken\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04node\x18\x02 \x01(\t\x12\x0f\n\x07\x63reator\x18\x03 \x01(\t\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\">\n\x15ListJoinTokensRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"i\n\x16ListJoinTokensResponse\x12\x36\n\x0bjoin_tokens\x18\x01 \x03(\x0b\x32!.appliance.api.nodes.v1.JoinToken\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"*\n\x16RevokeJoinTokenRequest\x12\x10\n\x08token_id\x18\x01 \x01(\t\"\x19\n\x17RevokeJoinTokenResponse\"4\n\x10\x45victNodeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t2\xc1\x06\n\x0bNodeService\x12\x63\n\x07GetNode\x12&.appliance.api.nodes.v1.GetNodeRequest\x1a\x1c.appliance.api.nodes.v1.Node\"\x12\x90\x02\x01\x8a\xb5\x18\x0b\n\tnodes.get\x12u\n\tListNodes\x12(.appliance.api.nodes.v1.ListNodesRequest\x1a).appliance.api.nodes.v1.ListNodesResponse\"\x13\x90\x02\x01\x8a\xb5\x18\x0c\n\nnodes.list\x12\xb1\x01\n\x0f\x43reateJoinToken\x12..appliance.api.nodes.v1.CreateJoinTokenRequest\x1a/.appliance.api.nodes.v1.CreateJoinTokenResponse\"=\x8a\xb5\x18\x39\n\x15nodes.createJoinToken\x10\x01\x32\x07node_id:\x08token_id:\x0b\x65xpire_time\x12\x8e\x01\n\x0eListJoinTokens\x12-.appliance.api.nodes.v1.ListJoinTokensRequest\x1a..appliance.api.nodes.v1.ListJoinTokensResponse\"\x1d\x90\x02\x01\x8a\xb5\x18\x16\n\x14nodes.listJoinTokens\x12\x99\x01\n\x0fRevokeJoinToken\x12..appliance.api.nodes.v1.RevokeJoinTokenRequest\x1a/.appliance.api.nodes.v1.RevokeJoinTokenResponse\"%\x8a\xb5\x18!\n\x15nodes.revokeJoinToken2\x08token_id\x12u\n\tEvictNode\x12(.appliance.api.nodes.v1.EvictNodeRequest\x1a\x1c.appliance.api.nodes.v1.Node\" \x8a\xb5\x18\x1c\n\x0bnodes.evict\x10\x01\x32\x04name:\x05stateb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)appliance/api/nodes/v1/node_service.proto\x12\x16\x61ppliance.api.nodes.v1\x1a$appliance/api/common/v1/access.proto\x1a!appliance/api/nodes/v1/node.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x1e\n\x0eGetNodeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"9\n\x10ListNodesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"Y\n\x11ListNodesResponse\x12+\n\x05nodes\x18\x01 \x03(\x0b\x32\x1c.appliance.api.nodes.v1.Node\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\")\n\x16\x43reateJoinTokenRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\"\x83\x01\n\x17\x43reateJoinTokenResponse\x12\r\n\x05token\x18\x01 \x01(\t\x12\x16\n\x0e\x63\x61_fingerprint\x18\x02 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08token_id\x18\x04 \x01(\t\"\xa9\x01\n\tJoinToken\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04node\x18\x02 \x01(\t\x12\x0f\n\x07\x63reator\x18\x03 \x01(\t\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07gateway\x18\x06 \x01(\t\">\n\x15ListJoinTokensRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"i\n\x16ListJoinTokensResponse\x12\x36\n\x0bjoin_tokens\x18\x01 \x03(\x0b\x32!.appliance.api.nodes.v1.JoinToken\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"*\n\x16RevokeJoinTokenRequest\x12\x10\n\x08token_id\x18\x01 \x01(\t\"\x19\n\x17RevokeJoinTokenResponse\"4\n\x10\x45victNodeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t2\xc1\x06\n\x0bNodeService\x12\x63\n\x07GetNode\x12&.appliance.api.nodes.v1.GetNodeRequest\x1a\x1c.appliance.api.nodes.v1.Node\"\x12\x90\x02\x01\x8a\xb5\x18\x0b\n\tnodes.get\x12u\n\tListNodes\x12(.appliance.api.nodes.v1.ListNodesRequest\x1a).appliance.api.nodes.v1.ListNodesResponse\"\x13\x90\x02\x01\x8a\xb5\x18\x0c\n\nnodes.list\x12\xb1\x01\n\x0f\x43reateJoinToken\x12..appliance.api.nodes.v1.CreateJoinTokenRequest\x1a/.appliance.api.nodes.v1.CreateJoinTokenResponse\"=\x8a\xb5\x18\x39\n\x15nodes.createJoinToken\x10\x01\x32\x07node_id:\x08token_id:\x0b\x65xpire_time\x12\x8e\x01\n\x0eListJoinTokens\x12-.appliance.api.nodes.v1.ListJoinTokensRequest\x1a..appliance.api.nodes.v1.ListJoinTokensResponse\"\x1d\x90\x02\x01\x8a\xb5\x18\x16\n\x14nodes.listJoinTokens\x12\x99\x01\n\x0fRevokeJoinToken\x12..appliance.api.nodes.v1.RevokeJoinTokenRequest\x1a/.appliance.api.nodes.v1.RevokeJoinTokenResponse\"%\x8a\xb5\x18!\n\x15nodes.revokeJoinToken2\x08token_id\x12u\n\tEvictNode\x12(.appliance.api.nodes.v1.EvictNodeRequest\x1a\x1c.appliance.api.nodes.v1.Node\" \x8a\xb5\x18\x1c\n\x0bnodes.evict\x10\x01\x32\x04name:\x05stateb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -57,17 +57,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATEJOINTOKENRESPONSE']._serialized_start=401
   _globals['_CREATEJOINTOKENRESPONSE']._serialized_end=532
   _globals['_JOINTOKEN']._serialized_start=535
-  _globals['_JOINTOKEN']._serialized_end=687
-  _globals['_LISTJOINTOKENSREQUEST']._serialized_start=689
-  _globals['_LISTJOINTOKENSREQUEST']._serialized_end=751
-  _globals['_LISTJOINTOKENSRESPONSE']._serialized_start=753
-  _globals['_LISTJOINTOKENSRESPONSE']._serialized_end=858
-  _globals['_REVOKEJOINTOKENREQUEST']._serialized_start=860
-  _globals['_REVOKEJOINTOKENREQUEST']._serialized_end=902
-  _globals['_REVOKEJOINTOKENRESPONSE']._serialized_start=904
-  _globals['_REVOKEJOINTOKENRESPONSE']._serialized_end=929
-  _globals['_EVICTNODEREQUEST']._serialized_start=931
-  _globals['_EVICTNODEREQUEST']._serialized_end=983
-  _globals['_NODESERVICE']._serialized_start=986
-  _globals['_NODESERVICE']._serialized_end=1819
+  _globals['_JOINTOKEN']._serialized_end=704
+  _globals['_LISTJOINTOKENSREQUEST']._serialized_start=706
+  _globals['_LISTJOINTOKENSREQUEST']._serialized_end=768
+  _globals['_LISTJOINTOKENSRESPONSE']._serialized_start=770
+  _globals['_LISTJOINTOKENSRESPONSE']._serialized_end=875
+  _globals['_REVOKEJOINTOKENREQUEST']._serialized_start=877
+  _globals['_REVOKEJOINTOKENREQUEST']._serialized_end=919
+  _globals['_REVOKEJOINTOKENRESPONSE']._serialized_start=921
+  _globals['_REVOKEJOINTOKENRESPONSE']._serialized_end=946
+  _globals['_EVICTNODEREQUEST']._serialized_start=948
+  _globals['_EVICTNODEREQUEST']._serialized_end=1000
+  _globals['_NODESERVICE']._serialized_start=1003
+  _globals['_NODESERVICE']._serialized_end=1836
 # @@protoc_insertion_point(module_scope)

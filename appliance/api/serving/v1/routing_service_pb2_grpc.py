@@ -50,6 +50,16 @@ class RoutingServiceStub:
                 request_serializer=appliance_dot_api_dot_serving_dot_v1_dot_routing__service__pb2.ReportUsageRequest.SerializeToString,
                 response_deserializer=appliance_dot_api_dot_serving_dot_v1_dot_routing__service__pb2.ReportUsageResponse.FromString,
                 _registered_method=True)
+        self.RenewCertificate = channel.unary_unary(
+                '/appliance.api.serving.v1.RoutingService/RenewCertificate',
+                request_serializer=appliance_dot_api_dot_serving_dot_v1_dot_routing__service__pb2.RenewCertificateRequest.SerializeToString,
+                response_deserializer=appliance_dot_api_dot_serving_dot_v1_dot_routing__service__pb2.RenewCertificateResponse.FromString,
+                _registered_method=True)
+        self.RenewFrontCertificate = channel.unary_unary(
+                '/appliance.api.serving.v1.RoutingService/RenewFrontCertificate',
+                request_serializer=appliance_dot_api_dot_serving_dot_v1_dot_routing__service__pb2.RenewFrontCertificateRequest.SerializeToString,
+                response_deserializer=appliance_dot_api_dot_serving_dot_v1_dot_routing__service__pb2.RenewFrontCertificateResponse.FromString,
+                _registered_method=True)
 
 
 class RoutingServiceServicer:
@@ -77,6 +87,20 @@ class RoutingServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RenewCertificate(self, request, context):
+        """Replaces the calling gateway's certificate, which it calls with, before it ends.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RenewFrontCertificate(self, request, context):
+        """Issues the certificate that the calling gateway shows to its callers; for the names and addresses that are on record for it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RoutingServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -94,6 +118,16 @@ def add_RoutingServiceServicer_to_server(servicer, server):
                     servicer.ReportUsage,
                     request_deserializer=appliance_dot_api_dot_serving_dot_v1_dot_routing__service__pb2.ReportUsageRequest.FromString,
                     response_serializer=appliance_dot_api_dot_serving_dot_v1_dot_routing__service__pb2.ReportUsageResponse.SerializeToString,
+            ),
+            'RenewCertificate': grpc.unary_unary_rpc_method_handler(
+                    servicer.RenewCertificate,
+                    request_deserializer=appliance_dot_api_dot_serving_dot_v1_dot_routing__service__pb2.RenewCertificateRequest.FromString,
+                    response_serializer=appliance_dot_api_dot_serving_dot_v1_dot_routing__service__pb2.RenewCertificateResponse.SerializeToString,
+            ),
+            'RenewFrontCertificate': grpc.unary_unary_rpc_method_handler(
+                    servicer.RenewFrontCertificate,
+                    request_deserializer=appliance_dot_api_dot_serving_dot_v1_dot_routing__service__pb2.RenewFrontCertificateRequest.FromString,
+                    response_serializer=appliance_dot_api_dot_serving_dot_v1_dot_routing__service__pb2.RenewFrontCertificateResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -178,6 +212,60 @@ class RoutingService:
             '/appliance.api.serving.v1.RoutingService/ReportUsage',
             appliance_dot_api_dot_serving_dot_v1_dot_routing__service__pb2.ReportUsageRequest.SerializeToString,
             appliance_dot_api_dot_serving_dot_v1_dot_routing__service__pb2.ReportUsageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RenewCertificate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.api.serving.v1.RoutingService/RenewCertificate',
+            appliance_dot_api_dot_serving_dot_v1_dot_routing__service__pb2.RenewCertificateRequest.SerializeToString,
+            appliance_dot_api_dot_serving_dot_v1_dot_routing__service__pb2.RenewCertificateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RenewFrontCertificate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.api.serving.v1.RoutingService/RenewFrontCertificate',
+            appliance_dot_api_dot_serving_dot_v1_dot_routing__service__pb2.RenewFrontCertificateRequest.SerializeToString,
+            appliance_dot_api_dot_serving_dot_v1_dot_routing__service__pb2.RenewFrontCertificateResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -23,9 +23,10 @@ _sym_db = _symbol_database.Default()
 
 
 from appliance.api.common.v1 import access_pb2 as appliance_dot_api_dot_common_dot_v1_dot_access__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,appliance/api/system/v1/system_service.proto\x12\x17\x61ppliance.api.system.v1\x1a$appliance/api/common/v1/access.proto\"\x12\n\x10GetSystemRequest\"\x82\x01\n\x11GetSystemResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x12\n\ncluster_id\x18\x02 \x01(\t\x12\x16\n\x0epolicy_version\x18\x03 \x01(\x03\x12\x17\n\x0fgateway_address\x18\x04 \x01(\t\x12\x17\n\x0fopenai_base_url\x18\x05 \x01(\t\"\x18\n\x16ListPermissionsRequest\"U\n\x17ListPermissionsResponse\x12:\n\x07methods\x18\x01 \x03(\x0b\x32).appliance.api.system.v1.MethodPermission\"m\n\x10MethodPermission\x12\x0e\n\x06method\x18\x01 \x01(\t\x12\x12\n\npermission\x18\x02 \x01(\t\x12\x11\n\tfresh_mfa\x18\x03 \x01(\x08\x12\x11\n\tanonymous\x18\x04 \x01(\x08\x12\x0f\n\x07summary\x18\x05 \x01(\t2\xff\x01\n\rSystemService\x12m\n\tGetSystem\x12).appliance.api.system.v1.GetSystemRequest\x1a*.appliance.api.system.v1.GetSystemResponse\"\t\x90\x02\x01\x8a\xb5\x18\x02(\x01\x12\x7f\n\x0fListPermissions\x12/.appliance.api.system.v1.ListPermissionsRequest\x1a\x30.appliance.api.system.v1.ListPermissionsResponse\"\t\x90\x02\x01\x8a\xb5\x18\x02(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,appliance/api/system/v1/system_service.proto\x12\x17\x61ppliance.api.system.v1\x1a$appliance/api/common/v1/access.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x12\n\x10GetSystemRequest\"\x82\x01\n\x11GetSystemResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x12\n\ncluster_id\x18\x02 \x01(\t\x12\x16\n\x0epolicy_version\x18\x03 \x01(\x03\x12\x17\n\x0fgateway_address\x18\x04 \x01(\t\x12\x17\n\x0fopenai_base_url\x18\x05 \x01(\t\"\x18\n\x16ListPermissionsRequest\"U\n\x17ListPermissionsResponse\x12:\n\x07methods\x18\x01 \x03(\x0b\x32).appliance.api.system.v1.MethodPermission\"m\n\x10MethodPermission\x12\x0e\n\x06method\x18\x01 \x01(\t\x12\x12\n\npermission\x18\x02 \x01(\t\x12\x11\n\tfresh_mfa\x18\x03 \x01(\x08\x12\x11\n\tanonymous\x18\x04 \x01(\x08\x12\x0f\n\x07summary\x18\x05 \x01(\t\"\x18\n\x16ListExpirationsRequest\"S\n\x17ListExpirationsResponse\x12\x38\n\x0b\x65xpirations\x18\x01 \x03(\x0b\x32#.appliance.api.system.v1.Expiration\"[\n\nExpiration\x12\x0c\n\x04what\x18\x01 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06\x61\x64vice\x18\x03 \x01(\t2\x97\x03\n\rSystemService\x12m\n\tGetSystem\x12).appliance.api.system.v1.GetSystemRequest\x1a*.appliance.api.system.v1.GetSystemResponse\"\t\x90\x02\x01\x8a\xb5\x18\x02(\x01\x12\x95\x01\n\x0fListExpirations\x12/.appliance.api.system.v1.ListExpirationsRequest\x1a\x30.appliance.api.system.v1.ListExpirationsResponse\"\x1f\x90\x02\x01\x8a\xb5\x18\x18\n\x16system.listExpirations\x12\x7f\n\x0fListPermissions\x12/.appliance.api.system.v1.ListPermissionsRequest\x1a\x30.appliance.api.system.v1.ListPermissionsResponse\"\t\x90\x02\x01\x8a\xb5\x18\x02(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,18 +35,26 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SYSTEMSERVICE'].methods_by_name['GetSystem']._loaded_options = None
   _globals['_SYSTEMSERVICE'].methods_by_name['GetSystem']._serialized_options = b'\220\002\001\212\265\030\002(\001'
+  _globals['_SYSTEMSERVICE'].methods_by_name['ListExpirations']._loaded_options = None
+  _globals['_SYSTEMSERVICE'].methods_by_name['ListExpirations']._serialized_options = b'\220\002\001\212\265\030\030\n\026system.listExpirations'
   _globals['_SYSTEMSERVICE'].methods_by_name['ListPermissions']._loaded_options = None
   _globals['_SYSTEMSERVICE'].methods_by_name['ListPermissions']._serialized_options = b'\220\002\001\212\265\030\002(\001'
-  _globals['_GETSYSTEMREQUEST']._serialized_start=111
-  _globals['_GETSYSTEMREQUEST']._serialized_end=129
-  _globals['_GETSYSTEMRESPONSE']._serialized_start=132
-  _globals['_GETSYSTEMRESPONSE']._serialized_end=262
-  _globals['_LISTPERMISSIONSREQUEST']._serialized_start=264
-  _globals['_LISTPERMISSIONSREQUEST']._serialized_end=288
-  _globals['_LISTPERMISSIONSRESPONSE']._serialized_start=290
-  _globals['_LISTPERMISSIONSRESPONSE']._serialized_end=375
-  _globals['_METHODPERMISSION']._serialized_start=377
-  _globals['_METHODPERMISSION']._serialized_end=486
-  _globals['_SYSTEMSERVICE']._serialized_start=489
-  _globals['_SYSTEMSERVICE']._serialized_end=744
+  _globals['_GETSYSTEMREQUEST']._serialized_start=144
+  _globals['_GETSYSTEMREQUEST']._serialized_end=162
+  _globals['_GETSYSTEMRESPONSE']._serialized_start=165
+  _globals['_GETSYSTEMRESPONSE']._serialized_end=295
+  _globals['_LISTPERMISSIONSREQUEST']._serialized_start=297
+  _globals['_LISTPERMISSIONSREQUEST']._serialized_end=321
+  _globals['_LISTPERMISSIONSRESPONSE']._serialized_start=323
+  _globals['_LISTPERMISSIONSRESPONSE']._serialized_end=408
+  _globals['_METHODPERMISSION']._serialized_start=410
+  _globals['_METHODPERMISSION']._serialized_end=519
+  _globals['_LISTEXPIRATIONSREQUEST']._serialized_start=521
+  _globals['_LISTEXPIRATIONSREQUEST']._serialized_end=545
+  _globals['_LISTEXPIRATIONSRESPONSE']._serialized_start=547
+  _globals['_LISTEXPIRATIONSRESPONSE']._serialized_end=630
+  _globals['_EXPIRATION']._serialized_start=632
+  _globals['_EXPIRATION']._serialized_end=723
+  _globals['_SYSTEMSERVICE']._serialized_start=726
+  _globals['_SYSTEMSERVICE']._serialized_end=1133
 # @@protoc_insertion_point(module_scope)

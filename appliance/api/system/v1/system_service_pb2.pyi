@@ -1,4 +1,7 @@
+import datetime
+
 from appliance.api.common.v1 import access_pb2 as _access_pb2
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -48,3 +51,23 @@ class MethodPermission(_message.Message):
     anonymous: bool
     summary: str
     def __init__(self, method: _Optional[str] = ..., permission: _Optional[str] = ..., fresh_mfa: _Optional[bool] = ..., anonymous: _Optional[bool] = ..., summary: _Optional[str] = ...) -> None: ...
+
+class ListExpirationsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListExpirationsResponse(_message.Message):
+    __slots__ = ("expirations",)
+    EXPIRATIONS_FIELD_NUMBER: _ClassVar[int]
+    expirations: _containers.RepeatedCompositeFieldContainer[Expiration]
+    def __init__(self, expirations: _Optional[_Iterable[_Union[Expiration, _Mapping]]] = ...) -> None: ...
+
+class Expiration(_message.Message):
+    __slots__ = ("what", "expire_time", "advice")
+    WHAT_FIELD_NUMBER: _ClassVar[int]
+    EXPIRE_TIME_FIELD_NUMBER: _ClassVar[int]
+    ADVICE_FIELD_NUMBER: _ClassVar[int]
+    what: str
+    expire_time: _timestamp_pb2.Timestamp
+    advice: str
+    def __init__(self, what: _Optional[str] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., advice: _Optional[str] = ...) -> None: ...

@@ -40,6 +40,11 @@ class SystemServiceStub:
                 request_serializer=appliance_dot_api_dot_system_dot_v1_dot_system__service__pb2.GetSystemRequest.SerializeToString,
                 response_deserializer=appliance_dot_api_dot_system_dot_v1_dot_system__service__pb2.GetSystemResponse.FromString,
                 _registered_method=True)
+        self.ListExpirations = channel.unary_unary(
+                '/appliance.api.system.v1.SystemService/ListExpirations',
+                request_serializer=appliance_dot_api_dot_system_dot_v1_dot_system__service__pb2.ListExpirationsRequest.SerializeToString,
+                response_deserializer=appliance_dot_api_dot_system_dot_v1_dot_system__service__pb2.ListExpirationsResponse.FromString,
+                _registered_method=True)
         self.ListPermissions = channel.unary_unary(
                 '/appliance.api.system.v1.SystemService/ListPermissions',
                 request_serializer=appliance_dot_api_dot_system_dot_v1_dot_system__service__pb2.ListPermissionsRequest.SerializeToString,
@@ -53,6 +58,14 @@ class SystemServiceServicer:
 
     def GetSystem(self, request, context):
         """Returns the version and the state of the control plane.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListExpirations(self, request, context):
+        """Returns certificates and tokens that end within 30 days, or have ended, and do not renew by themselves, or did not when they should
+        have; soonest first, 1000 at most.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -72,6 +85,11 @@ def add_SystemServiceServicer_to_server(servicer, server):
                     servicer.GetSystem,
                     request_deserializer=appliance_dot_api_dot_system_dot_v1_dot_system__service__pb2.GetSystemRequest.FromString,
                     response_serializer=appliance_dot_api_dot_system_dot_v1_dot_system__service__pb2.GetSystemResponse.SerializeToString,
+            ),
+            'ListExpirations': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListExpirations,
+                    request_deserializer=appliance_dot_api_dot_system_dot_v1_dot_system__service__pb2.ListExpirationsRequest.FromString,
+                    response_serializer=appliance_dot_api_dot_system_dot_v1_dot_system__service__pb2.ListExpirationsResponse.SerializeToString,
             ),
             'ListPermissions': grpc.unary_unary_rpc_method_handler(
                     servicer.ListPermissions,
@@ -107,6 +125,33 @@ class SystemService:
             '/appliance.api.system.v1.SystemService/GetSystem',
             appliance_dot_api_dot_system_dot_v1_dot_system__service__pb2.GetSystemRequest.SerializeToString,
             appliance_dot_api_dot_system_dot_v1_dot_system__service__pb2.GetSystemResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListExpirations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.api.system.v1.SystemService/ListExpirations',
+            appliance_dot_api_dot_system_dot_v1_dot_system__service__pb2.ListExpirationsRequest.SerializeToString,
+            appliance_dot_api_dot_system_dot_v1_dot_system__service__pb2.ListExpirationsResponse.FromString,
             options,
             channel_credentials,
             insecure,

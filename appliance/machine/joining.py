@@ -1,13 +1,13 @@
-"""How this server becomes a node, and one again when the control plane no longer takes it.
+"""How a server becomes a node or a gateway, and one again when it is no longer taken.
 
 Rules kept here:
-* nothing of this ends the agent: what ends is started over and over. It waits for a join token in
-  its file, and takes it up by itself;
+* nothing of this ends the process: what ends is started over and over. It waits for a join token
+  in its file, and takes it up by itself;
 * a certificate that has ended is replaced by proof of its key; a token is used where one is there:
   there is no identity, or the control plane refuses it;
 * what is wrong is said with the command to type, at once and then less and less often.
 
-Called by the composition root and the agent.
+Called by the composition roots and `keeping`.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from appliance.core.errors import (
     Unauthenticated,
     Unavailable,
 )
-from appliance.node.identity import Identity, IdentityStore
+from appliance.machine.identity import Identity, IdentityStore
 
 LOOK_SECONDS = 0.5
-"""How often a waiting agent looks whether somebody has put a token there."""
+"""How often a waiting process looks whether somebody has put a token there."""
 FIRST_PAUSE = 0.5
 LONGEST_PAUSE = 60.0
 
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 
 class Joining:
-    """Gets a node its identity.
+    """Gets a machine its identity.
 
     Args:
         store: keeps the identity, and exchanges a token for one.
@@ -50,7 +50,7 @@ class Joining:
         self._look = look
 
     async def begin(self) -> Identity:
-        """The identity of this node; waits until there is one, whether it still holds or not.
+        """The identity of this machine; waits until there is one, whether it still holds or not.
 
         Raises FailedPrecondition when the authority is not the one that was announced: a token
         must not be sent to it.
@@ -64,14 +64,14 @@ class Joining:
                 except FailedPrecondition as error:
                     why = str(error)
             self.store.pinned_ca()
-            joined = await self.try_token("NODE", why)
+            joined = await self.try_token(self.store.kind.word.upper(), why)
             if joined is not None:
                 return joined
             await self.wait(pause)
             pause = min(pause * 2, LONGEST_PAUSE)
 
     async def try_again(self, identity: Identity, why: str) -> Identity | None:
-        """A new identity for a node whose own is not taken; None, and why not in the log, if none.
+        """A new identity for one whose own is not taken; None, and why not in the log, if none.
 
         By the token that somebody has brought, else, also when that is refused, by proof of the old
         key.
@@ -81,7 +81,7 @@ class Joining:
             why: it is not.
         """
         if self._token_file.exists():
-            joined = await self.try_token(identity.node, why)
+            joined = await self.try_token(identity.machine.id, why)
             if joined is not None:
                 return joined
         try:
@@ -92,32 +92,32 @@ class Joining:
             logger.warning("%s, and another one cannot be stored: %s", why, error.strerror)
         except ApplianceError as error:
             logger.warning(
-                "%s, and it is not replaced (%s): %s", why, error, self._advice(identity.node)
+                "%s, and it is not replaced (%s): %s", why, error, self._advice(identity.machine.id)
             )
         else:
             logger.info("%s: it has another one, by its own key", why)
             return made
         return None
 
-    async def try_token(self, node: str, why: str) -> Identity | None:
+    async def try_token(self, machine: str, why: str) -> Identity | None:
         """Join with the token that is there; None, and why not in the log, when that fails.
 
         Args:
-            node: id of the node, for the advice.
+            machine: its id, for the advice.
             why: a new identity is needed.
         """
         if not self._token_file.exists():
-            logger.warning("%s: %s", why, self._advice(node))
+            logger.warning("%s: %s", why, self._advice(machine))
             return None
         try:
             joined = await self.store.join(self._token_file)
         except Unauthenticated as error:
             refused = f"the join token in {self._token_file} is refused ({error})"
-            logger.warning("%s, and %s: %s", why, refused, self._advice(node))
+            logger.warning("%s, and %s: %s", why, refused, self._advice(machine))
         except Unavailable as error:
             logger.warning("cannot join yet: %s", error)
         except ApplianceError as error:
-            logger.warning("%s, and this node cannot join: %s", why, error)
+            logger.warning("%s, and this %s cannot join: %s", why, self.store.kind.word, error)
         else:
             logger.info("%s: it has a new identity, by %s", why, self._token_file)
             return joined
@@ -133,12 +133,13 @@ class Joining:
                 return
             await asyncio.sleep(min(left, self._look))
 
-    def _advice(self, node: str) -> str:
+    def _advice(self, machine: str) -> str:
+        kind = self.store.kind
         return (
-            f"where you are logged in, type `appliance node create-join-token {node} --out "
-            f"join.token`, and bring that file to {self._token_file} (mode 0600, of this agent's "
-            "user), which takes it by itself; where `appliance up` runs this node, `appliance "
-            "down` and `appliance up` do it"
+            f"where you are logged in, type `appliance {kind.word} create-join-token {machine} "
+            f"--out join.token`, and bring that file to {self._token_file} (mode 0600, of this "
+            f"process's user, {kind.user} on servers with units), which is taken by itself; where "
+            f"`appliance up` runs this {kind.word}, `appliance down` and `appliance up` do it"
         )
 
     def _stamp(self) -> tuple[int, int] | None:

@@ -1,15 +1,15 @@
-"""Who this node is: its key and certificate, how it gets them, and when it needs new ones.
+"""Who this machine is: its key and certificate, how it gets them, and when it needs new ones.
 
-Rules kept here:
+One store for nodes and gateways; `kinds` says where they differ. Rules kept here:
 * the authority is pinned before the first byte is sent: its certificate must have the fingerprint
   that came with the join token, and TLS trusts nothing else;
 * the private key is made here and never leaves; a new one with each renewal;
 * key and certificate are one file, so a crash leaves the old pair or the new, never half of each;
 * the join token's file is removed once it has been used.
 
-The attacks: somebody between node and control plane answers the join, be it with a certificate that
-was made for a worker; a copied state folder (the
-control plane notices when both renew). Called by `joining` and the agent.
+The attacks: somebody between machine and control plane answers the join, be it with a certificate
+that was made for a worker; a copied state folder (the control plane notices when both renew).
+Called by `joining` and `keeping`.
 """
 
 from __future__ import annotations
@@ -26,33 +26,26 @@ from pathlib import Path
 import grpc
 import grpc.aio
 
-from appliance.api.agent.v1 import (
-    agent_service_pb2,
-    agent_service_pb2_grpc,
-    enrolment_service_pb2,
-    enrolment_service_pb2_grpc,
-)
+from appliance.api.agent.v1 import enrolment_service_pb2, enrolment_service_pb2_grpc
 from appliance.core.errors import FailedPrecondition, InvalidInput, Unauthenticated
 from appliance.core.files import read_secret, write_durably
-from appliance.core.identity import PrincipalKind
-from appliance.core.names import Name
+from appliance.core.identity import Principal, PrincipalKind
 from appliance.crypto import possession
-from appliance.crypto.certs import (
+from appliance.crypto.certs import make_csr, new_private_key
+from appliance.crypto.reading import (
     fingerprint,
     is_pair,
     issued_by,
-    make_csr,
-    new_private_key,
     not_after,
     not_before,
     renew_time,
 )
 from appliance.crypto.signing import equal
-from appliance.node.config import Control
+from appliance.machine.control_plane import Control
+from appliance.machine.kinds import CALL_SECONDS, Kind
 from appliance.wire.status import from_rpc_error
 from appliance.wire.tls import channel
 
-CALL_SECONDS = 20.0
 CONTROL_NAME = PrincipalKind.CONTROL.server_name
 FILE = "identity.json"
 
@@ -61,12 +54,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Identity:
-    """A node's name, cluster, key and certificate.
+    """A machine's name, cluster, key and certificate.
 
     `renew_at` is when the latter is a day old.
     """
 
-    node: str
+    machine: Principal
     cluster: str
     key_pem: bytes = field(repr=False)
     certificate_pem: bytes
@@ -77,7 +70,7 @@ class Identity:
         """As it stands in its file; a secret."""
         return json.dumps(
             {
-                "node": self.node,
+                self.machine.kind.path: self.machine.id,
                 "cluster": self.cluster,
                 "key": base64.b64encode(self.key_pem).decode(),
                 "certificate": self.certificate_pem.decode(),
@@ -86,13 +79,27 @@ class Identity:
             }
         ).encode()
 
+    @property
+    def name(self) -> str:
+        """`nodes/gpu-1`."""
+        return self.machine.name
+
     @classmethod
-    def parse(cls, document: bytes) -> Identity:
+    def of(
+        cls, machine: Principal, cluster: str, key_pem: bytes, certificate_pem: bytes, ca_pem: bytes
+    ) -> Identity:
+        """An identity with this certificate. Raises InvalidInput when it is none."""
+        renew_at = renew_time(certificate_pem)
+        return cls(machine, cluster, key_pem, certificate_pem, ca_pem, renew_at)
+
+    @classmethod
+    def parse(cls, document: bytes, kind: PrincipalKind) -> Identity:
         """Read what `document` made. Raises FailedPrecondition when it is something else."""
+        its = kind.path
         try:
             value = json.loads(document)
             found = cls(
-                node=value["node"],
+                machine=Principal(kind, value[its]),
                 cluster=value["cluster"],
                 key_pem=base64.b64decode(value["key"]),
                 certificate_pem=value["certificate"].encode(),
@@ -101,23 +108,26 @@ class Identity:
             )
             whole = is_pair(found.key_pem, found.certificate_pem)
         except (KeyError, TypeError, ValueError, AttributeError, InvalidInput) as error:
-            kind = type(error).__name__
-            raise FailedPrecondition(f"the identity of this node cannot be read ({kind})") from None
+            raise FailedPrecondition(
+                f"the identity of this {its} cannot be read ({type(error).__name__})"
+            ) from None
         if not whole:
-            raise FailedPrecondition("the certificate of this node is not that of its key")
+            raise FailedPrecondition(f"the certificate of this {its} is not that of its key")
         return found
 
 
 @dataclass
 class IdentityStore:
-    """The identity of this node, on disk and in memory.
+    """The identity of this machine, on disk and in memory.
 
     Args:
-        folder: private folder of the agent.
+        kind: of the machine.
+        folder: private folder of its process.
         control: where and who the control plane is.
         now: the time, aware.
     """
 
+    kind: Kind
     folder: Path
     control: Control
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
@@ -128,7 +138,7 @@ class IdentityStore:
         return self.folder / FILE
 
     def exists(self) -> bool:
-        """Whether this node has joined."""
+        """Whether this machine has joined."""
         return self.path.exists()
 
     def load(self) -> Identity:
@@ -136,7 +146,7 @@ class IdentityStore:
 
         Raises FailedPrecondition when it is missing, open to others or not an identity.
         """
-        return Identity.parse(read_secret(self.path))
+        return Identity.parse(read_secret(self.path), self.kind.principal)
 
     def useless(self, identity: Identity) -> str:
         """Why nobody will take the certificate of an identity, as a sentence; empty while it holds.
@@ -145,7 +155,7 @@ class IdentityStore:
         """
         certificate, now = identity.certificate_pem, self.now()
         begin, end = not_before(certificate), not_after(certificate)
-        its = f"the certificate of nodes/{identity.node}"
+        its = f"the certificate of {identity.name}"
         if now >= end:
             return f"{its} ended on {end:%Y-%m-%d %H:%M}Z"
         if now < begin:
@@ -168,40 +178,32 @@ class IdentityStore:
         ca_pem = self.pinned_ca()
         token = read_secret(token_file).decode("ascii", "replace").strip()
         key = new_private_key()
-        request = enrolment_service_pb2.JoinRequest(
-            token=token, certificate_request=make_csr(key).decode()
-        )
         async with channel(self.control.join, ca_pem, server_name=CONTROL_NAME) as connection:
-            stub = enrolment_service_pb2_grpc.EnrolmentServiceStub(connection)
             try:
-                answer = await stub.Join(request, timeout=CALL_SECONDS)
+                joined = await self.kind.join(connection, token, make_csr(key).decode())
             except grpc.RpcError as error:
                 raise from_rpc_error(error) from error
-        node = Name.parse(answer.node, "node").id
-        identity = self._keep(node, answer.cluster_id, key, answer.certificate, ca_pem)
+        machine = Principal(self.kind.principal, joined.id)
+        identity = self._keep(machine, joined.cluster, key, joined.certificate, ca_pem)
         await asyncio.to_thread(token_file.unlink)
-        logger.info("joined as nodes/%s", node)
+        logger.info("joined as %s", identity.name)
         return identity
 
     async def renew(self, identity: Identity) -> Identity:
-        """A new key and certificate for the same node, stored when this returns."""
+        """A new key and certificate for the same machine, stored when this returns."""
         key = new_private_key()
-        request = agent_service_pb2.RenewCertificateRequest(
-            certificate_request=make_csr(key).decode()
-        )
         async with self.machines(identity) as connection:
-            stub = agent_service_pb2_grpc.AgentServiceStub(connection)
             try:
-                answer = await stub.RenewCertificate(request, timeout=CALL_SECONDS)
+                certificate = await self.kind.renew(connection, make_csr(key).decode())
             except grpc.RpcError as error:
                 raise from_rpc_error(error) from error
-        return self._keep(identity.node, identity.cluster, key, answer.certificate, identity.ca_pem)
+        return self._keep(identity.machine, identity.cluster, key, certificate, identity.ca_pem)
 
     async def recover(self, identity: Identity) -> Identity:
         """A new key and certificate by proof of the old key, also when its certificate has ended.
 
         Raises:
-            Unauthenticated: the node was evicted, or another certificate has replaced this one.
+            Unauthenticated: the machine was evicted, or another certificate has replaced this one.
             FailedPrecondition: the authority is not the one that was announced.
         """
         ca_pem, key = self.pinned_ca(), new_private_key()
@@ -226,12 +228,12 @@ class IdentityStore:
                 )
             except grpc.RpcError as error:
                 raise from_rpc_error(error) from error
-        made = self._keep(identity.node, identity.cluster, key, answer.certificate, ca_pem)
-        logger.info("recovered the certificate of nodes/%s", identity.node)
+        made = self._keep(identity.machine, identity.cluster, key, answer.certificate, ca_pem)
+        logger.info("recovered the certificate of %s", made.name)
         return made
 
     def machines(self, identity: Identity) -> grpc.aio.Channel:
-        """A channel to the control plane as this node."""
+        """A channel to the control plane as this machine."""
         return channel(
             self.control.machines,
             identity.ca_pem,
@@ -263,21 +265,18 @@ class IdentityStore:
             )
         return ca_pem
 
+    def keep(self, identity: Identity) -> None:
+        """Store an identity; it is the one to load from now on."""
+        write_durably(self.path, identity.document())
+
     def _keep(
-        self, node: str, cluster: str, key: bytes, certificate: str, ca_pem: bytes
+        self, machine: Principal, cluster: str, key: bytes, certificate: str, ca_pem: bytes
     ) -> Identity:
         if not certificate:
             raise Unauthenticated("the control plane gave no certificate")
         pem = certificate.encode()
         if not (is_pair(key, pem) and issued_by(pem, ca_pem)):
             raise Unauthenticated("the control plane gave a certificate that is not of this key")
-        identity = Identity(
-            node=node,
-            cluster=cluster,
-            key_pem=key,
-            certificate_pem=pem,
-            ca_pem=ca_pem,
-            renew_at=renew_time(pem),
-        )
-        write_durably(self.path, identity.document())
+        identity = Identity.of(machine, cluster, key, pem, ca_pem)
+        self.keep(identity)
         return identity

@@ -1,0 +1,75 @@
+"""`appliance gateway`: the processes that answer callers from replicas."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from appliance.cli.command import command as make
+from appliance.cli.options import made_token, token_out
+from appliance.cli.output import field, last, state
+from appliance.cli.prompts import agree
+
+if TYPE_CHECKING:
+    from appliance.cli.session import Session
+
+COLUMNS = [
+    ("GATEWAY", last()),
+    ("STATE", state()),
+    ("HOSTS", lambda row: ", ".join(row["hosts"])),
+    ("IDENTITY ENDS", field("expire_time")),
+    ("FRONT ENDS", field("front_expire_time")),
+]
+
+command = click.Group("gateway", help="See and add gateways.")
+
+
+@make("list", "GatewayService.ListGateways", group=command)
+def list_(session: Session) -> None:
+    """List every gateway."""
+    session.show(session.list("GatewayService.ListGateways", "gateways"), COLUMNS)
+
+
+@make("create-join-token", "GatewayService.CreateGatewayJoinToken", group=command)
+@click.argument("gateway_id", metavar="GATEWAY")
+@click.option(
+    "--host",
+    "hosts",
+    multiple=True,
+    metavar="HOST",
+    help="DNS name or address that clients use; can be repeated.  [default: as before]",
+)
+@token_out
+def create_join_token(
+    session: Session, gateway_id: str, hosts: tuple[str, ...], out: Path | None
+) -> None:
+    """Make a token with which one gateway may join once, within ten minutes.
+
+    It is listed and revoked with those of nodes.
+    """
+
+    def make_token() -> dict[str, str]:
+        made = session.call(
+            "GatewayService.CreateGatewayJoinToken", gateway_id=gateway_id, hosts=list(hosts)
+        )
+        return {
+            "token": made.token,
+            "id": made.token_id,
+            "ca_fingerprint": made.ca_fingerprint,
+            "expire_time": made.expire_time.ToJsonString(),
+        }
+
+    session.show(made_token(out, make_token))
+
+
+@make("evict", "GatewayService.EvictGateway", group=command)
+@click.argument("name", metavar="GATEWAY")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def evict(session: Session, name: str, *, yes: bool) -> None:
+    """Refuse a gateway from now on; it answers nobody once its view is old."""
+    full = session.name("gateway", name)
+    if not yes:
+        agree(f"Evict {full}? It can never come back with its present identity.")
+    session.show(session.call("GatewayService.EvictGateway", name=full), COLUMNS)

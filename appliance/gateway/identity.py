@@ -1,0 +1,117 @@
+"""How a gateway begins: its identity, what it shows, and what it had before it kept either.
+
+Rules kept here:
+* nothing is served before there is something to show: a gateway whose front certificate has ended,
+  or that has none, waits for the control plane; one that has a good one on disk does not;
+* the files `key` and `certificate` of a gateway of 0.1.0 are taken over once, as identity and as
+  front, and never written.
+
+Called by the composition root.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from datetime import timedelta
+
+import grpc
+
+from appliance.api.serving.v1 import routing_service_pb2, routing_service_pb2_grpc
+from appliance.core.errors import ApplianceError, FailedPrecondition, InvalidInput
+from appliance.core.files import make_private_dir, read_secret
+from appliance.core.identity import PrincipalKind
+from appliance.crypto.reading import fingerprint, not_after, peer_identity
+from appliance.gateway.config import GatewayConfig
+from appliance.gateway.front import Front
+from appliance.machine import kinds
+from appliance.machine.control_plane import Control
+from appliance.machine.identity import Identity, IdentityStore
+from appliance.machine.joining import Joining
+from appliance.machine.keeping import Keeper
+from appliance.machine.kinds import CALL_SECONDS
+from appliance.wire.status import from_rpc_error
+from appliance.wire.tls import ServerPair
+
+STORE_AGAIN_SECONDS = 5.0
+
+logger = logging.getLogger(__name__)
+
+
+async def begin(config: GatewayConfig) -> tuple[Keeper, Front]:
+    """Who this gateway is, and what it shows; waits for a join token and the control plane.
+
+    Raises:
+        FailedPrecondition: the authority's certificate cannot be read, or is another one.
+    """
+    state = make_private_dir(config.state_folder)
+    store = IdentityStore(kinds.GATEWAY, state, _control(config))
+    before = None if store.exists() else _before(config, store)
+    joining = Joining(store, config.join_token_file)
+    keeper = Keeper(joining, await joining.begin())
+
+    async def ask(request: str) -> str:
+        async with store.machines(keeper.identity) as connection:
+            stub = routing_service_pb2_grpc.RoutingServiceStub(connection)
+            asked = routing_service_pb2.RenewFrontCertificateRequest(certificate_request=request)
+            try:
+                answer = await stub.RenewFrontCertificate(asked, timeout=CALL_SECONDS)
+            except grpc.RpcError as error:
+                raise from_rpc_error(error) from error
+        return str(answer.certificate)
+
+    front = Front(state, ask, store.pinned_ca(), config.front.files, store.now)
+    if before is not None:
+        front.keep(before)
+    if not front.load():
+        await _wait_for(front, keeper)
+    front.look()
+    return keeper, front
+
+
+async def _wait_for(front: Front, keeper: Keeper) -> None:
+    """Get a front certificate, however long that takes.
+
+    One is enough: under a clock that is wrong it would not hold here either.
+    """
+    while True:
+        try:
+            await front.renew()
+        except ApplianceError as error:
+            logger.warning("there is no certificate to show to callers yet: %s", error)
+            await keeper.settle(error)
+        except OSError as error:
+            logger.warning("a certificate to show cannot be stored: %s", error.strerror)
+            await asyncio.sleep(STORE_AGAIN_SECONDS)
+        else:
+            return
+
+
+def _control(config: GatewayConfig) -> Control:
+    """Where the control plane is; its authority is the file's, unless a fingerprint is given."""
+    try:
+        announced = config.ca_fingerprint or fingerprint(config.ca.read_bytes())
+    except OSError as error:
+        raise FailedPrecondition(f"{error.filename}: {error.strerror}") from error
+    return Control(config.ca, config.api, config.control, announced)
+
+
+def _before(config: GatewayConfig, store: IdentityStore) -> ServerPair | None:
+    """Take over the files of a gateway of 0.1.0; what it showed with them."""
+    if config.key is None or config.certificate is None:
+        return None
+    try:
+        key, certificate = read_secret(config.key), config.certificate.read_bytes()
+        last = not_after(certificate) - timedelta(seconds=1)
+        ca_pem, cluster = store.pinned_ca(), config.cluster_id
+        machine = peer_identity(certificate, cluster, last, need="client", ca_pem=ca_pem)
+        if machine.kind is not PrincipalKind.GATEWAY:
+            raise InvalidInput(f"it is of {machine.name}")
+        store.keep(Identity.of(machine, cluster, key, certificate, ca_pem))
+        store.load()
+    except (ApplianceError, OSError) as error:
+        store.path.unlink(missing_ok=True)
+        logger.warning("%s and %s cannot be used: %s", config.key, config.certificate, error)
+        return None
+    logger.info("took over %s and %s as %s", config.key, config.certificate, machine.name)
+    return ServerPair(key, certificate)

@@ -1,0 +1,1 @@
+"""How a machine of the appliance, a node or a gateway, is known to the control plane."""
