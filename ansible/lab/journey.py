@@ -205,7 +205,9 @@ def secrecy(lab: Lab) -> str:
     if not lab.on(HEAD, _search(planted=True)):
         message = "the search finds nothing, not even a planted token"
         raise StepFailedError(message)
-    files = "/var/lib/appliance-control/data/root.key /etc/appliance-gateway/key.pem"
+    files = (
+        "/var/lib/appliance-control/data/root.key /var/lib/appliance-gateway/state/identity.json"
+    )
     modes = lab.on(HEAD, f"stat -c '%n %a %U' {files}")
     lab.values["secrets_found"] = 0
     return "none in Ansible's output, arguments, environments and journals; " + "; ".join(

@@ -27,6 +27,10 @@ VALUES = {
     "control_objects": "/srv/objects",
     "gateway_address": "10.0.0.1",
     "gateway_cluster_id": "0123456789abcdef",
+    "gateway_ca_fingerprint": FINGERPRINT,
+    "gateway_of_before": False,
+    "gateway_front_certificate": "",
+    "gateway_front_key": "",
     "agent_address": "10.0.0.2",
     "agent_ca_fingerprint": FINGERPRINT,
     "agent_control_address": "10.0.0.1",
@@ -65,12 +69,68 @@ def test_the_processes_read_what_is_written_and_find_each_other(tmp_path: Path) 
     node = loaded(NodeConfig, "agent", "node.toml", tmp_path)
     assert gateway.cluster_id == control.cluster_id == VALUES["control_cluster_id"]
     assert gateway.control == node.control.machines == control.listen.machines == "10.0.0.1:7444"
-    assert node.control.join == control.listen.api == "10.0.0.1:7443"
+    assert gateway.api == node.control.join == control.listen.api == "10.0.0.1:7443"
+    assert gateway.ca_fingerprint == FINGERPRINT
+    assert (gateway.key, gateway.front.files) == (None, None)
     assert gateway.listen.grpc == control.gateway.grpc
     assert control.gateway.openai == f"https://{gateway.listen.openai}/v1"
     assert node.objects == control.objects_url == "file:///srv/objects"
     assert node.control.ca_fingerprint == FINGERPRINT
     assert node.devices.count == 2
+
+
+def test_files_of_the_release_before_and_of_the_sites_pki_are_named_when_they_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(VALUES, "gateway_of_before", True)
+    monkeypatch.setitem(VALUES, "gateway_front_certificate", "/etc/pki/llm.pem")
+    monkeypatch.setitem(VALUES, "gateway_front_key", "/etc/pki/llm.key")
+    gateway = loaded(GatewayConfig, "gateway", "gateway.toml", tmp_path)
+    assert gateway.key == Path("/etc/appliance-gateway/key.pem")
+    assert gateway.front.files is not None
+    assert gateway.front.files.key == Path("/etc/pki/llm.key")
+
+
+def defaults(role: str) -> dict[str, Any]:
+    found = yaml.safe_load((ANSIBLE / "roles" / role / "defaults" / "main.yml").read_text())
+    assert isinstance(found, dict)
+    return found
+
+
+def test_who_is_invited_is_said_by_the_control_plane() -> None:
+    """Not by a missing identity alone: an evicted node has one, another one is foreign."""
+    asks = named("control", "Ask who has to join")
+    assert asks["vars"]["control_ask"][-1] == "who-joins"
+    assert "control_identities.results" in asks["ansible.builtin.command"]["stdin"]
+    newcomers = named("control", "List machines that have to join")["ansible.builtin.set_fact"]
+    assert "joins.keys()" in newcomers["control_newcomers"]
+
+
+def test_an_evicted_machine_is_let_in_again_only_when_it_is_named() -> None:
+    assert defaults("control")["control_readmit"] == []
+    argv = named("control", "Ask who has to join")["ansible.builtin.command"]["argv"]
+    assert "control_readmit" in argv
+    assert "--readmit=" in argv
+    said = named("control", "Say which were evicted and stay so")
+    assert ".evicted" in said["loop"]
+
+
+@pytest.mark.parametrize(("role", "machine"), [("agent", "nodes/"), ("gateway", "gateways/")])
+def test_node_and_gateway_take_their_token_by_name_and_only_if_there_is_one(
+    role: str, machine: str
+) -> None:
+    assert (
+        f"control_join_tokens | default({{}})).get('{machine}'"
+        in defaults(role)[f"{role}_join_token"]
+    )
+    handed = named(role, "Hand over its join token")
+    assert handed["when"] == f"{role}_join_token | length > 0"
+    copied = handed["ansible.builtin.copy"]
+    (read,) = re.findall(r'^join_token = "(.*)"$', rendered(role, TEMPLATES[role]), re.MULTILINE)
+    assert (copied["dest"], copied["mode"]) == (read, "0600")
+
+
+TEMPLATES = {"agent": "node.toml", "gateway": "gateway.toml"}
 
 
 def tasks(role: str) -> list[dict[str, Any]]:
@@ -193,10 +253,40 @@ def test_the_control_plane_is_started_again_when_no_token_can_be_made() -> None:
     assert "ansible.builtin.fail" in block["rescue"][1]
 
 
+def look(folder: Path, before: Path) -> str:
+    """What the task that looks at a server prints there."""
+    argv = named("control", "Look at the certificates of nodes and gateway")
+    *_, program, _, _ = argv["ansible.builtin.command"]["argv"]
+    done = subprocess.run(
+        [sys.executable, "-c", program, folder, before],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    return done.stdout.strip()
+
+
+def test_the_certificate_that_lies_on_a_server_is_found(tmp_path: Path) -> None:
+    state, before = tmp_path / "identity.json", tmp_path / "cert.pem"
+    assert look(state, before) == ""
+    before.write_text("of 0.1.0")
+    assert look(state, before) == "of 0.1.0"
+    state.write_text('{"certificate": "newest"}')
+    assert look(state, before) == "newest"
+
+
 def test_the_play_of_a_node_ends_with_its_being_ready_or_says_why_not() -> None:
     last = tasks("agent")[-1]["ansible.builtin.assert"]
     assert last["that"] == "agent_ready.rc == 0"
     assert "agent_said.stdout" in last["fail_msg"]
+
+
+def test_the_play_of_the_gateway_says_why_it_does_not_answer() -> None:
+    last = tasks("gateway")[-1]["ansible.builtin.assert"]
+    assert last["that"] == "gateway_said is skipped"
+    assert "gateway_said.stdout" in last["fail_msg"]
+    assert "Timeout" in named("gateway", "Read the last thing it said")["when"]
 
 
 def test_what_is_only_looked_at_is_looked_at_in_check_mode_too() -> None:
