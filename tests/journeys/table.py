@@ -59,7 +59,7 @@ ROWS = (
         for how in ("SIGTERM", "kill -9")
         for phase in ("queued", "starting", "running", "finishing")
     ),
-    Row("control plane, SIGSTOP", "running", SILENT, callers=16, tokens=400, pause=0.0),
+    Row("control plane, SIGSTOP", "running", SILENT, callers=16, tokens=200, pause=0.5),
     Row("gateway, SIGTERM", "running", answers=False),
     Row("gateway, kill -9", "running", answers=False),
     Row("agent, kill -9", "running", epoch=2, replicas=1),
