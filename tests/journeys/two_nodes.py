@@ -252,7 +252,13 @@ class Two:
         return sum(int(replica.restarts) for replica in self.replicas())
 
     def settle(self) -> None:
-        """Wait until both nodes and both replicas are there, as before everything."""
+        """Wait until both nodes and both replicas are there, as before everything.
+
+        What a test that failed has left at work is cancelled.
+        """
+        for job in self.call("JobService.ListJobs", rows="jobs", parent=PARENT):
+            if type(job).State.Name(job.state).removeprefix("STATE_") in AT_WORK:
+                self.appliance.alice.run("job", "cancel", job.name.rpartition("/")[2])
 
         def is_settled() -> bool:
             try:
@@ -320,12 +326,12 @@ def _surroundings(home: Path) -> dict[str, str]:
     library, clock = home / "hang.so", moved_clock.build(home)
     command = ["cc", "-shared", "-fPIC", "-O2", "-o", str(library), str(_LIBRARY), "-ldl"]
     subprocess.run(command, check=True)
-    # Where the next version of the product is put, if it is.
     return {
         **moved_clock.settable(clock, home / "clock"),
         "LD_PRELOAD": f"{library}:{clock}",
         "HANG_FLAG": str(home / "trouble"),
         "HANG_BELOW": str(home / "data" / "objects"),
+        # Where the next version of the product is put, if it is.
         "PYTHONPATH": str(home / "next"),
     }
 
