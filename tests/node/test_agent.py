@@ -72,7 +72,7 @@ class Said(logging.Handler):
 
 @pytest.fixture
 def said() -> Iterator[Said]:
-    handler, logger = Said(), logging.getLogger("appliance.machine")
+    handler, logger = Said(), logging.getLogger("appliance")
     logger.addHandler(handler)
     yield handler
     logger.removeHandler(handler)
@@ -638,7 +638,8 @@ async def test_a_stream_of_reports_that_breaks_is_opened_again_beside_the_other(
     session = await control.session()
     control.breaks = True
     session.send(start_job=toy_order(control, tmp_path, QUIET))
-    await said.until("reports do not reach the control plane: the disk is full")
+    # Not always why: gRPC puts the failure of the next message in the place of the status.
+    await said.until("reports do not reach the control plane")
     await session.beats(3)
     control.breaks = False
     assert (await session.until("job_ended")).succeeded
