@@ -27,6 +27,7 @@ from appliance.control.services.certificates import Certificates
 from appliance.control.services.change import Changes
 from appliance.control.services.expirations import Expirations
 from appliance.control.services.keys import Keys
+from appliance.control.services.recovery import Recovery
 
 Clock = Callable[[], datetime]
 
@@ -54,6 +55,7 @@ class Foundation:
             self.database, self.keyring, self.policies, self.events, clock
         )
         self.challenges = Challenges(clock)
+        self.recovery = Recovery(self.challenges, self.certificates, self.keyring.cluster_id)
         self.own_certificate = OwnCertificate(self.keyring.ca)
         self.expirations = Expirations(
             self.database, self.keyring.ca, lambda: self.own_certificate.end, clock

@@ -18,7 +18,9 @@ Rules kept here:
 * nothing a caller sent reaches the audit record but ids, the name of the resource, the request id
   and the fields that the rule names; passwords, codes and tokens are not among them;
 * who is refused and has a name gets a record of its own, up to a rate; what strangers cause, and
-  what is over a known caller's budget, is counted and becomes one record a minute.
+  what is over a known caller's budget, is counted and becomes one record a minute;
+* a read that needs no identity (a challenge) leaves no record: it says nothing and changes nothing.
+  It pays as a stranger's call, and the metrics count it.
 
 The attacks: a call that reaches a service without a decision or outlives it; a change without a
 record of who made it; an audit log filled with refusals. The frame (places, request id, messages,
@@ -62,10 +64,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Entered:
-    """A call that may run: who makes it, and its line in the audit log."""
+    """A call that may run: who makes it, and its line in the audit log, if it has one."""
 
     caller: Caller
-    line: Line
+    line: Line | None
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,8 @@ class Gate(Door[Entered]):
             await self._run(self._credentials.check_carried, call)
         version = await self._run(self._access.decide, caller, call.rule, call.resource)
         self._access.check_fresh_mfa(caller, call.rule)
+        if call.rule.anonymous and call.rule.reads:
+            return Entered(caller, None)
         asked = facts(call.request, call.rule.recorded.asked)
         line = await self._journal.intent(caller, call.rule.method, call.resource, version, asked)
         return Entered(caller, line)
@@ -165,9 +169,11 @@ class Gate(Door[Entered]):
     ) -> None:
         """Record the outcome, of a refused call with as much of its caller as is known."""
         outcome = error.reason if error else "OK"
-        if entered is not None:
+        if entered is not None and entered.line is not None:
             made = facts(call.answer, call.rule.recorded.made)
             await self._journal.result(entered.line, entered.caller, outcome, made)
+            return
+        if entered is not None and error is None:
             return
         caller = known_caller()
         name = (caller.principal.name or caller.notes.get("principal", "")) if caller else ""

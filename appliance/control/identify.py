@@ -5,6 +5,8 @@ Rules kept here:
   and knows nothing of tokens, so an ended, revoked, locked or evicted one would live on;
 * one listener takes tokens only, the other certificates only; on the second a token is not read;
 * a machine's certificate must be its newest or the one before (a stream opened with it goes on);
+* a made-up token, challenge or proof in the message of an anonymous call is refused before anything
+  is recorded, so that rubbish is counted and not kept;
 * of a credential that is refused the owner is still found, for the audit record.
 
 The attacks: a stolen or ended token, a certificate of an evicted node, a copied node key, the
@@ -17,12 +19,13 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Protocol
 
+from appliance.api.agent.v1.enrolment_service_pb2 import RecoverCertificateRequest
 from appliance.control.auth import tokens
-from appliance.control.auth.challenges import Challenges
 from appliance.control.auth.credentials import SCHEME, Credentials, check_shape
 from appliance.control.auth.tokens import TokenKind
 from appliance.control.services.caller import Caller
 from appliance.control.services.certificates import KINDS, Certificates
+from appliance.control.services.recovery import Recovery
 from appliance.control.store import tables
 from appliance.control.store.database import Database
 from appliance.core.errors import ApplianceError, Unauthenticated
@@ -59,7 +62,7 @@ class Identify(Protocol):
         """Who calls. Raises Unauthenticated or MfaRequired; never reads the request."""
 
     def check_carried(self, call: Call) -> None:
-        """Raise Unauthenticated when the message of an anonymous call carries a made-up token.
+        """Raise when the message of an anonymous call carries a made-up token or proof.
 
         Before the record of an intent, so that rubbish is counted like every stranger's.
         """
@@ -75,7 +78,7 @@ class ByToken:
         credentials: sessions and tokens.
         database: to find the owner of a refused token.
         token_key: the keyring's token key.
-        challenges: those that machines sign.
+        recovery: judges proofs of a key.
     """
 
     def __init__(
@@ -83,12 +86,12 @@ class ByToken:
         credentials: Credentials,
         database: Database,
         token_key: bytes,
-        challenges: Challenges,
+        recovery: Recovery,
     ) -> None:
         self._credentials = credentials
         self._database = database
         self._token_key = token_key
-        self._challenges = challenges
+        self._recovery = recovery
 
     def check_presented(self, call: Call) -> None:
         """A token of the right shape, with a right checksum."""
@@ -126,11 +129,10 @@ class ByToken:
     def check_carried(self, call: Call) -> None:
         """The token of a log-in that has begun, or of a server that joins; it may have ended.
 
-        Or the challenge that a machine has signed.
+        Or the proof of a key, by a certificate that may have ended.
         """
-        challenge = getattr(call.request, "challenge", None)
-        if challenge is not None:
-            self._challenges.check(challenge)
+        if isinstance(call.request, RecoverCertificateRequest):
+            self._recovery.owner_of(call.request)
         carried = getattr(call.request, "token", None)
         if carried is None:
             return

@@ -180,7 +180,7 @@ class Control:
     def _identities(self) -> tuple[Identify, Identify]:
         """Who calls: by token on the API, by certificate on the machine listener."""
         ring, base = self.base.keyring, self.base
-        by_token = ByToken(self.people.credentials, base.database, ring.token_hmac, base.challenges)
+        by_token = ByToken(self.people.credentials, base.database, ring.token_hmac, base.recovery)
         by_certificate = ByCertificate(ring.cluster_id, base.certificates, base.clock)
         return by_token, by_certificate
 

@@ -101,6 +101,7 @@ def enrolment(base: Foundation) -> Enrolment:
         policies=base.policies,
         certificates=base.certificates,
         challenges=base.challenges,
+        recovery=base.recovery,
         clock=base.clock,
     )
 

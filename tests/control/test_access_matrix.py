@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -28,6 +28,7 @@ from appliance.control.auth.scopes import EVERYWHERE, PLATFORM
 from appliance.control.rpc.servicer import descriptor_of
 from appliance.control.store import tables
 from appliance.core.identity import PrincipalKind
+from appliance.crypto import possession
 from appliance.wire.rules import Rule
 from appliance.wire.status import from_rpc_error
 from tests.fakes.appliance import ADMINISTRATOR, Appliance, Machine, bearer
@@ -174,8 +175,7 @@ def request_for(
     method: MethodDescriptor,
     bindings: dict[str, str],
     scope: str,
-    ended: str,
-    challenge: bytes,
+    carried: Mapping[str, object],
 ) -> Message:
     """About project `mine`, or about nothing in particular; never one that changes something."""
     request: Message = GetMessageClass(method.input_type)()
@@ -198,11 +198,10 @@ def request_for(
     if last:
         setattr(target, last, names.get(noun, default))
     # What passes the door must stop at the service's first check.
-    stops = {"request_id": "not-a-uuid", "lifetime_days": -1}
+    stops: dict[str, object] = {"request_id": "not-a-uuid", "lifetime_days": -1}
     if rule.anonymous:
-        # One that nobody was ever given does not pass the door.
-        stops["token"] = ended
-        stops["challenge"] = challenge
+        # What nobody was ever given, or has the key of, does not pass the door.
+        stops |= carried
     for field, value in stops.items():
         if field in method.input_type.fields_by_name:
             setattr(request, field, value)
@@ -242,12 +241,28 @@ async def call(channel: grpc.aio.Channel, rule: Rule, request: Message, metadata
     return "OK"
 
 
+def carried_by_strangers(appliance: Appliance, token: str, machine: Machine) -> dict[str, object]:
+    """A token that has ended, and the proof of a key whose certificate still holds."""
+    base = appliance.control.base
+    challenge = base.challenges.make()
+    signature = possession.prove(
+        machine.key, machine.certificate, base.keyring.cluster_id, challenge, b""
+    )
+    return {
+        "token": token,
+        "challenge": challenge,
+        "certificate": machine.certificate.decode(),
+        "signature": signature,
+    }
+
+
 async def test_every_rpc_answers_every_caller_as_the_table_says(appliance: Appliance) -> None:
     players = Cast.of(appliance)
     others, people = players.others(), players.people()
-    ended = people["expired"].token
     base = appliance.control
-    challenge = base.base.challenges.make()
+    node = others["node"].machine
+    assert node is not None
+    carried = carried_by_strangers(appliance, people["expired"].token, node)
     said: dict[tuple[str, str], str] = {}
     before = len(appliance.records())
 
@@ -257,7 +272,7 @@ async def test_every_rpc_answers_every_caller_as_the_table_says(appliance: Appli
         said[name, caller] = await call(
             appliance.channel(port, someone.machine),
             rule,
-            request_for(rule, method, players.bindings, name.partition(" ")[2], ended, challenge),
+            request_for(rule, method, players.bindings, name.partition(" ")[2], carried),
             bearer(someone.token, request_id(name, caller)),
         )
 
@@ -273,6 +288,11 @@ async def test_every_rpc_answers_every_caller_as_the_table_says(appliance: Appli
         elif kinds[key] == Counter(denied=1):
             assert outcomes[key] == reason
             got[name, caller] = reason
+        elif reason == "OK":
+            # A read that needs no identity: without a record.
+            rule, *_ = methods()[name]
+            assert (rule.anonymous, rule.reads, kinds[key]) == (True, True, Counter())
+            got[name, caller] = ALLOWED
         elif reason in {UNREACHABLE, "UNAVAILABLE"}:
             assert kinds[key] == Counter()
             got[name, caller] = UNREACHABLE

@@ -96,6 +96,9 @@ async def test_the_token_of_init_lets_the_first_node_join(appliance: Appliance) 
         if record["kind"] == "result" and record["method"].endswith("/Join")
     ]
     assert (record["principal"], record["outcome"]) == ("nodes/node-1", "OK")
+    # Which token it was; never its text.
+    assert record["details"]["token"] == token.split("_")[2]
+    assert token not in str(appliance.records())
 
 
 async def test_a_join_token_says_how_to_recognise_the_authority(appliance: Appliance) -> None:
@@ -402,6 +405,28 @@ async def test_a_copy_that_recovers_after_the_node_did_evicts_it(appliance: Appl
     error = await error_of(recover(appliance, copied, await challenge(appliance)))
     assert "two servers use the key of nodes/gpu-1" in error.message
     assert state_of(appliance, "gpu-1") == "EVICTED"
+
+
+@pytest.mark.attack
+async def test_what_strangers_send_for_recovery_is_counted_and_not_kept(
+    appliance: Appliance,
+) -> None:
+    """No certificate, one of a worker, a good one with another's signature; and challenges."""
+    machine = await joined_ago(appliance, "gpu-1", 11)
+    before, wrong = len(appliance.records()), new_private_key()
+    shown = (machine, appliance.certificate(PrincipalKind.REPLICA, "r1"), Machine(wrong, b"none"))
+    for each in shown:
+        error = await error_of(recover(appliance, each, await challenge(appliance), by=wrong))
+        assert isinstance(error, Unauthenticated)
+    await appliance.control.record_refusals()
+    (record,) = appliance.records()[before:]
+    method = "/appliance.api.agent.v1.EnrolmentService/RecoverCertificate"
+    assert (record["kind"], record["principal"]) == ("denied", "")
+    assert record["details"] == {
+        "count": 3,
+        "reasons": {"UNAUTHENTICATED": 3},
+        "methods": {method: 3},
+    }
 
 
 @pytest.mark.attack

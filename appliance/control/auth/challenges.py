@@ -5,7 +5,7 @@ holds for two minutes; what is signed with it is the very request, so that one t
 makes nothing that the first had not made.
 
 The attacks: a signature prepared ahead of time or kept for later; a table that strangers fill.
-Called by the enrolment service, and by `identify` before anything is recorded.
+Called by the enrolment service, and by `recovery` before anything is recorded.
 """
 
 from __future__ import annotations

@@ -26,14 +26,13 @@ from appliance.control.auth.policy import PolicyStore
 from appliance.control.services import fronts, paging
 from appliance.control.services.caller import Caller
 from appliance.control.services.certificates import Certificates
+from appliance.control.services.recovery import Recovery
 from appliance.control.services.resources import timestamp
 from appliance.control.store.database import Database
 from appliance.core import names
-from appliance.core.errors import InvalidInput
 from appliance.core.identity import Principal, PrincipalKind
-from appliance.crypto import possession
 from appliance.crypto.keys import Keyring
-from appliance.crypto.reading import LARGEST_PEM, serial_of
+from appliance.crypto.reading import serial_of
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +48,7 @@ class Enrolment:
         policies: PolicyStore,
         certificates: Certificates,
         challenges: Challenges,
+        recovery: Recovery,
         clock: Callable[[], datetime],
     ) -> None:
         self._database = database
@@ -56,6 +56,7 @@ class Enrolment:
         self._policies = policies
         self._certificates = certificates
         self._challenges = challenges
+        self._recovery = recovery
         self._clock = clock
 
     def create_join_token(
@@ -176,7 +177,7 @@ class Enrolment:
                 transaction, self._keyring.token_hmac, token, self._clock(), kind
             )
             machine = Principal(kind, row.machine)
-            caller.notes["principal"] = machine.name
+            caller.notes["principal"], caller.notes["token"] = machine.name, row.id
             hosts = {"hosts": row.hosts} if row.hosts else {}
             certificate = self._certificates.join(transaction, machine, request, hosts)
             caller.notes["certificate"] = serial_of(certificate)
@@ -209,18 +210,7 @@ class Enrolment:
                 copied the machine is evicted.
             FailedPrecondition: it still holds.
         """
-        if max(len(request.certificate), len(request.certificate_request)) > LARGEST_PEM:
-            raise InvalidInput(f"a certificate and a request have at most {LARGEST_PEM} characters")
-        self._challenges.check(request.challenge)
-        shown = request.certificate.encode()
-        machine = self._certificates.owner_of(shown)
-        possession.check(
-            shown,
-            self._keyring.cluster_id,
-            request.challenge,
-            request.certificate_request.encode(),
-            request.signature,
-        )
+        machine, shown = self._recovery.owner_of(request), request.certificate.encode()
         serial = serial_of(shown)
         caller.notes["principal"], caller.notes["shown"] = machine.name, serial
         self._certificates.check_recoverable(machine, shown)
