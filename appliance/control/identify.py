@@ -4,7 +4,8 @@ Rules kept here:
 * asked on every call, and again while a stream runs: gRPC checks a certificate once per connection
   and knows nothing of tokens, so an ended, revoked, locked or evicted one would live on;
 * one listener takes tokens only, the other certificates only; on the second a token is not read;
-* a machine's certificate must be its newest or the one before (a stream opened with it goes on);
+* a machine's certificate must be its newest, or the one before until that is in use (a stream that
+  was opened with it goes on for a minute);
 * a made-up token, challenge or proof in the message of an anonymous call is refused before anything
   is recorded, so that rubbish is counted and not kept;
 * of a credential that is refused the owner is still found, for the audit record.

@@ -52,21 +52,28 @@ class Joining:
     async def begin(self) -> Identity:
         """The identity of this machine; waits until there is one, whether it still holds or not.
 
+        A token that somebody has brought goes first: the identity may be that of a backup.
+
         Raises FailedPrecondition when the authority is not the one that was announced: a token
         must not be sent to it.
         """
         pause = FIRST_PAUSE
         while True:
-            why = "this server has not joined"
+            held, why = None, "this server has not joined"
             if self.store.exists():
                 try:
-                    return self.store.load()
+                    held, why = self.store.load(), "a join token lies beside the identity"
                 except FailedPrecondition as error:
                     why = str(error)
-            self.store.pinned_ca()
-            joined = await self.try_token(self.store.kind.word.upper(), why)
-            if joined is not None:
-                return joined
+            if held is None:
+                self.store.pinned_ca()
+            if held is None or self._token_file.exists():
+                machine = held.machine.id if held else self.store.kind.word.upper()
+                joined = await self.try_token(machine, why)
+                if joined is not None:
+                    return joined
+            if held is not None:
+                return held
             await self.wait(pause)
             pause = min(pause * 2, LONGEST_PAUSE)
 

@@ -407,6 +407,70 @@ async def test_a_copy_that_recovers_after_the_node_did_evicts_it(appliance: Appl
     assert state_of(appliance, "gpu-1") == "EVICTED"
 
 
+def release(appliance: Appliance, machine: Machine) -> Any:
+    """Any call of a machine; nothing is there to release, so one that may call hears that."""
+    return error_of(agent(appliance, machine).ReleaseKeys(agent_service_pb2.ReleaseKeysRequest()))
+
+
+@pytest.mark.attack
+async def test_a_copied_certificate_stops_a_minute_after_its_successor_is_in_use(
+    appliance: Appliance, caplog: pytest.LogCaptureFixture
+) -> None:
+    copied = await joined(appliance, "gpu-1")
+    real = await renewed(appliance, copied)
+    # Its successor was not used: the answer may have been lost, however long ago.
+    appliance.clock.forward(minutes=10)
+    assert not isinstance(await release(appliance, copied), Unauthenticated)
+    assert not isinstance(await release(appliance, real), Unauthenticated)
+    appliance.clock.forward(seconds=59)
+    assert not isinstance(await release(appliance, copied), Unauthenticated)
+    assert "is in use" not in caplog.text
+    appliance.clock.forward(seconds=2)
+    for seconds, alarms in ((1, 1), (60, 1), (0, 2)):
+        error = await release(appliance, copied)
+        assert (type(error), "replaced by a newer one" in error.message) == (Unauthenticated, True)
+        said = "a certificate of nodes/gpu-1 whose successor is in use is shown with its key"
+        assert caplog.text.count(said) == alarms
+        appliance.clock.forward(seconds=seconds)
+    # Nor does it harm the real one.
+    assert isinstance(await error_of(renew(appliance, copied)), Unauthenticated)
+    await renewed(appliance, real)
+    assert state_of(appliance, "gpu-1") == "LOST"
+
+
+@pytest.mark.attack
+async def test_a_copy_is_refused_at_once_when_the_newest_was_used_before_a_restart(
+    appliance: Appliance,
+) -> None:
+    copied = await joined(appliance, "gpu-1")
+    real = await renewed(appliance, copied)
+    await release(appliance, real)
+    appliance.control.base.certificates._first_used.clear()
+    assert isinstance(await release(appliance, copied), Unauthenticated)
+    assert not isinstance(await release(appliance, real), Unauthenticated)
+
+
+@pytest.mark.attack
+async def test_an_open_stream_of_a_copy_ends_with_the_minute(appliance: Appliance) -> None:
+    copied = await joined(appliance, "gpu-1")
+    held = asyncio.Event()
+
+    async def reports() -> AsyncIterator[agent_service_pb2.ConnectRequest]:
+        hello = agent_service_pb2.Hello(
+            devices=1, device_kind="cpu", memory_bytes=1 << 30, address="127.0.0.1"
+        )
+        yield agent_service_pb2.ConnectRequest(hello=hello)
+        await held.wait()
+
+    stream = aiter(agent(appliance, copied).Connect(reports()))
+    await anext(stream)
+    await release(appliance, await renewed(appliance, copied))
+    appliance.clock.forward(seconds=61)
+    error = await asyncio.wait_for(error_of(stream), 5.0)
+    held.set()
+    assert (type(error), "replaced by a newer one" in error.message) == (Unauthenticated, True)
+
+
 @pytest.mark.attack
 async def test_what_strangers_send_for_recovery_is_counted_and_not_kept(
     appliance: Appliance,
@@ -427,6 +491,22 @@ async def test_what_strangers_send_for_recovery_is_counted_and_not_kept(
         "reasons": {"UNAUTHENTICATED": 3},
         "methods": {method: 3},
     }
+
+
+async def test_an_evicted_machine_that_tries_again_is_no_alarm(
+    appliance: Appliance, caplog: pytest.LogCaptureFixture
+) -> None:
+    evicted = await joined_ago(appliance, "gpu-1", 11)
+    await nodes(appliance).EvictNode(
+        node_service_pb2.EvictNodeRequest(name="nodes/gpu-1"),
+        metadata=bearer(appliance.session(ADMINISTRATOR)),
+    )
+    await error_of(recover(appliance, evicted, await challenge(appliance)))
+    assert "is shown with its key" not in caplog.text
+    replaced = await joined_ago(appliance, "gpu-2", 11)
+    await joined(appliance, "gpu-2")
+    await error_of(recover(appliance, replaced, await challenge(appliance)))
+    assert "an old certificate of nodes/gpu-2 is shown with its key" in caplog.text
 
 
 @pytest.mark.attack

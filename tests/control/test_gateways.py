@@ -234,6 +234,47 @@ async def test_of_two_gateways_with_one_identity_both_are_shut_out(
 
 
 @pytest.mark.attack
+async def test_a_copy_gets_no_front_certificate_once_the_newest_is_in_use(
+    appliance: Appliance, tmp_path: Path
+) -> None:
+    await bring_token(appliance, tmp_path)
+    keeper, _ = await begin(configuration(appliance, tmp_path))
+    copied = dataclasses.replace(keeper.identity)
+    await keeper.renew()
+
+    def front(identity: Identity) -> Any:
+        request = routing_service_pb2.RenewFrontCertificateRequest(
+            certificate_request=make_csr(new_private_key()).decode()
+        )
+        return routing(appliance, identity).RenewFrontCertificate(request)
+
+    await front(copied)
+    await front(keeper.identity)
+    error = await error_of(front(copied))
+    assert (type(error), "replaced by a newer one" in error.message) == (Unauthenticated, True)
+    assert row_of(appliance).state == "READY"
+
+
+async def test_a_token_goes_before_an_identity_that_was_restored_from_a_backup(
+    appliance: Appliance, tmp_path: Path
+) -> None:
+    await bring_token(appliance, tmp_path)
+    config = configuration(appliance, tmp_path)
+    keeper, _ = await begin(config)
+    backup = (tmp_path / "state" / "identity.json").read_bytes()
+    await keeper.renew()
+    ask = routing_service_pb2.GetServedTokenizerRequest(endpoint="projects/p/endpoints/e")
+    await error_of(routing(appliance, keeper.identity).GetServedTokenizer(ask))
+    write_durably(tmp_path / "state" / "identity.json", backup)
+    await bring_token(appliance, tmp_path)
+    async with asyncio.timeout(30):
+        again, _ = await begin(config)
+    assert not (tmp_path / "join.token").exists()
+    assert row_of(appliance).state == "READY"
+    assert serial_of(again.identity.certificate_pem) == row_of(appliance).certificate_serial
+
+
+@pytest.mark.attack
 async def test_it_cannot_ask_for_other_names_nor_call_with_what_it_shows(
     appliance: Appliance, tmp_path: Path
 ) -> None:

@@ -4,9 +4,11 @@ One set of rules for nodes and gateways; `Machines` says where they differ. Rule
 * of a request only the public key is used; the control plane chooses the name, the purpose
   (client only) and the time (10 days);
 * the newest certificate counts, and the one before until the newest is shown for the first time:
-  a machine whose last renewal was not answered has that one;
-* when somebody renews with the one before although the newest was used, two hold the same key: the
-  machine is evicted and must join again;
+  a machine whose last renewal was not answered has that one. It goes on for a minute more, for
+  what is open; then, or when this process did not see that first time, it is refused, which the log
+  says;
+* when somebody renews with the one before in that minute, or recovers it at any time, although the
+  newest was used, two hold the same key: the machine is evicted and must join again;
 * one that has ended, at most 90 days ago, is replaced by proof of its key, under the same rules;
   never that of a machine that was evicted;
 * joining again replaces the certificate before: it is refused from then on.
@@ -41,6 +43,9 @@ from appliance.crypto.reading import not_after, not_before, peer_identity, seria
 
 RECOVERED_FOR = timedelta(days=90)
 """For so long after its end a certificate can be replaced by proof of its key."""
+OVERLAP = timedelta(minutes=1)
+"""How long the certificate before goes on once the newest was used; machines need 30 seconds."""
+ALARM_EACH = timedelta(minutes=1)
 EVICTED = "EVICTED"
 logger = logging.getLogger(__name__)
 
@@ -66,6 +71,23 @@ KINDS = {
 }
 
 
+def counting(newest: str, previous: str, *, used: bool) -> frozenset[str]:
+    """Serial numbers of a machine's certificates that call, and renew without harm.
+
+    The one before does until the newest was used; then it is a copy's, or that of a backup.
+    """
+    return frozenset(filter(None, (newest, "" if used else previous)))
+
+
+def check_counts(row: Row[Any] | None, machine: Principal, serial: str) -> Row[Any]:
+    """The row of a machine whose certificate is in `counting`. Raises Unauthenticated."""
+    row = check_known(row, machine, serial)
+    used = row.certificate_used
+    if serial not in counting(row.certificate_serial, row.previous_serial, used=used):
+        raise _replaced(machine)
+    return row
+
+
 def check_known(row: Row[Any] | None, machine: Principal, serial: str) -> Row[Any]:
     """The row of a machine that may call, with its newest certificate or the one before.
 
@@ -82,12 +104,16 @@ def check_known(row: Row[Any] | None, machine: Principal, serial: str) -> Row[An
             f"{name} was evicted: make a join token and join again", principal=name
         )
     if serial not in (row.certificate_serial, row.previous_serial):
-        raise Unauthenticated(
-            f"this certificate of {name} was replaced by a newer one: if its server does not "
-            "have that, its key was copied; evict it and join again",
-            principal=name,
-        )
+        raise _replaced(machine)
     return row
+
+
+def _replaced(machine: Principal) -> Unauthenticated:
+    return Unauthenticated(
+        f"this certificate of {machine.name} was replaced by a newer one: if its server does not "
+        "have that, its key was copied; evict it and join again",
+        principal=machine.name,
+    )
 
 
 def put_out(
@@ -125,6 +151,9 @@ class Certificates:
         self._policies = policies
         self._events = events
         self._clock = clock
+        self._first_used: dict[Principal, tuple[str, datetime]] = {}
+        """Of each machine the newest certificate that was used, and when that was first seen."""
+        self._alarmed: dict[Principal, datetime] = {}
 
     def check(self, machine: Principal, serial: str) -> None:
         """Raise Unauthenticated unless a machine may call with this certificate, now in use."""
@@ -132,13 +161,34 @@ class Certificates:
         with self._database.read() as state:
             found = state.first(table.select().where(table.c.id == machine.id))
         row = check_known(found, machine, serial)
-        if serial == row.certificate_serial and not row.certificate_used:
+        if serial != row.certificate_serial and row.certificate_used:
+            self._check_overlap(row, machine, serial)
+        elif serial == row.certificate_serial and not row.certificate_used:
+            # Before it is in the row: whoever reads there that it was used finds when.
+            self._first_used[machine] = (serial, self._clock())
             with self._database.write() as transaction:
                 transaction.run(
                     table.update()
                     .where(table.c.id == machine.id, table.c.certificate_serial == serial)
                     .values(certificate_used=True)
                 )
+
+    def _check_overlap(self, row: Row[Any], machine: Principal, serial: str) -> None:
+        """Raise Unauthenticated when the newest was used too long ago for the one before."""
+        now = self._clock()
+        newest, since = self._first_used.get(machine, ("", now))
+        # Also a clock that was set back ends it.
+        if newest == row.certificate_serial and abs(now - since) <= OVERLAP:
+            return
+        last = self._alarmed.get(machine)
+        if last is None or abs(now - last) >= ALARM_EACH:
+            self._alarmed[machine] = now
+            logger.error(
+                "a certificate of %s whose successor is in use is shown with its key: %s",
+                machine.name,
+                serial,
+            )
+        raise _replaced(machine)
 
     def owner_of(self, certificate: bytes) -> Principal:
         """Whose certificate it is, whenever it holds. Raises Unauthenticated."""
@@ -227,7 +277,10 @@ class Certificates:
             try:
                 row = check_known(found, machine, serial)
             except Unauthenticated:
-                logger.error("an old certificate of %s is shown with its key: %s", name, serial)  # noqa: TRY400  # no traceback: it is an alarm
+                if found is not None and found.state != EVICTED:
+                    logger.error(  # noqa: TRY400  # no traceback: it is an alarm
+                        "an old certificate of %s is shown with its key: %s", name, serial
+                    )
                 raise
             copied = serial != row.certificate_serial and row.certificate_used
             if copied:

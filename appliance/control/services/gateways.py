@@ -3,7 +3,8 @@
 Rules kept here:
 * a gateway renews what it calls with under the rules of `certificates`, as a node does;
 * what it shows to callers is another certificate, with the names on record for it (`fronts`);
-* an evicted gateway is refused from the moment `evict` returns.
+* an evicted gateway is refused by the control plane from the moment `evict` returns. Replicas know
+  no eviction: whoever holds its key may call them until the certificate ends, ten days at most.
 
 Called by the RPCs of both listeners.
 """
@@ -21,7 +22,12 @@ from appliance.control.auth.policy import PolicyStore
 from appliance.control.events import Events
 from appliance.control.services import fronts, paging
 from appliance.control.services.caller import Caller
-from appliance.control.services.certificates import EVICTED, Certificates, put_out
+from appliance.control.services.certificates import (
+    EVICTED,
+    Certificates,
+    check_counts,
+    put_out,
+)
 from appliance.control.services.change import Changes
 from appliance.control.services.resources import timestamp
 from appliance.control.store import tables
@@ -111,26 +117,32 @@ class Gateways:
     def renew_front(
         self, caller: Caller, request: routing_service_pb2.RenewFrontCertificateRequest
     ) -> routing_service_pb2.RenewFrontCertificateResponse:
-        """Issue what the calling gateway shows to its callers. Raises InvalidInput."""
+        """Issue what the calling gateway shows to its callers.
+
+        Judged again in the transaction that issues it, so that none is made for one that is evicted
+        meanwhile; the certificate before gets none once the newest is in use.
+
+        Raises Unauthenticated or InvalidInput.
+        """
         mine = _gateway.id == caller.principal.id
-        with self._database.read() as state:
-            row = state.first(tables.gateway.select().where(mine))
-        certificate = fronts.issue(
-            self._keyring.ca,
-            caller.principal,
-            self._hosts(row),
-            request.certificate_request,
-            self._clock(),
-        )
         with self._database.write() as transaction:
+            found = transaction.first(tables.gateway.select().where(mine))
+            row = check_counts(found, caller.principal, caller.credential)
+            certificate = fronts.issue(
+                self._keyring.ca,
+                caller.principal,
+                self._hosts(row),
+                request.certificate_request,
+                self._clock(),
+            )
             transaction.run(
                 tables.gateway.update().where(mine).values(front_expire_time=not_after(certificate))
             )
         caller.notes["certificate"] = serial_of(certificate)
         return routing_service_pb2.RenewFrontCertificateResponse(certificate=certificate.decode())
 
-    def _hosts(self, row: Row[Any] | None) -> Sequence[str]:
-        return tuple(row.hosts) if row is not None and row.hosts else (self._announced,)
+    def _hosts(self, row: Row[Any]) -> Sequence[str]:
+        return tuple(row.hosts) or (self._announced,)
 
     def _resource(self, row: Row[Any] | None) -> gateway_service_pb2.Gateway:
         if row is None:
