@@ -142,7 +142,7 @@ def _join_token(settings: ControlConfig, parsed: argparse.Namespace) -> int:
         raise InvalidInput("--host is for gateways: a node says itself where it is reached")
     kind = PrincipalKind.NODE if parsed.node else PrincipalKind.GATEWAY
     machine = Principal(kind, names.check_id(parsed.node or parsed.gateway, kind.path))
-    made = joining.make(settings, machine, _now, parsed.hosts)
+    made = joining.make(settings, machine, _now, parsed.hosts, readmit=parsed.readmit)
     facts = {"token": made.token.text, "ca_fingerprint": made.ca_fingerprint}
     print(json.dumps(facts))  # noqa: T201  # the answer of the command
     return 0
@@ -215,6 +215,11 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         dest="hosts",
         help="DNS name or address under which clients reach the gateway; can be repeated",
+    )
+    join.add_argument(
+        "--readmit",
+        action="store_true",
+        help="also when the machine was evicted: it may come back",
     )
     who = commands.add_parser(
         "who-joins", help="say which machines need a join token; their certificates come as JSON"

@@ -3,7 +3,8 @@
 What each server says of its own (its certificate, or that it has none) is compared with what the
 control plane knows. Rules kept here:
 * a machine that can call, or gets another certificate by its own key, needs no token;
-* one that was evicted gets none unless the operator names it: to evict was a decision;
+* one that was evicted gets none unless the operator names it: to evict was a decision; to name one
+  that is not evicted is refused, so that a name left standing lets nobody in after the next one;
 * nothing is written, so that it can be asked beside a control plane that runs; also a state of the
   release before is read, because it is asked before the first start of the new one.
 
@@ -21,10 +22,15 @@ from typing import Any
 from sqlalchemy import ColumnElement, Table, select, text
 
 from appliance.control.config import ControlConfig
-from appliance.control.services.certificates import EVICTED, KINDS, RECOVERED_FOR
+from appliance.control.services.certificates import (
+    EVICTED,
+    KINDS,
+    RECOVERED_FOR,
+    counting,
+)
 from appliance.control.store.database import Database, Reading
 from appliance.core.data_directory import DataDirectory
-from appliance.core.errors import InvalidInput
+from appliance.core.errors import FailedPrecondition, InvalidInput
 from appliance.core.identity import Principal
 from appliance.crypto.reading import not_after, serial_of
 
@@ -33,7 +39,11 @@ JOINS, FINE, REFUSED = "joins", "fine", "evicted"
 
 @dataclass(frozen=True)
 class Known:
-    """What the control plane knows of a machine: its state, and certificates that may call."""
+    """What the control plane knows of a machine: its state, and certificates that count.
+
+    Of a server that was restored from a backup the certificate counts no more when the next one was
+    used: it would be refused, and evicted if it recovered.
+    """
 
     state: str
     serials: frozenset[str]
@@ -72,7 +82,7 @@ def who_joins(
 ) -> dict[Principal, tuple[str, str]]:
     """What `decide` says of each machine in `held`.
 
-    Raises FailedPrecondition when the state cannot be read.
+    Raises FailedPrecondition when the state cannot be read, or one to readmit is not evicted.
     """
     data = DataDirectory(settings.data)
     data.check_complete(("state.db",))
@@ -80,8 +90,23 @@ def who_joins(
     with closing(Database(data.state)) as database, database.read() as state:
         for kind, machines in KINDS.items():
             for row in state.all(select(*_columns(state, machines.table))):
-                serials: frozenset[str] = frozenset(filter(None, tuple(row)[2:]))
+                facts = row._mapping  # noqa: SLF001  # public in SQLAlchemy
+                serials = counting(
+                    row.certificate_serial,
+                    facts.get("previous_serial", ""),
+                    used=facts.get("certificate_used", False),
+                )
                 known[Principal(kind, row.id)] = Known(row.state, serials)
+    standing = sorted(
+        machine.name
+        for machine in readmit
+        if machine not in known or known[machine].state != EVICTED
+    )
+    if standing:
+        raise FailedPrecondition(
+            f"{', '.join(standing)} is not evicted: remove it from control_readmit (--readmit), "
+            "which is for one return, so that the next eviction holds"
+        )
     return {
         machine: decide(certificate, known.get(machine), now, readmit=machine in readmit)
         for machine, certificate in held.items()
@@ -96,5 +121,5 @@ def _columns(state: Reading, table: Table) -> list[ColumnElement[Any]]:
             text("SELECT name FROM pragma_table_info(:t)").bindparams(t=table.name)
         )
     }
-    wanted = ("id", "state", "certificate_serial", "previous_serial")
+    wanted = ("id", "state", "certificate_serial", "previous_serial", "certificate_used")
     return [table.c[name] for name in wanted if name in there]

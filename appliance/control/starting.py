@@ -31,7 +31,7 @@ from typing import Any
 from appliance.control import joining
 from appliance.control.auth import join_tokens
 from appliance.control.opening import Opened
-from appliance.control.services.certificates import EVICTED, KINDS
+from appliance.control.services.certificates import EVICTED, KINDS, counting
 from appliance.control.setup import GATEWAY_NAME, NODE_NAME
 from appliance.control.store.database import Reading
 from appliance.core.errors import ApplianceError
@@ -98,7 +98,9 @@ def why_join(held: Held | None, row: Any, now: datetime) -> str:  # noqa: ANN401
         return f"its certificate ended on {held.end:%Y-%m-%d %H:%M}Z"
     if now < held.begin:
         return f"its certificate begins on {held.begin:%Y-%m-%d %H:%M}Z, made under a wrong clock"
-    if row is None or held.serial not in (row.certificate_serial, row.previous_serial):
+    if row is None or held.serial not in counting(
+        row.certificate_serial, row.previous_serial, used=row.certificate_used
+    ):
         return "the control plane knows another certificate of it"
     return ""
 
@@ -113,6 +115,8 @@ def _invite(opened: Opened, kind: PrincipalKind, now: datetime) -> str:
     table = KINDS[kind].table
     with opened.database.read() as state:
         token = join_tokens.look_up(state, opened.keyring.token_hmac, _text(files.token))
+        if token is not None and join_tokens.owner(token).kind is not kind:
+            token = None  # one for another machine, put here by mistake
         known = token.machine if token is not None else _known(state, kind)
         machine = Principal(kind, held.id if held is not None else known)
         row = state.first(table.select().where(table.c.id == machine.id))

@@ -111,6 +111,8 @@ def test_an_evicted_machine_is_let_in_again_only_when_it_is_named() -> None:
     argv = named("control", "Ask who has to join")["ansible.builtin.command"]["argv"]
     assert "control_readmit" in argv
     assert "--readmit=" in argv
+    makes = named("control", "Make join tokens")["ansible.builtin.command"]["argv"]
+    assert "(['--readmit'] if item in control_readmit else [])" in makes
     said = named("control", "Say which were evicted and stay so")
     assert ".evicted" in said["loop"]
 

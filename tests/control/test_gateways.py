@@ -301,7 +301,14 @@ async def test_it_cannot_ask_for_other_names_nor_call_with_what_it_shows(
 
 
 @pytest.mark.attack
-@pytest.mark.parametrize("host", ["control.appliance", "*.example", "Caps.example", "a b", ""])
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("control.appliance", "*.example", "Caps.example", "a b", ""),
+        # No address, though it looks like one; and addresses that no client can ask for.
+        *("1.2.3.999", "12", "0.0.0.0", "::", "fe80::1%eth0"),  # to be refused
+    ],
+)
 async def test_a_token_names_no_server_of_the_appliance(appliance: Appliance, host: str) -> None:
     request = gateway_service_pb2.CreateGatewayJoinTokenRequest(
         gateway_id="gateway-2", hosts=[host]

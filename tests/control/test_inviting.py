@@ -15,6 +15,7 @@ import pytest
 from appliance.control.inviting import FINE, JOINS, REFUSED, Known, decide, who_joins
 from appliance.control.opening import open_data
 from appliance.control.store import tables
+from appliance.core.errors import FailedPrecondition
 from appliance.core.identity import Principal, PrincipalKind
 from appliance.crypto.certs import Authority, make_csr, new_private_key
 from appliance.crypto.reading import serial_of
@@ -60,6 +61,26 @@ def test_who_gets_a_token(
 @pytest.mark.attack
 def test_an_evicted_machine_gets_one_only_when_the_operator_says_so() -> None:
     assert decide(CERTIFICATE, known("EVICTED"), NOW, readmit=True)[0] == JOINS
+
+
+@pytest.mark.parametrize(("used", "what"), [(False, FINE), (True, JOINS)])
+def test_a_machine_of_a_backup_joins_when_the_next_certificate_was_used(
+    copy: Path, *, used: bool, what: str
+) -> None:
+    row = {"certificate_serial": "newer", "previous_serial": SERIAL, "certificate_used": used}
+    with (
+        closing(open_data(settings_of(copy), lambda: NOW)) as opened,
+        opened.database.write() as change,
+    ):
+        change.run(tables.node.insert().values(id="gpu-1", state="LOST", create_time=NOW, **row))
+    assert who_joins(settings_of(copy), {NODE: CERTIFICATE}, NOW, [])[NODE][0] == what
+
+
+@pytest.mark.attack
+def test_to_readmit_is_no_standing_order(copy: Path) -> None:
+    for name in (GATEWAY, NODE):  # one that is READY, one that nobody knows
+        with pytest.raises(FailedPrecondition, match="is not evicted: remove it from control_read"):
+            who_joins(settings_of(copy), {name: None}, NOW, [name])
 
 
 def gateway_of(folder: Path) -> bytes:

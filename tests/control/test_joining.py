@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from appliance.control import joining
 from appliance.control.auth import join_tokens
 from appliance.control.opening import open_data
+from appliance.control.store import tables
 from appliance.core.errors import FailedPrecondition, InvalidInput, Unauthenticated
 from appliance.core.identity import Principal, PrincipalKind
 from appliance.crypto.reading import fingerprint
@@ -25,6 +28,11 @@ REPOSITORY = Path(__file__).parents[2]
 
 def now() -> datetime:
     return datetime.now(UTC)
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    lines = b"".join(path.read_bytes() for path in sorted((folder / "audit").glob("0*.log")))
+    return [json.loads(line) for line in lines.splitlines()]
 
 
 def test_the_token_lets_one_server_join_under_its_name_for_an_hour(copy: Path) -> None:
@@ -44,15 +52,14 @@ def test_the_token_lets_one_server_join_under_its_name_for_an_hour(copy: Path) -
 
 def test_intent_and_result_are_recorded_without_the_token(copy: Path) -> None:
     made = joining.make(settings_of(copy), NODE7, now)
-    lines = b"".join(path.read_bytes() for path in sorted((copy / "audit").glob("0*.log")))
-    records = [json.loads(line) for line in lines.splitlines()][-2:]
-    said = [(each["kind"], each["method"], each["resource"], each["outcome"]) for each in records]
+    found = records(copy)[-2:]
+    said = [(each["kind"], each["method"], each["resource"], each["outcome"]) for each in found]
     assert said == [
         ("intent", "join-token", "nodes/node7", ""),
         ("result", "join-token", "nodes/node7", "OK"),
     ]
-    assert all(each["details"]["by"].startswith("offline, uid ") for each in records)
-    assert made.token.text.encode() not in lines
+    assert all(each["details"]["by"].startswith("offline, uid ") for each in found)
+    assert made.token.text not in json.dumps(records(copy))
     assert made.token.text not in repr(made)
 
 
@@ -68,6 +75,27 @@ def test_it_is_refused_while_the_control_plane_runs_and_for_no_name(copy: Path) 
     for host in ("control.appliance", "*.example", "a b", "Head", "x" * 64):
         with pytest.raises(InvalidInput, match="is no host of a gateway"):
             joining.make(settings_of(copy), GATEWAY7, now, [host])
+
+
+@pytest.mark.attack
+def test_an_evicted_machine_gets_one_only_when_it_is_said_that_it_may_come_back(
+    copy: Path,
+) -> None:
+    with closing(open_data(settings_of(copy), now)) as opened, opened.database.write() as change:
+        change.run(tables.gateway.update().values(state="EVICTED"))
+    gateway = Principal(PrincipalKind.GATEWAY, "gateway-1")
+    with pytest.raises(FailedPrecondition, match="was evicted: add --readmit if it may come back"):
+        joining.make(settings_of(copy), gateway, now)
+    assert [each["kind"] for each in records(copy) if each["method"] == "join-token"] == []
+    assert joining.make(settings_of(copy), gateway, now, readmit=True)
+    # A node of that name is somebody else.
+    assert joining.make(settings_of(copy), Principal(PrincipalKind.NODE, "gateway-1"), now)
+
+
+def test_the_names_of_a_gateway_are_recorded(copy: Path) -> None:
+    joining.make(settings_of(copy), GATEWAY7, now, ["llm.example", "192.0.2.7"])
+    asked = [each["details"]["asked"] for each in records(copy)[-2:]]
+    assert asked == [{"hosts": ["llm.example", "192.0.2.7"]}] * 2
 
 
 @pytest.mark.attack

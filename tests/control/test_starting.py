@@ -45,6 +45,7 @@ class Row:
     state: str = LOST
     certificate_serial: str = "b"
     previous_serial: str = "a"
+    certificate_used: bool = False
 
 
 HELD = Held("node-1", NOW - DAY / 2, NOW + DAY / 2, "b")
@@ -55,6 +56,14 @@ HELD = Held("node-1", NOW - DAY / 2, NOW + DAY / 2, "b")
     [
         (HELD, Row(), NOW, ""),
         (Held("node-1", HELD.begin, HELD.end, "a"), Row(), NOW, ""),
+        (HELD, Row(certificate_used=True), NOW, ""),
+        # Restored from a backup: it would be refused, and evicted if it recovered.
+        (
+            Held("node-1", HELD.begin, HELD.end, "a"),
+            Row(certificate_used=True),
+            NOW,
+            "knows another certificate",
+        ),
         (HELD, Row(), NOW + DAY, "its certificate ended on"),
         (HELD, Row(), NOW - DAY, "made under a wrong clock"),
         (HELD, Row(EVICTED), NOW, "it was evicted"),
@@ -221,6 +230,15 @@ def test_a_gateway_that_has_lost_its_identity_joins_anew_under_its_name(
         write_durably(path, left)
     (said,) = prepared(copy, now, (GATEWAY,))
     assert said.endswith(": it has no identity that can be used")
+    assert lets_in(copy, now, PrincipalKind.GATEWAY) == "gateway-1"
+
+
+def test_a_token_of_a_node_in_the_gateways_folder_names_no_gateway(copy: Path) -> None:
+    made = joining.make(settings_of(copy), Principal(PrincipalKind.NODE, "gpu-7"), now)
+    write_durably(copy / "gateway" / "join.token", made.token.text.encode())
+    shutil.rmtree(copy / "gateway" / "state")
+    (said,) = prepared(copy, now, (GATEWAY,))
+    assert said.startswith("gateways/gateway-1 joins anew")
     assert lets_in(copy, now, PrincipalKind.GATEWAY) == "gateway-1"
 
 

@@ -32,10 +32,10 @@ def check_hosts(hosts: Collection[str]) -> tuple[str, ...]:
     if len(hosts) > MOST_HOSTS:
         raise InvalidInput(f"a gateway has at most {MOST_HOSTS} hosts")
     for host in hosts:
-        if not (_is_address(host) or _is_name(host)):
+        if not (_reachable(host) or _is_name(host)):
             raise InvalidInput(
                 f"{host!r} is no host of a gateway: write a DNS name in lower case, not below "
-                f"`.{SERVER_ZONE}`, or an IP address",
+                f"`.{SERVER_ZONE}`, or an IP address that clients can ask for",
                 fields={"hosts": "must be DNS names or IP addresses"},
             )
     return tuple(hosts)
@@ -83,6 +83,15 @@ def _is_address(host: str) -> bool:
     return True
 
 
+def _reachable(host: str) -> bool:
+    """Whether it is an address that a client can name: not `::`, and without a scope of its own."""
+    if "%" in host or not _is_address(host):
+        return False
+    return not ipaddress.ip_address(host).is_unspecified
+
+
 def _is_name(host: str) -> bool:
+    """Whether it is a DNS name; one that ends in a number is an address that is none (RFC 1123)."""
     fits = len(host) <= LONGEST_HOST and _HOST.fullmatch(host) is not None
-    return fits and host.rpartition(".")[2] != SERVER_ZONE
+    last = host.rpartition(".")[2]
+    return fits and last != SERVER_ZONE and not last.isdigit()
