@@ -21,7 +21,9 @@ from appliance.api.serving.v1 import (
     routing_service_pb2,
     routing_service_pb2_grpc,
 )
+from appliance.control import parts
 from appliance.control.services import fronts
+from appliance.control.services.caller import Caller
 from appliance.control.store import tables
 from appliance.core.errors import InvalidInput, Unauthenticated, Unavailable
 from appliance.core.files import write_durably
@@ -253,6 +255,24 @@ async def test_a_copy_gets_no_front_certificate_once_the_newest_is_in_use(
     error = await error_of(front(copied))
     assert (type(error), "replaced by a newer one" in error.message) == (Unauthenticated, True)
     assert row_of(appliance).state == "READY"
+
+
+@pytest.mark.attack
+async def test_no_front_certificate_is_made_for_one_that_is_evicted_after_the_door(
+    appliance: Appliance, tmp_path: Path
+) -> None:
+    await bring_token(appliance, tmp_path)
+    keeper, _ = await begin(configuration(appliance, tmp_path))
+    caller = Caller(GATEWAY_2, credential=serial_of(keeper.identity.certificate_pem))
+    request = routing_service_pb2.RenewFrontCertificateRequest(
+        certificate_request=make_csr(new_private_key()).decode()
+    )
+    service = parts.gateways(appliance.control.base)
+    assert service.renew_front(caller, request)
+    with appliance.database.write() as transaction:
+        transaction.run(tables.gateway.update().values(state="EVICTED"))
+    with pytest.raises(Unauthenticated, match="was evicted"):
+        service.renew_front(caller, request)
 
 
 async def test_a_token_goes_before_an_identity_that_was_restored_from_a_backup(
