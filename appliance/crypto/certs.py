@@ -109,6 +109,7 @@ class Authority:
         dns: Iterable[str] = (),
         ips: Iterable[str] = (),
         lifetime: timedelta | None = LEAF_LIFETIME,
+        early: timedelta = CLOCK_SKEW,
         now: datetime | None = None,
     ) -> bytes:
         """A leaf certificate (PEM).
@@ -123,6 +124,8 @@ class Authority:
             ips: IP addresses of a server.
             lifetime: from now on; never longer than the authority's own. None: all the authority's
                 time, from its first moment, so that a clock that is ahead now does no harm later.
+            early: so long before `now` it begins, for clocks that are behind; not before the
+                authority's own first moment.
             now: aware time; the clock's when None.
 
         Raises:
@@ -137,7 +140,9 @@ class Authority:
         authority = x509.load_pem_x509_certificate(self.certificate_pem)
         start, end = authority.not_valid_before_utc, authority.not_valid_after_utc
         if lifetime is not None:
-            start, end = now - CLOCK_SKEW, min(now + lifetime, end)
+            behind = now - CLOCK_SKEW
+            start = min(behind, max(start, now - early))
+            end = min(now + lifetime, end)
         names = _names(self.cluster, principal, server=server, dns=dns, ips=ips)
         wanted = {"server": server, "client": client}
         purposes = [PURPOSES[purpose] for purpose, yes in wanted.items() if yes]

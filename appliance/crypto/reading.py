@@ -28,6 +28,8 @@ from appliance.core.identity import SERVER_ZONE, Principal, parse_spiffe
 
 RENEW_AFTER = timedelta(days=1)
 CLOCK_SKEW = timedelta(minutes=5)
+SHOWN_EARLY = timedelta(days=1)
+"""So long before it was made a certificate that servers show begins: others' clocks judge it."""
 LARGEST_PEM = 1 << 16
 PURPOSES = {
     "client": ExtendedKeyUsageOID.CLIENT_AUTH,
@@ -103,11 +105,14 @@ def serial_of(cert_pem: bytes) -> str:
     return f"{_load(cert_pem).serial_number:x}"
 
 
-def renew_time(cert_pem: bytes) -> datetime:
-    """When a certificate is a day old, or at half its life if that is sooner; no clock is asked."""
+def renew_time(cert_pem: bytes, early: timedelta = CLOCK_SKEW) -> datetime:
+    """When a certificate is a day old, or at half its life if that is sooner; no clock is asked.
+
+    `early`: so long before it was issued it begins.
+    """
     certificate = _load(cert_pem)
     start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-    return start + min((end - start) / 2, CLOCK_SKEW + RENEW_AFTER)
+    return start + min((end - start) / 2, early + RENEW_AFTER)
 
 
 def not_before(cert_pem: bytes) -> datetime:
@@ -141,12 +146,12 @@ def is_private_key(pem: bytes) -> bool:
 
 def is_pair(key_pem: bytes, cert_pem: bytes) -> bool:
     """Whether a certificate is one of this private key. Raises InvalidInput when one is none."""
-    return bool(load_private(key_pem).public_key() == _load(cert_pem).public_key())
+    return bool(load_private(key_pem).public_key() == _public(_load(cert_pem)))
 
 
 def certified_key(cert_pem: bytes) -> ec.EllipticCurvePublicKey:
     """The key that a certificate is about. Raises InvalidInput when it is none of ours."""
-    return check_public(_load(cert_pem).public_key())
+    return check_public(_public(_load(cert_pem)))
 
 
 def hosts_of(cert_pem: bytes) -> tuple[list[str], list[str]]:
@@ -176,6 +181,13 @@ def _load(cert_pem: bytes) -> x509.Certificate:
         return x509.load_pem_x509_certificate(cert_pem)
     except UNREADABLE as error:
         raise InvalidInput("This is not a certificate in PEM form.") from error
+
+
+def _public(certificate: x509.Certificate) -> object:
+    try:
+        return certificate.public_key()
+    except UNREADABLE as error:
+        raise InvalidInput("The key of this certificate cannot be read.") from error
 
 
 def _load_peer(cert_pem: bytes) -> x509.Certificate:

@@ -28,6 +28,7 @@ from appliance.core.errors import ApplianceError, InvalidInput, Unauthenticated
 from appliance.core.files import read_secret, write_durably
 from appliance.crypto.certs import make_csr, new_private_key
 from appliance.crypto.reading import (
+    SHOWN_EARLY,
     is_pair,
     issued_by,
     not_after,
@@ -40,6 +41,7 @@ from appliance.wire.tls import ServerPair
 FILE = "front.pem"
 LOOK_SECONDS = 5.0
 ASK_AGAIN_SECONDS = 60.0
+SETTLED_SECONDS = 3600.0
 NOTICE = timedelta(days=30)
 """So long before its end a certificate of the site is spoken of, each day."""
 _BEGIN = b"-----BEGIN CERTIFICATE-----"
@@ -91,6 +93,7 @@ class Front:
         self._theirs: ssl.SSLContext | None = None
         self._their_end: datetime | None = None
         self._seen: Stamp | None = None
+        self._refusal = ""
         self._said = datetime.min.replace(tzinfo=UTC)
         self._soon = asyncio.Event()
 
@@ -162,7 +165,8 @@ class Front:
                 except (ApplianceError, OSError) as error:
                     logger.warning("the front certificate could not be renewed: %s", error)
                 else:
-                    wanted = False
+                    # Not each minute under a clock that is far ahead.
+                    ask_at, wanted = now + timedelta(seconds=SETTLED_SECONDS), False
             try:
                 async with asyncio.timeout(LOOK_SECONDS):
                     await self._soon.wait()
@@ -176,21 +180,26 @@ class Front:
         try:
             stamp = self._site.stamp()
             if stamp != self._seen:
-                self._seen = stamp
                 self._take(self._site, stamp)
+            self._refusal = ""
         except (ApplianceError, OSError, ssl.SSLError) as error:
+            # Looked at again each time: it may be that only its mode, or the time, was wrong.
             before = "the one before stays" if self._theirs else "the appliance's own is shown"
-            logger.error("front.certificate is not shown, %s: %s", before, error)  # noqa: TRY400  # a sentence for a person
+            self._say_refusal(f"front.certificate is not shown, {before}: {error}")
         self._say_end()
+
+    def _say_refusal(self, sentence: str) -> None:
+        if sentence != self._refusal:
+            self._refusal = sentence
+            logger.error("%s", sentence)
 
     def _take(self, site: SiteFiles, stamp: Stamp) -> None:
         certificate, key = site.certificate.read_bytes(), read_secret(site.key)
         end = server_pair_end(key, certificate, self._now())
         context = _context(site.certificate, site.key)
         if site.stamp() != stamp:
-            self._seen = None  # somebody writes them just now: looked at again
-            return
-        self._theirs, self._their_end = context, end
+            return  # somebody writes them just now: looked at again
+        self._theirs, self._their_end, self._seen = context, end, stamp
         logger.info("OpenAI clients see %s, until %s", site.certificate, end)
 
     def _say_end(self) -> None:
@@ -200,7 +209,7 @@ class Front:
             logger.warning("front.certificate ends on %s: put another pair there", end)
 
     def _is_due(self) -> bool:
-        return self._now() >= renew_time(self.pair.certificate)
+        return self._now() >= renew_time(self.pair.certificate, SHOWN_EARLY)
 
     def _show(self, pair: ServerPair) -> None:
         if not is_pair(pair.key, pair.certificate):

@@ -18,7 +18,7 @@ from datetime import timedelta
 import grpc
 
 from appliance.api.serving.v1 import routing_service_pb2, routing_service_pb2_grpc
-from appliance.core.errors import ApplianceError, FailedPrecondition, InvalidInput
+from appliance.core.errors import ApplianceError, Exhausted, FailedPrecondition, InvalidInput
 from appliance.core.files import make_private_dir, read_secret
 from appliance.core.identity import PrincipalKind
 from appliance.crypto.reading import fingerprint, not_after, peer_identity
@@ -44,9 +44,15 @@ async def begin(config: GatewayConfig) -> tuple[Keeper, Front]:
     Raises:
         FailedPrecondition: the authority's certificate cannot be read, or is another one.
     """
-    state = make_private_dir(config.state_folder)
+    try:
+        state = make_private_dir(config.state_folder)
+    except OSError as error:
+        raise FailedPrecondition(
+            f"{config.state_folder} cannot be made ({error.strerror}): set `state` to a folder that"
+            " this gateway may write"
+        ) from error
     store = IdentityStore(kinds.GATEWAY, state, _control(config))
-    before = None if store.exists() else _before(config, store)
+    before = None if store.exists() else await _before(config, store)
     joining = Joining(store, config.join_token_file)
     keeper = Keeper(joining, await joining.begin())
 
@@ -96,8 +102,11 @@ def _control(config: GatewayConfig) -> Control:
     return Control(config.ca, config.api, config.control, announced)
 
 
-def _before(config: GatewayConfig, store: IdentityStore) -> ServerPair | None:
-    """Take over the files of a gateway of 0.1.0; what it showed with them."""
+async def _before(config: GatewayConfig, store: IdentityStore) -> ServerPair | None:
+    """Take over the files of a gateway of 0.1.0; what it showed with them.
+
+    Waits while they cannot be stored: without them it would need a join token.
+    """
     if config.key is None or config.certificate is None:
         return None
     try:
@@ -107,7 +116,9 @@ def _before(config: GatewayConfig, store: IdentityStore) -> ServerPair | None:
         machine = peer_identity(certificate, cluster, last, need="client", ca_pem=ca_pem)
         if machine.kind is not PrincipalKind.GATEWAY:
             raise InvalidInput(f"it is of {machine.name}")
-        store.keep(Identity.of(machine, cluster, key, certificate, ca_pem))
+        identity = Identity.of(machine, cluster, key, certificate, ca_pem)
+        while not _stored(store, identity):  # noqa: ASYNC110 - nothing tells of space
+            await asyncio.sleep(STORE_AGAIN_SECONDS)
         store.load()
     except (ApplianceError, OSError) as error:
         store.path.unlink(missing_ok=True)
@@ -115,3 +126,12 @@ def _before(config: GatewayConfig, store: IdentityStore) -> ServerPair | None:
         return None
     logger.info("took over %s and %s as %s", config.key, config.certificate, machine.name)
     return ServerPair(key, certificate)
+
+
+def _stored(store: IdentityStore, identity: Identity) -> bool:
+    try:
+        store.keep(identity)
+    except (Exhausted, OSError) as error:
+        logger.warning("the identity of %s cannot be stored: %s", identity.name, error)
+        return False
+    return True

@@ -185,7 +185,10 @@ class IdentityStore:
                 raise from_rpc_error(error) from error
         machine = Principal(self.kind.principal, joined.id)
         identity = self._keep(machine, joined.cluster, key, joined.certificate, ca_pem)
-        await asyncio.to_thread(token_file.unlink)
+        try:
+            await asyncio.to_thread(token_file.unlink)
+        except OSError as error:
+            logger.warning("%s is used, remove it: %s", token_file, error.strerror)
         logger.info("joined as %s", identity.name)
         return identity
 

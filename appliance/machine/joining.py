@@ -125,6 +125,8 @@ class Joining:
             logger.warning("cannot join yet: %s", error)
         except ApplianceError as error:
             logger.warning("%s, and this %s cannot join: %s", why, self.store.kind.word, error)
+        except OSError as error:
+            logger.warning("%s, and an identity cannot be stored: %s", why, error.strerror)
         else:
             logger.info("%s: it has a new identity, by %s", why, self._token_file)
             return joined

@@ -19,6 +19,7 @@ from appliance.machine.identity import Identity
 from appliance.machine.joining import FIRST_PAUSE, LONGEST_PAUSE, Joining
 
 RENEW_AGAIN_SECONDS = 60.0
+SETTLED_SECONDS = 3600.0
 
 logger = logging.getLogger(__name__)
 
@@ -54,20 +55,21 @@ class Keeper:
             await asyncio.sleep(min(max(left, 0), RENEW_AGAIN_SECONDS))
             if self.store.now() < self._identity.renew_at:
                 continue
-            await self.renew()
-            # Also after a success: under a clock that is far ahead the new one is due at once.
-            await asyncio.sleep(RENEW_AGAIN_SECONDS)
+            renewed = await self.renew()
+            # Under a clock that is far ahead the new one is due at once.
+            await asyncio.sleep(SETTLED_SECONDS if renewed else RENEW_AGAIN_SECONDS)
 
-    async def renew(self) -> None:
-        """Renew now; why not in the log, when that fails."""
+    async def renew(self) -> bool:
+        """Renew now; whether that went well, and why not in the log."""
         try:
             async with self._changing:
                 self._identity = await self.store.renew(self._identity)
         except (ApplianceError, OSError) as error:
             logger.warning("the certificate could not be renewed: %s", error)
-        else:
-            logger.info("renewed the certificate of %s", self._identity.name)
-            self.changed()
+            return False
+        logger.info("renewed the certificate of %s", self._identity.name)
+        self.changed()
+        return True
 
     async def try_again(self, why: str) -> bool:
         """Whether the machine got a new identity, by proof of its key or with a token.

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import functools
 import ssl
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from appliance.core.errors import InvalidInput
+from appliance.core.errors import FailedPrecondition, InvalidInput
 from appliance.core.identity import Principal, PrincipalKind
 from appliance.crypto.certs import Authority, make_csr, new_private_key
 from appliance.crypto.reading import hosts_of, not_after, serial_of
@@ -18,7 +20,7 @@ from appliance.gateway import front as fronts
 from appliance.gateway import identity
 from appliance.gateway.config import FrontFiles, GatewayConfig
 from appliance.gateway.identity import begin
-from appliance.machine.identity import IdentityStore
+from appliance.machine.identity import Identity, IdentityStore
 from tests.fakes.gateway import Stage, configuration, stage, until
 from tests.fakes.ports import free_port
 from tests.fakes.routing import ENDPOINT
@@ -95,6 +97,33 @@ async def test_what_it_had_before_is_taken_over_and_only_read(tmp_path: Path) ->
     again, shown_again = await begin(config)
     assert again.identity == keeper.identity
     assert shown_again.pair.certificate == held
+
+
+async def test_what_it_had_before_is_taken_over_when_the_disk_has_space_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise it would wait for a join token for ever."""
+    config, tries = configuration(tmp_path, free_port()), []
+    keep = IdentityStore.keep
+
+    def full(store: IdentityStore, held: Identity) -> None:
+        tries.append(held)
+        if len(tries) < 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        keep(store, held)
+
+    monkeypatch.setattr(IdentityStore, "keep", full)
+    monkeypatch.setattr(identity, "STORE_AGAIN_SECONDS", 0.01)
+    keeper, front = await begin(config)
+    assert len(tries) == 3
+    assert keeper.identity.certificate_pem == front.pair.certificate
+
+
+async def test_a_folder_that_cannot_be_made_is_named_with_its_setting(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    config = replace(configuration(tmp_path, free_port()), state=tmp_path / "file" / "state")
+    with pytest.raises(FailedPrecondition, match="set `state` to a folder"):
+        await begin(config)
 
 
 async def test_a_front_that_was_cut_while_it_was_written_is_asked_for_anew(tmp_path: Path) -> None:

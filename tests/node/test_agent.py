@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import dataclasses
+import errno
 import logging
 import os
 import signal
@@ -321,6 +322,20 @@ async def test_a_refused_token_is_said_and_another_one_is_taken(
         assert (await beginning).machine.id == NODE
 
 
+async def test_a_token_that_cannot_be_removed_is_said_and_the_node_joins(
+    control: FakeControlPlane, tmp_path: Path, said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = token_file(control, tmp_path)
+
+    def read_only(path: Path) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(type(token), "unlink", read_only)
+    identity = await Joining(store(control, tmp_path), token).begin()
+    assert await said.until("is used, remove it: Read-only file system")
+    assert store(control, tmp_path).load() == identity
+
+
 async def test_a_node_that_is_refused_joins_anew_when_it_gets_a_token(
     control: FakeControlPlane,
     start: Start,
@@ -446,6 +461,11 @@ async def test_a_job_that_is_to_save_saves_once_and_ends(
     assert outcomes == {"paused"}
 
 
+async def asleep(folder: Path) -> None:
+    """Wait until a rank sleeps in its step, and looks at nothing."""
+    await until(lambda: any((folder / "scratch").rglob("done")))
+
+
 async def test_a_job_that_does_not_save_in_time_is_ended_all_the_same(
     control: FakeControlPlane, start: Start, tmp_path: Path
 ) -> None:
@@ -455,7 +475,7 @@ async def test_a_job_that_does_not_save_in_time_is_ended_all_the_same(
     session.send(start_job=started)
     await session.until("job_progress", event="")
     (entry,) = agent.works._entries.values()
-    await session.until("checkpoint")
+    await asleep(tmp_path)
     session.send(stop=rpc.StopWork(work=started.work, grace_seconds=1, save=True))
     # The order is repeated with what is left of the time; the first one counts.
     session.send(stop=rpc.StopWork(work=started.work, grace_seconds=3000, save=True))
@@ -472,7 +492,7 @@ async def test_a_job_that_saves_can_still_be_stopped(
     session = await control.session()
     started = toy_order(control, tmp_path, SLEEP)
     session.send(start_job=started)
-    await session.until("checkpoint")
+    await asleep(tmp_path)
     session.send(stop=rpc.StopWork(work=started.work, grace_seconds=3000, save=True))
     session.send(stop=rpc.StopWork(work=started.work, grace_seconds=0))
     ended = await session.until("job_ended")

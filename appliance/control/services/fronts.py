@@ -19,6 +19,7 @@ from datetime import datetime
 from appliance.core.errors import InvalidInput
 from appliance.core.identity import SERVER_ZONE, Principal
 from appliance.crypto.certs import LEAF_LIFETIME, Authority
+from appliance.crypto.reading import SHOWN_EARLY
 
 MOST_HOSTS = 16
 LONGEST_HOST = 253
@@ -58,7 +59,7 @@ def issue(
         gateway: whose.
         hosts: on record for it.
         request: PKCS #10, PEM; of it only the key is used.
-        now: aware time; it begins then.
+        now: aware time.
 
     Raises InvalidInput.
     """
@@ -71,6 +72,7 @@ def issue(
         dns=names,
         ips=addresses,
         lifetime=LEAF_LIFETIME,
+        early=SHOWN_EARLY,
         now=now,
     )
 
