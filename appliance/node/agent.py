@@ -208,7 +208,7 @@ class Agent:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in tasks:
                 if task.done():
-                    task.result()
+                    _result(task)
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error
         finally:
@@ -259,7 +259,7 @@ class Agent:
                         break
                 await asyncio.wait({reading}, timeout=self._rhythm.report)
                 said = self.works.drain()
-            reading.result()
+            _result(reading)
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error
         finally:
@@ -306,6 +306,13 @@ async def _write(call: Any, message: rpc.ConnectRequest) -> None:  # noqa: ANN40
         # Reading raises what ended it.
         await call.read()
         raise Unavailable("the stream is over")
+
+
+def _result(task: asyncio.Task[None]) -> None:
+    """Raise what ended a task; gRPC cancels who waits for a call of a connection that is over."""
+    if task.cancelled():
+        raise Unavailable("the connection is over")
+    task.result()
 
 
 async def _written(call: Any, message: Message) -> bool:  # noqa: ANN401  # gRPC's stream has no type

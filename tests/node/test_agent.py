@@ -461,6 +461,31 @@ async def test_a_job_that_is_to_save_saves_once_and_ends(
     assert outcomes == {"paused"}
 
 
+@pytest.mark.parametrize("reader", ["_read_heard", "_read_all"])
+async def test_a_read_that_grpc_cancels_ends_a_stream_and_not_the_agent(
+    control: FakeControlPlane,
+    start: Start,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    reader: str,
+) -> None:
+    read, cancelled = getattr(Agent, reader), []
+
+    async def cancels(agent: Agent, call: object) -> None:
+        if not cancelled:
+            cancelled.append(call)
+            raise asyncio.CancelledError
+        await read(agent, call)
+
+    monkeypatch.setattr(Agent, reader, cancels)
+    await start()
+    session = await control.session()
+    if reader == "_read_all":
+        session = await control.session()
+    session.send(start_job=toy_order(control, tmp_path, QUIET))
+    assert (await session.until("job_ended")).succeeded
+
+
 async def asleep(folder: Path) -> None:
     """Wait until a rank sleeps in its step, and looks at nothing."""
     await until(lambda: any((folder / "scratch").rglob("done")))
