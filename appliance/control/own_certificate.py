@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from appliance.core.errors import ApplianceError
 from appliance.core.identity import Principal, PrincipalKind
 from appliance.crypto.certs import Authority, make_csr, new_private_key
-from appliance.crypto.reading import SHOWN_EARLY, not_after, not_before, renew_time
+from appliance.crypto.reading import RENEW_AFTER, SHOWN_EARLY, not_after, not_before
 from appliance.wire.tls import ServerPair
 
 CONTROL = Principal(PrincipalKind.CONTROL, "control")
@@ -54,7 +54,7 @@ class OwnCertificate:
         """What to show; the same object until it is another pair. Never raises."""
         with self._lock:
             certificate, now = self._pair.certificate, self._clock()
-            if not not_before(certificate) <= now < renew_time(certificate, SHOWN_EARLY):
+            if not not_before(certificate) <= now < self._renew_at:
                 try:
                     self._pair = self._issue()
                 except (ApplianceError, ValueError):
@@ -64,13 +64,14 @@ class OwnCertificate:
             return self._pair
 
     def _issue(self) -> ServerPair:
-        key = new_private_key()
+        key, now = new_private_key(), self._clock()
         certificate = self._authority.issue(
             make_csr(key),
             CONTROL,
             server=True,
             client=False,
             early=SHOWN_EARLY,
-            now=self._clock(),
+            now=now,
         )
+        self._renew_at = now + RENEW_AFTER
         return ServerPair(key, certificate)
