@@ -30,7 +30,7 @@ from appliance.control.services.checkpoint_rows import point_of
 from appliance.control.services.job_logs import JobLogs
 from appliance.control.services.leases import Leases
 from appliance.control.services.pauses import Pauses
-from appliance.control.services.runs import Runs, pending
+from appliance.control.services.runs import LEASED, Runs, pending
 from appliance.control.services.storage_tasks import StorageTasks, TaskKind
 from appliance.control.store import tables
 from appliance.control.store.database import Database, Transaction
@@ -209,10 +209,13 @@ class RunReports:
             self._runs.fail(row, report.reason or "INTERNAL", message)
 
     def _row(self, state: Any, node: str, work: rpc.WorkEpoch) -> Row[Any]:  # noqa: ANN401  # Reading or Transaction
-        """The job of a report, whose lease the node holds."""
+        """The job of a report, whose lease the node holds, and which is not over in the row.
+
+        The lease ends a moment after the row says so: the same end may be heard twice by then.
+        """
         self._leases.check(work.work, work.epoch, node)
         row = job_rows.by_uid(state, work.work)
-        if row is None or row.epoch != work.epoch:
+        if row is None or row.epoch != work.epoch or row.state not in LEASED:
             raise LeaseLost(f"epoch {work.epoch} of {work.work} is over; stop its processes")
         return row
 

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import itertools
+import threading
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ import rfc8785
 from appliance.api.agent.v1 import agent_service_pb2 as agent
 from appliance.api.jobs.v1 import job_pb2, job_service_pb2
 from appliance.control.audit.log import AuditLog
+from appliance.control.services.leases import Share
 from appliance.control.store import tables
 from appliance.control.store.database import Database, Transaction
 from appliance.core.errors import (
@@ -44,6 +46,35 @@ async def test_a_restart_between_the_last_end_and_the_registration_finishes_the_
     node.succeed(work, MODEL)
     assert lab.job().state == Job.STATE_REGISTERING
     lab.restart()
+    assert lab.job().state == Job.STATE_SUCCEEDED
+
+
+async def test_the_same_end_heard_twice_at_once_is_one_end(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On an old stream of the node and on its new one: between the row and the end of the lease."""
+    node, work = await lab.started()
+    node.storage_works = False
+    release, report = lab.work.leases.release, lab.work.agents.report
+    sent: list[agent.ReportRequest] = []
+
+    def send(name: str, message: agent.ReportRequest) -> None:
+        sent.append(message)
+        report(name, message)
+
+    monkeypatch.setattr(lab.work.agents, "report", send)
+
+    def slow(uid: str, epoch: int) -> list[Share]:
+        monkeypatch.setattr(lab.work.leases, "release", release)
+        again = threading.Thread(target=report, args=(node.node, sent[-1]))
+        again.start()
+        again.join()
+        return release(uid, epoch)
+
+    monkeypatch.setattr(lab.work.leases, "release", slow)
+    node.succeed(work, MODEL)
+    assert lab.job().state == Job.STATE_REGISTERING
+    lab.work.storage.do_all()
     assert lab.job().state == Job.STATE_SUCCEEDED
 
 
