@@ -19,7 +19,7 @@ from appliance.jobs.runtime.context import Context
 
 STEPS = 8
 QUIET, KILL, WRONG, SLOW, CRASH, ALWAYS, STOP, SLEEP, BUSY, ALWAYS_STOP, BUG, LAST, FULL = range(13)
-FOLLOW = 13
+FOLLOW, LATE = 13, 14
 BUSY_SECONDS = 8
 TEXT = "Ms Miller lives at 12 Elm Street"
 
@@ -36,7 +36,8 @@ def run(context: Context) -> None:
         context.fence()
         step += 1
         context.mark(f"step {step}")
-        part = torch.tensor([float(step * (context.rank + 1)), float(context.saving())])
+        told = context.saving() or (what == LATE and step == STEPS)
+        part = torch.tensor([float(step * (context.rank + 1)), float(told)])
         if distributed.is_initialized():
             distributed.all_reduce(part)
         total += int(part[0].item())
@@ -51,6 +52,8 @@ def run(context: Context) -> None:
             )
         context.report.progress(step, STEPS, "counting", sum=float(total))
         if pausing:
+            if what == LATE:
+                _die_once(context)
             raise Paused.at(step)
     writer = context.output("dataset")
     writer.write_json(f"total-{context.rank}.json", total)
@@ -70,6 +73,15 @@ def _follow(context: Context) -> None:
     if last or rounds < 3:
         time.sleep(3600)
     raise KeyError(TEXT)
+
+
+def _die_once(context: Context) -> None:
+    """The last rank, the first time, when the others have paused."""
+    mark = Path(context.scratch) / "done"
+    if context.rank == context.world_size - 1 and not mark.exists():
+        mark.touch()
+        time.sleep(1)
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _mishap(context: Context, what: int, step: int) -> None:

@@ -130,3 +130,9 @@ def page_of_versions(name: Name, after: paging.Key | None, size: int) -> Select[
     if after is not None:
         wanted = wanted.where(_version.number < after[0])
     return wanted.order_by(_version.number.desc()).limit(size + 1)
+
+
+def pending_of(state: Reading, job: str) -> list[Row[Any]]:
+    """Pending versions that a job makes, its series of checkpoints among them, by the job's uid."""
+    wanted = select(tables.artifact_version).where(_version.job == job, _version.state == PENDING)
+    return state.all(wanted)

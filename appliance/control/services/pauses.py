@@ -34,12 +34,13 @@ from appliance.control.store import tables
 from appliance.control.store.database import Database, Transaction
 from appliance.core.errors import FailedPrecondition, Paused, StoreFull
 from appliance.core.jobs import TERMINAL, JobState
+from appliance.core.waiting import pause_after
 
 FIRST_PAUSE = timedelta(minutes=1)
-"""A job that pauses for a full store goes on no sooner, however much space there is."""
+"""A job that pauses for a full store goes on no sooner, however much space there is; twice as late
+after each further pause without a new checkpoint."""
 LEEWAY_SECONDS = 30.0
 """A node ends its part itself when the grace is over; after this it is not waited for any more."""
-_DOUBLINGS = 10
 _job = tables.job.c
 _logger = logging.getLogger(__name__)
 
@@ -161,7 +162,7 @@ class Pauses:
                     pauses=row.pauses + 1,
                 )
                 self._tasks.add(transaction, TaskKind.RESUME_PAUSED, uid)
-                wait = wait_after(row.pauses + 1)
+                wait = pause_after(row.pauses + 1, FIRST_PAUSE, LONGEST_WAIT)
                 self._tasks.put_off(transaction, TaskKind.RESUME_PAUSED, uid, wait)
         self._runs.note_paused(row, StoreFull.reason)
         _logger.error("job %s is paused: %s", uid, why)
@@ -194,12 +195,6 @@ class Pauses:
 def waits_for_space(row: Row[Any]) -> bool:
     """Whether a job is paused because the object store was full, and by nobody."""
     return bool(row.state == JobState.PAUSED and not row.pause)
-
-
-def wait_after(pauses: int) -> timedelta:
-    """How long a job waits for space at least after so many pauses without a new checkpoint."""
-    doublings: int = min(pauses - 1, _DOUBLINGS)
-    return min(FIRST_PAUSE * (1 << doublings), LONGEST_WAIT)
 
 
 def _why_not(row: Row[Any]) -> str:

@@ -28,8 +28,9 @@ from sqlalchemy import Row
 from appliance.control.audit.system import Records
 from appliance.control.events import Events
 from appliance.control.services import job_rows, job_specs, outputs
+from appliance.control.services.artifact_rows import pending_of
 from appliance.control.services.artifacts import Artifacts, Version
-from appliance.control.services.runs import Runs, pending
+from appliance.control.services.runs import Runs
 from appliance.control.services.storage_tasks import StorageTasks, Task, sentence_of
 from appliance.control.store.database import Database, Reading
 from appliance.core import names
@@ -118,7 +119,7 @@ class Registration:
         """Every output, verified and signed, by slot."""
         spec = job_rows.spec_of(row)
         with self._database.read() as state:
-            rows = {found.kind: found for found in pending(state, row.uid)}
+            rows = {found.kind: found for found in pending_of(state, row.uid)}
             found = {kind: self._artifacts.read(state, each) for kind, each in rows.items()}
         made: dict[str, Registered] = {}
         for slot in job_specs.outputs_of(row.kind, spec):

@@ -30,7 +30,7 @@ from appliance.control.services.checkpoint_tasks import CheckpointTasks
 from appliance.control.services.endpoints import model_name
 from appliance.control.services.leases import Leases
 from appliance.control.services.resources import missing
-from appliance.control.services.runs import LEASED, pending
+from appliance.control.services.runs import LEASED
 from appliance.control.store import tables
 from appliance.control.store.database import Database, Reading
 from appliance.control.store.objects import ObjectStore
@@ -93,7 +93,10 @@ class Release:
             inputs = [
                 (str(name), self._input(state, name)) for name in job_rows.names_read(state, row)
             ]
-            outputs = [self._artifacts.read(state, found) for found in pending(state, row.uid)]
+            outputs = [
+                self._artifacts.read(state, found)
+                for found in artifact_rows.pending_of(state, row.uid)
+            ]
         for _, (version, series) in inputs:
             if series is None:
                 self._artifacts.open_version(version)

@@ -25,12 +25,13 @@ from appliance.api.agent.v1 import agent_service_pb2 as rpc
 from appliance.api.jobs.v1 import job_pb2
 from appliance.control.events import Events
 from appliance.control.services import checkpoint_rows, job_rows
+from appliance.control.services.artifact_rows import pending_of
 from appliance.control.services.artifacts import CHECKPOINTS
 from appliance.control.services.checkpoint_rows import point_of
 from appliance.control.services.job_logs import JobLogs
 from appliance.control.services.leases import Leases
 from appliance.control.services.pauses import Pauses
-from appliance.control.services.runs import LEASED, Runs, pending
+from appliance.control.services.runs import LEASED, Runs
 from appliance.control.services.storage_tasks import StorageTasks, TaskKind
 from appliance.control.store import tables
 from appliance.control.store.database import Database, Transaction
@@ -237,7 +238,7 @@ class RunReports:
             )
 
     def _note_outputs(self, transaction: Transaction, row: Row[Any], report: rpc.JobEnded) -> None:
-        waiting = {found.kind: found for found in pending(transaction, row.uid)}
+        waiting = {found.kind: found for found in pending_of(transaction, row.uid)}
         for output in report.outputs:
             if output.slot not in waiting or output.slot == CHECKPOINTS:
                 raise InvalidInput(f"a {row.kind} job makes no {output.slot[:40]!r}")

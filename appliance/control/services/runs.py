@@ -29,7 +29,7 @@ from appliance.api.agent.v1 import agent_service_pb2 as rpc
 from appliance.control.audit.system import Records
 from appliance.control.events import Events
 from appliance.control.services import checkpoint_rows, job_rows, job_specs, pause_rows
-from appliance.control.services.artifact_rows import PENDING
+from appliance.control.services.artifact_rows import PENDING, pending_of
 from appliance.control.services.artifacts import CHECKPOINTS, Artifacts, Made
 from appliance.control.services.fleet import Fleet
 from appliance.control.services.job_logs import JobLogs
@@ -37,12 +37,13 @@ from appliance.control.services.leases import Leases, Share
 from appliance.control.services.run_orders import start_order, stop_order
 from appliance.control.services.storage_tasks import StorageTasks, TaskKind
 from appliance.control.store import tables
-from appliance.control.store.database import Database, Reading, Transaction
+from appliance.control.store.database import Database, Transaction
 from appliance.core.addresses import MEETING_PORT
 from appliance.core.errors import ApplianceError, Exhausted, LeaseLost, Paused
 from appliance.core.jobs import TERMINAL, JobState
 from appliance.core.names import Name
 from appliance.core.placement import Demand, Placement
+from appliance.core.waiting import pause_after
 
 MAX_FAILURES = 3
 MAX_PAUSE = timedelta(minutes=30)
@@ -165,45 +166,55 @@ class Runs:
             reason: of a failure of its ranks, which counts; empty when it was lost with its node.
         """
         self.stop(uid, epoch)
-        with self._database.read() as state:
-            row = job_rows.by_uid(state, uid)
-            # What it has saved and nobody has looked at yet is progress too.
-            waiting = self._tasks.waiting(state, TaskKind.CHECK_CHECKPOINT, uid)
-            saved = any(task.details["epoch"] == epoch and not task.attempts for task in waiting)
-        if row is None or row.epoch != epoch or row.state not in LEASED:
-            return
+        with self._database.write() as transaction:
+            # Read where it is changed: another node's report may be just before.
+            row = job_rows.by_uid(transaction, uid)
+            if row is None or row.epoch != epoch or row.state not in LEASED:
+                return
+            self._lose(transaction, row, why, reason)
+
+    def _lose(self, transaction: Transaction, row: Row[Any], why: str, reason: str) -> None:
+        """The rows of `lost`, and the words on it after their commit."""
         if row.state == JobState.PAUSING:
-            with self._database.write() as transaction:
-                self.set_aside_in(transaction, row, pause_rows.unsaved(row.pause, why))
-            self.note_paused(row, Paused.reason)
+            self.set_aside_in(transaction, row, pause_rows.unsaved(row.pause, why))
+            transaction.after_commit(lambda: self.note_paused(row, Paused.reason))
             return
+        # What it has saved and nobody has looked at yet is progress too.
+        waiting = self._tasks.waiting(transaction, TaskKind.CHECK_CHECKPOINT, row.uid)
+        saved = any(task.details["epoch"] == row.epoch and not task.attempts for task in waiting)
         failures = bool(reason) + (0 if saved else row.failures)
         if failures >= MAX_FAILURES and reason:
             sentence = (
                 f"given up after {failures} starts in a row without a new checkpoint; the last one"
                 f" ended because {why}"
             )
-            self.fail(row, reason, sentence)
+            self._end_noted(transaction, row, JobState.FAILED, reason=reason, message=sentence)
             return
         retry_time, when = None, "starts again"
         if reason:
-            retry_time = self._clock() + pause_after(failures, self._retry_pause)
-            when = f"starts again at {retry_time:%H:%M:%S} UTC"
-        with self._database.write() as transaction:
-            job_rows.change(
-                transaction,
-                self._events,
-                row,
-                JobState.QUEUED,
-                placement=[],
-                message=f"{when}: {why}",
-                failures=failures,
-                retry_time=retry_time,
+            retry_time = self._clock() + pause_after(
+                failures, self._retry_pause, MAX_PAUSE, PAUSE_GROWS
             )
-            self._drop(transaction, row)
-        name = job_rows.name_of(row)
-        self._records.note("job.restarts", name, reason or "NODE_LOST", epoch=epoch)
-        _logger.log(logging.ERROR if reason else logging.WARNING, "job %s %s: %s", uid, when, why)
+            when = f"starts again at {retry_time:%H:%M:%S} UTC"
+        job_rows.change(
+            transaction,
+            self._events,
+            row,
+            JobState.QUEUED,
+            placement=[],
+            message=f"{when}: {why}",
+            failures=failures,
+            retry_time=retry_time,
+        )
+        self._drop(transaction, row)
+
+        def say() -> None:
+            name = job_rows.name_of(row)
+            self._records.note("job.restarts", name, reason or "NODE_LOST", epoch=row.epoch)
+            level = logging.ERROR if reason else logging.WARNING
+            _logger.log(level, "job %s %s: %s", row.uid, when, why)
+
+        transaction.after_commit(say)
 
     def set_aside_in(
         self,
@@ -244,10 +255,20 @@ class Runs:
     def end(self, row: Row[Any], to: JobState, *, reason: str, message: str) -> None:
         """End a job without outputs: its pending versions go, its nodes stop."""
         with self._database.write() as transaction:
-            now = self._clock()
-            self.end_in(transaction, row, to, reason=reason, message=message, end_time=now)
-        self.stop(row.uid, row.epoch)
-        self._records.note(f"job.{to.lower()}", job_rows.name_of(row), reason, epoch=row.epoch)
+            self._end_noted(transaction, row, to, reason=reason, message=message)
+
+    def _end_noted(
+        self, transaction: Transaction, row: Row[Any], to: JobState, *, reason: str, message: str
+    ) -> None:
+        """As `end`, in a transaction; what follows comes after its commit."""
+        now = self._clock()
+        self.end_in(transaction, row, to, reason=reason, message=message, end_time=now)
+
+        def follow() -> None:
+            self.stop(row.uid, row.epoch)
+            self._records.note(f"job.{to.lower()}", job_rows.name_of(row), reason, epoch=row.epoch)
+
+        transaction.after_commit(follow)
 
     def end_in(
         self, transaction: Transaction, row: Row[Any], to: JobState, **values: object
@@ -349,7 +370,7 @@ class Runs:
     def _drop(
         self, transaction: Transaction, row: Row[Any], under_way: Sequence[Share] | None = None
     ) -> None:
-        rows = [found for found in pending(transaction, row.uid) if found.kind != CHECKPOINTS]
+        rows = [found for found in pending_of(transaction, row.uid) if found.kind != CHECKPOINTS]
         self._artifacts.drop(transaction, rows)
         folders = tuple(found.folder for found in rows)
         if under_way is None:
@@ -367,18 +388,6 @@ class Runs:
         with self._database.read() as state:
             job = job_rows.resource(state, row)
         return start_order(job, epoch, number, shares, first.address if first else "")
-
-
-def pause_after(failures: int, first: timedelta) -> timedelta:
-    """How long a job waits after so many failures in a row; the first pause grows fivefold."""
-    growth: int = PAUSE_GROWS ** (failures - 1)
-    return min(first * growth, MAX_PAUSE)
-
-
-def pending(state: Reading, uid: str) -> list[Row[Any]]:
-    """Pending versions of a job, its series of checkpoints among them."""
-    wanted = select(tables.artifact_version).where(_version.job == uid, _version.state == PENDING)
-    return state.all(wanted)
 
 
 def shares_of(row: Row[Any]) -> list[Share]:

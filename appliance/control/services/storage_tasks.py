@@ -27,6 +27,7 @@ from appliance.control.events import STORAGE, Events
 from appliance.control.store import tables
 from appliance.control.store.database import Database, Reading, Transaction
 from appliance.core.errors import ApplianceError
+from appliance.core.waiting import pause_after
 
 MAX_PAUSE = timedelta(minutes=1)
 LONGEST_WAIT = timedelta(minutes=30)
@@ -34,7 +35,6 @@ LONGEST_WAIT = timedelta(minutes=30)
 FIRST_PAUSE = timedelta(seconds=1)
 LOCK_TIME = timedelta(hours=1)
 """After so long a task is done again; a large folder is deleted in minutes."""
-_DOUBLINGS = 10
 _task = tables.storage_task.c
 
 
@@ -194,8 +194,7 @@ class StorageTasks:
 
     def next_try(self, task: Task) -> datetime:
         """When a task that fails now is due again."""
-        doublings: int = min(task.attempts, _DOUBLINGS)
-        return self._clock() + min(FIRST_PAUSE * (1 << doublings), MAX_PAUSE)
+        return self._clock() + pause_after(task.attempts + 1, FIRST_PAUSE, MAX_PAUSE)
 
     def _due(self) -> Any:  # noqa: ANN401  # a SELECT of the table's rows
         now, held = self._clock(), dict(self._held)

@@ -16,7 +16,10 @@ _STEP = struct.Struct("<Q")
 
 
 class Flags:
-    """Shared by the process that made it and all it forks; a flag is never taken back."""
+    """Shared by the process that made it and all it forks.
+
+    What ranks are told is never taken back; that they have paused belongs to one round of them.
+    """
 
     def __init__(self) -> None:
         self._memory = mmap.mmap(-1, mmap.PAGESIZE)
@@ -38,6 +41,10 @@ class Flags:
     def saving(self) -> bool:
         """Whether ranks must save and end; those of one gang may see it at different times."""
         return self._memory[_SAVE] == 1
+
+    def begin_round(self) -> None:
+        """Ranks start, or start again: in this round nobody has paused yet."""
+        self.pause(0)
 
     def pause(self, step: int) -> None:
         """The ranks have saved the checkpoint of this step, 1 or more, and end."""

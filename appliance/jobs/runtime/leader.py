@@ -71,6 +71,7 @@ class GangAgent(LocalElasticAgent):  # type: ignore[misc]  # torch's class has n
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
         self._gang.watch.begin()
+        self._gang.flags.begin_round()
         self.killed = {}
         started: dict[int, Any] = super()._start_workers(worker_group)
         return started

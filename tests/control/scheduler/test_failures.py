@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+import threading
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
 from appliance.api.agent.v1 import agent_service_pb2 as agent
 from appliance.api.jobs.v1 import job_pb2
+from appliance.control.services import job_rows
 from appliance.control.services.certificates import put_out
 from appliance.control.services.leases import NODE_LOST_SECONDS, UNNAMED_SECONDS
 from appliance.control.store import tables
@@ -17,6 +20,7 @@ from appliance.core.errors import (
     LeaseLost,
 )
 from appliance.core.identity import Principal, PrincipalKind
+from appliance.core.jobs import JobState
 from tests.fakes import tiny_model
 from tests.fakes.lab import ALICE, GIB, PROJECT, Lab, train_request
 
@@ -122,6 +126,39 @@ async def test_a_job_is_given_up_after_three_starts_without_progress(lab: Lab) -
     assert {path.name for path in (lab.objects / PROJECT).iterdir()} <= {
         row.uid for row in lab.rows(tables.artifact_version)
     }
+
+
+async def test_a_start_that_fails_while_another_node_says_how_far_it_is_starts_again(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one is writing, with the lease still there, while the other ends the lease."""
+    one, two = await lab.connected("n1", devices=1), await lab.connected("n2", devices=1)
+    lab.train("t1", mesh=job_pb2.Mesh(data=2))
+    lab.look()
+    await one.take()
+    work = one.started[0].work
+    inside, go = threading.Event(), threading.Event()
+    change, stop = job_rows.change, lab.work.runs.stop
+    progress = threading.Thread(target=one.progress, args=(work, 1))
+
+    def slow(*arguments: Any, **values: Any) -> None:
+        if JobState.RUNNING in arguments:
+            inside.set()
+            assert go.wait(10)
+        change(*arguments, **values)
+
+    def end_lease(uid: str, epoch: int) -> None:
+        monkeypatch.setattr(lab.work.runs, "stop", stop)
+        progress.start()
+        assert inside.wait(10)
+        stop(uid, epoch)
+        threading.Timer(0.5, go.set).start()
+
+    monkeypatch.setattr(job_rows, "change", slow)
+    monkeypatch.setattr(lab.work.runs, "stop", end_lease)
+    two.fail(work, "RANK_LOST", "killed")
+    progress.join()
+    assert (lab.job().state, lab.rows(tables.job)[0].failures) == (Job.STATE_QUEUED, 1)
 
 
 async def test_a_checkpoint_on_record_begins_the_count_of_failures_anew(lab: Lab) -> None:

@@ -9,9 +9,11 @@ import pytest
 from appliance.api.agent.v1 import agent_service_pb2 as agent
 from appliance.api.jobs.v1 import job_pb2, job_service_pb2
 from appliance.control.services.leases import NODE_LOST_SECONDS
-from appliance.control.services.pauses import LEEWAY_SECONDS, wait_after
+from appliance.control.services.pauses import FIRST_PAUSE, LEEWAY_SECONDS
+from appliance.control.services.storage_tasks import LONGEST_WAIT
 from appliance.control.store import tables
 from appliance.core.errors import FailedPrecondition, InvalidInput
+from appliance.core.waiting import pause_after
 from tests.fakes import tiny_model
 from tests.fakes.lab import ALICE, GIB, PROJECT, FakeAgent, Lab
 
@@ -412,7 +414,10 @@ async def test_a_grace_that_cannot_be_is_refused(lab: Lab) -> None:
 
 
 async def test_a_job_that_pauses_again_and_again_for_a_full_store_waits_longer(lab: Lab) -> None:
-    minutes = [wait_after(pauses).total_seconds() / 60 for pauses in (1, 2, 3, 4, 5, 6, 7, 5000)]
+    minutes = [
+        pause_after(pauses, FIRST_PAUSE, LONGEST_WAIT).total_seconds() / 60
+        for pauses in (1, 2, 3, 4, 5, 6, 7, 5000)
+    ]
     assert minutes == [1, 2, 4, 8, 16, 30, 30, 30]
     node, work = await running(lab)
     for expected in (1, 2, 4):

@@ -26,6 +26,7 @@ from tests.fakes.toy_kind import (
     FULL,
     KILL,
     LAST,
+    LATE,
     QUIET,
     SLOW,
     STEPS,
@@ -282,6 +283,17 @@ def test_ranks_of_two_nodes_save_after_one_step_although_one_node_alone_was_told
         said = [(line["reason"], line["message"]) for line in part.lines("error")]
         assert said == [("PAUSED", f"saved the checkpoint of step {step}")]
     assert not first.lines("output")
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_ranks_that_go_on_after_a_pause_was_cut_have_not_paused(
+    tmp_path: Path, gangs: list[RunningGang], nodes: int
+) -> None:
+    """They were told in the last step, one died, and the others' pause belongs to that round."""
+    parts = two_nodes(tmp_path, LATE) if nodes == 2 else (toy(tmp_path, LATE),)
+    assert [gang.wait() for gang in [start(gangs, part) for part in parts]] == [0] * nodes
+    assert parts[0].output("dataset").read_json("total-1.json") == TOTAL
+    assert [part.lines("error") for part in parts] == [[]] * nodes
 
 
 @pytest.mark.attack
