@@ -69,7 +69,7 @@ class Control:
         self.base.policies.current()
         self.work = Work(self.base, self.people, time.monotonic)
         registry.register(TaskMetrics(self.work.tasks))
-        registry.register(WorkMetrics(self.base.database, self.work.leases))
+        registry.register(WorkMetrics(self.base.database, self.work.leases, clock))
         # Before an agent can call: what was under way when the last process ended.
         self.work.scheduler.recover()
         registry.register(ExpiryMetrics(self.base.expirations, clock))

@@ -85,8 +85,8 @@ class CallPool(Executor):
 
     Attributes:
         storage: for calls that read or write the object store.
-        agents: for hellos and heartbeats of agents.
-        reports: for what agents say of their work.
+        agents: for heartbeats of agents, which write nothing.
+        reports: for what else agents say: who they are, what happened to their work.
         passes: for what runs again and again by itself and needs the state alone.
         tasks: for the queue of the object store.
     """

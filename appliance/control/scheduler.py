@@ -27,7 +27,7 @@ from appliance.control.services.artifacts import Artifacts
 from appliance.control.services.checkpoint_tasks import CheckpointTasks
 from appliance.control.services.fleet import Fleet
 from appliance.control.services.job_logs import JobLogs
-from appliance.control.services.leases import SILENT_SECONDS, Leases
+from appliance.control.services.leases import SAID_SECONDS, Leases
 from appliance.control.services.pauses import Pauses
 from appliance.control.services.replicas import Replicas
 from appliance.control.services.runs import Runs
@@ -87,6 +87,7 @@ class Scheduler:
         """One pass."""
         self._served.tick()
         self._agents.end_refused()
+        self._agents.note_seen()
         for lost in self._leases.lost():
             if "/" in lost.work:
                 self._replicas.lost(lost.work, lost.epoch, lost.why)
@@ -123,7 +124,7 @@ class Scheduler:
                 )
             else:
                 _logger.warning("more than half of the nodes are heard of again")
-        self._silence.say(self._leases.silent(SILENT_SECONDS), cut_off=cut_off)
+        self._silence.say(self._leases.silent(SAID_SECONDS))
 
     def _place_replicas(self) -> None:
         for wanted in self._replicas.wanted():

@@ -5,26 +5,36 @@ Registered by the composition root.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
+from typing import Any
 
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
-from sqlalchemy import func, select
+from sqlalchemy import Select, func, select
 
-from appliance.control.services.leases import REMEMBERED_SECONDS, SILENT_SECONDS, Leases
+from appliance.control.services.agents import SEEN_SECONDS
+from appliance.control.services.certificates import EVICTED
+from appliance.control.services.leases import REMEMBERED_SECONDS, SAID_SECONDS, Leases
+from appliance.control.services.pauses import waits_for_space
 from appliance.control.store import tables
 from appliance.control.store.database import Database
 from appliance.core.jobs import TERMINAL, JobState
 
-_job = tables.job.c
+_job, _node = tables.job.c, tables.node.c
 
 
 class WorkMetrics(Collector):
-    """How many jobs are where, how many fail again and again, and which nodes are not heard of."""
+    """How many jobs are where, how many fail again and again, and which nodes are not heard of.
 
-    def __init__(self, database: Database, leases: Leases) -> None:
+    Args:
+        clock: the time, aware.
+    """
+
+    def __init__(self, database: Database, leases: Leases, clock: Callable[[], datetime]) -> None:
         self._database = database
         self._leases = leases
+        self._clock = clock
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """All gauges."""
@@ -32,7 +42,11 @@ class WorkMetrics(Collector):
         with self._database.read() as state:
             number = func.count().label("number")
             rows = state.all(select(_job.state, number).where(alive).group_by(_job.state))
-            failing = state.value(select(func.count()).where(alive, _job.failures > 0))
+            failing = state.value(
+                select(func.count()).where(alive, _job.failures > 0, _job.state != JobState.PAUSED)
+            )
+            paused = state.all(select(_job.state, _job.pause).where(_job.state == JobState.PAUSED))
+            silent = state.value(self._silent())
         counts = {row.state: row.number for row in rows}
         jobs = GaugeMetricFamily(
             "appliance_jobs", "Jobs that have not ended, by state.", labels=["state"]
@@ -47,13 +61,26 @@ class WorkMetrics(Collector):
             value=failing,
         )
         yield GaugeMetricFamily(
+            "appliance_jobs_without_space",
+            "Jobs that are paused because the object store has no space.",
+            value=sum(map(waits_for_space, paused)),
+        )
+        yield GaugeMetricFamily(
             "appliance_nodes_silent",
-            "Nodes that have not been heard of for 15 seconds to a day.",
-            value=len(self._leases.silent(SILENT_SECONDS))
-            - len(self._leases.silent(REMEMBERED_SECONDS)),
+            "Nodes that were heard of in the last day, and are not now.",
+            value=silent,
         )
         yield GaugeMetricFamily(
             "appliance_nodes_cut_off",
             "1 while more than half of the nodes are silent, so that none is given up.",
             value=self._leases.is_cut_off(),
+        )
+
+    def _silent(self) -> Select[Any]:
+        """Counted in the rows, which outlive this process: who was heard of, and when."""
+        now = self._clock()
+        return select(func.count()).where(
+            _node.state != EVICTED,
+            _node.seen_time > now - timedelta(seconds=REMEMBERED_SECONDS),
+            _node.seen_time < now - timedelta(seconds=SAID_SECONDS + SEEN_SECONDS),
         )

@@ -95,6 +95,7 @@ class Launch:
         document: the orders; secret.
         memory_bytes: limit of the whole tree, where cgroups are delegated; 0 for none.
         secrets: what is in the orders that must not be in the log.
+        saves: it can be told to `save`; the signal waits until it hears it.
     """
 
     work: str
@@ -103,6 +104,7 @@ class Launch:
     document: Mapping[str, Any] = field(repr=False)
     memory_bytes: int = 0
     secrets: Sequence[str] = field(default=(), repr=False)
+    saves: bool = False
 
 
 @dataclass(frozen=True)
@@ -254,7 +256,7 @@ class Running:
         command += ["--orders-fd", str(orders_read), "--reports-fd", str(reports_write)]
         try:
             # On the main thread: the kernel ends the child with the thread that started it.
-            with blocked(signal.SIGUSR1):
+            with blocked(signal.SIGUSR1) if self._launch.saves else contextlib.nullcontext():
                 self._process = subprocess.Popen(  # noqa: ASYNC220  # takes milliseconds
                     command,
                     pass_fds=(orders_read, reports_write),

@@ -220,7 +220,8 @@ class Works:
         try:
             orders = await document()
             hidden = documents.secrets(orders)
-            launch = Launch(name, epoch, command, orders, entry.memory_bytes, hidden)
+            saves = entry.kind == "job"
+            launch = Launch(name, epoch, command, orders, entry.memory_bytes, hidden, saves)
             entry.running = await self.launcher.start(
                 launch, entry.reports.take, lambda how: self._finish(entry, how)
             )

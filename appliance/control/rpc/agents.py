@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -37,6 +38,7 @@ class AgentRpc(Servicer, AgentServiceServicer):
         self._agents = agents
         self._release = release
         self._enrolment = enrolment
+        self._turns: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
         self._releases: dict[tuple[str, bytes], asyncio.Future[rpc.ReleaseKeysResponse]] = {}
 
     async def Connect(
@@ -51,7 +53,7 @@ class AgentRpc(Servicer, AgentServiceServicer):
         reader: asyncio.Task[None] | None = None
         try:
             await self._run_in(
-                self._pool.agents, self._agents.connect, caller, first.hello, session
+                self._pool.reports, self._agents.connect, caller, first.hello, session
             )
             reader = asyncio.create_task(self._read(request_iterator, session))
             while (order := await session.next()) is not None:
@@ -62,7 +64,7 @@ class AgentRpc(Servicer, AgentServiceServicer):
         finally:
             if reader is not None:
                 reader.cancel()
-            await self._run_in(self._pool.agents, self._agents.leave, session)
+            await self._run_in(self._pool.reports, self._agents.leave, session)
 
     async def Report(
         self, request_iterator: AsyncIterator[rpc.ReportRequest], context: Context
@@ -71,7 +73,7 @@ class AgentRpc(Servicer, AgentServiceServicer):
         node = self.caller.principal.id
         async for report in request_iterator:
             self._agents.check_connected(node)
-            await self._look_in(self._pool.reports, self._agents.report, node, report)
+            await self._take(node, report)
             yield rpc.ReportResponse(number=report.number)
 
     async def ReleaseKeys(
@@ -105,12 +107,19 @@ class AgentRpc(Servicer, AgentServiceServicer):
 
     async def _read(self, reports: AsyncIterator[rpc.ConnectRequest], session: Session) -> None:
         """Take in heartbeats until the agent stops sending; then end the session."""
-        pools, node = self._pool, session.facts.node
+        node = session.facts.node
         try:
             async for said in reports:
                 if said.HasField("heartbeat"):
-                    await self._look_in(pools.agents, self._agents.heartbeat, node, said.heartbeat)
+                    await self._look_in(
+                        self._pool.agents, self._agents.heartbeat, node, said.heartbeat
+                    )
                 else:  # from an agent of release 0.1.0
-                    await self._look_in(pools.reports, self._agents.report, node, said)
+                    await self._take(node, said)
         finally:
             session.close()
+
+    async def _take(self, node: str, report: rpc.ReportRequest | rpc.ConnectRequest) -> None:
+        """Take in a report: of each node one at a time, however many streams it has."""
+        async with self._turns.setdefault(node, asyncio.Lock()):
+            await self._look_in(self._pool.reports, self._agents.report, node, report)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import logging
 import re
-import threading
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 
@@ -87,8 +86,7 @@ class Agents:
         self._events = events
         self._clock = clock
         self._monotonic = monotonic
-        self._lock = threading.Lock()
-        self._seen: dict[str, float] = {}
+        self._noted = -SEEN_SECONDS
 
     @staticmethod
     def facts_of(caller: Caller, first: rpc.ConnectRequest) -> NodeFacts:
@@ -161,20 +159,25 @@ class Agents:
         self._events.publish(NODES)
 
     def heartbeat(self, node: str, heartbeat: rpc.AgentHeartbeat) -> None:
-        """Note that a node is there and what it holds; it is told which leases it has."""
+        """Note that a node is there and what it holds; it is told which leases it has.
+
+        Nothing is written: a write that waits must not make a node look silent.
+        """
         self._fleet.hear(node)
         self._renew(node, _running(heartbeat.running), heartbeat.sequence)
         self._fleet.offer(node, heartbeat.free_ports)
+
+    def note_seen(self) -> None:
+        """Write down, every ten seconds, who is heard of."""
         now = self._monotonic()
-        with self._lock:
-            due = now - self._seen.get(node, -SEEN_SECONDS) >= SEEN_SECONDS
-            if due:
-                self._seen[node] = now
-        if due:
-            with self._database.write() as transaction:
-                transaction.run(
-                    update(tables.node).where(_node.id == node).values(seen_time=self._clock())
-                )
+        if now - self._noted < SEEN_SECONDS:
+            return
+        self._noted = now
+        heard = [facts.node for facts in self._fleet.nodes()]
+        with self._database.write() as transaction:
+            transaction.run(
+                update(tables.node).where(_node.id.in_(heard)).values(seen_time=self._clock())
+            )
 
     def check_connected(self, node: str) -> None:
         """Raise Unavailable unless the agent of a node has said hello and is still there."""

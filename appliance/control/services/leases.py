@@ -33,7 +33,7 @@ from appliance.core.placement import NodeCapacity
 NODE_LOST_SECONDS = 300.0
 UNNAMED_SECONDS = 15.0
 """How long a node may be heard without naming work that it was given."""
-SILENT_SECONDS = 15.0
+SAID_SECONDS = 15.0
 """From then on it is said that a node is silent."""
 REMEMBERED_SECONDS = 86_400.0
 """A node that has been silent for longer does not count among the nodes that there are."""

@@ -180,9 +180,7 @@ class Pauses:
         """Pause a job that nodes hold."""
         if row.kind in CHECKPOINTED and pause["grace_seconds"] > 0:
             # The next pass, which this change wakes, tells the nodes.
-            job_rows.change(
-                transaction, self._events, row, JobState.PAUSING, message="", pause=pause
-            )
+            job_rows.change(transaction, self._events, row, JobState.PAUSING, pause=pause)
             return
         if row.kind in CHECKPOINTED:
             why = pause_rows.unsaved(pause, "it was given no time to save one")

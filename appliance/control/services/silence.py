@@ -43,12 +43,11 @@ class Silence:
             rows = state.all(select(tables.job).where(tables.job.c.state.in_(LEASED)))
         self._said = {row.uid: (row.message,) for row in rows if row.message}
 
-    def say(self, silent: Mapping[str, float], *, cut_off: bool) -> None:
+    def say(self, silent: Mapping[str, float]) -> None:
         """Say with jobs at work which of their nodes is not heard of, and take it back.
 
         Args:
             silent: seconds of silence by node.
-            cut_off: whether more than half of the nodes are silent.
         """
         nodes: dict[str, list[str]] = {}
         for node in silent:
@@ -56,27 +55,30 @@ class Silence:
                 if "/" not in work:
                     nodes.setdefault(work, []).append(node)
         for uid in sorted(nodes.keys() | self._said.keys()):
-            now = (*nodes.get(uid, ()), cut_off) if uid in nodes else ()
+            missed = nodes.get(uid, [])
+            then = self._then(uid) if missed else ""
+            now = (*missed, then) if missed else ()
             if self._said.get(uid, ()) == now:
                 continue
-            self._write(uid, self._silence(uid, nodes.get(uid, []), silent, cut_off=cut_off))
+            self._write(uid, self._silence(missed, silent, then))
             self._said[uid] = now
             if not now:
                 del self._said[uid]
 
-    def _silence(
-        self, uid: str, nodes: Sequence[str], silent: Mapping[str, float], *, cut_off: bool
-    ) -> str:
+    def _then(self, uid: str) -> str:
+        """What becomes of a job whose nodes stay silent."""
+        seconds = self._leases.lost_seconds(uid)
+        if math.isinf(seconds):
+            return "it waits for that, as its on_lost says"
+        if self._leases.is_cut_off(seconds):
+            return "more than half of the nodes are silent, so nothing starts elsewhere"
+        return f"it starts elsewhere after {seconds:.0f} s"
+
+    def _silence(self, nodes: Sequence[str], silent: Mapping[str, float], then: str) -> str:
         if not nodes:
             return ""
         since = self._clock() - timedelta(seconds=max(silent[node] for node in nodes))
         many = f"nodes {', '.join(nodes)} have" if len(nodes) > 1 else f"node {nodes[0]} has"
-        seconds = self._leases.lost_seconds(uid)
-        then = f"it starts elsewhere after {seconds:.0f} s"
-        if math.isinf(seconds):
-            then = "it waits for that, as its on_lost says"
-        elif cut_off:
-            then = "more than half of the nodes are silent, so nothing starts elsewhere"
         return f"{many} not been heard of since {since:%H:%M:%S} UTC; {then}"
 
     def _write(self, uid: str, message: str) -> None:

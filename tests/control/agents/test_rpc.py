@@ -208,11 +208,12 @@ async def test_heartbeats_wait_for_no_report(
     await submitted(appliance, metadata)
     appliance.control.work.scheduler.look()
     order = await stream.hear("start_job")
-    hung = threading.Event()
+    hung, waiting = threading.Event(), []
     reports = appliance.control.work.reports
     there = reports.progress
 
     def hangs(node: str, report: agent.JobProgress) -> None:
+        waiting.append(1)
         hung.wait(60)
         there(node, report)
 
@@ -226,8 +227,15 @@ async def test_heartbeats_wait_for_no_report(
         beat = agent.AgentHeartbeat(running=[order.work], sequence=sequence)
         await stream.say(heartbeat=beat)
         assert (await stream.hear("leases")).sequence == sequence
+    # However many streams a node has: it holds one thread of those for reports.
+    others = [stream.stub.Report() for _ in range(12)]
+    for other in others:
+        report = agent.JobProgress(work=order.work, progress=progress)
+        await other.write(agent.ReportRequest(number=1, job_progress=report))
     ended = agent.JobEnded(work=order.work, reason="INVALID_INPUT", message="too little text")
     await call.write(agent.ReportRequest(number=30, job_ended=ended))
+    await asyncio.sleep(0.5)
+    assert waiting == [1]
     hung.set()
     assert [(await call.read()).number for _ in range(30)] == list(range(1, 31))
     jobs = appliance.api(JobServiceStub)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from appliance.api.agent.v1 import agent_service_pb2 as agent
-from appliance.api.jobs.v1 import job_pb2
+from appliance.api.jobs.v1 import job_pb2, job_service_pb2
 from appliance.control.services import job_rows
 from appliance.control.services.certificates import put_out
 from appliance.control.services.leases import NODE_LOST_SECONDS, UNNAMED_SECONDS
@@ -92,7 +92,7 @@ def gauges(lab: Lab) -> dict[str, float]:
     """What the metrics of work say: name, and state where there is one."""
     return {
         " ".join([sample.name, *sample.labels.values()]): sample.value
-        for family in WorkMetrics(lab.database, lab.work.leases).collect()
+        for family in WorkMetrics(lab.database, lab.work.leases, lab.time.wall).collect()
         for sample in family.samples
     }
 
@@ -126,6 +126,62 @@ async def test_a_job_is_given_up_after_three_starts_without_progress(lab: Lab) -
     assert {path.name for path in (lab.objects / PROJECT).iterdir()} <= {
         row.uid for row in lab.rows(tables.artifact_version)
     }
+
+
+async def test_a_job_that_somebody_has_paused_wakes_nobody(lab: Lab) -> None:
+    node, work = await lab.started()
+    node.fail(work, "RANK_LOST", "a rank was killed")
+    assert gauges(lab)["appliance_jobs_failing"] == 1
+    lab.jobs.pause(ALICE, job_service_pb2.PauseJobRequest(name=JOB))
+    said = gauges(lab)
+    assert (said["appliance_jobs PAUSED"], said["appliance_jobs_failing"]) == (1, 0)
+    assert said["appliance_jobs_without_space"] == 0
+
+
+async def test_a_job_without_space_and_a_node_that_stays_away_are_counted(lab: Lab) -> None:
+    node, work = await lab.started()
+    node.fail(work, "STORE_FULL", "full")
+    lab.wait(20, node)
+    lab.look()
+    said = gauges(lab)
+    assert (said["appliance_jobs_without_space"], said["appliance_nodes_silent"]) == (1, 0)
+    lab.wait(60)
+    assert gauges(lab)["appliance_nodes_silent"] == 1
+    # Also by a control plane that has not heard it itself.
+    lab.restart()
+    lab.wait(600)
+    assert gauges(lab)["appliance_nodes_silent"] == 1
+    lab.forward(86_400, served=False)
+    assert gauges(lab)["appliance_nodes_silent"] == 0
+
+
+async def test_a_heartbeat_waits_for_no_write(lab: Lab) -> None:
+    node = await lab.connected("n1")
+    seen = lab.rows(tables.node)[0].seen_time
+    lab.forward(60)
+    with lab.database.write():
+        beat = threading.Thread(target=node.heartbeat)
+        beat.start()
+        beat.join(10)
+        assert not beat.is_alive()
+    lab.look()
+    assert lab.rows(tables.node)[0].seen_time - seen >= timedelta(seconds=60)
+
+
+async def test_a_job_that_waits_less_is_told_that_most_nodes_are_silent_too(lab: Lab) -> None:
+    node = await lab.connected("n1")
+    await lab.connected("n2")
+    request = train_request("t1", lab.tokens("d"))
+    request.job.on_lost.replace_after_seconds = 60
+    lab.jobs.create(ALICE, request)
+    lab.look()
+    await node.take()
+    assert node.started
+    lab.wait(100)
+    lab.look()
+    assert lab.job().state_reason.endswith(
+        "; more than half of the nodes are silent, so nothing starts elsewhere"
+    )
 
 
 async def test_a_start_that_fails_while_another_node_says_how_far_it_is_starts_again(
