@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from appliance.core.errors import ApplianceError, InvalidInput, Unauthenticated
-from appliance.core.identity import SERVER_ZONE, Principal, parse_spiffe
+from appliance.core.identity import Principal, parse_spiffe
 
 RENEW_AFTER = timedelta(days=1)
 CLOCK_SKEW = timedelta(minutes=5)
@@ -152,16 +152,6 @@ def is_pair(key_pem: bytes, cert_pem: bytes) -> bool:
 def certified_key(cert_pem: bytes) -> ec.EllipticCurvePublicKey:
     """The key that a certificate is about. Raises InvalidInput when it is none of ours."""
     return check_public(_public(_load(cert_pem)))
-
-
-def hosts_of(cert_pem: bytes) -> tuple[list[str], list[str]]:
-    """DNS names and IP addresses that a server's certificate was given beside its own two names."""
-    extension = x509.SubjectAlternativeName
-    names = _load(cert_pem).extensions.get_extension_for_class(extension).value
-    hosts = names.get_values_for_type(x509.DNSName)
-    addresses = names.get_values_for_type(x509.IPAddress)
-    outside = [host for host in hosts if host.rpartition(".")[2] != SERVER_ZONE]
-    return outside, [str(address) for address in addresses]
 
 
 def _reads(load: Callable[[bytes], object], pem: bytes) -> bool:

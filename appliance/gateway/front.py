@@ -151,22 +151,24 @@ class Front:
 
     async def run(self) -> None:
         """Renew and look at the site's files for ever."""
-        ask_at, wanted = self._now(), False
+        # By this process's own time: a clock that was ahead must not put the next one off.
+        own_time = asyncio.get_running_loop().time
+        ask_at, wanted = own_time(), False
         while True:
             self.look()
-            now = self._now()
+            now = own_time()
             if self._soon.is_set():
                 self._soon.clear()
                 ask_at, wanted = now, True
             if (wanted or self._is_due()) and now >= ask_at:
-                ask_at = now + timedelta(seconds=ASK_AGAIN_SECONDS)
+                ask_at = now + ASK_AGAIN_SECONDS
                 try:
                     await self.renew()
                 except (ApplianceError, OSError) as error:
                     logger.warning("the front certificate could not be renewed: %s", error)
                 else:
                     # Not each minute under a clock that is far ahead.
-                    ask_at, wanted = now + timedelta(seconds=SETTLED_SECONDS), False
+                    ask_at, wanted = now + SETTLED_SECONDS, False
             try:
                 async with asyncio.timeout(LOOK_SECONDS):
                     await self._soon.wait()

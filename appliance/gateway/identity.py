@@ -4,7 +4,8 @@ Rules kept here:
 * nothing is served before there is something to show: a gateway whose front certificate has ended,
   or that has none, waits for the control plane; one that has a good one on disk does not;
 * the files `key` and `certificate` of a gateway of 0.1.0 are taken over once, as identity and as
-  front, and never written.
+  front; a start that finds another identity in their place removes them: they would call, and pose
+  as the gateway, for 397 days.
 
 Called by the composition root.
 """
@@ -14,13 +15,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from datetime import timedelta
+from pathlib import Path
 
 import grpc
 
 from appliance.api.serving.v1 import routing_service_pb2, routing_service_pb2_grpc
 from appliance.core.errors import ApplianceError, Exhausted, FailedPrecondition, InvalidInput
 from appliance.core.files import make_private_dir, read_secret
-from appliance.core.identity import PrincipalKind
+from appliance.core.identity import Principal, PrincipalKind
 from appliance.crypto.reading import fingerprint, not_after, peer_identity
 from appliance.gateway.config import GatewayConfig
 from appliance.gateway.front import Front
@@ -55,6 +57,7 @@ async def begin(config: GatewayConfig) -> tuple[Keeper, Front]:
     before = None if store.exists() else await _before(config, store)
     joining = Joining(store, config.join_token_file)
     keeper = Keeper(joining, await joining.begin())
+    _remove_replaced(config, keeper.identity, store.pinned_ca())
 
     async def ask(request: str) -> str:
         async with store.machines(keeper.identity) as connection:
@@ -110,22 +113,62 @@ async def _before(config: GatewayConfig, store: IdentityStore) -> ServerPair | N
     if config.key is None or config.certificate is None:
         return None
     try:
-        key, certificate = read_secret(config.key), config.certificate.read_bytes()
-        last = not_after(certificate) - timedelta(seconds=1)
-        ca_pem, cluster = store.pinned_ca(), config.cluster_id
-        machine = peer_identity(certificate, cluster, last, need="client", ca_pem=ca_pem)
-        if machine.kind is not PrincipalKind.GATEWAY:
-            raise InvalidInput(f"it is of {machine.name}")
-        identity = Identity.of(machine, cluster, key, certificate, ca_pem)
+        key, certificate = await _read(config.key, config.certificate)
+        ca_pem = store.pinned_ca()
+        machine = _gateway_of(certificate, config.cluster_id, ca_pem)
+        identity = Identity.of(machine, config.cluster_id, key, certificate, ca_pem)
+        Identity.parse(identity.document(), PrincipalKind.GATEWAY)
         while not _stored(store, identity):  # noqa: ASYNC110 - nothing tells of space
             await asyncio.sleep(STORE_AGAIN_SECONDS)
-        store.load()
-    except (ApplianceError, OSError) as error:
-        store.path.unlink(missing_ok=True)
+    except (FileNotFoundError, PermissionError, ApplianceError) as error:
         logger.warning("%s and %s cannot be used: %s", config.key, config.certificate, error)
         return None
     logger.info("took over %s and %s as %s", config.key, config.certificate, machine.name)
     return ServerPair(key, certificate)
+
+
+async def _read(key: Path, certificate: Path) -> tuple[bytes, bytes]:
+    """Both files; tried again while the disk gives none.
+
+    Raises FailedPrecondition, FileNotFoundError or PermissionError when that would not help.
+    """
+    while True:
+        try:
+            return await asyncio.to_thread(lambda: (read_secret(key), certificate.read_bytes()))
+        except (FileNotFoundError, PermissionError):
+            raise
+        except OSError as error:
+            logger.warning("%s cannot be read: %s", error.filename, error.strerror)
+        await asyncio.sleep(STORE_AGAIN_SECONDS)
+
+
+def _gateway_of(certificate: bytes, cluster: str, ca_pem: bytes) -> Principal:
+    """The gateway that a certificate is of, be it over. Raises Unauthenticated or InvalidInput."""
+    last = not_after(certificate) - timedelta(seconds=1)
+    machine = peer_identity(certificate, cluster, last, need="client", ca_pem=ca_pem)
+    if machine.kind is not PrincipalKind.GATEWAY:
+        raise InvalidInput(f"it is of {machine.name}")
+    return machine
+
+
+def _remove_replaced(config: GatewayConfig, identity: Identity, ca_pem: bytes) -> None:
+    """Remove the files of 0.1.0 once they are not the identity; no files that are of others."""
+    if config.key is None or config.certificate is None:
+        return
+    try:
+        certificate = config.certificate.read_bytes()
+        if certificate == identity.certificate_pem:
+            return
+        _gateway_of(certificate, config.cluster_id, ca_pem)
+        config.key.unlink(missing_ok=True)
+        config.certificate.unlink()
+        logger.info("removed %s and %s, which are replaced", config.key, config.certificate)
+    except FileNotFoundError:
+        return
+    except ApplianceError as error:
+        logger.warning("%s is not used, and left: %s", config.certificate, error)
+    except OSError as error:
+        logger.warning("%s is replaced, remove it: %s", error.filename, error.strerror)
 
 
 def _stored(store: IdentityStore, identity: Identity) -> bool:

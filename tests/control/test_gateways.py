@@ -29,7 +29,7 @@ from appliance.core.errors import InvalidInput, Unauthenticated, Unavailable
 from appliance.core.files import write_durably
 from appliance.core.identity import Principal, PrincipalKind
 from appliance.crypto.certs import make_csr, new_private_key
-from appliance.crypto.reading import hosts_of, not_after, peer_identity, serial_of
+from appliance.crypto.reading import not_after, peer_identity, serial_of
 from appliance.gateway.config import GatewayConfig, Listen
 from appliance.gateway.front import FILE
 from appliance.gateway.identity import begin
@@ -39,6 +39,7 @@ from appliance.machine.control_plane import Control
 from appliance.machine.identity import Identity, IdentityStore
 from tests.fakes.appliance import ADMINISTRATOR, Appliance, Machine, bearer, error_of
 from tests.fakes.gateway import until
+from tests.fakes.wire import hosts_of
 
 GATEWAY_2 = Principal(PrincipalKind.GATEWAY, "gateway-2")
 

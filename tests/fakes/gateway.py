@@ -80,6 +80,7 @@ class Stage:
 
     control: Control
     workers: list[Worker]
+    config: GatewayConfig
     gateway: Gateway
     token: str
     folder: Path
@@ -119,7 +120,7 @@ async def stage(folder: Path, *workers: Worker, **changes: Any) -> AsyncIterator
     gateway = Gateway(config, *await begin(config))
     stop = asyncio.Event()
     task = asyncio.create_task(gateway.run(stop))
-    made = Stage(control, list(workers), gateway, token, folder, stop, task)
+    made = Stage(control, list(workers), config, gateway, token, folder, stop, task)
     try:
         await until(lambda: gateway.view.decides)
         await made.ready(len(workers))

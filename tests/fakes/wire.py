@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from appliance.core.identity import Principal, PrincipalKind
+from appliance.core.identity import SERVER_ZONE, Principal, PrincipalKind
 from appliance.crypto.certs import Authority, make_csr, new_private_key
 from appliance.wire import tls
 from appliance.wire.rules import Rule
@@ -175,3 +175,12 @@ def shown(port: int, ca: bytes, name: str = "127.0.0.1") -> str:
         der = connection.getpeercert(binary_form=True)
     assert der is not None
     return f"{x509.load_der_x509_certificate(der).serial_number:x}"
+
+
+def hosts_of(cert_pem: bytes) -> tuple[list[str], list[str]]:
+    """DNS names and IP addresses that a server's certificate was given beside its own two names."""
+    certificate = x509.load_pem_x509_certificate(cert_pem)
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    hosts = names.get_values_for_type(x509.DNSName)
+    outside = [host for host in hosts if host.rpartition(".")[2] != SERVER_ZONE]
+    return outside, [str(address) for address in names.get_values_for_type(x509.IPAddress)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,20 +13,27 @@ from appliance.core.errors import InvalidInput
 from appliance.core.identity import Principal, PrincipalKind
 from appliance.crypto.certs import Authority, make_csr, new_private_key
 from appliance.crypto.reading import SHOWN_EARLY, is_pair, not_before, renew_time
+from appliance.gateway import front as fronts
 from appliance.gateway.front import Front, SiteFiles
+from tests.fakes.gateway import until
 
 GATEWAY = Principal(PrincipalKind.GATEWAY, "gateway-1")
 AUTHORITY, SITE = Authority.create("lab"), Authority.create("site")
 
 
 class Desk:
-    """A front with files of a site, and a clock."""
+    """A front with files of a site; a clock, and how far the gateway's is ahead of it."""
 
     def __init__(self, folder: Path) -> None:
         self.now = datetime.now(UTC)
+        self.ahead = timedelta()
         self.files = SiteFiles(folder / "site.pem", folder / "site.key")
         self.front = Front(
-            folder, self._issue, AUTHORITY.certificate_pem, self.files, lambda: self.now
+            folder,
+            self._issue,
+            AUTHORITY.certificate_pem,
+            self.files,
+            lambda: self.now + self.ahead,
         )
 
     async def _issue(self, request: str) -> str:
@@ -83,6 +91,22 @@ async def test_what_is_shown_holds_for_a_client_whose_clock_is_behind(desk: Desk
     assert not desk.front._is_due()
     desk.now += timedelta(days=2)
     assert desk.front._is_due()
+
+
+async def test_a_clock_that_was_ahead_does_not_put_the_next_one_off(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fronts, "SETTLED_SECONDS", 0.1)
+    monkeypatch.setattr(fronts, "LOOK_SECONDS", 0.02)
+    first = desk.front.pair
+    desk.ahead = timedelta(days=30)
+    running = asyncio.create_task(desk.front.run())
+    await until(lambda: desk.front.pair is not first)
+    made = desk.front.pair
+    desk.ahead = timedelta()
+    desk.now += timedelta(days=3)
+    await until(lambda: desk.front.pair is not made)
+    running.cancel()
 
 
 def test_a_certificate_begins_early_but_not_before_its_authority() -> None:

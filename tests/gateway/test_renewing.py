@@ -15,7 +15,7 @@ import pytest
 from appliance.core.errors import FailedPrecondition, InvalidInput
 from appliance.core.identity import Principal, PrincipalKind
 from appliance.crypto.certs import Authority, make_csr, new_private_key
-from appliance.crypto.reading import hosts_of, not_after, serial_of
+from appliance.crypto.reading import not_after, serial_of
 from appliance.gateway import front as fronts
 from appliance.gateway import identity
 from appliance.gateway.config import FrontFiles, GatewayConfig
@@ -24,7 +24,7 @@ from appliance.machine.identity import Identity, IdentityStore
 from tests.fakes.gateway import Stage, configuration, stage, until
 from tests.fakes.ports import free_port
 from tests.fakes.routing import ENDPOINT
-from tests.fakes.wire import authority, shown
+from tests.fakes.wire import authority, hosts_of, shown
 from tests.fakes.worker import Script, Worker, story
 
 STREAMS, TOKENS = 16, 100
@@ -117,6 +117,54 @@ async def test_what_it_had_before_is_taken_over_when_the_disk_has_space_again(
     keeper, front = await begin(config)
     assert len(tries) == 3
     assert keeper.identity.certificate_pem == front.pair.certificate
+
+
+async def test_what_it_had_before_is_read_when_the_disk_answers_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, tries = configuration(tmp_path, free_port()), []
+    read = identity.read_secret
+
+    def fails(path: Path) -> bytes:
+        tries.append(path)
+        if len(tries) < 3:
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return read(path)
+
+    monkeypatch.setattr(identity, "read_secret", fails)
+    monkeypatch.setattr(identity, "STORE_AGAIN_SECONDS", 0.01)
+    await begin(config)
+    assert len(tries) == 3
+
+
+async def test_a_key_of_before_that_is_not_its_certificates_is_no_identity(tmp_path: Path) -> None:
+    config = configuration(tmp_path, free_port())
+    assert config.key
+    config.key.write_bytes(new_private_key())
+    waiting = asyncio.create_task(begin(config))
+    await asyncio.sleep(0.3)
+    assert not waiting.done()  # for a join token
+    waiting.cancel()
+    assert not (tmp_path / "state" / "identity.json").exists()
+
+
+async def test_what_it_had_before_goes_when_it_is_replaced(tmp_path: Path) -> None:
+    async with stage(tmp_path, Worker("a")) as found:
+        config = found.config
+        assert config.key
+        assert config.certificate
+        files = (config.key, config.certificate)
+        await begin(config)
+        assert all(file.exists() for file in files)
+        await found.gateway.keeper.renew()
+        await begin(config)
+        assert not any(file.exists() for file in files)
+        await begin(config)
+        key, certificate = new_private_key(), Authority.create("site")
+        files[0].write_bytes(key)
+        files[1].write_bytes(certificate.certificate_pem)
+        await begin(config)
+        assert all(file.exists() for file in files)
 
 
 async def test_a_folder_that_cannot_be_made_is_named_with_its_setting(tmp_path: Path) -> None:
