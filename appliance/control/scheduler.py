@@ -88,6 +88,7 @@ class Scheduler:
         self._served.tick()
         self._agents.end_refused()
         self._agents.note_seen()
+        self._agents.note_gateways()
         for lost in self._leases.lost():
             if "/" in lost.work:
                 self._replicas.lost(lost.work, lost.epoch, lost.why)

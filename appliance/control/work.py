@@ -140,6 +140,7 @@ class Work:
             runs=self.runs,
             reports=self.reports,
             replicas=self.replicas,
+            certificates=base.certificates,
             events=base.events,
             clock=base.clock,
             monotonic=monotonic,

@@ -9,6 +9,7 @@ import base64
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from google.protobuf import json_format
@@ -26,12 +27,14 @@ _SHORTEST_SECRET = 16
 class Place:
     """What the documents need to know of this node.
 
-    The object store, its own address, and the kind of its devices.
+    The object store, its own address, the kind of its devices, and the file that says which
+    certificates of gateways count.
     """
 
     objects: str
     address: str
     device_kind: str
+    gateways: Path
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,7 @@ def replica(
         "cert_pem": credentials.certificate_pem,
         "ca_pem": credentials.ca_pem.decode(),
         "cluster_id": credentials.cluster,
+        "gateways": str(place.gateways),
     }
 
 

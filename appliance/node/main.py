@@ -31,6 +31,7 @@ from appliance.node.documents import Place
 from appliance.node.launcher import Folders, Launcher
 from appliance.node.metrics import NodeMetrics
 from appliance.node.works import Commands
+from appliance.wire import accepted
 from appliance.wire.server import Listener, Server
 
 # -P: the folder a work runs in is its own to write, and must not be a place to import from.
@@ -84,7 +85,7 @@ async def serve(config: NodeConfig, commands: Commands) -> None:
             joining,
             await joining.begin(),
             _hello(config, offered, missing),
-            Place(config.objects, config.address, offered.kind),
+            Place(config.objects, config.address, offered.kind, config.state / accepted.FILE),
             launcher,
             commands,
             metrics=NodeMetrics(registry),

@@ -32,10 +32,12 @@ from appliance.crypto.certs import make_csr, new_private_key
 from appliance.machine.identity import Identity
 from appliance.node import documents
 from appliance.node.documents import Credentials, Place
+from appliance.node.gateways import Gateways
 from appliance.node.launcher import Ended, Launch, Launcher, Running
 from appliance.node.metrics import NodeMetrics
 from appliance.node.outbox import Outbox, Work
 from appliance.node.reports import JobReports, ReplicaReports
+from appliance.wire.accepted import AcceptedFile
 
 RELEASE_AGAIN_SECONDS = 0.5
 UNSAVED_SECONDS = 5.0
@@ -96,6 +98,9 @@ class Works:
     _entries: dict[Work, _Entry] = field(default_factory=dict)
     outbox: Outbox = field(default_factory=Outbox)
 
+    def __post_init__(self) -> None:
+        self._gateways = Gateways(AcceptedFile(self.place.gateways))
+
     def running(self) -> list[rpc.WorkEpoch]:
         """Work that this node holds: starting, started, or ended and that not heard yet."""
         held = [*self._entries, *self.outbox.unheard()]
@@ -135,6 +140,8 @@ class Works:
                 self._stop(order.stop)
             case "leases":
                 self.outbox.forget([(held.work, held.epoch) for held in order.leases.work])
+                if order.leases.HasField("gateways"):
+                    self._gateways.hear(order.leases.gateways)
             case _:
                 logger.warning("an order of an unknown kind was ignored: update this node")
 

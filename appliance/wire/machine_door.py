@@ -4,7 +4,7 @@ The attack: a machine whose certificate ended, was made for something else or be
 kind of machine, on a connection that was opened when all was well (gRPC looks at a certificate
 once, and at neither its purpose nor its name). Rules kept here:
 * identity comes from the peer's certificate on every call, and again every few seconds of a stream;
-* the kinds of callers are listed; an evicted one is refused although its certificate still holds.
+* the kinds of callers are listed; a certificate that counts no more is refused although it holds.
 
 Made by the composition root of the server; health answers without it, to whoever passed the
 handshake.
@@ -12,6 +12,7 @@ handshake.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -19,9 +20,7 @@ from datetime import UTC, datetime
 
 from appliance.core.errors import ApplianceError, Denied, Unauthenticated
 from appliance.core.identity import Principal, PrincipalKind
-from appliance.crypto.reading import (
-    peer_identity,
-)
+from appliance.crypto.reading import peer_identity
 from appliance.wire.admission import Rates
 from appliance.wire.door import RECHECK_SECONDS, Call, Door, caller
 from appliance.wire.metrics import CallMetrics
@@ -40,7 +39,8 @@ class MachineDoor(Door[Principal]):
         rules: of all methods of the server.
         cluster: id of the cluster the caller must belong to.
         allowed: kinds of callers that may call.
-        evicted: whether a caller is refused now although its certificate still holds.
+        check: raises Unauthenticated for a certificate that counts no more, though it holds; may
+            read a disk.
         now: the time.
         metrics: counts calls.
         recheck_seconds: time between two judgements of a stream.
@@ -52,7 +52,7 @@ class MachineDoor(Door[Principal]):
         cluster: str,
         allowed: Collection[PrincipalKind],
         *,
-        evicted: Callable[[Principal], bool] = lambda _: False,
+        check: Callable[[bytes], None] = lambda _: None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         metrics: CallMetrics | None = None,
         recheck_seconds: float = RECHECK_SECONDS,
@@ -60,7 +60,7 @@ class MachineDoor(Door[Principal]):
         super().__init__(rules, metrics=metrics, recheck_seconds=recheck_seconds)
         self._cluster = cluster
         self._allowed = frozenset(allowed)
-        self._evicted = evicted
+        self._check = check
         self._now = now
         self._lines = Rates(LINES_PER_SECOND, LINES_BURST, time.monotonic)
 
@@ -72,8 +72,7 @@ class MachineDoor(Door[Principal]):
         principal = peer_identity(certificate, self._cluster, self._now(), need="client")
         if principal.kind not in self._allowed:
             raise Denied(f"{principal.name} may not call this server", principal=principal.name)
-        if self._evicted(principal):
-            raise Denied(f"{principal.name} was evicted", principal=principal.name)
+        await asyncio.to_thread(self._check, certificate)
         return principal
 
     async def enter(self, call: Call) -> Principal:

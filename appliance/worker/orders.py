@@ -16,6 +16,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from appliance.core.errors import InvalidInput
@@ -41,6 +42,7 @@ class Orders:
         listen: `host:port` to listen on; port 0 takes a free one.
         key_pem, cert_pem, ca_pem: identity of this replica and the authority of the appliance.
         cluster_id: the cluster whose gateways may call.
+        gateways: file that says which of their certificates count.
     """
 
     work: str
@@ -57,6 +59,7 @@ class Orders:
     cert_pem: bytes = field(repr=False)
     ca_pem: bytes = field(repr=False)
     cluster_id: str
+    gateways: Path
 
 
 def read(descriptor: int) -> bytes:
@@ -94,6 +97,7 @@ def parse(document: bytes) -> Orders:
         cert_pem=members.text("cert_pem").encode(),
         ca_pem=members.text("ca_pem").encode(),
         cluster_id=members.text("cluster_id"),
+        gateways=Path(members.text("gateways")),
     )
     if len(orders.devices) % orders.tensor_parallel:
         raise InvalidInput(

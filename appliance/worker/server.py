@@ -19,6 +19,7 @@ from prometheus_client import CollectorRegistry
 from appliance.api.inference.v1 import worker_service_pb2, worker_service_pb2_grpc
 from appliance.core.errors import Unavailable
 from appliance.core.identity import PrincipalKind
+from appliance.wire.accepted import AcceptedFile
 from appliance.wire.machine_door import MachineDoor
 from appliance.wire.metrics import CallMetrics
 from appliance.wire.rules import rules_of
@@ -91,7 +92,13 @@ async def serve(orders: Orders, engine: Generator, reports: Reports) -> None:
                 orders.key_pem, orders.cert_pem, orders.ca_pem, require_client=True
             ),
             interceptors=[
-                MachineDoor(rules, orders.cluster_id, {PrincipalKind.GATEWAY}, metrics=calls)
+                MachineDoor(
+                    rules,
+                    orders.cluster_id,
+                    {PrincipalKind.GATEWAY},
+                    check=AcceptedFile(orders.gateways).check,
+                    metrics=calls,
+                )
             ],
             services=[
                 Service(

@@ -89,6 +89,13 @@ def renew(appliance: Appliance, identity: Identity) -> Any:
     return routing(appliance, identity).RenewCertificate(request)
 
 
+def renew_front(appliance: Appliance, identity: Identity) -> Any:
+    request = routing_service_pb2.RenewFrontCertificateRequest(
+        certificate_request=make_csr(new_private_key()).decode()
+    )
+    return routing(appliance, identity).RenewFrontCertificate(request)
+
+
 def row_of(appliance: Appliance, gateway: str = "gateway-2") -> Any:
     with appliance.database.read() as state:
         return state.first(tables.gateway.select().where(tables.gateway.c.id == gateway))
@@ -245,15 +252,9 @@ async def test_a_copy_gets_no_front_certificate_once_the_newest_is_in_use(
     copied = dataclasses.replace(keeper.identity)
     await keeper.renew()
 
-    def front(identity: Identity) -> Any:
-        request = routing_service_pb2.RenewFrontCertificateRequest(
-            certificate_request=make_csr(new_private_key()).decode()
-        )
-        return routing(appliance, identity).RenewFrontCertificate(request)
-
-    await front(copied)
-    await front(keeper.identity)
-    error = await error_of(front(copied))
+    await renew_front(appliance, copied)
+    await renew_front(appliance, keeper.identity)
+    error = await error_of(renew_front(appliance, copied))
     assert (type(error), "replaced by a newer one" in error.message) == (Unauthenticated, True)
     assert row_of(appliance).state == "READY"
 
@@ -393,3 +394,48 @@ async def test_a_directory_of_before_goes_on_and_renews_what_it_has(
     assert serial_of(held["certificate"].encode()) != serial_of(old)
     assert hosts_of(running.front.pair.certificate) == (["localhost"], ["127.0.0.1"])
     assert not_after(running.front.pair.certificate) - datetime.now(UTC) < timedelta(days=11)
+
+
+def at_replicas(appliance: Appliance) -> set[str]:
+    """Which serial numbers of the second gateway replicas take; all of the first are taken."""
+    said = appliance.control.base.certificates.at_replicas()
+    assert said.as_of.ToDatetime(UTC) == pytest.approx(appliance.clock(), abs=timedelta(seconds=5))
+    return set(said.serials) - {row_of(appliance, "gateway-1").certificate_serial}
+
+
+@pytest.mark.attack
+async def test_replicas_take_what_counts_here_and_two_hours_what_counted_before(
+    appliance: Appliance, tmp_path: Path
+) -> None:
+    await bring_token(appliance, tmp_path)
+    keeper, _ = await begin(configuration(appliance, tmp_path))
+    first = keeper.identity
+    await keeper.renew()
+    serials = [serial_of(each.certificate_pem) for each in (first, keeper.identity)]
+    assert at_replicas(appliance) == set(serials)
+    await renew_front(appliance, keeper.identity)
+    # The control plane refuses the first in a minute; an open answer may take an hour.
+    appliance.clock.forward(minutes=61)
+    assert isinstance(await error_of(renew_front(appliance, first)), Unauthenticated)
+    assert at_replicas(appliance) == set(serials)
+    appliance.clock.forward(hours=1)
+    assert at_replicas(appliance) == {serials[1]}
+    assert row_of(appliance, "gateway-1").certificate_serial in set(
+        appliance.control.base.certificates.at_replicas().serials
+    )
+    await gateways(appliance).EvictGateway(
+        gateway_service_pb2.EvictGatewayRequest(name="gateways/gateway-2"),
+        metadata=admin(appliance),
+    )
+    assert at_replicas(appliance) == set()
+
+
+async def test_while_its_newest_was_never_used_replicas_take_the_one_before(
+    appliance: Appliance, tmp_path: Path
+) -> None:
+    await bring_token(appliance, tmp_path)
+    keeper, _ = await begin(configuration(appliance, tmp_path))
+    first = serial_of(keeper.identity.certificate_pem)
+    await renew(appliance, keeper.identity)  # and the answer was lost
+    appliance.clock.forward(days=3)
+    assert first in at_replicas(appliance)

@@ -64,6 +64,7 @@ class Session:
                 work=[rpc.WorkEpoch(work=work, epoch=epoch) for work, epoch in self.plane.leases],
                 seconds=self.plane.lease_seconds,
                 sequence=message.heartbeat.sequence,
+                gateways=self.plane.gateways,
             )
             self.send(leases=leases)
 
@@ -102,6 +103,7 @@ class FakeControlPlane:
         self.token = "sla_join_abc_secret_crc"
         self.shown = Principal(PrincipalKind.CONTROL, "control")
         self.leases: set[tuple[str, int]] = set()
+        self.gateways: rpc.GatewayCertificates | None = None
         self.lease_seconds = 15.0
         self.answering = True
         self.taking = asyncio.Event()

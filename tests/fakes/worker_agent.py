@@ -95,6 +95,7 @@ class Store:
             "cert_pem": certificate.decode(),
             "ca_pem": identities.authority.certificate_pem.decode(),
             "cluster_id": CLUSTER,
+            "gateways": str(self.root / "gateways.json"),
         } | changes
 
 

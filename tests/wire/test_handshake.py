@@ -6,7 +6,8 @@ import socket
 import ssl
 import warnings
 from collections.abc import AsyncIterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import grpc
 import grpc.aio
@@ -15,6 +16,8 @@ import pytest
 from appliance.api.inference.v1 import worker_service_pb2, worker_service_pb2_grpc
 from appliance.core.errors import Denied, Unauthenticated
 from appliance.core.identity import Principal, PrincipalKind
+from appliance.crypto.reading import serial_of
+from appliance.wire.accepted import FILE, Accepted, AcceptedFile
 from appliance.wire.door import caller
 from appliance.wire.machine_door import MachineDoor
 from appliance.wire.rules import rules_of
@@ -170,19 +173,25 @@ async def test_a_certificate_that_ends_ends_on_a_live_connection() -> None:
 
 
 @pytest.mark.attack
-async def test_an_evicted_machine_loses_its_open_stream_and_its_connection() -> None:
-    evicted: set[Principal] = set()
-    guarded = door(evicted=evicted.__contains__, recheck_seconds=0.05)
+async def test_an_evicted_machine_loses_its_open_stream_and_its_connection(
+    tmp_path: Path,
+) -> None:
+    file, machine = AcceptedFile(tmp_path / FILE), issued(NODE, "n1")
+    guarded = door(check=file.check, recheck_seconds=0.05)
     async with (
         worker(guarded) as running,
-        connect(running.port, issued(NODE, "n1")) as channel,
+        connect(running.port, machine) as channel,
     ):
         stream = worker_service_pb2_grpc.WorkerServiceStub(channel).Attach(timeout=10)
         await stream.write(worker_service_pb2.AttachRequest())
         await stream.read()
-        evicted.add(Principal(NODE, "n1"))
+        later = datetime.now(UTC) + timedelta(minutes=1)
+        file.write(Accepted(frozenset({serial_of(machine.certificate)}), later))
+        await attach(channel)
+        file.write(Accepted(frozenset(), later))
         error = from_rpc_error(await failure(stream.read))
-        assert str(error) == "nodes/n1 was evicted"
+        assert type(error) is Unauthenticated
+        assert "its gateway was evicted" in str(error)
         await failure(lambda: attach(channel))
 
 

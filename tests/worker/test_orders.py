@@ -38,6 +38,7 @@ def document(**changes: Any) -> dict[str, Any]:
         "cert_pem": "CERT",
         "ca_pem": "CA",
         "cluster_id": "c1",
+        "gateways": "/state/gateways.json",
     } | changes
 
 

@@ -23,7 +23,7 @@ from appliance.api.nodes.v1 import node_pb2
 from appliance.control.events import NODES, QUEUE, Events
 from appliance.control.services import job_rows
 from appliance.control.services.caller import Caller
-from appliance.control.services.certificates import EVICTED
+from appliance.control.services.certificates import EVICTED, Certificates
 from appliance.control.services.fleet import Fleet, NodeFacts, Session
 from appliance.control.services.leases import Leases
 from appliance.control.services.nodes import LOST, READY
@@ -73,6 +73,7 @@ class Agents:
         runs: Runs,
         reports: RunReports,
         replicas: Replicas,
+        certificates: Certificates,
         events: Events,
         clock: Callable[[], datetime],
         monotonic: Callable[[], float],
@@ -83,10 +84,12 @@ class Agents:
         self._runs = runs
         self._reports = reports
         self._replicas = replicas
+        self._certificates = certificates
         self._events = events
         self._clock = clock
         self._monotonic = monotonic
         self._noted = -SEEN_SECONDS
+        self._gateways: rpc.GatewayCertificates | None = None
 
     @staticmethod
     def facts_of(caller: Caller, first: rpc.ConnectRequest) -> NodeFacts:
@@ -179,6 +182,10 @@ class Agents:
                 update(tables.node).where(_node.id.in_(heard)).values(seen_time=self._clock())
             )
 
+    def note_gateways(self) -> None:
+        """Look up which certificates of gateways count; each node hears it with its leases."""
+        self._gateways = self._certificates.at_replicas()
+
     def check_connected(self, node: str) -> None:
         """Raise Unavailable unless the agent of a node has said hello and is still there."""
         if self._fleet.facts(node) is None:
@@ -246,7 +253,12 @@ class Agents:
         for work, epoch in self._leases.renew(node, running):
             self._fleet.send(node, stop_order(work, epoch, 0.0))
         held = [rpc.WorkEpoch(work=work, epoch=epoch) for work, epoch in self._leases.of_node(node)]
-        leases = rpc.Leases(work=held, seconds=self._leases.node_lost_seconds, sequence=sequence)
+        leases = rpc.Leases(
+            work=held,
+            seconds=self._leases.node_lost_seconds,
+            sequence=sequence,
+            gateways=self._gateways,
+        )
         self._fleet.send(node, rpc.ConnectResponse(leases=leases))
 
 

@@ -28,6 +28,7 @@ from typing import Any
 
 from sqlalchemy import Row, Table
 
+from appliance.api.agent.v1 import agent_service_pb2 as rpc
 from appliance.control.auth import join_tokens, rules
 from appliance.control.auth.policy import PolicyStore
 from appliance.control.events import ACCESS, NODES, QUEUE, ROUTING, Events
@@ -45,6 +46,8 @@ RECOVERED_FOR = timedelta(days=90)
 """For so long after its end a certificate can be replaced by proof of its key."""
 OVERLAP = timedelta(minutes=1)
 """How long the certificate before goes on once the newest was used; machines need 30 seconds."""
+AT_REPLICAS = timedelta(hours=2)
+"""For so long the one before of a gateway goes on at replicas: answers on open links end first."""
 ALARM_EACH = timedelta(minutes=1)
 EVICTED = "EVICTED"
 logger = logging.getLogger(__name__)
@@ -77,6 +80,14 @@ def counting(newest: str, previous: str, *, used: bool) -> frozenset[str]:
     The one before does until the newest was used; then it is a copy's, or that of a backup.
     """
     return frozenset(filter(None, (newest, "" if used else previous)))
+
+
+def taken(row: Row[Any], now: datetime) -> frozenset[str]:
+    """Serial numbers of a gateway's certificates that replicas take."""
+    end = row.certificate_expire_time
+    is_long_ago = end is not None and abs(now - (end - LEAF_LIFETIME)) > AT_REPLICAS
+    used = row.certificate_used and is_long_ago
+    return counting(row.certificate_serial, row.previous_serial, used=used)
 
 
 def check_counts(row: Row[Any] | None, machine: Principal, serial: str) -> Row[Any]:
@@ -172,6 +183,16 @@ class Certificates:
                     .where(table.c.id == machine.id, table.c.certificate_serial == serial)
                     .values(certificate_used=True)
                 )
+
+    def at_replicas(self) -> rpc.GatewayCertificates:
+        """The certificates of gateways that replicas take."""
+        now = self._clock()
+        with self._database.read() as state:
+            rows = state.all(tables.gateway.select().where(tables.gateway.c.state != EVICTED))
+        serials = [serial for row in rows for serial in sorted(taken(row, now))]
+        found = rpc.GatewayCertificates(serials=serials)
+        found.as_of.FromDatetime(now)
+        return found
 
     def _check_overlap(self, row: Row[Any], machine: Principal, serial: str) -> None:
         """Raise Unauthenticated when the newest was used too long ago for the one before."""

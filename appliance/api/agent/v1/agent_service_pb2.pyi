@@ -1,6 +1,9 @@
+import datetime
+
 from appliance.api.common.v1 import access_pb2 as _access_pb2
 from appliance.api.jobs.v1 import job_pb2 as _job_pb2
 from appliance.api.nodes.v1 import node_pb2 as _node_pb2
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -208,14 +211,24 @@ class StopWork(_message.Message):
     def __init__(self, work: _Optional[_Union[WorkEpoch, _Mapping]] = ..., grace_seconds: _Optional[float] = ..., save: _Optional[bool] = ...) -> None: ...
 
 class Leases(_message.Message):
-    __slots__ = ("work", "seconds", "sequence")
+    __slots__ = ("work", "seconds", "sequence", "gateways")
     WORK_FIELD_NUMBER: _ClassVar[int]
     SECONDS_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    GATEWAYS_FIELD_NUMBER: _ClassVar[int]
     work: _containers.RepeatedCompositeFieldContainer[WorkEpoch]
     seconds: float
     sequence: int
-    def __init__(self, work: _Optional[_Iterable[_Union[WorkEpoch, _Mapping]]] = ..., seconds: _Optional[float] = ..., sequence: _Optional[int] = ...) -> None: ...
+    gateways: GatewayCertificates
+    def __init__(self, work: _Optional[_Iterable[_Union[WorkEpoch, _Mapping]]] = ..., seconds: _Optional[float] = ..., sequence: _Optional[int] = ..., gateways: _Optional[_Union[GatewayCertificates, _Mapping]] = ...) -> None: ...
+
+class GatewayCertificates(_message.Message):
+    __slots__ = ("serials", "as_of")
+    SERIALS_FIELD_NUMBER: _ClassVar[int]
+    AS_OF_FIELD_NUMBER: _ClassVar[int]
+    serials: _containers.RepeatedScalarFieldContainer[str]
+    as_of: _timestamp_pb2.Timestamp
+    def __init__(self, serials: _Optional[_Iterable[str]] = ..., as_of: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class ReleaseKeysRequest(_message.Message):
     __slots__ = ("work", "certificate_request")

@@ -1,0 +1,219 @@
+"""Work on a node: started, stopped and replaced by order, in real processes."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import os
+import signal
+import stat
+from pathlib import Path
+
+import pytest
+
+from appliance.api.agent.v1 import agent_service_pb2 as rpc
+from tests.fakes.agent import Start, serve
+from tests.fakes.control_plane import FakeControlPlane
+from tests.fakes.gang import session_members
+from tests.fakes.toy_kind import QUIET, SLOW, STEPS
+from tests.fakes.toy_order import toy_order
+
+
+async def test_a_job_runs_to_its_end(
+    control: FakeControlPlane, start: Start, tmp_path: Path
+) -> None:
+    await start()
+    session = await control.session()
+    hello = await session.until("hello")
+    assert (hello.devices, hello.device_kind, list(hello.running)) == (2, "cpu", [])
+    session.send(start_job=toy_order(control, tmp_path, QUIET))
+    ended = await session.until("job_ended")
+    assert (ended.succeeded, ended.reason, ended.message) == (True, "", "")
+    assert [(output.slot, output.facts) for output in ended.outputs] == [
+        ("dataset", '{"total": 108}')
+    ]
+    assert len(ended.outputs[0].manifest_digest) == 64
+    assert dict(ended.result.values) == {"total": 108}
+    assert dict(ended.result.dropped) == {"short": 2}
+    progress = session.of("job_progress")
+    assert [p.progress.step for p in progress if not p.event] == list(range(1, STEPS + 1))
+    assert [p.event for p in progress if p.event] == ["started"]
+    assert [c.step for c in session.of("checkpoint")] == [2, 4, 6, 8]
+    log = tmp_path / "runs" / f"{'0a' * 16}.1" / "log"
+    assert stat.S_IMODE(log.stat().st_mode) == 0o600
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+
+def shown_of(pid: int) -> tuple[bytes, bytes]:
+    """Environment and arguments of a process."""
+    folder = Path(f"/proc/{pid}")
+    return (folder / "environ").read_bytes(), (folder / "cmdline").read_bytes()
+
+
+@pytest.mark.attack
+async def test_no_key_is_in_any_process_of_the_work(
+    control: FakeControlPlane, start: Start, tmp_path: Path
+) -> None:
+    agent = await start()
+    session = await control.session()
+    session.send(start_job=toy_order(control, tmp_path, SLOW))
+    await session.until("job_progress", event="")
+    (entry,) = agent.works._entries.values()
+    family = session_members(entry.running.pid)
+    assert len(family) == 3
+    keys = [key.key for key in control.keys["0a" * 16].outputs]
+    secrets = [*keys, *map(base64.b64encode, keys), *(key.hex().encode() for key in keys)]
+    secrets.append(agent.identity.key_pem.splitlines()[1])
+    for pid in family:
+        environment, arguments = shown_of(pid)
+        shown = environment + arguments
+        assert not [secret for secret in secrets if secret in shown]
+        assert b"PYTEST" not in environment
+
+
+async def test_a_stopped_job_ends_and_nothing_is_left(
+    control: FakeControlPlane, start: Start, tmp_path: Path
+) -> None:
+    agent = await start()
+    session = await control.session()
+    started = toy_order(control, tmp_path, SLOW)
+    session.send(start_job=started)
+    await session.until("job_progress", event="")
+    pid = next(iter(agent.works._entries.values())).running.pid
+    session.send(stop=rpc.StopWork(work=started.work, grace_seconds=20))
+    ended = await session.until("job_ended")
+    assert (ended.succeeded, ended.reason) == (False, "LEASE_LOST")
+    assert session_members(pid) == []
+
+
+async def test_an_order_of_an_older_epoch_is_ignored_and_a_newer_one_replaces(
+    control: FakeControlPlane, start: Start, tmp_path: Path
+) -> None:
+    agent = await start()
+    session = await control.session()
+    session.send(start_job=toy_order(control, tmp_path / "a", SLOW, epoch=2))
+    await session.until("job_progress", event="")
+    pid = next(iter(agent.works._entries.values())).running.pid
+    session.send(start_job=toy_order(control, tmp_path / "b", SLOW, epoch=1))
+    session.send(start_job=toy_order(control, tmp_path / "c", QUIET, epoch=3))
+    ended = await session.until("job_ended")
+    assert ended.work.epoch == 3
+    assert session_members(pid) == []
+    assert [asked.work.epoch for asked in control.asked] == [2, 3]
+
+
+async def test_a_process_that_cannot_be_ended_delays_what_needs_its_place_and_nothing_else(
+    control: FakeControlPlane, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = await start()
+    session = await control.session()
+    session.send(start_job=toy_order(control, tmp_path / "a", SLOW))
+    await session.until("job_progress", event="")
+    (entry,) = agent.works._entries.values()
+    # As one in an uninterruptible sleep: signals change nothing.
+    monkeypatch.setattr(entry.running, "stop", lambda _: None)
+    session.send(start_job=toy_order(control, tmp_path / "b", QUIET, epoch=2))
+    session.send(start_replica=serve(control))
+    assert (await session.until("replica_changed")).ready
+    await session.beats(1)
+    running = {(work.work, work.epoch) for work in session.of("heartbeat")[-1].running}
+    assert {epoch for work, epoch in running if work == "0a" * 16} == {1, 2}
+    assert [asked.work.work for asked in control.asked] == ["0a" * 16, "0b" * 16 + "/0"]
+    # The older one ends after all, and the newer one has its place.
+    os.killpg(entry.running.pid, signal.SIGKILL)
+    assert (await session.until("job_ended")).work.epoch == 2
+
+
+async def test_a_start_that_is_called_off_while_it_waits_for_keys_is_over_at_once(
+    control: FakeControlPlane, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = await start()
+    session = await control.session()
+
+    async def never(_: object) -> rpc.ReleaseKeysResponse:
+        return await asyncio.Future()
+
+    monkeypatch.setattr(agent.works, "release", never)
+    order = toy_order(control, tmp_path, QUIET)
+    session.send(start_job=order)
+    await session.beats(3)
+    session.send(stop=rpc.StopWork(work=order.work, grace_seconds=30))
+    ended = await session.until("job_ended")
+    assert (ended.succeeded, ended.reason) == (False, "LEASE_LOST")
+    await session.beats(2)
+    assert not session.of("heartbeat")[-1].running
+
+
+async def test_work_that_asks_for_keys_when_the_connection_ends_asks_again(
+    control: FakeControlPlane, start: Start, tmp_path: Path
+) -> None:
+    await start()
+    session = await control.session()
+    control.releases.clear()
+    session.send(start_job=toy_order(control, tmp_path, QUIET))
+    while not control.asked:
+        await session.beats(1)
+    session.close()
+    again = await control.session()
+    control.releases.set()
+    ended = await again.until("job_ended")
+    assert (ended.succeeded, ended.reason) == (True, "")
+    assert len(control.asked) == 2
+
+
+async def test_work_that_is_not_leased_is_not_started(
+    control: FakeControlPlane, start: Start, tmp_path: Path
+) -> None:
+    await start()
+    session = await control.session()
+    refused = toy_order(control, tmp_path, QUIET)
+    control.keys.clear()
+    session.send(start_job=refused)
+    await session.beats(10)
+    assert len(control.asked) == 1
+    assert session.of("job_ended") == []
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+@pytest.mark.attack
+async def test_a_work_cannot_name_a_folder_elsewhere(
+    control: FakeControlPlane, start: Start, tmp_path: Path
+) -> None:
+    await start()
+    session = await control.session()
+    bad = toy_order(control, tmp_path, QUIET)
+    control.keys["../../x"] = control.keys["0a" * 16]
+    bad.work.work = "../../x"
+    session.send(start_job=bad)
+    ended = await session.until("job_ended")
+    assert (ended.succeeded, ended.reason) == (False, "INVALID_INPUT")
+
+
+async def test_a_replica_says_when_it_is_ready_and_that_it_has_ended(
+    control: FakeControlPlane, start: Start
+) -> None:
+    agent = await start()
+    session = await control.session()
+    session.send(start_replica=serve(control))
+    ready = await session.until("replica_changed")
+    assert (ready.ready, ready.ended, ready.address) == (True, False, "127.0.0.1:4242")
+    assert control.asked[0].certificate_request.startswith("-----BEGIN CERTIFICATE REQUEST")
+    session.close()
+    again = await control.session()
+    assert (await again.until("replica_changed")).ready
+    os.kill(next(iter(agent.works._entries.values())).running.pid, signal.SIGKILL)
+    ended = await again.until("replica_changed", ended=True)
+    assert ended.message == (
+        "the replica ended: its process was killed by SIGKILL, as the kernel does when memory runs"
+        " out; its log on the node says more"
+    )
+
+
+async def test_a_replica_that_cannot_start_says_why(
+    control: FakeControlPlane, start: Start
+) -> None:
+    await start()
+    session = await control.session()
+    session.send(start_replica=serve(control, length=13))
+    ended = await session.until("replica_changed")
+    assert (ended.ready, ended.ended, ended.message) == (False, True, "no room")
