@@ -13,7 +13,6 @@ Called by every mTLS server, by machines about their own certificates, and by `c
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Literal
 
@@ -134,16 +133,6 @@ def issued_by(cert_pem: bytes, ca_pem: bytes) -> bool:
     return True
 
 
-def is_certificate(pem: bytes) -> bool:
-    """Whether this is a certificate in PEM form."""
-    return _reads(_load, pem)
-
-
-def is_private_key(pem: bytes) -> bool:
-    """Whether this is a private EC key in PEM form."""
-    return _reads(load_private, pem)
-
-
 def is_pair(key_pem: bytes, cert_pem: bytes) -> bool:
     """Whether a certificate is one of this private key. Raises InvalidInput when one is none."""
     return bool(load_private(key_pem).public_key() == _public(_load(cert_pem)))
@@ -152,14 +141,6 @@ def is_pair(key_pem: bytes, cert_pem: bytes) -> bool:
 def certified_key(cert_pem: bytes) -> ec.EllipticCurvePublicKey:
     """The key that a certificate is about. Raises InvalidInput when it is none of ours."""
     return check_public(_public(_load(cert_pem)))
-
-
-def _reads(load: Callable[[bytes], object], pem: bytes) -> bool:
-    try:
-        load(pem)
-    except InvalidInput:
-        return False
-    return True
 
 
 def _refused(why: str) -> Unauthenticated:

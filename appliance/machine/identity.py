@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
 import logging
 from collections.abc import Callable
@@ -48,6 +49,8 @@ from appliance.wire.tls import channel
 
 CONTROL_NAME = PrincipalKind.CONTROL.server_name
 FILE = "identity.json"
+ROOM_BYTES = 8192
+"""More than an identity needs."""
 
 logger = logging.getLogger(__name__)
 
@@ -174,9 +177,11 @@ class IdentityStore:
         Raises:
             FailedPrecondition: no token, or the authority is not the one that was announced.
             Unauthenticated: the token is unknown, used or over.
+            Exhausted, OSError: an identity cannot be stored; the token is as it was.
         """
         ca_pem = self.pinned_ca()
         token = read_secret(token_file).decode("ascii", "replace").strip()
+        await asyncio.to_thread(self._check_room)
         key = new_private_key()
         async with channel(self.control.join, ca_pem, server_name=CONTROL_NAME) as connection:
             try:
@@ -271,6 +276,13 @@ class IdentityStore:
     def keep(self, identity: Identity) -> None:
         """Store an identity; it is the one to load from now on."""
         write_durably(self.path, identity.document())
+
+    def _check_room(self) -> None:
+        """Raise Exhausted or OSError when an identity could not be stored: a token works once."""
+        room = self.path.with_name("room")
+        write_durably(room, bytes(ROOM_BYTES))
+        with contextlib.suppress(OSError):
+            room.unlink()
 
     def _keep(
         self, machine: Principal, cluster: str, key: bytes, certificate: str, ca_pem: bytes

@@ -77,8 +77,11 @@ class Keeper:
         Args:
             why: the one before is not taken, as a sentence.
         """
+        refused = self._identity
         async with self._changing:
-            joined = await self.joining.try_again(self._identity, why)
+            if self._identity is not refused:
+                return True  # Renewed meanwhile.
+            joined = await self.joining.try_again(refused, why)
             if joined is not None:
                 self._identity = joined
         if joined is not None:

@@ -51,6 +51,7 @@ SILENCE_SECONDS = 10.0
 FIRST_BACKOFF = 0.2
 LONGEST_BACKOFF = 5.0
 PORTS_SECONDS = 2.0
+FIRST_PORTS_SECONDS = 2.0
 CALL_SECONDS = 20.0
 CLOSE_SECONDS = 5.0
 
@@ -130,6 +131,9 @@ class Agent:
     async def run(self) -> None:
         """Serve the control plane until cancelled; then all work is ended."""
         try:
+            # Known in the first hello, unless a name is long looked up.
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._find_ports(), FIRST_PORTS_SECONDS)
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._stay_connected())
                 tasks.create_task(self._keeper.run())
@@ -196,6 +200,7 @@ class Agent:
             hello = rpc.Hello()
             hello.CopyFrom(self._hello)
             hello.running.extend(self.works.running())
+            hello.free_ports.extend(self._free_ports)
             await _write(call, rpc.ConnectRequest(hello=hello))
             self._set_channel(connection)
             self._metrics.connections.inc()
@@ -289,10 +294,14 @@ class Agent:
             self.works.obey(order)
 
     async def _keep_ports(self) -> None:
-        """Know on which ports nobody listens; in a thread, because names are looked up."""
+        """Know on which ports nobody listens."""
         while True:
-            self._free_ports = await asyncio.to_thread(free_ports, self._hello.address)
             await asyncio.sleep(PORTS_SECONDS)
+            await self._find_ports()
+
+    async def _find_ports(self) -> None:
+        # In a thread, because names are looked up.
+        self._free_ports = await asyncio.to_thread(free_ports, self._hello.address)
 
     def _set_channel(self, channel: grpc.aio.Channel | None) -> None:
         self._channel = channel

@@ -1,7 +1,7 @@
 """Which certificates of gateways count: heard with the leases, kept in the file that workers read.
 
-Written when they change, and once a minute, so that the time in it is not much older than what was
-heard. A disk that is full or slow delays the file alone: the next leases say it again. Called by
+Written when they change, and every ten seconds, so that the time in it is not much older than what
+was heard. A disk that is full or slow delays the file alone: the next leases say it again. Called by
 `works`.
 """
 
@@ -15,7 +15,7 @@ from appliance.api.agent.v1 import agent_service_pb2 as rpc
 from appliance.core.errors import ApplianceError
 from appliance.wire.accepted import Accepted, AcceptedFile
 
-REFRESH = timedelta(minutes=1)
+REFRESH = timedelta(seconds=10)
 
 logger = logging.getLogger(__name__)
 

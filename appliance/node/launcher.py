@@ -158,21 +158,22 @@ class Launcher:
         run = make_private_dir(self._folders.runs / name)
         scratch = make_private_dir(self._folders.scratch / name)
         self._running.add(name)
-        await asyncio.to_thread(self._forget_old_runs, frozenset(self._running))
-        group = Cgroup(self._cgroup, name, launch.memory_bytes) if self._cgroup else None
-        log = CappedLog(run / "log", self._log_bytes, launch.secrets)
 
         def ended(how: Ended) -> None:
             self._running.discard(name)
             on_end(how)
 
-        running = Running(
-            launch, scratch=scratch, group=group, log=log, on_line=on_line, on_end=ended
-        )
         try:
+            await asyncio.to_thread(self._forget_old_runs, frozenset(self._running))
+            group = Cgroup(self._cgroup, name, launch.memory_bytes) if self._cgroup else None
+            log = CappedLog(run / "log", self._log_bytes, launch.secrets)
+            running = Running(
+                launch, scratch=scratch, group=group, log=log, on_line=on_line, on_end=ended
+            )
             await running.begin(self.environment(scratch))
         except BaseException:
             self._running.discard(name)
+            shutil.rmtree(scratch, ignore_errors=True)
             raise
         return running
 
@@ -183,9 +184,13 @@ class Launcher:
 
     def _forget_old_runs(self, running: AbstractSet[str]) -> None:
         """Keep the newest folders, and those of whatever still writes into one."""
-        over = [path for path in self._folders.runs.iterdir() if path.name not in running]
-        over.sort(key=lambda path: path.stat().st_mtime)
-        for old in over[:-KEPT_RUNS]:
+        over: list[tuple[float, Path]] = []
+        for path in self._folders.runs.iterdir():
+            # Another start may tidy up at the same time.
+            with contextlib.suppress(FileNotFoundError):
+                if path.name not in running:
+                    over.append((path.stat().st_mtime, path))
+        for _, old in sorted(over)[:-KEPT_RUNS]:
             shutil.rmtree(old, ignore_errors=True)
 
 
@@ -365,11 +370,14 @@ class Running:
         self._seen = await asyncio.to_thread(tree, self.pid, self._seen)
 
     async def _read_reports(self, pipe: asyncio.StreamReader) -> None:
-        async for line in pipe:
+        while True:
             try:
+                line = await pipe.readline()
+                if not line:
+                    return
                 value = json.loads(line)
                 self._on_line(value if isinstance(value, dict) else {})
-            except (ValueError, KeyError, TypeError):
+            except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError):
                 # The work is not trusted to speak well; the rest of its reports still counts.
                 logger.warning("%s sent a report that cannot be read", self.work)
 

@@ -253,7 +253,8 @@ class Works:
                 return await self.release(request)
             except Unavailable as error:
                 logger.info("no keys for %s yet: %s", entry.work[0], error)
-                await asyncio.sleep(RELEASE_AGAIN_SECONDS)
+                # Each question is in the audit log; whoever answers says when to ask again.
+                await asyncio.sleep(error.retry_after or RELEASE_AGAIN_SECONDS)
 
     def _finish(self, entry: _Entry, how: Ended) -> None:
         """A work is over and nothing of it is left."""

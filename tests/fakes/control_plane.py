@@ -103,6 +103,7 @@ class FakeControlPlane:
         self.token = "sla_join_abc_secret_crc"
         self.shown = Principal(PrincipalKind.CONTROL, "control")
         self.leases: set[tuple[str, int]] = set()
+        self.waits_for_store = False
         self.gateways: rpc.GatewayCertificates | None = None
         self.lease_seconds = 15.0
         self.answering = True
@@ -238,6 +239,9 @@ class _Agents(agent_service_pb2_grpc.AgentServiceServicer):
     async def ReleaseKeys(self, request: Any, context: Any) -> Any:
         self._plane.asked.append(request)
         await self._plane.releases.wait()
+        if self._plane.waits_for_store:
+            error = Unavailable("the object store is not there", retry_after=30.0)
+            await context.abort_with_status(to_status(error, "1"))
         keys = self._plane.keys.get(request.work.work)
         if keys is None:
             error = LeaseLost("this work is not leased to you")

@@ -317,6 +317,8 @@ class FakeAgent:
         """Open a stream to the control plane that runs now, and announce what runs here."""
         self.hello.ClearField("running")
         self.hello.running.extend(_works(self.running))
+        self.hello.ClearField("free_ports")
+        self.hello.free_ports.extend(self.free_ports)
         agents = self.lab.work.agents
         self.session = Session(agents.facts_of(self.caller, agent.ConnectRequest(hello=self.hello)))
         agents.connect(self.caller, self.hello, self.session)

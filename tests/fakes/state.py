@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import argon2
+import pytest
 from sqlalchemy import insert
 
 from appliance.control.auth.passwords import Passwords
 from appliance.control.store import migrate, tables
-from appliance.control.store.database import Database
+from appliance.control.store.database import Database, Transaction
+from appliance.core.errors import Exhausted
 
 CLUSTER = "lab"
 START = datetime(2026, 11, 22, 12, tzinfo=UTC)
@@ -79,3 +83,19 @@ def add_binding(database: Database, subject: str, role: str, domain: str) -> Non
             )
         )
         transaction.change_policy()
+
+
+@contextmanager
+def full(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No transaction can be committed."""
+    write = Database.write
+
+    @contextmanager
+    def fails(database: Database) -> Iterator[Transaction]:
+        with write(database) as transaction:
+            yield transaction
+            raise Exhausted("the disk of the control plane is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Database, "write", fails)
+        yield

@@ -18,6 +18,7 @@ from appliance.core.identity import PrincipalKind
 from appliance.machine import kinds
 from appliance.machine.control_plane import Control
 from appliance.machine.identity import Identity, IdentityStore
+from appliance.wire.accepted import ISSUING
 from appliance.wire.tls import sync_channel
 from tests.journeys.streams import flowing
 from tests.journeys.two_nodes import ENDPOINT, Two
@@ -77,6 +78,8 @@ def test_its_streams_end_at_every_replica_and_no_answer_of_the_others_fails(
         streams = [stack.enter_context(attached(stolen, address)) for address in addresses]
         for stream in streams:
             assert next(stream).HasField("heartbeat")
+        time.sleep(ISSUING.total_seconds())  # A newer certificate may not have been heard of yet.
+        assert all(next(stream).HasField("heartbeat") for stream in streams)
         two.appliance.alice.run("gateway", "evict", "stolen", "--yes")
         evicted = time.monotonic()
         for stream in streams:

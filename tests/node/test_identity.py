@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.core.errors import FailedPrecondition, Unauthenticated, Untrusted
+from appliance.core.errors import Exhausted, FailedPrecondition, Unauthenticated, Untrusted
 from appliance.core.files import write_durably
 from appliance.core.identity import Principal, PrincipalKind
 from appliance.crypto.certs import Authority, make_csr, new_private_key
@@ -24,8 +24,10 @@ from appliance.crypto.reading import (
 from appliance.machine import kinds
 from appliance.machine.identity import Identity, IdentityStore
 from appliance.machine.joining import Joining
+from appliance.machine.keeping import Keeper
 from tests.fakes.agent import Said, Start, store, token_file
 from tests.fakes.control_plane import CLUSTER, NODE, FakeControlPlane
+from tests.fakes.disk import filled, small_disk
 from tests.fakes.gang import session_members
 from tests.fakes.toy_kind import SLOW
 from tests.fakes.toy_order import toy_order
@@ -272,3 +274,43 @@ async def test_renews_its_certificate_in_time_and_connects_with_the_new(
     assert second.serial != first.serial
     assert agent.identity.key_pem != before.key_pem
     assert store(control, tmp_path).load() == agent.identity
+
+
+async def test_a_token_is_not_used_up_while_an_identity_has_no_room(
+    control: FakeControlPlane, tmp_path: Path
+) -> None:
+    token = token_file(control, tmp_path)
+    with small_disk(tmp_path / "disk", 1) as disk:
+        identities = store(control, disk)
+        with filled(disk), pytest.raises(Exhausted):
+            await identities.join(token)
+        identity = await identities.join(token)
+        assert identities.load() == identity
+        assert [path.name for path in disk.iterdir()] == ["identity.json"]
+
+
+async def test_who_is_refused_while_a_renewal_is_under_way_has_the_renewed_one(
+    control: FakeControlPlane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The proof of a key that was replaced would look like that of a thief."""
+    identities = store(control, tmp_path)
+    joining = Joining(identities, token_file(control, tmp_path), look=0.05)
+    keeper = Keeper(joining, await joining.begin())
+    before, go, renew = keeper.identity, asyncio.Event(), identities.renew
+
+    async def slow(identity: Identity) -> Identity:
+        await go.wait()
+        return await renew(identity)
+
+    async def never(*_: object) -> None:
+        raise AssertionError("asked for another one")
+
+    monkeypatch.setattr(identities, "renew", slow)
+    monkeypatch.setattr(joining, "try_again", never)
+    renewing = asyncio.create_task(keeper.renew())
+    await asyncio.sleep(0)
+    refused = asyncio.create_task(keeper.try_again("it was replaced"))
+    await asyncio.sleep(0)
+    go.set()
+    assert await asyncio.gather(renewing, refused) == [True, True]
+    assert keeper.identity != before

@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from appliance.api.agent.v1 import agent_service_pb2 as rpc
 from appliance.core.errors import FailedPrecondition, InvalidInput
 from appliance.node import documents, launcher
 from appliance.node.cgroup import Cgroup
@@ -34,6 +35,7 @@ from appliance.node.launcher import (
 )
 from appliance.node.logs import LAST_BYTES, CappedLog, LastOutput
 from appliance.node.processes import Process, kill_tree, tree
+from appliance.node.reports import JobReports
 from tests.fakes.disk import filled, small_disk
 from tests.fakes.gang import session_members
 
@@ -106,6 +108,65 @@ async def test_a_report_that_cannot_be_read_harms_nobody(tmp_path: Path) -> None
     work = Work(tmp_path)
     ended = await work.run("os.write(reports, b'{\\n'); say(fine=1)")
     assert (ended, work.lines) == (Ended(0), [{"fine": 1}])
+
+
+@pytest.mark.parametrize("value", ["'x' * 100_000", "[]", "float('inf')", "{}"])
+async def test_what_follows_a_report_that_makes_no_sense_is_heard(
+    tmp_path: Path, value: str
+) -> None:
+    work, reports = Work(tmp_path), JobReports(rpc.WorkEpoch(work="ab/0", epoch=3))
+
+    def take(line: dict[str, Any]) -> None:
+        work.lines.append(line)
+        reports.take(line)
+
+    script = f"""
+for key in ("metrics", "step"):
+    line = {{"type": "progress", "step": 1, "total": 2, "metrics": {{}}, key: {value}}}
+    for _ in range(50):
+        say(**line)
+say(type="progress", step=2, total=2, metrics={{}})
+"""
+    command = [sys.executable, "-c", READ + script]
+    running = await work.launcher.start(Launch("ab/0", 3, command, {}), take, work.ended.append)
+    async with asyncio.timeout(30):
+        await running.wait()
+    assert work.ended == [Ended(0)]
+    assert work.lines[-1]["step"] == 2
+
+
+async def test_starts_that_tidy_up_at_the_same_time_are_not_in_each_others_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = Work(tmp_path)
+    old = [tmp_path / "runs" / f"old.{number}" for number in range(KEPT_RUNS + 10)]
+    for folder in old:
+        folder.mkdir()
+    listed = Path.iterdir
+
+    def then_gone(path: Path) -> Any:
+        found = list(listed(path))
+        for folder in found[:20]:
+            if folder in old:
+                folder.rmdir()  # by the other
+        return iter(found)
+
+    monkeypatch.setattr(Path, "iterdir", then_gone)
+    assert await work.run("say(fine=1)") == Ended(0)
+
+
+async def test_a_start_that_fails_while_it_tidies_up_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = Work(tmp_path)
+
+    def fails(_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(work.launcher, "_forget_old_runs", fails)
+    with pytest.raises(OSError, match="Input/output"):
+        await work.start("say(fine=1)")
+    assert work.launcher._running == set()
 
 
 async def test_an_exit_code_and_a_signal_become_sentences(tmp_path: Path) -> None:

@@ -217,3 +217,15 @@ async def test_a_replica_that_cannot_start_says_why(
     session.send(start_replica=serve(control, length=13))
     ended = await session.until("replica_changed")
     assert (ended.ready, ended.ended, ended.message) == (False, True, "no room")
+
+
+async def test_keys_are_asked_for_again_when_the_control_plane_says(
+    control: FakeControlPlane, start: Start, tmp_path: Path
+) -> None:
+    """Each question is two records of the audit log."""
+    await start()
+    session = await control.session()
+    control.waits_for_store = True
+    session.send(start_job=toy_order(control, tmp_path, QUIET))
+    await session.beats(15)
+    assert len(control.asked) == 1

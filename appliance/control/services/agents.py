@@ -21,7 +21,6 @@ from sqlalchemy import select, update
 from appliance.api.agent.v1 import agent_service_pb2 as rpc
 from appliance.api.nodes.v1 import node_pb2
 from appliance.control.events import NODES, QUEUE, Events
-from appliance.control.services import job_rows
 from appliance.control.services.caller import Caller
 from appliance.control.services.certificates import EVICTED, Certificates
 from appliance.control.services.fleet import Fleet, NodeFacts, Session
@@ -140,11 +139,12 @@ class Agents:
                     },
                 )
             )
-        if not changed:
-            raise Unauthenticated(f"{caller.principal.name} was evicted; join again")
+            if not changed:
+                raise Unauthenticated(f"{caller.principal.name} was evicted; join again")
+            # Before the row is: the end of the stream before, if it is heard now, changes nothing.
+            self._fleet.enter(session, hello.free_ports)
         running = _running(hello.running)
-        self._fleet.enter(session)
-        self._renew(node, running, sequence=0)
+        self._renew(node, running, sequence=0, is_new=True)
         self._replicas.unannounced(node, running)
         self._events.publish(NODES, QUEUE)
 
@@ -154,6 +154,8 @@ class Agents:
             return
         node = session.facts.node
         with self._database.write() as transaction:
+            if self._fleet.facts(node) is not None:  # It has connected again meanwhile.
+                return
             transaction.run(
                 update(tables.node)
                 .where(_node.id == node, _node.state == READY)
@@ -238,19 +240,23 @@ class Agents:
                 self._replicas.changed(node, message.replica_changed)
 
     def _refuse(self, node: str, work: rpc.WorkEpoch, error: ApplianceError) -> None:
-        """End the work whose report cannot be right."""
+        """End the work whose report cannot be right, if it is the node's own."""
+        try:
+            self._leases.check(work.work, work.epoch, node)
+        except LeaseLost:
+            self._fleet.send(node, stop_order(work.work, work.epoch, 0.0))
+            return
         why = f"what node {node} reported is refused: {error.message}"
         if "/" in work.work:
             self._replicas.lost(work.work, work.epoch, why)
-            return
-        with self._database.read() as state:
-            row = job_rows.by_uid(state, work.work)
-        if row is not None and row.epoch == work.epoch:
-            self._runs.fail(row, error.reason, why)
+        else:
+            self._runs.give_up(work.work, work.epoch, error.reason, why)
 
-    def _renew(self, node: str, running: list[tuple[str, int]], sequence: int) -> None:
+    def _renew(
+        self, node: str, running: list[tuple[str, int]], sequence: int, *, is_new: bool = False
+    ) -> None:
         """Note what runs; tell the node what it holds and what it must stop."""
-        for work, epoch in self._leases.renew(node, running):
+        for work, epoch in self._leases.renew(node, running, is_new=is_new):
             self._fleet.send(node, stop_order(work, epoch, 0.0))
         held = [rpc.WorkEpoch(work=work, epoch=epoch) for work, epoch in self._leases.of_node(node)]
         leases = rpc.Leases(

@@ -105,13 +105,14 @@ class Fleet:
         self._heard: dict[str, float] = {}
         self._ports: dict[str, tuple[int, ...]] = {}
 
-    def enter(self, session: Session) -> None:
-        """Take in a session; an older one of the same node ends."""
+    def enter(self, session: Session, ports: Iterable[int] = ()) -> None:
+        """Take in a session, with the free ports of its node; an older one of that ends."""
+        node = session.facts.node
         with self._lock:
-            older = self._sessions.get(session.facts.node)
-            self._sessions[session.facts.node] = session
-            self._ports.pop(session.facts.node, None)
-            self._heard[session.facts.node] = self._served()
+            older = self._sessions.get(node)
+            self._sessions[node] = session
+            self._heard[node] = self._served()
+        self.offer(node, ports)
         if older is not None:
             older.close()
 

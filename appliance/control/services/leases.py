@@ -120,6 +120,8 @@ class Leases:
         self._held: dict[str, _Held] = {}
         self._heard: dict[str, float] = {}
         self._leaving: list[_Leaving] = []
+        self._strange: dict[str, tuple[float, set[tuple[str, int]]]] = {}
+        """What nodes ran when they connected, and nobody here knows which devices that has."""
 
     def grant(
         self,
@@ -144,6 +146,9 @@ class Leases:
         """Lease a start that exists already: its nodes have their whole time to be heard again."""
         with self._lock:
             now = self._served()
+            if (before := self._held.get(work)) and before.epoch != epoch:
+                # The row of its end is written, and whoever wrote it has not come here yet.
+                self.release(work, before.epoch)
             for share in shares:
                 self._heard.setdefault(share.node, now)
             self._held[work] = _Held(
@@ -168,10 +173,17 @@ class Leases:
                 )
             return held.shares[node]
 
-    def renew(self, node: str, running: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
+    def renew(
+        self, node: str, running: Iterable[tuple[str, int]], *, is_new: bool = False
+    ) -> list[tuple[str, int]]:
         """Note what a node reports to run, and forget what it no longer runs.
 
         Returns what it reports but does not hold, and must stop.
+
+        Args:
+            node: which.
+            running: (work, epoch) of each.
+            is_new: it has just connected; what it must stop may be of a time before this process.
         """
         with self._lock:
             now = self._served()
@@ -194,6 +206,11 @@ class Leases:
                 for leaving in self._leaving
                 if leaving.share.node != node or (leaving.work, leaving.epoch) in reported
             ]
+            known = {(leaving.work, leaving.epoch) for leaving in self._leaving}
+            since, strange = self._strange.get(node, (now, set()))
+            self._strange[node] = (
+                (now, set(over) - known) if is_new else (since, strange & reported)
+            )
             return over
 
     def of_node(self, node: str) -> list[tuple[str, int]]:
@@ -242,6 +259,7 @@ class Leases:
         """The node is refused from now on: it holds nothing, and counts for nothing."""
         with self._lock:
             self._heard.pop(node, None)
+            self._strange.pop(node, None)
             for held in self._held.values():
                 if node in held.shares:
                     held.evicted.add(node)
@@ -304,6 +322,9 @@ class Leases:
     def capacity(self, node: str, devices: int, memory: int) -> NodeCapacity:
         """What a node with so many devices and so much memory has left."""
         with self._lock:
+            since, strange = self._strange.get(node, (0.0, set()))
+            if strange and self._served() - since < STRANGE_SECONDS:
+                return NodeCapacity(node, devices, memory, frozenset(range(devices)), memory)
             taken = [
                 share
                 for held in self._held.values()
@@ -338,3 +359,7 @@ class Leases:
         if held.unnamed[node] >= UNNAMED_SECONDS:
             return f"node {node} no longer runs it"
         return ""
+
+
+STRANGE_SECONDS = 60.0
+"""A node that has connected gets no work for so long while it ends what nobody here knows."""

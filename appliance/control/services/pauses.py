@@ -146,10 +146,8 @@ class Pauses:
 
     def store_full(self, uid: str, epoch: int, why: str) -> None:
         """The object store has no space for what a job wants to write there."""
-        self._runs.stop(uid, epoch)
-        with self._database.write() as transaction:
-            row = job_rows.by_uid(transaction, uid)
-            if row is None or row.epoch != epoch or row.state not in LEASED:
+        with self._runs.of_start(uid, epoch) as (transaction, row):
+            if row is None:
                 return
             if row.state == JobState.PAUSING:
                 self._runs.set_aside_in(transaction, row, pause_rows.unsaved(row.pause, why))

@@ -30,14 +30,13 @@ from appliance.control.events import Events
 from appliance.control.services import job_rows, job_specs, outputs
 from appliance.control.services.artifact_rows import pending_of
 from appliance.control.services.artifacts import Artifacts, Version
-from appliance.control.services.runs import Runs
+from appliance.control.services.runs import WRONG, Runs
 from appliance.control.services.storage_tasks import StorageTasks, Task, sentence_of
 from appliance.control.store.database import Database, Reading
 from appliance.core import names
 from appliance.core.errors import (
     ApplianceError,
     FailedPrecondition,
-    InvalidInput,
     LeaseLost,
     NotFound,
     Tampered,
@@ -46,8 +45,6 @@ from appliance.core.jobs import JobState
 from appliance.core.names import Name
 from appliance.crypto.artifacts import ArtifactReader
 
-_WRONG = (Tampered, InvalidInput, FailedPrecondition, NotFound)
-"""Errors of an output itself; doing it again would not help."""
 _logger = logging.getLogger(__name__)
 
 Registered = tuple[Version, ArtifactReader, dict[str, Any]]
@@ -88,7 +85,7 @@ class Registration:
             self._register(row)
         except LeaseLost as error:
             _logger.info("job %s is not registered any more: %s", row.uid, error.message)
-        except _WRONG as error:
+        except WRONG as error:
             _logger.warning("an output of job %s is refused: %s", row.uid, error.message)
             self._runs.fail(row, error.reason, f"an output is refused: {error.message}")
         except (ApplianceError, OSError) as error:

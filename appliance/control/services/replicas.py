@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -33,12 +33,13 @@ from appliance.core import names
 from appliance.core.errors import Exhausted, InvalidInput, LeaseLost
 from appliance.core.needs import REPLICA
 from appliance.core.placement import Demand, NodeCapacity, Placement, place, waiting
+from appliance.core.waiting import pause_after
 
 PENDING, STARTING, READY, DRAINING, LOST = "PENDING", "STARTING", "READY", "DRAINING", "LOST"
 DEGRADED, STOPPING, FAILED = "DEGRADED", "STOPPING", "FAILED"
 DRAIN_SECONDS = 30.0
 LONGEST_MESSAGE = 1000
-_LONGEST_PAUSE = 30.0
+_FIRST_PAUSE, _LONGEST_PAUSE = timedelta(seconds=1), timedelta(seconds=30)
 _HOPELESS = 5
 _SERVED_WELL = timedelta(seconds=30)
 _RUNS = (STARTING, READY, DRAINING)
@@ -51,10 +52,10 @@ def work_of(endpoint: str, replica: str) -> str:
     return f"{endpoint}/{replica}"
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Failures:
-    count: int = 0
-    retry_at: float = 0.0
+    count: int
+    retry_at: float
 
 
 @dataclass(frozen=True)
@@ -203,8 +204,9 @@ class Replicas:
 
     def lost(self, work: str, epoch: int, why: str) -> None:
         """A start of a replica is over: it is wanted again, unless its endpoint is going."""
-        self.stop(work, epoch, 0.0)
         with self._database.write() as transaction:
+            # Not before: what cannot be written now is said, or found, again.
+            transaction.after_commit(lambda: self.stop(work, epoch, 0.0))
             try:
                 row = _row(transaction, work, epoch)
             except LeaseLost:
@@ -215,8 +217,9 @@ class Replicas:
                 self._remove(transaction, row)
                 return
             served = row.ready_time is not None and self._clock() - row.ready_time >= _SERVED_WELL
-            self._failed(work, served_well=served)
-            count = self._fewest_failures(transaction, row.endpoint)
+            failures = self._one_more(work, served_well=served)
+            transaction.after_commit(lambda: self._note_failures(work, failures))
+            count = self._fewest_failures(transaction, row.endpoint, {work: failures})
             self._change(
                 transaction,
                 row,
@@ -271,19 +274,26 @@ class Replicas:
             failures = self._failures.get(work_of(endpoint, replica))
             return failures is None or self._monotonic() >= failures.retry_at
 
-    def _fewest_failures(self, state: Reading, endpoint: str) -> int:
+    def _fewest_failures(
+        self, state: Reading, endpoint: str, newest: Mapping[str, _Failures]
+    ) -> int:
         """Failures in a row of the replica of an endpoint that has the fewest."""
+        works = [work_of(endpoint, row.id) for row in _of(state, endpoint)]
         with self._lock:
-            found = [self._failures.get(work_of(endpoint, row.id)) for row in _of(state, endpoint)]
+            found = [newest.get(work) or self._failures.get(work) for work in works]
         return min((each.count if each else 0 for each in found), default=0)
 
-    def _failed(self, work: str, *, served_well: bool) -> None:
-        """Count a failure in a row, and set when to try again."""
+    def _one_more(self, work: str, *, served_well: bool) -> _Failures:
+        """What is known of the failures of a replica after one more, and when to try again."""
         with self._lock:
-            failures = self._failures.setdefault(work, _Failures())
-            failures.count = 1 if served_well else failures.count + 1
-            pause = 0.0 if failures.count == 1 else min(2.0 ** (failures.count - 2), _LONGEST_PAUSE)
-            failures.retry_at = self._monotonic() + pause
+            before = self._failures.get(work)
+        count = 1 if served_well or before is None else before.count + 1
+        pause = pause_after(count - 1, _FIRST_PAUSE, _LONGEST_PAUSE) if count > 1 else timedelta()
+        return _Failures(count, self._monotonic() + pause.total_seconds())
+
+    def _note_failures(self, work: str, failures: _Failures) -> None:
+        with self._lock:
+            self._failures[work] = failures
 
     def _change(
         self, transaction: Transaction, row: Row[Any], failures: int = 0, **values: object
@@ -351,7 +361,7 @@ def derive_state(
     if ready:
         return DEGRADED, why or f"{ready} of {len(replicas)} replicas are ready"
     if failures >= _HOPELESS:
-        return FAILED, f"no replica stays up, tried again every {_LONGEST_PAUSE:.0f} s: {why}"
+        return FAILED, f"no replica stays up, tried again every {_LONGEST_PAUSE.seconds} s: {why}"
     if state == FAILED:
         return FAILED, reason
     return STARTING, why

@@ -204,10 +204,7 @@ class RunReports:
             ranks = report.reason not in WITH_NODE
             self._runs.lost(work.work, work.epoch, message, report.reason if ranks else "")
             return
-        with self._database.read() as state:
-            row = job_rows.by_uid(state, work.work)
-        if row is not None and row.epoch == work.epoch:
-            self._runs.fail(row, report.reason or "INTERNAL", message)
+        self._runs.give_up(work.work, work.epoch, report.reason or "INTERNAL", message)
 
     def _row(self, state: Any, node: str, work: rpc.WorkEpoch) -> Row[Any]:  # noqa: ANN401  # Reading or Transaction
         """The job of a report, whose lease the node holds, and which is not over in the row.

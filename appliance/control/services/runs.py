@@ -18,7 +18,8 @@ Called by the scheduler and by `services.jobs` (cancel); what agents report abou
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -39,7 +40,17 @@ from appliance.control.services.storage_tasks import StorageTasks, TaskKind
 from appliance.control.store import tables
 from appliance.control.store.database import Database, Transaction
 from appliance.core.addresses import MEETING_PORT
-from appliance.core.errors import ApplianceError, Exhausted, LeaseLost, Paused
+from appliance.core.errors import (
+    AlreadyExists,
+    ApplianceError,
+    Exhausted,
+    FailedPrecondition,
+    InvalidInput,
+    LeaseLost,
+    NotFound,
+    Paused,
+    Tampered,
+)
 from appliance.core.jobs import TERMINAL, JobState
 from appliance.core.names import Name
 from appliance.core.placement import Demand, Placement
@@ -52,6 +63,8 @@ STOP_SECONDS = 5.0
 CHECKPOINTED = frozenset({"train"})
 """Kinds of jobs that keep checkpoints."""
 LEASED = (JobState.STARTING, JobState.RUNNING, JobState.PAUSING)
+WRONG = (Tampered, InvalidInput, FailedPrecondition, NotFound, AlreadyExists)
+"""Errors of a job itself; doing it again would not help. Others are of the moment."""
 _job = tables.job.c
 _version = tables.artifact_version.c
 _logger = logging.getLogger(__name__)
@@ -111,8 +124,10 @@ class Runs:
                     inputs = job_rows.inputs_of(state, row)
                 need = job_specs.demand(row.kind, job_rows.spec_of(row), inputs)
                 found.append((row, replace(need, kind=row.kind)))
-            except ApplianceError as error:
+            except WRONG as error:
                 self.fail(row, error.reason, f"it cannot start any more: {error.message}")
+            except ApplianceError as error:
+                _logger.warning("job %s cannot be looked at now: %s", row.uid, error.message)
         return found
 
     def wait(self, row: Row[Any], why: str) -> None:
@@ -142,10 +157,12 @@ class Runs:
                     retry_time=None,
                 )
                 self._allocate(transaction, row)
-        except ApplianceError as error:
+        except WRONG as error:
             self._leases.release(row.uid, epoch)
-            if not isinstance(error, LeaseLost):
-                self.fail(row, error.reason, f"it cannot start: {error.message}")
+            self.fail(row, error.reason, f"it cannot start: {error.message}")
+            return False
+        except LeaseLost:
+            self._leases.release(row.uid, epoch)
             return False
         except BaseException:
             self._leases.release(row.uid, epoch)
@@ -165,13 +182,28 @@ class Runs:
             why: for a person.
             reason: of a failure of its ranks, which counts; empty when it was lost with its node.
         """
-        self.stop(uid, epoch)
+        with self.of_start(uid, epoch) as (transaction, row):
+            if row is not None:
+                self._lose(transaction, row, why, reason)
+
+    def give_up(self, uid: str, epoch: int, reason: str, message: str) -> None:
+        """A start of a job is over, and another would end the same."""
+        with self.of_start(uid, epoch) as (transaction, row):
+            if row is not None:
+                self._end_noted(transaction, row, JobState.FAILED, reason=reason, message=message)
+
+    @contextmanager
+    def of_start(self, uid: str, epoch: int) -> Iterator[tuple[Transaction, Row[Any] | None]]:
+        """A transaction that ends a start, and the job's row in it; None when that is over.
+
+        The row is read where it is changed: another node's report may be just before. The lease
+        ends with the commit, not before: what cannot be written now is said again by who holds it.
+        """
         with self._database.write() as transaction:
-            # Read where it is changed: another node's report may be just before.
             row = job_rows.by_uid(transaction, uid)
-            if row is None or row.epoch != epoch or row.state not in LEASED:
-                return
-            self._lose(transaction, row, why, reason)
+            is_on = row is not None and row.epoch == epoch and row.state in LEASED
+            transaction.after_commit(lambda: self.stop(uid, epoch))
+            yield transaction, row if is_on else None
 
     def _lose(self, transaction: Transaction, row: Row[Any], why: str, reason: str) -> None:
         """The rows of `lost`, and the words on it after their commit."""

@@ -20,6 +20,9 @@ from appliance.control.store import tables
 from appliance.control.store.database import Database
 from appliance.core.jobs import JobState
 
+_UNHEARD = " not been heard of since "
+"""In each sentence of this module, and in no other that a job says."""
+
 
 class Silence:
     """What is said of silent nodes."""
@@ -38,10 +41,10 @@ class Silence:
         self._said: dict[str, tuple[object, ...]] = {}
 
     def take_up(self) -> None:
-        """At start: what is said of jobs at work was said by the control plane before."""
+        """At start: what is said of silent nodes was said by the control plane before."""
         with self._database.read() as state:
             rows = state.all(select(tables.job).where(tables.job.c.state.in_(LEASED)))
-        self._said = {row.uid: (row.message,) for row in rows if row.message}
+        self._said = {row.uid: (row.message,) for row in rows if _UNHEARD in row.message}
 
     def say(self, silent: Mapping[str, float]) -> None:
         """Say with jobs at work which of their nodes is not heard of, and take it back.
@@ -79,12 +82,15 @@ class Silence:
             return ""
         since = self._clock() - timedelta(seconds=max(silent[node] for node in nodes))
         many = f"nodes {', '.join(nodes)} have" if len(nodes) > 1 else f"node {nodes[0]} has"
-        return f"{many} not been heard of since {since:%H:%M:%S} UTC; {then}"
+        return f"{many}{_UNHEARD}{since:%H:%M:%S} UTC; {then}"
 
     def _write(self, uid: str, message: str) -> None:
         with self._database.write() as transaction:
             row = job_rows.by_uid(transaction, uid)
-            if row is not None and row.state == JobState.PAUSING:
+            if row is None or row.state not in LEASED:
+                return
+            if row.state == JobState.PAUSING:
                 message = message.partition(";")[0]  # it starts nowhere
-            if row is not None and row.state in LEASED and row.message != message:
+            is_news = row.message != message if message else _UNHEARD in row.message
+            if is_news:
                 job_rows.change(transaction, self._events, row, message=message)

@@ -9,6 +9,7 @@ import pytest
 from appliance.control.services.leases import (
     NODE_LOST_SECONDS,
     REMEMBERED_SECONDS,
+    STRANGE_SECONDS,
     UNNAMED_SECONDS,
     Leases,
     Share,
@@ -16,7 +17,7 @@ from appliance.control.services.leases import (
 from appliance.control.services.served import MAX_STEP, ServedClock
 from appliance.core.errors import LeaseLost
 
-JOB = ("job", 1)
+JOB, GIB = ("job", 1), 1 << 30
 SILENT = f"has not been heard of for {NODE_LOST_SECONDS:.0f} s"
 
 
@@ -217,6 +218,32 @@ def test_released_devices_stay_taken_until_the_node_is_done(leases: Leases, cloc
 
 
 @pytest.mark.attack
+def test_a_node_that_connects_with_work_of_before_gets_none_until_that_has_ended(
+    leases: Leases, clock: Clock
+) -> None:
+    """Its devices are not known: the lease ended before this process began."""
+    assert leases.renew("c", [("old", 3)], is_new=True) == [("old", 3)]
+    assert leases.capacity("c", 4, GIB).devices_used == frozenset(range(4))
+    assert leases.renew("c", [("old", 3), ("other", 1)]) == [("old", 3), ("other", 1)]
+    assert leases.capacity("c", 4, GIB).memory_used == GIB
+    leases.renew("c", [("other", 1)])
+    assert leases.capacity("c", 4, GIB).devices_used == frozenset()
+    # A process that cannot be ended does not hold the node for ever.
+    leases.renew("c", [("old", 3)], is_new=True)
+    clock.now += STRANGE_SECONDS
+    assert leases.capacity("c", 4, GIB).devices_used == frozenset()
+
+
+def test_a_start_whose_end_was_not_noted_yet_gives_way_to_the_next(leases: Leases) -> None:
+    leases.grant("job", 0, [Share("a", 0, (0,), GIB)])
+    assert leases.grant("job", 1, [Share("b", 0, (1,), GIB)]) == 2
+    assert leases.release("job", 1) == []
+    assert leases.capacity("a", 2, 2 * GIB).devices_used == {0}
+    assert leases.renew("a", [("job", 1)]) == [("job", 1)]
+    leases.renew("a", [])
+    assert leases.capacity("a", 2, 2 * GIB).devices_used == frozenset()
+
+
 def test_an_evicted_node_loses_all_at_once(leases: Leases) -> None:
     leases.evict("b")
     assert lost(leases) == [("b", "node b was evicted")]

@@ -18,10 +18,11 @@ from appliance.api.jobs.v1.job_service_pb2_grpc import JobServiceStub
 from appliance.api.nodes.v1 import node_pb2
 from appliance.api.serving.v1 import routing_service_pb2
 from appliance.api.serving.v1.routing_service_pb2_grpc import RoutingServiceStub
+from appliance.control.services.fleet import Session
 from appliance.control.store import tables
 from appliance.control.store.objects import ObjectStore
 from appliance.core.errors import LeaseLost, NotFound, Unavailable
-from tests.fakes.appliance import Appliance, bearer, error_of
+from tests.fakes.appliance import Appliance, Machine, bearer, error_of
 
 HELLO = agent.Hello(
     devices=2, device_kind="cpu", memory_bytes=8 << 30, address="127.0.0.1", agent_version="1"
@@ -89,8 +90,8 @@ def _pending(appliance: Appliance) -> list[object]:
 class Stream:
     """An agent's stream over mTLS."""
 
-    def __init__(self, appliance: Appliance, node: str) -> None:
-        self.machine = appliance.node(node)
+    def __init__(self, appliance: Appliance, node: str, machine: Machine | None = None) -> None:
+        self.machine = machine or appliance.node(node)
         self.stub = appliance.machines(AgentServiceStub, self.machine)
         self.call = self.stub.Connect()
 
@@ -253,6 +254,37 @@ async def test_a_node_is_lost_when_its_stream_ends_and_ready_when_it_is_back(
     assert _state(appliance) == "READY"
     stream.call.cancel()
     await until(lambda: _state(appliance) == "LOST")
+    again = Stream(appliance, "n1", stream.machine)
+    await again.say(hello=HELLO)
+    await again.hear("leases")
+    assert _state(appliance) == "READY"
+
+
+async def test_the_end_of_a_stream_that_is_heard_late_makes_no_node_lost(
+    appliance: Appliance,
+) -> None:
+    """A node connects anew, and the end of the stream before waits for the write lock meanwhile."""
+    agents, begun, go = appliance.control.work.agents, threading.Event(), threading.Event()
+    leave = agents._fleet.leave
+
+    def late(session: Session) -> bool:
+        left = leave(session)
+        begun.set()
+        assert go.wait(10)
+        return left
+
+    stream = Stream(appliance, "n1")
+    await stream.say(hello=HELLO)
+    await stream.hear("leases")
+    agents._fleet.leave = late  # type: ignore[method-assign]
+    stream.call.cancel()
+    await until(begun.is_set)
+    again = Stream(appliance, "n1", stream.machine)
+    await again.say(hello=HELLO)
+    await again.hear("leases")
+    go.set()
+    await asyncio.sleep(0.3)
+    assert _state(appliance) == "READY"
 
 
 def _state(appliance: Appliance) -> str:

@@ -9,6 +9,7 @@ from appliance.control.services import replicas
 from appliance.control.store import tables
 from appliance.core.errors import (
     AlreadyExists,
+    Exhausted,
     FailedPrecondition,
     InvalidInput,
     LeaseLost,
@@ -21,6 +22,7 @@ from appliance.crypto.reading import (
     peer_identity,
 )
 from tests.fakes.lab import ALICE, GIB, Lab
+from tests.fakes.state import full
 
 NAME = "projects/demo/endpoints/chat"
 Endpoint, Replica = endpoint_pb2.Endpoint, endpoint_pb2.Replica
@@ -101,6 +103,26 @@ async def test_a_replica_that_dies_is_back_at_once_then_after_1_2_4_to_30_second
     lab.look()
     await node.take()
     assert node.started[-1].work.epoch == 10
+
+
+async def test_the_end_of_a_replica_that_could_not_be_written_counts_once_when_it_is_said_again(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = await lab.connected("n1")
+    create(lab, lab.model())
+    lab.look()
+    await node.take()
+    work = node.started[0].work
+    node.ready(work)
+    for _ in range(5):
+        with full(monkeypatch), pytest.raises(Exhausted):
+            node.gone(work, "its engine died")
+    assert get(lab).state == Endpoint.STATE_READY
+    node.gone(work, "its engine died")
+    lab.look()
+    await node.take()
+    # At once, as after the first failure.
+    assert node.started[-1].work.epoch == 2
 
 
 @pytest.mark.attack

@@ -184,17 +184,21 @@ async def test_a_job_that_waits_less_is_told_that_most_nodes_are_silent_too(lab:
     )
 
 
-async def test_a_start_that_fails_while_another_node_says_how_far_it_is_starts_again(
-    lab: Lab, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("reason", "state"),
+    [("RANK_LOST", Job.STATE_QUEUED), ("INVALID_INPUT", Job.STATE_FAILED)],
+)
+async def test_a_start_that_fails_while_another_node_says_how_far_it_is_is_over(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, reason: str, state: int
 ) -> None:
-    """The one is writing, with the lease still there, while the other ends the lease."""
+    """The one is writing that it runs while the other says that it has failed."""
     one, two = await lab.connected("n1", devices=1), await lab.connected("n2", devices=1)
     lab.train("t1", mesh=job_pb2.Mesh(data=2))
     lab.look()
     await one.take()
     work = one.started[0].work
     inside, go = threading.Event(), threading.Event()
-    change, stop = job_rows.change, lab.work.runs.stop
+    change = job_rows.change
     progress = threading.Thread(target=one.progress, args=(work, 1))
 
     def slow(*arguments: Any, **values: Any) -> None:
@@ -203,18 +207,15 @@ async def test_a_start_that_fails_while_another_node_says_how_far_it_is_starts_a
             assert go.wait(10)
         change(*arguments, **values)
 
-    def end_lease(uid: str, epoch: int) -> None:
-        monkeypatch.setattr(lab.work.runs, "stop", stop)
-        progress.start()
-        assert inside.wait(10)
-        stop(uid, epoch)
-        threading.Timer(0.5, go.set).start()
-
     monkeypatch.setattr(job_rows, "change", slow)
-    monkeypatch.setattr(lab.work.runs, "stop", end_lease)
-    two.fail(work, "RANK_LOST", "killed")
+    progress.start()
+    assert inside.wait(10)
+    threading.Timer(0.5, go.set).start()
+    two.fail(work, reason, "killed")
     progress.join()
-    assert (lab.job().state, lab.rows(tables.job)[0].failures) == (Job.STATE_QUEUED, 1)
+    failures = int(reason == "RANK_LOST")
+    assert (lab.job().state, lab.rows(tables.job)[0].failures) == (state, failures)
+    assert not lab.work.leases.holds(work.work)
 
 
 async def test_a_checkpoint_on_record_begins_the_count_of_failures_anew(lab: Lab) -> None:
@@ -248,6 +249,8 @@ async def test_what_others_did_never_counts_as_a_failure_of_the_job(lab: Lab, ho
         elif how == "evicted":
             lab.work.leases.evict(node.node)
             await node.connect()
+            await node.take()
+            node.heartbeat()
         else:
             node.running.clear()
             if how == "down and up":
@@ -400,3 +403,21 @@ async def test_a_job_waits_for_a_silent_node_for_as_long_as_it_says(
         one.progress(work, 4)
         lab.look()
         assert (lab.job().epoch, lab.job().progress.step, lab.job().state_reason) == (1, 4, "")
+
+
+async def test_what_is_said_of_silence_is_taken_back_and_nothing_else(lab: Lab) -> None:
+    node, work = await lab.started()
+    node.report(job_progress=agent.JobProgress(work=work, event="rank 3 was killed", restarts=1))
+    lab.restart()
+    await node.connect()
+    lab.wait(1, node)
+    lab.look()
+    assert lab.job().state_reason == "rank 3 was killed"
+    lab.wait(60)
+    lab.look()
+    assert "has not been heard of since" in lab.job().state_reason
+    lab.restart()
+    await node.connect()
+    lab.wait(1, node)
+    lab.look()
+    assert lab.job().state_reason == ""

@@ -223,6 +223,21 @@ async def test_nodes_meet_where_nobody_listens(lab: Lab) -> None:
         one.succeed(orders[0].work, MODEL)
 
 
+async def test_a_job_that_waited_for_its_nodes_meets_where_nobody_listens_too(lab: Lab) -> None:
+    """It starts as they connect, before their first heartbeat."""
+    one, two = [await lab.connected(name, devices=2) for name in ("n1", "n2")]
+    one.free_ports = [29400]
+    one.heartbeat()
+    one.disconnect()
+    lab.train("t1", mesh=job_pb2.Mesh(data=4))
+    lab.look()
+    one.free_ports = [29401]
+    await one.connect()
+    lab.look()
+    await two.take()
+    assert two.started[0].rendezvous == "127.0.0.1:29401"
+
+
 async def test_a_job_waits_while_all_ports_that_are_free_are_given_out(lab: Lab) -> None:
     one = await lab.connected("n1", devices=2)
     await lab.connected("n2", devices=2)

@@ -28,7 +28,7 @@ from appliance.api.nodes.v1 import node_pb2 as appliance_dot_api_dot_nodes_dot_v
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*appliance/api/agent/v1/agent_service.proto\x12\x16\x61ppliance.api.agent.v1\x1a$appliance/api/common/v1/access.proto\x1a\x1f\x61ppliance/api/jobs/v1/job.proto\x1a!appliance/api/nodes/v1/node.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x80\x03\n\x0e\x43onnectRequest\x12.\n\x05hello\x18\x01 \x01(\x0b\x32\x1d.appliance.api.agent.v1.HelloH\x00\x12;\n\theartbeat\x18\x02 \x01(\x0b\x32&.appliance.api.agent.v1.AgentHeartbeatH\x00\x12;\n\x0cjob_progress\x18\x03 \x01(\x0b\x32#.appliance.api.agent.v1.JobProgressH\x00\x12@\n\ncheckpoint\x18\x04 \x01(\x0b\x32*.appliance.api.agent.v1.CheckpointCompleteH\x00\x12\x35\n\tjob_ended\x18\x05 \x01(\x0b\x32 .appliance.api.agent.v1.JobEndedH\x00\x12\x41\n\x0freplica_changed\x18\x06 \x01(\x0b\x32&.appliance.api.agent.v1.ReplicaChangedH\x00\x42\x08\n\x06report\"\xa2\x02\n\rReportRequest\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12;\n\x0cjob_progress\x18\x02 \x01(\x0b\x32#.appliance.api.agent.v1.JobProgressH\x00\x12@\n\ncheckpoint\x18\x03 \x01(\x0b\x32*.appliance.api.agent.v1.CheckpointCompleteH\x00\x12\x35\n\tjob_ended\x18\x04 \x01(\x0b\x32 .appliance.api.agent.v1.JobEndedH\x00\x12\x41\n\x0freplica_changed\x18\x05 \x01(\x0b\x32&.appliance.api.agent.v1.ReplicaChangedH\x00\x42\x08\n\x06report\" \n\x0eReportResponse\x12\x0e\n\x06number\x18\x01 \x01(\x03\"\xd9\x01\n\x05Hello\x12\x0f\n\x07\x64\x65vices\x18\x01 \x01(\x05\x12\x13\n\x0b\x64\x65vice_kind\x18\x02 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x03 \x01(\x03\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12\x15\n\ragent_version\x18\x05 \x01(\t\x12\x32\n\x07running\x18\x06 \x03(\x0b\x32!.appliance.api.agent.v1.WorkEpoch\x12\x38\n\x0c\x63\x61pabilities\x18\x07 \x03(\x0b\x32\".appliance.api.nodes.v1.Capability\"(\n\tWorkEpoch\x12\x0c\n\x04work\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\"j\n\x0e\x41gentHeartbeat\x12\x32\n\x07running\x18\x01 \x03(\x0b\x32!.appliance.api.agent.v1.WorkEpoch\x12\x10\n\x08sequence\x18\x02 \x01(\x03\x12\x12\n\nfree_ports\x18\x03 \x03(\x05\"\x92\x01\n\x0bJobProgress\x12/\n\x04work\x18\x01 \x01(\x0b\x32!.appliance.api.agent.v1.WorkEpoch\x12\x31\n\x08progress\x18\x02 \x01(\x0b\x32\x1f.appliance.api.jobs.v1.Progress\x12\x10\n\x08restarts\x18\x03 \x01(\x05\x12\r\n\x05\x65vent\x18\x04 \x01(\t\"l\n\x12\x43heckpointComplete\x12/\n\x04work\x18\x01 \x01(\x0b\x32!.appliance.api.agent.v1.WorkEpoch\x12\x0c\n\x04step\x18\x02 \x01(\x03\x12\x17\n\x0fmanifest_digest\x18\x03 \x01(\t\"\xf8\x01\n\x08JobEnded\x12/\n\x04work\x18\x01 \x01(\x0b\x32!.appliance.api.agent.v1.WorkEpoch\x12\x11\n\tsucceeded\x18\x02 \x01(\x08\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\x12\x37\n\x07outputs\x18\x05 \x03(\x0b\x32&.appliance.api.agent.v1.OutputComplete\x12\x30\n\x06result\x18\x06 \x01(\x0b\x32 .appliance.api.jobs.v1.JobResult\x12\x0b\n\x03log\x18\x07 \x01(\t\x12\x0f\n\x07log_cut\x18\x08 \x01(\x08\"F\n\x0eOutputComplete\x12\x0c\n\x04slot\x18\x01 \x01(\t\x12\x17\n\x0fmanifest_digest\x18\x02 \x01(\t\x12\r\n\x05\x66\x61\x63ts\x18\x03 \x01(\t\"\x81\x01\n\x0eReplicaChanged\x12/\n\x04work\x18\x01 \x01(\x0b\x32!.appliance.api.agent.v1.WorkEpoch\x12\r\n\x05ready\x18\x02 \x01(\x08\x12\r\n\x05\x65nded\x18\x03 \x01(\x08\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12\x0f\n\x07message\x18\x05 \x01(\t\"\xf4\x01\n\x0f\x43onnectResponse\x12\x35\n\tstart_job\x18\x01 \x01(\x0b\x32 .appliance.api.agent.v1.StartJobH\x00\x12=\n\rstart_replica\x18\x02 \x01(\x0b\x32$.appliance.api.agent.v1.StartReplicaH\x00\x12\x30\n\x04stop\x18\x03 \x01(\x0b\x32 .appliance.api.agent.v1.StopWorkH\x00\x12\x30\n\x06leases\x18\x04 \x01(\x0b\x32\x1e.appliance.api.agent.v1.LeasesH\x00\x42\x07\n\x05order\"\x82\x02\n\x08StartJob\x12/\n\x04work\x18\x01 \x01(\x0b\x32!.appliance.api.agent.v1.WorkEpoch\x12\'\n\x03job\x18\x02 \x01(\x0b\x32\x1a.appliance.api.jobs.v1.Job\x12\x11\n\trank_base\x18\x03 \x01(\x05\x12\x13\n\x0blocal_ranks\x18\x04 \x01(\x05\x12\x12\n\nworld_size\x18\x05 \x01(\x05\x12\x12\n\nnode_count\x18\x06 \x01(\x05\x12\x11\n\tnode_rank\x18\x07 \x01(\x05\x12\x0f\n\x07\x64\x65vices\x18\x08 \x03(\x05\x12\x12\n\nrendezvous\x18\t \x01(\t\x12\x14\n\x0cmemory_bytes\x18\n \x01(\x03\"\x94\x01\n\x0cStartReplica\x12/\n\x04work\x18\x01 \x01(\x0b\x32!.appliance.api.agent.v1.WorkEpoch\x12\x10\n\x08\x65ndpoint\x18\x02 \x01(\t\x12\x0f\n\x07\x64\x65vices\x18\x03 \x03(\x05\x12\x1b\n\x13max_sequence_length\x18\x04 \x01(\x05\x12\x13\n\x0b\x63\x61\x63he_bytes\x18\x05 \x01(\x03\"`\n\x08StopWork\x12/\n\x04work\x18\x01 \x01(\x0b\x32!.appliance.api.agent.v1.WorkEpoch\x12\x15\n\rgrace_seconds\x18\x02 \x01(\x01\x12\x0c\n\x04save\x18\x03 \x01(\x08\"\x9b\x01\n\x06Leases\x12/\n\x04work\x18\x01 \x03(\x0b\x32!.appliance.api.agent.v1.WorkEpoch\x12\x0f\n\x07seconds\x18\x02 \x01(\x01\x12\x10\n\x08sequence\x18\x03 \x01(\x03\x12=\n\x08gateways\x18\x04 \x01(\x0b\x32+.appliance.api.agent.v1.GatewayCertificates\"Q\n\x13GatewayCertificates\x12\x0f\n\x07serials\x18\x01 \x03(\t\x12)\n\x05\x61s_of\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"b\n\x12ReleaseKeysRequest\x12/\n\x04work\x18\x01 \x01(\x0b\x32!.appliance.api.agent.v1.WorkEpoch\x12\x1b\n\x13\x63\x65rtificate_request\x18\x02 \x01(\t\"\xd7\x01\n\x13ReleaseKeysResponse\x12\x33\n\x06inputs\x18\x01 \x03(\x0b\x32#.appliance.api.agent.v1.ArtifactKey\x12\x34\n\x07outputs\x18\x02 \x03(\x0b\x32#.appliance.api.agent.v1.ArtifactKey\x12\x13\n\x0bresume_step\x18\x03 \x01(\x03\x12\x15\n\rresume_digest\x18\x04 \x01(\t\x12\x13\n\x0b\x63\x65rtificate\x18\x05 \x01(\t\x12\x14\n\x0cresume_epoch\x18\x06 \x01(\x03\"\x80\x01\n\x0b\x41rtifactKey\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0e\n\x06\x66older\x18\x03 \x01(\t\x12\x0e\n\x06object\x18\x04 \x01(\t\x12\x0f\n\x07project\x18\x05 \x01(\t\x12\x0b\n\x03key\x18\x06 \x01(\x0c\x12\x17\n\x0fmanifest_digest\x18\x07 \x01(\t\"6\n\x17RenewCertificateRequest\x12\x1b\n\x13\x63\x65rtificate_request\x18\x01 \x01(\t\"/\n\x18RenewCertificateResponse\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\t2\xca\x04\n\x0c\x41gentService\x12v\n\x07\x43onnect\x12&.appliance.api.agent.v1.ConnectRequest\x1a\'.appliance.api.agent.v1.ConnectResponse\"\x16\x8a\xb5\x18\x12\n\ragent.connect2\x01-(\x01\x30\x01\x12s\n\x06Report\x12%.appliance.api.agent.v1.ReportRequest\x1a&.appliance.api.agent.v1.ReportResponse\"\x16\x8a\xb5\x18\x12\n\ragent.connect2\x01-(\x01\x30\x01\x12\xbe\x01\n\x0bReleaseKeys\x12*.appliance.api.agent.v1.ReleaseKeysRequest\x1a+.appliance.api.agent.v1.ReleaseKeysResponse\"V\x8a\xb5\x18R\n\x11\x61gent.releaseKeys2\twork.work2\nwork.epoch:\x0binputs.name:\x0coutputs.name:\x0bresume_step\x12\x8b\x01\n\x10RenewCertificate\x12/.appliance.api.agent.v1.RenewCertificateRequest\x1a\x30.appliance.api.agent.v1.RenewCertificateResponse\"\x14\x8a\xb5\x18\x10\n\x0b\x61gent.renew2\x01-b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*appliance/api/agent/v1/agent_service.proto\x12\x16\x61ppliance.api.agent.v1\x1a$appliance/api/common/v1/access.proto\x1a\x1f\x61ppliance/api/jobs/v1/job.proto\x1a!appliance/api/nodes/v1/node.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x80\x03\n\x0e\x43onnectRequest\x12.\n\x05hello\x18\x01 \x01(\x0b\x32\x1d.appliance.api.agent.v1.HelloH\x00\x12;\n\theartbeat\x18\x02 \x01(\x0b\x32&.appliance.api.agent.v1.AgentHeartbeatH\x00\x12;\n\x0cjob_progress\x18\x03 \x01(\x0b\x32#.appliance.api.agent.v1.JobProgressH\x00\x12@\n\ncheckpoint\x18\x04 \x01(\x0b\x32*.appliance.api.agent.v1.CheckpointCompleteH\x00\x12\x35\n\tjob_ended\x18\x05 \x01(\x0b\x32 .appliance.api.agent.v1.JobEndedH\x00\x12\x41\n\x0freplica_changed\x18\x06 \x01(\x0b\x32&.appliance.api.agent.v1.ReplicaChangedH\x00\x42\x08\n\x06report\"\xa2\x02\n\rReportRequest\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12;\n\x0cjob_progress\x18\x02 \x01(\x0b\x32#.appliance.api.agent.v1.JobProgressH\x00\x12@\n\ncheckpoint\x18\x03 \x01(\x0b\x32*.appliance.api.agent.v1.CheckpointCompleteH\x00\x12\x35\n\tjob_ended\x18\x04 \x01(\x0b\x32 .appliance.api.agent.v1.JobEndedH\x00\x12\x41\n\x0freplica_changed\x18\x05 \x01(\x0b\x32&.appliance.api.agent.v1.ReplicaChangedH\x00\x42\x08\n\x06report\" \n\x0eReportResponse\x12\x0e\n\x06number\x18\x01 \x01(\x03\"\xed\x01\n\x05Hello\x12\x0f\n\x07\x64\x65vices\x18\x01 \x01(\x05\x12\x13\n\x0b\x64\x65vice_kind\x18\x02 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x03 \x01(\x03\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12\x15\n\ragent_version\x18\x05 \x01(\t\x12\x32\n\x07running\x18\x06 \x03(\x0b\x32!.appliance.api.agent.v1.WorkEpoch\x12\x38\n\x0c\x63\x61pabilities\x18\x07 \x03(\x0b\x32\".appliance.api.nodes.v1.Capability\x12\x12\n\nfree_ports\x18\x08 \x03(\x05\"(\n\tWorkEpoch\x12\x0c\n\x04work\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\"j\n\x0e\x41gentHeartbeat\x12\x32\n\x07running\x18\x01 \x03(\x0b\x32!.appliance.api.agent.v1.WorkEpoch\x12\x10\n\x08sequence\x18\x02 \x01(\x03\x12\x12\n\nfree_ports\x18\x03 \x03(\x05\"\x92\x01\n\x0bJobProgress\x12/\n\x04work\x18\x01 \x01(\x0b\x32!.appliance.api.agent.v1.WorkEpoch\x12\x31\n\x08progress\x18\x02 \x01(\x0b\x32\x1f.appliance.api.jobs.v1.Progress\x12\x10\n\x08restarts\x18\x03 \x01(\x05\x12\r\n\x05\x65vent\x18\x04 \x01(\t\"l\n\x12\x43heckpointComplete\x12/\n\x04work\x18\x01 \x01(\x0b\x32!.appliance.api.agent.v1.WorkEpoch\x12\x0c\n\x04step\x18\x02 \x01(\x03\x12\x17\n\x0fmanifest_digest\x18\x03 \x01(\t\"\xf8\x01\n\x08JobEnded\x12/\n\x04work\x18\x01 \x01(\x0b\x32!.appliance.api.agent.v1.WorkEpoch\x12\x11\n\tsucceeded\x18\x02 \x01(\x08\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\x12\x37\n\x07outputs\x18\x05 \x03(\x0b\x32&.appliance.api.agent.v1.OutputComplete\x12\x30\n\x06result\x18\x06 \x01(\x0b\x32 .appliance.api.jobs.v1.JobResult\x12\x0b\n\x03log\x18\x07 \x01(\t\x12\x0f\n\x07log_cut\x18\x08 \x01(\x08\"F\n\x0eOutputComplete\x12\x0c\n\x04slot\x18\x01 \x01(\t\x12\x17\n\x0fmanifest_digest\x18\x02 \x01(\t\x12\r\n\x05\x66\x61\x63ts\x18\x03 \x01(\t\"\x81\x01\n\x0eReplicaChanged\x12/\n\x04work\x18\x01 \x01(\x0b\x32!.appliance.api.agent.v1.WorkEpoch\x12\r\n\x05ready\x18\x02 \x01(\x08\x12\r\n\x05\x65nded\x18\x03 \x01(\x08\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12\x0f\n\x07message\x18\x05 \x01(\t\"\xf4\x01\n\x0f\x43onnectResponse\x12\x35\n\tstart_job\x18\x01 \x01(\x0b\x32 .appliance.api.agent.v1.StartJobH\x00\x12=\n\rstart_replica\x18\x02 \x01(\x0b\x32$.appliance.api.agent.v1.StartReplicaH\x00\x12\x30\n\x04stop\x18\x03 \x01(\x0b\x32 .appliance.api.agent.v1.StopWorkH\x00\x12\x30\n\x06leases\x18\x04 \x01(\x0b\x32\x1e.appliance.api.agent.v1.LeasesH\x00\x42\x07\n\x05order\"\x82\x02\n\x08StartJob\x12/\n\x04work\x18\x01 \x01(\x0b\x32!.appliance.api.agent.v1.WorkEpoch\x12\'\n\x03job\x18\x02 \x01(\x0b\x32\x1a.appliance.api.jobs.v1.Job\x12\x11\n\trank_base\x18\x03 \x01(\x05\x12\x13\n\x0blocal_ranks\x18\x04 \x01(\x05\x12\x12\n\nworld_size\x18\x05 \x01(\x05\x12\x12\n\nnode_count\x18\x06 \x01(\x05\x12\x11\n\tnode_rank\x18\x07 \x01(\x05\x12\x0f\n\x07\x64\x65vices\x18\x08 \x03(\x05\x12\x12\n\nrendezvous\x18\t \x01(\t\x12\x14\n\x0cmemory_bytes\x18\n \x01(\x03\"\x94\x01\n\x0cStartReplica\x12/\n\x04work\x18\x01 \x01(\x0b\x32!.appliance.api.agent.v1.WorkEpoch\x12\x10\n\x08\x65ndpoint\x18\x02 \x01(\t\x12\x0f\n\x07\x64\x65vices\x18\x03 \x03(\x05\x12\x1b\n\x13max_sequence_length\x18\x04 \x01(\x05\x12\x13\n\x0b\x63\x61\x63he_bytes\x18\x05 \x01(\x03\"`\n\x08StopWork\x12/\n\x04work\x18\x01 \x01(\x0b\x32!.appliance.api.agent.v1.WorkEpoch\x12\x15\n\rgrace_seconds\x18\x02 \x01(\x01\x12\x0c\n\x04save\x18\x03 \x01(\x08\"\x9b\x01\n\x06Leases\x12/\n\x04work\x18\x01 \x03(\x0b\x32!.appliance.api.agent.v1.WorkEpoch\x12\x0f\n\x07seconds\x18\x02 \x01(\x01\x12\x10\n\x08sequence\x18\x03 \x01(\x03\x12=\n\x08gateways\x18\x04 \x01(\x0b\x32+.appliance.api.agent.v1.GatewayCertificates\"Q\n\x13GatewayCertificates\x12\x0f\n\x07serials\x18\x01 \x03(\t\x12)\n\x05\x61s_of\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"b\n\x12ReleaseKeysRequest\x12/\n\x04work\x18\x01 \x01(\x0b\x32!.appliance.api.agent.v1.WorkEpoch\x12\x1b\n\x13\x63\x65rtificate_request\x18\x02 \x01(\t\"\xd7\x01\n\x13ReleaseKeysResponse\x12\x33\n\x06inputs\x18\x01 \x03(\x0b\x32#.appliance.api.agent.v1.ArtifactKey\x12\x34\n\x07outputs\x18\x02 \x03(\x0b\x32#.appliance.api.agent.v1.ArtifactKey\x12\x13\n\x0bresume_step\x18\x03 \x01(\x03\x12\x15\n\rresume_digest\x18\x04 \x01(\t\x12\x13\n\x0b\x63\x65rtificate\x18\x05 \x01(\t\x12\x14\n\x0cresume_epoch\x18\x06 \x01(\x03\"\x80\x01\n\x0b\x41rtifactKey\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0e\n\x06\x66older\x18\x03 \x01(\t\x12\x0e\n\x06object\x18\x04 \x01(\t\x12\x0f\n\x07project\x18\x05 \x01(\t\x12\x0b\n\x03key\x18\x06 \x01(\x0c\x12\x17\n\x0fmanifest_digest\x18\x07 \x01(\t\"6\n\x17RenewCertificateRequest\x12\x1b\n\x13\x63\x65rtificate_request\x18\x01 \x01(\t\"/\n\x18RenewCertificateResponse\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\t2\xca\x04\n\x0c\x41gentService\x12v\n\x07\x43onnect\x12&.appliance.api.agent.v1.ConnectRequest\x1a\'.appliance.api.agent.v1.ConnectResponse\"\x16\x8a\xb5\x18\x12\n\ragent.connect2\x01-(\x01\x30\x01\x12s\n\x06Report\x12%.appliance.api.agent.v1.ReportRequest\x1a&.appliance.api.agent.v1.ReportResponse\"\x16\x8a\xb5\x18\x12\n\ragent.connect2\x01-(\x01\x30\x01\x12\xbe\x01\n\x0bReleaseKeys\x12*.appliance.api.agent.v1.ReleaseKeysRequest\x1a+.appliance.api.agent.v1.ReleaseKeysResponse\"V\x8a\xb5\x18R\n\x11\x61gent.releaseKeys2\twork.work2\nwork.epoch:\x0binputs.name:\x0coutputs.name:\x0bresume_step\x12\x8b\x01\n\x10RenewCertificate\x12/.appliance.api.agent.v1.RenewCertificateRequest\x1a\x30.appliance.api.agent.v1.RenewCertificateResponse\"\x14\x8a\xb5\x18\x10\n\x0b\x61gent.renew2\x01-b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -50,43 +50,43 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REPORTRESPONSE']._serialized_start=889
   _globals['_REPORTRESPONSE']._serialized_end=921
   _globals['_HELLO']._serialized_start=924
-  _globals['_HELLO']._serialized_end=1141
-  _globals['_WORKEPOCH']._serialized_start=1143
-  _globals['_WORKEPOCH']._serialized_end=1183
-  _globals['_AGENTHEARTBEAT']._serialized_start=1185
-  _globals['_AGENTHEARTBEAT']._serialized_end=1291
-  _globals['_JOBPROGRESS']._serialized_start=1294
-  _globals['_JOBPROGRESS']._serialized_end=1440
-  _globals['_CHECKPOINTCOMPLETE']._serialized_start=1442
-  _globals['_CHECKPOINTCOMPLETE']._serialized_end=1550
-  _globals['_JOBENDED']._serialized_start=1553
-  _globals['_JOBENDED']._serialized_end=1801
-  _globals['_OUTPUTCOMPLETE']._serialized_start=1803
-  _globals['_OUTPUTCOMPLETE']._serialized_end=1873
-  _globals['_REPLICACHANGED']._serialized_start=1876
-  _globals['_REPLICACHANGED']._serialized_end=2005
-  _globals['_CONNECTRESPONSE']._serialized_start=2008
-  _globals['_CONNECTRESPONSE']._serialized_end=2252
-  _globals['_STARTJOB']._serialized_start=2255
-  _globals['_STARTJOB']._serialized_end=2513
-  _globals['_STARTREPLICA']._serialized_start=2516
-  _globals['_STARTREPLICA']._serialized_end=2664
-  _globals['_STOPWORK']._serialized_start=2666
-  _globals['_STOPWORK']._serialized_end=2762
-  _globals['_LEASES']._serialized_start=2765
-  _globals['_LEASES']._serialized_end=2920
-  _globals['_GATEWAYCERTIFICATES']._serialized_start=2922
-  _globals['_GATEWAYCERTIFICATES']._serialized_end=3003
-  _globals['_RELEASEKEYSREQUEST']._serialized_start=3005
-  _globals['_RELEASEKEYSREQUEST']._serialized_end=3103
-  _globals['_RELEASEKEYSRESPONSE']._serialized_start=3106
-  _globals['_RELEASEKEYSRESPONSE']._serialized_end=3321
-  _globals['_ARTIFACTKEY']._serialized_start=3324
-  _globals['_ARTIFACTKEY']._serialized_end=3452
-  _globals['_RENEWCERTIFICATEREQUEST']._serialized_start=3454
-  _globals['_RENEWCERTIFICATEREQUEST']._serialized_end=3508
-  _globals['_RENEWCERTIFICATERESPONSE']._serialized_start=3510
-  _globals['_RENEWCERTIFICATERESPONSE']._serialized_end=3557
-  _globals['_AGENTSERVICE']._serialized_start=3560
-  _globals['_AGENTSERVICE']._serialized_end=4146
+  _globals['_HELLO']._serialized_end=1161
+  _globals['_WORKEPOCH']._serialized_start=1163
+  _globals['_WORKEPOCH']._serialized_end=1203
+  _globals['_AGENTHEARTBEAT']._serialized_start=1205
+  _globals['_AGENTHEARTBEAT']._serialized_end=1311
+  _globals['_JOBPROGRESS']._serialized_start=1314
+  _globals['_JOBPROGRESS']._serialized_end=1460
+  _globals['_CHECKPOINTCOMPLETE']._serialized_start=1462
+  _globals['_CHECKPOINTCOMPLETE']._serialized_end=1570
+  _globals['_JOBENDED']._serialized_start=1573
+  _globals['_JOBENDED']._serialized_end=1821
+  _globals['_OUTPUTCOMPLETE']._serialized_start=1823
+  _globals['_OUTPUTCOMPLETE']._serialized_end=1893
+  _globals['_REPLICACHANGED']._serialized_start=1896
+  _globals['_REPLICACHANGED']._serialized_end=2025
+  _globals['_CONNECTRESPONSE']._serialized_start=2028
+  _globals['_CONNECTRESPONSE']._serialized_end=2272
+  _globals['_STARTJOB']._serialized_start=2275
+  _globals['_STARTJOB']._serialized_end=2533
+  _globals['_STARTREPLICA']._serialized_start=2536
+  _globals['_STARTREPLICA']._serialized_end=2684
+  _globals['_STOPWORK']._serialized_start=2686
+  _globals['_STOPWORK']._serialized_end=2782
+  _globals['_LEASES']._serialized_start=2785
+  _globals['_LEASES']._serialized_end=2940
+  _globals['_GATEWAYCERTIFICATES']._serialized_start=2942
+  _globals['_GATEWAYCERTIFICATES']._serialized_end=3023
+  _globals['_RELEASEKEYSREQUEST']._serialized_start=3025
+  _globals['_RELEASEKEYSREQUEST']._serialized_end=3123
+  _globals['_RELEASEKEYSRESPONSE']._serialized_start=3126
+  _globals['_RELEASEKEYSRESPONSE']._serialized_end=3341
+  _globals['_ARTIFACTKEY']._serialized_start=3344
+  _globals['_ARTIFACTKEY']._serialized_end=3472
+  _globals['_RENEWCERTIFICATEREQUEST']._serialized_start=3474
+  _globals['_RENEWCERTIFICATEREQUEST']._serialized_end=3528
+  _globals['_RENEWCERTIFICATERESPONSE']._serialized_start=3530
+  _globals['_RENEWCERTIFICATERESPONSE']._serialized_end=3577
+  _globals['_AGENTSERVICE']._serialized_start=3580
+  _globals['_AGENTSERVICE']._serialized_end=4166
 # @@protoc_insertion_point(module_scope)

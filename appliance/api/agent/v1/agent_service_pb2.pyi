@@ -49,7 +49,7 @@ class ReportResponse(_message.Message):
     def __init__(self, number: _Optional[int] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("devices", "device_kind", "memory_bytes", "address", "agent_version", "running", "capabilities")
+    __slots__ = ("devices", "device_kind", "memory_bytes", "address", "agent_version", "running", "capabilities", "free_ports")
     DEVICES_FIELD_NUMBER: _ClassVar[int]
     DEVICE_KIND_FIELD_NUMBER: _ClassVar[int]
     MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -57,6 +57,7 @@ class Hello(_message.Message):
     AGENT_VERSION_FIELD_NUMBER: _ClassVar[int]
     RUNNING_FIELD_NUMBER: _ClassVar[int]
     CAPABILITIES_FIELD_NUMBER: _ClassVar[int]
+    FREE_PORTS_FIELD_NUMBER: _ClassVar[int]
     devices: int
     device_kind: str
     memory_bytes: int
@@ -64,7 +65,8 @@ class Hello(_message.Message):
     agent_version: str
     running: _containers.RepeatedCompositeFieldContainer[WorkEpoch]
     capabilities: _containers.RepeatedCompositeFieldContainer[_node_pb2.Capability]
-    def __init__(self, devices: _Optional[int] = ..., device_kind: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., address: _Optional[str] = ..., agent_version: _Optional[str] = ..., running: _Optional[_Iterable[_Union[WorkEpoch, _Mapping]]] = ..., capabilities: _Optional[_Iterable[_Union[_node_pb2.Capability, _Mapping]]] = ...) -> None: ...
+    free_ports: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, devices: _Optional[int] = ..., device_kind: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., address: _Optional[str] = ..., agent_version: _Optional[str] = ..., running: _Optional[_Iterable[_Union[WorkEpoch, _Mapping]]] = ..., capabilities: _Optional[_Iterable[_Union[_node_pb2.Capability, _Mapping]]] = ..., free_ports: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class WorkEpoch(_message.Message):
     __slots__ = ("work", "epoch")
