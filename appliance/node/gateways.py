@@ -1,8 +1,9 @@
 """Which certificates of gateways count: heard with the leases, kept in the file that workers read.
 
 Written when they change, and every ten seconds, so that the time in it is not much older than what
-was heard. A disk that is full or slow delays the file alone: the next leases say it again. Called by
-`works`.
+was heard. A disk that is full or slow delays the file alone: the next leases say it again.
+
+Called by `works`.
 """
 
 from __future__ import annotations

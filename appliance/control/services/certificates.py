@@ -345,7 +345,6 @@ class Certificates:
             table.update()
             .where(table.c.id == row.id)
             .values(
-                certificate_generation=row.certificate_generation + 1,
                 certificate_serial=serial_of(certificate),
                 certificate_expire_time=not_after(certificate),
                 previous_serial=keep,

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Row, select, update
+from sqlalchemy import Row, select
 
 from appliance.api.agent.v1 import agent_service_pb2 as rpc
 from appliance.control.services import artifact_rows, checkpoint_rows, job_rows
@@ -39,9 +39,6 @@ from appliance.core.errors import LeaseLost, Unavailable
 from appliance.core.identity import Principal, PrincipalKind
 from appliance.core.names import Name
 from appliance.crypto.certs import Authority
-from appliance.crypto.reading import (
-    serial_of,
-)
 
 
 class Release:
@@ -154,25 +151,13 @@ class Release:
     def _certificate(self, row: Row[Any], request: str) -> bytes:
         # It ends with the authority: a worker cannot renew it and may run as long as it likes. What
         # limits it is its name, which nobody expects once this start is over.
-        certificate = self._authority.issue(
+        return self._authority.issue(
             request.encode(),
             identity_of(row),
             server=True,
             client=False,
             lifetime=None,
         )
-        replica = tables.replica.c
-        with self._database.write() as transaction:
-            transaction.run(
-                update(tables.replica)
-                .where(
-                    replica.endpoint == row.endpoint,
-                    replica.id == row.id,
-                    replica.epoch == row.epoch,
-                )
-                .values(certificate_serial=serial_of(certificate))
-            )
-        return certificate
 
 
 def identity_of(row: Row[Any]) -> Principal:

@@ -349,22 +349,20 @@ replica = Table(
     Column("placement", JSON, nullable=False, default=dict),
     Column("address", Text, nullable=False, default=""),
     Column("restarts", Integer, nullable=False, default=0),
-    Column("certificate_serial", Text, nullable=False, default=""),
     Column("start_time", Moment, nullable=True),
     Column("ready_time", Moment, nullable=True),
 )
 
 # `state`: READY | LOST | EVICTED. `facts`: devices, device_kind, memory_bytes, address,
 # agent_version, lacks (kind of work -> what it lacks for it, "" for nothing; null when it does not
-# say). `certificate_generation` rises with each renewal. `certificate_used`: the newest certificate
-# has been shown; from then on the one before is only in the hands of who has copied it.
+# say). `certificate_used`: the newest certificate has been shown; from then on the one before is
+# only in the hands of who has copied it.
 node = Table(
     "node",
     metadata,
     Column("id", Text, primary_key=True),
     Column("state", Text, nullable=False),
     Column("facts", JSON, nullable=False, default=dict),
-    Column("certificate_generation", Integer, nullable=False, default=1),
     Column("certificate_serial", Text, nullable=False, default=""),
     Column("previous_serial", Text, nullable=False, default=""),
     Column("certificate_used", Boolean, nullable=False, default=False, server_default=false()),
@@ -382,7 +380,6 @@ gateway = Table(
     Column("id", Text, primary_key=True),
     Column("state", Text, nullable=False),
     Column("hosts", JSON, nullable=False, default=list, server_default=text("'[]'")),
-    Column("certificate_generation", Integer, nullable=False, default=1, server_default=text("1")),
     Column("certificate_serial", Text, nullable=False, default=""),
     Column("previous_serial", Text, nullable=False, default="", server_default=text("''")),
     Column("certificate_used", Boolean, nullable=False, default=False, server_default=false()),
