@@ -72,7 +72,7 @@ def changes(session: Session, method: str, name: str, timeout: float | None) -> 
     while True:
         left = None if end is None else end - time.monotonic()
         if left is not None and left <= 0:
-            raise WaitTimedOut(f"{name} was not done in {timeout:.0f} s; it goes on")
+            raise WaitTimedOut(f"{name} was not done in {timeout:.0f} s; it is left as it is")
         try:
             for resource in session.stream(method, timeout=left, name=name):
                 seen, gone_since = True, None

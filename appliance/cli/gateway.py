@@ -28,7 +28,7 @@ command = click.Group("gateway", help="See and add gateways.")
 
 @make("list", "GatewayService.ListGateways", group=command)
 def list_(session: Session) -> None:
-    """List every gateway."""
+    """List every gateway: one that is READY may call, whether it runs now or not."""
     session.show(session.list("GatewayService.ListGateways", "gateways"), COLUMNS)
 
 
@@ -68,7 +68,7 @@ def create_join_token(
 @click.argument("name", metavar="GATEWAY")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def evict(session: Session, name: str, *, yes: bool) -> None:
-    """Refuse a gateway from now on; it answers nobody once its view is old."""
+    """Refuse a gateway from now on; its streams to replicas end within ten seconds."""
     full = session.name("gateway", name)
     if not yes:
         agree(f"Evict {full}? It can never come back with its present identity.")

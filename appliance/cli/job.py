@@ -171,7 +171,7 @@ def metrics(session: Session, name: str) -> None:
 @make("cancel", "JobService.CancelJob", group=command, project=True)
 @click.argument("name", metavar="JOB")
 def cancel(session: Session, name: str) -> None:
-    """Ask a job to stop."""
+    """End a job now; its checkpoints stay, and `job resume` goes on from them."""
     session.show(session.call("JobService.CancelJob", name=session.name("job", name)), COLUMNS)
 
 
@@ -183,7 +183,7 @@ def cancel(session: Session, name: str) -> None:
     default_of=("jobs.v1.job_service.PauseJobRequest", "grace_seconds", ""),
     type=Duration(),
     metavar="TIME",
-    help="Longest time in which it saves a checkpoint, such as 5m; 0 saves none.",
+    help="Longest time in which it saves a checkpoint, such as 5m, 24h at most; 0 saves none.",
 )
 @wait_options
 def pause(

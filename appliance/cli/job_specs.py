@@ -121,7 +121,10 @@ class OnLost(click.ParamType[dict[str, Any]]):
         """The message as a dictionary."""
         if value == "wait":
             return {"wait": True}
-        return {"replace_after_seconds": math.ceil(Duration().convert(value, param, ctx))}
+        try:
+            return {"replace_after_seconds": math.ceil(Duration().convert(value, param, ctx))}
+        except click.BadParameter as error:
+            raise click.BadParameter(f"{error.message}, or `wait`", ctx, param) from error
 
 
 def mesh_of(text: str) -> dict[str, int]:

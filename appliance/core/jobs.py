@@ -80,5 +80,5 @@ def move(before: JobState, after: JobState) -> JobState:
     if can_move(before, after):
         return after
     if before in TERMINAL:
-        raise FailedPrecondition(f"the job has ended ({before}); create a new job", state=before)
+        raise FailedPrecondition(f"the job has ended ({before}), and stays so", state=before)
     raise FailedPrecondition(f"a job cannot go from {before} to {after}", state=before)

@@ -137,7 +137,7 @@ class Folder:
                 raise
             # Whoever hears this may be far away: no path of the server.
             raise StoreFull(
-                f"No space is left for {file} in the object store. Free some space, then repeat."
+                f"no space is left for {file} in the object store: free some"
             ) from error
 
     def create(self, file: str) -> NewFile:

@@ -22,7 +22,7 @@ from appliance.api.agent.v1 import (
 )
 from appliance.api.nodes.v1 import node_pb2, node_service_pb2, node_service_pb2_grpc
 from appliance.control.store import tables
-from appliance.core.errors import FailedPrecondition, InvalidInput, Unauthenticated
+from appliance.core.errors import FailedPrecondition, InvalidInput, NotFound, Unauthenticated
 from appliance.core.identity import PrincipalKind
 from appliance.crypto import possession
 from appliance.crypto.certs import make_csr, new_private_key
@@ -284,6 +284,20 @@ async def test_a_token_made_before_an_eviction_does_not_let_the_evicted_node_in(
     assert isinstance(await error_of(renew(appliance, machine)), Unauthenticated)
     assert state_of(appliance, "gpu-1") == "EVICTED"
     assert isinstance(await error_of(join(appliance, again, csr)), Unauthenticated)
+
+
+async def test_who_evicts_a_machine_that_has_not_joined_is_told_how_to_end_its_token(
+    appliance: Appliance,
+) -> None:
+    made = await join_token(appliance, "gpu-1")
+    stub, admin = nodes(appliance), bearer(appliance.session(ADMINISTRATOR))
+    evict = node_service_pb2.EvictNodeRequest(name="nodes/gpu-1")
+    error = await error_of(stub.EvictNode(evict, metadata=admin))
+    assert isinstance(error, FailedPrecondition)
+    assert f"`appliance node revoke-join-token {made.token_id}`" in error.message
+    revoke = node_service_pb2.RevokeJoinTokenRequest(token_id=made.token_id)
+    await stub.RevokeJoinToken(revoke, metadata=admin)
+    assert isinstance(await error_of(stub.EvictNode(evict, metadata=admin)), NotFound)
 
 
 @pytest.mark.attack

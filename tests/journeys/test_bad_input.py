@@ -441,7 +441,7 @@ def test_a_full_disk_during_an_upload(appliance: Appliance, tmp_path: Path) -> N
             with file_limit(appliance.process_id("control"), 2 << 20):
                 said = appliance.refused(*upload)
     assert said.lower().startswith("no space is left for ")
-    assert "Free some space, then repeat" in said
+    assert "in the object store: free some" in said
     assert alice.run("dataset", "versions", "big", "--project", "cramped", "-o", "json").stdout == (
         "[]\n"
     )

@@ -140,6 +140,15 @@ def owner(row: Row[Any]) -> Principal:
     return Principal(kind, row.machine)
 
 
+def unused(transaction: Transaction, machine: Principal) -> list[str]:
+    """Ids of the tokens with which a machine of this name may still join, sorted."""
+    mine = (join_token.c.kind == machine.kind.path, join_token.c.machine == machine.id)
+    rows = transaction.all(
+        select(join_token.c.id).where(*mine, join_token.c.used_time.is_(None)).order_by("id")
+    )
+    return [row.id for row in rows]
+
+
 def void(transaction: Transaction, machine: Principal) -> int:
     """End every token of a machine's name, when it is evicted; how many."""
     mine = (

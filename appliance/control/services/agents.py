@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Iterable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from sqlalchemy import select, update
 
@@ -153,13 +153,14 @@ class Agents:
         if not self._fleet.leave(session):
             return
         node = session.facts.node
+        silence = timedelta(seconds=self._fleet.silent_for(node))
         with self._database.write() as transaction:
             if self._fleet.facts(node) is not None:  # It has connected again meanwhile.
                 return
             transaction.run(
                 update(tables.node)
                 .where(_node.id == node, _node.state == READY)
-                .values(state=LOST, seen_time=self._clock())
+                .values(state=LOST, seen_time=self._clock() - silence)
             )
         self._events.publish(NODES)
 

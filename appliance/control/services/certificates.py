@@ -130,12 +130,21 @@ def _replaced(machine: Principal) -> Unauthenticated:
 def put_out(
     transaction: Transaction, policies: PolicyStore, events: Events, machine: Principal
 ) -> None:
-    """Evict a machine inside a transaction; join tokens of its name are void. NotFound: none."""
+    """Evict a machine inside a transaction; join tokens of its name are void.
+
+    Raises FailedPrecondition for one that has tokens and has not joined, NotFound for no machine.
+    """
     kind = KINDS[machine.kind]
     changed = transaction.run(
         kind.table.update().where(kind.table.c.id == machine.id).values(state=EVICTED)
     )
     if not changed:
+        if tokens := join_tokens.unused(transaction, machine):
+            commands = (f"`appliance node revoke-join-token {token}`" for token in tokens)
+            raise FailedPrecondition(
+                f"{machine.name} has not joined: end what it could join with by"
+                f" {' and '.join(commands)}"
+            )
         raise missing(machine.name)
     join_tokens.void(transaction, machine)
     policies.took(transaction, rules.machine_link(machine.kind, machine.id))
@@ -239,8 +248,8 @@ class Certificates:
         now, end = self._clock(), not_after(certificate)
         if not_before(certificate) <= now < end:
             raise FailedPrecondition(
-                f"the certificate of {machine.name} holds until {end:%Y-%m-%d %H:%M}Z: look at the"
-                " clock of its server"
+                f"the certificate of {machine.name} holds until {end:%Y-%m-%d %H:%M}Z, so it is not"
+                " replaced; if its server takes it for over, look at the clock of its server"
             )
         if now - end > RECOVERED_FOR:
             raise Unauthenticated(

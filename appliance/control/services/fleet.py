@@ -130,6 +130,11 @@ class Fleet:
         with self._lock:
             self._heard[node] = self._served()
 
+    def silent_for(self, node: str) -> float:
+        """Seconds served since a node that was connected has said something."""
+        with self._lock:
+            return self._served() - self._heard[node]
+
     def offer(self, node: str, ports: Iterable[int]) -> None:
         """A node says on which of its ports nobody listens."""
         valid = tuple(port for port in ports if 0 < port < 1 << 16)[:MOST_PORTS]

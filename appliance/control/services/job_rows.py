@@ -91,6 +91,16 @@ def _reads(state: Reading, row: Row[Any]) -> dict[str, tuple[str, str]]:
     return found
 
 
+def begins(state: Reading, row: Row[Any]) -> str:
+    """What the next start of a job does, for a person: `goes on from step 350`."""
+    newest = checkpoint_rows.newest(state, row.uid)
+    if newest is not None:
+        return f"goes on from step {newest.step}"
+    if job_specs.BEGINNING in job_specs.inputs_of(row.kind, spec_of(row)):
+        return "goes on from the checkpoint that it began with"
+    return "begins anew"
+
+
 def input_of(state: Reading, name: Name) -> Input:
     """Facts of a version or of a checkpoint. Raises NotFound."""
     if name.kind != "checkpoint":

@@ -12,9 +12,7 @@ Called by `services.jobs` (check, filled) and by the scheduler (demand).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
-from google.protobuf import json_format
 from google.protobuf.message import Message
 
 from appliance.api.jobs.v1 import job_pb2
@@ -254,14 +252,11 @@ def with_mesh(spec: Message, mesh: job_pb2.Mesh) -> Message:
     return made
 
 
-def on_lost_of(job: job_pb2.Job) -> dict[str, Any]:
-    """How long a job waits for a silent node, as its row keeps it. Raises InvalidInput."""
-    problems = Problems()
+def check_on_lost(job: job_pb2.Job, problems: Problems) -> None:
+    """How long a job waits for a silent node."""
     problems.take(job.on_lost, "job.on_lost")
     problems.check(
         "job.on_lost.wait",
         holds=job.on_lost.WhichOneof("policy") != "wait" or job.on_lost.wait,
         sentence="is true, or left out: then the job waits for as long as the site says",
     )
-    problems.raise_if_any()
-    return json_format.MessageToDict(job.on_lost)

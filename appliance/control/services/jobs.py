@@ -140,8 +140,10 @@ class Jobs:
             if kind is None:
                 wrong = f"must hold one of {', '.join(job_specs.KINDS)}"
                 raise InvalidInput(f"job {wrong}", fields={"job": wrong})
-            on_lost = job_specs.on_lost_of(request.job)
-            spec = self._checked(transaction, caller, project, kind, getattr(request.job, kind))
+            problems = Problems()
+            job_specs.check_on_lost(request.job, problems)
+            asked = getattr(request.job, kind)
+            spec = self._checked(transaction, caller, project, kind, asked, problems)
             uid = new_uid()
             try:
                 transaction.run(
@@ -151,7 +153,7 @@ class Jobs:
                         id=identifier,
                         kind=kind,
                         spec=json_format.MessageToDict(spec),
-                        on_lost=on_lost,
+                        on_lost=json_format.MessageToDict(request.job.on_lost),
                         state=JobState.QUEUED,
                         creator=caller.principal.name,
                         create_time=self._clock(),
@@ -228,7 +230,7 @@ class Jobs:
             own = checkpoint_rows.newest(transaction, row.uid) is not None
             left_out = frozenset({job_specs.BEGINNING} if own else ())
             spec = self._checked(
-                transaction, caller, row.project, row.kind, spec, left_out=left_out
+                transaction, caller, row.project, row.kind, spec, Problems(), left_out=left_out
             )
             job_rows.change(
                 transaction,
@@ -301,12 +303,18 @@ class Jobs:
         project: str,
         kind: str,
         asked: Message,
+        problems: Problems,
         *,
         left_out: Collection[str] = (),
     ) -> Message:
-        """The spec as it will run, with every default filled in; inputs `left_out` are not read."""
-        problems = Problems()
+        """The spec as it will run, with every default filled in; inputs `left_out` are not read.
+
+        Raises InvalidInput with what is wrong, and with the `problems` that were found before.
+        """
         inputs = self._inputs(state, caller, project, kind, asked, problems, left_out)
+        if job_specs.BEGINNING in problems.fields:
+            # Its shape and its tokens are not known: what follows would be wrong about them.
+            problems.raise_if_any()
         asked = job_specs.completed(kind, asked, inputs)
         self._check_outputs(state, caller, project, kind, asked, problems)
         job_specs.check(kind, asked, inputs, problems)

@@ -304,6 +304,11 @@ class Leases:
             forgotten = self.silent(REMEMBERED_SECONDS)
             return 2 * (len(silent) - len(forgotten)) > len(self._heard) - len(forgotten)
 
+    def is_alone(self) -> bool:
+        """Whether there is one node at most."""
+        with self._lock:
+            return len(self._heard) - len(self.silent(REMEMBERED_SECONDS)) <= 1
+
     def lost_seconds(self, work: str) -> float:
         """How long the nodes of leased work may be silent, in seconds."""
         with self._lock:

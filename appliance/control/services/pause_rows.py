@@ -32,12 +32,9 @@ def saved(pause: Mapping[str, Any], what: str) -> str:
     return f"paused by {pause['by']}: {what}"
 
 
-def unsaved(pause: Mapping[str, Any], why: str) -> str:
-    """Why a job is PAUSED that has not saved a checkpoint."""
-    return (
-        f"paused by {pause['by']} without a new checkpoint, because {why}; it goes on from the"
-        " newest one on record, or begins anew"
-    )
+def unsaved(pause: Mapping[str, Any], why: str, then: str) -> str:
+    """Why a job is PAUSED that has not saved a checkpoint; `then` it does this."""
+    return f"paused by {pause['by']} without a new checkpoint, because {why}; then it {then}"
 
 
 def anew(pause: Mapping[str, Any], kind: str) -> str:

@@ -150,12 +150,13 @@ class Pauses:
             if row is None:
                 return
             if row.state == JobState.PAUSING:
-                self._runs.set_aside_in(transaction, row, pause_rows.unsaved(row.pause, why))
+                said = pause_rows.unsaved(row.pause, why, job_rows.begins(transaction, row))
+                self._runs.set_aside_in(transaction, row, said)
             else:
                 self._runs.set_aside_in(
                     transaction,
                     row,
-                    f"paused until the object store has space: {why}",
+                    f"paused until the object store has space, then it goes on by itself: {why}",
                     pause={},
                     pauses=row.pauses + 1,
                 )
@@ -181,7 +182,8 @@ class Pauses:
             job_rows.change(transaction, self._events, row, JobState.PAUSING, pause=pause)
             return
         if row.kind in CHECKPOINTED:
-            why = pause_rows.unsaved(pause, "it was given no time to save one")
+            then = job_rows.begins(transaction, row)
+            why = pause_rows.unsaved(pause, "it was given no time to save one", then)
         else:
             why = pause_rows.anew(pause, row.kind)
         self._runs.set_aside_in(transaction, row, why, pause=pause)

@@ -208,7 +208,8 @@ class Runs:
     def _lose(self, transaction: Transaction, row: Row[Any], why: str, reason: str) -> None:
         """The rows of `lost`, and the words on it after their commit."""
         if row.state == JobState.PAUSING:
-            self.set_aside_in(transaction, row, pause_rows.unsaved(row.pause, why))
+            said = pause_rows.unsaved(row.pause, why, job_rows.begins(transaction, row))
+            self.set_aside_in(transaction, row, said)
             transaction.after_commit(lambda: self.note_paused(row, Paused.reason))
             return
         # What it has saved and nobody has looked at yet is progress too.

@@ -73,6 +73,8 @@ class Silence:
         seconds = self._leases.lost_seconds(uid)
         if math.isinf(seconds):
             return "it waits for that, as its on_lost says"
+        if self._leases.is_alone():
+            return "it waits for that: there is no other node"
         if self._leases.is_cut_off(seconds):
             return "more than half of the nodes are silent, so nothing starts elsewhere"
         return f"it starts elsewhere after {seconds:.0f} s"

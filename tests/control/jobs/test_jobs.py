@@ -45,10 +45,11 @@ def fields(lab: Lab, request: job_service_pb2.CreateJobRequest) -> dict[str, str
 def test_a_wait_that_cannot_be_is_refused(
     lab: Lab, on_lost: job_pb2.OnLost, field: str, text: str
 ) -> None:
-    request = train_request("t1", lab.tokens())
+    request = train_request("t1", lab.tokens(), steps=-1)
     request.job.on_lost.CopyFrom(on_lost)
     found = fields(lab, request)
-    assert list(found) == [f"job.on_lost.{field}"]
+    # With all others that are wrong.
+    assert list(found) == [f"job.on_lost.{field}", "job.train.steps"]
     assert text in found[f"job.on_lost.{field}"]
 
 

@@ -444,6 +444,9 @@ async def test_a_beginning_that_does_not_fit_is_refused(
             steps=changes.get("steps", 40),
         )
     assert why in raised.value.fields[f"job.train.{field}"]
+    if "from_checkpoint" in changes:
+        # Nothing else is said: of a shape that was left out, too.
+        assert list(raised.value.fields) == ["job.train.from_checkpoint"]
 
 
 async def test_a_full_store_pauses_a_job_until_it_has_space(
@@ -462,7 +465,8 @@ async def test_a_full_store_pauses_a_job_until_it_has_space(
     job = lab.job()
     assert (job.state, lab.rows(tables.job)[0].failures) == (Job.STATE_PAUSED, 0)
     assert job.state_reason == (
-        "paused until the object store has space: No space is left for rank-00000.safetensors."
+        "paused until the object store has space, then it goes on by itself: No space is left for"
+        " rank-00000.safetensors."
     )
     assert lab.work.leases.capacity("n1", 4, GIB).free == [0, 1, 2, 3]
     lab.restart()
@@ -643,7 +647,9 @@ async def test_a_paused_job_needs_room_for_a_checkpoint_and_leaves_no_half_ones(
     assert (lab.job().state, half.exists(), points(lab)) == (Job.STATE_PAUSED, False, ["e1-step-5"])
     # What it waits for is said where people look.
     said = lab.job().state_reason
-    assert said.startswith("paused until the object store has space: full; the object store has ")
+    assert said.startswith(
+        "paused until the object store has space, then it goes on by itself: full; "
+    )
     assert "bytes left, the job needs 67,108,864; tried again at " in said
     monkeypatch.setattr(ObjectStore, "free_bytes", lambda _: LEAST_BYTES)
     lab.forward(61)

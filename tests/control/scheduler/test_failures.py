@@ -405,6 +405,22 @@ async def test_a_job_waits_for_a_silent_node_for_as_long_as_it_says(
         assert (lab.job().epoch, lab.job().progress.step, lab.job().state_reason) == (1, 4, "")
 
 
+async def test_the_job_of_the_only_node_says_that_it_waits_for_it(lab: Lab) -> None:
+    await lab.started()
+    lab.wait(20)
+    lab.look()
+    assert lab.job().state_reason.endswith(" UTC; it waits for that: there is no other node")
+
+
+async def test_a_node_that_is_lost_was_seen_when_it_was_heard_last(lab: Lab) -> None:
+    node = await lab.connected("n1")
+    heard = lab.time.wall()
+    lab.wait(15)
+    node.disconnect()
+    (row,) = lab.rows(tables.node)
+    assert (row.state, row.seen_time) == ("LOST", heard)
+
+
 async def test_what_is_said_of_silence_is_taken_back_and_nothing_else(lab: Lab) -> None:
     node, work = await lab.started()
     node.report(job_progress=agent.JobProgress(work=work, event="rank 3 was killed", restarts=1))

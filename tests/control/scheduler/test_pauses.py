@@ -178,8 +178,8 @@ async def test_a_job_that_starts_pauses_before_its_ranks_work(lab: Lab) -> None:
     job = lab.job()
     assert job.state == Job.STATE_PAUSED
     assert job.state_reason == (
-        "paused by users/alice without a new checkpoint, because it had not begun; it goes on from"
-        " the newest one on record, or begins anew"
+        "paused by users/alice without a new checkpoint, because it had not begun; then it begins"
+        " anew"
     )
     assert row_of(lab).failures == 0
 
@@ -389,11 +389,14 @@ async def test_what_has_nothing_to_save_is_paused_at_once(lab: Lab, kind: str) -
     await node.take()
     work = node.started[0].work
     node.progress(work, 1)
+    if kind == "train":
+        node.save_checkpoint(work, 10)
     job = pause(lab, grace_seconds=0) if kind == "train" else pause(lab)
     assert job.state == Job.STATE_PAUSED
     why = {
         "prepare": "users/alice: a job of kind prepare keeps no checkpoints, and begins anew",
-        "train": "users/alice without a new checkpoint, because it was given no time to save one",
+        "train": "users/alice without a new checkpoint, because it was given no time to save one;"
+        " then it goes on from step 10",
     }
     assert job.state_reason.startswith(f"paused by {why[kind]}")
     await node.take()
