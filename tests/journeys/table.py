@@ -43,7 +43,7 @@ class Row:
     rank_restarts: int = 0
     replicas: int = 0
     answers: bool = True
-    callers: int = 4
+    callers: int = 2
     tokens: int = 40
     pause: float = 2.0
 

@@ -42,7 +42,7 @@ SHAPE = (
 )
 INTERVAL = 50
 """Steps between checkpoints."""
-STEPS = 300
+STEPS = 200
 PARENT = f"projects/{PROJECT}"
 ENDPOINT = f"{PARENT}/endpoints/chat"
 AT_WORK = frozenset({"QUEUED", "STARTING", "RUNNING", "PAUSED", "REGISTERING"})
