@@ -730,7 +730,7 @@ def test_output_of_ranks_cannot_drive_a_terminal(command: Run, logged_in: FakeAp
     assert "]0;owned\N{REPLACEMENT CHARACTER}\ttab" in shown.out
 
 
-def test_waiting_too_long_is_3_and_says_that_the_job_goes_on(
+def test_waiting_too_long_is_3_and_says_that_the_job_is_left(
     command: Run, logged_in: FakeApi
 ) -> None:
     logged_in.answers["JobService.CreateJob"] = job("QUEUED")
@@ -741,7 +741,7 @@ def test_waiting_too_long_is_3_and_says_that_the_job_goes_on(
 
     logged_in.answers["JobService.WatchJob"] = hang
     result = command(*TRAIN, "--wait", "--timeout", "0.3s")
-    assert (result.code, "it goes on" in result.err) == (3, True)
+    assert (result.code, "it is left as it is" in result.err) == (3, True)
 
 
 def test_a_stream_that_breaks_is_opened_again(command: Run, logged_in: FakeApi) -> None:

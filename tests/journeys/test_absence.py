@@ -62,7 +62,7 @@ def test_going_down_and_up_is_no_failure_of_a_job(prepared: Appliance) -> None:
     alice = prepared.alice
     train(prepared, "often", ENDLESS)
     reached = 60
-    for epoch in range(1, 6):
+    for epoch in range(1, 5):
         wait_for(lambda number=epoch: at_work(prepared, "often", number), f"start {epoch}")
         past(prepared, "often", reached)
         found = job(prepared, "often")
@@ -71,7 +71,7 @@ def test_going_down_and_up_is_no_failure_of_a_job(prepared: Appliance) -> None:
         alice.run("up", "--data-dir", str(prepared.data), "--detach")
     # From the newest checkpoint each time: no step twice but those since it.
     resumed = reached - reached % 50
-    wait_for(lambda: at_work(prepared, "often", 6), "the next start")
+    wait_for(lambda: at_work(prepared, "often", 5), "the next start")
     past(prepared, "often", resumed)
     alice.run("job", "cancel", "often")
     cancelled = job(prepared, "often")
@@ -79,6 +79,6 @@ def test_going_down_and_up_is_no_failure_of_a_job(prepared: Appliance) -> None:
     assert int(cancelled["checkpoint_step"]) >= resumed
     # And what somebody has stopped goes on where it was.
     alice.run("job", "resume", "often", "--mesh", "data=1,tensor=2")
-    wait_for(lambda: at_work(prepared, "often", 7), "the job to go on")
+    wait_for(lambda: at_work(prepared, "often", 6), "the job to go on")
     past(prepared, "often", int(cancelled["checkpoint_step"]))
     alice.run("job", "cancel", "often")

@@ -22,6 +22,7 @@ _NONE: frozenset[str] = frozenset()
 Held = Mapping[str, frozenset[str]]
 """What one subject holds: roles by domain."""
 _NOTHING: Held = {}
+_EMPTY: Mapping[str, Held] = {}
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,11 +37,13 @@ class Index:
         held: dict[str, dict[str, set[str]]] = {}
         for link in pace(links):
             held.setdefault(link.subject, {}).setdefault(link.domain, set()).add(link.role)
-        buckets: list[dict[str, Held]] = [{} for _ in range(BUCKETS)]
+        buckets: list[Mapping[str, Held]] = [_EMPTY] * BUCKETS
+        filled: dict[int, dict[str, Held]] = {}
         for subject, domains in pace(held.items()):
-            buckets[_bucket(subject)][subject] = {
-                domain: frozenset(roles) for domain, roles in domains.items()
-            }
+            found = filled.setdefault(_bucket(subject), {})
+            found[subject] = {domain: frozenset(roles) for domain, roles in domains.items()}
+        for number, bucket in filled.items():
+            buckets[number] = bucket
         return cls(tuple(buckets))
 
     def says(self, other: Index, pace: Pace = at_once) -> bool:

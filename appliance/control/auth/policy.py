@@ -85,7 +85,7 @@ def compile_policy(rows: Rows, roles: Roles, pace: Pace = at_once) -> Policy:
     index = Index.of(rows.links, pace)
     policy = Policy(rows.version, index, Engine(rows.rules, roles.model_text))
     probes = [(policy.index, *probe) for probe in _strangers(roles)]
-    probes += [(Index.of([link]), SOMEBODY, *probe) for link, probe in _reaching(roles)]
+    probes += [(index, SOMEBODY, *probe) for index, probe in _reaching(roles)]
     for held, *probe in pace(probes):
         if policy.engine.decide(held, *probe):
             raise FailedPrecondition(f"{_REFUSED}: it lets {probe} through")
@@ -100,7 +100,7 @@ def _strangers(roles: Roles) -> Iterable[tuple[str, str, str]]:
             yield from ((who, where, what) for what in roles.permissions)
 
 
-def _reaching(roles: Roles) -> Iterable[tuple[Link, tuple[str, str]]]:
+def _reaching(roles: Roles) -> Iterable[tuple[Index, tuple[str, str]]]:
     """Questions about roles where they do not hold: on the platform, in other projects."""
     wide = next((role.id for role in roles.roles.values() if role.fits(EVERYWHERE)), "")
     others = {
@@ -108,9 +108,10 @@ def _reaching(roles: Roles) -> Iterable[tuple[Link, tuple[str, str]]]:
         EVERYWHERE: (PLATFORM,),
         SOMEWHERE: (PLATFORM, EVERYWHERE, ELSEWHERE),
     }
-    for held, asked in ((held, asked) for held, found in others.items() for asked in found):
-        for what in roles.roles[wide].permissions if wide else ():
-            yield Link(SOMEBODY, wide, held), (asked, what)
+    for held, found in others.items() if wide else ():
+        index = Index.of([Link(SOMEBODY, wide, held)])
+        for asked in found:
+            yield from ((index, (asked, what)) for what in roles.roles[wide].permissions)
 
 
 class PolicyStore:
