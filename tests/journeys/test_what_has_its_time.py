@@ -24,7 +24,7 @@ SECONDS = 20.0
 STALE = f"stale_view_seconds = {SECONDS}\n"
 LOST = f"\n[scheduling]\nnode_lost_seconds = {SECONDS}\n"
 ALONE = ("--data=1",)
-LONG = 1200
+LONG = 2000
 """Steps: longer than a node that is lost is waited for."""
 
 
