@@ -33,6 +33,8 @@ from appliance.core.placement import NodeCapacity
 NODE_LOST_SECONDS = 300.0
 UNNAMED_SECONDS = 15.0
 """How long a node may be heard without naming work that it was given."""
+STRANGE_SECONDS = 60.0
+"""A node that has connected gets no work for so long while it ends what nobody here knows."""
 SAID_SECONDS = 15.0
 """From then on it is said that a node is silent."""
 REMEMBERED_SECONDS = 86_400.0
@@ -364,7 +366,3 @@ class Leases:
         if held.unnamed[node] >= UNNAMED_SECONDS:
             return f"node {node} no longer runs it"
         return ""
-
-
-STRANGE_SECONDS = 60.0
-"""A node that has connected gets no work for so long while it ends what nobody here knows."""
