@@ -23,7 +23,7 @@ from deploy.demo import processes
 from tests.fakes import moved_clock
 from tests.fakes.disk import filled
 from tests.journeys.running import wait_for
-from tests.journeys.two_nodes import ENDPOINT, Two
+from tests.journeys.two_nodes import ENDPOINT, PARENT, Two
 
 PACKAGE = Path(appliance.__file__).parent
 SLOW_MILLISECONDS = 150
@@ -104,6 +104,19 @@ def store_says(two: Two, text: str) -> Iterator[None]:
 
 
 @contextmanager
+def store_is_full(two: Two, job: str) -> Iterator[None]:
+    """The disk of the object store is full, at least until a job has met that."""
+
+    def met() -> bool:
+        jobs = two.call("JobService.ListJobs", rows="jobs", parent=PARENT)
+        return any(found.uid == job and found.state == found.STATE_PAUSED for found in jobs)
+
+    with filled(two.appliance.objects):
+        yield
+        wait_for(met, "the job to meet the full disk")
+
+
+@contextmanager
 def clock_jumps(two: Two) -> Iterator[None]:
     """The clock of the appliance's own server is set forward, and back again."""
     moved_clock.set_to(two.clock, CLOCK_STEP)
@@ -150,7 +163,7 @@ FAULTS: Mapping[str, Fault] = {
     "store, ENOSPC": lambda two, _: store_says(two, str(errno.ENOSPC)),
     "store, EIO": lambda two, _: store_says(two, str(errno.EIO)),
     "store hangs": lambda two, _: store_says(two, ""),
-    "store is full": lambda two, _: filled(two.appliance.objects),
+    "store is full": store_is_full,
     "slow disk": lambda two, _: store_says(two, str(-SLOW_MILLISECONDS)),
     "clock jumps": lambda two, _: clock_jumps(two),
 }
