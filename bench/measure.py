@@ -37,6 +37,7 @@ LIMITS = {
     "hostile_text": 20 * 60,
     "redaction": 5 * 60,
     "hung_store": 15 * 60,
+    "audit_start": 30 * 60,
     "flood": 75 * 60,
 }
 """Every bench, in the order in which they run, and its seconds."""

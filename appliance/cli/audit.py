@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,15 +14,18 @@ from appliance.cli.command import output_option
 from appliance.cli.files import private_file, write_public
 from appliance.cli.output import field
 from appliance.core import names
-from appliance.core.errors import BY_REASON, FailedPrecondition, InvalidInput
+from appliance.core.errors import BY_REASON, InvalidInput
 from appliance.core.identity import parse_name
 
 if TYPE_CHECKING:
     from appliance.cli.session import Session
+    from appliance.crypto.chain import Verified
 
 EXPORT_SECONDS = 3600.0
 SYSTEM = "control"
 """Who records have for what the appliance did by itself."""
+FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
+NEW_FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False)
 EXISTING = click.Path(path_type=Path, dir_okay=False, exists=True)
 COLUMNS = [
@@ -123,7 +124,7 @@ def _resource(text: str) -> str:
 @make("export", "AuditService.ExportRecords", group=command)
 @click.option("--out", required=True, type=FILE, help="File for the records.")
 def export(session: Session, out: Path) -> None:
-    """Write the whole chain to a file of yours alone, exactly as it is stored."""
+    """Write the chain to a file of yours alone, as it is stored, but for what is archived."""
     written = 0
     with private_file(out) as file:
         for piece in session.stream("AuditService.ExportRecords", timeout=EXPORT_SECONDS):
@@ -150,69 +151,98 @@ def checkpoint(session: Session, out: Path | None, public_key_out: Path | None) 
 @command.command("verify", params=[output_option()])
 @click.option("--records", type=EXISTING, help="File of `audit export`.")
 @click.option(
-    "--data-dir",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="Data directory of the appliance, instead.",
+    "--data-dir", type=FOLDER, help="Data directory of the appliance, instead or none of them."
+)
+@click.option(
+    "--archive", "archives", type=FOLDER, multiple=True, help="Folder of `audit archive`, too."
 )
 @click.option("--public-key", required=True, type=EXISTING, help="Key of `audit checkpoint`.")
 @click.option("--checkpoint", "note", type=EXISTING, help="A checkpoint that was kept elsewhere.")
 def verify(
-    records: Path | None, data_dir: Path | None, public_key: Path, note: Path | None, output: str
+    records: Path | None,
+    data_dir: Path | None,
+    archives: tuple[Path, ...],
+    public_key: Path,
+    note: Path | None,
+    output: str,
 ) -> None:
     """Prove the chain offline, or name the first bad record."""
-    if (records is None) == (data_dir is None):
+    if records is not None and data_dir is not None:
         raise click.UsageError("give one of --records and --data-dir")
-    from appliance.crypto.chain import notes_of  # noqa: PLC0415 - imports cryptography
+    if records is None and data_dir is None and not archives:
+        raise click.UsageError("give --records, --data-dir or --archive")
+    from appliance.cli.audit_folder import Parts  # noqa: PLC0415 - imports cryptography
+    from appliance.crypto.signing import VerifyKey  # noqa: PLC0415 - as above
 
-    older = note.read_bytes() if note else None
-    # Checkpoints are read before the records: the chain may grow meanwhile.
-    notes: list[bytes] = []
+    parts = Parts()
+    for folder in archives:
+        parts.add_folder(folder)
     if data_dir is not None:
-        listed = data_dir / "audit" / "checkpoints"
-        notes = notes_of(listed.read_bytes()) if listed.exists() else []
-    _verify(list(_segments(records, data_dir)), notes, older, public_key.read_bytes(), output)
-
-
-def _segments(records: Path | None, data_dir: Path | None) -> Iterator[tuple[str, Path]]:
-    from appliance.crypto.chain import LOG_SUFFIX, segment_name  # noqa: PLC0415 - as above
-
+        parts.add_folder(data_dir / "audit")
     if records is not None:
-        yield segment_name(0), records
-    elif data_dir is not None:
-        yield from (
-            (path.name, path) for path in sorted((data_dir / "audit").glob(f"*{LOG_SUFFIX}"))
-        )
+        parts.add_export(records)
+    key = VerifyKey.from_pem(public_key.read_bytes())
+    proved, origin = parts.verify(key, note.read_bytes() if note else None)
+    _show(proved, origin, output)
 
 
-def _verify(
-    segments: list[tuple[str, Path]],
-    notes: list[bytes],
-    older: bytes | None,
-    public_key: bytes,
-    form: str,
-) -> None:
-    from appliance.crypto import chain  # noqa: PLC0415 - imports cryptography
-    from appliance.crypto.signing import VerifyKey  # noqa: PLC0415
-
-    # The note's first line names the log; the signature over it is checked with the key.
-    first = older or (notes[-1] if notes else None)
-    if first is None:
-        raise FailedPrecondition(
-            "without a checkpoint nothing is proved: add --checkpoint with a file of "
-            "`appliance audit checkpoint --out`"
-        )
-    origin = first.partition(b"\n")[0].decode(errors="replace")
-    with ExitStack() as opened:
-        streams = [(name, opened.enter_context(path.open("rb"))) for name, path in segments]
-        key = VerifyKey.from_pem(public_key)
-        proved = chain.verify(streams, notes, key, origin, older=older)
+def _show(proved: Verified, origin: str, form: str) -> None:
     facts: dict[str, Any] = {
+        "first": proved.first,
         "records": proved.size,
         "signed": proved.covered,
         "root": proved.root.hex(),
         "origin": origin,
     }
     output.show(facts, form)
+    if proved.first:
+        click.echo(f"records before {proved.first} are archived or pruned, signed", err=True)
     if proved.covered < proved.size:
         rest = proved.size - proved.covered
         click.echo(f"the newest {rest} records are chained, and not signed yet", err=True)
+
+
+@make(
+    "archive",
+    "AuditService.ListSegments",
+    "AuditService.ExportRecords",
+    "AuditService.ArchiveSegments",
+    group=command,
+)
+@click.option("--out", required=True, type=NEW_FOLDER, help="Folder that gets them, or has some.")
+@click.option(
+    "--older-than",
+    "days",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    metavar="DAYS",
+    help="Only segments whose last record is so many days old.",
+)
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def archive(session: Session, out: Path, *, days: int, yes: bool) -> None:
+    """Move closed segments of the chain into a folder here, each proved before it is deleted there.
+
+    A segment has 65,536 records. The newest closed one and the open one stay.
+    """
+    from appliance.cli.audit_archive import move  # noqa: PLC0415 - imports cryptography
+
+    move(session, out, days, yes=yes)
+
+
+@make("prune", "AuditService.PruneArchive", group=command)
+@click.option("--archive", "folder", required=True, type=FOLDER, help="Folder of `audit archive`.")
+@click.option(
+    "--older-than",
+    "days",
+    required=True,
+    type=click.IntRange(1),
+    metavar="DAYS",
+    help="Segments whose last record is so many days old are deleted.",
+)
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def prune(session: Session, folder: Path, *, days: int, yes: bool) -> None:
+    """Delete the oldest segments of an archive by their age; that is signed and recorded."""
+    from appliance.cli.audit_archive import prune as delete  # noqa: PLC0415 - as above
+
+    delete(session, folder, days, yes=yes)

@@ -1,9 +1,10 @@
 """`python -m appliance.control --config control.toml` serves.
 
 `… init` makes a data directory; `--config control.toml join-token` lets one machine join;
-`… who-joins` says who has to; `… unlock USER`, `… reset-factor USER` and `… accept-clock` are for
-when nobody can log in any more. `appliance up` starts it with
-`--prepare node --prepare gateway`; what was done for them is a JSON object on standard output.
+`… who-joins` says who has to; `… unlock USER` and `… reset-factor USER` are for when nobody can log
+in any more, `… accept-clock` and `… accept-state` for a start that is refused. `appliance up`
+starts it with `--prepare node --prepare gateway`; what was done for them is a JSON object on
+standard output.
 
 Rules kept here: whatever it does, it first closes itself to core files and other processes, because
 all of it holds keys; the password is read from standard input, never from an argument; what goes
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import dataclasses
 import functools
 import json
 import logging
@@ -43,6 +45,7 @@ _RESCUES = {
     rescuing.UNLOCK: "let a person in again and forget the failed log-ins",
     rescuing.RESET_FACTOR: "take a person's authenticator away; the next log-in enrols another",
     rescuing.ACCEPT_CLOCK: "go on from the present time after the clock was ahead",
+    rescuing.ACCEPT_STATE: "go on from a state that is older than the audit log; sessions end",
 }
 
 
@@ -173,10 +176,12 @@ def _machine(name: str) -> Principal:
 
 
 def _rescue(settings: ControlConfig, parsed: argparse.Namespace) -> int:
-    facts: dict[str, str] = {"done": parsed.command}
+    facts: dict[str, object] = {"done": parsed.command}
     if parsed.command == rescuing.ACCEPT_CLOCK:
         ahead = rescuing.accept_clock(settings, _now)
         facts |= {"last_record": ahead.isoformat(), "clock": _now().isoformat()}
+    elif parsed.command == rescuing.ACCEPT_STATE:
+        facts |= dataclasses.asdict(rescuing.accept_state(settings, _now))
     else:
         change = rescuing.unlock if parsed.command == rescuing.UNLOCK else rescuing.reset_factor
         change(settings, parsed.user, _now)
@@ -233,7 +238,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     for name, what in _RESCUES.items():
         rescue = commands.add_parser(name, help=f"{what}; the control plane is down")
-        if name != rescuing.ACCEPT_CLOCK:
+        if name in {rescuing.UNLOCK, rescuing.RESET_FACTOR}:
             rescue.add_argument("user", metavar="USER", help="id of the person")
     return parser
 

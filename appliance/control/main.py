@@ -20,6 +20,8 @@ from prometheus_client import CollectorRegistry
 
 from appliance.control import cross_check, parts
 from appliance.control.access import Access
+from appliance.control.audit.checking import AuditMetrics, Checking
+from appliance.control.audit.system import SystemRecords
 from appliance.control.config import ControlConfig
 from appliance.control.expiry_metrics import ExpiryMetrics
 from appliance.control.foundation import Clock, Foundation, People
@@ -72,6 +74,8 @@ class Control:
         registry.register(WorkMetrics(self.base.database, self.work.leases, clock))
         # Before an agent can call: what was under way when the last process ended.
         self.work.scheduler.recover()
+        self._checking = Checking(opened.log, SystemRecords(opened.log))
+        registry.register(AuditMetrics(opened.log, self._checking))
         registry.register(ExpiryMetrics(self.base.expirations, clock))
         people, machines = self._identities()
         self.api_port = self.server.bind(
@@ -121,6 +125,7 @@ class Control:
         tasks = [
             asyncio.create_task(self.work.scheduler.run(self._pool.passes, self.base.events)),
             asyncio.create_task(self.work.storage.run(self._pool.tasks, TASK_THREADS)),
+            asyncio.create_task(self._checking.run()),
             asyncio.create_task(self._record_refusals()),
             asyncio.create_task(self.tell_health()),
             asyncio.create_task(

@@ -4,7 +4,8 @@ Checked here, each with one sentence that says what to do:
 * the folder is private and no other control plane uses it;
 * root key and keyring are files of this user alone, and belong to this appliance;
 * the state database is whole, of this version, and of the same appliance as the keyring;
-* the audit log is whole, signed by this keyring, and not older than what the state has seen;
+* the audit log is whole, signed by this keyring, and not older than what the state has seen; nor is
+  the state older than what the log has seen, unless somebody says so (`accept_state`);
 * the clock is not before what was recorded last. When it was ahead for a while and is right now,
   whoever may read the keys says so (`accept_clock`), which is recorded.
 
@@ -28,7 +29,7 @@ from appliance.control.presence import Presence
 from appliance.control.store import migrate, tables
 from appliance.control.store.database import Database
 from appliance.core.data_directory import KEPT, DataDirectory
-from appliance.core.errors import FailedPrecondition
+from appliance.core.errors import FailedPrecondition, Stale
 from appliance.core.files import make_private_dir, open_private, read_secret
 from appliance.crypto.keys import Keyring, RootKey
 
@@ -51,7 +52,11 @@ class Opened:
 
 
 def open_data(
-    settings: ControlConfig, clock: Callable[[], datetime], *, check_clock: bool = True
+    settings: ControlConfig,
+    clock: Callable[[], datetime],
+    *,
+    check_clock: bool = True,
+    check_state: bool = True,
 ) -> Opened:
     """Check and open the data directory of a configuration.
 
@@ -59,11 +64,12 @@ def open_data(
         settings: where it is.
         clock: the time, aware.
         check_clock: False only to set right what a wrong clock has written.
+        check_state: False only to accept a state that is older than the log.
 
     Raises:
         NotFound: there is no appliance.
         FailedPrecondition: something is missing, open to others, in use or of another version.
-        Tampered: keyring or audit log were changed; Stale when the log is an older copy.
+        Tampered: keyring or audit log were changed; Stale when log or state is an older copy.
     """
     data = DataDirectory(settings.data)
     data.check_complete(KEPT)
@@ -77,7 +83,15 @@ def open_data(
         os.close(lock)
         raise
     try:
-        log = _open_log(data, keyring, database, clock, check_clock=check_clock)
+        log = _open_log(data, keyring, database, clock)
+        try:
+            if check_clock:
+                _check_clock(database, log, clock())
+            if check_state:
+                _check_state(data, database, log)
+        except BaseException:
+            log.close()
+            raise
     except BaseException:
         database.close()
         os.close(lock)
@@ -104,8 +118,6 @@ def _open_log(
     keyring: Keyring,
     database: Database,
     clock: Callable[[], datetime],
-    *,
-    check_clock: bool,
 ) -> AuditLog:
     found = migrate.check(database)
     if found != keyring.cluster_id:
@@ -113,21 +125,16 @@ def _open_log(
             f"{data.state} belongs to appliance {found}, the keyring to {keyring.cluster_id}: "
             "restore both from the same backup"
         )
-    log = AuditLog.open(
+    database.load_generation()
+    return AuditLog.open(
         data.audit,
         keyring.audit_sign,
         audit_origin(keyring.cluster_id),
         clock,
         known=witness.known(database),
         guard=Presence([data.state, data.keyring]).check,
+        generation=lambda: database.generation,
     )
-    try:
-        if check_clock:
-            _check_clock(database, log, clock())
-    except BaseException:
-        log.close()
-        raise
-    return log
 
 
 def offline() -> dict[str, str]:
@@ -148,6 +155,18 @@ def last_moment(database: Database, log: AuditLog) -> datetime:
         latest = max(latest, datetime.fromisoformat(record["time"]))
         break
     return latest
+
+
+def _check_state(data: DataDirectory, database: Database, log: AuditLog) -> None:
+    seen = log.generation
+    if database.generation < seen:
+        raise Stale(
+            f"{data.state} is older than the audit log: it has {database.generation} changes, and "
+            f"the log has seen {seen}. What was taken away since, such as a token, would be back. "
+            "Put back the newest state.db; if this is the newest there is, run `python -m "
+            "appliance.control --config control.toml accept-state` first",
+            object=data.state.name,
+        )
 
 
 def _check_clock(database: Database, log: AuditLog, now: datetime) -> None:

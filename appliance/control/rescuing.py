@@ -1,25 +1,31 @@
-"""When nobody can log in any more: unlock, a new second factor, a clock that was ahead.
+"""When nobody can log in any more, or a start is refused: what only the machine's owner may do.
 
 The way for people is `appliance user unlock` and `reset-factor`: it needs somebody who can log in.
 These are for whoever may read the keys on the control plane's own server, when nobody can.
 
 Rules kept here:
 * the control plane must not run: its lock is taken, so there is one writer of state and audit log;
-* intent and result are in the audit log, under the methods `unlock`, `reset-factor` and
-  `accept-clock` and no principal: the operating system, not the appliance, says who may run it;
+* intent and result are in the audit log, under the methods `unlock`, `reset-factor`,
+  `accept-clock` and `accept-state` and no principal: the operating system, not the appliance, says
+  who may run it;
 * nothing is let in: password and second factor are asked for at the next log-in as ever;
 * a clock is accepted only when the last record is ahead of it, and that is recorded; what was made
-  under the wrong clock stays unbelieved (`auth.moments`).
+  under the wrong clock stays unbelieved (`auth.moments`);
+* a state is accepted only when it is older than the log; sessions and devices of before count no
+  more, and the first record of what is missing in it is named.
 
-Called by `python -m appliance.control --config control.toml unlock|reset-factor|accept-clock`.
+Called by `python -m appliance.control --config control.toml` and one of these methods.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import dataclass
 from datetime import datetime
 
+from appliance.control.audit import witness
 from appliance.control.audit.record import Entry
 from appliance.control.auth import attempts
 from appliance.control.auth.moments import believed
@@ -33,7 +39,8 @@ from appliance.control.store.database import Transaction
 from appliance.core import names
 from appliance.core.errors import FailedPrecondition
 
-UNLOCK, RESET_FACTOR, ACCEPT_CLOCK = "unlock", "reset-factor", "accept-clock"
+UNLOCK, RESET_FACTOR = "unlock", "reset-factor"
+ACCEPT_CLOCK, ACCEPT_STATE = "accept-clock", "accept-state"
 Clock = Callable[[], datetime]
 
 
@@ -92,6 +99,46 @@ def accept_clock(settings: ControlConfig, clock: Clock) -> datetime:
             Entry("result", method=ACCEPT_CLOCK, outcome="OK", details=offline())
         ).result()
         return ahead
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """An older state that was accepted: how many changes it had, how many the log has seen.
+
+    `first_record` is the first one of the log that tells of a change which the state does not have.
+    """
+
+    state: int
+    log: int
+    first_record: int
+
+
+def accept_state(settings: ControlConfig, clock: Clock) -> Accepted:
+    """Go on from a state that is older than the audit log; every session ends.
+
+    Raises:
+        FailedPrecondition: the control plane runs, its data directory is not in order, or the
+            state is not older.
+        AuditUnavailable: it cannot be recorded; then nothing has changed.
+    """
+    with closing(open_data(settings, clock, check_state=False)) as opened:
+        state, seen = opened.database.generation, opened.log.generation
+        if state >= seen:
+            raise FailedPrecondition(
+                "the state is not older than the audit log: there is nothing to accept, start the "
+                "control plane"
+            )
+        accepted = Accepted(state, seen, witness.first_after(opened.log, state))
+        details = offline() | dataclasses.asdict(accepted)
+        opened.log.append(Entry("intent", method=ACCEPT_STATE, details=details)).result()
+        with opened.database.write() as transaction:
+            for row in transaction.all(tables.user.select()):
+                put_out(transaction, row.id)
+            transaction.run(tables.meta.update().values(generation=seen))
+        opened.log.append(
+            Entry("result", method=ACCEPT_STATE, outcome="OK", details=offline())
+        ).result()
+        return accepted
 
 
 def _change(

@@ -18,26 +18,19 @@ puts an older copy back. Called by the audit log when it opens and by `appliance
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from appliance.core.errors import Stale, Tampered
+from appliance.crypto.merkle import Tree, leaf_hash
 from appliance.crypto.signing import SignedNote, VerifyKey
 
-LEAF, NODE = b"\x00", b"\x01"
-EMPTY_ROOT = hashlib.sha256(b"").digest()
 FIRST_PREVIOUS = "0" * 64
 LOG_SUFFIX = ".log"
 CHECKPOINTS = "checkpoints"
 LONGEST_LINE = 1 << 20
-
-
-def leaf_hash(line: bytes) -> bytes:
-    """RFC 6962 hash of a record, given without its line end."""
-    return hashlib.sha256(LEAF + line).digest()
 
 
 def segment_name(first: int) -> str:
@@ -45,59 +38,46 @@ def segment_name(first: int) -> str:
     return f"{first:012d}{LOG_SUFFIX}"
 
 
-class Tree:
-    """A Merkle tree that grows at its end; it keeps the roots of its full subtrees alone."""
-
-    def __init__(self) -> None:
-        self.size = 0
-        self._peaks: list[bytes] = []
-
-    def append(self, leaf: bytes) -> None:
-        """Add a leaf hash."""
-        # The number of trailing ones of the size is the number of full subtrees that merge.
-        merge = self.size
-        while merge & 1:
-            leaf = hashlib.sha256(NODE + self._peaks.pop() + leaf).digest()
-            merge >>= 1
-        self._peaks.append(leaf)
-        self.size += 1
-
-    def root(self) -> bytes:
-        """The root hash, 32 bytes (RFC 6962, 2.1)."""
-        if not self._peaks:
-            return EMPTY_ROOT
-        root = self._peaks[-1]
-        for peak in reversed(self._peaks[:-1]):
-            root = hashlib.sha256(NODE + peak + root).digest()
-        return root
+Segments = Iterable[tuple[str, BinaryIO]]
+"""Files `*.log` with their names, in order of name."""
 
 
 @dataclass(frozen=True)
 class Verified:
-    """What is proved: `size` records with this `root`, of which the first `covered` are signed."""
+    """What is proved: records `first` to before `size`, of which those before `covered` are signed.
+
+    `root` is of the tree of all, also of those before `first`.
+    """
 
     size: int
     root: bytes
     covered: int
+    first: int = 0
 
 
-def notes_of(data: bytes) -> list[bytes]:
-    """The signed notes in a file of checkpoints, each ended by an empty line; no half ones."""
-    parts = data.split(b"\n\n")
-    return [
-        text + b"\n\n" + signature + b"\n"
-        for text, signature in zip(parts[:-1:2], parts[1:-1:2], strict=False)
-    ]
+@dataclass(frozen=True)
+class Grown:
+    """A log to go on with.
+
+    Attributes:
+        tree: of all its records.
+        previous: what the next record names.
+        ends: the tree at the end of each segment that was read.
+    """
+
+    tree: Tree
+    previous: str
+    ends: list[Tree]
 
 
-def lines_of(segments: Iterable[tuple[str, BinaryIO]]) -> Iterator[bytes]:
-    """Every record of the segments, in their order, without line ends.
+def lines_of(segments: Segments, first: int = 0) -> Iterator[bytes]:
+    """Every record of the segments, in their order, without line ends; `first` is the first one.
 
     A last line that does not end was never acknowledged and is left out.
 
     Raises Tampered when a segment does not begin where its name says.
     """
-    sequence = 0
+    sequence = first
     for name, stream in segments:
         if name != segment_name(sequence):
             raise bad_record(sequence, f"{segment_name(sequence)} is missing; found {name}")
@@ -108,22 +88,24 @@ def lines_of(segments: Iterable[tuple[str, BinaryIO]]) -> Iterator[bytes]:
             sequence += 1
 
 
-def verify(
-    segments: Iterable[tuple[str, BinaryIO]],
+def verify(  # noqa: PLR0913 - what a log is verified against
+    segments: Segments,
     notes: Iterable[bytes],
     key: VerifyKey,
     origin: str,
     *,
     older: bytes | None = None,
+    base: Tree | None = None,
 ) -> Verified:
     """Prove a log against its checkpoints. Of a log in use, read the checkpoints first.
 
     Args:
-        segments: the files `*.log` with their names, in order of name.
+        segments: of the log.
         notes: the signed checkpoints, in any order.
         key: the public key of the checkpoints.
         origin: name of the log in its checkpoints.
         older: a checkpoint of this log that was kept elsewhere, to notice an older copy.
+        base: the tree of the records before the first segment, from a proof that was checked.
 
     Raises:
         Tampered: the log or a checkpoint is not what was written; `metadata["record"]` is the first
@@ -131,33 +113,63 @@ def verify(
         Stale: the log is authentic, but shorter than a checkpoint says.
     """
     known = SignedNote.open(older, key, origin) if older is not None else None
-    roots = {known.size: known.root} if known is not None else {}
-    walk = _walk(segments, notes, key, origin, roots)
-    return Verified(walk.tree.size, walk.tree.root(), walk.covered)
+    roots = _roots(notes, key, origin, {known.size: known.root} if known is not None else {})
+    start = Tree() if base is None else base
+    walk = _Walk(roots, start, _link(start, None))
+    lines = lines_of(segments, start.size)
+    line = next(lines, None)
+    while line is not None:
+        following = next(lines, None)
+        walk.step(line, following)
+        line = following
+    walk.end()
+    return Verified(walk.tree.size, walk.tree.root(), walk.covered, start.size)
 
 
-def grow(
-    segments: Iterable[tuple[str, BinaryIO]],
-    notes: Iterable[bytes],
+def grow(  # noqa: PLR0913 - what a log is verified against
+    segments: Segments,
+    note: bytes | None,
     key: VerifyKey,
     origin: str,
     *,
     known: Mapping[int, bytes],
-) -> tuple[Tree, str]:
-    """Verify a log to go on with it: its tree, and what the next record names as `previous`.
+    base: Tree,
+    previous: str | None,
+) -> Grown:
+    """Verify the end of a log to go on with it, as fast as it can be read.
+
+    What the newest checkpoint covers is only hashed: it is what was signed, or it is not. `verify`
+    says which record is the bad one.
 
     Args:
-        segments: as in `verify`.
-        notes: as in `verify`.
+        segments: those after the records in `base`.
+        note: the newest checkpoint.
         key: as in `verify`.
         origin: as in `verify`.
-        known: sizes of the log and the roots that were seen then, by whoever else remembers.
+        known: sizes of the log and the roots that were seen then, by whoever else remembers; none
+            of before `base`.
+        base: the tree of the records before.
+        previous: leaf hash of the last of these, hexadecimal; None when it is not known.
 
     Raises:
-        Tampered: as `verify` does.
+        Tampered: as `verify` does, without the name of the record where it is below a checkpoint.
     """
-    walk = _walk(segments, notes, key, origin, known)
-    return walk.tree, walk.leaves[-1].hex()
+    roots = _roots([] if note is None else [note], key, origin, known)
+    walk = _Walk(roots, base, _link(base, previous), max(roots, default=0))
+    ends: list[Tree] = []
+    for segment in segments:
+        for line in lines_of([segment], walk.tree.size):
+            walk.step(line, None)
+        ends.append(walk.tree.copy())
+    walk.end()
+    return Grown(walk.tree, walk.leaf.hex(), ends)
+
+
+def _link(base: Tree, previous: str | None) -> bytes | None:
+    """What the first record after `base` has to name; None when anything will do."""
+    if not base.size:
+        return bytes.fromhex(FIRST_PREVIOUS)
+    return None if previous is None else bytes.fromhex(previous)
 
 
 def _roots(
@@ -171,78 +183,85 @@ def _roots(
             raise Tampered("two signed checkpoints contradict each other", object=origin)
     for size, root in known.items():
         if roots.setdefault(size, root) != root:
-            raise Tampered(
-                f"this is not the log that was seen elsewhere when it had {size} records: somebody "
-                f"put another one in its place",
-                object=origin,
-            )
+            raise another_log(size, origin)
     return roots
 
 
 class _Walk:
-    """Follows the links of a log and compares its roots on the way."""
+    """Follows the links of a log and compares its roots on the way.
 
-    def __init__(self, roots: Mapping[int, bytes]) -> None:
-        self.tree = Tree()
+    Args:
+        roots: that sizes of the log must have.
+        base: the tree of the records before the first one.
+        previous: leaf hash of the last of these; None when it is not known.
+        hashed: links are followed from this record on; those before are proved by a root.
+    """
+
+    def __init__(
+        self, roots: Mapping[int, bytes], base: Tree, previous: bytes | None, hashed: int = 0
+    ) -> None:
+        self.tree = base.copy()
         self.covered = 0
-        self.leaves = [bytes.fromhex(FIRST_PREVIOUS)] * 2
+        self.leaf = previous or b""
+        self._two_before = self.leaf
+        self._first = base.size if previous is None else None
         self._roots = roots
+        self._hashed = hashed
         self._before = b""
+        self._compare()
 
     def step(self, line: bytes, following: bytes | None) -> None:
         """Take the next record. Raises Tampered."""
+        leaf = leaf_hash(line)
+        if self.tree.size >= self._hashed:
+            self._follow(line, leaf, following)
+        self.tree.append(leaf)
+        self._compare()
+        self._before, self._two_before, self.leaf = line, self.leaf, leaf
+
+    def end(self) -> None:
+        """No record follows. Raises Stale when one should."""
+        size, newest = self.tree.size, max(self._roots, default=0)
+        if newest > size:
+            raise Stale(
+                f"the audit log ends after {size} records, but it had {newest}: record {size} and "
+                f"what follows is missing; somebody cut the log or put an older copy back",
+                object=f"audit record {size}",
+                record=size,
+            )
+
+    def _follow(self, line: bytes, leaf: bytes, following: bytes | None) -> None:
         position = self.tree.size
         sequence, previous = _parse(line, position)
-        leaf = leaf_hash(line)
         if sequence != position:
-            skips = previous == self.leaves[-2].hex() and line != self._before
+            skips = previous == self._two_before.hex() and line != self._before
             _wrong_place(position, sequence, skips_one=skips)
-        if previous != self.leaves[-1].hex():
+        if position != self._first and previous != self.leaf.hex():
             _wrong_link(position, self.covered, leaf, following)
-        self.tree.append(leaf)
+
+    def _compare(self) -> None:
         size = self.tree.size
         if size in self._roots:
             if self._roots[size] != self.tree.root():
                 _wrong_root(self.covered, size)
             self.covered = size
-        self._before, self.leaves = line, [self.leaves[-1], leaf]
 
 
-def _walk(
-    segments: Iterable[tuple[str, BinaryIO]],
-    notes: Iterable[bytes],
-    key: VerifyKey,
-    origin: str,
-    known: Mapping[int, bytes],
-) -> _Walk:
-    roots = _roots(notes, key, origin, known)
-    walk = _Walk(roots)
-    lines = lines_of(segments)
-    line = next(lines, None)
-    while line is not None:
-        following = next(lines, None)
-        walk.step(line, following)
-        line = following
-    size, newest = walk.tree.size, max(roots, default=0)
-    if newest > size:
-        raise Stale(
-            f"the audit log ends after {size} records, but it had {newest}: record {size} and what "
-            f"follows is missing; somebody cut the log or put an older copy back",
-            object=f"audit record {size}",
-            record=size,
-        )
-    return walk
+def parsed(line: bytes, position: int) -> dict[str, Any]:
+    """The record of a line. Raises Tampered when it is none."""
+    try:
+        record: Any = json.loads(line)
+        right = isinstance(record["sequence"], int) and isinstance(record["previous"], str)
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise bad_record(position, "it is not a record") from error
+    if not right:
+        raise bad_record(position, "it is not a record")
+    return dict(record)
 
 
 def _parse(line: bytes, position: int) -> tuple[int, str]:
-    try:
-        record: Any = json.loads(line)
-        sequence, previous = record["sequence"], record["previous"]
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise bad_record(position, "it is not a record") from error
-    if not isinstance(sequence, int) or not isinstance(previous, str):
-        raise bad_record(position, "it is not a record")
-    return sequence, previous
+    record = parsed(line, position)
+    return record["sequence"], record["previous"]
 
 
 def _wrong_place(position: int, sequence: int, *, skips_one: bool) -> None:
@@ -273,6 +292,15 @@ def _wrong_root(covered: int, size: int) -> None:
         object=f"audit record {size - 1}",
         record=size - 1,
         first=covered,
+    )
+
+
+def another_log(size: int, origin: str) -> Tampered:
+    """Tampered, for a log that differs from what was seen when it had `size` records."""
+    return Tampered(
+        f"this is not the log that was seen elsewhere when it had {size} records: somebody put "
+        f"another one in its place",
+        object=origin,
     )
 
 

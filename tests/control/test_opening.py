@@ -158,6 +158,38 @@ def test_an_older_copy_of_the_log_contradicts_the_state(copy: Path, tmp_path: Pa
 
 
 @pytest.mark.attack
+def test_an_older_copy_of_the_state_contradicts_the_log(copy: Path, tmp_path: Path) -> None:
+    """What was taken away meanwhile, such as a token, would be back."""
+    shutil.copy2(copy / "state.db", tmp_path / "older.db")
+    opened = open_data(settings_of(copy), now)
+    before = opened.database.generation
+    with opened.database.write():
+        pass
+    assert opened.database.generation == before + 1
+    opened.log.append(Entry("result", method="test")).result()
+    opened.close()
+    for path in copy.glob("state.db*"):
+        path.unlink()
+    shutil.copy2(tmp_path / "older.db", copy / "state.db")
+    with pytest.raises(Stale, match=f"it has {before} changes, and the log has seen {before + 1}"):
+        open_data(settings_of(copy), now)
+
+
+def test_every_record_says_how_many_changes_there_were(copy: Path) -> None:
+    opened = open_data(settings_of(copy), now)
+    for _ in range(3):
+        with opened.database.write():
+            pass
+        opened.log.append(Entry("event", method="test")).result()
+    found = [record["generation"] for record in opened.log.newest()][:3]
+    assert found == [opened.database.generation - back for back in range(3)]
+    opened.close()
+    again = open_data(settings_of(copy), now)
+    assert again.log.generation == found[0] == again.database.generation
+    again.close()
+
+
+@pytest.mark.attack
 def test_a_clock_set_back_is_noticed(copy: Path) -> None:
     # From the newest record, not from now: the copied directory may be as old as the test run.
     opened = open_data(settings_of(copy), now)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -17,7 +19,7 @@ from appliance.control.auth import devices
 from appliance.control.auth.totp import Totp
 from appliance.control.opening import Opened, open_data
 from appliance.control.store import tables
-from appliance.core.errors import FailedPrecondition, InvalidInput, NotFound
+from appliance.core.errors import FailedPrecondition, InvalidInput, NotFound, Stale
 from tests.fakes.appliance import ADMINISTRATOR, settings_of
 
 REPOSITORY = Path(__file__).parents[2]
@@ -105,6 +107,65 @@ def test_intent_and_result_are_recorded(copy: Path, method: str, work: Any) -> N
     assert [(each["principal"], each["details"]) for each in records(copy)[-2:]] == [("", by)] * 2
 
 
+@pytest.fixture
+def older(copy: Path, tmp_path: Path) -> Path:
+    """A state that was put back: the log has seen two more changes."""
+    shutil.copy2(copy / "state.db", tmp_path / "older.db")
+    for _ in range(2):
+        rescuing.unlock(settings_of(copy), ADMINISTRATOR, now)
+    for path in copy.glob("state.db*"):
+        path.unlink()
+    shutil.copy2(tmp_path / "older.db", copy / "state.db")
+    opened = open_data(settings_of(copy), now, check_state=False)
+    with opened.database.write() as transaction:
+        devices.remember(transaction, ADMINISTRATOR, opened.keyring.token_hmac, now())
+        values = {"id": "s", "user": ADMINISTRATOR, "digest": b"", "step": "COMPLETE"}
+        times = dict.fromkeys(("create_time", "expire_time", "seen_time"), now())
+        transaction.run(tables.session.insert().values(**values, **times, source="test"))
+        transaction.run(tables.meta.update().values(generation=tables.meta.c.generation - 1))
+    opened.close()
+    return copy
+
+
+def test_an_older_state_is_accepted_by_whoever_may_read_the_keys(older: Path) -> None:
+    with pytest.raises(Stale, match="accept-state"):
+        open_data(settings_of(older), now)
+    accepted = rescuing.accept_state(settings_of(older), now)
+    assert accepted.log - accepted.state == 2
+    # `init` left two records, the first unlocking an intent that knows of nothing new yet.
+    assert accepted.first_record == 3
+    opened = open_data(settings_of(older), now)
+    assert opened.database.generation > accepted.log
+    opened.close()
+    left = rows(older)
+    assert left["session"] == left["device"] == []
+    by = {"by": f"offline, uid {os.getuid()}"}
+    assert [(each["kind"], each["method"], each["details"]) for each in records(older)[-2:]] == [
+        ("intent", "accept-state", by | dataclasses.asdict(accepted)),
+        ("result", "accept-state", by),
+    ]
+    with pytest.raises(FailedPrecondition, match="nothing to accept"):
+        rescuing.accept_state(settings_of(older), now)
+
+
+@pytest.mark.attack
+def test_accepting_that_was_broken_off_is_still_noticed(
+    older: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if killed between its intent and the change."""
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(rescuing, "put_out", killed)
+    with pytest.raises(KeyboardInterrupt):
+        rescuing.accept_state(settings_of(older), now)
+    monkeypatch.undo()
+    with pytest.raises(Stale, match="accept-state"):
+        open_data(settings_of(older), now)
+    rescuing.accept_state(settings_of(older), now)
+
+
 def test_it_is_refused_while_the_control_plane_runs_and_for_nobody(copy: Path) -> None:
     before = len(records(copy))
     with pytest.raises(NotFound):
@@ -127,6 +188,7 @@ def test_it_is_refused_while_the_control_plane_runs_and_for_nobody(copy: Path) -
         (("reset-factor", "alice"), 0, {"done": "reset-factor", "user": "users/alice"}, ""),
         (("unlock", "ghost"), 1, None, "users/ghost"),
         (("accept-clock",), 1, None, "there is nothing to accept"),
+        (("accept-state",), 1, None, "there is nothing to accept"),
         (("unlock",), 2, None, "USER"),
     ],
 )

@@ -14,13 +14,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from appliance.api.projects.v1 import project_service_pb2 as rpc
 from appliance.api.projects.v1 import project_service_pb2_grpc
 from appliance.control.audit import log as log_module
-from appliance.control.audit import segments
-from appliance.control.config import audit_origin
 from appliance.control.main import Control
 from appliance.control.store import tables
 from appliance.core.data_directory import DataDirectory
 from appliance.core.errors import ApplianceError, AuditUnavailable, FailedPrecondition
-from appliance.crypto import chain
+from appliance.crypto.chain import Verified
 from tests.fakes.appliance import (
     ADMINISTRATOR,
     Appliance,
@@ -30,6 +28,7 @@ from tests.fakes.appliance import (
     running,
     settings_of,
 )
+from tests.fakes.audit import verified as proved
 from tests.fakes.disk import filled, small_disk
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -79,12 +78,9 @@ async def refusal(appliance: Appliance, token: str) -> ApplianceError:
     raise AssertionError("nothing was refused")
 
 
-def verified(appliance: Appliance) -> chain.Verified:
-    folder, ring = DataDirectory(appliance.folder).audit, appliance.control.base.keyring
-    notes = chain.notes_of((folder / "checkpoints").read_bytes())
-    with segments.opened(folder) as streams:
-        key, origin = ring.audit_sign.verify_key, audit_origin(ring.cluster_id)
-        return chain.verify(streams, notes, key, origin)
+def verified(appliance: Appliance) -> Verified:
+    key = appliance.control.base.keyring.audit_sign.verify_key
+    return proved(DataDirectory(appliance.folder).audit, key=key)
 
 
 @pytest.mark.attack

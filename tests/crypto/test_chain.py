@@ -1,5 +1,6 @@
 """The chain of audit records: RFC 6962's tree, and every way to change a log, found by name."""
 
+import hashlib
 import io
 import json
 import random
@@ -10,7 +11,9 @@ import pytest
 
 from appliance.core.errors import Stale, Tampered
 from appliance.crypto import chain
-from appliance.crypto.chain import Tree, Verified, leaf_hash, notes_of, segment_name, verify
+from appliance.crypto.chain import Verified, segment_name, verify
+from appliance.crypto.merkle import EMPTY_ROOT, Tree, leaf_hash
+from appliance.crypto.proofs import notes_of
 from appliance.crypto.signing import SignedNote, SigningKey
 
 KEY = SigningKey(b"\x07" * 32)
@@ -55,12 +58,12 @@ def test_roots_are_those_of_certificate_transparency() -> None:
 def _tree_hash(leaves: list[bytes]) -> bytes:
     """RFC 6962, 2.1, as it is written there."""
     if not leaves:
-        return chain.EMPTY_ROOT
+        return EMPTY_ROOT
     if len(leaves) == 1:
         return leaf_hash(leaves[0])
     split = 1 << (len(leaves) - 1).bit_length() - 1
     left, right = _tree_hash(leaves[:split]), _tree_hash(leaves[split:])
-    return chain.hashlib.sha256(b"\x01" + left + right).digest()
+    return hashlib.sha256(b"\x01" + left + right).digest()
 
 
 def test_the_growing_tree_is_the_recursive_one() -> None:

@@ -34,13 +34,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from appliance.control.audit import segments
-from appliance.control.audit.record import Entry, Prepared, line_of, prepare
+from appliance.control.audit import refusals
+from appliance.control.audit.archive import Archive
+from appliance.control.audit.closed import Closed
+from appliance.control.audit.record import Entry, Prepared, prepare
 from appliance.control.audit.segments import Segments
-from appliance.core.errors import AuditUnavailable, Tampered
-from appliance.crypto import chain
-from appliance.crypto.chain import Tree, leaf_hash
-from appliance.crypto.signing import SignedNote, SigningKey
+from appliance.control.audit.written import Written
+from appliance.core.errors import AuditUnavailable
+from appliance.crypto.signing import SigningKey
 
 CHECKPOINT_RECORDS = 256
 CHECKPOINT_SECONDS = 1.0
@@ -63,18 +64,17 @@ class AuditLog:
     def __init__(  # noqa: PLR0913 - called by `open` alone
         self,
         files: Segments,
-        tree: Tree,
-        previous: str,
+        written: Written,
         key: SigningKey,
-        origin: str,
+        archive: Archive,
         clock: Clock,
         guard: Callable[[], None],
     ) -> None:
         self._files = files
-        self._tree = tree
-        self._previous = previous
-        self._key = key
-        self._origin = origin
+        self._written = written
+        self._public_key_pem = key.verify_key.pem()
+        self.archive = archive
+        """For segments that leave."""
         self._clock = clock
         self._guard = guard
         self._full = self._torn = False
@@ -82,7 +82,6 @@ class AuditLog:
         self._queue: deque[_Pending] = deque()
         self._failure: Exception | None = None
         self._closing = False
-        self._head = (tree.size, tree.root())
         self._note = b""
         self._covered = -1
         self._wanted = 0
@@ -101,7 +100,8 @@ class AuditLog:
         *,
         known: Mapping[int, bytes] | None = None,
         guard: Callable[[], None] = lambda: None,
-        segment_bytes: int = segments.SEGMENT_BYTES,
+        generation: Callable[[], int] = lambda: 0,
+        segment_records: int | None = None,
     ) -> AuditLog:
         """Open or begin the log in a folder.
 
@@ -113,17 +113,20 @@ class AuditLog:
             known: sizes and roots that were seen before, such as by the state database.
             guard: raises Tampered when something beside the log is gone without which nothing may
                 be acknowledged; asked before each write and each second.
-            segment_bytes: size at which a new file begins.
+            generation: how many writes of the state were committed; each record says it.
+            segment_records: how many records a file holds; None: as many as usual.
 
         Raises:
             Tampered: the log was changed while it was closed; Stale when it is an older copy.
+            Exhausted: there is no room to close the segments of 0.1.0.
         """
-        files = Segments(folder, segment_bytes=segment_bytes)
-        with segments.opened(folder) as streams:
-            tree, last = chain.grow(
-                streams, files.notes(), key.verify_key, origin, known=known or {}
-            )
-        return cls(files, tree, last, key, origin, clock, guard)
+        files = Segments(folder, key.verify_key, origin, segment_records=segment_records)
+        try:
+            written = Written(files, key, origin, known or {}, generation)
+        except BaseException:
+            files.close()
+            raise
+        return cls(files, written, key, Archive(files.closed, key, origin), clock, guard)
 
     def append(self, entry: Entry) -> Future[int]:
         """Record an entry. The future gives its sequence once it is durable.
@@ -150,17 +153,22 @@ class AuditLog:
 
     def head(self) -> tuple[int, bytes]:
         """How many records are durable, and the root over them; what the state database notes."""
-        return self._head
+        return self._written.head
 
     @property
     def size(self) -> int:
         """How many records are durable."""
-        return self._head[0]
+        return self._written.head[0]
+
+    @property
+    def generation(self) -> int:
+        """How many writes of the state its records know of."""
+        return self._written.generation
 
     @property
     def public_key_pem(self) -> bytes:
         """The key that verifies the checkpoints."""
-        return self._key.verify_key.pem()
+        return self._public_key_pem
 
     def checkpoint(self) -> tuple[bytes, int]:
         """A signed checkpoint over all that is durable by now, and the number of records it covers.
@@ -169,21 +177,40 @@ class AuditLog:
         """
         with self._changed:
             if not self._full:
-                self._wanted = self._head[0]
+                self._wanted = self.size
             self._changed.notify_all()
             self._changed.wait_for(self._is_answered, SIGNING_SECONDS)
             return self._note, self._covered
 
+    @property
+    def folder(self) -> Path:
+        """Where it is."""
+        return self._files.folder
+
+    @property
+    def closed(self) -> Closed:
+        """Its closed segments."""
+        return self._files.closed
+
+    @property
+    def first(self) -> int:
+        """The first record that was not archived."""
+        return self._files.closed.first
+
     def lines(self, start: int, stop: int | None = None) -> Iterator[bytes]:
-        """Durable records from `start` to before `stop`, as stored, without line ends."""
+        """Durable records from `start` to before `stop`, as stored, without line ends.
+
+        Those that were archived are left out.
+        """
         size = self.size
-        return self._files.lines(max(start, 0), size if stop is None else min(stop, size))
+        upto = size if stop is None else min(stop, size)
+        return self._files.lines(max(start, self.first), upto)
 
     def newest(self, before: int | None = None) -> Iterator[dict[str, Any]]:
         """Durable records before a sequence, newest first, parsed."""
         end = self.size if before is None else min(before, self.size)
-        while end > 0:
-            begin = max(0, end - CHECKPOINT_RECORDS)
+        while end > (first := self.first):
+            begin = max(first, end - CHECKPOINT_RECORDS)
             for line in reversed(list(self._files.lines(begin, end))):
                 yield json.loads(line)
             end = begin
@@ -206,16 +233,10 @@ class AuditLog:
 
     def _refusal(self) -> AuditUnavailable:
         if self._failure is not None:
-            return AuditUnavailable(_final(self._failure))
+            return refusals.final(self._failure)
         if self._full:
-            return AuditUnavailable(
-                "the disk of the control plane is full, so the audit log cannot take a record and "
-                "nothing was done: free some space there; it goes on by itself"
-            )
-        why = "it is closed" if self._closing else "too many records wait"
-        return AuditUnavailable(
-            f"the audit log takes no record now ({why}), so nothing was done: repeat it later"
-        )
+            return AuditUnavailable(refusals.FULL)
+        return AuditUnavailable(refusals.CLOSED if self._closing else refusals.BUSY)
 
     def _start(self) -> None:
         """Hold the reserve and sign what there is; a disk that is full is waited for."""
@@ -233,7 +254,7 @@ class AuditLog:
                 if self._full:
                     self._go_on()
                 self._work(batch)
-            if self._covered < self._tree.size and not self._full:
+            if self._covered < self.size and not self._full:
                 self._sign()
         except Exception as error:
             # Whatever it was: without its thread the log must refuse, not keep callers waiting.
@@ -259,6 +280,8 @@ class AuditLog:
         try:
             if self._full:
                 batch = self._only_reserved(batch)
+            elif self._files.is_full:
+                self._signed(self._written.close_segment())
             if batch:
                 self._commit(batch)
             if self._is_due() and not self._full:
@@ -321,7 +344,7 @@ class AuditLog:
     def _mend(self) -> None:
         """Cut off what a failed write has left, before anything else is written."""
         if self._torn:
-            self._files.roll_back(self._previous)
+            self._written.roll_back()
             self._torn = False
 
     @staticmethod
@@ -334,39 +357,31 @@ class AuditLog:
     def _take(self) -> list[_Pending]:
         """The next batch; empty when a checkpoint is due or the log is being closed."""
         with self._changed:
-            unsigned = self._covered < self._tree.size and not self._full
+            unsigned = self._covered < self.size and not self._full
             due = max(0.0, self._due - time.monotonic()) if unsigned else CHECK_SECONDS
             self._changed.wait_for(
                 lambda: self._queue or self._closing or self._wanted > self._covered,
                 min(due, CHECK_SECONDS),
             )
-            batch = [self._queue.popleft() for _ in range(min(len(self._queue), LARGEST_BATCH))]
+            # A batch ends where its segment does.
+            most = min(len(self._queue), LARGEST_BATCH, self._files.room)
+            batch = [self._queue.popleft() for _ in range(most)]
         for _, future in batch:
             # From here on nobody can cancel it. The record of one who left already is kept too.
             future.set_running_or_notify_cancel()
         return batch
 
     def _commit(self, batch: list[_Pending]) -> None:
-        lines, leaves, previous = [], [], self._previous
-        for sequence, (record, _) in enumerate(batch, self._tree.size):
-            line = line_of(record, sequence, previous)
-            leaves.append(leaf_hash(line))
-            previous = leaves[-1].hex()
-            lines.append(line)
-        self._files.append(lines)
-        if self._covered == self._tree.size:
+        first = self._written.size
+        self._written.append([record for record, _ in batch])
+        if self._covered == first:
             self._due = time.monotonic() + CHECKPOINT_SECONDS
-        first = self._tree.size
-        for leaf in leaves:
-            self._tree.append(leaf)
-        self._previous = previous
-        self._head = (self._tree.size, self._tree.root())
         for sequence, (_, future) in enumerate(batch, first):
             if not future.cancelled():
                 future.set_result(sequence)
 
     def _is_due(self) -> bool:
-        unsigned = self._tree.size - self._covered
+        unsigned = self.size - self._covered
         asked = self._wanted > self._covered
         late = unsigned > 0 and time.monotonic() >= self._due
         return asked or late or unsigned >= CHECKPOINT_RECORDS
@@ -375,10 +390,11 @@ class AuditLog:
         return self._covered >= self._wanted or self._closing or self._failure is not None
 
     def _sign(self) -> None:
-        note = SignedNote(self._origin, *self._head).sign(self._key)
-        self._files.append_note(note)
+        self._signed(self._written.sign())
+
+    def _signed(self, note: bytes) -> None:
         with self._changed:
-            self._note, self._covered = note, self._head[0]
+            self._note, self._covered = note, self.size
             self._changed.notify_all()
 
     def _fail(self, error: Exception, batch: list[_Pending]) -> None:
@@ -393,17 +409,3 @@ class AuditLog:
         for _, future in waiting:
             if not future.done():
                 future.set_exception(self._refusal())
-
-
-def _final(failure: Exception) -> str:
-    """What is said of a failure that only a restart ends; without paths of the server."""
-    if isinstance(failure, Tampered):
-        return (
-            f"the audit log is closed, so nothing was done ({failure.message}): keep the data "
-            "directory as it is, find out who did it, then start the control plane again"
-        )
-    why = failure.strerror if isinstance(failure, OSError) else type(failure).__name__
-    return (
-        f"the audit log cannot take a record ({why}), so nothing was done: repair the disk, then "
-        "restart the control plane"
-    )

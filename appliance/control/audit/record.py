@@ -84,9 +84,13 @@ def prepare(entry: Entry, now: datetime) -> Prepared:
     return Prepared(rfc8785.dumps(_clean(entry.details, DEEPEST)), members)
 
 
-def line_of(record: Prepared, sequence: int, previous: str) -> bytes:
-    """The line of a record at its place in the chain: RFC 8785 JSON, without line end."""
-    members = {**record.members, "sequence": sequence, "previous": previous}
+def line_of(record: Prepared, sequence: int, previous: str, generation: int) -> bytes:
+    """The line of a record at its place in the chain: RFC 8785 JSON, without line end.
+
+    `generation` is how many writes of the state had been committed.
+    """
+    place = {"generation": generation, "sequence": sequence, "previous": previous}
+    members = {**record.members, **place}
     # Of members that are text and whole numbers under ASCII names, `json` writes the same bytes as
     # RFC 8785 asks for, five times as fast. `details` may hold floats; its name sorts first.
     rest = json.dumps(members, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

@@ -1,14 +1,16 @@
-"""The files of the audit log: segments of lines, and the signed checkpoints beside them.
+"""The files of the audit log: the segment that grows, its signed checkpoints, and closed segments.
 
 Rules kept here:
-* files only grow; a segment is named after its first record and a new one begins when it is full;
+* files only grow; a segment is named after its first record. It is closed at 65,536 records
+  (`closed`), and then the file of checkpoints begins anew with the one over all of them: what a
+  start reads is one segment and its checkpoints, however old the log is;
 * `append` and `append_note` return when the bytes are durable (fdatasync), and a new file is
   durable in its folder before a record in it counts;
 * opening cuts off a torn end: bytes after the last line end, or after a hole of zeros that a power
   cut left. Such bytes were never acknowledged; had they been, the checkpoints would say so;
 * reading uses positions kept in memory, so that a page from the middle costs one seek;
 * `check` compares the files that are written and the folder with what this process wrote
-  (`growing`), and once a second the closed segments too: what it costs does not grow with the log;
+  (`growing`), and once a second some closed segments too: its cost does not grow with the log;
 * `roll_back` brings them back to that after a failed write, and proves it by the chain.
 
 Called by `appliance.control.audit.log` alone, which writes from one thread.
@@ -16,46 +18,46 @@ Called by `appliance.control.audit.log` alone, which writes from one thread.
 
 from __future__ import annotations
 
-import bisect
 import contextlib
 import os
 import re
 import time
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
-from appliance.control.audit.growing import GrowingFile, Look, Reserve, expect, look_at
+from appliance.control.audit.closed import (
+    Closed,
+    files_of,
+    first_of,
+    line_starts,
+    streams_of,
+    write,
+)
+from appliance.control.audit.growing import GrowingFile, Reserve, look_at
 from appliance.core.errors import Tampered
 from appliance.core.files import make_private_dir, sync_dir
-from appliance.crypto.chain import CHECKPOINTS, LOG_SUFFIX, leaf_hash, notes_of, segment_name
+from appliance.crypto import chain
+from appliance.crypto.chain import CHECKPOINTS, Grown, segment_name
+from appliance.crypto.merkle import Tree, leaf_hash
+from appliance.crypto.proofs import notes_of, size_of
+from appliance.crypto.signing import VerifyKey
 
-SEGMENT_BYTES = 64 << 20
+SEGMENT_RECORDS = 1 << 16
 LOOK_SECONDS = 1.0
-"""Time between two looks at the closed segments, which are as many as the log is old."""
+"""Time between two looks at closed segments."""
 RESERVE = "reserve"
 RESERVE_BYTES = 4 << 20
 _PREVIOUS = re.compile(rb'"previous":"([0-9a-f]{64})"')
 
 
-def files_of(folder: Path) -> list[Path]:
-    """The segments in a folder, in the order of their records."""
-    return sorted(path for path in folder.iterdir() if path.name.endswith(LOG_SUFFIX))
+class _OpenPart(NamedTuple):
+    """The segment that grows, as readers in other threads take it: all of it, or the next one."""
 
-
-@contextlib.contextmanager
-def opened(folder: Path) -> Iterator[Iterator[tuple[str, BinaryIO]]]:
-    """The segments of a folder as `chain.verify` takes them."""
-
-    def each() -> Iterator[tuple[str, BinaryIO]]:
-        for path in files_of(folder):
-            stream = stack.enter_context(path.open("rb"))
-            yield path.name, stream
-            stream.close()
-
-    with contextlib.ExitStack() as stack:
-        yield each()
+    first: int
+    starts: array[int]
+    path: Path | None
 
 
 class Segments:
@@ -63,37 +65,128 @@ class Segments:
 
     Args:
         folder: made private if it is new.
-        segment_bytes: a segment that has reached this size gets no further line.
+        key: of the checkpoints.
+        origin: name of the log in its checkpoints.
+        segment_records: a segment that has so many gets no further line; None: 65,536.
+
+    Raises Tampered when what is closed is not complete, or not what was signed.
     """
 
-    def __init__(self, folder: Path, *, segment_bytes: int = SEGMENT_BYTES) -> None:
+    def __init__(
+        self, folder: Path, key: VerifyKey, origin: str, *, segment_records: int | None = None
+    ) -> None:
         self.folder = make_private_dir(folder)
-        self._segment_bytes = segment_bytes
-        self._first: list[int] = []
-        self._paths: list[Path] = []
-        self._starts: list[array[int]] = []
-        self._closed: list[tuple[Path, Look]] = []
+        self._key, self._origin = key, origin
+        self._segment_records = SEGMENT_RECORDS if segment_records is None else segment_records
+        for left in folder.glob(".*.tmp"):
+            left.unlink()
+        self.closed = Closed(folder, key, origin)
+        end = self.closed.end.size
+        self._unclosed = [path for path in files_of(folder) if first_of(path) >= end]
+        """One, or as many as 0.1.0 has left."""
+        self._open_part = _OpenPart(end, array("Q"), None)
         self._looked = -LOOK_SECONDS
-        self._size = 0
         self._last: GrowingFile | None = None
         self._repair()
         self._notes = self._open(self.folder / CHECKPOINTS)
         self._home = look_at(self.folder)
         self.reserve = Reserve(self.folder / RESERVE, RESERVE_BYTES)
 
+    @property
+    def is_full(self) -> bool:
+        """Whether the open segment is to be closed before another record."""
+        return len(self._open_part.starts) >= self._segment_records
+
+    @property
+    def room(self) -> int:
+        """How many records come before the next closing, when a full segment is closed first."""
+        return self._segment_records - (0 if self.is_full else len(self._open_part.starts))
+
+    @contextlib.contextmanager
+    def tail(self) -> Iterator[Iterator[tuple[str, BinaryIO]]]:
+        """What is not closed, as `chain` takes it."""
+        with streams_of(self._unclosed) as streams:
+            yield streams
+
+    def newest_note(self) -> bytes | None:
+        """The signed checkpoint that covers most."""
+        return max(self.notes(), key=size_of, default=None)
+
+    def verified(self, known: Mapping[int, bytes]) -> Grown:
+        """The log to go on with.
+
+        Args:
+            known: sizes and roots that were seen before by somebody else.
+
+        Raises Tampered, with the name of the first bad record, or Stale.
+        """
+        closed, roots = self.closed, dict[int, bytes]()
+        for size, root in known.items():
+            if size >= closed.end.size:
+                roots[size] = root
+            elif closed.root_at(size) not in {root, None}:
+                raise chain.another_log(size, self._origin)
+        base = closed.end
+        try:
+            with self.tail() as streams:
+                return chain.grow(
+                    *(streams, self.newest_note(), self._key, self._origin),
+                    known=roots,
+                    base=base,
+                    previous=closed.last_leaf(),
+                )
+        except Tampered:
+            with self.tail() as streams:
+                chain.verify(streams, self.notes(), self._key, self._origin, base=base)
+            raise
+
+    def close_older(self, grown: Grown, sign: Callable[[Tree], bytes]) -> None:
+        """Close segments that another follows, as a log of 0.1.0 has them when it is opened first.
+
+        Args:
+            grown: what the verification of `tail` found.
+            sign: makes the checkpoint of a tree.
+
+        Raises OSError; what is closed by then stays closed.
+        """
+        ends, notes = grown.ends[:-1], self.notes() if len(grown.ends) > 1 else []
+        for end in ends:
+            self.closed.add(self._unclosed[0], end, [*notes, sign(end)])
+            del self._unclosed[0]
+        if ends:
+            self._begin_notes(self.closed.end.size)
+
+    def close_segment(self, tree: Tree, note: bytes) -> None:
+        """Close the open segment.
+
+        Args:
+            tree: of all records.
+            note: the signed checkpoint over it.
+
+        Raises OSError; then the segment is as open as it was.
+        """
+        if self._last is None or not self._open_part.starts:
+            return
+        self.append_note(note)
+        self.closed.add(self._last.path, tree, self.notes())
+        self._last.close()
+        self._last = None
+        self._unclosed.clear()
+        self._open_part = _OpenPart(tree.size, array("Q"), None)
+        self._begin_notes(tree.size)
+
     def append(self, lines: Sequence[bytes]) -> None:
         """Write lines, given without line ends, and make them durable.
 
         Raises OSError, after which `roll_back` comes first, or Tampered.
         """
-        if self._last is None or self._last.size >= self._segment_bytes:
+        if self._last is None:
             self._last = self._begin()
         start = self._last.size
         self._last.append(b"\n".join(lines) + b"\n")
         for line in lines:
-            self._starts[-1].append(start)
+            self._open_part.starts.append(start)
             start += len(line) + 1
-        self._size += len(lines)
 
     def append_note(self, note: bytes) -> None:
         """Write a signed checkpoint and make it durable. Raises as `append` does."""
@@ -113,8 +206,7 @@ class Segments:
                 file.check()
         now = time.monotonic()
         if now - self._looked >= LOOK_SECONDS:
-            for path, known in self._closed:
-                expect(path, known)
+            self.closed.look()
             self._looked = now
 
     def roll_back(self, previous: str) -> None:
@@ -146,20 +238,19 @@ class Segments:
             raise Tampered(f"{path.name} does not end as it was written", object=path.name)
 
     def notes(self) -> list[bytes]:
-        """Every signed checkpoint, oldest first."""
+        """The signed checkpoints of the open segment, oldest first."""
         return notes_of((self.folder / CHECKPOINTS).read_bytes())
 
     def lines(self, start: int, stop: int) -> Iterator[bytes]:
-        """Lines of the records `start` to before `stop`, without line ends."""
-        while start < stop:
-            index = bisect.bisect_right(self._first, start) - 1
-            starts = self._starts[index]
-            count = min(stop - self._first[index], len(starts))
-            with self._paths[index].open("rb") as stream:
-                stream.seek(starts[start - self._first[index]])
-                while start < self._first[index] + count:
+        """Lines of the records `start` to before `stop`, all of them here, without line ends."""
+        first, starts, path = self._open_part
+        yield from self.closed.lines(start, min(stop, first))
+        start = max(start, first)
+        if start < stop and path is not None:
+            with path.open("rb") as stream:
+                stream.seek(starts[start - first])
+                for _ in range(start, stop):
                     yield stream.readline().rstrip(b"\n")
-                    start += 1
 
     def close(self) -> None:
         """Close the files. Everything appended is durable already."""
@@ -174,46 +265,35 @@ class Segments:
 
     def _begin(self) -> GrowingFile:
         """Start a new segment, named after the record that comes next. Raises OSError."""
-        path = self.folder / segment_name(self._size)
+        first = self._open_part.first
+        path = self.folder / segment_name(first)
         file = self._open(path)
-        if self._last is not None:
-            self._last.close()
-            self._closed.append((self._last.path, self._last.known))
-        self._first.append(self._size)
-        self._paths.append(path)
-        self._starts.append(array("Q"))
+        self._unclosed.append(path)
+        self._open_part = _OpenPart(first, array("Q"), path)
         return file
+
+    def _begin_notes(self, size: int) -> None:
+        """Keep only checkpoints from this size on: earlier ones stand in proofs. Raises OSError."""
+        kept = [note for note in self.notes() if size_of(note) >= size]
+        path = self.folder / CHECKPOINTS
+        write(path, b"".join(note + b"\n" for note in kept))
+        self._notes.close()
+        self._notes = GrowingFile(path)
 
     def _repair(self) -> None:
         """Cut torn ends off, note where each line begins, go on in the newest segment."""
-        paths = files_of(self.folder)
         notes = self.folder / CHECKPOINTS
         if notes.exists():
             _cut(notes, sum(len(note) + 1 for note in notes_of(notes.read_bytes())))
-        for path in paths:
-            data = path.read_bytes()
-            if path is paths[-1]:
-                hole = data.find(b"\0")
-                whole = data.rfind(b"\n", 0, hole if hole >= 0 else None) + 1
-                _cut(path, whole)
-                data = data[:whole]
-            self._first.append(self._size)
-            self._paths.append(path)
-            self._starts.append(_line_starts(data))
-            self._size += len(self._starts[-1])
-        for path in paths[:-1]:
-            self._closed.append((path, Look.of(path.stat())))
-        if paths:
-            self._last = self._open(paths[-1])
-
-
-def _line_starts(data: bytes) -> array[int]:
-    starts = array("Q")
-    position = 0
-    while position < len(data):
-        starts.append(position)
-        position = data.find(b"\n", position) + 1 or len(data)
-    return starts
+        if not self._unclosed:
+            return
+        path = self._unclosed[-1]
+        data = path.read_bytes()
+        hole = data.find(b"\0")
+        whole = data.rfind(b"\n", 0, hole if hole >= 0 else None) + 1
+        _cut(path, whole)
+        self._open_part = _OpenPart(first_of(path), line_starts(data[:whole]), path)
+        self._last = self._open(path)
 
 
 def _cut(path: Path, size: int) -> None:

@@ -40,7 +40,25 @@ class AuditRpc(Servicer, AuditServiceServicer):
         self, request: rpc.ExportRecordsRequest, context: Context
     ) -> AsyncIterator[rpc.ExportRecordsResponse]:
         """Streams the raw chain as it is when the call begins."""
-        position, stop = request.from_sequence, self._service.size
+        position, stop = self._service.export_range(request)
         while position < stop:
             lines, position = await self._run(self._service.export, self.caller, position, stop)
             yield rpc.ExportRecordsResponse(lines=lines)
+
+    async def ListSegments(
+        self, request: rpc.ListSegmentsRequest, context: Context
+    ) -> rpc.ListSegmentsResponse:
+        """Lists the closed segments that were not archived, oldest first."""
+        return await self._run(self._service.segments, self.caller, request)
+
+    async def ArchiveSegments(
+        self, request: rpc.ArchiveSegmentsRequest, context: Context
+    ) -> rpc.ArchiveSegmentsResponse:
+        """Deletes closed segments here which the caller holds elsewhere."""
+        return await self._run(self._service.archive, self.caller, request)
+
+    async def PruneArchive(
+        self, request: rpc.PruneArchiveRequest, context: Context
+    ) -> rpc.PruneArchiveResponse:
+        """Signs that segments of an archive are deleted because of their age."""
+        return await self._run(self._service.prune, self.caller, request)

@@ -1,14 +1,19 @@
-"""Reading the audit chain: pages for people, checkpoints and raw lines to verify elsewhere."""
+"""Reading the audit chain, and closed segments that leave it.
+
+Pages for people, checkpoints and raw lines to verify elsewhere. What is archived or pruned, and by
+whose signature that is believed, is decided in `appliance.control.audit.archive`.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from appliance.api.audit.v1 import audit_service_pb2 as rpc
 from appliance.api.audit.v1 import record_pb2
+from appliance.control.audit.closed import Segment
 from appliance.control.audit.log import AuditLog
 from appliance.control.services import paging
 from appliance.control.services.caller import Caller
@@ -18,6 +23,8 @@ from appliance.core.errors import InvalidInput
 SEARCHED_AT_ONCE = 50_000
 """Records one page looks at: a rare filter gives short pages that go on, not a long wait."""
 EXPORTED_AT_ONCE = 2_000
+SEGMENTS_AT_ONCE = 20
+"""A proof has some tens of kilobytes."""
 _OWN_MEMBERS = ("kind", "request_id", "principal", "method", "resource", "outcome", "source")
 
 
@@ -56,17 +63,64 @@ class Audit:
     def export(self, caller: Caller, start: int, stop: int) -> tuple[bytes, int]:
         """Raw lines from `start`, at most some thousand; and where the next ones begin."""
         del caller
-        if start < 0:
-            wrong = "must not be negative"
-            raise InvalidInput(f"from_sequence: {wrong}", fields={"from_sequence": wrong})
         upto = min(start + EXPORTED_AT_ONCE, stop)
         lines = [line + b"\n" for line in self._log.lines(start, upto)]
         return b"".join(lines), start + len(lines)
 
-    @property
-    def size(self) -> int:
-        """How many records there are."""
-        return self._log.size
+    def export_range(self, request: rpc.ExportRecordsRequest) -> tuple[int, int]:
+        """The first record to export, and the one after the last. Raises InvalidInput."""
+        start, stop, first = request.from_sequence, request.to_sequence, self._log.first
+        if start < 0 or 0 < start < first:
+            wrong = f"must be {first} or more: records before it were archived"
+            if start < 0:
+                wrong = "must not be negative"
+            raise InvalidInput(f"from_sequence {wrong}", fields={"from_sequence": wrong})
+        if stop < 0:
+            wrong = "must not be negative"
+            raise InvalidInput(f"to_sequence {wrong}", fields={"to_sequence": wrong})
+        return max(start, first), min(stop, self._log.size) if stop else self._log.size
+
+    def segments(
+        self, caller: Caller, request: rpc.ListSegmentsRequest
+    ) -> rpc.ListSegmentsResponse:
+        """One page of closed segments, oldest first."""
+        del caller
+        size = min(paging.page_size(request.page_size), SEGMENTS_AT_ONCE)
+        after = paging.key_of(request.page_token, int)
+        # Before the segments: what is archived meanwhile may be in both, and is missing in none.
+        archived = self._log.archive.statement()
+        begin = -1 if after is None else int(after[0])
+        left = [each for each in self._log.archive.segments() if each.first > begin]
+        page = [_segment(each) for each in left[:size]]
+        token = paging.token_of((page[-1].first_record,)) if len(left) > size else ""
+        return rpc.ListSegmentsResponse(segments=page, next_page_token=token, archived=archived)
+
+    def archive(
+        self, caller: Caller, request: rpc.ArchiveSegmentsRequest
+    ) -> rpc.ArchiveSegmentsResponse:
+        """Delete closed segments that the caller holds."""
+        del caller
+        first = self._log.archive.archive(request.size, request.root)
+        return rpc.ArchiveSegmentsResponse(first_record=first)
+
+    def prune(self, caller: Caller, request: rpc.PruneArchiveRequest) -> rpc.PruneArchiveResponse:
+        """Sign that a part of an archive is deleted by a rule."""
+        del caller
+        if request.older_than_days < 1:
+            wrong = "must be 1 or more: how many days records are kept"
+            raise InvalidInput(f"older_than_days {wrong}", fields={"older_than_days": wrong})
+        statement = self._log.archive.prune(request.proof)
+        return rpc.PruneArchiveResponse(statement=statement.dumps(), size=statement.size)
+
+
+def _segment(segment: Segment) -> record_pb2.Segment:
+    return record_pb2.Segment(
+        first_record=segment.first,
+        size=segment.end.size,
+        length_bytes=segment.look.size,
+        close_time=timestamp(datetime.fromtimestamp(segment.look.changed / 1e9, UTC)),
+        proof=segment.proof().dumps(),
+    )
 
 
 def _matches(record: Mapping[str, Any], request: rpc.ListRecordsRequest) -> bool:

@@ -7,7 +7,7 @@ Rules kept here:
 * a write transaction begins with BEGIN IMMEDIATE under one lock, so it never fails half-way for
   want of the lock;
 * every committed write raises `meta.generation` by one; with a witness it also stores the audit
-  log's head;
+  log's head, and the log stores the generation: each notices an older copy of the other;
 * callbacks run after the commit, in the committing thread, and never inside a transaction; what
   must be true before the next transaction begins is assigned at the commit (`at_commit`);
 * a reading connection cannot write (`query_only`).
@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from pysqlite3 import dbapi2 as sqlite
-from sqlalchemy import Connection, Engine, Executable, Row, create_engine, event, update
+from sqlalchemy import Connection, Engine, Executable, Row, create_engine, event, select, update
 from sqlalchemy.engine import URL, CursorResult
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -115,6 +115,7 @@ class Database:
         _create_private(path)
         self.path = path
         self._witness: Witness | None = None
+        self._generation = 0
         self._lock = threading.RLock()
         self._writer = _engine(path, pool_size=1, read_only=False)
         self._reader = _engine(path, pool_size=READERS, read_only=True)
@@ -138,7 +139,8 @@ class Database:
                 with self._writer.connect() as connection, connection.begin():
                     transaction = Transaction(connection)
                     yield transaction
-                    self._count(transaction)
+                    generation = self._count(transaction)
+                self._generation = generation
                 for assignment in transaction._assignments:  # noqa: SLF001 - one unit
                     assignment()
             for callback in transaction._callbacks:  # noqa: SLF001 - the two classes are one unit
@@ -149,11 +151,23 @@ class Database:
         with self._lock:
             pass
 
-    def _count(self, transaction: Transaction) -> None:
+    @property
+    def generation(self) -> int:
+        """How many writes were committed: those of before from `load_generation` on."""
+        return self._generation
+
+    def load_generation(self) -> int:
+        """Read how many writes were committed before; the number."""
+        with self._lock, self.read() as state:
+            self._generation = int(state.value(select(tables.meta.c.generation)))
+        return self._generation
+
+    def _count(self, transaction: Transaction) -> int:
         values: dict[Any, Any] = {tables.meta.c.generation: tables.meta.c.generation + 1}
         if self._witness is not None:
             values[tables.meta.c.audit_size], values[tables.meta.c.audit_root] = self._witness()
         transaction.run(update(tables.meta).values(values))
+        return int(transaction.value(select(tables.meta.c.generation)))
 
     def watch_log(self, witness: Witness) -> None:
         """From now on store with each commit the size and root that `witness` says."""

@@ -16,34 +16,13 @@ from pathlib import Path
 import pytest
 
 from appliance.control.audit import log as module
-from appliance.control.audit import segments, witness
-from appliance.control.audit.log import AuditLog
-from appliance.control.audit.record import Entry
+from appliance.control.audit import witness
+from appliance.control.audit.closed import files_of
 from appliance.core.errors import AuditUnavailable, Stale, Tampered
 from appliance.crypto import chain
-from appliance.crypto.signing import SigningKey
-from tests.fakes.state import StandingClock, add_project, make_state
-
-KEY = SigningKey(b"\x07" * 32)
-ORIGIN = "appliance/lab/audit"
-ENTRY = Entry("intent", principal="users/alice", method="/x.Jobs/CreateJob")
-
-
-def _open(folder: Path, **more: object) -> AuditLog:
-    return AuditLog.open(folder, KEY, ORIGIN, StandingClock(), **more)  # type: ignore[arg-type]  # keywords of open
-
-
-def _fill(folder: Path, count: int, **more: object) -> None:
-    log = _open(folder, **more)
-    for future in [log.append(ENTRY) for _ in range(count)]:
-        future.result(10)
-    log.close()
-
-
-def _verify(folder: Path, older: bytes | None = None) -> chain.Verified:
-    notes = chain.notes_of((folder / "checkpoints").read_bytes())
-    with segments.opened(folder) as streams:
-        return chain.verify(streams, notes, KEY.verify_key, ORIGIN, older=older)
+from appliance.crypto.signing import SignedNote
+from tests.fakes.audit import ENTRY, KEY, ORIGIN, fill, opened, verified
+from tests.fakes.state import add_project, make_state
 
 
 @pytest.fixture
@@ -52,16 +31,16 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_records_are_in_the_file_when_the_future_resolves(folder: Path) -> None:
-    log = _open(folder)
+    log = opened(folder)
     for expected in range(5):
         assert log.append(ENTRY).result(10) == expected
         assert (folder / chain.segment_name(0)).read_bytes().count(b"\n") == expected + 1
     log.close()
-    assert _verify(folder).covered == 5
+    assert verified(folder).covered == 5
 
 
 def test_files_are_private(folder: Path) -> None:
-    _fill(folder, 1)
+    fill(folder, 1)
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
     assert modes == {"000000000000.log": 0o600, "checkpoints": 0o600, "reserve": 0o600}
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
@@ -70,7 +49,7 @@ def test_files_are_private(folder: Path) -> None:
 def test_what_waits_together_is_made_durable_together(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    log = _open(folder)
+    log = opened(folder)
     gate, calls = threading.Event(), []
     real = os.fdatasync
 
@@ -88,7 +67,7 @@ def test_what_waits_together_is_made_durable_together(
 
 
 def test_many_threads_get_each_their_place(folder: Path) -> None:
-    log = _open(folder)
+    log = opened(folder)
     places: list[int] = []
     threads = [
         threading.Thread(
@@ -102,45 +81,45 @@ def test_many_threads_get_each_their_place(folder: Path) -> None:
         thread.join()
     assert sorted(places) == list(range(200))
     log.close()
-    assert _verify(folder).size == 200
+    assert verified(folder).size == 200
 
 
 async def test_a_caller_who_leaves_does_not_stop_the_log(folder: Path) -> None:
-    log = _open(folder)
+    log = opened(folder)
     for _ in range(50):
         task = asyncio.ensure_future(asyncio.wrap_future(log.append(ENTRY)))
         await asyncio.sleep(0)
         task.cancel()
     assert await asyncio.wrap_future(log.append(ENTRY)) == 50
     log.close()
-    assert _verify(folder).size == 51
+    assert verified(folder).size == 51
 
 
 def test_a_checkpoint_follows_after_so_many_records_and_at_the_end(folder: Path) -> None:
-    log = _open(folder)
+    log = opened(folder)
     assert log.checkpoint()[1] == 0
     for future in [log.append(ENTRY) for _ in range(300)]:
         future.result(10)
     log.close()
     note, covered = log.checkpoint()
     assert covered == 300
-    assert chain.SignedNote.open(note, KEY.verify_key, ORIGIN).size == 300
+    assert SignedNote.open(note, KEY.verify_key, ORIGIN).size == 300
 
 
 def test_a_checkpoint_that_is_asked_for_covers_all_that_is_durable(folder: Path) -> None:
-    log = _open(folder)
+    log = opened(folder)
     for size in range(1, 20):
         log.append(ENTRY).result(10)
         note, covered = log.checkpoint()
         assert covered == size
-        assert chain.SignedNote.open(note, KEY.verify_key, ORIGIN).size == size
+        assert SignedNote.open(note, KEY.verify_key, ORIGIN).size == size
     log.close()
 
 
 def test_a_checkpoint_follows_after_a_while(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "CHECKPOINT_SECONDS", 0.0)
     signed = threading.Event()
-    log = _open(folder)
+    log = opened(folder)
     real = log._files.append_note
 
     def noted(note: bytes) -> None:
@@ -155,13 +134,13 @@ def test_a_checkpoint_follows_after_a_while(folder: Path, monkeypatch: pytest.Mo
 
 def test_files_follow_each_other_and_the_chain_goes_through(folder: Path) -> None:
     for _ in range(3):
-        log = _open(folder, segment_bytes=2000)
+        log = opened(folder, segment_records=7)
         for _ in range(20):
             log.append(ENTRY).result(10)
         log.close()
-    assert len(segments.files_of(folder)) > 3
-    assert _verify(folder).covered == 60
-    log = _open(folder)
+    assert len(files_of(folder)) > 3
+    assert verified(folder).covered == 60
+    log = opened(folder)
     assert [json.loads(line)["sequence"] for line in log.lines(7, 44)] == list(range(7, 44))
     assert [record["sequence"] for record in log.newest()] == list(range(59, -1, -1))
     assert [record["sequence"] for record in log.newest(before=3)] == [2, 1, 0]
@@ -181,7 +160,7 @@ def test_files_follow_each_other_and_the_chain_goes_through(folder: Path) -> Non
 def test_when_the_disk_fails_nothing_is_acknowledged_and_nothing_is_tried_again(
     folder: Path, call: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    log = _open(folder)
+    log = opened(folder)
     assert log.append(ENTRY).result(10) == 0
     calls = []
 
@@ -199,7 +178,7 @@ def test_when_the_disk_fails_nothing_is_acknowledged_and_nothing_is_tried_again(
             log.append(ENTRY).result(10)
     assert (len(calls), log.size) == (1, 1)
     log.close()
-    log = _open(folder)
+    log = opened(folder)
     assert log.size in ({1} if call == "write" else {1, 2})
     assert log.append(ENTRY).result(10) == log.size - 1
     log.close()
@@ -207,7 +186,7 @@ def test_when_the_disk_fails_nothing_is_acknowledged_and_nothing_is_tried_again(
 
 @pytest.mark.attack
 def test_everybody_who_waits_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    log = _open(folder)
+    log = opened(folder)
     gate = threading.Event()
 
     def fail(_descriptor: int) -> None:
@@ -225,7 +204,7 @@ def test_everybody_who_waits_is_told(folder: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.attack
 def test_a_queue_without_end_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    log = _open(folder)
+    log = opened(folder)
     gate, real = threading.Event(), os.fdatasync
     monkeypatch.setattr(module, "LONGEST_QUEUE", 10)
 
@@ -244,7 +223,7 @@ def test_a_queue_without_end_is_refused(folder: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_closed_log_takes_nothing(folder: Path) -> None:
-    log = _open(folder)
+    log = opened(folder)
     log.close()
     with pytest.raises(AuditUnavailable, match="it is closed"):
         log.append(ENTRY).result(10)
@@ -254,10 +233,10 @@ def test_a_closed_log_takes_nothing(folder: Path) -> None:
 
 
 def test_a_torn_end_loses_no_acknowledged_record(folder: Path) -> None:
-    _fill(folder, 3)
+    fill(folder, 3)
     path = folder / chain.segment_name(0)
     whole = path.read_bytes()
-    log = _open(folder)
+    log = opened(folder)
     log.append(ENTRY).result(10)
     log.close()
     longer = path.read_bytes()
@@ -268,7 +247,7 @@ def test_a_torn_end_loses_no_acknowledged_record(folder: Path) -> None:
         for tail in (b"", b"\0" * 7, b"\0" * 5 + b"{}\n"):
             path.write_bytes(longer[:end] + tail)
             notes.write_bytes(signed_for_three + b"appliance/lab/au")
-            log = _open(folder)
+            log = opened(folder)
             assert log.size == 3
             log.close()
             assert path.read_bytes() == whole
@@ -283,7 +262,7 @@ from appliance.control.audit.record import Entry
 from appliance.crypto.signing import SigningKey
 log = AuditLog.open(
     Path(sys.argv[1]), SigningKey(bytes([7]) * 32), "appliance/lab/audit",
-    lambda: datetime.now(UTC), segment_bytes=20_000,
+    lambda: datetime.now(UTC), segment_records=50,
 )
 waiting = []
 while True:
@@ -305,10 +284,10 @@ def test_kill_at_any_moment_loses_no_acknowledged_record(folder: Path) -> None:
         process.send_signal(signal.SIGKILL)
         rest, _ = process.communicate(timeout=30)
         acknowledged = max([acknowledged, *map(int, rest.split("\n")[:-1])])
-        log = _open(folder)
+        log = opened(folder)
         assert log.size > acknowledged
         log.close()
-        assert _verify(folder).covered == log.size
+        assert verified(folder).covered == log.size
 
 
 # --- changed while it was closed ------------------------------------------------------------------
@@ -331,16 +310,16 @@ def _flip(data: bytes) -> bytes:
 def test_a_log_that_was_changed_is_not_gone_on_with(
     folder: Path, change: Callable[[bytes], bytes], error: type[Tampered]
 ) -> None:
-    _fill(folder, 5)
+    fill(folder, 5)
     path = folder / chain.segment_name(0)
     path.write_bytes(change(path.read_bytes()))
     with pytest.raises(error):
-        _open(folder)
+        opened(folder)
 
 
 @pytest.fixture
 def copies(folder: Path) -> tuple[Path, dict[str, bytes]]:
-    _fill(folder, 5)
+    fill(folder, 5)
     return folder, {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
@@ -351,7 +330,7 @@ def test_an_older_copy_of_the_whole_log_contradicts_the_state(
     folder, older = copies
     state = make_state(tmp_path)
     assert witness.known(state) == {}
-    log = _open(folder)
+    log = opened(folder)
     state.watch_log(log.head)
     log.append(ENTRY).result(10)
     add_project(state, "red")
@@ -360,12 +339,12 @@ def test_an_older_copy_of_the_whole_log_contradicts_the_state(
     for name, data in older.items():
         (folder / name).write_bytes(data)
     with pytest.raises(Stale, match="older copy"):
-        _open(folder, known=witness.known(state))
+        opened(folder, known=witness.known(state))
     state.close()
 
 
 def test_secrets_do_not_show_in_a_refusal(folder: Path) -> None:
-    log = _open(folder)
+    log = opened(folder)
     assert KEY.raw().hex() not in repr(vars(log))
     assert log.public_key_pem == KEY.verify_key.pem()
     log.close()

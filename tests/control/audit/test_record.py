@@ -21,7 +21,7 @@ JSON_VALUES = some.recursive(
 
 
 def _line(entry: Entry) -> bytes:
-    return line_of(prepare(entry, START), 7, "0" * 64)
+    return line_of(prepare(entry, START), 7, "0" * 64, 12)
 
 
 def test_a_record() -> None:
@@ -36,7 +36,7 @@ def test_a_record() -> None:
         details={"policy_version": 3, "seconds": 0.5},
     )
     assert _line(entry) == (
-        b'{"details":{"policy_version":3,"seconds":0.5},"kind":"result","method":"/x.Jobs/CreateJob",'
+        b'{"details":{"policy_version":3,"seconds":0.5},"generation":12,"kind":"result","method":"/x.Jobs/CreateJob",'
         b'"outcome":"OK","previous":"' + b"0" * 64 + b'","principal":"users/alice",'
         b'"request_id":"r1","resource":"projects/demo","sequence":7,"source":"ipv4:10.0.0.7:5",'
         b'"time":"2026-11-22T12:00:00.000000Z"}'
@@ -58,8 +58,8 @@ def test_every_field_makes_one_canonical_line(text: str, details: dict[str, Any]
     assert parsed["method"] == text.encode(errors="replace").decode()
     assert parsed["resource"] in {text, UNSHAPED}
     assert set(parsed) == {
-        "details", "kind", "method", "outcome", "previous", "principal", "request_id", "resource",
-        "sequence", "source", "time",
+        "details", "generation", "kind", "method", "outcome", "previous", "principal", "request_id",
+        "resource", "sequence", "source", "time",
     }  # fmt: skip
 
 

@@ -9,20 +9,18 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from appliance.control.audit import closed, segments
 from appliance.control.audit import log as module
-from appliance.control.audit import segments
 from appliance.control.audit.growing import Look
 from appliance.control.audit.log import AuditLog
 from appliance.control.audit.record import Entry
 from appliance.core.errors import AuditUnavailable, Tampered
 from appliance.crypto import chain
-from tests.control.audit.test_log import ENTRY, KEY, ORIGIN
+from tests.fakes.audit import ENTRY, KEY, ORIGIN, fill, opened, verified
 from tests.fakes.disk import filled, small_disk
-from tests.fakes.state import StandingClock
 
 RESULT = Entry("result", principal="users/alice", method="/x.Jobs/CreateJob", outcome="OK")
 Opened = Callable[..., AuditLog]
@@ -33,16 +31,6 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look each 10 ms, so that a test waits for what happens and not for a second."""
     monkeypatch.setattr(module, "CHECK_SECONDS", 0.01)
     monkeypatch.setattr(segments, "LOOK_SECONDS", 0.0)
-
-
-def opened(folder: Path, **more: Any) -> AuditLog:
-    return AuditLog.open(folder, KEY, ORIGIN, StandingClock(), **more)
-
-
-def verified(folder: Path) -> chain.Verified:
-    notes = chain.notes_of((folder / "checkpoints").read_bytes())
-    with segments.opened(folder) as streams:
-        return chain.verify(streams, notes, KEY.verify_key, ORIGIN)
 
 
 def wait_until(condition: Callable[[], object], what: str) -> None:
@@ -284,7 +272,7 @@ def test_what_somebody_else_does_to_a_file_is_noticed_and_nothing_more_is_taken(
 ) -> None:
     """The first segment was closed long ago, the last one is written; the log waits or works."""
     folder = tmp_path / "audit"
-    log = opened(folder, segment_bytes=1000)
+    log = opened(folder, segment_records=3)
     for _ in range(10):
         log.append(ENTRY).result(10)
     log.checkpoint()
@@ -311,32 +299,27 @@ def test_what_somebody_else_does_to_a_file_is_noticed_and_nothing_more_is_taken(
     log.close()
 
 
-def test_a_write_does_not_look_at_every_closed_segment(
+def test_each_look_is_at_some_closed_segments_and_all_get_their_turn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They are as many as the log is old; a second later they are looked at again."""
-    now = [1000.0]
-    monkeypatch.setattr(segments, "LOOK_SECONDS", 1.0)
-    monkeypatch.setattr("appliance.control.audit.segments.time.monotonic", lambda: now[0])
-    files = segments.Segments(tmp_path / "audit", segment_bytes=10)
-    for _ in range(5):
-        files.append([b"a line of a record"])
-    looked: list[Path] = []
-    real = segments.expect
+    """They are as many as the log is old."""
+    monkeypatch.setattr(closed, "LOOKED_AT", 3)
+    fill(tmp_path / "audit", 9, segment_records=1)
+    files = segments.Segments(tmp_path / "audit", KEY.verify_key, ORIGIN)
+    looked: list[str] = []
+    real = closed.expect
 
     def expect(path: Path, known: Look) -> None:
-        looked.append(path)
+        looked.append(path.stem.lstrip("0") or "0")
         real(path, known)
 
-    monkeypatch.setattr(segments, "expect", expect)
-    files.check()
-    assert len(looked) == 4
-    for _ in range(100):
+    monkeypatch.setattr(closed, "expect", expect)
+    for _ in range(3):
         files.check()
-    assert len(looked) == 4
-    now[0] += 1.0
+    assert looked == ["0", "1", "2", "3", "4", "5", "6", "7", "0"]
+    monkeypatch.setattr(segments, "LOOK_SECONDS", 1000.0)
     files.check()
-    assert len(looked) == 8
+    assert len(looked) == 9
     files.close()
 
 
@@ -368,7 +351,7 @@ def test_what_stands_beside_the_log_is_asked_about_too(tmp_path: Path) -> None:
 
 def test_nothing_is_noticed_when_nothing_happens(tmp_path: Path) -> None:
     """Segments follow each other, checkpoints are made, and others read."""
-    log = opened(tmp_path / "audit", segment_bytes=1000)
+    log = opened(tmp_path / "audit", segment_records=3)
     for expected in range(50):
         assert log.append(ENTRY).result(10) == expected
         if expected % 10 == 0:

@@ -40,7 +40,7 @@ def test_the_roles(roles: Roles) -> None:
         for role in roles.roles.values()
     }
     assert found == {
-        "administrator": (True, "everywhere platform", 55),
+        "administrator": (True, "everywhere platform", 57),
         "auditor": (True, "everywhere platform", 12),
         "owner": (True, "everywhere project", 33),
         "developer": (True, "everywhere project", 25),

@@ -26,7 +26,7 @@ from appliance.api.audit.v1 import record_pb2 as appliance_dot_api_dot_audit_dot
 from appliance.api.common.v1 import access_pb2 as appliance_dot_api_dot_common_dot_v1_dot_access__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*appliance/api/audit/v1/audit_service.proto\x12\x16\x61ppliance.api.audit.v1\x1a#appliance/api/audit/v1/record.proto\x1a$appliance/api/common/v1/access.proto\"q\n\x12ListRecordsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x11\n\tprincipal\x18\x03 \x01(\t\x12\x0f\n\x07outcome\x18\x04 \x01(\t\x12\x10\n\x08resource\x18\x05 \x01(\t\"_\n\x13ListRecordsResponse\x12/\n\x07records\x18\x01 \x03(\x0b\x32\x1e.appliance.api.audit.v1.Record\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x16\n\x14GetCheckpointRequest\"c\n\x15GetCheckpointResponse\x12\x36\n\ncheckpoint\x18\x01 \x01(\x0b\x32\".appliance.api.audit.v1.Checkpoint\x12\x12\n\npublic_key\x18\x02 \x01(\t\"-\n\x14\x45xportRecordsRequest\x12\x15\n\rfrom_sequence\x18\x01 \x01(\x03\"&\n\x15\x45xportRecordsResponse\x12\r\n\x05lines\x18\x01 \x01(\x0c\x32\xbc\x03\n\x0c\x41uditService\x12\x90\x01\n\x0bListRecords\x12*.appliance.api.audit.v1.ListRecordsRequest\x1a+.appliance.api.audit.v1.ListRecordsResponse\"(\x90\x02\x01\x8a\xb5\x18!\n\naudit.list2\tprincipal2\x08resource\x12\x81\x01\n\rGetCheckpoint\x12,.appliance.api.audit.v1.GetCheckpointRequest\x1a-.appliance.api.audit.v1.GetCheckpointResponse\"\x13\x90\x02\x01\x8a\xb5\x18\x0c\n\naudit.list\x12\x94\x01\n\rExportRecords\x12,.appliance.api.audit.v1.ExportRecordsRequest\x1a-.appliance.api.audit.v1.ExportRecordsResponse\"$\x90\x02\x01\x8a\xb5\x18\x1d\n\x0c\x61udit.export2\rfrom_sequence0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*appliance/api/audit/v1/audit_service.proto\x12\x16\x61ppliance.api.audit.v1\x1a#appliance/api/audit/v1/record.proto\x1a$appliance/api/common/v1/access.proto\"q\n\x12ListRecordsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x11\n\tprincipal\x18\x03 \x01(\t\x12\x0f\n\x07outcome\x18\x04 \x01(\t\x12\x10\n\x08resource\x18\x05 \x01(\t\"_\n\x13ListRecordsResponse\x12/\n\x07records\x18\x01 \x03(\x0b\x32\x1e.appliance.api.audit.v1.Record\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x16\n\x14GetCheckpointRequest\"c\n\x15GetCheckpointResponse\x12\x36\n\ncheckpoint\x18\x01 \x01(\x0b\x32\".appliance.api.audit.v1.Checkpoint\x12\x12\n\npublic_key\x18\x02 \x01(\t\"B\n\x14\x45xportRecordsRequest\x12\x15\n\rfrom_sequence\x18\x01 \x01(\x03\x12\x13\n\x0bto_sequence\x18\x02 \x01(\x03\"&\n\x15\x45xportRecordsResponse\x12\r\n\x05lines\x18\x01 \x01(\x0c\"<\n\x13ListSegmentsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"t\n\x14ListSegmentsResponse\x12\x31\n\x08segments\x18\x01 \x03(\x0b\x32\x1f.appliance.api.audit.v1.Segment\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08\x61rchived\x18\x03 \x01(\x0c\"4\n\x16\x41rchiveSegmentsRequest\x12\x0c\n\x04size\x18\x01 \x01(\x03\x12\x0c\n\x04root\x18\x02 \x01(\x0c\"/\n\x17\x41rchiveSegmentsResponse\x12\x14\n\x0c\x66irst_record\x18\x01 \x01(\x03\"=\n\x13PruneArchiveRequest\x12\r\n\x05proof\x18\x01 \x01(\x0c\x12\x17\n\x0folder_than_days\x18\x02 \x01(\x05\"7\n\x14PruneArchiveResponse\x12\x11\n\tstatement\x18\x01 \x01(\x0c\x12\x0c\n\x04size\x18\x02 \x01(\x03\x32\x81\x07\n\x0c\x41uditService\x12\x90\x01\n\x0bListRecords\x12*.appliance.api.audit.v1.ListRecordsRequest\x1a+.appliance.api.audit.v1.ListRecordsResponse\"(\x90\x02\x01\x8a\xb5\x18!\n\naudit.list2\tprincipal2\x08resource\x12\x81\x01\n\rGetCheckpoint\x12,.appliance.api.audit.v1.GetCheckpointRequest\x1a-.appliance.api.audit.v1.GetCheckpointResponse\"\x13\x90\x02\x01\x8a\xb5\x18\x0c\n\naudit.list\x12\xa1\x01\n\rExportRecords\x12,.appliance.api.audit.v1.ExportRecordsRequest\x1a-.appliance.api.audit.v1.ExportRecordsResponse\"1\x90\x02\x01\x8a\xb5\x18*\n\x0c\x61udit.export2\rfrom_sequence2\x0bto_sequence0\x01\x12~\n\x0cListSegments\x12+.appliance.api.audit.v1.ListSegmentsRequest\x1a,.appliance.api.audit.v1.ListSegmentsResponse\"\x13\x90\x02\x01\x8a\xb5\x18\x0c\n\naudit.list\x12\x9d\x01\n\x0f\x41rchiveSegments\x12..appliance.api.audit.v1.ArchiveSegmentsRequest\x1a/.appliance.api.audit.v1.ArchiveSegmentsResponse\")\x8a\xb5\x18%\n\raudit.archive\x10\x01\x32\x04size:\x0c\x66irst_record\x12\x95\x01\n\x0cPruneArchive\x12+.appliance.api.audit.v1.PruneArchiveRequest\x1a,.appliance.api.audit.v1.PruneArchiveResponse\"*\x8a\xb5\x18&\n\x0b\x61udit.prune\x10\x01\x32\x0folder_than_days:\x04sizeb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,7 +38,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_AUDITSERVICE'].methods_by_name['GetCheckpoint']._loaded_options = None
   _globals['_AUDITSERVICE'].methods_by_name['GetCheckpoint']._serialized_options = b'\220\002\001\212\265\030\014\n\naudit.list'
   _globals['_AUDITSERVICE'].methods_by_name['ExportRecords']._loaded_options = None
-  _globals['_AUDITSERVICE'].methods_by_name['ExportRecords']._serialized_options = b'\220\002\001\212\265\030\035\n\014audit.export2\rfrom_sequence'
+  _globals['_AUDITSERVICE'].methods_by_name['ExportRecords']._serialized_options = b'\220\002\001\212\265\030*\n\014audit.export2\rfrom_sequence2\013to_sequence'
+  _globals['_AUDITSERVICE'].methods_by_name['ListSegments']._loaded_options = None
+  _globals['_AUDITSERVICE'].methods_by_name['ListSegments']._serialized_options = b'\220\002\001\212\265\030\014\n\naudit.list'
+  _globals['_AUDITSERVICE'].methods_by_name['ArchiveSegments']._loaded_options = None
+  _globals['_AUDITSERVICE'].methods_by_name['ArchiveSegments']._serialized_options = b'\212\265\030%\n\raudit.archive\020\0012\004size:\014first_record'
+  _globals['_AUDITSERVICE'].methods_by_name['PruneArchive']._loaded_options = None
+  _globals['_AUDITSERVICE'].methods_by_name['PruneArchive']._serialized_options = b'\212\265\030&\n\013audit.prune\020\0012\017older_than_days:\004size'
   _globals['_LISTRECORDSREQUEST']._serialized_start=145
   _globals['_LISTRECORDSREQUEST']._serialized_end=258
   _globals['_LISTRECORDSRESPONSE']._serialized_start=260
@@ -48,9 +54,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETCHECKPOINTRESPONSE']._serialized_start=381
   _globals['_GETCHECKPOINTRESPONSE']._serialized_end=480
   _globals['_EXPORTRECORDSREQUEST']._serialized_start=482
-  _globals['_EXPORTRECORDSREQUEST']._serialized_end=527
-  _globals['_EXPORTRECORDSRESPONSE']._serialized_start=529
-  _globals['_EXPORTRECORDSRESPONSE']._serialized_end=567
-  _globals['_AUDITSERVICE']._serialized_start=570
-  _globals['_AUDITSERVICE']._serialized_end=1014
+  _globals['_EXPORTRECORDSREQUEST']._serialized_end=548
+  _globals['_EXPORTRECORDSRESPONSE']._serialized_start=550
+  _globals['_EXPORTRECORDSRESPONSE']._serialized_end=588
+  _globals['_LISTSEGMENTSREQUEST']._serialized_start=590
+  _globals['_LISTSEGMENTSREQUEST']._serialized_end=650
+  _globals['_LISTSEGMENTSRESPONSE']._serialized_start=652
+  _globals['_LISTSEGMENTSRESPONSE']._serialized_end=768
+  _globals['_ARCHIVESEGMENTSREQUEST']._serialized_start=770
+  _globals['_ARCHIVESEGMENTSREQUEST']._serialized_end=822
+  _globals['_ARCHIVESEGMENTSRESPONSE']._serialized_start=824
+  _globals['_ARCHIVESEGMENTSRESPONSE']._serialized_end=871
+  _globals['_PRUNEARCHIVEREQUEST']._serialized_start=873
+  _globals['_PRUNEARCHIVEREQUEST']._serialized_end=934
+  _globals['_PRUNEARCHIVERESPONSE']._serialized_start=936
+  _globals['_PRUNEARCHIVERESPONSE']._serialized_end=991
+  _globals['_AUDITSERVICE']._serialized_start=994
+  _globals['_AUDITSERVICE']._serialized_end=1891
 # @@protoc_insertion_point(module_scope)

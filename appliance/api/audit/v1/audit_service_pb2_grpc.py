@@ -50,6 +50,21 @@ class AuditServiceStub:
                 request_serializer=appliance_dot_api_dot_audit_dot_v1_dot_audit__service__pb2.ExportRecordsRequest.SerializeToString,
                 response_deserializer=appliance_dot_api_dot_audit_dot_v1_dot_audit__service__pb2.ExportRecordsResponse.FromString,
                 _registered_method=True)
+        self.ListSegments = channel.unary_unary(
+                '/appliance.api.audit.v1.AuditService/ListSegments',
+                request_serializer=appliance_dot_api_dot_audit_dot_v1_dot_audit__service__pb2.ListSegmentsRequest.SerializeToString,
+                response_deserializer=appliance_dot_api_dot_audit_dot_v1_dot_audit__service__pb2.ListSegmentsResponse.FromString,
+                _registered_method=True)
+        self.ArchiveSegments = channel.unary_unary(
+                '/appliance.api.audit.v1.AuditService/ArchiveSegments',
+                request_serializer=appliance_dot_api_dot_audit_dot_v1_dot_audit__service__pb2.ArchiveSegmentsRequest.SerializeToString,
+                response_deserializer=appliance_dot_api_dot_audit_dot_v1_dot_audit__service__pb2.ArchiveSegmentsResponse.FromString,
+                _registered_method=True)
+        self.PruneArchive = channel.unary_unary(
+                '/appliance.api.audit.v1.AuditService/PruneArchive',
+                request_serializer=appliance_dot_api_dot_audit_dot_v1_dot_audit__service__pb2.PruneArchiveRequest.SerializeToString,
+                response_deserializer=appliance_dot_api_dot_audit_dot_v1_dot_audit__service__pb2.PruneArchiveResponse.FromString,
+                _registered_method=True)
 
 
 class AuditServiceServicer:
@@ -77,6 +92,27 @@ class AuditServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListSegments(self, request, context):
+        """Lists the closed segments that were not archived, oldest first. All but the newest can be archived.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ArchiveSegments(self, request, context):
+        """Deletes closed segments here which the caller holds elsewhere, and signs that they were archived.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PruneArchive(self, request, context):
+        """Signs that segments of an archive are deleted because of their age. Deleting them is the caller's.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AuditServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -94,6 +130,21 @@ def add_AuditServiceServicer_to_server(servicer, server):
                     servicer.ExportRecords,
                     request_deserializer=appliance_dot_api_dot_audit_dot_v1_dot_audit__service__pb2.ExportRecordsRequest.FromString,
                     response_serializer=appliance_dot_api_dot_audit_dot_v1_dot_audit__service__pb2.ExportRecordsResponse.SerializeToString,
+            ),
+            'ListSegments': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSegments,
+                    request_deserializer=appliance_dot_api_dot_audit_dot_v1_dot_audit__service__pb2.ListSegmentsRequest.FromString,
+                    response_serializer=appliance_dot_api_dot_audit_dot_v1_dot_audit__service__pb2.ListSegmentsResponse.SerializeToString,
+            ),
+            'ArchiveSegments': grpc.unary_unary_rpc_method_handler(
+                    servicer.ArchiveSegments,
+                    request_deserializer=appliance_dot_api_dot_audit_dot_v1_dot_audit__service__pb2.ArchiveSegmentsRequest.FromString,
+                    response_serializer=appliance_dot_api_dot_audit_dot_v1_dot_audit__service__pb2.ArchiveSegmentsResponse.SerializeToString,
+            ),
+            'PruneArchive': grpc.unary_unary_rpc_method_handler(
+                    servicer.PruneArchive,
+                    request_deserializer=appliance_dot_api_dot_audit_dot_v1_dot_audit__service__pb2.PruneArchiveRequest.FromString,
+                    response_serializer=appliance_dot_api_dot_audit_dot_v1_dot_audit__service__pb2.PruneArchiveResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -178,6 +229,87 @@ class AuditService:
             '/appliance.api.audit.v1.AuditService/ExportRecords',
             appliance_dot_api_dot_audit_dot_v1_dot_audit__service__pb2.ExportRecordsRequest.SerializeToString,
             appliance_dot_api_dot_audit_dot_v1_dot_audit__service__pb2.ExportRecordsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSegments(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.api.audit.v1.AuditService/ListSegments',
+            appliance_dot_api_dot_audit_dot_v1_dot_audit__service__pb2.ListSegmentsRequest.SerializeToString,
+            appliance_dot_api_dot_audit_dot_v1_dot_audit__service__pb2.ListSegmentsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ArchiveSegments(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.api.audit.v1.AuditService/ArchiveSegments',
+            appliance_dot_api_dot_audit_dot_v1_dot_audit__service__pb2.ArchiveSegmentsRequest.SerializeToString,
+            appliance_dot_api_dot_audit_dot_v1_dot_audit__service__pb2.ArchiveSegmentsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PruneArchive(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.api.audit.v1.AuditService/PruneArchive',
+            appliance_dot_api_dot_audit_dot_v1_dot_audit__service__pb2.PruneArchiveRequest.SerializeToString,
+            appliance_dot_api_dot_audit_dot_v1_dot_audit__service__pb2.PruneArchiveResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -39,3 +39,17 @@ class Checkpoint(_message.Message):
     note: str
     size: int
     def __init__(self, note: _Optional[str] = ..., size: _Optional[int] = ...) -> None: ...
+
+class Segment(_message.Message):
+    __slots__ = ("first_record", "size", "length_bytes", "close_time", "proof")
+    FIRST_RECORD_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CLOSE_TIME_FIELD_NUMBER: _ClassVar[int]
+    PROOF_FIELD_NUMBER: _ClassVar[int]
+    first_record: int
+    size: int
+    length_bytes: int
+    close_time: _timestamp_pb2.Timestamp
+    proof: bytes
+    def __init__(self, first_record: _Optional[int] = ..., size: _Optional[int] = ..., length_bytes: _Optional[int] = ..., close_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., proof: _Optional[bytes] = ...) -> None: ...

@@ -1,0 +1,331 @@
+"""The closed segments of the audit log: files that never change again, a proof beside each.
+
+Rules kept here:
+* the segment `N.log` is closed once `N.proof` stands beside it; a proof is written whole or not at
+  all;
+* segments follow each other without a gap, from record 0 on, or from where the signed file
+  `archived` says that what came before was archived;
+* nothing here is read as a whole when the log opens: a proof has the tree at its end, so what a
+  start costs does not grow with the age of the log. Each segment is verified alone, later;
+* which line begins where is known of a few segments at a time, so memory does not grow either.
+
+The attack: a closed segment edited, exchanged or deleted where nobody reads it. Called by
+`segments` (from the thread that writes) and by readers in threads of their own.
+"""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import logging
+import threading
+from array import array
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from appliance.control.audit.growing import Look, expect, look_at
+from appliance.core.errors import Exhausted, FailedPrecondition, Tampered
+from appliance.core.files import sync_dir, write_durably
+from appliance.crypto import chain, proofs
+from appliance.crypto.merkle import Tree, leaf_hash
+from appliance.crypto.proofs import ARCHIVED, PROOF_SUFFIX, Proof
+from appliance.crypto.signing import VerifyKey
+
+LONGEST_HEAD = 1 << 14
+INDEXED = 4
+"""Segments of which it is known where their lines begin: at most 0.5 MiB each."""
+PAUSE_RECORDS = 512
+LOOKED_AT = 256
+"""Segments at which each look looks, in turn."""
+_logger = logging.getLogger(__name__)
+
+
+def files_of(folder: Path) -> list[Path]:
+    """The segments in a folder, in the order of their records."""
+    return sorted(path for path in folder.iterdir() if path.name.endswith(chain.LOG_SUFFIX))
+
+
+def first_of(path: Path) -> int:
+    """The first record of a segment, as its name says. Raises Tampered when it says none."""
+    if path.stem.isdecimal() and path.name == chain.segment_name(int(path.stem)):
+        return int(path.stem)
+    raise Tampered(f"{path.name} is no segment of the audit log", object=path.name)
+
+
+@contextlib.contextmanager
+def streams_of(paths: Sequence[Path]) -> Iterator[Iterator[tuple[str, BinaryIO]]]:
+    """Segments as `chain` takes them, one open at a time."""
+
+    def each() -> Iterator[tuple[str, BinaryIO]]:
+        for path in paths:
+            with path.open("rb") as stream:
+                stack.callback(stream.close)
+                yield path.name, stream
+
+    with contextlib.ExitStack() as stack:
+        yield each()
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A closed segment: its file, the trees at its begin and end, and how the file looked."""
+
+    path: Path
+    begin: Tree
+    end: Tree
+    look: Look
+
+    @property
+    def first(self) -> int:
+        """Its first record."""
+        return self.begin.size
+
+    @property
+    def proof_path(self) -> Path:
+        """Where its proof stands."""
+        return self.path.with_suffix(PROOF_SUFFIX)
+
+    def proof(self) -> Proof:
+        """Its proof, as it is on the disk. Raises Tampered."""
+        try:
+            return Proof.loads(self.proof_path.read_bytes(), self.proof_path.name)
+        except FileNotFoundError as error:
+            name = self.proof_path.name
+            raise Tampered(f"{name} is missing: put it back", object=name) from error
+
+
+class Closed:
+    """The closed segments of one folder.
+
+    Args:
+        folder: of the log.
+        key: of the checkpoints.
+        origin: name of the log in its checkpoints.
+
+    Raises Tampered when a file is missing, has another length, or is not what was signed.
+    """
+
+    def __init__(self, folder: Path, key: VerifyKey, origin: str) -> None:
+        self._folder, self._key, self._origin = folder, key, origin
+        self._lock = threading.Lock()
+        self._starts: OrderedDict[int, array[int]] = OrderedDict()
+        self._segments: list[Segment] = []
+        self._next_look = 0
+        self.start = self._read_archived()
+        """The tree of the records that were archived: none in a log that was not."""
+        # What has no proof, and what follows it, is not closed: it is verified, and closed anew.
+        for path in sorted(folder.glob(f"*{PROOF_SUFFIX}")):
+            if not self._take_in(path):
+                break
+        if self._segments:
+            self._segments[-1].proof().check(key, origin)
+
+    @property
+    def first(self) -> int:
+        """The first record that is here."""
+        return self.start.size
+
+    @property
+    def end(self) -> Tree:
+        """The tree at the end of the newest closed segment."""
+        return self._segments[-1].end if self._segments else self.start
+
+    @property
+    def segments(self) -> Sequence[Segment]:
+        """All of them, oldest first."""
+        return tuple(self._segments)
+
+    def last_leaf(self) -> str | None:
+        """Leaf hash of the last closed record, hexadecimal; None when there is none here."""
+        if not self._segments:
+            return None
+        last = self.end.size - 1
+        (line,) = self.lines(last, last + 1)
+        return leaf_hash(line).hex()
+
+    def add(self, path: Path, end: Tree, notes: Sequence[bytes]) -> None:
+        """Close a segment: its proof becomes durable.
+
+        Args:
+            path: of the segment.
+            end: the tree at its end.
+            notes: signed checkpoints; one of them is over all records of `end`.
+
+        Raises OSError.
+        """
+        segment = Segment(path, self.end, end.copy(), Look.of(path.stat()))
+        kept = proofs.thinned(notes, segment.first, end.size)
+        proof = Proof.of(segment.first, segment.look.size, end, kept)
+        proof.check(self._key, self._origin)
+        write(segment.proof_path, proof.dumps())
+        with self._lock:
+            self._segments = [*self._segments, segment]
+
+    def look(self) -> None:
+        """Raise Tampered when a segment is not as it was; some of them each time, in turn."""
+        # Held meanwhile, so that what is being archived is not missed.
+        with self._lock:
+            count = min(LOOKED_AT, len(self._segments))
+            for index in range(self._next_look, self._next_look + count):
+                segment = self._segments[index % len(self._segments)]
+                expect(segment.path, segment.look)
+            self._next_look = (self._next_look + count) % max(len(self._segments), 1)
+
+    def lines(self, start: int, stop: int) -> Iterator[bytes]:
+        """Lines of the records `start` to before `stop`, all of them here, without line ends."""
+        segments = self._segments
+        while start < stop:
+            index = bisect.bisect_right(segments, start, key=lambda segment: segment.first) - 1
+            if index < 0:
+                raise FailedPrecondition(f"audit record {start} was archived: ask for newer ones")
+            segment = segments[index]
+            upto = min(stop, segment.end.size)
+            with segment.path.open("rb") as stream:
+                stream.seek(self._starts_of(segment)[start - segment.first])
+                while start < upto:
+                    yield stream.readline().rstrip(b"\n")
+                    start += 1
+
+    def root_at(self, size: int) -> bytes | None:
+        """Root over the first `size` records; None when they end before what is here."""
+        if size < self.first:
+            return None
+        tree = self.start
+        for segment in self._segments:
+            if segment.end.size > size:
+                tree = tree.copy()
+                for line in self.lines(tree.size, size):
+                    tree.append(leaf_hash(line))
+                break
+            tree = segment.end
+        return tree.root()
+
+    def verify(self, segment: Segment, pause: Callable[[], None] = lambda: None) -> None:
+        """Prove one of `segments`: read it as a whole.
+
+        Args:
+            segment: the one.
+            pause: called every few hundred records.
+
+        Raises:
+            Tampered: it is not what was written; `metadata["record"]` is the first bad record.
+            FileNotFoundError: its file is gone.
+        """
+        proof = segment.proof()
+        proof.check(self._key, self._origin)
+        tree = segment.begin.copy()
+        with segment.path.open("rb") as stream:
+            for line in stream:
+                tree.append(leaf_hash(line.removesuffix(b"\n")))
+                if not tree.size % PAUSE_RECORDS:
+                    pause()
+        if (tree.size, tree.root()) != (proof.size, proof.tree().root()):
+            self._name_bad_record(segment, proof)
+
+    def archive(self, statement: Proof) -> None:
+        """Forget the segments up to the end of a signed statement, and delete their files.
+
+        Args:
+            statement: signed as `archived`, of a segment before the newest.
+
+        Raises OSError; some files may be left then, and the next start deletes them.
+        """
+        statement.check(self._key, f"{self._origin}/{ARCHIVED}")
+        with self._lock:
+            write(self._folder / ARCHIVED, statement.dumps())
+            gone = [each for each in self._segments if each.end.size <= statement.size]
+            self._segments = self._segments[len(gone) :]
+            self.start, self._next_look = statement.tree(), 0
+        for segment in gone:
+            _delete(segment.path)
+        sync_dir(self._folder)
+
+    def archived(self) -> bytes:
+        """The signed statement that records were archived; empty when none were."""
+        path = self._folder / ARCHIVED
+        return path.read_bytes() if path.exists() else b""
+
+    def _read_archived(self) -> Tree:
+        if not (data := self.archived()):
+            return Tree()
+        statement = Proof.loads(data, ARCHIVED)
+        statement.check(self._key, f"{self._origin}/{ARCHIVED}")
+        return statement.tree()
+
+    def _take_in(self, path: Path) -> bool:
+        """Take in the proof of a segment that was closed before; False when that is none.
+
+        Raises Tampered for the segment.
+        """
+        try:
+            # Its checkpoints are read when the segment is verified.
+            with path.open("rb") as stream:
+                proof = Proof.loads(stream.readline(LONGEST_HEAD), path.name)
+        except Tampered:
+            _logger.warning("%s is damaged: what it proved is verified anew", path.name)
+            return False
+        file = path.with_suffix(chain.LOG_SUFFIX)
+        if proof.size <= self.start.size:
+            # The archiving of before did not come to its end.
+            _delete(file)
+            return True
+        if proof.first != self.end.size or first_of(file) != proof.first:
+            return False
+        look = look_at(file)
+        if look is None:
+            raise chain.bad_record(proof.first, f"{file.name} is missing: put it back as it was")
+        segment = Segment(file, self.end, proof.tree(), look)
+        if look.size != proof.length:
+            self._name_bad_record(segment, segment.proof())
+        self._segments.append(segment)
+        return True
+
+    def _name_bad_record(self, segment: Segment, proof: Proof) -> None:
+        """Raise Tampered for a segment that is not what its proof says."""
+        proof.check(self._key, self._origin)
+        with streams_of([segment.path]) as streams:
+            chain.verify(streams, proof.notes, self._key, self._origin, base=segment.begin)
+        name = segment.path.name
+        raise Tampered(f"{name} is not what was written", object=name, record=segment.first)
+
+    def _starts_of(self, segment: Segment) -> array[int]:
+        """Where each line of a segment begins."""
+        with self._lock:
+            if segment.first in self._starts:
+                self._starts.move_to_end(segment.first)
+                return self._starts[segment.first]
+        starts = line_starts(segment.path.read_bytes())
+        if len(starts) != segment.end.size - segment.first:
+            raise Tampered(f"{segment.path.name} is not what was written", object=segment.path.name)
+        with self._lock:
+            self._starts[segment.first] = starts
+            while len(self._starts) > INDEXED:
+                self._starts.popitem(last=False)
+        return starts
+
+
+def line_starts(data: bytes) -> array[int]:
+    """Where each line begins."""
+    starts = array("Q")
+    position = 0
+    while position < len(data):
+        starts.append(position)
+        position = data.find(b"\n", position) + 1 or len(data)
+    return starts
+
+
+def write(path: Path, data: bytes) -> None:
+    """Write a file whole and durably. Raises OSError, also when the disk is full."""
+    try:
+        write_durably(path, data)
+    except Exhausted as error:
+        raise error.__cause__ or error from None
+
+
+def _delete(path: Path) -> None:
+    """A segment, then its proof: a proof without its segment is one that was archived."""
+    path.unlink(missing_ok=True)
+    path.with_suffix(PROOF_SUFFIX).unlink(missing_ok=True)

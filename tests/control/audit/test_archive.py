@@ -1,0 +1,307 @@
+"""Closed segments leave: into a folder of somebody else, and by age out of that; always proved."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from appliance.cli.audit_folder import Archive as Folder
+from appliance.control.audit import segments
+from appliance.control.audit.archive import Archive
+from appliance.control.audit.closed import files_of
+from appliance.control.auth.scopes import PLATFORM
+from appliance.core.data_directory import DataDirectory
+from appliance.core.errors import FailedPrecondition, InvalidInput, Tampered
+from appliance.crypto.merkle import Tree
+from appliance.crypto.proofs import ARCHIVED, PRUNED, Proof
+from tests.fakes import moved_clock
+from tests.fakes.audit import KEY, ORIGIN, fill, opened, verified
+from tests.fakes.site import Person, Said, Site, new_site
+
+PART = 20
+FAILED, USAGE, NOT_ALLOWED = 1, 2, 5
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A log of 95 records: four closed segments, and one of fifteen."""
+    fill(tmp_path / "audit", 95, segment_records=PART)
+    return tmp_path / "audit"
+
+
+def moved(folder: Path, archive: Path, size: int) -> None:
+    """Copy the closed segments up to a size, as the command does."""
+    log, there = opened(folder, segment_records=PART), Folder(archive)
+    begin = log.closed.start
+    for segment in log.closed.segments:
+        if segment.end.size <= size:
+            there.take_in(segment.proof(), begin, [segment.path.read_bytes()])
+        begin = segment.end
+    log.close()
+
+
+def archived(folder: Path, size: int) -> None:
+    log = opened(folder, segment_records=PART)
+    end = next(each.end for each in log.closed.segments if each.end.size == size)
+    assert log.archive.archive(size, end.root()) == size
+    log.close()
+
+
+# --- the log --------------------------------------------------------------------------------------
+
+
+def test_what_is_archived_is_gone_here_and_the_rest_is_still_proved(
+    folder: Path, tmp_path: Path
+) -> None:
+    whole = verified(folder)
+    moved(folder, tmp_path / "archive", 40)
+    archived(folder, 40)
+    assert [int(path.stem) for path in files_of(folder)] == [40, 60, 80]
+    rest = verified(folder)
+    assert (rest.first, rest.size, rest.root) == (40, 95, whole.root)
+    assert verified(tmp_path / "archive", folder) == whole
+    log = opened(folder, segment_records=PART)
+    assert (log.first, log.size) == (40, 95)
+    assert [record["sequence"] for record in log.newest()] == list(range(94, 39, -1))
+    assert len(list(log.lines(0))) == 55
+    # Once more, and further.
+    assert log.archive.archive(40, b"") == 40
+    log.close()
+    moved(folder, tmp_path / "archive", 60)
+    archived(folder, 60)
+    fill(folder, 60, segment_records=PART)
+    assert verified(tmp_path / "archive", folder).size == 155
+
+
+@pytest.mark.attack
+def test_only_who_holds_the_records_has_them_deleted(folder: Path) -> None:
+    log = opened(folder, segment_records=PART)
+    roots = {each.end.size: each.end.root() for each in log.closed.segments}
+    for size, root in ((40, roots[60]), (40, b""), (40, b"\0" * 32)):
+        with pytest.raises(InvalidInput, match="not the root of these records"):
+            log.archive.archive(size, root)
+    # Not in the middle of one; not the newest, whose last record the next one names; not the open.
+    for size in (39, 41, 80, 95, 96):
+        with pytest.raises(FailedPrecondition, match="no closed segment before the newest ends"):
+            log.archive.archive(size, roots.get(size, b""))
+    assert log.first == 0
+    log.close()
+    assert verified(folder).size == 95
+
+
+def test_archiving_that_was_broken_off_is_finished_at_the_next_start(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = opened(folder, segment_records=PART)
+    root = log.closed.segments[1].end.root()
+    real, calls = Path.unlink, []
+
+    def unlink(path: Path, *, missing_ok: bool = False) -> None:
+        calls.append(path)
+        if len(calls) == 3:
+            raise OSError(5, "injected")
+        real(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    with pytest.raises(OSError, match="injected"):
+        log.archive.archive(40, root)
+    monkeypatch.undo()
+    log.close()
+    assert (folder / "000000000020.log").exists()
+    log = opened(folder, segment_records=PART)
+    assert (log.first, log.size) == (40, 95)
+    log.close()
+    assert sorted(path.name for path in folder.glob("0000000000[02]0.*")) == []
+    assert verified(folder).first == 40
+
+
+@pytest.mark.attack
+def test_what_was_deleted_is_not_called_archived_by_anybody_else(folder: Path) -> None:
+    proof = Proof.loads((folder / "000000000020.proof").read_bytes(), "p")
+    for first in (0, 20):
+        for path in folder.glob(f"{first:012d}.*"):
+            path.unlink()
+    (folder / ARCHIVED).write_bytes(proof.dumps())
+    for look in (opened, verified):
+        with pytest.raises(Tampered):
+            look(folder)
+    (folder / ARCHIVED).write_bytes(proof.signed_as(PRUNED, KEY, ORIGIN).dumps())
+    with pytest.raises(Tampered):
+        opened(folder)
+    (folder / ARCHIVED).unlink()
+    with pytest.raises(Tampered, match="record 0 is not what was written"):
+        opened(folder)
+    with pytest.raises(FailedPrecondition, match="add --archive"):
+        verified(folder)
+
+
+# --- the archive ----------------------------------------------------------------------------------
+
+
+def test_what_is_pruned_is_signed_and_the_rest_is_still_proved(
+    folder: Path, tmp_path: Path
+) -> None:
+    moved(folder, tmp_path / "archive", 60)
+    archived(folder, 60)
+    there = Folder(tmp_path / "archive")
+    log = opened(folder, segment_records=PART)
+    statement = log.archive.prune(there.proofs()[0].dumps())
+    assert there.prune(statement.dumps()) == 1
+    found = verified(tmp_path / "archive", folder)
+    assert (found.first, found.size) == (20, 95)
+    # All of it.
+    assert there.prune(log.archive.prune(there.proofs()[-1].dumps()).dumps()) == 2
+    assert verified(tmp_path / "archive", folder).first == 60
+    log.close()
+
+
+@pytest.mark.attack
+def test_nothing_is_signed_as_pruned_that_is_not_archived_or_not_ours(folder: Path) -> None:
+    archived(folder, 20)
+    log = opened(folder, segment_records=PART)
+    with pytest.raises(FailedPrecondition, match="archive them first"):
+        log.archive.prune((folder / "000000000020.proof").read_bytes())
+    segment = log.closed.segments[0]
+    for wrong in (b"", b"{}\n", segment.proof().signed_as(ARCHIVED, KEY, ORIGIN).dumps()):
+        with pytest.raises(InvalidInput, match="not a proof of this log"):
+            log.archive.prune(wrong)
+    stranger = Archive(log.closed, KEY, "appliance/other/audit")
+    with pytest.raises(InvalidInput):
+        stranger.prune(segment.proof().dumps())
+    log.close()
+
+
+@pytest.mark.attack
+def test_a_change_in_an_archive_is_named_and_so_is_a_gap(folder: Path, tmp_path: Path) -> None:
+    archive = tmp_path / "archive"
+    moved(folder, archive, 60)
+    archived(folder, 60)
+    path = archive / "000000000020.log"
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"alice", b"mallo", 1))
+    with pytest.raises(Tampered) as raised:
+        verified(archive, folder)
+    assert raised.value.metadata["record"] == "20"
+    path.unlink()
+    with pytest.raises(Tampered) as raised:
+        verified(archive, folder)
+    assert raised.value.metadata["record"] == "20"
+    path.write_bytes(data)
+    assert verified(archive, folder).size == 95
+
+
+def test_a_server_that_sends_other_records_is_not_believed(folder: Path, tmp_path: Path) -> None:
+    log = opened(folder, segment_records=PART)
+    first, second = log.closed.segments[:2]
+    there = Folder(tmp_path / "archive")
+    with pytest.raises(Tampered, match="nothing was deleted there"):
+        there.take_in(first.proof(), Tree(), [second.path.read_bytes()])
+    assert there.proofs() == []
+    assert not there.holds(first.proof(), Tree())
+    log.close()
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Site]:
+    monkeypatch.setattr(segments, "SEGMENT_RECORDS", PART)
+    async with new_site(tmp_path) as made:
+        yield made
+
+
+async def grown(site: Site, who: Person, records: int) -> None:
+    while site.appliance.control.base.opened.log.size < records:
+        assert (await who.type("whoami")).code == 0
+
+
+async def in_two_days(folder: Path, who: Person, *arguments: str) -> Said:
+    """Type a command when it is two days later for whoever types."""
+    around = moved_clock.surroundings(moved_clock.build(folder), timedelta(days=2))
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "appliance.cli.main", *arguments),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, "XDG_CONFIG_HOME": str(who.home), **around},
+    )
+    out, err = await process.communicate()
+    return Said(process.returncode or 0, out.decode(), err.decode())
+
+
+async def test_from_the_log_into_an_archive_and_out_of_it_by_age(
+    site: Site, tmp_path: Path
+) -> None:
+    alice, archive = site.person("alice"), tmp_path / "archive"
+    key, note, export = tmp_path / "key.pem", tmp_path / "note", tmp_path / "export"
+    await alice.type("audit", "checkpoint", "--public-key-out", str(key), "--out", str(note))
+    await grown(site, alice, 4 * PART + 5)
+    data = DataDirectory(site.appliance.folder)
+
+    early = await alice.type("audit", "archive", "--out", str(archive), "--older-than", "1")
+    assert (early.code, "no segment to archive" in early.err) == (0, True)
+    asked = await alice.type("audit", "archive", "--out", str(archive))
+    assert (asked.code, len(files_of(data.audit))) == (3, 5)
+    # What is there from the run before is proved and not read again.
+    done = await alice.type("audit", "archive", "--out", str(archive), "--yes", "-o", "json")
+    assert done.code == 0, done.err
+    assert done.err.count("is there already") == 3
+    assert json.loads(done.out) == {"archived": 3, "first_record": 3 * PART}
+    assert [int(path.stem) for path in files_of(data.audit)] == [60, 80]
+
+    verify = ("audit", "verify", "--public-key", str(key), "-o", "json")
+    both = ("--archive", str(archive), "--data-dir", str(data.path), "--checkpoint", str(note))
+    found = await alice.type(*verify, *both)
+    assert (found.code, json.loads(found.out)["first"]) == (0, 0), found.err
+    rest = await alice.type(*verify, "--data-dir", str(data.path))
+    assert (json.loads(rest.out)["first"], "archived or pruned" in rest.err) == (60, True)
+    older = await alice.type(*verify, "--data-dir", str(data.path), "--checkpoint", str(note))
+    assert (older.code, "add --archive with the folder of those before" in older.err) == (1, True)
+    await alice.type("audit", "export", "--out", str(export))
+    records = ("--records", str(export), "--checkpoint", str(note))
+    assert (await alice.type(*verify, *records, "--archive", str(archive))).code == 0
+    lone = await alice.type(*verify, *records)
+    assert (lone.code, "add --archive" in lone.err) == (1, True)
+    assert (await alice.type(*verify)).code == USAGE
+
+    prune = ("audit", "prune", "--archive", str(archive), "--older-than", "1", "--yes")
+    young = await alice.type(*prune)
+    assert (young.code, "is 1 days old" in young.err) == (0, True)
+    pruned = await in_two_days(tmp_path, alice, *prune, "-o", "json")
+    assert pruned.code == 0, pruned.err
+    assert json.loads(pruned.out) == {"pruned": 3, "first_record": 60}
+    assert sorted(path.name for path in archive.iterdir()) == [PRUNED]
+    last = await alice.type(*verify, "--archive", str(archive), "--data-dir", str(data.path))
+    assert json.loads(last.out)["first"] == 60
+
+    made = [
+        (each["method"].rpartition("/")[2], each["kind"], each["details"].get("made"))
+        for each in site.appliance.records()
+        if each["method"].endswith(("/ArchiveSegments", "/PruneArchive"))
+    ]
+    assert made == [
+        ("ArchiveSegments", "intent", None),
+        ("ArchiveSegments", "result", {"first_record": 60}),
+        ("PruneArchive", "intent", None),
+        ("PruneArchive", "result", {"size": 60}),
+    ]
+
+
+async def test_who_may_archive(site: Site, tmp_path: Path) -> None:
+    alice = site.person("alice")
+    await grown(site, alice, 3 * PART)
+    olga = site.person("olga", ("auditor", PLATFORM))
+    command = ("audit", "archive", "--out", str(tmp_path / "archive"), "--yes")
+    refused = await olga.type(*command)
+    assert (refused.code, "audit.archive" in refused.err) == (NOT_ALLOWED, True)
+    assert site.appliance.control.base.opened.log.first == 0
+    exported = await alice.type("audit", "export", "--out", str(tmp_path / "export"))
+    assert exported.code == 0
