@@ -69,7 +69,7 @@ def _value(value: object) -> str:
     return ",".join(str(each) for each in value) if isinstance(value, (list, dict)) else str(value)
 
 
-command = click.Group("audit", help="Read and verify the audit chain.")
+command = click.Group("audit", help="Read, verify and archive the audit chain.")
 
 
 @make("list", "AuditService.ListRecords", group=command)
@@ -121,10 +121,18 @@ def _resource(text: str) -> str:
     return text
 
 
-@make("export", "AuditService.ExportRecords", group=command)
+@make("export", "AuditService.ExportRecords", "AuditService.ListSegments", group=command)
 @click.option("--out", required=True, type=FILE, help="File for the records.")
 def export(session: Session, out: Path) -> None:
-    """Write the chain to a file of yours alone, as it is stored, but for what is archived."""
+    """Write the chain to a file of yours alone, as it is stored, but for what is archived.
+
+    What says that earlier records were archived is written beside it, for `verify`.
+    """
+    from appliance.cli.audit_folder import statement_beside  # noqa: PLC0415 - imports cryptography
+
+    archived = session.call("AuditService.ListSegments", page_size=1).archived
+    if archived:
+        write_public(statement_beside(out), archived)
     written = 0
     with private_file(out) as file:
         for piece in session.stream("AuditService.ExportRecords", timeout=EXPORT_SECONDS):
@@ -151,10 +159,14 @@ def checkpoint(session: Session, out: Path | None, public_key_out: Path | None) 
 @command.command("verify", params=[output_option()])
 @click.option("--records", type=EXISTING, help="File of `audit export`.")
 @click.option(
-    "--data-dir", type=FOLDER, help="Data directory of the appliance, instead or none of them."
+    "--data-dir", type=FOLDER, help="Data directory of the appliance, instead of --records."
 )
 @click.option(
-    "--archive", "archives", type=FOLDER, multiple=True, help="Folder of `audit archive`, too."
+    "--archive",
+    "archives",
+    type=FOLDER,
+    multiple=True,
+    help="Folder of `audit archive`, beside one of these or alone; can be repeated.",
 )
 @click.option("--public-key", required=True, type=EXISTING, help="Key of `audit checkpoint`.")
 @click.option("--checkpoint", "note", type=EXISTING, help="A checkpoint that was kept elsewhere.")
@@ -176,7 +188,7 @@ def verify(
 
     parts = Parts()
     for folder in archives:
-        parts.add_folder(folder)
+        parts.add_archive(folder)
     if data_dir is not None:
         parts.add_folder(data_dir / "audit")
     if records is not None:
@@ -205,11 +217,17 @@ def _show(proved: Verified, origin: str, form: str) -> None:
 @make(
     "archive",
     "AuditService.ListSegments",
+    "AuditService.GetCheckpoint",
     "AuditService.ExportRecords",
     "AuditService.ArchiveSegments",
     group=command,
 )
-@click.option("--out", required=True, type=NEW_FOLDER, help="Folder that gets them, or has some.")
+@click.option(
+    "--out",
+    required=True,
+    type=NEW_FOLDER,
+    help="Folder for them: a new one, or of an earlier run.",
+)
 @click.option(
     "--older-than",
     "days",
@@ -217,7 +235,7 @@ def _show(proved: Verified, origin: str, form: str) -> None:
     default=0,
     show_default=True,
     metavar="DAYS",
-    help="Only segments whose last record is so many days old.",
+    help="Only segments whose last record is at least so many days old.",
 )
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def archive(session: Session, out: Path, *, days: int, yes: bool) -> None:
@@ -230,7 +248,7 @@ def archive(session: Session, out: Path, *, days: int, yes: bool) -> None:
     move(session, out, days, yes=yes)
 
 
-@make("prune", "AuditService.PruneArchive", group=command)
+@make("prune", "AuditService.GetCheckpoint", "AuditService.PruneArchive", group=command)
 @click.option("--archive", "folder", required=True, type=FOLDER, help="Folder of `audit archive`.")
 @click.option(
     "--older-than",
@@ -238,7 +256,7 @@ def archive(session: Session, out: Path, *, days: int, yes: bool) -> None:
     required=True,
     type=click.IntRange(1),
     metavar="DAYS",
-    help="Segments whose last record is so many days old are deleted.",
+    help="Segments whose last record is at least so many days old are deleted.",
 )
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def prune(session: Session, folder: Path, *, days: int, yes: bool) -> None:

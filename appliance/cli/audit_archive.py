@@ -1,13 +1,15 @@
 """`appliance audit archive` and `prune`: closed segments move into a folder, and leave it by age.
 
 Rules kept here:
-* each segment is read, made durable and proved here before anything is deleted there; what is in
-  the folder from a run that was broken off is proved, and not read again;
-* of an archive nothing is deleted before the server has signed that it is.
+* each segment is read, made durable and proved here, with the server's key, before anything is
+  deleted there; what is in the folder from a run that was broken off is proved, and not read again;
+* permission and second factor are asked for before anything is read;
+* of an archive nothing is deleted before the server has signed that it is, and has said the time.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,29 +18,39 @@ from typing import Any
 import click
 
 from appliance.cli.audit import EXPORT_SECONDS
-from appliance.cli.audit_folder import Archive, begins_of
+from appliance.cli.audit_folder import ArchiveFolder, begins_of
 from appliance.cli.prompts import agree
 from appliance.cli.session import Session
 from appliance.core.errors import FailedPrecondition
-from appliance.crypto.proofs import Proof
+from appliance.crypto.merkle import Tree
+from appliance.crypto.proofs import PRUNED, Proof
+from appliance.crypto.signing import VerifyKey
+
+CALL_SECONDS = 60.0
 
 
 def move(session: Session, out: Path, days: int, *, yes: bool) -> None:
     """Archive what is older than so many days."""
-    segments, archived = _listed(session)
+    segments, archived = listed(session)
     begins = begins_of(archived, (Proof.loads(each.proof, "segment") for each in segments))
     until = datetime.now(UTC) - timedelta(days=days)
-    # The newest closed one stays; times rise as records do.
-    chosen = [
-        (proof, begin)
-        for (proof, begin), each in zip(begins[:-1], segments, strict=False)
-        if each.close_time.ToDatetime(UTC) <= until
-    ]
+    # The newest closed one stays; what is deleted has no gap.
+    old = itertools.takewhile(
+        lambda pair: pair[1].close_time.ToDatetime(UTC) <= until,
+        zip(begins[:-1], segments, strict=False),
+    )
+    chosen = [pair for pair, _ in old]
     if not chosen:
-        click.echo("no segment to archive: the newest closed one and the open one stay", err=True)
+        younger = f", and is {days} days old" if days else ""
+        click.echo(f"no segment is closed, but the newest{younger}: nothing to do", err=True)
+        session.show({"archived": 0, "first_record": _first(begins)})
         return
-    archive, last = Archive(out), chosen[-1][0]
+    # As one who may, and with a fresh second factor: nothing ends at size 0.
+    session.call("AuditService.ArchiveSegments", size=0, root=b"", timeout=CALL_SECONDS)
+    key, origin = _key(session)
+    archive, last = ArchiveFolder(out), chosen[-1][0]
     for number, (proof, begin) in enumerate(chosen, 1):
+        proof.check(key, origin)
         name = archive.path_of(proof).name
         if archive.holds(proof, begin):
             click.echo(f"{number}/{len(chosen)} {name} is there already", err=True)
@@ -48,34 +60,67 @@ def move(session: Session, out: Path, days: int, *, yes: bool) -> None:
     if not yes:
         agree(f"Delete records {chosen[0][0].first} to {last.size - 1} on the server?")
     done = session.call(
-        "AuditService.ArchiveSegments", size=last.size, root=last.tree().root(), timeout=60.0
+        "AuditService.ArchiveSegments",
+        size=last.size,
+        root=last.tree().root(),
+        timeout=CALL_SECONDS,
     )
+    if done.first_record < last.size:
+        raise FailedPrecondition("the server deleted something else: look at its log")
     session.show({"archived": len(chosen), "first_record": int(done.first_record)})
 
 
 def prune(session: Session, folder: Path, days: int, *, yes: bool) -> None:
     """Delete what is older than so many days from an archive."""
-    archive = Archive(folder)
+    archive = ArchiveFolder(folder)
+    found, statement = archive.proofs(), archive.pruned()
+    if not found and not statement:
+        raise FailedPrecondition(f"{folder} holds no archive: check the folder")
+    key, origin = _key(session)
+    begin = Tree()
+    if statement:
+        before = Proof.loads(statement, PRUNED)
+        before.check(key, f"{origin}/{PRUNED}")
+        # The pruning of before may not have come to its end.
+        archive.prune(statement)
+        begin = before.tree()
     until = datetime.now(UTC) - timedelta(days=days)
-    last: Proof | None = None
-    for proof in archive.proofs():
-        if datetime.fromisoformat(archive.last_time(proof)) > until:
-            break
-        last = proof
-    if last is None:
-        click.echo(f"no segment in {folder} is {days} days old", err=True)
+    old = list(itertools.takewhile(lambda proof: archive.last_time(proof) <= until, found))
+    if not old:
+        click.echo(f"no segment in {folder} is {days} days old: nothing to do", err=True)
+        session.show({"pruned": 0, "first_record": found[0].first if found else begin.size})
         return
+    last = old[-1]
+    for proof in old:
+        # Their own last records say how old they are: only when they are what was signed.
+        proof.check(key, origin)
+        if proof.first != begin.size or not archive.holds(proof, begin):
+            raise FailedPrecondition(
+                f"{archive.path_of(proof)} is not what was signed, or what comes before it is "
+                "missing: nothing was deleted; look with `appliance audit verify`"
+            )
+        begin = proof.tree()
     if not yes:
         agree(f"Delete records up to {last.size - 1} in {folder} for ever?")
     done = session.call(
-        "AuditService.PruneArchive", proof=last.dumps(), older_than_days=days, timeout=60.0
+        "AuditService.PruneArchive",
+        proof=last.dumps(),
+        older_than_days=days,
+        timeout=CALL_SECONDS,
     )
-    if done.size != last.size:
+    signed = Proof.loads(done.statement, PRUNED)
+    signed.check(key, f"{origin}/{PRUNED}")
+    if (signed.size, signed.peaks) != (last.size, last.peaks):
         raise FailedPrecondition("the server signed something else: nothing was deleted")
+    if archive.last_time(last) > done.time.ToDatetime(UTC) - timedelta(days=days):
+        raise FailedPrecondition(
+            f"by the server's clock these records are not {days} days old: nothing was deleted; "
+            "set the clock of this machine right"
+        )
     session.show({"pruned": archive.prune(done.statement), "first_record": last.size})
 
 
-def _listed(session: Session) -> tuple[list[Any], bytes]:
+def listed(session: Session) -> tuple[list[Any], bytes]:
     """All closed segments of the server, and what it says of those before."""
     segments: list[Any] = []
     archived, token = b"", ""
@@ -85,6 +130,17 @@ def _listed(session: Session) -> tuple[list[Any], bytes]:
         segments += page.segments
         if not (token := page.next_page_token):
             return segments, archived
+
+
+def _first(begins: list[tuple[Proof, Tree]]) -> int:
+    return begins[0][0].first if begins else 0
+
+
+def _key(session: Session) -> tuple[VerifyKey, str]:
+    """The key of the server's checkpoints, and the name of its log."""
+    found = session.call("AuditService.GetCheckpoint")
+    origin = found.checkpoint.note.partition("\n")[0]
+    return VerifyKey.from_pem(found.public_key.encode()), origin
 
 
 def _pieces(session: Session, proof: Proof) -> Iterator[bytes]:

@@ -12,36 +12,51 @@ Called by `appliance audit verify`, `archive` and `prune`.
 
 from __future__ import annotations
 
+import filecmp
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
 
-from appliance.core.errors import FailedPrecondition, InvalidInput, Tampered
-from appliance.core.files import full_disk_is_exhausted, make_private_dir, sync_dir, write_durably
+from appliance.core.errors import FailedPrecondition, Stale, Tampered
+from appliance.core.files import durable_file, make_private_dir, sync_dir, write_durably
 from appliance.crypto import chain, proofs
 from appliance.crypto.chain import CHECKPOINTS, LOG_SUFFIX, Verified
-from appliance.crypto.merkle import Tree, leaf_hash
+from appliance.crypto.merkle import Tree
 from appliance.crypto.proofs import ARCHIVED, PROOF_SUFFIX, PRUNED, Proof
 from appliance.crypto.signing import VerifyKey
 
 
-class Archive:
+class ArchiveFolder:
     """A folder to which closed segments were moved; made private if it is new."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = make_private_dir(folder)
+        self.folder = folder
+        if not folder.exists():
+            make_private_dir(folder)
+
+    def pruned(self) -> bytes:
+        """What says that earlier segments were deleted by a rule; empty when none were."""
+        path = self.folder / PRUNED
+        return path.read_bytes() if path.exists() else b""
 
     def proofs(self) -> list[Proof]:
-        """Of its segments, oldest first. Raises Tampered for what is none."""
+        """Of its segments, oldest first, but what was pruned. Raises Tampered for what is none."""
+        gone = Proof.loads(data, PRUNED).size if (data := self.pruned()) else 0
         paths = sorted(self.folder.glob(f"*{PROOF_SUFFIX}"))
-        return [Proof.loads(path.read_bytes(), path.name) for path in paths]
+        found = [Proof.loads(path.read_bytes(), path.name) for path in paths]
+        return [proof for proof in found if proof.size > gone]
 
     def path_of(self, proof: Proof) -> Path:
         """Where the records of a segment are."""
         return self.folder / chain.segment_name(proof.first)
+
+    def proof_path_of(self, proof: Proof) -> Path:
+        """Where its proof is."""
+        return self.path_of(proof).with_suffix(PROOF_SUFFIX)
 
     def holds(self, proof: Proof, begin: Tree) -> bool:
         """Whether a segment is here and is what its proof says.
@@ -49,18 +64,31 @@ class Archive:
         Args:
             proof: of the segment.
             begin: the tree of the records before.
+
+        Raises FailedPrecondition when there are other records in its place.
         """
-        path = self.path_of(proof)
-        if not path.with_suffix(PROOF_SUFFIX).exists() or not path.exists():
+        path, proof_path = self.path_of(proof), self.proof_path_of(proof)
+        if not proof_path.exists():
             return False
+        there = Proof.loads(proof_path.read_bytes(), proof_path.name)
+        if (there.size, there.peaks) != (proof.size, proof.peaks):
+            raise FailedPrecondition(
+                f"{self.folder} holds other records from {proof.first} on, of another appliance or "
+                "of this one before a backup was put back: choose another folder"
+            )
         tree = begin.copy()
+        if not path.exists() or path.stat().st_size != proof.length:
+            return False
         with path.open("rb") as stream:
-            for line in stream:
-                tree.append(leaf_hash(line.removesuffix(b"\n")))
-        return (tree.size, tree.peaks) == (proof.size, proof.peaks)
+            tree.extend(stream)
+        if (tree.size, tree.peaks) != (proof.size, proof.peaks):
+            return False
+        if there != proof:
+            write_durably(proof_path, proof.dumps())
+        return True
 
     def take_in(self, proof: Proof, begin: Tree, pieces: Iterable[bytes]) -> None:
-        """Write a segment, and prove it.
+        """Write a segment, and prove it. What does not come to its end leaves nothing.
 
         Args:
             proof: of the segment.
@@ -72,38 +100,41 @@ class Archive:
             Exhausted: the disk is full.
         """
         tree, path = begin.copy(), self.path_of(proof)
-        with full_disk_is_exhausted(path):
-            with path.open("wb") as file:
-                for piece in pieces:
-                    file.write(piece)
-                    for line in piece.splitlines():
-                        tree.append(leaf_hash(line))
-                file.flush()
-                os.fsync(file.fileno())
-            sync_dir(self.folder)
-        if (tree.size, tree.peaks) != (proof.size, proof.peaks):
-            raise Tampered(
-                f"what the server sent as records {proof.first} to {proof.size - 1} is not what "
-                "its proof says: nothing was deleted there; look at the log of the control plane",
-                object=path.name,
-            )
-        write_durably(path.with_suffix(PROOF_SUFFIX), proof.dumps())
+        with durable_file(path) as descriptor, os.fdopen(descriptor, "wb", closefd=False) as file:
+            for piece in pieces:
+                file.write(piece)
+                tree.extend(piece.splitlines(keepends=True))
+            file.flush()
+            if (tree.size, tree.peaks) != (proof.size, proof.peaks):
+                raise Tampered(
+                    f"what the server sent as records {proof.first} to {proof.size - 1} is not "
+                    "what its proof says: nothing was deleted there; look at the log of the "
+                    "control plane, or try again if somebody else archives, too",
+                    object=path.name,
+                )
+        write_durably(self.proof_path_of(proof), proof.dumps())
 
-    def last_time(self, proof: Proof) -> str:
+    def last_time(self, proof: Proof) -> datetime:
         """When the last record of a segment was written, as it says."""
         with self.path_of(proof).open("rb") as stream:
             stream.seek(max(0, proof.length - chain.LONGEST_LINE))
             last = stream.read().rstrip(b"\n").rpartition(b"\n")[2]
-        return str(chain.parsed(last, proof.size - 1)["time"])
+        return datetime.fromisoformat(chain.parsed(last, proof.size - 1)["time"])
 
     def prune(self, statement: bytes) -> int:
-        """Delete what a signed statement covers; how many segments."""
+        """Delete what a signed statement covers, also what is left of it; how many segments."""
         size = Proof.loads(statement, PRUNED).size
-        gone = [proof for proof in self.proofs() if proof.size <= size]
         write_durably(self.folder / PRUNED, statement)
-        for proof in gone:
-            self.path_of(proof).unlink(missing_ok=True)
-            self.path_of(proof).with_suffix(PROOF_SUFFIX).unlink()
+        gone = [
+            path
+            for path in self.folder.glob(f"*{LOG_SUFFIX}")
+            if path.stem.isdecimal() and int(path.stem) < size
+        ]
+        for path in sorted(gone):
+            path.unlink()
+        for path in self.folder.glob(f"*{PROOF_SUFFIX}"):
+            if path.stem.isdecimal() and int(path.stem) < size:
+                path.unlink()
         sync_dir(self.folder)
         return len(gone)
 
@@ -114,29 +145,54 @@ class Parts:
 
     segments: dict[str, Path] = field(default_factory=dict)
     notes: list[bytes] = field(default_factory=list)
-    base: tuple[bytes, str] = (b"", "")
-    """What says that the records before are not here, and what it is signed as."""
+    statements: list[tuple[str, bytes]] = field(default_factory=list)
+    """What says that records before some are not here: what it is signed as, and the proof."""
+    goes_on: bool = False
+    """Whether the newest records are among them."""
+    archives: bool = False
+    """Whether earlier ones are: then only what was pruned may be missing."""
+
+    def add_archive(self, folder: Path) -> None:
+        """Take in an archive. Raises as `add_folder`."""
+        self.archives = True
+        for path in folder.glob(f"*{LOG_SUFFIX}"):
+            if not path.with_suffix(PROOF_SUFFIX).exists():
+                raise Tampered(f"{path} has no proof: it does not belong there", object=path.name)
+        self._add_folder(folder, PRUNED)
 
     def add_folder(self, folder: Path) -> None:
-        """Take in an archive, or the folder `audit` of a data directory."""
+        """Take in the folder `audit` of a data directory.
+
+        Raises Tampered when two copies of a segment differ, FailedPrecondition when there is none.
+        """
+        self._add_folder(folder, ARCHIVED)
+
+    def _add_folder(self, folder: Path, statement: str) -> None:
         # Checkpoints are read before the records: the chain may grow meanwhile.
         checkpoints = folder / CHECKPOINTS
         if checkpoints.exists():
             self.notes += proofs.notes_of(checkpoints.read_bytes())
+            self.goes_on = True
         for path in sorted(folder.glob(f"*{PROOF_SUFFIX}")):
             self.notes += Proof.loads(path.read_bytes(), path.name).notes
-        for path in sorted(folder.glob(f"*{LOG_SUFFIX}")):
-            self.segments[path.name] = path
-        for name in (ARCHIVED, PRUNED):
-            if (folder / name).exists() and not self.base[0]:
-                self.base = (folder / name).read_bytes(), name
+        paths = sorted(folder.glob(f"*{LOG_SUFFIX}"))
+        for path in paths:
+            self._add(path.name, path)
+        if (folder / statement).exists():
+            self.statements.append((statement, (folder / statement).read_bytes()))
+        if not paths and not self.statements:
+            raise FailedPrecondition(f"{folder} holds no part of an audit log: check the folder")
 
     def add_export(self, path: Path) -> None:
-        """Take in a file of `audit export`."""
+        """Take in a file of `audit export`, and what it wrote beside it."""
         with path.open("rb") as stream:
             line = stream.readline(chain.LONGEST_LINE).rstrip(b"\n")
         first = chain.parsed(line, 0)["sequence"] if line else 0
-        self.segments[chain.segment_name(first)] = path
+        self._add(chain.segment_name(first), path)
+        self.goes_on = True
+        beside = statement_beside(path)
+        if beside.exists():
+            self.statements.append((ARCHIVED, beside.read_bytes()))
 
     def verify(self, key: VerifyKey, older: bytes | None) -> tuple[Verified, str]:
         """Prove it all; what is proved, and the name of the log.
@@ -152,36 +208,69 @@ class Parts:
         # The note's first line names the log; the signature over it is checked with the key.
         origin = first.partition(b"\n")[0].decode(errors="replace")
         base = self._base(key, origin)
-        if self.segments and min(self.segments) != chain.segment_name(base.size):
+        names = [name for name in sorted(self.segments) if name >= chain.segment_name(base.size)]
+        if names and names[0] != chain.segment_name(base.size):
             raise FailedPrecondition(
-                f"the records from {base.size} on are missing, before {min(self.segments)}: add "
-                "--archive with the folder that they were moved to"
+                f"the records from {base.size} on are missing, before {names[0]}: add --archive "
+                "with the folder that they were moved to"
             )
         if older is not None and proofs.size_of(older) < base.size:
             raise FailedPrecondition(
                 f"the checkpoint is over {proofs.size_of(older)} records, and what is here begins "
                 f"with record {base.size}: add --archive with the folder of those before"
             )
-        with ExitStack() as stack:
-            streams = self._streams(stack)
-            found = chain.verify(streams, self.notes, key, origin, older=older, base=base)
+        try:
+            with streams_of([self.segments[name] for name in names], names) as streams:
+                found = chain.verify(streams, self.notes, key, origin, older=older, base=base)
+        except Stale as error:
+            if self.goes_on:
+                raise
+            raise FailedPrecondition(
+                f"{error.message}. If these are not archived, add --data-dir or --records"
+            ) from error
+        if not self.goes_on and found.covered < found.size:
+            raise Tampered(
+                f"records from {found.covered} on are not signed: an archive has no such records",
+                object=origin,
+                record=found.covered,
+            )
         return found, origin
 
-    def _base(self, key: VerifyKey, origin: str) -> Tree:
-        data, name = self.base
-        if not data:
-            return Tree()
-        statement = Proof.loads(data, name)
-        statement.check(key, f"{origin}/{name}")
-        # Records of before the statement may be here, too: then they are verified with the rest.
-        is_first = min(self.segments, default="") >= chain.segment_name(statement.size)
-        return statement.tree() if is_first or not self.segments else Tree()
+    def _add(self, name: str, path: Path) -> None:
+        there = self.segments.setdefault(name, path)
+        if there != path and not filecmp.cmp(there, path, shallow=False):
+            raise Tampered(f"{there} and {path} differ: one of them was changed", object=name)
 
-    def _streams(self, stack: ExitStack) -> Iterator[tuple[str, BinaryIO]]:
-        for name in sorted(self.segments):
-            stream = stack.enter_context(self.segments[name].open("rb"))
-            yield name, stream
-            stream.close()
+    def _base(self, key: VerifyKey, origin: str) -> Tree:
+        """The tree of the records before the first to be verified."""
+        base = Tree()
+        for name, data in self.statements:
+            statement = Proof.loads(data, name)
+            statement.check(key, f"{origin}/{name}")
+            # Beside its archive a log goes back to what was pruned: nothing else may be missing.
+            counts = name == PRUNED or not self.archives
+            if counts and statement.size > base.size:
+                base = statement.tree()
+        return base
+
+
+@contextmanager
+def streams_of(paths: list[Path], names: list[str]) -> Iterator[Iterator[tuple[str, BinaryIO]]]:
+    """Segments as `chain` takes them, one open at a time."""
+
+    def each() -> Iterator[tuple[str, BinaryIO]]:
+        for name, path in zip(names, paths, strict=True):
+            with path.open("rb") as stream:
+                stack.callback(stream.close)
+                yield name, stream
+
+    with ExitStack() as stack:
+        yield each()
+
+
+def statement_beside(export: Path) -> Path:
+    """Where `audit export` writes what says that earlier records were archived."""
+    return export.with_name(f"{export.name}.{ARCHIVED}")
 
 
 def begins_of(archived: bytes, listed: Iterable[Proof]) -> list[tuple[Proof, Tree]]:
@@ -191,13 +280,13 @@ def begins_of(archived: bytes, listed: Iterable[Proof]) -> list[tuple[Proof, Tre
         archived: what the server says of records that it does not have any more; empty for none.
         listed: proofs of all closed segments it has, oldest first.
 
-    Raises InvalidInput when they do not follow each other.
+    Raises FailedPrecondition when they do not follow each other.
     """
     tree = Proof.loads(archived, ARCHIVED).tree() if archived else Tree()
     found = []
     for proof in listed:
         if proof.first != tree.size:
-            raise InvalidInput(
+            raise FailedPrecondition(
                 f"the server lists a segment from record {proof.first} on where record "
                 f"{tree.size} comes next: try again"
             )

@@ -18,7 +18,7 @@ from appliance.core.process import leave_no_core
 
 NOUNS = {
     "ask": "Ask a served model.",
-    "audit": "Read and verify the audit chain.",
+    "audit": "Read, verify and archive the audit chain.",
     "binding": "Give and take away roles.",
     "checkpoint": "See and delete the checkpoints of jobs.",
     "completion": "Print the completion script of a shell.",

@@ -71,7 +71,7 @@ def api(base: Foundation, people: People, does: Work, pool: CallPool) -> list[Se
     nodes = Nodes(base.database, base.changes, base.policies, events, base.clock)
     joins = enrolment(base)
     return [
-        AuditRpc(Audit(base.opened.log), pool, events),
+        AuditRpc(Audit(base.opened.log, base.clock), pool, events),
         AuthRpc(_authentication(base, people), people.hasher, pool, events),
         BindingRpc(
             Bindings(base.database, base.changes, base.policies, events, base.clock), pool, events

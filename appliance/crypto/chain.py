@@ -119,7 +119,12 @@ def verify(  # noqa: PLR0913 - what a log is verified against
     lines = lines_of(segments, start.size)
     line = next(lines, None)
     while line is not None:
-        following = next(lines, None)
+        try:
+            following = next(lines, None)
+        except Tampered:
+            # A record that is bad comes before a file that is missing.
+            walk.step(line, None)
+            raise
         walk.step(line, following)
         line = following
     walk.end()
@@ -155,7 +160,9 @@ def grow(  # noqa: PLR0913 - what a log is verified against
         Tampered: as `verify` does, without the name of the record where it is below a checkpoint.
     """
     roots = _roots([] if note is None else [note], key, origin, known)
-    walk = _Walk(roots, base, _link(base, previous), max(roots, default=0))
+    # What only somebody remembers is no signature: links are followed there, too.
+    signed = SignedNote.open(note, key, origin).size if note is not None else 0
+    walk = _Walk(roots, base, _link(base, previous), signed)
     ends: list[Tree] = []
     for segment in segments:
         for line in lines_of([segment], walk.tree.size):
@@ -201,7 +208,7 @@ class _Walk:
         self, roots: Mapping[int, bytes], base: Tree, previous: bytes | None, hashed: int = 0
     ) -> None:
         self.tree = base.copy()
-        self.covered = 0
+        self.covered = base.size
         self.leaf = previous or b""
         self._two_before = self.leaf
         self._first = base.size if previous is None else None

@@ -6,7 +6,7 @@ Called by `chain`, `proofs` and the audit log.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from appliance.core.errors import InvalidInput
 
@@ -56,6 +56,11 @@ class Tree:
             merge >>= 1
         self._peaks.append(leaf)
         self.size += 1
+
+    def extend(self, lines: Iterable[bytes]) -> None:
+        """Add records, given with their line ends, as a file gives them."""
+        for line in lines:
+            self.append(leaf_hash(line.removesuffix(b"\n")))
 
     def root(self) -> bytes:
         """The root hash, 32 bytes."""

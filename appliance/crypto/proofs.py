@@ -5,8 +5,8 @@ record between the two, so a segment is verified alone, and a log that goes on s
 newest peaks instead of from its first record.
 
 Rules kept here:
-* the last checkpoint of a proof is over exactly the records up to its end: a proof states nothing
-  that was not signed;
+* the last checkpoint of a proof is over exactly the records up to its end: size and peaks, by which
+  everything is decided, are signed; first record and length are only where to look;
 * there is one way to write a proof; what is not written that way is Tampered.
 
 The same form says that what came before was archived (`archived`) or deleted by a rule (`pruned`):
@@ -52,16 +52,13 @@ def size_of(note: bytes) -> int:
 
 
 def thinned(notes: Iterable[bytes], first: int, size: int) -> list[bytes]:
-    """Of these notes, those within a segment, a few hundred records apart, and its last one."""
-    within = sorted((size_of(note), note) for note in notes)
+    """Of these notes, those before the end of a segment, a few hundred records apart."""
     kept: list[bytes] = []
     covered = first
-    for number, note in within:
-        if number == size or (first < number < size and number - covered >= NOTE_RECORDS):
+    for number, note in sorted((size_of(note), note) for note in notes):
+        if first < number < size and number - covered >= NOTE_RECORDS:
             kept.append(note)
             covered = number
-        if number == size:
-            break
     return kept
 
 

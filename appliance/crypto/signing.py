@@ -10,7 +10,6 @@ Called by the audit log (checkpoints), `appliance.crypto.keys` and `appliance.cr
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import hmac
 from dataclasses import dataclass
@@ -152,7 +151,7 @@ def open_note(note: bytes, name: str, key: VerifyKey) -> str:
     """
     try:
         return _checked_text(note, name, key)
-    except (Tampered, InvalidInput, UnicodeDecodeError, binascii.Error) as error:
+    except (Tampered, InvalidInput, ValueError) as error:
         raise Tampered(f"The signed note of {name} is refused: {error}", object=name) from error
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from appliance.cli.audit_folder import Parts
 from appliance.control.audit.log import AuditLog
 from appliance.control.audit.record import Entry
-from appliance.crypto.chain import Verified
+from appliance.crypto.chain import CHECKPOINTS, Verified
 from appliance.crypto.signing import SigningKey, VerifyKey
 from tests.fakes.state import StandingClock
 
@@ -33,8 +33,9 @@ def fill(folder: Path, count: int, **more: Any) -> None:
 def verified(
     *folders: Path, older: bytes | None = None, key: VerifyKey = KEY.verify_key
 ) -> Verified:
-    """What `appliance audit verify` proves of these folders."""
+    """What `appliance audit verify` proves of archives and, when it has checkpoints, a log."""
     parts = Parts()
     for folder in folders:
-        parts.add_folder(folder)
+        add = parts.add_folder if (folder / CHECKPOINTS).exists() else parts.add_archive
+        add(folder)
     return parts.verify(key, older)[0]

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -51,10 +51,14 @@ class Checking:
         """How many records were proved in this round."""
 
     async def run(self) -> None:
-        """Verify for ever, in a thread of its own."""
+        """Verify for ever, in a thread."""
         try:
             while True:
-                await asyncio.to_thread(self.verify_all)
+                try:
+                    await asyncio.to_thread(self.verify_all)
+                except Exception:
+                    # The rest of the control plane does not need it.
+                    _logger.exception("closed segments could not be verified; tomorrow again")
                 await asyncio.sleep(ROUND_SECONDS)
         finally:
             self._stopped.set()
@@ -62,18 +66,19 @@ class Checking:
     def verify_all(self) -> None:
         """One round."""
         closed, self.verified = self._log.closed, 0
+        here = {segment.path.name for segment in closed.segments}
+        self.damaged = {name: why for name, why in self.damaged.items() if name in here}
         for segment in closed.segments:
             if self._stopped.is_set():
                 return
             name = segment.path.name
             try:
                 closed.verify(segment, self._pause)
-            except Tampered as error:
-                self._say(name, error)
-            except OSError as error:
-                # One that was archived meanwhile is not missed; a lost one closes the log.
+            except Exception as error:  # noqa: BLE001 - it is said
+                # Whatever is wrong with one: the others are verified.
+                # One that was archived meanwhile is not missed.
                 if segment in closed.segments:
-                    _logger.warning("%s could not be read: %s", name, error)
+                    self._say(name, error)
             else:
                 self.damaged.pop(name, None)
                 self.verified += segment.end.size - segment.first
@@ -82,7 +87,11 @@ class Checking:
         if not self._stopped.is_set():
             time.sleep(PAUSE_SECONDS)
 
-    def _say(self, name: str, error: Tampered) -> None:
+    def _say(self, name: str, error: Exception) -> None:
+        if not isinstance(error, Tampered):
+            # One that was removed closes the log.
+            _logger.warning("%s could not be verified: %s", name, error)
+            return
         if self.damaged.get(name) == error.message:
             return
         self.damaged[name] = error.message
@@ -104,7 +113,8 @@ class AuditMetrics(Collector):
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """All gauges; read when somebody asks."""
-        room = os.statvfs(self._log.folder)
+        folder = self._log.folder
+        room = shutil.disk_usage(folder).free if folder.exists() else 0
         for name, text, value in (
             ("appliance_audit_records", "Records that were ever written.", self._log.size),
             (
@@ -125,7 +135,7 @@ class AuditMetrics(Collector):
             (
                 "appliance_audit_free_bytes",
                 "Room on the disk of the log.",
-                room.f_bavail * room.f_frsize,
+                room,
             ),
         ):
             yield GaugeMetricFamily(name, text, value=value)

@@ -5,8 +5,11 @@ Rules kept here:
   all;
 * segments follow each other without a gap, from record 0 on, or from where the signed file
   `archived` says that what came before was archived;
-* nothing here is read as a whole when the log opens: a proof has the tree at its end, so what a
-  start costs does not grow with the age of the log. Each segment is verified alone, later;
+* each proof counts by its own signature; one that is damaged, missing or of another length than its
+  segment proves nothing, and neither do those after it: their records are verified as those that
+  are not closed, and closed anew;
+* no segment is read as a whole when the log opens, so a start costs a signature for each 65,536
+  records, however old the log is. Each one is verified alone, later;
 * which line begins where is known of a few segments at a time, so memory does not grow either.
 
 The attack: a closed segment edited, exchanged or deleted where nobody reads it. Called by
@@ -17,6 +20,7 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import itertools
 import logging
 import threading
 from array import array
@@ -32,7 +36,7 @@ from appliance.core.files import sync_dir, write_durably
 from appliance.crypto import chain, proofs
 from appliance.crypto.merkle import Tree, leaf_hash
 from appliance.crypto.proofs import ARCHIVED, PROOF_SUFFIX, Proof
-from appliance.crypto.signing import VerifyKey
+from appliance.crypto.signing import SignedNote, VerifyKey
 
 LONGEST_HEAD = 1 << 14
 INDEXED = 4
@@ -88,13 +92,26 @@ class Segment:
         """Where its proof stands."""
         return self.path.with_suffix(PROOF_SUFFIX)
 
+    def last_line(self) -> bytes:
+        """Its last record, without the line end."""
+        reach = LONGEST_HEAD
+        while True:
+            with self.path.open("rb") as stream:
+                stream.seek(max(0, self.look.size - reach))
+                _, found, last = stream.read().rstrip(b"\n").rpartition(b"\n")
+            if found or reach >= self.look.size:
+                return last
+            reach *= 16
+
     def proof(self) -> Proof:
         """Its proof, as it is on the disk. Raises Tampered."""
         try:
             return Proof.loads(self.proof_path.read_bytes(), self.proof_path.name)
         except FileNotFoundError as error:
             name = self.proof_path.name
-            raise Tampered(f"{name} is missing: put it back", object=name) from error
+            raise Tampered(
+                f"{name} is missing: the next start makes it anew", object=name
+            ) from error
 
 
 class Closed:
@@ -105,7 +122,7 @@ class Closed:
         key: of the checkpoints.
         origin: name of the log in its checkpoints.
 
-    Raises Tampered when a file is missing, has another length, or is not what was signed.
+    Raises Tampered when a segment is missing, or the file `archived` is not what was signed.
     """
 
     def __init__(self, folder: Path, key: VerifyKey, origin: str) -> None:
@@ -116,12 +133,11 @@ class Closed:
         self._next_look = 0
         self.start = self._read_archived()
         """The tree of the records that were archived: none in a log that was not."""
+        self._finish_archiving()
         # What has no proof, and what follows it, is not closed: it is verified, and closed anew.
         for path in sorted(folder.glob(f"*{PROOF_SUFFIX}")):
             if not self._take_in(path):
                 break
-        if self._segments:
-            self._segments[-1].proof().check(key, origin)
 
     @property
     def first(self) -> int:
@@ -138,29 +154,42 @@ class Closed:
         """All of them, oldest first."""
         return tuple(self._segments)
 
+    def segment_of(self, record: int) -> Segment | None:
+        """The segment with a record; None when it is archived, or not closed."""
+        held = (each for each in self._segments if each.first <= record < each.end.size)
+        return next(held, None)
+
     def last_leaf(self) -> str | None:
-        """Leaf hash of the last closed record, hexadecimal; None when there is none here."""
+        """Leaf hash of the last closed record, hexadecimal; None when there is none here.
+
+        As it lies there: whoever relies on it verifies the segment.
+        """
         if not self._segments:
             return None
-        last = self.end.size - 1
-        (line,) = self.lines(last, last + 1)
-        return leaf_hash(line).hex()
+        return leaf_hash(self._segments[-1].last_line()).hex()
 
-    def add(self, path: Path, end: Tree, notes: Sequence[bytes]) -> None:
+    def add(self, path: Path, end: Tree, notes: Sequence[bytes], last: bytes) -> None:
         """Close a segment: its proof becomes durable.
 
         Args:
             path: of the segment.
             end: the tree at its end.
-            notes: signed checkpoints; one of them is over all records of `end`.
+            notes: signed checkpoints, of which some are kept; what is not signed is not.
+            last: the signed checkpoint over all records of `end`.
 
-        Raises OSError.
+        Raises OSError; then it is not closed.
         """
         segment = Segment(path, self.end, end.copy(), Look.of(path.stat()))
-        kept = proofs.thinned(notes, segment.first, end.size)
+        some = proofs.thinned(notes, segment.first, end.size)
+        kept = [*filter(self._is_signed, some), last]
         proof = Proof.of(segment.first, segment.look.size, end, kept)
         proof.check(self._key, self._origin)
-        write(segment.proof_path, proof.dumps())
+        try:
+            write(segment.proof_path, proof.dumps())
+        except OSError:
+            # It may be in its place already, and not durable; records go on in this segment.
+            segment.proof_path.unlink(missing_ok=True)
+            raise
         with self._lock:
             self._segments = [*self._segments, segment]
 
@@ -180,14 +209,17 @@ class Closed:
         while start < stop:
             index = bisect.bisect_right(segments, start, key=lambda segment: segment.first) - 1
             if index < 0:
-                raise FailedPrecondition(f"audit record {start} was archived: ask for newer ones")
+                raise archived(start)
             segment = segments[index]
             upto = min(stop, segment.end.size)
-            with segment.path.open("rb") as stream:
-                stream.seek(self._starts_of(segment)[start - segment.first])
-                while start < upto:
-                    yield stream.readline().rstrip(b"\n")
-                    start += 1
+            try:
+                with segment.path.open("rb") as stream:
+                    stream.seek(self._starts_of(segment)[start - segment.first])
+                    while start < upto:
+                        yield stream.readline().rstrip(b"\n")
+                        start += 1
+            except FileNotFoundError as error:
+                raise archived(start) from error
 
     def root_at(self, size: int) -> bytes | None:
         """Root over the first `size` records; None when they end before what is here."""
@@ -197,8 +229,7 @@ class Closed:
         for segment in self._segments:
             if segment.end.size > size:
                 tree = tree.copy()
-                for line in self.lines(tree.size, size):
-                    tree.append(leaf_hash(line))
+                tree.extend(self.lines(tree.size, size))
                 break
             tree = segment.end
         return tree.root()
@@ -215,29 +246,47 @@ class Closed:
             FileNotFoundError: its file is gone.
         """
         proof = segment.proof()
-        proof.check(self._key, self._origin)
+        try:
+            proof.check(self._key, self._origin)
+        except Tampered as error:
+            name = segment.proof_path.name
+            raise Tampered(
+                f"{name} is damaged: stop the control plane, remove it, and start again, which "
+                "makes it anew",
+                object=name,
+            ) from error
         tree = segment.begin.copy()
         with segment.path.open("rb") as stream:
-            for line in stream:
-                tree.append(leaf_hash(line.removesuffix(b"\n")))
-                if not tree.size % PAUSE_RECORDS:
-                    pause()
+            while lines := list(itertools.islice(stream, PAUSE_RECORDS)):
+                tree.extend(lines)
+                pause()
         if (tree.size, tree.root()) != (proof.size, proof.tree().root()):
             self._name_bad_record(segment, proof)
 
-    def archive(self, statement: Proof) -> None:
-        """Forget the segments up to the end of a signed statement, and delete their files.
+    def archive(self, size: int, sign: Callable[[Segment], Proof]) -> None:
+        """Forget the segments up to one that ends at a size, and delete their files.
 
         Args:
-            statement: signed as `archived`, of a segment before the newest.
+            size: of the log at the end of a segment before the newest, or of what was archived.
+            sign: makes the statement of that segment, or refuses.
 
-        Raises OSError; some files may be left then, and the next start deletes them.
+        Raises:
+            FailedPrecondition: no closed segment but the newest ends there.
+            OSError: some files may be left; the next start deletes them.
         """
-        statement.check(self._key, f"{self._origin}/{ARCHIVED}")
         with self._lock:
+            if size <= self.first:
+                return
+            ends = [segment.end.size for segment in self._segments[:-1]]
+            if size not in ends:
+                raise FailedPrecondition(
+                    f"no closed segment before the newest ends at {size} records: list the "
+                    "segments, and archive up to the end of one of them"
+                )
+            count = ends.index(size) + 1
+            statement = sign(self._segments[count - 1])
             write(self._folder / ARCHIVED, statement.dumps())
-            gone = [each for each in self._segments if each.end.size <= statement.size]
-            self._segments = self._segments[len(gone) :]
+            gone, self._segments = self._segments[:count], self._segments[count:]
             self.start, self._next_look = statement.tree(), 0
         for segment in gone:
             _delete(segment.path)
@@ -256,36 +305,47 @@ class Closed:
         return statement.tree()
 
     def _take_in(self, path: Path) -> bool:
-        """Take in the proof of a segment that was closed before; False when that is none.
+        """Take in the proof of a segment that was closed before; False when it proves nothing.
 
-        Raises Tampered for the segment.
+        Raises Tampered when there is a proof, and no segment.
         """
-        try:
-            # Its checkpoints are read when the segment is verified.
-            with path.open("rb") as stream:
-                proof = Proof.loads(stream.readline(LONGEST_HEAD), path.name)
-        except Tampered:
-            _logger.warning("%s is damaged: what it proved is verified anew", path.name)
-            return False
         file = path.with_suffix(chain.LOG_SUFFIX)
-        if proof.size <= self.start.size:
-            # The archiving of before did not come to its end.
-            _delete(file)
-            return True
-        if proof.first != self.end.size or first_of(file) != proof.first:
+        try:
+            proof = Proof.loads(path.read_bytes(), path.name)
+            proof.check(self._key, self._origin)
+        except Tampered:
+            _logger.warning(
+                "%s is damaged: its records are verified, and it is made anew", path.name
+            )
+            return False
+        if first_of(file) != proof.first or proof.first != self.end.size:
             return False
         look = look_at(file)
         if look is None:
             raise chain.bad_record(proof.first, f"{file.name} is missing: put it back as it was")
-        segment = Segment(file, self.end, proof.tree(), look)
         if look.size != proof.length:
-            self._name_bad_record(segment, segment.proof())
-        self._segments.append(segment)
+            return False
+        self._segments.append(Segment(file, self.end, proof.tree(), look))
+        return True
+
+    def _finish_archiving(self) -> None:
+        """Delete what was archived, when that did not come to its end."""
+        for path in files_of(self._folder):
+            if first_of(path) < self.first:
+                path.unlink()
+        for path in self._folder.glob(f"*{PROOF_SUFFIX}"):
+            if first_of(path.with_suffix(chain.LOG_SUFFIX)) < self.first:
+                path.unlink()
+
+    def _is_signed(self, note: bytes) -> bool:
+        try:
+            SignedNote.open(note, self._key, self._origin)
+        except Tampered:
+            return False
         return True
 
     def _name_bad_record(self, segment: Segment, proof: Proof) -> None:
         """Raise Tampered for a segment that is not what its proof says."""
-        proof.check(self._key, self._origin)
         with streams_of([segment.path]) as streams:
             chain.verify(streams, proof.notes, self._key, self._origin, base=segment.begin)
         name = segment.path.name
@@ -305,6 +365,13 @@ class Closed:
             while len(self._starts) > INDEXED:
                 self._starts.popitem(last=False)
         return starts
+
+
+def archived(record: int) -> FailedPrecondition:
+    """Why a record is not here any more."""
+    return FailedPrecondition(
+        f"audit record {record} was archived: ask for newer ones, or look where the archive is"
+    )
 
 
 def line_starts(data: bytes) -> array[int]:

@@ -125,8 +125,12 @@ class Segments:
             if size >= closed.end.size:
                 roots[size] = root
             elif closed.root_at(size) not in {root, None}:
+                self._verify_segment_of(size)
                 raise chain.another_log(size, self._origin)
         base = closed.end
+        if size_of(self.newest_note() or b"") <= base.size:
+            # Nothing that is signed follows: the next record is linked to the last one there.
+            self._verify_segment_of(base.size - 1)
         try:
             with self.tail() as streams:
                 return chain.grow(
@@ -140,6 +144,11 @@ class Segments:
                 chain.verify(streams, self.notes(), self._key, self._origin, base=base)
             raise
 
+    def _verify_segment_of(self, record: int) -> None:
+        segment = self.closed.segment_of(record)
+        if segment is not None:
+            self.closed.verify(segment)
+
     def close_older(self, grown: Grown, sign: Callable[[Tree], bytes]) -> None:
         """Close segments that another follows, as a log of 0.1.0 has them when it is opened first.
 
@@ -151,7 +160,7 @@ class Segments:
         """
         ends, notes = grown.ends[:-1], self.notes() if len(grown.ends) > 1 else []
         for end in ends:
-            self.closed.add(self._unclosed[0], end, [*notes, sign(end)])
+            self.closed.add(self._unclosed[0], end, notes, sign(end))
             del self._unclosed[0]
         if ends:
             self._begin_notes(self.closed.end.size)
@@ -163,12 +172,12 @@ class Segments:
             tree: of all records.
             note: the signed checkpoint over it.
 
-        Raises OSError; then the segment is as open as it was.
+        Raises OSError; then the segment is open, or it is closed but for the checkpoints of before.
         """
         if self._last is None or not self._open_part.starts:
             return
         self.append_note(note)
-        self.closed.add(self._last.path, tree, self.notes())
+        self.closed.add(self._last.path, tree, self.notes(), note)
         self._last.close()
         self._last = None
         self._unclosed.clear()
@@ -276,9 +285,15 @@ class Segments:
         """Keep only checkpoints from this size on: earlier ones stand in proofs. Raises OSError."""
         kept = [note for note in self.notes() if size_of(note) >= size]
         path = self.folder / CHECKPOINTS
-        write(path, b"".join(note + b"\n" for note in kept))
-        self._notes.close()
-        self._notes = GrowingFile(path)
+        try:
+            write(path, b"".join(note + b"\n" for note in kept))
+        finally:
+            # Also when it is in its place, and not known to be durable there.
+            found = look_at(path)
+            if found is not None and found.inode != self._notes.known.inode:
+                new = GrowingFile(path)
+                self._notes.close()
+                self._notes = new
 
     def _repair(self) -> None:
         """Cut torn ends off, note where each line begins, go on in the newest segment."""

@@ -10,12 +10,12 @@ Called by the thread of `log` alone; `head` and `generation` are read by any.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 
-from appliance.control.audit.record import Prepared, line_of
+from appliance.control.audit.record import LARGEST_NUMBER, Prepared, line_of
 from appliance.control.audit.segments import Segments
 from appliance.core.files import full_disk_is_exhausted
+from appliance.crypto import chain
 from appliance.crypto.merkle import Tree, leaf_hash
 from appliance.crypto.signing import SignedNote, SigningKey
 
@@ -51,8 +51,8 @@ class Written:
         self.head = (self._tree.size, self._tree.root())
         """How many records are durable, and the root over them."""
         size = self._tree.size
-        newest = [json.loads(line) for line in files.lines(max(size - 1, 0), size)]
-        self.generation = int(newest[0].get("generation", 0)) if newest else 0
+        newest = list(files.lines(max(size - 1, 0), size))
+        self.generation = _generation_in(newest[0], size - 1) if newest else 0
         """How many writes of the state the newest record knows of."""
 
     @property
@@ -94,3 +94,11 @@ class Written:
 
     def _note_of(self, tree: Tree) -> bytes:
         return SignedNote(self._origin, tree.size, tree.root()).sign(self._key)
+
+
+def _generation_in(line: bytes, sequence: int) -> int:
+    """What a record says; records of 0.1.0 say nothing. Raises Tampered."""
+    said = chain.parsed(line, sequence).get("generation", 0)
+    if type(said) is not int or not 0 <= said <= LARGEST_NUMBER:
+        raise chain.bad_record(sequence, "its generation is none")
+    return said

@@ -1,14 +1,14 @@
 """Reading the audit chain, and closed segments that leave it.
 
 Pages for people, checkpoints and raw lines to verify elsewhere. What is archived or pruned, and by
-whose signature that is believed, is decided in `appliance.control.audit.archive`.
+whose signature that is believed, is decided in `appliance.control.audit.leaving`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
 from typing import Any
 
 from appliance.api.audit.v1 import audit_service_pb2 as rpc
@@ -31,8 +31,8 @@ _OWN_MEMBERS = ("kind", "request_id", "principal", "method", "resource", "outcom
 class Audit:
     """Reads the log of this appliance."""
 
-    def __init__(self, log: AuditLog) -> None:
-        self._log = log
+    def __init__(self, log: AuditLog, clock: Callable[[], datetime]) -> None:
+        self._log, self._clock = log, clock
 
     def list(self, caller: Caller, request: rpc.ListRecordsRequest) -> rpc.ListRecordsResponse:
         """One page of records, newest first; with filters it may be short and still go on."""
@@ -48,7 +48,7 @@ class Audit:
                 found.append(_resource(record))
             if len(found) == size or searched == SEARCHED_AT_ONCE:
                 break
-        token = paging.token_of((position,)) if position > 0 else ""
+        token = paging.token_of((position,)) if position > self._log.first else ""
         return rpc.ListRecordsResponse(records=found, next_page_token=token)
 
     def checkpoint(self, caller: Caller) -> rpc.GetCheckpointResponse:
@@ -88,10 +88,11 @@ class Audit:
         size = min(paging.page_size(request.page_size), SEGMENTS_AT_ONCE)
         after = paging.key_of(request.page_token, int)
         # Before the segments: what is archived meanwhile may be in both, and is missing in none.
-        archived = self._log.archive.statement()
+        archived = self._log.leaving.statement()
         begin = -1 if after is None else int(after[0])
-        left = [each for each in self._log.archive.segments() if each.first > begin]
-        page = [_segment(each) for each in left[:size]]
+        left = [each for each in self._log.leaving.segments() if each.first > begin]
+        leaving = self._log.leaving
+        page = [_segment(each, leaving.proof_of(each)) for each in left[:size]]
         token = paging.token_of((page[-1].first_record,)) if len(left) > size else ""
         return rpc.ListSegmentsResponse(segments=page, next_page_token=token, archived=archived)
 
@@ -100,7 +101,7 @@ class Audit:
     ) -> rpc.ArchiveSegmentsResponse:
         """Delete closed segments that the caller holds."""
         del caller
-        first = self._log.archive.archive(request.size, request.root)
+        first = self._log.leaving.archive(request.size, request.root)
         return rpc.ArchiveSegmentsResponse(first_record=first)
 
     def prune(self, caller: Caller, request: rpc.PruneArchiveRequest) -> rpc.PruneArchiveResponse:
@@ -109,17 +110,19 @@ class Audit:
         if request.older_than_days < 1:
             wrong = "must be 1 or more: how many days records are kept"
             raise InvalidInput(f"older_than_days {wrong}", fields={"older_than_days": wrong})
-        statement = self._log.archive.prune(request.proof)
-        return rpc.PruneArchiveResponse(statement=statement.dumps(), size=statement.size)
+        statement = self._log.leaving.prune(request.proof)
+        return rpc.PruneArchiveResponse(
+            statement=statement.dumps(), size=statement.size, time=timestamp(self._clock())
+        )
 
 
-def _segment(segment: Segment) -> record_pb2.Segment:
+def _segment(segment: Segment, proof: bytes) -> record_pb2.Segment:
     return record_pb2.Segment(
         first_record=segment.first,
         size=segment.end.size,
         length_bytes=segment.look.size,
-        close_time=timestamp(datetime.fromtimestamp(segment.look.changed / 1e9, UTC)),
-        proof=segment.proof().dumps(),
+        close_time=timestamp(datetime.fromisoformat(json.loads(segment.last_line())["time"])),
+        proof=proof,
     )
 
 

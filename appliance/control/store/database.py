@@ -167,7 +167,7 @@ class Database:
         if self._witness is not None:
             values[tables.meta.c.audit_size], values[tables.meta.c.audit_root] = self._witness()
         transaction.run(update(tables.meta).values(values))
-        return int(transaction.value(select(tables.meta.c.generation)))
+        return int(transaction.value(select(tables.meta.c.generation)) or 0)
 
     def watch_log(self, witness: Witness) -> None:
         """From now on store with each commit the size and root that `witness` says."""

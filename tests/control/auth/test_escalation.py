@@ -42,7 +42,7 @@ def test_nobody_acts_for_somebody_who_holds_more(roles: Roles) -> None:
         Link("user:bob", "owner", "red"),
     )
     with pytest.raises(
-        Denied, match=r"who may do more: you lack audit\.export on the platform"
+        Denied, match=r"who may do more: you lack audit\.archive on the platform"
     ) as refused:
         escalation.check_acts_as(policy, roles, BOB, ALICE)
     assert re.search(r"and [0-9]+ more\. Ask", refused.value.message)

@@ -1,5 +1,8 @@
+import datetime
+
 from appliance.api.audit.v1 import record_pb2 as _record_pb2
 from appliance.api.common.v1 import access_pb2 as _access_pb2
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -97,9 +100,11 @@ class PruneArchiveRequest(_message.Message):
     def __init__(self, proof: _Optional[bytes] = ..., older_than_days: _Optional[int] = ...) -> None: ...
 
 class PruneArchiveResponse(_message.Message):
-    __slots__ = ("statement", "size")
+    __slots__ = ("statement", "size", "time")
     STATEMENT_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
+    TIME_FIELD_NUMBER: _ClassVar[int]
     statement: bytes
     size: int
-    def __init__(self, statement: _Optional[bytes] = ..., size: _Optional[int] = ...) -> None: ...
+    time: _timestamp_pb2.Timestamp
+    def __init__(self, statement: _Optional[bytes] = ..., size: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...

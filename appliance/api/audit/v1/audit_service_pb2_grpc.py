@@ -100,7 +100,8 @@ class AuditServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ArchiveSegments(self, request, context):
-        """Deletes closed segments here which the caller holds elsewhere, and signs that they were archived.
+        """Deletes closed segments here which the caller has read and keeps elsewhere, and signs that they were archived. Naming the
+        root over them guards against mistakes; that they are kept is the caller's word.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

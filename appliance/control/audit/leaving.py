@@ -1,9 +1,9 @@
 """Closed segments leave: somebody else holds them, and what is here says so, signed.
 
 Rules kept here:
-* a segment is deleted here only for a caller who names the root over all records up to its end,
-  which nobody can who does not hold them; the newest closed segment stays, for the record after it
-  names its last one;
+* a segment is deleted here only for a caller who names the root over all records up to its end, as
+  whoever has read them computes it: a guard against mistakes, not a proof that they are kept;
+* the newest closed segment stays, for the record after it names its last one;
 * the file `archived` is signed and durable before anything is deleted;
 * what is deleted from an archive is stated by a note of its own (`pruned`), so that what is left of
   the archive is still proved, and nobody else can make it look pruned.
@@ -13,13 +13,13 @@ The attack: records deleted, and called archived or pruned. Called by the audit 
 
 from __future__ import annotations
 
-from appliance.control.audit.closed import Closed, Segment
-from appliance.core.errors import FailedPrecondition, InvalidInput, Tampered
+from appliance.control.audit.closed import Closed, Segment, archived
+from appliance.core.errors import FailedPrecondition, InvalidInput, Tampered, Unavailable
 from appliance.crypto.proofs import ARCHIVED, PRUNED, Proof
 from appliance.crypto.signing import SigningKey, equal
 
 
-class Archive:
+class Leaving:
     """Signs what leaves one log.
 
     Args:
@@ -34,6 +34,20 @@ class Archive:
     def segments(self) -> list[Segment]:
         """The closed segments that are here, oldest first."""
         return list(self._closed.segments)
+
+    def proof_of(self, segment: Segment) -> bytes:
+        """The proof of a segment, checked.
+
+        Raises Tampered, and FailedPrecondition when it was archived.
+        """
+        try:
+            proof = segment.proof()
+        except Tampered:
+            if segment in self._closed.segments:
+                raise
+            raise archived(segment.first) from None
+        proof.check(self._key.verify_key, self._origin)
+        return proof.dumps()
 
     def statement(self) -> bytes:
         """What says that the records before the first were archived; empty when none were."""
@@ -50,18 +64,13 @@ class Archive:
             FailedPrecondition: no closed segment but the newest ends there.
             InvalidInput: the root is another one.
         """
-        if size <= self._closed.first:
-            return self._closed.first
-        found = [segment for segment in self.segments()[:-1] if segment.end.size == size]
-        if not found:
-            raise FailedPrecondition(
-                f"no closed segment before the newest ends at {size} records: list the segments, "
-                "and archive up to the end of one of them"
-            )
-        if not equal(found[0].end.root(), root):
-            wrong = "is not the root of these records: read and archive them again"
-            raise InvalidInput(f"root {wrong}", fields={"root": wrong})
-        self._closed.archive(found[0].proof().signed_as(ARCHIVED, self._key, self._origin))
+        try:
+            self._closed.archive(size, lambda segment: self._statement_of(segment, root))
+        except OSError as error:
+            raise Unavailable(
+                f"the disk of the control plane failed ({error.strerror}): repeat it; what is "
+                "deleted by then is archived"
+            ) from error
         return self._closed.first
 
     def prune(self, proof: bytes) -> Proof:
@@ -82,7 +91,15 @@ class Archive:
             raise InvalidInput(f"proof {wrong}", fields={"proof": wrong}) from error
         if found.size > self._closed.first:
             raise FailedPrecondition(
-                f"records up to {found.size} are not archived, those before {self._closed.first} "
-                "are: archive them first"
+                f"records before {self._closed.first} were archived, and these end at "
+                f"{found.size}: archive them first"
             )
         return found.signed_as(PRUNED, self._key, self._origin)
+
+    def _statement_of(self, segment: Segment, root: bytes) -> Proof:
+        """Of what this process knows, not of what lies in a file that somebody may have changed."""
+        if not equal(segment.end.root(), root):
+            wrong = "is not the root of these records: read and archive them again"
+            raise InvalidInput(f"root {wrong}", fields={"root": wrong})
+        known = Proof.of(segment.first, segment.look.size, segment.end, ())
+        return known.signed_as(ARCHIVED, self._key, self._origin)
