@@ -35,6 +35,7 @@ from appliance.control.services.places import Places
 from appliance.control.task_metrics import TaskMetrics
 from appliance.control.work import Work
 from appliance.control.work_metrics import WorkMetrics
+from appliance.core.errors import ApplianceError
 from appliance.wire.admission import Rates, Refusals, SourceLimit
 from appliance.wire.budgets import Admission
 from appliance.wire.metrics import CallMetrics
@@ -166,12 +167,21 @@ class Control:
             while True:
                 await asyncio.sleep(RECORD_SECONDS)
                 await self.record_refusals()
+                await asyncio.to_thread(self._note_usage)
         finally:
             await self.record_refusals()
+            await asyncio.to_thread(self._note_usage)
 
     async def record_refusals(self) -> None:
         """Write what was refused and counted so far into the audit log."""
         await self._journal.counted(self._limits.refusals.drain())
+
+    def _note_usage(self) -> None:
+        """A start reads more of the audit log when this cannot be done; nothing else changes."""
+        try:
+            self.work.usage.note()
+        except ApplianceError as error:
+            logger.warning("what gateways reported could not be noted: %s", error)
 
     async def close(self) -> None:
         """Close what `build` opened, after the server has stopped."""

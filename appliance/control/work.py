@@ -50,6 +50,7 @@ from appliance.control.services.served import ServedClock
 from appliance.control.services.silence import Silence
 from appliance.control.services.storage_tasks import StorageTasks, TaskKind
 from appliance.control.services.tokenizers import Tokenizers
+from appliance.control.services.usage import UsageRecords
 from appliance.control.storage_worker import StorageWorker
 from appliance.control.store.objects import open_store
 
@@ -82,6 +83,7 @@ class Work:
         self.artifacts = Artifacts(base.database, base.keys, store, self.tasks, signer, base.clock)
         self.folders = CheckpointFolders(store, signer)
         records = SystemRecords(base.opened.log)
+        self.usage = UsageRecords(base.database, base.opened.log, records, base.clock)
         self.served = ServedClock(monotonic)
         self.leases = Leases(
             self.served, node_lost_seconds=base.settings.scheduling.node_lost_seconds
@@ -236,11 +238,10 @@ class Work:
             policies=base.policies,
             credentials=self._people.credentials,
             artifacts=self.artifacts,
-            log=base.opened.log,
             token_key=base.keyring.token_hmac,
             clock=base.clock,
         )
         return [
             AgentRpc(self.agents, release, enrolment, pool, events),
-            RoutingRpc(routing, gateways, pool, events),
+            RoutingRpc(routing, self.usage, gateways, pool, events),
         ]

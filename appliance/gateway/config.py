@@ -184,8 +184,8 @@ class GatewayConfig:
     state: Path | None = field(
         default=None,
         metadata=doc(
-            "private folder for the gateway's identity and what it shows; unset: `state` beside"
-            " `ca`"
+            "private folder for the gateway's identity, what it shows, and calls that are not in"
+            " the audit log yet (`spool`); unset: `state` beside `ca`"
         ),
     )
     key: Path | None = field(

@@ -33,6 +33,7 @@ from appliance.gateway.pipeline import Parts, Pipeline
 from appliance.gateway.router import Router
 from appliance.gateway.service import GatewayDoor, InferenceService, admission_of
 from appliance.gateway.snapshot import Place, Snapshot
+from appliance.gateway.spool import END_BYTES, FILE_BYTES, Spool
 from appliance.gateway.tokenize import Desk, Models
 from appliance.gateway.usage import UsageReports
 from appliance.gateway.view import Control, View
@@ -124,7 +125,12 @@ class Gateway:
         self._desk = Desk.new()
         self._models = Models(self._control.tokenizer, self._desk)
         self.refusals = Refusals()
-        self._usage = UsageReports(self._control.report, self.refusals)
+        # Room for the ends of all calls that may be in work, many times over.
+        spool = Spool(
+            config.state_folder / "spool",
+            file_bytes=max(FILE_BYTES, 4 * END_BYTES * config.limits.calls),
+        )
+        self._usage = UsageReports(self._control.report, self.refusals, spool)
         router = Router(self.fleet, config.routing, moved=self._metrics.moved)
         self.pipeline = Pipeline(
             Parts(
@@ -221,10 +227,13 @@ class Gateway:
             self._usage.stop()
             await asyncio.wait({reporting}, timeout=FLUSH_SECONDS)
             if len(self._usage):
-                logger.error("%d ended calls could not be reported", len(self._usage))
+                logger.warning(
+                    "%d calls could not be reported: the next start does it", len(self._usage)
+                )
             for task in (*tasks, reporting, stopped):
                 task.cancel()
             ended = await asyncio.gather(*tasks, reporting, return_exceptions=True)
+            self._usage.close()
             self._desk.close()
             await self.fleet.close()
             await self._control.close()

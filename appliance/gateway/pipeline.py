@@ -3,9 +3,10 @@
 Order: who is it and may they (`admit`), then words to tokens, tokens from a replica, tokens to text
 (`answer`), then what it took (`end`). Rules kept here:
 * nothing of a request is looked at closely before its caller is known and may ask;
-* every call that `begin` saw is ended once, and its outcome goes to the audit chain: one record for
-  an inference call of a known caller, a count for calls of strangers, for what a known caller is
-  refused beyond its budget, and for what it is refused that asks no model;
+* every call that `begin` saw is ended once, and its outcome goes to the audit chain, also when this
+  process is killed meanwhile: one record for an inference call of a known caller, a count for calls
+  of strangers, for what a known caller is refused beyond its budget, and for what it is refused
+  that asks no model;
 * a credential that does not work counts against its source, a valid one never does;
 * a running answer is judged again with each new view: a right that was taken away ends it;
 * text is never logged, reported or counted, nor what a library says of it.
@@ -87,6 +88,7 @@ class Call:
         endpoint: full resource name, as the caller asked for it.
         started: monotonic seconds; `came`: seconds since 1970.
         blocked: monotonic seconds since the caller takes nothing; 0 while it does.
+        recorded: its number among the calls that went to a replica; 0 before.
     """
 
     front: str
@@ -106,6 +108,7 @@ class Call:
     first_token: float = 0.0
     last_token: float = 0.0
     blocked: float = 0.0
+    recorded: int = 0
 
 
 def check_sampling(sampling: generation_pb2.Sampling) -> None:
@@ -243,6 +246,8 @@ class Pipeline:
         with unsaid(call.request_id):
             text, ask = await self._prepare(call, call.route, question)
             ask.check = partial(self._check, call)
+            # Whatever happens to this process from here on, the call is told of.
+            call.recorded = self._parts.usage.begin(self._usage(call, None))
             async with contextlib.aclosing(self._parts.router.answer(ask)) as steps:
                 async for step in steps:
                     self._count(call, ask, len(step.tokens))
@@ -298,11 +303,11 @@ class Pipeline:
                 del self._running[call.principal]
             self._total -= 1
         self._measure(call, error.reason if error else "")
-        if error is not None and self._is_counted(call):
+        if error is not None and not call.recorded and self._is_counted(call):
             source = source_of(call.source)
             self._parts.refusals.count(source, error.reason, call.method, principal=call.principal)
         elif call.method == INFERENCE:
-            self._parts.usage.add(self._usage(call, error))
+            self._parts.usage.end(self._usage(call, error), call.recorded)
 
     def _is_counted(self, call: Call) -> bool:
         """Whether a refused call becomes one of a count, and no record of its own."""

@@ -1,15 +1,16 @@
 """Brings the outcome of every call into the audit chain, in batches.
 
 Rules kept here:
-* every call of a known caller that ends is reported once, refused and abandoned ones too, without
-  any text; calls of strangers are counted by source and reported once a minute;
-* what could not be reported waits; when as much waits as may, new calls are refused: nobody is
-  served unseen;
+* every call of a known caller that goes to a replica or ends is reported once, refused, abandoned
+  and interrupted ones too, without any text; calls of strangers are counted by source and reported
+  once a minute;
+* what could not be reported waits on the disk (`spool`), also for the next process; when as much
+  waits as may, new calls are refused: nobody is served unseen;
 * a batch is repeated until it is durable, in order; counts go on while a count waits, in a table
   of fixed size, so strangers take no room here.
 
-The attack: keep the audit from hearing, then ask on; fill it, so that others cannot be served.
-Called by `appliance.gateway.pipeline`.
+The attack: keep the audit from hearing, then ask on; kill the gateway after an answer; fill it, so
+that others cannot be served. Called by `appliance.gateway.pipeline`.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable
 
 from appliance.api.serving.v1 import routing_service_pb2
 from appliance.core.errors import ApplianceError, AuditUnavailable
+from appliance.gateway.spool import Spool
 from appliance.wire.admission import Refusals
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ class UsageReports:
     Args:
         report: makes a batch durable, or raises ApplianceError.
         refusals: where refused calls are counted.
+        spool: where what waits is kept.
         most: calls that may wait.
         clock: seconds that only rise.
     """
@@ -52,85 +54,106 @@ class UsageReports:
         self,
         report: Report,
         refusals: Refusals,
+        spool: Spool,
         *,
         most: int = MOST_WAITING,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._report = report
         self._refusals = refusals
+        self._spool = spool
         self._most = most
         self._clock = clock
         self._counted_at = clock()
-        self._waiting: deque[Usage] = deque()
-        self._counts: list[routing_service_pb2.Refusals] = []
+        self._counted = 0
+        """The newest entry of a count."""
         self._stopping = asyncio.Event()
 
     def __len__(self) -> int:
         """Ended calls that wait."""
-        return len(self._waiting)
+        return len(self._spool)
 
     def check_room(self, running: int) -> None:
         """Raise AuditUnavailable when the calls in work and those that wait fill the queue."""
-        if len(self._waiting) + running >= self._most:
+        self._spool.check()
+        if len(self._spool) + running >= self._most:
             raise AuditUnavailable(
                 "the audit log cannot keep up: repeat the request later", retry_after=5.0
             )
 
-    def add(self, usage: Usage) -> None:
-        """A call of a known caller ended."""
-        if len(self._waiting) >= self._most:
+    def begin(self, usage: Usage) -> int:
+        """A call of a known caller goes to a replica; its number.
+
+        Raises AuditUnavailable when it cannot be written down: then it must not go.
+        """
+        return self._spool.begin(usage)
+
+    def end(self, usage: Usage, call: int = 0) -> None:
+        """A call of a known caller ended; `call` is what `begin` gave, 0 when it came to none."""
+        if not call and len(self._spool) >= self._most:
             # A refused call; it is in the log and the metrics.
             logger.error("a usage is not reported", extra={"usage_request_id": usage.request_id})
             return
-        self._waiting.append(usage)
+        self._spool.end(usage, call)
 
     async def run(self) -> None:
         """Report until `stop` was asked for and nothing waits."""
-        while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(EACH_SECONDS):
-                    await self._stopping.wait()
-            is_last = self._stopping.is_set()
-            self._take_counts()
-            while self._waiting or self._counts:
-                if not await self._send():
-                    await asyncio.sleep(PAUSE_SECONDS)
-            if is_last:
-                return
+        syncing = asyncio.create_task(self._spool.run())
+        try:
+            while True:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(EACH_SECONDS):
+                        await self._stopping.wait()
+                is_last = self._stopping.is_set()
+                self._take_counts()
+                if is_last:
+                    await self._spool.sync()
+                while await self._send():
+                    pass
+                if is_last and not len(self._spool):
+                    return
+        finally:
+            syncing.cancel()
+            await asyncio.gather(syncing, return_exceptions=True)
 
     def stop(self) -> None:
         """Let `run` return as soon as nothing waits; a batch on its way is not sent twice."""
         self._stopping.set()
 
+    def close(self) -> None:
+        """Close the spool, after `run` has ended. What waits stays for the next process."""
+        self._spool.close()
+
     def _take_counts(self) -> None:
-        """Take what was counted, once a minute and when it all ends."""
+        """Take what was counted, once a minute and when it all ends.
+
+        Not while earlier ones wait: strangers take no room of callers.
+        """
         due = self._clock() - self._counted_at >= COUNT_SECONDS or self._stopping.is_set()
-        if self._counts or not due:
+        if not due or self._spool.waits(self._counted):
             return
         self._counted_at = self._clock()
-        self._counts = [
-            routing_service_pb2.Refusals(
-                source=row.source,
-                principal=row.principal,
-                count=row.count,
-                reasons=row.reasons,
-                methods=row.methods,
+        for row in self._refusals.drain():
+            self._counted = self._spool.count(
+                routing_service_pb2.Refusals(
+                    source=row.source,
+                    principal=row.principal,
+                    count=row.count,
+                    reasons=row.reasons,
+                    methods=row.methods,
+                )
             )
-            for row in self._refusals.drain()
-        ]
 
     async def _send(self) -> bool:
-        """Report one batch; whether it is durable."""
-        batch = [self._waiting[index] for index in range(min(BATCH, len(self._waiting)))]
-        counts = self._counts
+        """Report one batch; whether there may be another. Waits a while when it failed."""
+        boot, entries = self._spool.batch(BATCH)
+        if not entries:
+            return False
         try:
-            await self._report(
-                routing_service_pb2.ReportUsageRequest(usages=batch, refusals=counts)
-            )
+            await self._report(routing_service_pb2.ReportUsageRequest(boot=boot, entries=entries))
         except ApplianceError as error:
             logger.warning("usage cannot be reported now: %s", error)
-            return False
-        for _ in batch:
-            self._waiting.popleft()
-        self._counts = []
+            await asyncio.sleep(PAUSE_SECONDS)
+            return True
+        await self._spool.reported(boot, entries[-1].number)
         return True

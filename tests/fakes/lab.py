@@ -111,10 +111,10 @@ class Lab:
             base.policies,
             people.credentials,
             work.artifacts,
-            base.opened.log,
             base.keyring.token_hmac,
             base.clock,
         )
+        self.usage = work.usage
         self.nodes = Nodes(base.database, base.changes, base.policies, base.events, base.clock)
         self.enrolment = enrolment(base)
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 
 from appliance.api.serving.v1 import routing_service_pb2
 from appliance.core.errors import AuditUnavailable, Unavailable
 from appliance.gateway import usage
+from appliance.gateway.spool import Spool
 from appliance.gateway.usage import COUNT_SECONDS, Usage, UsageReports
 from appliance.wire.admission import Refusals
 from tests.fakes.gateway import until
@@ -25,6 +27,14 @@ class Audit:
         self.away = False
         self.requests: list[Request] = []
 
+    @property
+    def counted(self) -> list[list[routing_service_pb2.Refusals]]:
+        """By request."""
+        return [
+            [entry.refusals for entry in request.entries if entry.HasField("refusals")]
+            for request in self.requests
+        ]
+
     async def take(self, request: Request) -> None:
         if self.away:
             raise Unavailable("down")
@@ -35,6 +45,13 @@ class Audit:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(usage, "EACH_SECONDS", 0.01)
     monkeypatch.setattr(usage, "PAUSE_SECONDS", 0.01)
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Iterator[Spool]:
+    made = Spool(tmp_path / "spool")
+    yield made
+    made.close()
 
 
 @contextlib.asynccontextmanager
@@ -48,19 +65,19 @@ async def running(reports: UsageReports) -> AsyncIterator[None]:
             await task
 
 
-async def test_counts_go_out_once_a_minute_and_one_row_for_each_source() -> None:
+async def test_counts_go_out_once_a_minute_and_one_row_for_each_source(spool: Spool) -> None:
     now, audit, refusals = [0.0], Audit(), Refusals()
-    reports = UsageReports(audit.take, refusals, clock=lambda: now[0])
+    reports = UsageReports(audit.take, refusals, spool, clock=lambda: now[0])
     for _ in range(1000):
         refusals.count("10.0.0.7", "UNAUTHENTICATED", "/v1/models")
     refusals.count("10.0.0.8", "CONNECTIONS", "connection")
     async with running(reports):
-        reports.add(Usage(request_id="a", principal="users/alice"))
+        reports.end(Usage(request_id="a", principal="users/alice"))
         await until(lambda: len(audit.requests) == 1)
-        assert len(audit.requests[0].refusals) == 0
+        assert audit.counted[0] == []
         now[0] = COUNT_SECONDS
         await until(lambda: len(audit.requests) == 2)
-        rows = audit.requests[1].refusals
+        rows = audit.counted[1]
         assert [(row.source, row.count, dict(row.methods)) for row in rows] == [
             ("10.0.0.7", 1000, {"/v1/models": 1000}),
             ("10.0.0.8", 1, {"connection": 1}),
@@ -69,9 +86,9 @@ async def test_counts_go_out_once_a_minute_and_one_row_for_each_source() -> None
 
 
 @pytest.mark.attack
-async def test_counts_go_on_while_they_cannot_be_reported() -> None:
+async def test_counts_go_on_while_they_cannot_be_reported(spool: Spool) -> None:
     now, audit, refusals = [0.0], Audit(), Refusals()
-    reports = UsageReports(audit.take, refusals, clock=lambda: now[0])
+    reports = UsageReports(audit.take, refusals, spool, clock=lambda: now[0])
     audit.away = True
     async with running(reports):
         refusals.count("10.0.0.7", "UNAUTHENTICATED", "inference")
@@ -82,22 +99,41 @@ async def test_counts_go_on_while_they_cannot_be_reported() -> None:
         now[0] = 3 * COUNT_SECONDS
         audit.away = False
         await until(lambda: len(audit.requests) >= 1)
-    assert [row.count for request in audit.requests for row in request.refusals] == [1, 5]
+    assert [row.count for rows in audit.counted for row in rows] == [1, 5]
 
 
-async def test_a_stop_reports_what_was_counted_since() -> None:
+async def test_a_stop_reports_what_was_counted_since(spool: Spool) -> None:
     audit, refusals = Audit(), Refusals()
-    async with running(UsageReports(audit.take, refusals, clock=lambda: 0.0)):
+    async with running(UsageReports(audit.take, refusals, spool, clock=lambda: 0.0)):
         refusals.count("10.0.0.7", "UNAUTHENTICATED", "inference")
-    assert [row.count for request in audit.requests for row in request.refusals] == [1]
+    assert [row.count for rows in audit.counted for row in rows] == [1]
 
 
 @pytest.mark.attack
-async def test_nobody_is_served_when_there_is_no_room_for_the_record() -> None:
-    reports = UsageReports(Audit().take, Refusals(), most=10)
+async def test_nobody_is_served_when_there_is_no_room_for_the_record(spool: Spool) -> None:
+    reports = UsageReports(Audit().take, Refusals(), spool, most=10)
     reports.check_room(9)
     for _ in range(100):
-        reports.add(Usage(principal="users/alice"))
+        reports.end(Usage(principal="users/alice"))
     assert len(reports) == 10
     with pytest.raises(AuditUnavailable):
         reports.check_room(0)
+
+
+async def test_a_batch_is_repeated_until_it_is_taken_and_then_forgotten(spool: Spool) -> None:
+    audit = Audit()
+    reports = UsageReports(audit.take, Refusals(), spool, clock=lambda: 0.0)
+    audit.away = True
+    async with running(reports):
+        call = reports.begin(Usage(request_id="a"))
+        reports.end(Usage(request_id="a", completion_tokens=3), call)
+        reports.end(Usage(request_id="b", reason="RESOURCE_NOT_FOUND"))
+        await asyncio.sleep(0.2)
+        assert len(reports) == 2
+        audit.away = False
+        await until(lambda: not len(reports))
+    (request,) = audit.requests
+    assert [(entry.number, entry.usage.request_id) for entry in request.entries] == [
+        (1, "a"),
+        (2, "b"),
+    ]

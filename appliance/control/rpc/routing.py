@@ -1,4 +1,4 @@
-"""RoutingService: see `appliance.control.services.routing` and `gateways`."""
+"""RoutingService: see `appliance.control.services.routing`, `usage` and `gateways`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from appliance.control.rpc.servicer import Servicer
 from appliance.control.services.gateways import Gateways
 from appliance.control.services.routing import Routing
 from appliance.control.services.routing_view import Held
+from appliance.control.services.usage import UsageRecords
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -29,10 +30,15 @@ class RoutingRpc(Servicer, RoutingServiceServicer):
     """Translates."""
 
     def __init__(
-        self, service: Routing, gateways: Gateways, pool: CallPool, events: Events
+        self,
+        service: Routing,
+        usage: UsageRecords,
+        gateways: Gateways,
+        pool: CallPool,
+        events: Events,
     ) -> None:
         super().__init__(pool, events)
-        self._service = service
+        self._service, self._usage = service, usage
         self._gateways = gateways
 
     async def WatchRouting(
@@ -59,7 +65,7 @@ class RoutingRpc(Servicer, RoutingServiceServicer):
         self, request: rpc.ReportUsageRequest, context: Context
     ) -> rpc.ReportUsageResponse:
         """Records inference calls in the audit chain."""
-        return await self._run(self._service.report, self.caller, request)
+        return await self._run(self._usage.report, self.caller, request)
 
     async def RenewCertificate(
         self, request: rpc.RenewCertificateRequest, context: Context

@@ -1,24 +1,19 @@
-"""What gateways need to decide and route by themselves, and what they report.
+"""What gateways need to decide and route by themselves.
 
 Rules kept here:
 * the view holds what the policy engine decided, for live credentials only: a revoked token, a
   locked user or a lost role is missing from the next view;
 * it never holds a secret of a person or application, only keyed digests;
-* it is made once for all gateways, and only when something has changed;
-* usage is durable in the audit chain before the call that reports it returns, and holds no text;
-* what a gateway counted of strangers becomes one record for each source, so many at most.
+* it is made once for all gateways, and only when something has changed.
 
-The attacks: a gateway that goes on serving a caller whose right has ended; strangers who fill the
-audit log through a gateway. Called by `rpc.routing`.
+The attack: a gateway that goes on serving a caller whose right has ended. Called by `rpc.routing`.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -26,8 +21,6 @@ from sqlalchemy import Row, select
 
 from appliance.api.serving.v1 import endpoint_pb2
 from appliance.api.serving.v1 import routing_service_pb2 as rpc
-from appliance.control.audit.log import AuditLog
-from appliance.control.audit.record import Entry
 from appliance.control.auth import scopes
 from appliance.control.auth.credentials import Credentials, LiveCredential
 from appliance.control.auth.policy import Policy, PolicyStore
@@ -40,31 +33,23 @@ from appliance.control.services.routing_view import Held, Key, key_of
 from appliance.control.store import tables
 from appliance.control.store.database import Database
 from appliance.core import names
-from appliance.core.errors import InvalidInput, Tampered
+from appliance.core.errors import Tampered
 from appliance.core.identity import Principal, PrincipalKind
 from appliance.core.names import Name
 from appliance.crypto.artifacts import ArtifactReader
-from appliance.wire.admission import MAX_COUNTED_SOURCES
 from appliance.wire.routing import ViewEntry
 
 PERMISSIONS = ("endpoints.infer",)
 """What gateways decide."""
 LOOK_AGAIN = timedelta(seconds=5)
 """After so long, credentials are read again though nothing was written: sessions end."""
-METHOD = "/appliance.api.inference.v1.InferenceService/Generate"
-MOST_USAGES = 1000
-MAX_REFUSALS = MAX_COUNTED_SOURCES + 1
-"""Rows of one report: as many as a gateway tells apart in a minute, and one for all others."""
-MAX_REASONS = 32
-LONGEST_WORD = 256
-DURABLE_SECONDS = 30.0
 _CALLERS = frozenset({PrincipalKind.USER, PrincipalKind.SERVICE_ACCOUNT})
 _endpoint = tables.endpoint.c
 _replica = tables.replica.c
 
 
 class Routing:
-    """Makes views, reads tokenizers, takes in usage.
+    """Makes views, reads tokenizers.
 
     Args:
         token_key: key of the digests of bearer tokens.
@@ -76,7 +61,6 @@ class Routing:
         policies: PolicyStore,
         credentials: Credentials,
         artifacts: Artifacts,
-        log: AuditLog,
         token_key: bytes,
         clock: Callable[[], datetime],
     ) -> None:
@@ -84,7 +68,6 @@ class Routing:
         self._policies = policies
         self._credentials = credentials
         self._artifacts = artifacts
-        self._log = log
         self._token_key = token_key
         self._clock = clock
         self._lock = threading.Lock()
@@ -170,22 +153,6 @@ class Routing:
         if row is None:
             raise missing(request.endpoint)
         return served_tokenizer(self._artifacts.open(row))
-
-    def report(self, caller: Caller, request: rpc.ReportUsageRequest) -> rpc.ReportUsageResponse:
-        """Record inference calls and counted refusals in the audit chain; durable when it returns.
-
-        Raises AuditUnavailable when it cannot be made durable.
-        """
-        if len(request.usages) > MOST_USAGES:
-            raise InvalidInput(f"report at most {MOST_USAGES} usages at a time")
-        if len(request.refusals) > MAX_REFUSALS:
-            raise InvalidInput(f"report at most {MAX_REFUSALS} rows of refusals at a time")
-        entries = [_entry(caller, usage) for usage in request.usages]
-        entries += [_refused(caller, row) for row in request.refusals]
-        waiting: list[Future[int]] = [self._log.append(entry) for entry in entries]
-        for future in waiting:
-            future.result(DURABLE_SECONDS)
-        return rpc.ReportUsageResponse()
 
     def _routes(self) -> Iterator[rpc.Route]:
         """The routes, by name."""
@@ -283,64 +250,3 @@ def _token(value: object) -> str:
     if isinstance(value, dict):
         value = value.get("content")
     return value if isinstance(value, str) else ""
-
-
-def _entry(caller: Caller, usage: rpc.Usage) -> Entry:
-    """One audit record; ids, names and numbers only."""
-    return Entry(
-        kind="inference",
-        request_id=_word(usage.request_id),
-        principal=_word(usage.principal),
-        method=METHOD,
-        resource=_resource(usage.endpoint),
-        outcome=_word(usage.reason) or "OK",
-        source=_word(usage.source),
-        details={
-            "gateway": caller.principal.id,
-            "prompt_tokens": usage.prompt_tokens,
-            "completion_tokens": usage.completion_tokens,
-            "continuations": usage.continuations,
-            "first_token_milliseconds": _milliseconds(usage.first_token_seconds),
-            "milliseconds": _milliseconds(usage.seconds),
-            "start_time": usage.start_time.ToJsonString() if usage.HasField("start_time") else "",
-        },
-    )
-
-
-def _refused(caller: Caller, row: rpc.Refusals) -> Entry:
-    """One audit record of everything that a source, or a caller over its budget, was refused."""
-    reasons, methods = _counts(row.reasons), _counts(row.methods)
-    return Entry(
-        kind="denied",
-        principal=_word(row.principal),
-        outcome=max(reasons, key=lambda reason: reasons[reason], default=""),
-        source=_word(row.source),
-        details={
-            "gateway": caller.principal.id,
-            "count": row.count,
-            "reasons": reasons,
-            "methods": methods,
-        },
-    )
-
-
-def _counts(counts: Mapping[str, int]) -> dict[str, int]:
-    """How many of what, by names of ours; not more names than a gateway tells apart."""
-    named = ((_word(name), count) for name, count in sorted(counts.items())[:MAX_REASONS])
-    return {name: count for name, count in named if name}
-
-
-def _word(text: str) -> str:
-    """An id or a name; what a caller wrote instead of one is left out, for it could be anything."""
-    return text if len(text) <= LONGEST_WORD and text.isprintable() and " " not in text else ""
-
-
-def _resource(text: str) -> str:
-    try:
-        return str(Name.parse(text, "endpoint"))
-    except InvalidInput:
-        return ""
-
-
-def _milliseconds(seconds: float) -> int:
-    return round(1000 * seconds) if math.isfinite(1000 * seconds) else 0

@@ -59,6 +59,7 @@ meta = Table(
     Column("audit_size", BigInteger, nullable=False, default=0),
     Column("audit_root", LargeBinary, nullable=True),
     Column("create_time", Moment, nullable=False),
+    Column("usage_noted", BigInteger, nullable=False, default=0, server_default=text("0")),
 )
 
 user = Table(
@@ -386,6 +387,17 @@ gateway = Table(
     Column("certificate_expire_time", Moment, nullable=True),
     Column("front_expire_time", Moment, nullable=True),
     Column("create_time", Moment, nullable=False),
+)
+
+# Up to which number the entries of one boot of a gateway are in the audit log, as of the first
+# `meta.usage_noted` records; a start reads there what came after.
+usage_boot = Table(
+    "usage_boot",
+    metadata,
+    Column("gateway", Text, primary_key=True),
+    Column("boot", Text, primary_key=True),
+    Column("number", BigInteger, nullable=False),
+    Column("time", Moment, nullable=False),
 )
 
 # `kind`: node | gateway; `machine` is the id of the one that may join; `hosts` are a gateway's.

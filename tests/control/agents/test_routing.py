@@ -255,7 +255,7 @@ def test_usage_is_in_the_audit_chain_when_the_call_returns_and_holds_no_text(lab
             endpoint="tell me a secret\nplease", reason="RESOURCE_NOT_FOUND", seconds=float("nan")
         ),
     ]
-    lab.routing.report(GATEWAY, routing_service_pb2.ReportUsageRequest(usages=usages))
+    lab.usage.report(GATEWAY, routing_service_pb2.ReportUsageRequest(usages=usages))
     newest = list(lab.base.opened.log.newest())[:2]
     assert [(r["kind"], r["principal"], r["resource"], r["outcome"]) for r in newest] == [
         ("inference", "", "", "RESOURCE_NOT_FOUND"),
@@ -279,7 +279,7 @@ def test_counted_refusals_are_one_record_for_each_source(lab: Lab) -> None:
         ),
     ]
     before = len(list(lab.base.opened.log.newest()))
-    lab.routing.report(GATEWAY, routing_service_pb2.ReportUsageRequest(refusals=rows))
+    lab.usage.report(GATEWAY, routing_service_pb2.ReportUsageRequest(refusals=rows))
     records = list(lab.base.opened.log.newest())
     assert len(records) == before + 2
     named, strangers = records[:2]
@@ -306,4 +306,4 @@ def test_counted_refusals_are_one_record_for_each_source(lab: Lab) -> None:
 def test_a_gateway_reports_no_more_rows_than_it_tells_apart(lab: Lab) -> None:
     rows = [routing_service_pb2.Refusals(source=str(number), count=1) for number in range(66)]
     with pytest.raises(InvalidInput, match="at most 65 rows"):
-        lab.routing.report(GATEWAY, routing_service_pb2.ReportUsageRequest(refusals=rows))
+        lab.usage.report(GATEWAY, routing_service_pb2.ReportUsageRequest(refusals=rows))

@@ -104,12 +104,26 @@ class ServedTokenizer(_message.Message):
     def __init__(self, tokenizer_json: _Optional[bytes] = ..., chat_template: _Optional[str] = ..., end_token_ids: _Optional[_Iterable[int]] = ..., bos_token: _Optional[str] = ..., eos_token: _Optional[str] = ...) -> None: ...
 
 class ReportUsageRequest(_message.Message):
-    __slots__ = ("usages", "refusals")
+    __slots__ = ("usages", "refusals", "boot", "entries")
     USAGES_FIELD_NUMBER: _ClassVar[int]
     REFUSALS_FIELD_NUMBER: _ClassVar[int]
+    BOOT_FIELD_NUMBER: _ClassVar[int]
+    ENTRIES_FIELD_NUMBER: _ClassVar[int]
     usages: _containers.RepeatedCompositeFieldContainer[Usage]
     refusals: _containers.RepeatedCompositeFieldContainer[Refusals]
-    def __init__(self, usages: _Optional[_Iterable[_Union[Usage, _Mapping]]] = ..., refusals: _Optional[_Iterable[_Union[Refusals, _Mapping]]] = ...) -> None: ...
+    boot: str
+    entries: _containers.RepeatedCompositeFieldContainer[UsageEntry]
+    def __init__(self, usages: _Optional[_Iterable[_Union[Usage, _Mapping]]] = ..., refusals: _Optional[_Iterable[_Union[Refusals, _Mapping]]] = ..., boot: _Optional[str] = ..., entries: _Optional[_Iterable[_Union[UsageEntry, _Mapping]]] = ...) -> None: ...
+
+class UsageEntry(_message.Message):
+    __slots__ = ("number", "usage", "refusals")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    USAGE_FIELD_NUMBER: _ClassVar[int]
+    REFUSALS_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    usage: Usage
+    refusals: Refusals
+    def __init__(self, number: _Optional[int] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., refusals: _Optional[_Union[Refusals, _Mapping]] = ...) -> None: ...
 
 class Refusals(_message.Message):
     __slots__ = ("source", "principal", "count", "reasons", "methods")

@@ -1,0 +1,183 @@
+"""What gateways say of calls is recorded once, however often they say it, and gaps are noticed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from appliance.api.serving.v1 import routing_service_pb2 as rpc
+from appliance.control.audit.log import AuditLog
+from appliance.control.services import usage
+from appliance.control.services.caller import Caller
+from appliance.control.services.usage import MISSING
+from appliance.control.store import tables
+from appliance.core.errors import AuditUnavailable, InvalidInput
+from appliance.core.identity import Principal, PrincipalKind
+from tests.fakes.lab import Lab
+
+GATEWAY = Caller(principal=Principal(PrincipalKind.GATEWAY, "gateway-1"))
+OTHER = Caller(principal=Principal(PrincipalKind.GATEWAY, "gateway-2"))
+BOOT, LATER = "0a" * 8, "0b" * 8
+
+
+def report(lab: Lab, *numbers: int, boot: str = BOOT, who: Caller = GATEWAY) -> None:
+    entries = [
+        rpc.UsageEntry(number=number, usage=rpc.Usage(request_id=f"r-{number}"))
+        for number in numbers
+    ]
+    lab.usage.report(who, rpc.ReportUsageRequest(boot=boot, entries=entries))
+
+
+def recorded(lab: Lab, kind: str = "inference") -> list[dict[str, Any]]:
+    found = [record for record in lab.base.opened.log.newest() if record["kind"] == kind]
+    return found[::-1]
+
+
+def numbers(lab: Lab) -> list[tuple[str, str, int]]:
+    return [
+        (each["details"]["gateway"], each["details"]["boot"], each["details"]["number"])
+        for each in recorded(lab)
+    ]
+
+
+def test_a_report_that_is_repeated_counts_once(lab: Lab) -> None:
+    for some in ((1, 2), (1, 2), (1, 2, 3), (2, 3, 4)):
+        report(lab, *some)
+    report(lab, 1, boot=LATER)
+    report(lab, 1, who=OTHER)
+    assert numbers(lab) == [
+        *(("gateway-1", BOOT, number) for number in range(1, 5)),
+        ("gateway-1", LATER, 1),
+        ("gateway-2", BOOT, 1),
+    ]
+    assert [each["request_id"] for each in recorded(lab)][:4] == ["r-1", "r-2", "r-3", "r-4"]
+
+
+@pytest.mark.parametrize("noted", [True, False])
+def test_it_counts_once_also_across_restarts(lab: Lab, *, noted: bool) -> None:
+    """Noted or not: what was recorded is in the records."""
+    report(lab, 1, 2)
+    report(lab, 1, boot=LATER)
+    if noted:
+        lab.usage.note()
+    report(lab, 3)
+    lab.restart()
+    report(lab, 1, 2, 3, 4)
+    report(lab, 1, boot=LATER)
+    lab.usage.note()
+    lab.restart()
+    report(lab, 4)
+    assert [each[1:] for each in numbers(lab)] == [
+        *((BOOT, 1), (BOOT, 2), (LATER, 1), (BOOT, 3), (BOOT, 4)),
+    ]
+
+
+def test_what_is_noted_while_a_report_is_recorded_is_read_again(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its records are in the log, and nobody knows yet that they are: then it all ends."""
+    report(lab, 1)
+    real = AuditLog.append
+
+    def append(log: AuditLog, entry: Any) -> Any:
+        future = real(log, entry)
+        if entry.kind == "inference":
+            future.result(10)
+            lab.usage.note()
+        return future
+
+    monkeypatch.setattr(AuditLog, "append", append)
+    monkeypatch.setattr(usage, "READ_AGAIN", 0)
+    report(lab, 2)
+    monkeypatch.undo()
+    lab.restart()
+    report(lab, 2, 3)
+    assert [each[2] for each in numbers(lab)] == [1, 2, 3]
+
+
+def test_a_start_reads_no_more_than_some_records(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    report(lab, 1)
+    lab.usage.note()
+    noted = lab.usage._noted
+    for _ in range(5):
+        lab.base.opened.log.append(usage.Entry("event")).result(10)
+    lab.usage.note()
+    assert lab.usage._noted == noted
+    monkeypatch.setattr(usage, "READ_AGAIN", 5)
+    lab.usage.note()
+    assert lab.usage._noted == lab.base.opened.log.size == noted + 5
+
+
+@pytest.mark.attack
+def test_a_number_that_is_missing_is_recorded(lab: Lab) -> None:
+    """Somebody deleted files of the gateway's spool."""
+    report(lab, 1, 2)
+    report(lab, 7, 8)
+    report(lab, 5, boot=LATER)
+    said = [
+        (each["resource"], each["details"]["made"])
+        for each in recorded(lab, "event")
+        if each["method"] == MISSING
+    ]
+    assert said == [
+        ("gateways/gateway-1", {"boot": BOOT, "first": 3, "last": 6}),
+        ("gateways/gateway-1", {"boot": LATER, "first": 1, "last": 4}),
+    ]
+    assert [each[2] for each in numbers(lab)] == [1, 2, 7, 8, 5]
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize(
+    ("boot", "some"),
+    [
+        (BOOT, (0, 1)),
+        (BOOT, (1, 3)),
+        (BOOT, (2, 1)),
+        ("", (1,)),
+        ("../../x", (1,)),
+        ("A" * 16, (1,)),
+    ],
+)
+def test_what_has_no_place_is_refused(lab: Lab, boot: str, some: tuple[int, ...]) -> None:
+    with pytest.raises(InvalidInput, match="numbers that follow each other"):
+        report(lab, *some, boot=boot)
+    with pytest.raises(InvalidInput, match="at most 1000"):
+        report(lab, *range(1, 1002))
+    assert recorded(lab) == []
+
+
+def test_refusals_are_numbered_too(lab: Lab) -> None:
+    row = rpc.Refusals(source="10.0.0.7", count=3, reasons={"UNAUTHENTICATED": 3})
+    entries = [rpc.UsageEntry(number=1, refusals=row), rpc.UsageEntry(number=2)]
+    for _ in range(2):
+        lab.usage.report(GATEWAY, rpc.ReportUsageRequest(boot=BOOT, entries=entries))
+    (denied,) = recorded(lab, "denied")
+    assert (denied["source"], denied["details"]["count"], denied["details"]["number"]) == (
+        "10.0.0.7",
+        3,
+        1,
+    )
+    assert [each[2] for each in numbers(lab)] == [2]
+
+
+def test_what_could_not_be_recorded_is_recorded_when_it_comes_again(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = lab.base.opened.log
+    monkeypatch.setattr(log, "_full", True)
+    with pytest.raises(AuditUnavailable):
+        report(lab, 1, 2)
+    monkeypatch.setattr(log, "_full", False)
+    report(lab, 1, 2)
+    assert [each[2] for each in numbers(lab)] == [1, 2]
+
+
+def test_boots_of_long_ago_are_forgotten(lab: Lab) -> None:
+    report(lab, 1)
+    lab.usage.note()
+    lab.forward(usage.KEPT.total_seconds() + 1, served=False)
+    report(lab, 1, boot=LATER)
+    lab.usage.note()
+    with lab.database.read() as state:
+        assert [row.boot for row in state.all(tables.usage_boot.select())] == [LATER]
