@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -146,6 +147,26 @@ class Local:
             return tomllib.loads(path.read_text(encoding="utf-8"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise FailedPrecondition(f"{path} is not TOML: {error}") from error
+
+
+def cut_log(path: Path) -> None:
+    """Make a log that has grown large the one before, and begin it anew; others append to it.
+
+    They hold it open, so it is copied and emptied: what they write between the two is lost. When
+    there is no room for the copy it is emptied without.
+    """
+    before = path.with_suffix(".log.1")
+    try:
+        if path.stat().st_size <= LOG_BYTES:
+            return
+        kept = os.fdopen(open_private(before, os.O_WRONLY | os.O_TRUNC), "wb")
+        with kept as new, path.open("rb") as old:
+            shutil.copyfileobj(old, new)
+    except FileNotFoundError:
+        return
+    except OSError:
+        before.unlink(missing_ok=True)
+    os.truncate(path, 0)
 
 
 def log_file(path: Path) -> BinaryIO:

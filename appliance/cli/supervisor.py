@@ -24,10 +24,11 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
-from appliance.cli.local import Local, Program, log_file
+from appliance.cli.local import Local, Program, cut_log, log_file
 from appliance.cli.process_tree import descendants, kill_below
 from appliance.client.health import check
 from appliance.core.addresses import check_free
@@ -39,6 +40,8 @@ START_SECONDS = 120.0
 NODE_SECONDS = 45.0
 """Time that a start waits for a node; without it the appliance is up too."""
 GRACE_SECONDS = 20.0
+LOG_SECONDS = 60.0
+"""Time between two looks at how large the logs are."""
 STEADY_SECONDS = 60.0
 LONGEST_PAUSE = 30.0
 SIGNALS = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -183,8 +186,11 @@ class Supervisor:
                 elif child.restart_at is not None and child.restart_at <= time.monotonic():
                     self._start(child)
                     self._say(f"{child.program.name} was started again")
+            for name in ("supervisor", *(child.program.name for child in self._children)):
+                cut_log(self._local.log(name))
             times = [child.restart_at for child in self._children if child.restart_at is not None]
-            self._wait_for_signal(max(0.0, min(times) - time.monotonic()) if times else None)
+            pause = max(0.0, min(times) - time.monotonic()) if times else LOG_SECONDS
+            self._wait_for_signal(min(pause, LOG_SECONDS))
 
     def _plan_restart(self, child: Child) -> None:
         # What a dead process leaves behind becomes a child of ours.
@@ -195,13 +201,10 @@ class Supervisor:
         child.restart_at = time.monotonic() + pause
         self._say(f"{self._last_words(child)}; starting it again in {pause:.0f} s")
 
-    def _wait_for_signal(self, seconds: float | None) -> None:
+    def _wait_for_signal(self, seconds: float) -> None:
         """Wait; notice which processes have ended. Raises Stopped when asked to end."""
-        if seconds is None:
-            received = signal.sigwaitinfo(SIGNALS).si_signo
-        else:
-            info = signal.sigtimedwait(SIGNALS, seconds)
-            received = info.si_signo if info is not None else signal.SIGCHLD
+        info = signal.sigtimedwait(SIGNALS, seconds)
+        received = info.si_signo if info is not None else signal.SIGCHLD
         self._reap()
         if received != signal.SIGCHLD:
             raise Stopped
@@ -294,9 +297,10 @@ def main() -> int:
     reports = os.fdopen(parsed.ready_fd, "w", encoding="utf-8")
 
     def tell(**facts: object) -> None:
+        line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **facts}
         for stream in (reports, sys.stderr):
             if not stream.closed:
-                stream.write(json.dumps(facts) + "\n")
+                stream.write(json.dumps(line) + "\n")
                 stream.flush()
 
     def ready() -> None:

@@ -83,7 +83,9 @@ class Work:
         self.artifacts = Artifacts(base.database, base.keys, store, self.tasks, signer, base.clock)
         self.folders = CheckpointFolders(store, signer)
         records = SystemRecords(base.opened.log)
-        self.usage = UsageRecords(base.database, base.opened.log, records, base.clock)
+        self.usage = UsageRecords(
+            base.database, base.opened.log, records, people.sessions, base.clock
+        )
         self.served = ServedClock(monotonic)
         self.leases = Leases(
             self.served, node_lost_seconds=base.settings.scheduling.node_lost_seconds

@@ -328,6 +328,7 @@ class Pipeline:
             first_token_seconds=call.first_token,
             seconds=self._parts.clock() - call.started,
             source=call.source,
+            credential=call.credential,
         )
         usage.start_time.FromNanoseconds(int(call.came * 1e9))
         return usage

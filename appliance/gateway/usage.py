@@ -67,6 +67,9 @@ class UsageReports:
         self._counted_at = clock()
         self._counted = 0
         """The newest entry of a count."""
+        self._using: dict[int, str] = {}
+        """What was shown by the callers of calls in work."""
+        self._in_use: list[str] = []
         self._stopping = asyncio.Event()
 
     def __len__(self) -> int:
@@ -86,7 +89,9 @@ class UsageReports:
 
         Raises AuditUnavailable when it cannot be written down: then it must not go.
         """
-        return self._spool.begin(usage)
+        call = self._spool.begin(usage)
+        self._using[call] = usage.credential
+        return call
 
     def end(self, usage: Usage, call: int = 0) -> None:
         """A call of a known caller ended; `call` is what `begin` gave, 0 when it came to none."""
@@ -94,6 +99,7 @@ class UsageReports:
             # A refused call; it is in the log and the metrics.
             logger.error("a usage is not reported", extra={"usage_request_id": usage.request_id})
             return
+        self._using.pop(call, None)
         self._spool.end(usage, call)
 
     async def run(self) -> None:
@@ -125,7 +131,7 @@ class UsageReports:
         self._spool.close()
 
     def _take_counts(self) -> None:
-        """Take what was counted, once a minute and when it all ends.
+        """Take what was counted and who is at work, once a minute and when it all ends.
 
         Not while earlier ones wait: strangers take no room of callers.
         """
@@ -133,6 +139,7 @@ class UsageReports:
         if not due or self._spool.waits(self._counted):
             return
         self._counted_at = self._clock()
+        self._in_use = sorted(set(self._using.values()))
         for row in self._refusals.drain():
             self._counted = self._spool.count(
                 routing_service_pb2.Refusals(
@@ -147,13 +154,18 @@ class UsageReports:
     async def _send(self) -> bool:
         """Report one batch; whether there may be another. Waits a while when it failed."""
         boot, entries = self._spool.batch(BATCH)
-        if not entries:
+        in_use = self._in_use
+        if not entries and not in_use:
             return False
         try:
-            await self._report(routing_service_pb2.ReportUsageRequest(boot=boot, entries=entries))
+            await self._report(
+                routing_service_pb2.ReportUsageRequest(boot=boot, entries=entries, in_use=in_use)
+            )
         except ApplianceError as error:
             logger.warning("usage cannot be reported now: %s", error)
             await asyncio.sleep(PAUSE_SECONDS)
             return True
-        await self._spool.reported(boot, entries[-1].number)
-        return True
+        self._in_use = []
+        if entries:
+            await self._spool.reported(boot, entries[-1].number)
+        return bool(entries)

@@ -39,8 +39,20 @@ class Cgroup:
             ) from error
 
     def add(self, pid: int) -> None:
-        """Move a process in; its children follow."""
-        (self._path / "cgroup.procs").write_text(str(pid))
+        """Move a process in, unless it is over; its children follow.
+
+        Raises FailedPrecondition: without it the process would have no limit.
+        """
+        try:
+            (self._path / "cgroup.procs").write_text(str(pid))
+        except ProcessLookupError:
+            return
+        except OSError as error:
+            raise FailedPrecondition(
+                f"a process cannot be moved into {self._path} ({error.strerror}), so it would have "
+                "no memory limit: delegate the cgroup v2 folder to the agent with its processes, "
+                "or leave `cgroup` unset"
+            ) from error
 
     def kill(self) -> None:
         """Kill everything in it."""

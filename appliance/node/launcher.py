@@ -33,7 +33,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from appliance.core.errors import InvalidInput
+from appliance.core.errors import FailedPrecondition, InvalidInput
 from appliance.core.files import make_private_dir
 from appliance.core.process import blocked, signal_name
 from appliance.node.cgroup import Cgroup
@@ -173,7 +173,7 @@ class Launcher:
             await running.begin(self.environment(scratch))
         except BaseException:
             self._running.discard(name)
-            shutil.rmtree(scratch, ignore_errors=True)
+            await asyncio.shield(asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True))
             raise
         return running
 
@@ -251,7 +251,7 @@ class Running:
         await self.kill()
         if self._process is not None:
             await asyncio.to_thread(self._process.wait)
-        self._tidy()
+        await asyncio.to_thread(self._tidy)
 
     async def _begin(self, variables: Mapping[str, str]) -> None:
         orders_read, orders_write = os.pipe()
@@ -272,10 +272,13 @@ class Running:
                     env=dict(variables),
                     start_new_session=True,
                 )
-        except OSError:
+            if self._group is not None:
+                self._group.add(self.pid)
+        except (OSError, FailedPrecondition):
             for descriptor in (orders_write, reports_read, output_read):
                 os.close(descriptor)
-            self._tidy()
+            if self._process is None:
+                await asyncio.to_thread(self._tidy)
             raise
         finally:
             for descriptor in (orders_read, reports_write, output_write):
@@ -283,10 +286,9 @@ class Running:
         ended = await self._ended()
         reports = await _reader(reports_read)
         output = await _reader(output_read)
-        with contextlib.suppress(OSError):
+        # It may be over already.
+        with contextlib.suppress(ProcessLookupError):
             resource.prlimit(self.pid, resource.RLIMIT_CORE, (0, 0))
-            if self._group is not None:
-                self._group.add(self.pid)
         readers = [
             asyncio.create_task(self._read_reports(reports)),
             asyncio.create_task(self._read_output(output)),
@@ -359,7 +361,7 @@ class Running:
         for task in late:
             task.cancel()
         out_of_memory = self._group is not None and self._group.out_of_memory()
-        self._tidy()
+        await asyncio.to_thread(self._tidy)
         self._on_end(Ended(code, out_of_memory, self._log.last))
 
     async def _look(self) -> None:

@@ -1,16 +1,19 @@
 import errno
 import os
 import signal
+import stat
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from appliance.cli import local
 from appliance.cli.local import Local
 from appliance.cli.process_tree import descendants, end, kill_below
 from appliance.core.data_directory import KEPT
 from appliance.core.errors import Exhausted, FailedPrecondition, NotFound
+from tests.fakes.disk import filled, small_disk
 
 CONTROL = '[listen]\napi = "127.0.0.1:1"\nmachines = "127.0.0.1:2"\nmetrics = "127.0.0.1:3"\n'
 NODE = 'health = "127.0.0.1:4"\nmetrics = "127.0.0.1:5"\n'
@@ -140,3 +143,37 @@ def test_a_process_is_asked_to_end() -> None:
         child.stdout.readline()
         assert not end(child.pid, 0.1)
         child.kill()
+
+
+def test_a_log_that_has_grown_large_becomes_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "LOG_BYTES", 100)
+    path, before = tmp_path / "node.log", tmp_path / "node.log.1"
+    local.cut_log(path)
+    assert list(tmp_path.iterdir()) == []
+    with local.log_file(path) as log:
+        for text in (b"a" * 60, b"b" * 60, b"c" * 60):
+            log.write(text)
+            log.flush()
+            local.cut_log(path)
+        # Who holds it open goes on at its beginning.
+        assert (path.read_bytes(), before.read_bytes()) == (b"c" * 60, b"a" * 60 + b"b" * 60)
+        log.write(b"d" * 60)
+        log.flush()
+        local.cut_log(path)
+        assert (path.read_bytes(), before.read_bytes()) == (b"", b"c" * 60 + b"d" * 60)
+    assert stat.S_IMODE(before.stat().st_mode) == 0o600
+
+
+def test_a_log_is_emptied_also_when_there_is_no_room_for_a_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "LOG_BYTES", 100)
+    with small_disk(tmp_path / "disk", 1) as disk:
+        path = disk / "node.log"
+        path.write_bytes(b"a" * 200_000)
+        with filled(disk):
+            local.cut_log(path)
+            assert [each.name for each in disk.iterdir()] == ["filler", "node.log"]
+        assert path.stat().st_size == 0

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from appliance.cli.local import LOG_BYTES
 from appliance.cli.process_tree import descendants
 from appliance.core.identity import PrincipalKind
 from tests.fakes.ports import free_port
@@ -135,6 +136,20 @@ def test_what_ends_is_started_again_and_leaves_nothing_behind(data: Path) -> Non
         read_until(supervisor, "b-node was started again")
         assert gone([victim, *orphans])
         assert int((data / "run" / "b-node.pid").read_text()) != victim
+        supervisor.terminate()
+        assert supervisor.wait(60) == 0
+
+
+def test_a_log_is_cut_while_its_process_lives(data: Path) -> None:
+    with start(data) as supervisor:
+        read_until(supervisor, "READY")
+        log = data / "run" / "a-control.log"
+        os.truncate(log, LOG_BYTES + 1)
+        # Whatever wakes it: otherwise it looks once a minute.
+        os.kill(int((data / "run" / "b-node.pid").read_text()), signal.SIGKILL)
+        read_until(supervisor, "b-node was started again")
+        assert log.stat().st_size < 1000
+        assert log.with_suffix(".log.1").stat().st_size == LOG_BYTES + 1
         supervisor.terminate()
         assert supervisor.wait(60) == 0
 

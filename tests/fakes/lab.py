@@ -75,7 +75,7 @@ class Lab:
     def _open(self) -> None:
         settings = settings_of(self.folder)
         self.base = Foundation(open_data(settings, self.time.wall), settings, self.time.wall)
-        people = People(self.base)
+        people = self.people = People(self.base)
         self.work = Work(self.base, people, self.time.monotonic)
         self.work.scheduler.recover()
         self.work.storage.do_all()

@@ -120,6 +120,23 @@ async def test_nobody_is_served_when_there_is_no_room_for_the_record(spool: Spoo
         reports.check_room(0)
 
 
+async def test_whose_calls_are_in_work_is_said_once_a_minute(spool: Spool) -> None:
+    now, audit = [0.0], Audit()
+    reports = UsageReports(audit.take, Refusals(), spool, clock=lambda: now[0])
+    async with running(reports):
+        calls = [reports.begin(Usage(credential=each)) for each in ("s1", "s2", "s1")]
+        await asyncio.sleep(0.1)
+        assert audit.requests == []
+        now[0] = COUNT_SECONDS
+        await until(lambda: len(audit.requests) == 1)
+        assert list(audit.requests[0].in_use) == ["s1", "s2"]
+        for call in calls:
+            reports.end(Usage(), call)
+        now[0] = 2 * COUNT_SECONDS
+        await until(lambda: not len(reports))
+    assert [list(request.in_use) for request in audit.requests[1:]] == [[]]
+
+
 async def test_a_batch_is_repeated_until_it_is_taken_and_then_forgotten(spool: Spool) -> None:
     audit = Audit()
     reports = UsageReports(audit.take, Refusals(), spool, clock=lambda: 0.0)

@@ -411,6 +411,21 @@ def test_a_cgroup_holds_the_limit_and_the_process(tmp_path: Path) -> None:
     assert (folder / "cgroup.kill").read_text() == "1"
 
 
+async def test_a_work_that_cannot_be_limited_does_not_run_without_a_limit(tmp_path: Path) -> None:
+    work = Work(tmp_path)
+    work.launcher = Launcher(
+        Folders(tmp_path / "runs", tmp_path / "scratch"), {}, log_bytes=1000, cgroup=tmp_path
+    )
+    # The kernel takes no process there.
+    (tmp_path / "ab.0.3" / "cgroup.procs").mkdir(parents=True)
+    before = set(session_members(os.getpid()))
+    with pytest.raises(FailedPrecondition, match="would have no memory limit"):
+        await work.start("import time; time.sleep(60)")
+    assert set(session_members(os.getpid())) == before
+    assert work.ended == []
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+
 def test_a_folder_that_is_not_delegated_says_so(tmp_path: Path) -> None:
     with pytest.raises(FailedPrecondition, match="delegate"):
         Cgroup(tmp_path / "missing", "work.1", 0)

@@ -24,7 +24,13 @@ from sqlalchemy import Row, select
 
 from appliance.control.auth import tokens
 from appliance.control.auth.moments import TOLERANCE, believed
-from appliance.control.auth.sessions import CHANGE_PASSWORD, COMPLETE, Clock, Sessions
+from appliance.control.auth.sessions import (
+    CHANGE_PASSWORD,
+    COMPLETE,
+    NOTED_EVERY,
+    Clock,
+    Sessions,
+)
 from appliance.control.auth.tokens import TokenKind
 from appliance.control.store.database import Database, Reading
 from appliance.control.store.tables import service_account, session, token, user
@@ -33,7 +39,6 @@ from appliance.core.identity import Principal, PrincipalKind
 
 SCHEME = "Bearer "
 FRESH = timedelta(minutes=5)
-NOTED_EVERY = timedelta(minutes=1)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Sessions of people: a token that ends by itself, and what it still needs before it is worth much.
 
 Rules kept here:
-* a session ends after 12 hours, or 30 minutes without use; one from the future is not believed;
+* a session ends after 12 hours, or 30 minutes without use, here or at a gateway; one from the
+  future is not believed;
 * a locked user is refused at once, also in a live session;
 * who loses one loses it before the call returns.
 
@@ -11,7 +12,7 @@ The attack: an ended, stolen or foreign token. Called by `log_in`, which makes t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -27,6 +28,8 @@ from appliance.core.identity import ANONYMOUS, Principal, PrincipalKind
 
 LIFETIME = timedelta(hours=12)
 IDLE = timedelta(minutes=30)
+NOTED_EVERY = timedelta(minutes=1)
+"""Uses of a session within this time are noted as one."""
 
 COMPLETE = "COMPLETE"
 VERIFY_TOTP = "VERIFY_TOTP"
@@ -113,6 +116,21 @@ class Sessions:
             transaction.run(
                 update(session).where(session.c.id == session_id).values(seen_time=self._clock())
             )
+
+    def use(self, ids: Sequence[str]) -> None:
+        """Note that sessions are used elsewhere; what is none, or has ended, stays as it is.
+
+        Written for those whose last use was not noted for a while.
+        """
+        now = self._clock()
+        with self._database.read() as state:
+            rows = state.all(select(session).where(session.c.id.in_(ids))) if ids else []
+        due = [row.id for row in rows if self.is_live(row) and now - row.seen_time >= NOTED_EVERY]
+        if due:
+            with self._database.write() as transaction:
+                # Once more in here: one that has ended meanwhile does not live again.
+                mine = session.c.id.in_(due) & (session.c.seen_time > now - IDLE)
+                transaction.run(update(session).where(mine).values(seen_time=now))
 
     def principal_of(self, text: str) -> Principal:
         """Whose token this is, for the audit record of a call that needs no identity."""

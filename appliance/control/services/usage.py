@@ -31,6 +31,7 @@ from appliance.api.serving.v1 import routing_service_pb2 as rpc
 from appliance.control.audit.log import AuditLog
 from appliance.control.audit.record import Entry
 from appliance.control.audit.system import Records
+from appliance.control.auth.sessions import Sessions
 from appliance.control.services.caller import Caller
 from appliance.control.store import tables
 from appliance.control.store.database import Database
@@ -74,13 +75,20 @@ class UsageRecords:
         database: remembers what was recorded.
         log: gets the records.
         records: gets what is noticed.
+        sessions: hears which ones are used.
         clock: now, UTC.
     """
 
     def __init__(
-        self, database: Database, log: AuditLog, records: Records, clock: Callable[[], datetime]
+        self,
+        database: Database,
+        log: AuditLog,
+        records: Records,
+        sessions: Sessions,
+        clock: Callable[[], datetime],
     ) -> None:
         self._database, self._log, self._records, self._clock = database, log, records, clock
+        self._sessions = sessions
         self._lock = threading.Lock()
         self._marks: dict[Boot, _Mark] = {}
         self._changed: set[Boot] = set()
@@ -102,11 +110,18 @@ class UsageRecords:
             raise InvalidInput(f"report at most {MOST_USAGES} usages at a time")
         if len(request.refusals) > MAX_REFUSALS:
             raise InvalidInput(f"report at most {MAX_REFUSALS} rows of refusals at a time")
+        self._keep_alive(request)
         self._record([_usage(caller, usage) for usage in request.usages])
         self._record([_refused(caller, row) for row in request.refusals])
         if request.entries:
             self._report_entries(caller, request)
         return rpc.ReportUsageResponse()
+
+    def _keep_alive(self, request: rpc.ReportUsageRequest) -> None:
+        """A session that asks models through a gateway is used, and does not end meanwhile."""
+        used = {entry.usage.credential for entry in request.entries if not entry.usage.reason}
+        used.update(request.in_use[:MOST_USAGES])
+        self._sessions.use(sorted(filter(_word, used)))
 
     def note(self) -> None:
         """Write down what was recorded, so that a start need not read far."""
@@ -211,6 +226,7 @@ def _usage(caller: Caller, usage: rpc.Usage) -> Entry:
             "first_token_milliseconds": _milliseconds(usage.first_token_seconds),
             "milliseconds": _milliseconds(usage.seconds),
             "start_time": usage.start_time.ToJsonString() if usage.HasField("start_time") else "",
+            **({"credential": word} if (word := _word(usage.credential)) else {}),
         },
     )
 

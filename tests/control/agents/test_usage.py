@@ -8,6 +8,9 @@ import pytest
 
 from appliance.api.serving.v1 import routing_service_pb2 as rpc
 from appliance.control.audit.log import AuditLog
+from appliance.control.auth import tokens
+from appliance.control.auth.sessions import COMPLETE, LIFETIME
+from appliance.control.auth.tokens import TokenKind
 from appliance.control.services import usage
 from appliance.control.services.caller import Caller
 from appliance.control.services.usage import MISSING
@@ -171,6 +174,30 @@ def test_what_could_not_be_recorded_is_recorded_when_it_comes_again(
     monkeypatch.setattr(log, "_full", False)
     report(lab, 1, 2)
     assert [each[2] for each in numbers(lab)] == [1, 2]
+
+
+def test_a_session_that_is_used_through_a_gateway_alone_lives(lab: Lab) -> None:
+    """T31: it ended after half an hour, with the answers that it was getting."""
+    with lab.database.write() as transaction:
+        ids = [
+            tokens.parse(
+                lab.people.sessions.open(transaction, "alice", COMPLETE, LIFETIME, "test"),
+                TokenKind.SESSION,
+            ).id
+            for _ in range(3)
+        ]
+    asking, at_work, idle = ids
+    for _ in range(5):
+        lab.forward(20 * 60, served=False)
+        entry = rpc.UsageEntry(usage=rpc.Usage(credential=asking))
+        entry.number = len(recorded(lab)) + 1
+        request = rpc.ReportUsageRequest(boot=BOOT, entries=[entry], in_use=[at_work, "nobody", ""])
+        lab.usage.report(GATEWAY, request)
+    assert {row.id for row in lab.people.sessions.of("alice")} == {asking, at_work}
+    # What has ended does not live again.
+    lab.usage.report(GATEWAY, rpc.ReportUsageRequest(in_use=[idle]))
+    assert {row.id for row in lab.people.sessions.of("alice")} == {asking, at_work}
+    assert recorded(lab)[-1]["details"]["credential"] == asking
 
 
 def test_boots_of_long_ago_are_forgotten(lab: Lab) -> None:

@@ -104,16 +104,18 @@ class ServedTokenizer(_message.Message):
     def __init__(self, tokenizer_json: _Optional[bytes] = ..., chat_template: _Optional[str] = ..., end_token_ids: _Optional[_Iterable[int]] = ..., bos_token: _Optional[str] = ..., eos_token: _Optional[str] = ...) -> None: ...
 
 class ReportUsageRequest(_message.Message):
-    __slots__ = ("usages", "refusals", "boot", "entries")
+    __slots__ = ("usages", "refusals", "boot", "entries", "in_use")
     USAGES_FIELD_NUMBER: _ClassVar[int]
     REFUSALS_FIELD_NUMBER: _ClassVar[int]
     BOOT_FIELD_NUMBER: _ClassVar[int]
     ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    IN_USE_FIELD_NUMBER: _ClassVar[int]
     usages: _containers.RepeatedCompositeFieldContainer[Usage]
     refusals: _containers.RepeatedCompositeFieldContainer[Refusals]
     boot: str
     entries: _containers.RepeatedCompositeFieldContainer[UsageEntry]
-    def __init__(self, usages: _Optional[_Iterable[_Union[Usage, _Mapping]]] = ..., refusals: _Optional[_Iterable[_Union[Refusals, _Mapping]]] = ..., boot: _Optional[str] = ..., entries: _Optional[_Iterable[_Union[UsageEntry, _Mapping]]] = ...) -> None: ...
+    in_use: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, usages: _Optional[_Iterable[_Union[Usage, _Mapping]]] = ..., refusals: _Optional[_Iterable[_Union[Refusals, _Mapping]]] = ..., boot: _Optional[str] = ..., entries: _Optional[_Iterable[_Union[UsageEntry, _Mapping]]] = ..., in_use: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class UsageEntry(_message.Message):
     __slots__ = ("number", "usage", "refusals")
@@ -154,7 +156,7 @@ class Refusals(_message.Message):
     def __init__(self, source: _Optional[str] = ..., principal: _Optional[str] = ..., count: _Optional[int] = ..., reasons: _Optional[_Mapping[str, int]] = ..., methods: _Optional[_Mapping[str, int]] = ...) -> None: ...
 
 class Usage(_message.Message):
-    __slots__ = ("request_id", "principal", "endpoint", "reason", "prompt_tokens", "completion_tokens", "continuations", "first_token_seconds", "seconds", "start_time", "source")
+    __slots__ = ("request_id", "principal", "endpoint", "reason", "prompt_tokens", "completion_tokens", "continuations", "first_token_seconds", "seconds", "start_time", "source", "credential")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     PRINCIPAL_FIELD_NUMBER: _ClassVar[int]
     ENDPOINT_FIELD_NUMBER: _ClassVar[int]
@@ -166,6 +168,7 @@ class Usage(_message.Message):
     SECONDS_FIELD_NUMBER: _ClassVar[int]
     START_TIME_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
+    CREDENTIAL_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     principal: str
     endpoint: str
@@ -177,7 +180,8 @@ class Usage(_message.Message):
     seconds: float
     start_time: _timestamp_pb2.Timestamp
     source: str
-    def __init__(self, request_id: _Optional[str] = ..., principal: _Optional[str] = ..., endpoint: _Optional[str] = ..., reason: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., continuations: _Optional[int] = ..., first_token_seconds: _Optional[float] = ..., seconds: _Optional[float] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., source: _Optional[str] = ...) -> None: ...
+    credential: str
+    def __init__(self, request_id: _Optional[str] = ..., principal: _Optional[str] = ..., endpoint: _Optional[str] = ..., reason: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., continuations: _Optional[int] = ..., first_token_seconds: _Optional[float] = ..., seconds: _Optional[float] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., source: _Optional[str] = ..., credential: _Optional[str] = ...) -> None: ...
 
 class ReportUsageResponse(_message.Message):
     __slots__ = ()
