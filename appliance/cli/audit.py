@@ -130,13 +130,15 @@ def export(session: Session, out: Path) -> None:
     """
     from appliance.cli.audit_folder import statement_beside  # noqa: PLC0415 - imports cryptography
 
-    archived = session.call("AuditService.ListSegments", page_size=1).archived
-    if archived:
-        write_public(statement_beside(out), archived)
     written = 0
     with private_file(out) as file:
         for piece in session.stream("AuditService.ExportRecords", timeout=EXPORT_SECONDS):
             written += file.write(piece.lines)
+    archived = session.call("AuditService.ListSegments", page_size=1).archived
+    if archived:
+        write_public(statement_beside(out), archived)
+    else:
+        statement_beside(out).unlink(missing_ok=True)
     click.echo(f"{written} bytes in {out}", err=True)
 
 

@@ -4,7 +4,8 @@ Rules kept here:
 * each segment is read, made durable and proved here, with the server's key, before anything is
   deleted there; what is in the folder from a run that was broken off is proved, and not read again;
 * permission and second factor are asked for before anything is read;
-* of an archive nothing is deleted before the server has signed that it is, and has said the time.
+* of an archive nothing is deleted before the server has signed that it is; how old records are is
+  seen by the server's clock and by this machine's.
 """
 
 from __future__ import annotations
@@ -47,8 +48,13 @@ def move(session: Session, out: Path, days: int, *, yes: bool) -> None:
         return
     # As one who may, and with a fresh second factor: nothing ends at size 0.
     session.call("AuditService.ArchiveSegments", size=0, root=b"", timeout=CALL_SECONDS)
-    key, origin = _key(session)
+    key, origin, _ = _known(session)
     archive, last = ArchiveFolder(out), chosen[-1][0]
+    if archive.pruned_size() > chosen[0][0].first:
+        raise FailedPrecondition(
+            f"in {out} records up to {archive.pruned_size() - 1} were pruned, and what is to be "
+            f"archived begins with record {chosen[0][0].first}: choose another folder"
+        )
     for number, (proof, begin) in enumerate(chosen, 1):
         proof.check(key, origin)
         name = archive.path_of(proof).name
@@ -76,15 +82,15 @@ def prune(session: Session, folder: Path, days: int, *, yes: bool) -> None:
     found, statement = archive.proofs(), archive.pruned()
     if not found and not statement:
         raise FailedPrecondition(f"{folder} holds no archive: check the folder")
-    key, origin = _key(session)
+    key, origin, now = _known(session)
     begin = Tree()
     if statement:
         before = Proof.loads(statement, PRUNED)
         before.check(key, f"{origin}/{PRUNED}")
         # The pruning of before may not have come to its end.
-        archive.prune(statement)
+        archive.finish_pruning(before)
         begin = before.tree()
-    until = datetime.now(UTC) - timedelta(days=days)
+    until = min(now, datetime.now(UTC)) - timedelta(days=days)
     old = list(itertools.takewhile(lambda proof: archive.last_time(proof) <= until, found))
     if not old:
         click.echo(f"no segment in {folder} is {days} days old: nothing to do", err=True)
@@ -112,11 +118,6 @@ def prune(session: Session, folder: Path, days: int, *, yes: bool) -> None:
     signed.check(key, f"{origin}/{PRUNED}")
     if (signed.size, signed.peaks) != (last.size, last.peaks):
         raise FailedPrecondition("the server signed something else: nothing was deleted")
-    if archive.last_time(last) > done.time.ToDatetime(UTC) - timedelta(days=days):
-        raise FailedPrecondition(
-            f"by the server's clock these records are not {days} days old: nothing was deleted; "
-            "set the clock of this machine right"
-        )
     session.show({"pruned": archive.prune(done.statement), "first_record": last.size})
 
 
@@ -136,11 +137,11 @@ def _first(begins: list[tuple[Proof, Tree]]) -> int:
     return begins[0][0].first if begins else 0
 
 
-def _key(session: Session) -> tuple[VerifyKey, str]:
-    """The key of the server's checkpoints, and the name of its log."""
+def _known(session: Session) -> tuple[VerifyKey, str, datetime]:
+    """The key of the server's checkpoints, the name of its log, and its time."""
     found = session.call("AuditService.GetCheckpoint")
     origin = found.checkpoint.note.partition("\n")[0]
-    return VerifyKey.from_pem(found.public_key.encode()), origin
+    return VerifyKey.from_pem(found.public_key.encode()), origin, found.time.ToDatetime(UTC)
 
 
 def _pieces(session: Session, proof: Proof) -> Iterator[bytes]:

@@ -43,9 +43,13 @@ class ArchiveFolder:
         path = self.folder / PRUNED
         return path.read_bytes() if path.exists() else b""
 
+    def pruned_size(self) -> int:
+        """How many records the log had at the end of what was pruned."""
+        return Proof.loads(data, PRUNED).size if (data := self.pruned()) else 0
+
     def proofs(self) -> list[Proof]:
         """Of its segments, oldest first, but what was pruned. Raises Tampered for what is none."""
-        gone = Proof.loads(data, PRUNED).size if (data := self.pruned()) else 0
+        gone = self.pruned_size()
         paths = sorted(self.folder.glob(f"*{PROOF_SUFFIX}"))
         found = [Proof.loads(path.read_bytes(), path.name) for path in paths]
         return [proof for proof in found if proof.size > gone]
@@ -70,7 +74,11 @@ class ArchiveFolder:
         path, proof_path = self.path_of(proof), self.proof_path_of(proof)
         if not proof_path.exists():
             return False
-        there = Proof.loads(proof_path.read_bytes(), proof_path.name)
+        try:
+            there = Proof.loads(proof_path.read_bytes(), proof_path.name)
+        except Tampered:
+            # It is damaged, and so proves nothing: all of it is copied again.
+            return False
         if (there.size, there.peaks) != (proof.size, proof.peaks):
             raise FailedPrecondition(
                 f"{self.folder} holds other records from {proof.first} on, of another appliance or "
@@ -116,10 +124,33 @@ class ArchiveFolder:
 
     def last_time(self, proof: Proof) -> datetime:
         """When the last record of a segment was written, as it says."""
-        with self.path_of(proof).open("rb") as stream:
-            stream.seek(max(0, proof.length - chain.LONGEST_LINE))
-            last = stream.read().rstrip(b"\n").rpartition(b"\n")[2]
-        return datetime.fromisoformat(chain.parsed(last, proof.size - 1)["time"])
+        path = self.path_of(proof)
+        try:
+            with path.open("rb") as stream:
+                stream.seek(max(0, proof.length - chain.LONGEST_LINE))
+                last = stream.read().rstrip(b"\n").rpartition(b"\n")[2]
+            return datetime.fromisoformat(chain.parsed(last, proof.size - 1)["time"])
+        except (OSError, ValueError, TypeError, LookupError) as error:
+            raise FailedPrecondition(
+                f"the last record of {path} cannot be read: look with `appliance audit verify`"
+            ) from error
+
+    def finish_pruning(self, statement: Proof) -> None:
+        """Delete what is left of what was pruned.
+
+        Raises FailedPrecondition when it is something else that lies there.
+        """
+        paths = sorted(self.folder.glob(f"*{PROOF_SUFFIX}"))
+        found = [Proof.loads(path.read_bytes(), path.name) for path in paths]
+        left = [proof for proof in found if proof.size <= statement.size]
+        if not left:
+            return
+        if (left[-1].size, left[-1].peaks) != (statement.size, statement.peaks):
+            raise FailedPrecondition(
+                f"{self.folder} holds records before {statement.size} that are not those that "
+                "were pruned: look where they come from, and move them away"
+            )
+        self.prune(self.pruned())
 
     def prune(self, statement: bytes) -> int:
         """Delete what a signed statement covers, also what is left of it; how many segments."""
@@ -155,9 +186,6 @@ class Parts:
     def add_archive(self, folder: Path) -> None:
         """Take in an archive. Raises as `add_folder`."""
         self.archives = True
-        for path in folder.glob(f"*{LOG_SUFFIX}"):
-            if not path.with_suffix(PROOF_SUFFIX).exists():
-                raise Tampered(f"{path} has no proof: it does not belong there", object=path.name)
         self._add_folder(folder, PRUNED)
 
     def add_folder(self, folder: Path) -> None:
@@ -165,17 +193,20 @@ class Parts:
 
         Raises Tampered when two copies of a segment differ, FailedPrecondition when there is none.
         """
-        self._add_folder(folder, ARCHIVED)
-
-    def _add_folder(self, folder: Path, statement: str) -> None:
         # Checkpoints are read before the records: the chain may grow meanwhile.
         checkpoints = folder / CHECKPOINTS
         if checkpoints.exists():
             self.notes += proofs.notes_of(checkpoints.read_bytes())
             self.goes_on = True
+        self._add_folder(folder, ARCHIVED)
+
+    def _add_folder(self, folder: Path, statement: str) -> None:
         for path in sorted(folder.glob(f"*{PROOF_SUFFIX}")):
             self.notes += Proof.loads(path.read_bytes(), path.name).notes
-        paths = sorted(folder.glob(f"*{LOG_SUFFIX}"))
+        paths = sorted(path for path in folder.glob(f"*{LOG_SUFFIX}") if path.stem.isdecimal())
+        if statement == PRUNED:
+            # One without its proof is not in the archive: copying it did not come to its end.
+            paths = [path for path in paths if path.with_suffix(PROOF_SUFFIX).exists()]
         for path in paths:
             self._add(path.name, path)
         if (folder / statement).exists():
@@ -184,15 +215,24 @@ class Parts:
             raise FailedPrecondition(f"{folder} holds no part of an audit log: check the folder")
 
     def add_export(self, path: Path) -> None:
-        """Take in a file of `audit export`, and what it wrote beside it."""
+        """Take in a file of `audit export`, and what it wrote beside it.
+
+        Raises FailedPrecondition when an archive holds its first records.
+        """
         with path.open("rb") as stream:
             line = stream.readline(chain.LONGEST_LINE).rstrip(b"\n")
         first = chain.parsed(line, 0)["sequence"] if line else 0
+        if chain.segment_name(first) in self.segments:
+            raise FailedPrecondition(
+                f"{path} begins with record {first}, which an archive holds too, so neither goes "
+                "on where the other ends: verify each alone"
+            )
         self._add(chain.segment_name(first), path)
         self.goes_on = True
         beside = statement_beside(path)
-        if beside.exists():
-            self.statements.append((ARCHIVED, beside.read_bytes()))
+        # Left by another export, it says nothing of this one.
+        if beside.exists() and Proof.loads(data := beside.read_bytes(), beside.name).size == first:
+            self.statements.append((ARCHIVED, data))
 
     def verify(self, key: VerifyKey, older: bytes | None) -> tuple[Verified, str]:
         """Prove it all; what is proved, and the name of the log.

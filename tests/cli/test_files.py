@@ -102,10 +102,19 @@ def test_exported_records_are_for_one_person_alone(
     logged_in.answers["AuditService.ExportRecords"] = [
         audit_service_pb2.ExportRecordsResponse(lines=b"{}\n")
     ]
+    logged_in.answers["AuditService.ListSegments"] = audit_service_pb2.ListSegmentsResponse()
     out = home / "records"
     out.write_text("an older export")
+    beside = home / "records.archived"
+    beside.write_text("of an older export")
     out.chmod(0o644)
     assert command("audit", "export", "--out", str(out)).code == 0
     assert (out.read_bytes(), stat.S_IMODE(out.stat().st_mode)) == (b"{}\n", 0o600)
+    assert not beside.exists()
+    logged_in.answers["AuditService.ListSegments"] = audit_service_pb2.ListSegmentsResponse(
+        archived=b"signed"
+    )
+    assert command("audit", "export", "--out", str(out)).code == 0
+    assert beside.read_bytes() == b"signed"
     lost = command("audit", "export", "--out", str(home / "none" / "records"))
     assert (lost.code, f"there is no folder {home / 'none'}" in lost.err) == (1, True)

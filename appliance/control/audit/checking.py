@@ -88,21 +88,21 @@ class Checking:
             time.sleep(PAUSE_SECONDS)
 
     def _say(self, name: str, error: Exception) -> None:
-        if not isinstance(error, Tampered):
-            # One that was removed closes the log.
-            _logger.warning("%s could not be verified: %s", name, error)
+        if isinstance(error, FileNotFoundError):
+            # That closes the log.
             return
-        if self.damaged.get(name) == error.message:
+        known = error if isinstance(error, Tampered) else Tampered(f"it cannot be read: {error}")
+        if self.damaged.get(name) == known.message:
             return
-        self.damaged[name] = error.message
+        self.damaged[name] = known.message
         _logger.critical(
             "%s of the audit log is damaged: %s. Keep a copy of the data directory and find out "
             "who did it; then stop the control plane, put the file back as it was, and start",
             name,
-            error.message,
+            known.message,
         )
-        record = error.metadata.get("record", "")
-        self._records.note(DAMAGED, "", error.reason, segment=name, record=record)
+        record = known.metadata.get("record", "")
+        self._records.note(DAMAGED, "", known.reason, segment=name, record=record)
 
 
 class AuditMetrics(Collector):

@@ -96,9 +96,12 @@ class Segment:
         """Its last record, without the line end."""
         reach = LONGEST_HEAD
         while True:
-            with self.path.open("rb") as stream:
-                stream.seek(max(0, self.look.size - reach))
-                _, found, last = stream.read().rstrip(b"\n").rpartition(b"\n")
+            try:
+                with self.path.open("rb") as stream:
+                    stream.seek(max(0, self.look.size - reach))
+                    _, found, last = stream.read().rstrip(b"\n").rpartition(b"\n")
+            except FileNotFoundError as error:
+                raise archived(self.first) from error
             if found or reach >= self.look.size:
                 return last
             reach *= 16
@@ -131,6 +134,7 @@ class Closed:
         self._starts: OrderedDict[int, array[int]] = OrderedDict()
         self._segments: list[Segment] = []
         self._next_look = 0
+        self._statement = b""
         self.start = self._read_archived()
         """The tree of the records that were archived: none in a log that was not."""
         self._finish_archiving()
@@ -285,20 +289,34 @@ class Closed:
                 )
             count = ends.index(size) + 1
             statement = sign(self._segments[count - 1])
-            write(self._folder / ARCHIVED, statement.dumps())
-            gone, self._segments = self._segments[:count], self._segments[count:]
-            self.start, self._next_look = statement.tree(), 0
+            data, path = statement.dumps(), self._folder / ARCHIVED
+            try:
+                write(path, data)
+            except OSError:
+                # In its place already, and not known to be durable: it counts, and nothing is
+                # deleted before the next start reads it.
+                if path.exists() and path.read_bytes() == data:
+                    self._forget(count, statement)
+                raise
+            gone = self._forget(count, statement)
         for segment in gone:
             _delete(segment.path)
         sync_dir(self._folder)
 
     def archived(self) -> bytes:
         """The signed statement that records were archived; empty when none were."""
-        path = self._folder / ARCHIVED
-        return path.read_bytes() if path.exists() else b""
+        return self._statement
+
+    def _forget(self, count: int, statement: Proof) -> list[Segment]:
+        gone, self._segments = self._segments[:count], self._segments[count:]
+        self.start, self._next_look = statement.tree(), 0
+        self._statement = statement.dumps()
+        return gone
 
     def _read_archived(self) -> Tree:
-        if not (data := self.archived()):
+        path = self._folder / ARCHIVED
+        self._statement = data = path.read_bytes() if path.exists() else b""
+        if not data:
             return Tree()
         statement = Proof.loads(data, ARCHIVED)
         statement.check(self._key, f"{self._origin}/{ARCHIVED}")

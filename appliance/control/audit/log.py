@@ -23,9 +23,7 @@ composition root.
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import json
 import logging
 import threading
 import time
@@ -39,7 +37,7 @@ from typing import Any
 from appliance.control.audit import refusals
 from appliance.control.audit.closed import Closed
 from appliance.control.audit.leaving import Leaving
-from appliance.control.audit.record import Entry, Prepared, prepare
+from appliance.control.audit.record import Entry, Prepared, prepare, read
 from appliance.control.audit.segments import Segments
 from appliance.control.audit.written import Written
 from appliance.core.errors import AuditUnavailable
@@ -208,14 +206,16 @@ class AuditLog:
         return self._files.lines(max(start, 0), size if stop is None else min(stop, size))
 
     def newest(self, before: int | None = None) -> Iterator[dict[str, Any]]:
-        """Durable records before a sequence, newest first, parsed."""
+        """Durable records before a sequence, newest first, parsed.
+
+        One that is damaged hides no other: it has the kind `damaged`, and nothing else.
+        """
         end = self.size if before is None else min(before, self.size)
         while end > (first := self.first):
             begin = max(first, end - CHECKPOINT_RECORDS)
-            for line in reversed(list(self._files.lines(begin, end))):
-                # One that is damaged is told of by who verifies, and hides no other.
-                with contextlib.suppress(ValueError):
-                    yield json.loads(line)
+            lines = list(self._files.lines(begin, end))
+            for sequence in range(end - 1, begin - 1, -1):
+                yield read(lines[sequence - begin], sequence)
             end = begin
 
     def close(self) -> None:

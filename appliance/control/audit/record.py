@@ -24,6 +24,10 @@ from appliance.core.errors import InvalidInput
 from appliance.wire.recorded import shaped
 
 KINDS = frozenset({"intent", "result", "denied", "inference", "event"})
+MEMBERS = ("kind", "request_id", "principal", "method", "resource", "outcome", "source")
+DAMAGED = "damaged"
+"""Kind of what is no record any more."""
+EPOCH = "1970-01-01T00:00:00Z"
 LONGEST_TEXT = 1024
 MOST_MEMBERS = 64
 DEEPEST = 4
@@ -115,3 +119,18 @@ def _clean(value: object, depth: int) -> Any:  # noqa: ANN401 - JSON
     if depth and isinstance(value, (list, tuple)):
         return [_clean(item, depth - 1) for item in value[:MOST_MEMBERS]]
     return _text(str(value))
+
+
+def read(line: bytes, sequence: int) -> dict[str, Any]:
+    """The record at a place of the log; of kind `damaged` when it is none that belongs there."""
+    try:
+        record = json.loads(line)
+        datetime.fromisoformat(record["time"])
+        right = record["sequence"] == sequence and isinstance(record["details"], dict)
+        right = right and all(isinstance(record[name], str) for name in MEMBERS)
+    except (ValueError, TypeError, LookupError, RecursionError):
+        right = False
+    if right:
+        return dict(record)
+    blank = dict.fromkeys(MEMBERS, "")
+    return {**blank, "kind": DAMAGED, "sequence": sequence, "time": EPOCH, "details": {}}

@@ -12,7 +12,7 @@ The attack: an older state put back, in which a token that was revoked lives. Ca
 
 from __future__ import annotations
 
-import json
+import itertools
 
 from sqlalchemy import select
 
@@ -36,8 +36,8 @@ def first_after(log: AuditLog, generation: int) -> int:
     low, high = log.first, log.size
     while low < high:
         middle = (low + high) // 2
-        (line,) = log.lines(middle, middle + 1)
-        if int(json.loads(line).get("generation", 0)) > generation:
+        (record,) = itertools.islice(log.newest(before=middle + 1), 1)
+        if record.get("generation", 0) > generation:
             high = middle
         else:
             low = middle + 1

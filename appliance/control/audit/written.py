@@ -64,7 +64,7 @@ class Written:
         """Make records durable. Raises OSError, after which comes `roll_back`, or Tampered."""
         lines, leaves, previous = [], [], self._previous
         # Read after what a result tells of was committed.
-        generation = max(self.generation, self._state())
+        generation = min(max(self.generation, self._state()), LARGEST_NUMBER)
         for sequence, record in enumerate(records, self._tree.size):
             line = line_of(record, sequence, previous, generation)
             leaves.append(leaf_hash(line))

@@ -6,6 +6,7 @@ whose signature that is believed, is decided in `appliance.control.audit.leaving
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
@@ -14,18 +15,19 @@ from typing import Any
 from appliance.api.audit.v1 import audit_service_pb2 as rpc
 from appliance.api.audit.v1 import record_pb2
 from appliance.control.audit.closed import Segment
+from appliance.control.audit.leaving import Leaving
 from appliance.control.audit.log import AuditLog
+from appliance.control.audit.record import DAMAGED, MEMBERS, read
 from appliance.control.services import paging
 from appliance.control.services.caller import Caller
 from appliance.control.services.resources import timestamp
-from appliance.core.errors import InvalidInput
+from appliance.core.errors import InvalidInput, Tampered
 
 SEARCHED_AT_ONCE = 50_000
 """Records one page looks at: a rare filter gives short pages that go on, not a long wait."""
 EXPORTED_AT_ONCE = 2_000
 SEGMENTS_AT_ONCE = 20
 """A proof has some tens of kilobytes."""
-_OWN_MEMBERS = ("kind", "request_id", "principal", "method", "resource", "outcome", "source")
 
 
 class Audit:
@@ -58,6 +60,7 @@ class Audit:
         return rpc.GetCheckpointResponse(
             checkpoint=record_pb2.Checkpoint(note=note.decode(), size=size),
             public_key=self._log.public_key_pem.decode(),
+            time=timestamp(self._clock()),
         )
 
     def export(self, caller: Caller, start: int, stop: int) -> tuple[bytes, int]:
@@ -92,7 +95,7 @@ class Audit:
         begin = -1 if after is None else int(after[0])
         left = [each for each in self._log.leaving.segments() if each.first > begin]
         leaving = self._log.leaving
-        page = [_segment(each, leaving.proof_of(each)) for each in left[:size]]
+        page = [_segment(each, leaving) for each in left[:size]]
         token = paging.token_of((page[-1].first_record,)) if len(left) > size else ""
         return rpc.ListSegmentsResponse(segments=page, next_page_token=token, archived=archived)
 
@@ -111,19 +114,20 @@ class Audit:
             wrong = "must be 1 or more: how many days records are kept"
             raise InvalidInput(f"older_than_days {wrong}", fields={"older_than_days": wrong})
         statement = self._log.leaving.prune(request.proof)
-        return rpc.PruneArchiveResponse(
-            statement=statement.dumps(), size=statement.size, time=timestamp(self._clock())
-        )
+        return rpc.PruneArchiveResponse(statement=statement.dumps(), size=statement.size)
 
 
-def _segment(segment: Segment, proof: bytes) -> record_pb2.Segment:
-    return record_pb2.Segment(
-        first_record=segment.first,
-        size=segment.end.size,
-        length_bytes=segment.look.size,
-        close_time=timestamp(datetime.fromisoformat(json.loads(segment.last_line())["time"])),
-        proof=proof,
+def _segment(segment: Segment, leaving: Leaving) -> record_pb2.Segment:
+    found = record_pb2.Segment(
+        first_record=segment.first, size=segment.end.size, length_bytes=segment.look.size
     )
+    # What is damaged is listed too, without what cannot be said of it.
+    with contextlib.suppress(Tampered):
+        found.proof = leaving.proof_of(segment)
+    last = read(segment.last_line(), segment.end.size - 1)
+    if last["kind"] != DAMAGED:
+        found.close_time.FromDatetime(datetime.fromisoformat(last["time"]))
+    return found
 
 
 def _matches(record: Mapping[str, Any], request: rpc.ListRecordsRequest) -> bool:
@@ -155,5 +159,5 @@ def _resource(record: Mapping[str, Any]) -> record_pb2.Record:
         sequence=record["sequence"],
         time=timestamp(datetime.fromisoformat(record["time"])),
         details=json.dumps(record["details"], sort_keys=True),
-        **{member: record[member] for member in _OWN_MEMBERS},
+        **{member: record[member] for member in MEMBERS},
     )

@@ -14,17 +14,22 @@ from typing import Any
 
 import pytest
 
+from appliance.api.audit.v1 import audit_service_pb2 as rpc
 from appliance.control.audit import closed as module
 from appliance.control.audit.checking import DAMAGED, AuditMetrics, Checking
 from appliance.control.audit.closed import files_of
 from appliance.control.audit.log import AuditLog
 from appliance.control.audit.record import Entry
 from appliance.control.audit.system import SystemRecords
+from appliance.control.services.audit import Audit
+from appliance.control.services.caller import Caller
 from appliance.core import files
 from appliance.core.errors import Tampered
+from appliance.core.identity import ANONYMOUS
 from appliance.crypto.chain import segment_name
 from appliance.crypto.proofs import Proof, notes_of, size_of
 from tests.fakes.audit import ENTRY, fill, opened, verified
+from tests.fakes.state import START
 
 PART = 10
 RESULT = Entry("result", outcome="OK")
@@ -355,6 +360,57 @@ def test_a_number_of_changes_that_is_none_is_refused(tmp_path: Path, generation:
 
 
 @pytest.mark.attack
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b'"details"', b'"DETAILS"'),
+        (b'"sequence":25', b'"sequence":95'),
+        (b'"sequence":25', b'"sequence":10'),
+        (b"{", b"x"),
+        (b'"kind"', b'"KIND"'),
+    ],
+)
+def test_a_damaged_record_hides_no_other(folder: Path, old: bytes, new: bytes) -> None:
+    change(folder, 25, lambda line: line.replace(old, new, 1))
+    log = opened(folder, segment_records=PART)
+    found = [(record["sequence"], record["kind"]) for record in log.newest()]
+    assert [each[0] for each in found] == list(range(46, -1, -1))
+    assert [each[0] for each in found if each[1] == "damaged"] == [25]
+    service = Audit(log, lambda: START)
+    pages, token = [], ""
+    while True:
+        page = service.list(
+            Caller(ANONYMOUS), rpc.ListRecordsRequest(page_size=20, page_token=token)
+        )
+        pages += [record.sequence for record in page.records]
+        if not (token := page.next_page_token):
+            break
+    assert pages == list(range(46, -1, -1))
+    log.close()
+
+
+@pytest.mark.attack
+def test_a_damaged_segment_is_listed_with_the_others(folder: Path) -> None:
+    change(folder, 9, lambda line: line.replace(b'"time"', b'"TIME"'))
+    log = opened(folder, segment_records=PART)
+    log.closed.segments[2].proof_path.write_bytes(b"x")
+    listed = Audit(log, lambda: START).segments(Caller(ANONYMOUS), rpc.ListSegmentsRequest())
+    assert [each.first_record for each in listed.segments] == [0, 10, 20, 30]
+    assert [each.HasField("close_time") for each in listed.segments] == [False, True, True, True]
+    assert [bool(each.proof) for each in listed.segments] == [True, True, False, True]
+    log.close()
+
+
+def test_a_number_of_changes_has_an_end(folder: Path) -> None:
+    """Whoever writes a huge one into the state makes no log that cannot be opened."""
+    fill(folder, 1, segment_records=PART, generation=lambda: 1 << 60)
+    log = opened(folder, segment_records=PART, generation=lambda: (1 << 60) + 1)
+    log.append(ENTRY).result(10)
+    log.close()
+    opened(folder, segment_records=PART).close()
+
+
+@pytest.mark.attack
 def test_what_the_state_remembers_is_no_signature(folder: Path) -> None:
     """Whoever can write log and state, and has no key, does not get a broken link signed."""
     path = folder / segment_name(40)
@@ -411,7 +467,8 @@ def test_one_that_cannot_be_verified_hides_no_other(
 
     monkeypatch.setattr(log.closed, "verify", verify)
     checking.verify_all()
-    assert list(checking.damaged) == [segment_name(30)]
+    assert list(checking.damaged) == [segment_name(10), segment_name(30)]
+    assert "cannot be read: something" in checking.damaged[segment_name(10)]
     log.close()
 
 

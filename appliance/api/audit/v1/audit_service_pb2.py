@@ -27,7 +27,7 @@ from appliance.api.common.v1 import access_pb2 as appliance_dot_api_dot_common_d
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*appliance/api/audit/v1/audit_service.proto\x12\x16\x61ppliance.api.audit.v1\x1a#appliance/api/audit/v1/record.proto\x1a$appliance/api/common/v1/access.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"q\n\x12ListRecordsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x11\n\tprincipal\x18\x03 \x01(\t\x12\x0f\n\x07outcome\x18\x04 \x01(\t\x12\x10\n\x08resource\x18\x05 \x01(\t\"_\n\x13ListRecordsResponse\x12/\n\x07records\x18\x01 \x03(\x0b\x32\x1e.appliance.api.audit.v1.Record\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x16\n\x14GetCheckpointRequest\"c\n\x15GetCheckpointResponse\x12\x36\n\ncheckpoint\x18\x01 \x01(\x0b\x32\".appliance.api.audit.v1.Checkpoint\x12\x12\n\npublic_key\x18\x02 \x01(\t\"B\n\x14\x45xportRecordsRequest\x12\x15\n\rfrom_sequence\x18\x01 \x01(\x03\x12\x13\n\x0bto_sequence\x18\x02 \x01(\x03\"&\n\x15\x45xportRecordsResponse\x12\r\n\x05lines\x18\x01 \x01(\x0c\"<\n\x13ListSegmentsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"t\n\x14ListSegmentsResponse\x12\x31\n\x08segments\x18\x01 \x03(\x0b\x32\x1f.appliance.api.audit.v1.Segment\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08\x61rchived\x18\x03 \x01(\x0c\"4\n\x16\x41rchiveSegmentsRequest\x12\x0c\n\x04size\x18\x01 \x01(\x03\x12\x0c\n\x04root\x18\x02 \x01(\x0c\"/\n\x17\x41rchiveSegmentsResponse\x12\x14\n\x0c\x66irst_record\x18\x01 \x01(\x03\"=\n\x13PruneArchiveRequest\x12\r\n\x05proof\x18\x01 \x01(\x0c\x12\x17\n\x0folder_than_days\x18\x02 \x01(\x05\"a\n\x14PruneArchiveResponse\x12\x11\n\tstatement\x18\x01 \x01(\x0c\x12\x0c\n\x04size\x18\x02 \x01(\x03\x12(\n\x04time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2\x81\x07\n\x0c\x41uditService\x12\x90\x01\n\x0bListRecords\x12*.appliance.api.audit.v1.ListRecordsRequest\x1a+.appliance.api.audit.v1.ListRecordsResponse\"(\x90\x02\x01\x8a\xb5\x18!\n\naudit.list2\tprincipal2\x08resource\x12\x81\x01\n\rGetCheckpoint\x12,.appliance.api.audit.v1.GetCheckpointRequest\x1a-.appliance.api.audit.v1.GetCheckpointResponse\"\x13\x90\x02\x01\x8a\xb5\x18\x0c\n\naudit.list\x12\xa1\x01\n\rExportRecords\x12,.appliance.api.audit.v1.ExportRecordsRequest\x1a-.appliance.api.audit.v1.ExportRecordsResponse\"1\x90\x02\x01\x8a\xb5\x18*\n\x0c\x61udit.export2\rfrom_sequence2\x0bto_sequence0\x01\x12~\n\x0cListSegments\x12+.appliance.api.audit.v1.ListSegmentsRequest\x1a,.appliance.api.audit.v1.ListSegmentsResponse\"\x13\x90\x02\x01\x8a\xb5\x18\x0c\n\naudit.list\x12\x9d\x01\n\x0f\x41rchiveSegments\x12..appliance.api.audit.v1.ArchiveSegmentsRequest\x1a/.appliance.api.audit.v1.ArchiveSegmentsResponse\")\x8a\xb5\x18%\n\raudit.archive\x10\x01\x32\x04size:\x0c\x66irst_record\x12\x95\x01\n\x0cPruneArchive\x12+.appliance.api.audit.v1.PruneArchiveRequest\x1a,.appliance.api.audit.v1.PruneArchiveResponse\"*\x8a\xb5\x18&\n\x0b\x61udit.prune\x10\x01\x32\x0folder_than_days:\x04sizeb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*appliance/api/audit/v1/audit_service.proto\x12\x16\x61ppliance.api.audit.v1\x1a#appliance/api/audit/v1/record.proto\x1a$appliance/api/common/v1/access.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"q\n\x12ListRecordsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x11\n\tprincipal\x18\x03 \x01(\t\x12\x0f\n\x07outcome\x18\x04 \x01(\t\x12\x10\n\x08resource\x18\x05 \x01(\t\"_\n\x13ListRecordsResponse\x12/\n\x07records\x18\x01 \x03(\x0b\x32\x1e.appliance.api.audit.v1.Record\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x16\n\x14GetCheckpointRequest\"\x8d\x01\n\x15GetCheckpointResponse\x12\x36\n\ncheckpoint\x18\x01 \x01(\x0b\x32\".appliance.api.audit.v1.Checkpoint\x12\x12\n\npublic_key\x18\x02 \x01(\t\x12(\n\x04time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"B\n\x14\x45xportRecordsRequest\x12\x15\n\rfrom_sequence\x18\x01 \x01(\x03\x12\x13\n\x0bto_sequence\x18\x02 \x01(\x03\"&\n\x15\x45xportRecordsResponse\x12\r\n\x05lines\x18\x01 \x01(\x0c\"<\n\x13ListSegmentsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"t\n\x14ListSegmentsResponse\x12\x31\n\x08segments\x18\x01 \x03(\x0b\x32\x1f.appliance.api.audit.v1.Segment\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08\x61rchived\x18\x03 \x01(\x0c\"4\n\x16\x41rchiveSegmentsRequest\x12\x0c\n\x04size\x18\x01 \x01(\x03\x12\x0c\n\x04root\x18\x02 \x01(\x0c\"/\n\x17\x41rchiveSegmentsResponse\x12\x14\n\x0c\x66irst_record\x18\x01 \x01(\x03\"=\n\x13PruneArchiveRequest\x12\r\n\x05proof\x18\x01 \x01(\x0c\x12\x17\n\x0folder_than_days\x18\x02 \x01(\x05\"7\n\x14PruneArchiveResponse\x12\x11\n\tstatement\x18\x01 \x01(\x0c\x12\x0c\n\x04size\x18\x02 \x01(\x03\x32\x81\x07\n\x0c\x41uditService\x12\x90\x01\n\x0bListRecords\x12*.appliance.api.audit.v1.ListRecordsRequest\x1a+.appliance.api.audit.v1.ListRecordsResponse\"(\x90\x02\x01\x8a\xb5\x18!\n\naudit.list2\tprincipal2\x08resource\x12\x81\x01\n\rGetCheckpoint\x12,.appliance.api.audit.v1.GetCheckpointRequest\x1a-.appliance.api.audit.v1.GetCheckpointResponse\"\x13\x90\x02\x01\x8a\xb5\x18\x0c\n\naudit.list\x12\xa1\x01\n\rExportRecords\x12,.appliance.api.audit.v1.ExportRecordsRequest\x1a-.appliance.api.audit.v1.ExportRecordsResponse\"1\x90\x02\x01\x8a\xb5\x18*\n\x0c\x61udit.export2\rfrom_sequence2\x0bto_sequence0\x01\x12~\n\x0cListSegments\x12+.appliance.api.audit.v1.ListSegmentsRequest\x1a,.appliance.api.audit.v1.ListSegmentsResponse\"\x13\x90\x02\x01\x8a\xb5\x18\x0c\n\naudit.list\x12\x9d\x01\n\x0f\x41rchiveSegments\x12..appliance.api.audit.v1.ArchiveSegmentsRequest\x1a/.appliance.api.audit.v1.ArchiveSegmentsResponse\")\x8a\xb5\x18%\n\raudit.archive\x10\x01\x32\x04size:\x0c\x66irst_record\x12\x95\x01\n\x0cPruneArchive\x12+.appliance.api.audit.v1.PruneArchiveRequest\x1a,.appliance.api.audit.v1.PruneArchiveResponse\"*\x8a\xb5\x18&\n\x0b\x61udit.prune\x10\x01\x32\x0folder_than_days:\x04sizeb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -52,24 +52,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTRECORDSRESPONSE']._serialized_end=388
   _globals['_GETCHECKPOINTREQUEST']._serialized_start=390
   _globals['_GETCHECKPOINTREQUEST']._serialized_end=412
-  _globals['_GETCHECKPOINTRESPONSE']._serialized_start=414
-  _globals['_GETCHECKPOINTRESPONSE']._serialized_end=513
-  _globals['_EXPORTRECORDSREQUEST']._serialized_start=515
-  _globals['_EXPORTRECORDSREQUEST']._serialized_end=581
-  _globals['_EXPORTRECORDSRESPONSE']._serialized_start=583
-  _globals['_EXPORTRECORDSRESPONSE']._serialized_end=621
-  _globals['_LISTSEGMENTSREQUEST']._serialized_start=623
-  _globals['_LISTSEGMENTSREQUEST']._serialized_end=683
-  _globals['_LISTSEGMENTSRESPONSE']._serialized_start=685
-  _globals['_LISTSEGMENTSRESPONSE']._serialized_end=801
-  _globals['_ARCHIVESEGMENTSREQUEST']._serialized_start=803
-  _globals['_ARCHIVESEGMENTSREQUEST']._serialized_end=855
-  _globals['_ARCHIVESEGMENTSRESPONSE']._serialized_start=857
-  _globals['_ARCHIVESEGMENTSRESPONSE']._serialized_end=904
-  _globals['_PRUNEARCHIVEREQUEST']._serialized_start=906
-  _globals['_PRUNEARCHIVEREQUEST']._serialized_end=967
-  _globals['_PRUNEARCHIVERESPONSE']._serialized_start=969
-  _globals['_PRUNEARCHIVERESPONSE']._serialized_end=1066
-  _globals['_AUDITSERVICE']._serialized_start=1069
-  _globals['_AUDITSERVICE']._serialized_end=1966
+  _globals['_GETCHECKPOINTRESPONSE']._serialized_start=415
+  _globals['_GETCHECKPOINTRESPONSE']._serialized_end=556
+  _globals['_EXPORTRECORDSREQUEST']._serialized_start=558
+  _globals['_EXPORTRECORDSREQUEST']._serialized_end=624
+  _globals['_EXPORTRECORDSRESPONSE']._serialized_start=626
+  _globals['_EXPORTRECORDSRESPONSE']._serialized_end=664
+  _globals['_LISTSEGMENTSREQUEST']._serialized_start=666
+  _globals['_LISTSEGMENTSREQUEST']._serialized_end=726
+  _globals['_LISTSEGMENTSRESPONSE']._serialized_start=728
+  _globals['_LISTSEGMENTSRESPONSE']._serialized_end=844
+  _globals['_ARCHIVESEGMENTSREQUEST']._serialized_start=846
+  _globals['_ARCHIVESEGMENTSREQUEST']._serialized_end=898
+  _globals['_ARCHIVESEGMENTSRESPONSE']._serialized_start=900
+  _globals['_ARCHIVESEGMENTSRESPONSE']._serialized_end=947
+  _globals['_PRUNEARCHIVEREQUEST']._serialized_start=949
+  _globals['_PRUNEARCHIVEREQUEST']._serialized_end=1010
+  _globals['_PRUNEARCHIVERESPONSE']._serialized_start=1012
+  _globals['_PRUNEARCHIVERESPONSE']._serialized_end=1067
+  _globals['_AUDITSERVICE']._serialized_start=1070
+  _globals['_AUDITSERVICE']._serialized_end=1967
 # @@protoc_insertion_point(module_scope)

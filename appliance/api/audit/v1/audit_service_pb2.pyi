@@ -38,12 +38,14 @@ class GetCheckpointRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetCheckpointResponse(_message.Message):
-    __slots__ = ("checkpoint", "public_key")
+    __slots__ = ("checkpoint", "public_key", "time")
     CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
     PUBLIC_KEY_FIELD_NUMBER: _ClassVar[int]
+    TIME_FIELD_NUMBER: _ClassVar[int]
     checkpoint: _record_pb2.Checkpoint
     public_key: str
-    def __init__(self, checkpoint: _Optional[_Union[_record_pb2.Checkpoint, _Mapping]] = ..., public_key: _Optional[str] = ...) -> None: ...
+    time: _timestamp_pb2.Timestamp
+    def __init__(self, checkpoint: _Optional[_Union[_record_pb2.Checkpoint, _Mapping]] = ..., public_key: _Optional[str] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class ExportRecordsRequest(_message.Message):
     __slots__ = ("from_sequence", "to_sequence")
@@ -100,11 +102,9 @@ class PruneArchiveRequest(_message.Message):
     def __init__(self, proof: _Optional[bytes] = ..., older_than_days: _Optional[int] = ...) -> None: ...
 
 class PruneArchiveResponse(_message.Message):
-    __slots__ = ("statement", "size", "time")
+    __slots__ = ("statement", "size")
     STATEMENT_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
-    TIME_FIELD_NUMBER: _ClassVar[int]
     statement: bytes
     size: int
-    time: _timestamp_pb2.Timestamp
-    def __init__(self, statement: _Optional[bytes] = ..., size: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    def __init__(self, statement: _Optional[bytes] = ..., size: _Optional[int] = ...) -> None: ...
