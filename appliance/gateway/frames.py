@@ -1,6 +1,6 @@
 """The file of a spool: frames that only follow each other, read up to the first that is not whole.
 
-A frame is its length, the CRC-32 of what follows, its kind, two numbers and a message. A file is
+A frame is its length, the CRC-32 of what follows, its kind, its number and a message. A file is
 made as long as it will be at once, so that a full disk is met before a call begins and not when it
 has ended; behind the last frame there are zeros.
 
@@ -23,19 +23,18 @@ from typing import NamedTuple
 from appliance.core.files import open_private, sync_dir
 
 _LENGTHS = struct.Struct(">II")
-_HEAD = struct.Struct(">BQQ")
-LARGEST_MESSAGE = 1 << 16
+_HEAD = struct.Struct(">BQ")
 
 
 class Kind(IntEnum):
     """What a frame says."""
 
     BEGIN = 1
-    """A call goes to a replica: its number, and how many entries there were."""
+    """A call goes to a replica."""
     END = 2
-    """A call has ended: the number of the entry, and the call's, 0 when it never began."""
+    """A call has ended."""
     REFUSALS = 3
-    """What was refused and counted: the number of the entry."""
+    """What was refused and counted."""
 
 
 class Frame(NamedTuple):
@@ -43,12 +42,11 @@ class Frame(NamedTuple):
 
     kind: Kind
     number: int
-    call: int
     message: bytes
 
     def packed(self) -> bytes:
         """As it stands in a file."""
-        body = _HEAD.pack(self.kind, self.number, self.call) + self.message
+        body = _HEAD.pack(self.kind, self.number) + self.message
         return _LENGTHS.pack(len(body), zlib.crc32(body)) + body
 
 
@@ -62,9 +60,14 @@ def frames_of(data: bytes) -> Iterator[Frame]:
         known = len(body) == length >= _HEAD.size and zlib.crc32(body) == checksum
         if not known or body[0] not in set(Kind):
             return
-        kind, number, call = _HEAD.unpack_from(body)
-        yield Frame(Kind(kind), number, call, body[_HEAD.size :])
+        kind, number = _HEAD.unpack_from(body)
+        yield Frame(Kind(kind), number, body[_HEAD.size :])
         place += length
+
+
+def length_of(data: bytes) -> int:
+    """How many bytes the whole frames at the beginning of a file take."""
+    return sum(_LENGTHS.size + _HEAD.size + len(frame.message) for frame in frames_of(data))
 
 
 class FrameFile:

@@ -45,8 +45,9 @@ from appliance.gateway.config import Limits
 from appliance.gateway.openai_answer import Form
 from appliance.gateway.openai_request import Parse, Request
 from appliance.gateway.openai_sender import Sender, kept_alive
-from appliance.gateway.pipeline import INFERENCE, Call, Piece, Pipeline, meaning
+from appliance.gateway.pipeline import Call, Piece, Pipeline, meaning
 from appliance.gateway.unsaid import unsaid
+from appliance.gateway.usage import INFERENCE
 from appliance.wire.admission import Rates, Shares
 from appliance.wire.door import UNKNOWN
 

@@ -48,7 +48,7 @@ from appliance.gateway.snapshot import Route
 from appliance.gateway.text import Detokenizer
 from appliance.gateway.tokenize import Models, ServedModel, room
 from appliance.gateway.unsaid import unsaid
-from appliance.gateway.usage import UsageReports
+from appliance.gateway.usage import INFERENCE, UsageReports
 from appliance.gateway.view import View
 from appliance.wire.admission import Rates, Refusals, SourceLimit, source_of
 
@@ -57,8 +57,6 @@ LONGEST_STOP = 256
 HOTTEST = 2.0
 _LONGEST_NAME = 200
 _LARGEST_SEED = (1 << 63) - 1
-INFERENCE = "inference"
-"""Stands for the calls that ask a model, whichever front they come in by."""
 
 
 @dataclass(frozen=True)

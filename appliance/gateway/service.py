@@ -25,6 +25,7 @@ from appliance.gateway import pipeline as way
 from appliance.gateway.config import GatewayConfig
 from appliance.gateway.pipeline import Pipeline, Question
 from appliance.gateway.unsaid import fault
+from appliance.gateway.usage import INFERENCE
 from appliance.wire.admission import CallerLimits
 from appliance.wire.budgets import Admission
 from appliance.wire.door import UNKNOWN, Call, Door
@@ -95,7 +96,7 @@ class GatewayDoor(Door[way.Call]):
         return fault(bug, call.request_id)
 
     def _begin(self, call: Call) -> way.Call:
-        method = way.INFERENCE if call.rule.method in self.rules else UNKNOWN
+        method = INFERENCE if call.rule.method in self.rules else UNKNOWN
         return self._pipeline.begin(FRONT, call.request_id, call.resource, call.peer, method)
 
 

@@ -3,16 +3,17 @@
 Rules kept here:
 * a call is written down before its request goes to a replica, and again when it has ended: a
   process that is killed at any moment loses none, and a call without an end is told as interrupted;
+* a call has its number from its beginning, in each life of the process (its boot) from 1 on; so a
+  report that is repeated counts once, whoever sends it, and a number that is missing is missed;
 * what was written is made durable in groups, a twentieth of a second later: a power cut takes what
-  was written in the last 100 ms at most. When the disk takes longer than a second for that, new
-  calls are refused until it has caught up;
-* there is room for the end of each call that was begun: a full disk refuses new calls and loses no
-  old one;
-* entries are numbered from 1 on in each life of the process (its boot), without a gap, and reported
-  once they are durable; a report that is repeated counts once;
-* a file is deleted when all its entries are in the audit chain: calls that go on are written down
-  again at the beginning of the next file;
-* after a disk has failed to make something durable nothing more is taken: what it kept is unknown.
+  was written in the last 100 ms, on a slow disk in the last second. When the disk takes longer than
+  that, new calls are refused until it has caught up;
+* there is room for the end of each call that was begun, and nothing else takes it: a full disk
+  refuses new calls and loses no old one;
+* a file is deleted when everything that it alone holds is in the audit chain: calls that go on are
+  written down again at the beginning of the next file;
+* after a disk has failed nothing more is written: what it kept is unknown. What ends is reported
+  from memory.
 
 Written and read by this user alone: names, times and numbers, never text. There is no signature:
 whoever can write here can take the gateway's identity beside it; entries that are missing are
@@ -24,30 +25,37 @@ The attack: kill the gateway in order to have asked unseen. Called by `usage`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
 import itertools
 import logging
+import os
+import re
 import secrets
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from appliance.api.serving.v1 import routing_service_pb2
-from appliance.core.errors import AuditUnavailable
-from appliance.core.files import full_disk_is_exhausted, make_private_dir
-from appliance.gateway.frames import Frame, FrameFile, Kind, frames_of
+from appliance.core.errors import AuditUnavailable, FailedPrecondition
+from appliance.core.files import make_private_dir, open_private
+from appliance.gateway.frames import Frame, FrameFile, Kind, frames_of, length_of
 
 logger = logging.getLogger(__name__)
 
 FILE_BYTES = 4 << 20
 SYNC_SECONDS = 0.05
+LOOK_SECONDS = 0.5
+"""Time between two looks for room, when there was none."""
 SLOWEST_SECONDS = 1.0
 END_BYTES = 1024
 """Room that is kept for the end of a call: names and reasons are bounded, and shorter."""
 SUFFIX = ".spool"
+LOCK = "lock"
 INTERRUPTED = "INTERRUPTED"
 """Reason of a call whose gateway ended before it did."""
+_NAME = re.compile(rf"([0-9a-f]{{16}})-\d{{6}}\{SUFFIX}")
 
 Usage = routing_service_pb2.Usage
 Entry = routing_service_pb2.UsageEntry
@@ -55,10 +63,10 @@ Entry = routing_service_pb2.UsageEntry
 
 @dataclass
 class _File:
-    """A file, and its newest entry."""
+    """A file, and the numbers in it that are not in the audit chain yet."""
 
     path: Path
-    newest: int = 0
+    pending: set[int] = field(default_factory=set)
 
 
 @dataclass
@@ -67,36 +75,39 @@ class Boot:
 
     Attributes:
         name: of the boot.
-        waiting: entries that were not reported, in their order.
+        waiting: entries that were not reported, by number.
+        files: that are not deleted yet.
+        newest: its largest number.
     """
 
     name: str
-    waiting: deque[Entry] = field(default_factory=deque)
+    waiting: dict[int, Entry] = field(default_factory=dict)
     files: list[_File] = field(default_factory=list)
+    newest: int = 0
 
-    def reported(self, number: int) -> None:
-        """Entries up to this one are in the audit chain: forget them."""
-        while self.waiting and self.waiting[0].number <= number:
-            self.waiting.popleft()
+    def reported(self, numbers: Iterable[int]) -> None:
+        """These entries are in the audit chain: forget them."""
+        for number in numbers:
+            self.waiting.pop(number, None)
+            for file in self.files:
+                file.pending.discard(number)
 
-    def done(self, last: _File | None) -> Iterator[Path]:
-        """Files of which everything was reported, but `last`; they are forgotten here."""
-        first = self.waiting[0].number if self.waiting else None
-        for file in list(self.files):
-            if file is not last and (first is None or file.newest < first):
-                self.files.remove(file)
-                yield file.path
+    def over(self, current: list[_File]) -> list[Path]:
+        """Files that hold nothing more, but the current one; they are forgotten here."""
+        done = [file for file in self.files if file not in current and not file.pending]
+        self.files = [file for file in self.files if file not in done]
+        return [file.path for file in done]
 
 
 class Spool:
     """Calls and counts of this process, and what those before have left.
 
     Args:
-        folder: made private if it is new.
+        folder: made private if it is new; used by one process at a time.
         file_bytes: size of a file.
         clock: seconds that only rise.
 
-    Raises Exhausted when there is no room for a first file.
+    Raises FailedPrecondition when another process uses the folder, OSError when it cannot be read.
     """
 
     def __init__(
@@ -107,30 +118,39 @@ class Spool:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._folder, self._file_bytes, self._clock = make_private_dir(folder), file_bytes, clock
-        self.boots: list[Boot] = []
-        """Those with something to report, the oldest first; the last one is this process."""
+        self._lock = _locked(folder)
+        self.older: list[Boot] = []
+        """Processes of before with something to report, the oldest first."""
         for name, paths in _left(folder).items():
             boot = recovered(name, paths)
-            if boot.waiting:
-                self.boots.append(boot)
+            if boot.newest:
+                self.older.append(boot)
             else:
                 _delete(paths)
         self._boot = Boot(secrets.token_hex(8))
-        self.boots.append(self._boot)
-        self._calls = self._entries = self._durable = self._made = 0
         self._begun: dict[int, bytes] = {}
         """What was written of calls that have not ended."""
+        self._made = 0
         self._dirty: float | None = None
         self._failed = ""
+        self._current: FrameFile | None = None
         self._next: FrameFile | None = None
         self._old: list[FrameFile] = []
-        with full_disk_is_exhausted(folder):
-            self._current, self._file = self._open(self._new_file())
-        self._written = asyncio.Event()
+        self._carried: set[int] = set()
+        """Calls that were written down again in the current file, not durably yet."""
+        self._wanted = asyncio.Event()
+        self._syncing = asyncio.Lock()
+        self._make_next()
+        self._go_on()
 
     def __len__(self) -> int:
-        """Entries that wait to be reported."""
-        return sum(len(boot.waiting) for boot in self.boots)
+        """Entries of this process that wait to be reported."""
+        return len(self._boot.waiting)
+
+    @property
+    def left(self) -> int:
+        """Entries of processes of before that wait."""
+        return sum(len(boot.waiting) for boot in self.older)
 
     def check(self) -> None:
         """Raise AuditUnavailable when no call can be begun now."""
@@ -145,187 +165,258 @@ class Spool:
     def begin(self, usage: Usage) -> int:
         """A call goes to a replica; its number. Raises AuditUnavailable: then it must not."""
         self.check()
-        message = usage.SerializeToString()
-        frame = self._begin_frame(self._calls + 1, message)
-        if not self._has_room(len(frame)):
+        number, message = self._boot.newest + 1, usage.SerializeToString()
+        frame = Frame(Kind.BEGIN, number, message).packed()
+        if not self._has_room(len(frame) + END_BYTES):
+            self._wanted.set()
             raise AuditUnavailable(
                 "the disk of the gateway has no room to record calls: repeat the request later",
                 retry_after=5.0,
             )
-        self._write(frame)
-        self._calls += 1
-        self._begun[self._calls] = message
-        return self._calls
+        self._write(number, frame)
+        self._boot.newest = number
+        self._begun[number] = message
+        return number
 
-    def end(self, usage: Usage, call: int = 0) -> None:
-        """A call has ended; `call` is what `begin` gave, 0 when it came to no replica."""
-        self._add(Kind.END, Entry(usage=usage), usage.SerializeToString(), call)
-        self._begun.pop(call, None)
+    def end(self, usage: Usage, call: int) -> None:
+        """A call has ended; `call` is what `begin` gave."""
+        del self._begun[call]
+        self._boot.waiting[call] = Entry(number=call, usage=usage)
+        frame = Frame(Kind.END, call, usage.SerializeToString()).packed()
+        try:
+            self._write(call, frame)
+        except AuditUnavailable as error:
+            logger.warning("the end of a call is not on the disk, but will be told: %s", error)
 
-    def count(self, refusals: routing_service_pb2.Refusals) -> int:
-        """Calls and connections were refused; the number of the entry."""
-        self._add(Kind.REFUSALS, Entry(refusals=refusals), refusals.SerializeToString(), 0)
-        return self._entries
+    def add(self, entry: Entry) -> bool:
+        """Something else that is told once, such as a refused call; False when there is no room."""
+        number = self._boot.newest + 1
+        usage = entry.HasField("usage")
+        message = (entry.usage if usage else entry.refusals).SerializeToString()
+        frame = Frame(Kind.END if usage else Kind.REFUSALS, number, message).packed()
+        if self._failed or not self._has_room(len(frame)):
+            self._wanted.set()
+            return False
+        try:
+            self._write(number, frame)
+        except AuditUnavailable:
+            return False
+        self._boot.newest = entry.number = number
+        self._boot.waiting[number] = entry
+        return True
 
     def waits(self, number: int) -> bool:
         """Whether an entry of this process is not in the audit chain yet."""
-        waiting = self._boot.waiting
-        return bool(waiting) and waiting[0].number <= number
+        return number in self._boot.waiting
 
-    def batch(self, most: int) -> tuple[str, list[Entry]]:
-        """A boot, and what comes next to be reported of it; nothing when nothing can be."""
-        for boot in self.boots:
-            some = list(itertools.islice(boot.waiting, most))
-            if boot is self._boot and not self._failed:
-                some = [entry for entry in some if entry.number <= self._durable]
-            if some:
-                return boot.name, some
-        return "", []
+    def batch(self, most: int) -> routing_service_pb2.ReportUsageRequest | None:
+        """What is to be reported next; None when there is nothing."""
+        boot = self.older[0] if self.older else self._boot
+        entries = list(itertools.islice(boot.waiting.values(), most))
+        if not entries and boot is self._boot:
+            return None
+        request = routing_service_pb2.ReportUsageRequest(boot=boot.name, entries=entries)
+        if boot is not self._boot and len(entries) == len(boot.waiting):
+            request.last = boot.newest
+        return request
 
-    async def reported(self, name: str, number: int) -> None:
-        """Entries of a boot are in the audit chain up to this one: delete files without others."""
+    def last_batch(self) -> routing_service_pb2.ReportUsageRequest | None:
+        """What says that this process has no more to tell; None when it has, or never had."""
+        if not self._boot.newest or self._boot.waiting or self._begun or self.older:
+            return None
+        return routing_service_pb2.ReportUsageRequest(boot=self._boot.name, last=self._boot.newest)
+
+    async def reported(self, request: routing_service_pb2.ReportUsageRequest) -> None:
+        """A batch is in the audit chain: forget it, and delete files that hold nothing more."""
         over: list[Path] = []
-        for boot in [each for each in self.boots if each.name == name]:
-            boot.reported(number)
-            over += boot.done(self._file if boot is self._boot else None)
-            if boot is not self._boot and not boot.waiting:
-                self.boots.remove(boot)
+        for boot in [boot for boot in (*self.older, self._boot) if boot.name == request.boot]:
+            boot.reported(entry.number for entry in request.entries)
+            if request.last:
+                # It has told everything.
+                over += [file.path for file in boot.files]
+                boot.files = []
+            else:
+                over += boot.over(self._boot.files[-1:])
+            self.older = [each for each in self.older if each is not boot or boot.files]
         await asyncio.to_thread(_delete, over)
 
+    def set_aside(self, request: routing_service_pb2.ReportUsageRequest) -> None:
+        """Report a boot no more in this process: the control plane does not understand it."""
+        self.older = [boot for boot in self.older if boot.name != request.boot]
+
     async def run(self) -> None:
-        """Make durable what was written, group by group, until cancelled."""
+        """Make durable what was written, group by group, and room for more, until cancelled."""
         while True:
-            await self._written.wait()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_SECONDS if self._lacks_room else None):
+                    await self._wanted.wait()
             await asyncio.sleep(SYNC_SECONDS)
             await self.sync()
 
     async def sync(self) -> None:
-        """Make everything durable that was written before this call."""
-        self._written.clear()
-        began, old, self._old = self._clock(), self._old, []
-        entries = self._entries
-        try:
-            await asyncio.to_thread(self._sync, [*old, self._current])
-        except OSError as error:
-            self._fail(error)
-            return
-        for file in old:
-            file.close()
-        self._durable = entries
-        # What was written meanwhile waits since then, at the earliest.
-        self._dirty = began if self._written.is_set() else None
+        """Make everything durable that was written before this call, and room for more."""
+        async with self._syncing:
+            self._wanted.clear()
+            began, old, carried = self._clock(), list(self._old), set(self._carried)
+            files = [*old, *([self._current] if self._current else [])]
+            try:
+                await asyncio.to_thread(self._sync, files)
+            except OSError as error:
+                self._fail(error)
+                return
+            for file in old:
+                self._old.remove(file)
+                file.close()
+            self._carry_over(carried)
+            # What was written meanwhile waits since then, at the earliest.
+            self._dirty = began if self._wanted.is_set() else None
+            self._go_on()
 
     def close(self) -> None:
         """Close the files. What was not reported stays, for the next process."""
-        for file in (*self._old, self._current, *([self._next] if self._next else [])):
-            file.close()
+        for file in (*self._old, self._current, self._next):
+            if file is not None:
+                file.close()
+        if self._next is not None:
+            _delete([self._next.path])
+        os.close(self._lock)
+
+    @property
+    def _lacks_room(self) -> bool:
+        return self._next is None and (
+            self._current is None or self._current.room < self._file_bytes // 2
+        )
 
     def _sync(self, files: list[FrameFile]) -> None:
         """In a thread."""
         for file in files:
             file.sync()
-        if self._next is None and self._current.room < self._file_bytes // 2:
-            try:
-                self._next = self._new_file()
-            except OSError as error:
-                logger.warning("no room for calls to come: %s", error.strerror)
+        if self._lacks_room:
+            self._make_next()
 
-    def _add(self, kind: Kind, entry: Entry, message: bytes, call: int) -> None:
-        entry.number = self._entries + 1
-        frame = Frame(kind, entry.number, call, message).packed()
-        self._entries = entry.number
-        self._boot.waiting.append(entry)
+    def _make_next(self) -> None:
         try:
-            self._write(frame)
-        except AuditUnavailable as error:
-            # It is in memory, and reported from there.
-            logger.warning("the end of a call is not on the disk: %s", error)
-        self._file.newest = entry.number
+            self._made += 1
+            path = self._folder / f"{self._boot.name}-{self._made:06d}{SUFFIX}"
+            self._next = FrameFile(path, self._file_bytes)
+        except OSError as error:
+            logger.warning("no room for calls to come: %s", error.strerror)
 
-    def _begin_frame(self, call: int, message: bytes) -> bytes:
-        """It says how many entries there were, so that what follows is not numbered as they are."""
-        return Frame(Kind.BEGIN, call, self._entries, message).packed()
+    def _go_on(self) -> None:
+        """Take the next file when there is no other."""
+        if self._current is None and self._next is not None:
+            self._current, self._next = self._next, None
+            self._boot.files.append(_File(self._current.path))
+
+    def _carry_over(self, carried: set[int]) -> None:
+        """What these calls have in earlier files is not needed any more."""
+        if carried:
+            self._carried -= carried
+            for file in self._boot.files[:-1]:
+                file.pending -= carried
 
     def _has_room(self, size: int) -> bool:
-        """Whether a call fits, with the ends of all that were begun."""
-        ends = (len(self._begun) + 1) * END_BYTES
+        """Whether so much fits, and the ends of all that were begun."""
+        if self._current is None:
+            return False
+        ends = len(self._begun) * END_BYTES
         return self._current.room >= size + ends or self._next is not None
 
-    def _write(self, frame: bytes) -> None:
-        if self._current.room < len(frame):
-            if self._next is None:
-                raise AuditUnavailable("there is no room", retry_after=5.0)
-            self._old.append(self._current)
-            self._current, self._file = self._open(self._next)
-            self._next = None
-            # Those that go on: what the file before has of them may be deleted.
-            begun = [self._begin_frame(call, message) for call, message in self._begun.items()]
+    def _write(self, number: int, frame: bytes) -> None:
+        file = None if self._failed else self._file_for(len(frame))
+        if file is None:
+            raise AuditUnavailable(self._failed or "there is no room")
+        if not file.used:
+            # Those that go on: what the files before have of them may be deleted, later.
+            begun = [Frame(Kind.BEGIN, *each).packed() for each in self._begun.items()]
             frame = b"".join(begun) + frame
+            self._carried |= self._begun.keys()
         try:
-            self._current.write(frame)
+            file.write(frame)
         except OSError as error:
             self._fail(error)
             raise AuditUnavailable(self._failed) from error
+        self._boot.files[-1].pending |= {number, *(self._begun if file.used == len(frame) else ())}
         if self._dirty is None:
             self._dirty = self._clock()
-        self._written.set()
+        self._wanted.set()
+
+    def _file_for(self, size: int) -> FrameFile | None:
+        """The current file, or the next one when it is full; None when there is none."""
+        if self._current is not None and self._current.room < size and self._next is not None:
+            self._old.append(self._current)
+            self._current = None
+            self._go_on()
+        current = self._current
+        return current if current is not None and current.room >= size else None
 
     def _fail(self, error: OSError) -> None:
-        self._failed = (
-            f"the disk of the gateway failed ({error.strerror}), so calls cannot be recorded: "
-            "repair it, then restart the gateway"
-        )
-        logger.critical("%s", self._failed)
+        if not self._failed:
+            self._failed = (
+                f"the disk of the gateway failed ({error.strerror}), so calls cannot be recorded: "
+                "repair it, then restart the gateway"
+            )
+            logger.critical("%s", self._failed)
 
-    def _open(self, file: FrameFile) -> tuple[FrameFile, _File]:
-        held = _File(file.path)
-        self._boot.files.append(held)
-        return file, held
 
-    def _new_file(self) -> FrameFile:
-        self._made += 1
-        path = self._folder / f"{self._boot.name}-{self._made:06d}{SUFFIX}"
-        return FrameFile(path, self._file_bytes)
+def _locked(folder: Path) -> int:
+    descriptor = open_private(folder / LOCK, os.O_RDWR)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise FailedPrecondition(
+            f"another gateway uses {folder}: stop it first, or give each a `state` of its own",
+            path=folder,
+        ) from error
+    return descriptor
 
 
 def _left(folder: Path) -> dict[str, list[Path]]:
     """Files of processes of before by boot, the oldest boot first."""
     found: dict[str, list[Path]] = {}
-    for path in sorted(folder.glob(f"*-*{SUFFIX}"), key=lambda each: each.stat().st_mtime_ns):
-        found.setdefault(path.name.partition("-")[0], []).append(path)
+    for path in sorted(folder.glob(f"*{SUFFIX}"), key=lambda each: each.stat().st_mtime_ns):
+        if name := _NAME.fullmatch(path.name):
+            found.setdefault(name[1], []).append(path)
+        else:
+            logger.warning("%s is no file of this spool: it is left alone", path.name)
     return {name: sorted(paths) for name, paths in found.items()}
 
 
 def _delete(paths: Iterable[Path]) -> None:
     for path in paths:
-        path.unlink(missing_ok=True)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            logger.warning("%s cannot be deleted: %s", path.name, error.strerror)
 
 
 def recovered(name: str, paths: list[Path]) -> Boot:
-    """What an ended process has left: its entries, and one for each call that it has not ended.
+    """What an ended process has left: what it had to tell, and each call that it has not ended.
 
-    The latter are numbered as they would be again: in the order of their calls, after the others.
+    Room that its files do not use is given back.
     """
-    boot = Boot(name, files=[_File(path) for path in paths])
+    boot = Boot(name)
     begun: dict[int, bytes] = {}
-    number = 0
-    for file in boot.files:
-        for frame in frames_of(file.path.read_bytes()):
+    for path in paths:
+        data, file = path.read_bytes(), _File(path)
+        boot.files.append(file)
+        for frame in frames_of(data):
+            file.pending.add(frame.number)
             if frame.kind is Kind.BEGIN:
                 begun[frame.number] = frame.message
-                number = max(number, frame.call)
                 continue
-            number = file.newest = frame.number
-            begun.pop(frame.call, None)
+            begun.pop(frame.number, None)
             entry = Entry(number=frame.number)
             part = entry.usage if frame.kind is Kind.END else entry.refusals
             part.ParseFromString(frame.message)
-            boot.waiting.append(entry)
-    for call in sorted(begun):
-        number += 1
+            boot.waiting[frame.number] = entry
+        with contextlib.suppress(OSError):
+            os.truncate(path, length_of(data))
+    for number in begun.keys() - boot.waiting.keys():
         usage = Usage()
-        usage.ParseFromString(begun[call])
+        usage.ParseFromString(begun[number])
         usage.reason = INTERRUPTED
-        boot.waiting.append(Entry(number=number, usage=usage))
-    boot.files[-1].newest = number
+        boot.waiting[number] = Entry(number=number, usage=usage)
+    boot.newest = max(boot.waiting, default=0)
     return boot

@@ -22,7 +22,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from appliance.api.serving.v1 import routing_service_pb2
-from appliance.core.errors import ApplianceError, AuditUnavailable
+from appliance.core.errors import ApplianceError, AuditUnavailable, InvalidInput, Unavailable
 from appliance.gateway.spool import Spool
 from appliance.wire.admission import Refusals
 
@@ -35,15 +35,19 @@ PAUSE_SECONDS = 1.0
 COUNT_SECONDS = 60.0
 """Time between two reports of what was counted."""
 
+Entry = routing_service_pb2.UsageEntry
+Request = routing_service_pb2.ReportUsageRequest
 Usage = routing_service_pb2.Usage
-Report = Callable[[routing_service_pb2.ReportUsageRequest], Awaitable[None]]
+Report = Callable[[Request], Awaitable[bool]]
+INFERENCE = "inference"
+"""Stands for the calls that ask a model, whichever front they come in by."""
 
 
 class UsageReports:
     """A bounded queue of ended calls, and the counts of refused ones.
 
     Args:
-        report: makes a batch durable, or raises ApplianceError.
+        report: makes a batch durable, or raises ApplianceError; False when it knows no numbers.
         refusals: where refused calls are counted.
         spool: where what waits is kept.
         most: calls that may wait.
@@ -95,29 +99,29 @@ class UsageReports:
 
     def end(self, usage: Usage, call: int = 0) -> None:
         """A call of a known caller ended; `call` is what `begin` gave, 0 when it came to none."""
-        if not call and len(self._spool) >= self._most:
-            # A refused call; it is in the log and the metrics.
-            logger.error("a usage is not reported", extra={"usage_request_id": usage.request_id})
-            return
-        self._using.pop(call, None)
-        self._spool.end(usage, call)
+        if call:
+            del self._using[call]
+            self._spool.end(usage, call)
+        elif len(self._spool) >= self._most or not self._spool.add(Entry(usage=usage)):
+            # It was refused: then it is counted.
+            self._refusals.count(usage.source, usage.reason, INFERENCE, principal=usage.principal)
 
     async def run(self) -> None:
-        """Report until `stop` was asked for and nothing waits."""
+        """Report until `stop` was asked for and nothing waits. Raises what ended a part of it."""
         syncing = asyncio.create_task(self._spool.run())
         try:
-            while True:
+            while not syncing.done():
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(EACH_SECONDS):
                         await self._stopping.wait()
                 is_last = self._stopping.is_set()
                 self._take_counts()
-                if is_last:
-                    await self._spool.sync()
-                while await self._send():
+                while await self._send(self._spool.batch(BATCH)):
                     pass
-                if is_last and not len(self._spool):
+                if is_last and not len(self._spool) and not self._spool.left:
+                    await self._send(self._spool.last_batch())
                     return
+            syncing.result()
         finally:
             syncing.cancel()
             await asyncio.gather(syncing, return_exceptions=True)
@@ -141,8 +145,8 @@ class UsageReports:
         self._counted_at = self._clock()
         self._in_use = sorted(set(self._using.values()))
         for row in self._refusals.drain():
-            self._counted = self._spool.count(
-                routing_service_pb2.Refusals(
+            counted = Entry(
+                refusals=routing_service_pb2.Refusals(
                     source=row.source,
                     principal=row.principal,
                     count=row.count,
@@ -150,22 +154,29 @@ class UsageReports:
                     methods=row.methods,
                 )
             )
+            if self._spool.add(counted):
+                self._counted = counted.number
+            else:
+                logger.error("no room for a count of %s refused calls", row.count)
 
-    async def _send(self) -> bool:
+    async def _send(self, request: Request | None) -> bool:
         """Report one batch; whether there may be another. Waits a while when it failed."""
-        boot, entries = self._spool.batch(BATCH)
-        in_use = self._in_use
-        if not entries and not in_use:
+        if request is None and not self._in_use:
             return False
+        request = request or Request()
+        request.in_use.extend(self._in_use)
         try:
-            await self._report(
-                routing_service_pb2.ReportUsageRequest(boot=boot, entries=entries, in_use=in_use)
-            )
+            if not await self._report(request) and request.entries:
+                raise Unavailable("it is an older version, which knows no numbers: upgrade it")
+        except InvalidInput as error:
+            logger.error("what is left of %s is not understood: %s", request.boot, error)  # noqa: TRY400 - no trace
+            self._spool.set_aside(request)
+            await asyncio.sleep(PAUSE_SECONDS)
+            return True
         except ApplianceError as error:
             logger.warning("usage cannot be reported now: %s", error)
             await asyncio.sleep(PAUSE_SECONDS)
             return True
         self._in_use = []
-        if entries:
-            await self._spool.reported(boot, entries[-1].number)
-        return bool(entries)
+        await self._spool.reported(request)
+        return bool(request.entries)

@@ -216,9 +216,13 @@ class Control:
             raise from_rpc_error(error) from error
         return answer
 
-    async def report(self, request: routing_service_pb2.ReportUsageRequest) -> None:
-        """Make usages and counts durable in the audit chain. Raises ApplianceError."""
+    async def report(self, request: routing_service_pb2.ReportUsageRequest) -> bool:
+        """Make usages and counts durable in the audit chain; whether it says that they are.
+
+        Raises ApplianceError.
+        """
         try:
-            await self._stub.ReportUsage(request, timeout=CALL_SECONDS)
+            answer = await self._stub.ReportUsage(request, timeout=CALL_SECONDS)
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error
+        return bool(answer.recorded)

@@ -48,6 +48,7 @@ class Control(routing_service_pb2_grpc.RoutingServiceServicer):
         self.view = routing_service_pb2.RoutingView(token_key=KEY)
         self.usages: list[Any] = []
         self.entries: list[tuple[str, int]] = []
+        self.closed: dict[str, int] = {}
         self.refusals: list[Any] = []
         self.broken = False
         self.pulse = 0.2
@@ -159,12 +160,14 @@ class Control(routing_service_pb2_grpc.RoutingServiceServicer):
     ) -> routing_service_pb2.ReportUsageResponse:
         if self.broken:
             raise Unavailable("the audit log cannot be written")
+        if request.last:
+            self.closed[request.boot] = request.last
         for entry in request.entries:
             if (request.boot, entry.number) not in self.entries:
                 self.entries.append((request.boot, entry.number))
                 counted = entry.HasField("refusals")
                 self.refusals.append(entry.refusals) if counted else self.usages.append(entry.usage)
-        return routing_service_pb2.ReportUsageResponse()
+        return routing_service_pb2.ReportUsageResponse(recorded=True)
 
     async def RenewCertificate(
         self, request: Any, context: Any

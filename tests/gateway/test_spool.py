@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,10 +16,10 @@ from pathlib import Path
 import pytest
 
 from appliance.api.serving.v1 import routing_service_pb2
-from appliance.core.errors import AuditUnavailable
+from appliance.core.errors import AuditUnavailable, FailedPrecondition
 from appliance.gateway import frames, spool
 from appliance.gateway.frames import Frame, Kind, frames_of
-from appliance.gateway.spool import INTERRUPTED, Spool, Usage
+from appliance.gateway.spool import INTERRUPTED, Entry, Spool, Usage
 from tests.fakes.disk import filled, small_disk
 
 KIBIBYTE = 1 << 10
@@ -31,13 +33,16 @@ def call(name: str, **more: object) -> Usage:
 
 def told(folder: Path) -> list[Told]:
     """What the next process has to report."""
-    found = Spool(folder, file_bytes=16 * KIBIBYTE)
+    copy = folder.with_name(f"{folder.name}-{len(list(folder.parent.iterdir()))}")
+    shutil.copytree(folder, copy)
+    found = Spool(copy, file_bytes=16 * KIBIBYTE)
     waiting = [
-        (boot.name, entry.number, entry.usage.request_id, entry.usage.reason)
-        for boot in found.boots
-        for entry in boot.waiting
+        (boot.name, number, entry.usage.request_id, entry.usage.reason)
+        for boot in found.older
+        for number, entry in sorted(boot.waiting.items())
     ]
     found.close()
+    shutil.rmtree(copy)
     return waiting
 
 
@@ -45,91 +50,146 @@ def names(folder: Path) -> list[tuple[int, str, str]]:
     return [each[1:] for each in told(folder)]
 
 
+async def sent(made: Spool, most: int = 50) -> list[tuple[str, list[int], int]]:
+    """Report everything: boot, numbers and last number of each batch."""
+    found = []
+    while (request := made.batch(most)) is not None:
+        numbers = [entry.number for entry in request.entries]
+        found.append((request.boot, numbers, request.last))
+        await made.reported(request)
+    return found
+
+
+def refused(name: str) -> Entry:
+    return Entry(usage=call(name, reason="RESOURCE_NOT_FOUND"))
+
+
 def spools(folder: Path) -> list[Path]:
     return sorted(folder.glob(f"*{spool.SUFFIX}"))
 
 
 def test_what_ended_and_what_was_in_work_is_told_by_the_next_process(tmp_path: Path) -> None:
-    made = Spool(tmp_path)
+    made = Spool(tmp_path / "spool")
     first, second = made.begin(call("a")), made.begin(call("b", prompt_tokens=7))
     made.end(call("a", completion_tokens=3), first)
-    made.end(call("refused", reason="RESOURCE_NOT_FOUND"))
-    assert made.count(routing_service_pb2.Refusals(source="10.0.0.7", count=3)) == 3
+    assert made.add(refused("c"))
+    assert made.add(Entry(refusals=routing_service_pb2.Refusals(source="10.0.0.7", count=3)))
     assert (first, second) == (1, 2)
     # Killed here. The one after that is killed, too, before it could report.
     for _ in range(2):
         expected = [
             (1, "a", ""),
-            (2, "refused", "RESOURCE_NOT_FOUND"),
-            (3, "", ""),
-            (4, "b", INTERRUPTED),
+            (2, "b", INTERRUPTED),
+            (3, "c", "RESOURCE_NOT_FOUND"),
+            (4, "", ""),
         ]
-        assert names(tmp_path) == expected
-    found = Spool(tmp_path)
-    entries = list(found.boots[0].waiting)
-    assert (entries[2].refusals.source, entries[2].refusals.count) == ("10.0.0.7", 3)
-    assert (entries[0].usage.completion_tokens, entries[3].usage.prompt_tokens) == (3, 7)
-    found.close()
+        assert names(tmp_path / "spool") == expected
     made.close()
+    found = Spool(tmp_path / "spool")
+    entries = found.older[0].waiting
+    assert (entries[4].refusals.source, entries[4].refusals.count) == ("10.0.0.7", 3)
+    assert (entries[1].usage.completion_tokens, entries[2].usage.prompt_tokens) == (3, 7)
+    found.close()
 
 
 async def test_what_was_reported_is_forgotten_and_its_files_go(tmp_path: Path) -> None:
-    made = Spool(tmp_path, file_bytes=16 * KIBIBYTE)
+    folder = tmp_path / "spool"
+    made = Spool(folder, file_bytes=8 * KIBIBYTE)
     long = made.begin(call("long"))
     for number in range(300):
         made.end(call(f"c{number}"), made.begin(call(f"c{number}")))
         if not number % 20:
             await made.sync()
     await made.sync()
-    assert len(spools(tmp_path)) > 2
-    while True:
-        boot, entries = made.batch(50)
-        if not entries:
-            break
-        await made.reported(boot, entries[-1].number)
+    assert len(spools(folder)) > 2
+    await sent(made)
     assert len(made) == 0
-    # The call that goes on stands in the file that is left, with the number it will get.
-    assert len(spools(tmp_path)) <= 2
-    assert names(tmp_path)[-1] == (301, "long", INTERRUPTED)
+    # The call that goes on stands in the file that is left, under its own number.
+    assert len(spools(folder)) <= 2
+    assert names(folder)[0] == (long, "long", INTERRUPTED)
     made.end(call("long"), long)
-    assert names(tmp_path)[-1] == (301, "long", "")
-    assert [each[0] for each in names(tmp_path)] == list(range(names(tmp_path)[0][0], 302))
+    assert names(folder)[0] == (long, "long", "")
+    await sent(made)
+    last = made.last_batch()
+    assert last is not None
+    assert (last.last, list(last.entries)) == (301, [])
+    await made.reported(last)
     made.close()
+    # A clean end leaves nothing to tell again.
+    assert spools(folder) == []
 
 
-async def test_older_boots_are_reported_first_and_then_deleted(tmp_path: Path) -> None:
+async def test_what_is_left_is_reported_first_says_its_end_and_is_deleted(tmp_path: Path) -> None:
+    folder = tmp_path / "spool"
     for name in ("a", "b"):
-        made = Spool(tmp_path)
+        made = Spool(folder)
         made.begin(call(name))
+        made.end(call(name), made.begin(call(name)))
         made.close()
         await asyncio.sleep(0.02)
-    made = Spool(tmp_path)
-    made.end(call("c"))
-    await made.sync()
-    seen = []
-    while True:
-        boot, entries = made.batch(10)
-        if not entries:
-            break
-        seen += [(entry.number, entry.usage.request_id) for entry in entries]
-        await made.reported(boot, entries[-1].number)
-    assert seen == [(1, "a"), (1, "b"), (1, "c")]
-    assert len(spools(tmp_path)) == 1
-    made.close()
-    # One that has nothing to tell leaves nothing.
-    made = Spool(tmp_path)
-    assert len(made) == 1
+    made = Spool(folder)
+    # The first left two, and the second, which reported nothing, two of its own.
+    made.add(refused("c"))
+    assert (len(made), made.left) == (1, 4)
+    batches = await sent(made, 1)
+    assert [(numbers, last) for _, numbers, last in batches] == [
+        *(2 * [([2], 0), ([1], 2)]),
+        ([1], 0),
+    ]
+    assert len(spools(folder)) == 1
     made.close()
 
 
-async def test_only_what_is_durable_is_reported(tmp_path: Path) -> None:
-    """Else a power cut could give a number again, and its entry would be taken for a repeat."""
-    made = Spool(tmp_path)
-    made.end(call("a"))
-    assert made.batch(10) == ("", [])
-    await made.sync()
-    made.end(call("b"))
-    assert [entry.usage.request_id for entry in made.batch(10)[1]] == ["a"]
+async def test_a_second_kill_before_all_was_reported_loses_nothing(tmp_path: Path) -> None:
+    """Also when the next file had been made, and holds nothing."""
+    folder = tmp_path / "spool"
+    made = Spool(folder, file_bytes=16 * KIBIBYTE)
+    running = [made.begin(call(f"long-{number}")) for number in range(5)]
+    while made._next is None:
+        made.end(call("c"), made.begin(call("c")))
+        await made.sync()
+    assert len(spools(folder)) == 2
+    shutil.copytree(folder, tmp_path / "killed")
+    made.close()
+    again = Spool(tmp_path / "killed")
+    for _ in range(2):
+        request = again.batch(21)
+        assert request is not None
+        await again.reported(request)
+    again.close()
+    left = {each[0] for each in names(tmp_path / "killed")}
+    assert set(running) <= left
+
+
+@pytest.mark.attack
+async def test_a_missing_or_damaged_file_stops_no_report(tmp_path: Path) -> None:
+    folder = tmp_path / "spool"
+    made = Spool(folder, file_bytes=8 * KIBIBYTE)
+    for number in range(400):
+        made.end(call(f"c{number}"), made.begin(call(f"c{number}")))
+        await made.sync()
+    made.close()
+    files = spools(folder)
+    assert len(files) > 3
+    files[1].unlink()
+    data = bytearray(files[2].read_bytes())
+    data[len(data) // 2] ^= 1
+    files[2].write_bytes(data)
+    (folder / f"backup-000001{spool.SUFFIX}").write_bytes(b"x")
+    again = Spool(folder)
+    ((_, numbers, last),) = await sent(again, 500)
+    assert last == 400
+    assert 200 < len(numbers) < 400
+    assert len(set(numbers)) == len(numbers)
+    again.close()
+
+
+def test_one_process_uses_a_folder_at_a_time(tmp_path: Path) -> None:
+    made = Spool(tmp_path / "spool")
+    made.begin(call("a"))
+    with pytest.raises(FailedPrecondition, match="another gateway uses"):
+        Spool(tmp_path / "spool")
+    assert names(tmp_path / "spool") == [(1, "a", INTERRUPTED)]
     made.close()
 
 
@@ -217,7 +277,7 @@ async def test_a_power_cut_takes_what_was_written_in_the_last_hundred_millisecon
 
 @pytest.mark.parametrize("damage", [b"", b"\0" * 40, b"\xff" * 40, b"\0\0\0\x20abcd" + b"x" * 32])
 def test_frames_are_read_up_to_the_first_that_is_not_whole(damage: bytes) -> None:
-    some = [Frame(Kind.END, number, 0, b"m" * number) for number in range(1, 6)]
+    some = [Frame(Kind.END, number, b"m" * number) for number in range(1, 6)]
     data = b"".join(frame.packed() for frame in some)
     assert list(frames_of(data + damage)) == some
     for cut in range(len(data)):
@@ -228,7 +288,7 @@ def test_frames_are_read_up_to_the_first_that_is_not_whole(damage: bytes) -> Non
 
 @pytest.mark.attack
 def test_a_changed_byte_ends_the_reading(tmp_path: Path) -> None:
-    some = [Frame(Kind.END, number, 0, b"abc") for number in range(1, 4)]
+    some = [Frame(Kind.END, number, b"abc") for number in range(1, 4)]
     data = b"".join(frame.packed() for frame in some)
     for place in range(len(data)):
         changed = data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
@@ -242,50 +302,102 @@ async def test_a_full_disk_refuses_new_calls_and_keeps_the_ends_of_those_begun(
 ) -> None:
     with small_disk(tmp_path / "disk", 2) as disk:
         made = Spool(disk / "spool", file_bytes=64 * KIBIBYTE)
+        syncing = asyncio.create_task(made.run())
         running: list[tuple[str, int]] = []
         with filled(disk):
-            refused = ""
-            while not refused:
+            said = ""
+            while not said:
                 name = f"c{len(running)}"
                 try:
                     running.append((name, made.begin(call(name))))
                 except AuditUnavailable as error:
-                    refused = error.message
-                await made.sync()
-            assert "no room to record calls" in refused
+                    said = error.message
+            assert "no room to record calls" in said
             assert len(running) > 10
+            # What else is told takes no room of theirs.
+            while made.add(refused("x")):
+                pass
             for name, number in running:
                 made.end(call(name), number)
-        await made.sync()
-        # There is room again: the next file is made, and calls go on.
-        await made.sync()
-        assert made.begin(call("late"))
-        found = names(disk / "spool")
-        assert [each[1] for each in found] == [*(name for name, _ in running), "late"]
-        assert {each[2] for each in found[:-1]} == {""}
+            await asyncio.sleep(0.2)
+        # There is room again: the next file is made by itself, and calls go on.
+        late = 0
+        async with asyncio.timeout(10):
+            while not late:
+                with contextlib.suppress(AuditUnavailable):
+                    late = made.begin(call("late"))
+                await asyncio.sleep(0.05)
+        syncing.cancel()
+        shutil.copytree(disk / "spool", tmp_path / "spool")
         made.close()
+    found = names(tmp_path / "spool")
+    kept = [each for each in found if each[1] != "x"]
+    assert [each[1:] for each in kept] == [
+        *((name, "") for name, _ in running),
+        ("late", INTERRUPTED),
+    ]
 
 
-async def test_a_disk_that_fails_takes_no_more_calls_and_what_ended_is_reported_from_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+async def test_a_start_on_a_full_disk_reports_what_is_left_and_waits_for_room(
+    tmp_path: Path,
 ) -> None:
-    made = Spool(tmp_path)
-    number = made.begin(call("a"))
+    with small_disk(tmp_path / "disk", 1) as disk:
+        made = Spool(disk / "spool", file_bytes=64 * KIBIBYTE)
+        made.begin(call("a"))
+        made.close()
+        with filled(disk):
+            again = Spool(disk / "spool", file_bytes=1 << 20)
+            with pytest.raises(AuditUnavailable, match="no room to record calls"):
+                again.begin(call("b"))
+            assert [numbers for _, numbers, _ in await sent(again)] == [[1]]
+        again.close()
 
-    def fails(_: int) -> None:
+
+@pytest.mark.parametrize("failing", ["fdatasync", "pwrite"])
+async def test_a_disk_that_fails_takes_no_more_calls_and_what_ended_is_reported_from_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    folder = tmp_path / "spool"
+    made = Spool(folder)
+    calls = [made.begin(call(name)) for name in ("a", "b")]
+
+    def fails(*_: object) -> int:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(os, "fdatasync", fails)
+    monkeypatch.setattr(os, failing, fails)
     await made.sync()
+    made.end(call("a", completion_tokens=2), calls[0])
     with pytest.raises(AuditUnavailable, match="repair it, then restart the gateway"):
-        made.begin(call("b"))
-    made.end(call("a", completion_tokens=2), number)
-    assert [entry.usage.completion_tokens for entry in made.batch(10)[1]] == [2]
+        made.begin(call("c"))
+    assert not made.add(refused("d"))
+    request = made.batch(10)
+    assert request is not None
+    assert [entry.usage.completion_tokens for entry in request.entries] == [2]
+    await made.reported(request)
     monkeypatch.undo()
     await made.sync()
     with pytest.raises(AuditUnavailable):
         made.check()
+    # Killed: each has its own number, also what the disk never heard of.
+    assert [each[:2] for each in names(folder)] == [(1, "a"), (2, "b")]
     made.close()
+
+
+async def test_a_file_that_cannot_be_deleted_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Spool(tmp_path / "spool")
+    made.begin(call("a"))
+    made.close()
+    again = Spool(tmp_path / "spool")
+
+    def unlink(path: Path, *, missing_ok: bool = False) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    assert len(await sent(again)) == 1
+    monkeypatch.undo()
+    again.close()
 
 
 def test_a_disk_that_is_too_slow_takes_no_new_calls(tmp_path: Path) -> None:
@@ -303,7 +415,8 @@ def test_a_disk_that_is_too_slow_takes_no_new_calls(tmp_path: Path) -> None:
 
 
 async def test_many_calls_at_once_go_over_from_file_to_file(tmp_path: Path) -> None:
-    made = Spool(tmp_path, file_bytes=256 * KIBIBYTE)
+    folder = tmp_path / "spool"
+    made = Spool(folder, file_bytes=256 * KIBIBYTE)
     running = {}
     for number in range(100):
         running[number] = made.begin(call(f"c{number}"))
@@ -312,7 +425,12 @@ async def test_many_calls_at_once_go_over_from_file_to_file(tmp_path: Path) -> N
         made.end(call(f"c{number - 100}"), running.pop(number - 100))
         if not number % 50:
             await made.sync()
-    found = names(tmp_path)
+    found = names(folder)
     assert [each[1] for each in found] == [f"c{number}" for number in range(3000)]
     assert [each[2] for each in found] == [""] * 2900 + [INTERRUPTED] * 100
+    # What was told and carried over is in no earlier file any more.
+    while (request := made.batch(500)) is not None:
+        await made.reported(request)
+    assert len(spools(folder)) <= 2
+    assert {each[1] for each in names(folder)} >= {f"c{number}" for number in range(2900, 3000)}
     made.close()

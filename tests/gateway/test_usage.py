@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from appliance.api.serving.v1 import routing_service_pb2
-from appliance.core.errors import AuditUnavailable, Unavailable
+from appliance.core.errors import AuditUnavailable, InvalidInput, Unavailable
 from appliance.gateway import usage
 from appliance.gateway.spool import Spool
 from appliance.gateway.usage import COUNT_SECONDS, Usage, UsageReports
@@ -25,6 +25,8 @@ class Audit:
 
     def __init__(self) -> None:
         self.away = False
+        self.refused = ""
+        self.numbered = True
         self.requests: list[Request] = []
 
     @property
@@ -35,10 +37,13 @@ class Audit:
             for request in self.requests
         ]
 
-    async def take(self, request: Request) -> None:
+    async def take(self, request: Request) -> bool:
         if self.away:
             raise Unavailable("down")
+        if self.refused and self.refused == request.boot:
+            raise InvalidInput("what is that")
         self.requests.append(request)
+        return self.numbered
 
 
 @pytest.fixture(autouse=True)
@@ -82,7 +87,8 @@ async def test_counts_go_out_once_a_minute_and_one_row_for_each_source(spool: Sp
             ("10.0.0.7", 1000, {"/v1/models": 1000}),
             ("10.0.0.8", 1, {"connection": 1}),
         ]
-    assert len(audit.requests) == 2
+    # The last one says that there is no more.
+    assert [each.last for each in audit.requests] == [0, 0, 3]
 
 
 @pytest.mark.attack
@@ -111,13 +117,16 @@ async def test_a_stop_reports_what_was_counted_since(spool: Spool) -> None:
 
 @pytest.mark.attack
 async def test_nobody_is_served_when_there_is_no_room_for_the_record(spool: Spool) -> None:
-    reports = UsageReports(Audit().take, Refusals(), spool, most=10)
+    refusals = Refusals()
+    reports = UsageReports(Audit().take, refusals, spool, most=10)
     reports.check_room(9)
     for _ in range(100):
-        reports.end(Usage(principal="users/alice"))
+        reports.end(Usage(principal="users/alice", reason="RESOURCE_NOT_FOUND"))
     assert len(reports) == 10
     with pytest.raises(AuditUnavailable):
         reports.check_room(0)
+    # A refused call that finds no room is counted.
+    assert [(row.principal, row.count) for row in refusals.drain()] == [("users/alice", 90)]
 
 
 async def test_whose_calls_are_in_work_is_said_once_a_minute(spool: Spool) -> None:
@@ -134,7 +143,7 @@ async def test_whose_calls_are_in_work_is_said_once_a_minute(spool: Spool) -> No
             reports.end(Usage(), call)
         now[0] = 2 * COUNT_SECONDS
         await until(lambda: not len(reports))
-    assert [list(request.in_use) for request in audit.requests[1:]] == [[]]
+    assert [list(request.in_use) for request in audit.requests[1:]] == [[], []]
 
 
 async def test_a_batch_is_repeated_until_it_is_taken_and_then_forgotten(spool: Spool) -> None:
@@ -149,8 +158,62 @@ async def test_a_batch_is_repeated_until_it_is_taken_and_then_forgotten(spool: S
         assert len(reports) == 2
         audit.away = False
         await until(lambda: not len(reports))
-    (request,) = audit.requests
+    request, _ = audit.requests
     assert [(entry.number, entry.usage.request_id) for entry in request.entries] == [
         (1, "a"),
         (2, "b"),
     ]
+
+
+async def test_a_control_plane_that_knows_no_numbers_has_recorded_nothing(spool: Spool) -> None:
+    """One of 0.1.0: it takes the call, and leaves out what it does not know."""
+    audit = Audit()
+    reports = UsageReports(audit.take, Refusals(), spool, clock=lambda: 0.0)
+    audit.numbered = False
+    reports.end(Usage(reason="RESOURCE_NOT_FOUND"))
+    async with running(reports):
+        await until(lambda: len(audit.requests) > 1)
+        assert len(reports) == 1
+        audit.numbered = True
+        await until(lambda: not len(reports))
+
+
+async def test_what_is_not_understood_stops_no_other(tmp_path: Path) -> None:
+    before = Spool(tmp_path / "spool")
+    before.begin(Usage(request_id="a"))
+    before.close()
+    spool, audit = Spool(tmp_path / "spool"), Audit()
+    audit.refused = spool.older[0].name
+    reports = UsageReports(audit.take, Refusals(), spool, clock=lambda: 0.0)
+    async with running(reports):
+        reports.end(Usage(request_id="b", reason="RESOURCE_NOT_FOUND"))
+        await until(lambda: not len(reports))
+    assert [entry.usage.request_id for each in audit.requests for entry in each.entries] == ["b"]
+    reports.close()
+    # It is still there.
+    again = Spool(tmp_path / "spool")
+    assert again.left == 1
+    again.close()
+
+
+async def test_a_stop_says_that_there_is_no_more(spool: Spool) -> None:
+    audit = Audit()
+    reports = UsageReports(audit.take, Refusals(), spool, clock=lambda: 0.0)
+    async with running(reports):
+        for _ in range(3):
+            reports.end(Usage(), reports.begin(Usage()))
+    assert [each.last for each in audit.requests] == [0, 3]
+
+
+async def test_a_spool_that_breaks_ends_the_reporting(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else nothing would be durable any more, and nobody would know."""
+
+    async def breaks() -> None:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(spool, "run", breaks)
+    reports = UsageReports(Audit().take, Refusals(), spool, clock=lambda: 0.0)
+    with pytest.raises(RuntimeError, match="broken"):
+        await reports.run()

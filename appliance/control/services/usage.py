@@ -2,10 +2,11 @@
 
 Rules kept here:
 * usage is durable in the audit chain before the call that reports it returns, and holds no text;
-* the entries of each boot of a gateway are numbered without a gap; up to which number they are
-  recorded is known for each boot, and what comes again is left out;
-* a number that is missing is recorded (`usage.missing`): somebody took entries away where the
-  gateway kept them;
+* entries are numbered within each boot of a gateway; which numbers are recorded is known, one by
+  one, and what comes again is left out, also when half of a report had failed;
+* what is on its way to the disk is waited for by a repeat, not written again;
+* when a boot is over, the numbers that are missing are recorded (`usage.missing`): somebody took
+  entries away where the gateway kept them. So is a boot that is over and never said so;
 * which numbers were recorded is in the records themselves; the table is written now and then, and a
   start reads what is in the log since.
 
@@ -24,19 +25,21 @@ import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from appliance.api.serving.v1 import routing_service_pb2 as rpc
 from appliance.control.audit.log import AuditLog
-from appliance.control.audit.record import Entry
+from appliance.control.audit.record import LARGEST_NUMBER, Entry
 from appliance.control.audit.system import Records
 from appliance.control.auth.sessions import Sessions
 from appliance.control.services.caller import Caller
 from appliance.control.store import tables
 from appliance.control.store.database import Database
-from appliance.core.errors import InvalidInput
+from appliance.core import names
+from appliance.core.errors import AuditUnavailable, InvalidInput, Unavailable
 from appliance.core.names import Name
+from appliance.core.ranges import Ranges
 from appliance.wire.admission import MAX_COUNTED_SOURCES
 
 METHOD = "/appliance.api.inference.v1.InferenceService/Generate"
@@ -49,8 +52,11 @@ LONGEST_WORD = 256
 DURABLE_SECONDS = 30.0
 READ_AGAIN = 10_000
 """Records that a start may have to read because nothing was noted since."""
-KEPT = timedelta(days=90)
+KEPT = timedelta(days=400)
 """How long it is known what was recorded of a boot that reports no more."""
+MOST_GAPS = 100
+MOST_BOOTS = 1000
+"""Of one gateway; a gateway that has more has no others to tell of."""
 _BOOT = re.compile(r"[0-9a-f]{16}")
 _boot = tables.usage_boot.c
 _meta_usage = tables.meta.c.usage_noted
@@ -60,12 +66,17 @@ Boot = tuple[str, str]
 
 
 @dataclass
-class _Mark:
-    """Up to which number a boot is recorded; `lock` is held by who records more of it."""
+class _Life:
+    """One boot: what of it is recorded, what is on its way, and whether it has no more.
 
-    number: int
+    `lock` is held by who records more of it.
+    """
+
     time: datetime
-    lock: threading.Lock
+    recorded: Ranges = field(default_factory=Ranges)
+    closed: bool = False
+    waiting: dict[int, Future[int]] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 class UsageRecords:
@@ -90,15 +101,15 @@ class UsageRecords:
         self._database, self._log, self._records, self._clock = database, log, records, clock
         self._sessions = sessions
         self._lock = threading.Lock()
-        self._marks: dict[Boot, _Mark] = {}
+        self._lives: dict[Boot, _Life] = {}
         self._changed: set[Boot] = set()
         self._working: list[int] = []
         """How long the log was when each report began that is being recorded."""
         with database.read() as state:
             self._noted = int(state.value(tables.meta.select().with_only_columns(_meta_usage)))
             for row in state.all(tables.usage_boot.select()):
-                mark = _Mark(row.number, row.time, threading.Lock())
-                self._marks[row.gateway, row.boot] = mark
+                life = _Life(row.time, Ranges(row.recorded), row.closed)
+                self._lives[row.gateway, row.boot] = life
         self._read_since()
 
     def report(self, caller: Caller, request: rpc.ReportUsageRequest) -> rpc.ReportUsageResponse:
@@ -113,9 +124,43 @@ class UsageRecords:
         self._keep_alive(request)
         self._record([_usage(caller, usage) for usage in request.usages])
         self._record([_refused(caller, row) for row in request.refusals])
-        if request.entries:
+        if request.boot:
             self._report_entries(caller, request)
-        return rpc.ReportUsageResponse()
+        return rpc.ReportUsageResponse(recorded=True)
+
+    def note(self) -> None:
+        """Write down what was recorded, so that a start need not read far."""
+        now = self._clock()
+        with self._lock:
+            # What is being recorded now is not known yet: a start has to read it.
+            size = min([*self._working, self._log.size])
+            changed = {key: self._lives[key] for key in self._changed if key in self._lives}
+            if not changed and size - self._noted < READ_AGAIN:
+                return
+            rows = [
+                {
+                    "gateway": gateway,
+                    "boot": boot,
+                    "recorded": life.recorded.spans,
+                    "closed": life.closed,
+                    "time": life.time,
+                }
+                for (gateway, boot), life in changed.items()
+            ]
+            self._changed -= changed.keys()
+        try:
+            with self._database.write() as transaction:
+                for row in rows:
+                    same = (_boot.gateway == row["gateway"]) & (_boot.boot == row["boot"])
+                    transaction.run(tables.usage_boot.delete().where(same))
+                    transaction.run(tables.usage_boot.insert().values(**row))
+                transaction.run(tables.usage_boot.delete().where(_boot.time < now - KEPT))
+                transaction.run(tables.meta.update().values(usage_noted=size))
+        except BaseException:
+            with self._lock:
+                self._changed |= changed.keys()
+            raise
+        self._noted = size
 
     def _keep_alive(self, request: rpc.ReportUsageRequest) -> None:
         """A session that asks models through a gateway is used, and does not end meanwhile."""
@@ -123,47 +168,72 @@ class UsageRecords:
         used.update(request.in_use[:MOST_USAGES])
         self._sessions.use(sorted(filter(_word, used)))
 
-    def note(self) -> None:
-        """Write down what was recorded, so that a start need not read far."""
-        with self._lock:
-            # What is being recorded now is not known by its mark yet: a start has to read it.
-            size, now = min([*self._working, self._log.size]), self._clock()
-            changed = self._changed
-            if not changed and size - self._noted < READ_AGAIN:
-                return
-            with self._database.write() as transaction:
-                for gateway, boot in changed:
-                    mark = self._marks[gateway, boot]
-                    same = (_boot.gateway == gateway) & (_boot.boot == boot)
-                    transaction.run(tables.usage_boot.delete().where(same))
-                    values = {"number": mark.number, "time": mark.time}
-                    insert = tables.usage_boot.insert()
-                    transaction.run(insert.values(gateway=gateway, boot=boot, **values))
-                transaction.run(tables.usage_boot.delete().where(_boot.time < now - KEPT))
-                transaction.run(tables.meta.update().values(usage_noted=size))
-            self._noted, self._changed = size, set()
-            self._marks = {
-                key: mark for key, mark in self._marks.items() if mark.time >= now - KEPT
-            }
-
     def _report_entries(self, caller: Caller, request: rpc.ReportUsageRequest) -> None:
         numbers = [entry.number for entry in request.entries]
-        if not _BOOT.fullmatch(request.boot) or numbers[0] < 1 or _gaps(numbers):
-            raise InvalidInput("entries have a boot, and numbers that follow each other")
+        right = all(1 <= number <= LARGEST_NUMBER for number in (*numbers, request.last or 1))
+        if not _BOOT.fullmatch(request.boot) or not right or len(set(numbers)) < len(numbers):
+            raise InvalidInput("entries have a boot, and each a number of its own from 1 on")
         key = (caller.principal.id, request.boot)
+        life, before = self._life(key)
+        with life.lock, self._at_work():
+            for other in before:
+                self._close(other, self._lives[other], None)
+            for entry in request.entries:
+                if entry.number not in life.recorded and entry.number not in life.waiting:
+                    record = _entry(caller, request.boot, entry)
+                    life.waiting[entry.number] = self._log.append(record)
+            self._changed.add(key)
+            self._wait(life)
+            if request.last and not life.closed:
+                self._close(key, life, request.last)
+
+    def _life(self, key: Boot) -> tuple[_Life, list[Boot]]:
+        """What is known of a boot; when it is new, those of its gateway that never said their end.
+
+        A gateway tells what is left of earlier ones before it tells anything of its own.
+        """
         with self._lock:
-            mark = self._marks.setdefault(key, _Mark(0, self._clock(), threading.Lock()))
-        with mark.lock, self._at_work():
-            if numbers[0] > mark.number + 1:
-                span = {"boot": request.boot, "first": mark.number + 1, "last": numbers[0] - 1}
-                self._records.note(MISSING, caller.principal.name, "OK", **span)
-            new = [entry for entry in request.entries if entry.number > mark.number]
-            if not new:
-                return
-            self._record([_entry(caller, request.boot, entry) for entry in new])
-            with self._lock:
-                mark.number, mark.time = new[-1].number, self._clock()
-                self._changed.add(key)
+            known = self._lives.get(key)
+            if known is not None:
+                known.time = self._clock()
+                return known, []
+            mine = [each for each in self._lives if each[0] == key[0]]
+            for oldest in sorted(mine, key=lambda each: self._lives[each].time)[: -MOST_BOOTS + 1]:
+                del self._lives[oldest]
+            life = self._lives[key] = _Life(self._clock())
+            return life, [
+                each for each in mine if each in self._lives and not self._lives[each].closed
+            ]
+
+    def _wait(self, life: _Life) -> None:
+        """Until all that waits is durable. Raises what could not be, and Unavailable when late."""
+        failed: AuditUnavailable | None = None
+        for number, future in list(life.waiting.items()):
+            try:
+                future.result(DURABLE_SECONDS)
+            except TimeoutError as error:
+                raise Unavailable(
+                    "the audit log is slow: repeat the report", retry_after=5.0
+                ) from error
+            except AuditUnavailable as error:
+                failed = error
+                del life.waiting[number]
+            else:
+                life.recorded.add(number)
+                del life.waiting[number]
+        if failed is not None:
+            raise failed
+
+    def _close(self, key: Boot, life: _Life, last: int | None) -> None:
+        """A boot is over: record what is missing of it, once. `last` is None when it never said."""
+        life.closed = True
+        self._changed.add(key)
+        gateway = names.gateway(key[0])
+        if last is None:
+            self._records.note(MISSING, gateway, "OK", boot=key[1], after=life.recorded.newest)
+            return
+        for first, end in itertools.islice(life.recorded.gaps(last), MOST_GAPS):
+            self._records.note(MISSING, gateway, "OK", boot=key[1], first=first, last=end)
 
     @contextlib.contextmanager
     def _at_work(self) -> Iterator[None]:
@@ -186,17 +256,15 @@ class UsageRecords:
         for line in self._log.lines(max(self._noted, self._log.first)):
             if b'"boot":"' not in line:
                 continue
-            record = json.loads(line)
-            details = record["details"]
-            key = (str(details.get("gateway")), str(details.get("boot")))
-            if record["kind"] in {"inference", "denied"} and key[1] and "number" in details:
-                known = self._marks.setdefault(key, _Mark(0, self._clock(), threading.Lock()))
-                known.number = max(known.number, int(details["number"]))
-                self._changed.add(key)
-
-
-def _gaps(numbers: Sequence[int]) -> bool:
-    return any(after != before + 1 for before, after in itertools.pairwise(numbers))
+            # One that is damaged is told of by who verifies the log.
+            with contextlib.suppress(ValueError, LookupError, TypeError):
+                record = json.loads(line)
+                details = record["details"]
+                key = (str(details["gateway"]), str(details["boot"]))
+                if record["kind"] in {"inference", "denied"}:
+                    life = self._lives.setdefault(key, _Life(self._clock()))
+                    life.recorded.add(int(details["number"]))
+                    self._changed.add(key)
 
 
 def _entry(caller: Caller, boot: str, entry: rpc.UsageEntry) -> Entry:

@@ -389,14 +389,15 @@ gateway = Table(
     Column("create_time", Moment, nullable=False),
 )
 
-# Up to which number the entries of one boot of a gateway are in the audit log, as of the first
-# `meta.usage_noted` records; a start reads there what came after.
+# Which numbers of one boot of a gateway are in the audit log, as ranges, as of the first
+# `meta.usage_noted` records; a start reads there what came after. `closed`: it has no more.
 usage_boot = Table(
     "usage_boot",
     metadata,
     Column("gateway", Text, primary_key=True),
     Column("boot", Text, primary_key=True),
-    Column("number", BigInteger, nullable=False),
+    Column("recorded", JSON, nullable=False),
+    Column("closed", Boolean, nullable=False, default=False, server_default=false()),
     Column("time", Moment, nullable=False),
 )
 

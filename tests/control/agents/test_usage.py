@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from appliance.control.services import usage
 from appliance.control.services.caller import Caller
 from appliance.control.services.usage import MISSING
 from appliance.control.store import tables
-from appliance.core.errors import AuditUnavailable, InvalidInput
+from appliance.core.errors import AuditUnavailable, InvalidInput, Unavailable
 from appliance.core.identity import Principal, PrincipalKind
 from tests.fakes.lab import Lab
 
@@ -112,42 +113,103 @@ def test_a_start_reads_no_more_than_some_records(lab: Lab, monkeypatch: pytest.M
     assert lab.usage._noted == lab.base.opened.log.size == noted + 5
 
 
-@pytest.mark.attack
-def test_a_number_that_is_missing_is_recorded(lab: Lab) -> None:
-    """Somebody deleted files of the gateway's spool."""
-    report(lab, 1, 2)
-    report(lab, 7, 8)
-    report(lab, 5, boot=LATER)
-    said = [
+def missing(lab: Lab) -> list[tuple[str, dict[str, Any]]]:
+    return [
         (each["resource"], each["details"]["made"])
         for each in recorded(lab, "event")
         if each["method"] == MISSING
     ]
-    assert said == [
-        ("gateways/gateway-1", {"boot": BOOT, "first": 3, "last": 6}),
-        ("gateways/gateway-1", {"boot": LATER, "first": 1, "last": 4}),
+
+
+def close(lab: Lab, last: int, *, boot: str = BOOT) -> None:
+    lab.usage.report(GATEWAY, rpc.ReportUsageRequest(boot=boot, last=last))
+
+
+@pytest.mark.attack
+def test_numbers_that_are_missing_at_the_end_are_recorded_once(lab: Lab) -> None:
+    """Somebody deleted files of the gateway's spool; calls end in any order."""
+    report(lab, 2, 1, 7)
+    report(lab, 8, 4)
+    assert missing(lab) == []
+    for _ in range(2):
+        close(lab, 10)
+    lab.usage.note()
+    lab.restart()
+    close(lab, 10)
+    assert missing(lab) == [
+        ("gateways/gateway-1", {"boot": BOOT, "first": first, "last": last})
+        for first, last in ((3, 3), (5, 6), (9, 10))
     ]
-    assert [each[2] for each in numbers(lab)] == [1, 2, 7, 8, 5]
+    # A boot that said its end has no other after it.
+    report(lab, 1, boot=LATER)
+    assert len(missing(lab)) == 3
+    assert sorted(each[2] for each in numbers(lab)) == [1, 1, 2, 4, 7, 8]
+
+
+@pytest.mark.attack
+def test_a_boot_that_never_said_its_end_is_recorded_when_another_begins(lab: Lab) -> None:
+    """Its spool is gone with whatever was in it."""
+    report(lab, 1, 2)
+    report(lab, 1, who=OTHER)
+    assert missing(lab) == []
+    report(lab, 1, boot=LATER)
+    report(lab, 2, boot=LATER)
+    assert missing(lab) == [("gateways/gateway-1", {"boot": BOOT, "after": 2})]
 
 
 @pytest.mark.attack
 @pytest.mark.parametrize(
     ("boot", "some"),
-    [
-        (BOOT, (0, 1)),
-        (BOOT, (1, 3)),
-        (BOOT, (2, 1)),
-        ("", (1,)),
-        ("../../x", (1,)),
-        ("A" * 16, (1,)),
-    ],
+    [(BOOT, (0, 1)), (BOOT, (1, 1)), (BOOT, (1 << 60,)), ("../../x", (1,)), ("A" * 16, (1,))],
 )
 def test_what_has_no_place_is_refused(lab: Lab, boot: str, some: tuple[int, ...]) -> None:
-    with pytest.raises(InvalidInput, match="numbers that follow each other"):
+    with pytest.raises(InvalidInput, match="each a number of its own"):
         report(lab, *some, boot=boot)
     with pytest.raises(InvalidInput, match="at most 1000"):
         report(lab, *range(1, 1002))
     assert recorded(lab) == []
+
+
+def test_of_a_report_that_half_failed_the_other_half_comes_again(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, real = lab.base.opened.log, AuditLog.append
+
+    def append(self: AuditLog, entry: Any) -> Any:
+        log._full = entry.request_id in {"r-2", "r-4"}
+        return real(self, entry)
+
+    monkeypatch.setattr(AuditLog, "append", append)
+    with pytest.raises(AuditUnavailable):
+        report(lab, 1, 2, 3, 4)
+    monkeypatch.undo()
+    log._full = False
+    assert [each[2] for each in numbers(lab)] == [1, 3]
+    lab.usage.note()
+    lab.restart()
+    for _ in range(2):
+        report(lab, 1, 2, 3, 4)
+    assert [each[2] for each in numbers(lab)] == [1, 3, 2, 4]
+
+
+def test_what_is_on_its_way_to_the_disk_is_waited_for_and_not_written_again(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(usage, "DURABLE_SECONDS", 0.05)
+    real, waiting = AuditLog._commit, threading.Event()
+
+    def commit(self: AuditLog, batch: Any) -> None:
+        waiting.wait(10)
+        real(self, batch)
+
+    monkeypatch.setattr(AuditLog, "_commit", commit)
+    for _ in range(3):
+        with pytest.raises(Unavailable, match="slow"):
+            report(lab, 1, 2)
+    waiting.set()
+    monkeypatch.setattr(usage, "DURABLE_SECONDS", 10.0)
+    report(lab, 1, 2, 3)
+    assert [each[2] for each in numbers(lab)] == [1, 2, 3]
 
 
 def test_refusals_are_numbered_too(lab: Lab) -> None:

@@ -104,18 +104,20 @@ class ServedTokenizer(_message.Message):
     def __init__(self, tokenizer_json: _Optional[bytes] = ..., chat_template: _Optional[str] = ..., end_token_ids: _Optional[_Iterable[int]] = ..., bos_token: _Optional[str] = ..., eos_token: _Optional[str] = ...) -> None: ...
 
 class ReportUsageRequest(_message.Message):
-    __slots__ = ("usages", "refusals", "boot", "entries", "in_use")
+    __slots__ = ("usages", "refusals", "boot", "entries", "in_use", "last")
     USAGES_FIELD_NUMBER: _ClassVar[int]
     REFUSALS_FIELD_NUMBER: _ClassVar[int]
     BOOT_FIELD_NUMBER: _ClassVar[int]
     ENTRIES_FIELD_NUMBER: _ClassVar[int]
     IN_USE_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
     usages: _containers.RepeatedCompositeFieldContainer[Usage]
     refusals: _containers.RepeatedCompositeFieldContainer[Refusals]
     boot: str
     entries: _containers.RepeatedCompositeFieldContainer[UsageEntry]
     in_use: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, usages: _Optional[_Iterable[_Union[Usage, _Mapping]]] = ..., refusals: _Optional[_Iterable[_Union[Refusals, _Mapping]]] = ..., boot: _Optional[str] = ..., entries: _Optional[_Iterable[_Union[UsageEntry, _Mapping]]] = ..., in_use: _Optional[_Iterable[str]] = ...) -> None: ...
+    last: int
+    def __init__(self, usages: _Optional[_Iterable[_Union[Usage, _Mapping]]] = ..., refusals: _Optional[_Iterable[_Union[Refusals, _Mapping]]] = ..., boot: _Optional[str] = ..., entries: _Optional[_Iterable[_Union[UsageEntry, _Mapping]]] = ..., in_use: _Optional[_Iterable[str]] = ..., last: _Optional[int] = ...) -> None: ...
 
 class UsageEntry(_message.Message):
     __slots__ = ("number", "usage", "refusals")
@@ -184,8 +186,10 @@ class Usage(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., principal: _Optional[str] = ..., endpoint: _Optional[str] = ..., reason: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., continuations: _Optional[int] = ..., first_token_seconds: _Optional[float] = ..., seconds: _Optional[float] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., source: _Optional[str] = ..., credential: _Optional[str] = ...) -> None: ...
 
 class ReportUsageResponse(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("recorded",)
+    RECORDED_FIELD_NUMBER: _ClassVar[int]
+    recorded: bool
+    def __init__(self, recorded: _Optional[bool] = ...) -> None: ...
 
 class RenewCertificateRequest(_message.Message):
     __slots__ = ("certificate_request",)

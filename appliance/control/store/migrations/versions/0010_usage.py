@@ -17,7 +17,8 @@ def upgrade() -> None:
         "usage_boot",
         sa.Column("gateway", sa.Text(), nullable=False),
         sa.Column("boot", sa.Text(), nullable=False),
-        sa.Column("number", sa.BigInteger(), nullable=False),
+        sa.Column("recorded", sa.JSON(), nullable=False),
+        sa.Column("closed", sa.Boolean(), nullable=False, server_default=sa.false()),
         sa.Column("time", Moment(), nullable=False),
         sa.PrimaryKeyConstraint("gateway", "boot", name="pk_usage_boot"),
     )
