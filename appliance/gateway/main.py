@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry
 from appliance.api.inference.v1 import inference_service_pb2, inference_service_pb2_grpc
 from appliance.core import log
 from appliance.core.config import load
-from appliance.core.errors import ApplianceError
+from appliance.core.errors import ApplianceError, FailedPrecondition
 from appliance.core.process import give_back_memory, harden, settle_memory
 from appliance.crypto.reading import (
     not_after,
@@ -126,9 +126,8 @@ class Gateway:
         self._models = Models(self._control.tokenizer, self._desk)
         self.refusals = Refusals()
         # Room for the ends of all calls that may be in work, many times over.
-        spool = Spool(
-            config.state_folder / "spool",
-            file_bytes=max(FILE_BYTES, 4 * END_BYTES * config.limits.calls),
+        spool = _spool(
+            config.state_folder / "spool", max(FILE_BYTES, 4 * END_BYTES * config.limits.calls)
         )
         self._usage = UsageReports(self._control.report, self.refusals, spool)
         router = Router(self.fleet, config.routing, moved=self._metrics.moved)
@@ -304,3 +303,14 @@ def _admission(limits: Limits) -> Admission:
         burst=limits.connection_burst,
         send_seconds=limits.send_seconds,
     )
+
+
+def _spool(folder: Path, file_bytes: int) -> Spool:
+    """What is left of calls. Raises FailedPrecondition when the folder cannot be used."""
+    try:
+        return Spool(folder, file_bytes=file_bytes)
+    except OSError as error:
+        raise FailedPrecondition(
+            f"{folder} cannot be used ({error.strerror}): make room, or repair the disk",
+            path=folder,
+        ) from error

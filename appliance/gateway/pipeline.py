@@ -311,8 +311,7 @@ class Pipeline:
         """Whether a refused call becomes one of a count, and no record of its own."""
         if not call.principal or call.method != INFERENCE:
             return True
-        # What took a model's time is recorded whatever became of it.
-        return not call.prompt_tokens and self._denials.wait(call.principal) > 0
+        return self._denials.wait(call.principal) > 0
 
     def _usage(self, call: Call, error: ApplianceError | None) -> routing_service_pb2.Usage:
         usage = routing_service_pb2.Usage(

@@ -37,6 +37,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from google.protobuf.message import DecodeError
+
 from appliance.api.serving.v1 import routing_service_pb2
 from appliance.core.errors import AuditUnavailable, FailedPrecondition
 from appliance.core.files import make_private_dir, open_private
@@ -55,7 +57,9 @@ SUFFIX = ".spool"
 LOCK = "lock"
 INTERRUPTED = "INTERRUPTED"
 """Reason of a call whose gateway ended before it did."""
-_NAME = re.compile(rf"([0-9a-f]{{16}})-\d{{6}}\{SUFFIX}")
+_NAME = re.compile(rf"(\d{{8,}})-([0-9a-f]{{16}})-(\d{{6,}})\{SUFFIX}")
+"""How many lives there were before, which one this is, and which file of it."""
+DAMAGED = ".damaged"
 
 Usage = routing_service_pb2.Usage
 Entry = routing_service_pb2.UsageEntry
@@ -63,10 +67,15 @@ Entry = routing_service_pb2.UsageEntry
 
 @dataclass
 class _File:
-    """A file, and the numbers in it that are not in the audit chain yet."""
+    """A file, and the numbers in it that are not in the audit chain yet.
+
+    `carried` are calls of earlier files that were written down again in it, not durably yet.
+    """
 
     path: Path
+    damaged: bool = False
     pending: set[int] = field(default_factory=set)
+    carried: set[int] = field(default_factory=set)
 
 
 @dataclass
@@ -92,11 +101,11 @@ class Boot:
             for file in self.files:
                 file.pending.discard(number)
 
-    def over(self, current: list[_File]) -> list[Path]:
+    def over(self, current: list[_File]) -> list[_File]:
         """Files that hold nothing more, but the current one; they are forgotten here."""
         done = [file for file in self.files if file not in current and not file.pending]
         self.files = [file for file in self.files if file not in done]
-        return [file.path for file in done]
+        return done
 
 
 class Spool:
@@ -121,23 +130,23 @@ class Spool:
         self._lock = _locked(folder)
         self.older: list[Boot] = []
         """Processes of before with something to report, the oldest first."""
-        for name, paths in _left(folder).items():
+        left, self._life = _left(folder)
+        for name, paths in left.items():
             boot = recovered(name, paths)
             if boot.newest:
                 self.older.append(boot)
             else:
-                _delete(paths)
+                _delete(boot.files)
         self._boot = Boot(secrets.token_hex(8))
         self._begun: dict[int, bytes] = {}
         """What was written of calls that have not ended."""
         self._made = 0
+        self._cramped = False
         self._dirty: float | None = None
         self._failed = ""
         self._current: FrameFile | None = None
         self._next: FrameFile | None = None
         self._old: list[FrameFile] = []
-        self._carried: set[int] = set()
-        """Calls that were written down again in the current file, not durably yet."""
         self._wanted = asyncio.Event()
         self._syncing = asyncio.Lock()
         self._make_next()
@@ -168,7 +177,6 @@ class Spool:
         number, message = self._boot.newest + 1, usage.SerializeToString()
         frame = Frame(Kind.BEGIN, number, message).packed()
         if not self._has_room(len(frame) + END_BYTES):
-            self._wanted.set()
             raise AuditUnavailable(
                 "the disk of the gateway has no room to record calls: repeat the request later",
                 retry_after=5.0,
@@ -195,7 +203,6 @@ class Spool:
         message = (entry.usage if usage else entry.refusals).SerializeToString()
         frame = Frame(Kind.END if usage else Kind.REFUSALS, number, message).packed()
         if self._failed or not self._has_room(len(frame)):
-            self._wanted.set()
             return False
         try:
             self._write(number, frame)
@@ -204,6 +211,11 @@ class Spool:
         self._boot.newest = entry.number = number
         self._boot.waiting[number] = entry
         return True
+
+    @property
+    def roomy(self) -> bool:
+        """Whether there is room for some hundred entries."""
+        return not self._failed and self._has_room(64 * END_BYTES)
 
     def waits(self, number: int) -> bool:
         """Whether an entry of this process is not in the audit chain yet."""
@@ -228,12 +240,12 @@ class Spool:
 
     async def reported(self, request: routing_service_pb2.ReportUsageRequest) -> None:
         """A batch is in the audit chain: forget it, and delete files that hold nothing more."""
-        over: list[Path] = []
+        over: list[_File] = []
         for boot in [boot for boot in (*self.older, self._boot) if boot.name == request.boot]:
             boot.reported(entry.number for entry in request.entries)
             if request.last:
                 # It has told everything.
-                over += [file.path for file in boot.files]
+                over += boot.files
                 boot.files = []
             else:
                 over += boot.over(self._boot.files[-1:])
@@ -257,10 +269,18 @@ class Spool:
         """Make everything durable that was written before this call, and room for more."""
         async with self._syncing:
             self._wanted.clear()
-            began, old, carried = self._clock(), list(self._old), set(self._carried)
+            if self._failed:
+                return
+            began, old = self._clock(), list(self._old)
+            carried = [(file, set(file.carried)) for file in self._boot.files]
             files = [*old, *([self._current] if self._current else [])]
+            work = asyncio.ensure_future(asyncio.to_thread(self._sync, files))
             try:
-                await asyncio.to_thread(self._sync, files)
+                await asyncio.shield(work)
+            except asyncio.CancelledError:
+                # The thread goes on: nobody may close its files before it has ended.
+                await asyncio.gather(work, return_exceptions=True)
+                raise
             except OSError as error:
                 self._fail(error)
                 return
@@ -278,7 +298,7 @@ class Spool:
             if file is not None:
                 file.close()
         if self._next is not None:
-            _delete([self._next.path])
+            _delete([_File(self._next.path)])
         os.close(self._lock)
 
     @property
@@ -295,12 +315,16 @@ class Spool:
             self._make_next()
 
     def _make_next(self) -> None:
+        name = f"{self._life:08d}-{self._boot.name}-{self._made + 1:06d}{SUFFIX}"
         try:
-            self._made += 1
-            path = self._folder / f"{self._boot.name}-{self._made:06d}{SUFFIX}"
-            self._next = FrameFile(path, self._file_bytes)
+            self._next = FrameFile(self._folder / name, self._file_bytes)
         except OSError as error:
-            logger.warning("no room for calls to come: %s", error.strerror)
+            if not self._cramped:
+                logger.warning("no room for calls to come: %s", error.strerror)
+            self._cramped = True
+        else:
+            self._made += 1
+            self._cramped = False
 
     def _go_on(self) -> None:
         """Take the next file when there is no other."""
@@ -308,12 +332,14 @@ class Spool:
             self._current, self._next = self._next, None
             self._boot.files.append(_File(self._current.path))
 
-    def _carry_over(self, carried: set[int]) -> None:
-        """What these calls have in earlier files is not needed any more."""
-        if carried:
-            self._carried -= carried
-            for file in self._boot.files[:-1]:
-                file.pending -= carried
+    def _carry_over(self, carried: list[tuple[_File, set[int]]]) -> None:
+        """What calls have in files before one that is durable now is not needed any more."""
+        before: list[_File] = []
+        for file, calls in carried:
+            for earlier in before:
+                earlier.pending -= calls
+            file.carried -= calls
+            before.append(file)
 
     def _has_room(self, size: int) -> bool:
         """Whether so much fits, and the ends of all that were begun."""
@@ -326,17 +352,17 @@ class Spool:
         file = None if self._failed else self._file_for(len(frame))
         if file is None:
             raise AuditUnavailable(self._failed or "there is no room")
-        if not file.used:
-            # Those that go on: what the files before have of them may be deleted, later.
-            begun = [Frame(Kind.BEGIN, *each).packed() for each in self._begun.items()]
-            frame = b"".join(begun) + frame
-            self._carried |= self._begun.keys()
+        # Those that go on: what the files before have of them may be deleted, later.
+        carried = {} if file.used else dict(self._begun)
+        begun = [Frame(Kind.BEGIN, *each).packed() for each in carried.items()]
         try:
-            file.write(frame)
+            file.write(b"".join([*begun, frame]))
         except OSError as error:
             self._fail(error)
             raise AuditUnavailable(self._failed) from error
-        self._boot.files[-1].pending |= {number, *(self._begun if file.used == len(frame) else ())}
+        held = self._boot.files[-1]
+        held.pending |= {number, *carried}
+        held.carried |= carried.keys()
         if self._dirty is None:
             self._dirty = self._clock()
         self._wanted.set()
@@ -372,29 +398,36 @@ def _locked(folder: Path) -> int:
     return descriptor
 
 
-def _left(folder: Path) -> dict[str, list[Path]]:
-    """Files of processes of before by boot, the oldest boot first."""
-    found: dict[str, list[Path]] = {}
-    for path in sorted(folder.glob(f"*{SUFFIX}"), key=lambda each: each.stat().st_mtime_ns):
+def _left(folder: Path) -> tuple[dict[str, list[Path]], int]:
+    """Files of processes of before by boot, the oldest boot first; how many lives there were."""
+    found: list[tuple[int, int, str, Path]] = []
+    for path in folder.glob(f"*{SUFFIX}"):
         if name := _NAME.fullmatch(path.name):
-            found.setdefault(name[1], []).append(path)
+            found.append((int(name[1]), int(name[3]), name[2], path))
         else:
             logger.warning("%s is no file of this spool: it is left alone", path.name)
-    return {name: sorted(paths) for name, paths in found.items()}
+    boots: dict[str, list[Path]] = {}
+    for _, _, boot, path in sorted(found):
+        boots.setdefault(boot, []).append(path)
+    return boots, 1 + max((each[0] for each in found), default=0)
 
 
-def _delete(paths: Iterable[Path]) -> None:
-    for path in paths:
+def _delete(files: Iterable[_File]) -> None:
+    for file in files:
         try:
-            path.unlink(missing_ok=True)
+            if file.damaged:
+                file.path.rename(file.path.with_suffix(DAMAGED))
+            else:
+                file.path.unlink(missing_ok=True)
         except OSError as error:
-            logger.warning("%s cannot be deleted: %s", path.name, error.strerror)
+            logger.warning("%s cannot be deleted: %s", file.path.name, error.strerror)
 
 
 def recovered(name: str, paths: list[Path]) -> Boot:
     """What an ended process has left: what it had to tell, and each call that it has not ended.
 
-    Room that its files do not use is given back.
+    Room that its files do not use is given back. Of a file that is damaged what comes before that
+    is told, it is kept under another name, and the boot says that something is missing.
     """
     boot = Boot(name)
     begun: dict[int, bytes] = {}
@@ -402,21 +435,32 @@ def recovered(name: str, paths: list[Path]) -> Boot:
         data, file = path.read_bytes(), _File(path)
         boot.files.append(file)
         for frame in frames_of(data):
+            entry = Entry(number=frame.number)
+            part = entry.refusals if frame.kind is Kind.REFUSALS else entry.usage
+            try:
+                part.ParseFromString(frame.message)
+            except DecodeError:
+                file.damaged = True
+                continue
             file.pending.add(frame.number)
             if frame.kind is Kind.BEGIN:
                 begun[frame.number] = frame.message
                 continue
             begun.pop(frame.number, None)
-            entry = Entry(number=frame.number)
-            part = entry.usage if frame.kind is Kind.END else entry.refusals
-            part.ParseFromString(frame.message)
             boot.waiting[frame.number] = entry
+        used = length_of(data)
+        file.damaged = file.damaged or bool(data[used:].strip(b"\0"))
+        if file.damaged:
+            logger.error("%s is damaged: it is kept as *%s", path.name, DAMAGED)
+            continue
         with contextlib.suppress(OSError):
-            os.truncate(path, length_of(data))
+            os.truncate(path, used)
     for number in begun.keys() - boot.waiting.keys():
         usage = Usage()
         usage.ParseFromString(begun[number])
         usage.reason = INTERRUPTED
         boot.waiting[number] = Entry(number=number, usage=usage)
-    boot.newest = max(boot.waiting, default=0)
+    # One more than there is: a number that is missing.
+    lost = any(file.damaged for file in boot.files)
+    boot.newest = max(boot.waiting, default=0) + lost
     return boot

@@ -102,8 +102,8 @@ class UsageReports:
         if call:
             del self._using[call]
             self._spool.end(usage, call)
-        elif len(self._spool) >= self._most or not self._spool.add(Entry(usage=usage)):
-            # It was refused: then it is counted.
+        elif len(self._spool) >= self._most // 2 or not self._spool.add(Entry(usage=usage)):
+            # It was refused: then it is counted, and leaves room for those in work.
             self._refusals.count(usage.source, usage.reason, INFERENCE, principal=usage.principal)
 
     async def run(self) -> None:
@@ -115,9 +115,10 @@ class UsageReports:
                     async with asyncio.timeout(EACH_SECONDS):
                         await self._stopping.wait()
                 is_last = self._stopping.is_set()
-                self._take_counts()
-                while await self._send(self._spool.batch(BATCH)):
-                    pass
+                more = True
+                while more and not syncing.done():
+                    self._take_counts()
+                    more = await self._send(self._spool.batch(BATCH))
                 if is_last and not len(self._spool) and not self._spool.left:
                     await self._send(self._spool.last_batch())
                     return
@@ -142,6 +143,9 @@ class UsageReports:
         due = self._clock() - self._counted_at >= COUNT_SECONDS or self._stopping.is_set()
         if not due or self._spool.waits(self._counted):
             return
+        if not self._spool.roomy:
+            # They stay in their table, which has a fixed size.
+            return
         self._counted_at = self._clock()
         self._in_use = sorted(set(self._using.values()))
         for row in self._refusals.drain():
@@ -157,7 +161,7 @@ class UsageReports:
             if self._spool.add(counted):
                 self._counted = counted.number
             else:
-                logger.error("no room for a count of %s refused calls", row.count)
+                logger.error("a count of %s refused calls is lost", row.count)
 
     async def _send(self, request: Request | None) -> bool:
         """Report one batch; whether there may be another. Waits a while when it failed."""
@@ -179,4 +183,4 @@ class UsageReports:
             return True
         self._in_use = []
         await self._spool.reported(request)
-        return bool(request.entries)
+        return len(request.entries) == BATCH or bool(self._spool.older)

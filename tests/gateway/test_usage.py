@@ -122,11 +122,41 @@ async def test_nobody_is_served_when_there_is_no_room_for_the_record(spool: Spoo
     reports.check_room(9)
     for _ in range(100):
         reports.end(Usage(principal="users/alice", reason="RESOURCE_NOT_FOUND"))
-    assert len(reports) == 10
+    # Refused calls take half of it; those that find no room are counted.
+    assert len(reports) == 5
+    reports.check_room(4)
     with pytest.raises(AuditUnavailable):
-        reports.check_room(0)
-    # A refused call that finds no room is counted.
-    assert [(row.principal, row.count) for row in refusals.drain()] == [("users/alice", 90)]
+        reports.check_room(5)
+    assert [(row.principal, row.count) for row in refusals.drain()] == [("users/alice", 95)]
+
+
+async def test_counts_go_out_while_calls_end_all_the_time(spool: Spool) -> None:
+    now, audit, refusals = [0.0], Audit(), Refusals()
+    reports = UsageReports(audit.take, refusals, spool, clock=lambda: now[0])
+    refusals.count("10.0.0.7", "UNAUTHENTICATED", "inference")
+    async with running(reports):
+        for _ in range(200):
+            reports.end(Usage(), reports.begin(Usage()))
+            now[0] += 1.0
+            await asyncio.sleep(0.001)
+        assert [row.count for rows in audit.counted for row in rows] == [1]
+
+
+async def test_counts_for_which_there_is_no_room_stay_counted(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    audit, refusals, now = Audit(), Refusals(), [0.0]
+    monkeypatch.setattr(spool, "_has_room", lambda _: False)
+    reports = UsageReports(audit.take, refusals, spool, clock=lambda: now[0])
+    refusals.count("10.0.0.7", "UNAUTHENTICATED", "inference")
+    async with running(reports):
+        now[0] = COUNT_SECONDS
+        await asyncio.sleep(0.1)
+        monkeypatch.undo()
+        monkeypatch.setattr(usage, "EACH_SECONDS", 0.01)
+        now[0] = 3 * COUNT_SECONDS
+        await until(lambda: bool(audit.requests))
+    assert [row.count for rows in audit.counted for row in rows] == [1]
 
 
 async def test_whose_calls_are_in_work_is_said_once_a_minute(spool: Spool) -> None:

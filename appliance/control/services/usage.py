@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import Any
 
 from appliance.api.serving.v1 import routing_service_pb2 as rpc
 from appliance.control.audit.log import AuditLog
@@ -76,6 +77,8 @@ class _Life:
     recorded: Ranges = field(default_factory=Ranges)
     closed: bool = False
     waiting: dict[int, Future[int]] = field(default_factory=dict)
+    since: int | None = None
+    """How long the log was when the first of those was given to it."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -133,21 +136,15 @@ class UsageRecords:
         now = self._clock()
         with self._lock:
             # What is being recorded now is not known yet: a start has to read it.
-            size = min([*self._working, self._log.size])
+            late = [life.since for life in self._lives.values() if life.since is not None]
+            size = min([*self._working, *late, self._log.size])
             changed = {key: self._lives[key] for key in self._changed if key in self._lives}
             if not changed and size - self._noted < READ_AGAIN:
                 return
-            rows = [
-                {
-                    "gateway": gateway,
-                    "boot": boot,
-                    "recorded": life.recorded.spans,
-                    "closed": life.closed,
-                    "time": life.time,
-                }
-                for (gateway, boot), life in changed.items()
-            ]
-            self._changed -= changed.keys()
+            self._changed.clear()
+        rows, busy = _rows(changed)
+        with self._lock:
+            self._changed |= busy
         try:
             with self._database.write() as transaction:
                 for row in rows:
@@ -175,19 +172,21 @@ class UsageRecords:
             raise InvalidInput("entries have a boot, and each a number of its own from 1 on")
         key = (caller.principal.id, request.boot)
         life, before = self._life(key)
-        with life.lock, self._at_work():
-            for other in before:
-                self._close(other, self._lives[other], None)
+        with life.lock, self._at_work(key, life):
+            for other, ended in before.items():
+                self._close(other, ended, None)
             for entry in request.entries:
                 if entry.number not in life.recorded and entry.number not in life.waiting:
                     record = _entry(caller, request.boot, entry)
                     life.waiting[entry.number] = self._log.append(record)
-            self._changed.add(key)
             self._wait(life)
             if request.last and not life.closed:
                 self._close(key, life, request.last)
+        if request.last:
+            # A boot that has said its end must have said it after a restart, too.
+            self.note()
 
-    def _life(self, key: Boot) -> tuple[_Life, list[Boot]]:
+    def _life(self, key: Boot) -> tuple[_Life, dict[Boot, _Life]]:
         """What is known of a boot; when it is new, those of its gateway that never said their end.
 
         A gateway tells what is left of earlier ones before it tells anything of its own.
@@ -196,14 +195,13 @@ class UsageRecords:
             known = self._lives.get(key)
             if known is not None:
                 known.time = self._clock()
-                return known, []
+                return known, {}
             mine = [each for each in self._lives if each[0] == key[0]]
             for oldest in sorted(mine, key=lambda each: self._lives[each].time)[: -MOST_BOOTS + 1]:
                 del self._lives[oldest]
             life = self._lives[key] = _Life(self._clock())
-            return life, [
-                each for each in mine if each in self._lives and not self._lives[each].closed
-            ]
+            others = {each: self._lives[each] for each in mine if each in self._lives}
+            return life, {each: other for each, other in others.items() if not other.closed}
 
     def _wait(self, life: _Life) -> None:
         """Until all that waits is durable. Raises what could not be, and Unavailable when late."""
@@ -226,17 +224,18 @@ class UsageRecords:
 
     def _close(self, key: Boot, life: _Life, last: int | None) -> None:
         """A boot is over: record what is missing of it, once. `last` is None when it never said."""
-        life.closed = True
-        self._changed.add(key)
         gateway = names.gateway(key[0])
         if last is None:
-            self._records.note(MISSING, gateway, "OK", boot=key[1], after=life.recorded.newest)
-            return
-        for first, end in itertools.islice(life.recorded.gaps(last), MOST_GAPS):
-            self._records.note(MISSING, gateway, "OK", boot=key[1], first=first, last=end)
+            self._records.record(MISSING, gateway, boot=key[1], after=life.recorded.newest)
+        else:
+            for first, end in itertools.islice(life.recorded.gaps(last), MOST_GAPS):
+                self._records.record(MISSING, gateway, boot=key[1], first=first, last=end)
+        with self._lock:
+            life.closed = True
+            self._changed.add(key)
 
     @contextlib.contextmanager
-    def _at_work(self) -> Iterator[None]:
+    def _at_work(self, key: Boot, life: _Life) -> Iterator[None]:
         with self._lock:
             begin = self._log.size
             self._working.append(begin)
@@ -245,6 +244,10 @@ class UsageRecords:
         finally:
             with self._lock:
                 self._working.remove(begin)
+                # What is late may become durable at any time: a start reads from before it.
+                since = begin if life.since is None else life.since
+                life.since = since if life.waiting else None
+                self._changed.add(key)
 
     def _record(self, entries: Sequence[Entry]) -> None:
         waiting: list[Future[int]] = [self._log.append(entry) for entry in entries]
@@ -265,6 +268,23 @@ class UsageRecords:
                     life = self._lives.setdefault(key, _Life(self._clock()))
                     life.recorded.add(int(details["number"]))
                     self._changed.add(key)
+
+
+def _rows(lives: Mapping[Boot, _Life]) -> tuple[list[dict[str, Any]], set[Boot]]:
+    """Rows of the table, and boots of which more is being recorded just now."""
+    rows: list[dict[str, Any]] = []
+    busy: set[Boot] = set()
+    for (gateway, boot), life in lives.items():
+        if not life.lock.acquire(blocking=False):
+            busy.add((gateway, boot))
+            continue
+        try:
+            recorded = life.recorded.spans
+        finally:
+            life.lock.release()
+        place = {"gateway": gateway, "boot": boot}
+        rows.append(place | {"recorded": recorded, "closed": life.closed, "time": life.time})
+    return rows, busy
 
 
 def _entry(caller: Caller, boot: str, entry: rpc.UsageEntry) -> Entry:
@@ -293,7 +313,7 @@ def _usage(caller: Caller, usage: rpc.Usage) -> Entry:
             "continuations": usage.continuations,
             "first_token_milliseconds": _milliseconds(usage.first_token_seconds),
             "milliseconds": _milliseconds(usage.seconds),
-            "start_time": usage.start_time.ToJsonString() if usage.HasField("start_time") else "",
+            "start_time": _time(usage),
             **({"credential": word} if (word := _word(usage.credential)) else {}),
         },
     )
@@ -332,6 +352,12 @@ def _resource(text: str) -> str:
         return str(Name.parse(text, "endpoint"))
     except InvalidInput:
         return ""
+
+
+def _time(usage: rpc.Usage) -> str:
+    with contextlib.suppress(ValueError):
+        return usage.start_time.ToJsonString() if usage.HasField("start_time") else ""
+    return ""
 
 
 def _milliseconds(seconds: float) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -98,6 +99,59 @@ def test_what_is_noted_while_a_report_is_recorded_is_read_again(
     lab.restart()
     report(lab, 2, 3)
     assert [each[2] for each in numbers(lab)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_what_is_noted_while_a_report_waits_for_the_disk_forgets_nothing(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, *, late: bool
+) -> None:
+    report(lab, 1)
+    lab.usage.note()
+    real = AuditLog._commit
+
+    def commit(log: AuditLog, batch: Any) -> None:
+        # In the middle of the report; when it is late, it has given up by then.
+        if late:
+            time.sleep(0.3)
+        lab.usage.note()
+        real(log, batch)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(AuditLog, "_commit", commit)
+        patched.setattr(usage, "DURABLE_SECONDS", 0.05 if late else 10.0)
+        if late:
+            with pytest.raises(Unavailable):
+                report(lab, 2, 3)
+            lab.base.opened.log.append(usage.Entry("event")).result(10)
+        else:
+            report(lab, 2, 3)
+    # Others report, so it is noted again how far the log reaches.
+    report(lab, 1, who=OTHER)
+    lab.usage.note()
+    lab.restart()
+    report(lab, 2, 3)
+    close(lab, 3)
+    mine = [each[2] for each in numbers(lab) if each[0] == "gateway-1"]
+    assert (mine, missing(lab)) == ([1, 2, 3], [])
+
+
+def test_an_end_that_was_said_is_known_after_a_restart(lab: Lab) -> None:
+    report(lab, 1, 2)
+    close(lab, 2)
+    lab.restart()
+    report(lab, 1, boot=LATER)
+    assert missing(lab) == []
+
+
+def test_what_is_missing_is_recorded_later_when_it_cannot_be_now(lab: Lab) -> None:
+    report(lab, 2)
+    log = lab.base.opened.log
+    log._failure = OSError(5, "injected")
+    with pytest.raises(AuditUnavailable):
+        close(lab, 2)
+    log._failure = None
+    close(lab, 2)
+    assert missing(lab) == [("gateways/gateway-1", {"boot": BOOT, "first": 1, "last": 1})]
 
 
 def test_a_start_reads_no_more_than_some_records(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
