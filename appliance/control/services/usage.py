@@ -70,7 +70,7 @@ Boot = tuple[str, str]
 class _Life:
     """One boot: what of it is recorded, what is on its way, and whether it has no more.
 
-    `lock` is held by who records more of it.
+    `lock` is held by who records more of it; what is noted changes under the lock of all.
     """
 
     time: datetime
@@ -103,7 +103,7 @@ class UsageRecords:
     ) -> None:
         self._database, self._log, self._records, self._clock = database, log, records, clock
         self._sessions = sessions
-        self._lock = threading.Lock()
+        self._lock, self._noting = threading.Lock(), threading.Lock()
         self._lives: dict[Boot, _Life] = {}
         self._changed: set[Boot] = set()
         self._working: list[int] = []
@@ -133,29 +133,33 @@ class UsageRecords:
 
     def note(self) -> None:
         """Write down what was recorded, so that a start need not read far."""
+        with self._noting:
+            # One after the other: what is noted is never older than what was noted before.
+            self._note()
+
+    def _note(self) -> None:
         now = self._clock()
         with self._lock:
             # What is being recorded now is not known yet: a start has to read it.
             late = [life.since for life in self._lives.values() if life.since is not None]
             size = min([*self._working, *late, self._log.size])
-            changed = {key: self._lives[key] for key in self._changed if key in self._lives}
+            changed, self._changed = self._changed, set()
             if not changed and size - self._noted < READ_AGAIN:
                 return
-            self._changed.clear()
-        rows, busy = _rows(changed)
-        with self._lock:
-            self._changed |= busy
+            # Of one that was forgotten for others there is no row any more.
+            rows = [_row(key, self._lives[key]) for key in changed if key in self._lives]
         try:
             with self._database.write() as transaction:
-                for row in rows:
-                    same = (_boot.gateway == row["gateway"]) & (_boot.boot == row["boot"])
+                for gateway, boot in changed:
+                    same = (_boot.gateway == gateway) & (_boot.boot == boot)
                     transaction.run(tables.usage_boot.delete().where(same))
+                for row in rows:
                     transaction.run(tables.usage_boot.insert().values(**row))
                 transaction.run(tables.usage_boot.delete().where(_boot.time < now - KEPT))
                 transaction.run(tables.meta.update().values(usage_noted=size))
         except BaseException:
             with self._lock:
-                self._changed |= changed.keys()
+                self._changed |= changed
             raise
         self._noted = size
 
@@ -182,8 +186,8 @@ class UsageRecords:
             self._wait(life)
             if request.last and not life.closed:
                 self._close(key, life, request.last)
-        if request.last:
-            # A boot that has said its end must have said it after a restart, too.
+        if request.last or before:
+            # What is closed must be closed after a restart, too.
             self.note()
 
     def _life(self, key: Boot) -> tuple[_Life, dict[Boot, _Life]]:
@@ -199,6 +203,7 @@ class UsageRecords:
             mine = [each for each in self._lives if each[0] == key[0]]
             for oldest in sorted(mine, key=lambda each: self._lives[each].time)[: -MOST_BOOTS + 1]:
                 del self._lives[oldest]
+                self._changed.add(oldest)
             life = self._lives[key] = _Life(self._clock())
             others = {each: self._lives[each] for each in mine if each in self._lives}
             return life, {each: other for each, other in others.items() if not other.closed}
@@ -217,7 +222,8 @@ class UsageRecords:
                 failed = error
                 del life.waiting[number]
             else:
-                life.recorded.add(number)
+                with self._lock:
+                    life.recorded.add(number)
                 del life.waiting[number]
         if failed is not None:
             raise failed
@@ -270,21 +276,15 @@ class UsageRecords:
                     self._changed.add(key)
 
 
-def _rows(lives: Mapping[Boot, _Life]) -> tuple[list[dict[str, Any]], set[Boot]]:
-    """Rows of the table, and boots of which more is being recorded just now."""
-    rows: list[dict[str, Any]] = []
-    busy: set[Boot] = set()
-    for (gateway, boot), life in lives.items():
-        if not life.lock.acquire(blocking=False):
-            busy.add((gateway, boot))
-            continue
-        try:
-            recorded = life.recorded.spans
-        finally:
-            life.lock.release()
-        place = {"gateway": gateway, "boot": boot}
-        rows.append(place | {"recorded": recorded, "closed": life.closed, "time": life.time})
-    return rows, busy
+def _row(key: Boot, life: _Life) -> dict[str, Any]:
+    """Of the table."""
+    return {
+        "gateway": key[0],
+        "boot": key[1],
+        "recorded": life.recorded.spans,
+        "closed": life.closed,
+        "time": life.time,
+    }
 
 
 def _entry(caller: Caller, boot: str, entry: rpc.UsageEntry) -> Entry:

@@ -17,6 +17,7 @@ from appliance.control.services import usage
 from appliance.control.services.caller import Caller
 from appliance.control.services.usage import MISSING
 from appliance.control.store import tables
+from appliance.control.store.database import Database
 from appliance.core.errors import AuditUnavailable, InvalidInput, Unavailable
 from appliance.core.identity import Principal, PrincipalKind
 from tests.fakes.lab import Lab
@@ -99,6 +100,51 @@ def test_what_is_noted_while_a_report_is_recorded_is_read_again(
     lab.restart()
     report(lab, 2, 3)
     assert [each[2] for each in numbers(lab)] == [1, 2, 3]
+
+
+def test_what_a_boot_had_recorded_before_is_noted_while_it_reports_more(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report(lab, 1)
+    real = AuditLog.append
+
+    def append(log: AuditLog, entry: Any) -> Any:
+        # The report of number 2 holds its boot just now; 1 is before what a start reads.
+        lab.usage.note()
+        return real(log, entry)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(AuditLog, "append", append)
+        report(lab, 2)
+    lab.restart()
+    report(lab, 1, 2, 3)
+    assert [each[2] for each in numbers(lab)] == [1, 2, 3]
+
+
+def test_who_notes_at_the_same_time_writes_nothing_older(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One is slow to write; what another notes meanwhile comes after it."""
+    report(lab, 1)
+    real, second = Database.write, threading.Thread(target=lab.usage.note)
+
+    def write(database: Database) -> Any:
+        if threading.current_thread() is not second and not second.ident:
+            report(lab, 2)
+            second.start()
+            second.join(0.3)
+        return real(database)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Database, "write", write)
+        lab.usage.note()
+        second.join()
+    # Another reports, so it is noted again how far the log reaches.
+    report(lab, 1, who=OTHER)
+    lab.usage.note()
+    lab.restart()
+    report(lab, 1, 2, 3)
+    assert [each[2] for each in numbers(lab) if each[0] == "gateway-1"] == [1, 2, 3]
 
 
 @pytest.mark.parametrize("late", [False, True])
