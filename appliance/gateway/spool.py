@@ -30,19 +30,25 @@ import fcntl
 import itertools
 import logging
 import os
-import re
 import secrets
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
-
-from google.protobuf.message import DecodeError
 
 from appliance.api.serving.v1 import routing_service_pb2
 from appliance.core.errors import AuditUnavailable, FailedPrecondition
 from appliance.core.files import make_private_dir, open_private
-from appliance.gateway.frames import Frame, FrameFile, Kind, frames_of, length_of
+from appliance.gateway.boots import (
+    Boot,
+    Entry,
+    HeldFile,
+    Usage,
+    delete,
+    file_name,
+    left_in,
+    recovered,
+)
+from appliance.gateway.frames import Frame, FrameFile, Kind
 
 logger = logging.getLogger(__name__)
 
@@ -53,59 +59,7 @@ LOOK_SECONDS = 0.5
 SLOWEST_SECONDS = 1.0
 END_BYTES = 1024
 """Room that is kept for the end of a call: names and reasons are bounded, and shorter."""
-SUFFIX = ".spool"
 LOCK = "lock"
-INTERRUPTED = "INTERRUPTED"
-"""Reason of a call whose gateway ended before it did."""
-_NAME = re.compile(rf"(\d{{8,}})-([0-9a-f]{{16}})-(\d{{6,}})\{SUFFIX}")
-"""How many lives there were before, which one this is, and which file of it."""
-DAMAGED = ".damaged"
-
-Usage = routing_service_pb2.Usage
-Entry = routing_service_pb2.UsageEntry
-
-
-@dataclass
-class _File:
-    """A file, and the numbers in it that are not in the audit chain yet.
-
-    `carried` are calls of earlier files that were written down again in it, not durably yet.
-    """
-
-    path: Path
-    damaged: bool = False
-    pending: set[int] = field(default_factory=set)
-    carried: set[int] = field(default_factory=set)
-
-
-@dataclass
-class Boot:
-    """What one life of the process has left to report.
-
-    Attributes:
-        name: of the boot.
-        waiting: entries that were not reported, by number.
-        files: that are not deleted yet.
-        newest: its largest number.
-    """
-
-    name: str
-    waiting: dict[int, Entry] = field(default_factory=dict)
-    files: list[_File] = field(default_factory=list)
-    newest: int = 0
-
-    def reported(self, numbers: Iterable[int]) -> None:
-        """These entries are in the audit chain: forget them."""
-        for number in numbers:
-            self.waiting.pop(number, None)
-            for file in self.files:
-                file.pending.discard(number)
-
-    def over(self, current: list[_File]) -> list[_File]:
-        """Files that hold nothing more, but the current one; they are forgotten here."""
-        done = [file for file in self.files if file not in current and not file.pending]
-        self.files = [file for file in self.files if file not in done]
-        return done
 
 
 class Spool:
@@ -130,13 +84,13 @@ class Spool:
         self._lock = _locked(folder)
         self.older: list[Boot] = []
         """Processes of before with something to report, the oldest first."""
-        left, self._life = _left(folder)
+        left, self._before = left_in(folder)
         for name, paths in left.items():
             boot = recovered(name, paths)
             if boot.newest:
                 self.older.append(boot)
             else:
-                _delete(boot.files)
+                delete(boot.files)
         self._boot = Boot(secrets.token_hex(8))
         self._begun: dict[int, bytes] = {}
         """What was written of calls that have not ended."""
@@ -240,7 +194,7 @@ class Spool:
 
     async def reported(self, request: routing_service_pb2.ReportUsageRequest) -> None:
         """A batch is in the audit chain: forget it, and delete files that hold nothing more."""
-        over: list[_File] = []
+        over: list[HeldFile] = []
         for boot in [boot for boot in (*self.older, self._boot) if boot.name == request.boot]:
             boot.reported(entry.number for entry in request.entries)
             if request.last:
@@ -250,7 +204,7 @@ class Spool:
             else:
                 over += boot.over(self._boot.files[-1:])
             self.older = [each for each in self.older if each is not boot or boot.files]
-        await asyncio.to_thread(_delete, over)
+        await asyncio.to_thread(delete, over)
 
     def set_aside(self, request: routing_service_pb2.ReportUsageRequest) -> None:
         """Report a boot no more in this process: the control plane does not understand it."""
@@ -298,7 +252,7 @@ class Spool:
             if file is not None:
                 file.close()
         if self._next is not None:
-            _delete([_File(self._next.path)])
+            delete([HeldFile(self._next.path)])
         os.close(self._lock)
 
     @property
@@ -315,7 +269,7 @@ class Spool:
             self._make_next()
 
     def _make_next(self) -> None:
-        name = f"{self._life:08d}-{self._boot.name}-{self._made + 1:06d}{SUFFIX}"
+        name = file_name(self._before, self._boot.name, self._made + 1)
         try:
             self._next = FrameFile(self._folder / name, self._file_bytes)
         except OSError as error:
@@ -330,11 +284,11 @@ class Spool:
         """Take the next file when there is no other."""
         if self._current is None and self._next is not None:
             self._current, self._next = self._next, None
-            self._boot.files.append(_File(self._current.path))
+            self._boot.files.append(HeldFile(self._current.path))
 
-    def _carry_over(self, carried: list[tuple[_File, set[int]]]) -> None:
+    def _carry_over(self, carried: list[tuple[HeldFile, set[int]]]) -> None:
         """What calls have in files before one that is durable now is not needed any more."""
-        before: list[_File] = []
+        before: list[HeldFile] = []
         for file, calls in carried:
             for earlier in before:
                 earlier.pending -= calls
@@ -396,71 +350,3 @@ def _locked(folder: Path) -> int:
             path=folder,
         ) from error
     return descriptor
-
-
-def _left(folder: Path) -> tuple[dict[str, list[Path]], int]:
-    """Files of processes of before by boot, the oldest boot first; how many lives there were."""
-    found: list[tuple[int, int, str, Path]] = []
-    for path in folder.glob(f"*{SUFFIX}"):
-        if name := _NAME.fullmatch(path.name):
-            found.append((int(name[1]), int(name[3]), name[2], path))
-        else:
-            logger.warning("%s is no file of this spool: it is left alone", path.name)
-    boots: dict[str, list[Path]] = {}
-    for _, _, boot, path in sorted(found):
-        boots.setdefault(boot, []).append(path)
-    return boots, 1 + max((each[0] for each in found), default=0)
-
-
-def _delete(files: Iterable[_File]) -> None:
-    for file in files:
-        try:
-            if file.damaged:
-                file.path.rename(file.path.with_suffix(DAMAGED))
-            else:
-                file.path.unlink(missing_ok=True)
-        except OSError as error:
-            logger.warning("%s cannot be deleted: %s", file.path.name, error.strerror)
-
-
-def recovered(name: str, paths: list[Path]) -> Boot:
-    """What an ended process has left: what it had to tell, and each call that it has not ended.
-
-    Room that its files do not use is given back. Of a file that is damaged what comes before that
-    is told, it is kept under another name, and the boot says that something is missing.
-    """
-    boot = Boot(name)
-    begun: dict[int, bytes] = {}
-    for path in paths:
-        data, file = path.read_bytes(), _File(path)
-        boot.files.append(file)
-        for frame in frames_of(data):
-            entry = Entry(number=frame.number)
-            part = entry.refusals if frame.kind is Kind.REFUSALS else entry.usage
-            try:
-                part.ParseFromString(frame.message)
-            except DecodeError:
-                file.damaged = True
-                continue
-            file.pending.add(frame.number)
-            if frame.kind is Kind.BEGIN:
-                begun[frame.number] = frame.message
-                continue
-            begun.pop(frame.number, None)
-            boot.waiting[frame.number] = entry
-        used = length_of(data)
-        file.damaged = file.damaged or bool(data[used:].strip(b"\0"))
-        if file.damaged:
-            logger.error("%s is damaged: it is kept as *%s", path.name, DAMAGED)
-            continue
-        with contextlib.suppress(OSError):
-            os.truncate(path, used)
-    for number in begun.keys() - boot.waiting.keys():
-        usage = Usage()
-        usage.ParseFromString(begun[number])
-        usage.reason = INTERRUPTED
-        boot.waiting[number] = Entry(number=number, usage=usage)
-    # One more than there is: a number that is missing.
-    lost = any(file.damaged for file in boot.files)
-    boot.newest = max(boot.waiting, default=0) + lost
-    return boot

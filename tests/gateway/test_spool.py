@@ -17,9 +17,10 @@ import pytest
 
 from appliance.api.serving.v1 import routing_service_pb2
 from appliance.core.errors import AuditUnavailable, FailedPrecondition
-from appliance.gateway import frames, spool
+from appliance.gateway import boots, frames, spool
+from appliance.gateway.boots import INTERRUPTED, Entry, Usage
 from appliance.gateway.frames import Frame, Kind, frames_of
-from appliance.gateway.spool import INTERRUPTED, Entry, Spool, Usage
+from appliance.gateway.spool import Spool
 from tests.fakes.disk import filled, small_disk
 
 KIBIBYTE = 1 << 10
@@ -65,7 +66,7 @@ def refused(name: str) -> Entry:
 
 
 def spools(folder: Path) -> list[Path]:
-    return sorted(folder.glob(f"*{spool.SUFFIX}"))
+    return sorted(folder.glob(f"*{boots.SUFFIX}"))
 
 
 def test_what_ended_and_what_was_in_work_is_told_by_the_next_process(tmp_path: Path) -> None:
@@ -175,7 +176,7 @@ async def test_a_missing_or_damaged_file_stops_no_report(tmp_path: Path) -> None
     data = bytearray(files[2].read_bytes())
     data[len(data) // 2] ^= 1
     files[2].write_bytes(data)
-    (folder / f"backup-000001{spool.SUFFIX}").write_bytes(b"x")
+    (folder / f"backup-000001{boots.SUFFIX}").write_bytes(b"x")
     again = Spool(folder)
     ((_, numbers, last),) = await sent(again, 500)
     # One more than there is: what the damaged file held is missed.
@@ -283,7 +284,8 @@ async def test_room_that_is_looked_for_in_vain_is_said_once_and_names_no_file(
 KILLED = """
 import sys
 from pathlib import Path
-from appliance.gateway.spool import Spool, Usage
+from appliance.gateway.boots import Usage
+from appliance.gateway.spool import Spool
 spool = Spool(Path(sys.argv[1]), file_bytes=1 << 16, clock=lambda: 0.0)
 running = []
 for number in range(100_000):
