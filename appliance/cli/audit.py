@@ -245,9 +245,9 @@ def archive(session: Session, out: Path, *, days: int, yes: bool) -> None:
 
     A segment has 65,536 records. The newest closed one and the open one stay.
     """
-    from appliance.cli.audit_archive import move  # noqa: PLC0415 - imports cryptography
+    from appliance.cli.audit_archive import archive_segments  # noqa: PLC0415 - as above
 
-    move(session, out, days, yes=yes)
+    archive_segments(session, out, days, yes=yes)
 
 
 @make("prune", "AuditService.GetCheckpoint", "AuditService.PruneArchive", group=command)
@@ -263,6 +263,6 @@ def archive(session: Session, out: Path, *, days: int, yes: bool) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def prune(session: Session, folder: Path, *, days: int, yes: bool) -> None:
     """Delete the oldest segments of an archive by their age; that is signed and recorded."""
-    from appliance.cli.audit_archive import prune as delete  # noqa: PLC0415 - as above
+    from appliance.cli.audit_archive import prune_archive  # noqa: PLC0415 - as above
 
-    delete(session, folder, days, yes=yes)
+    prune_archive(session, folder, days, yes=yes)

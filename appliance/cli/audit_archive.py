@@ -30,9 +30,9 @@ from appliance.crypto.signing import VerifyKey
 CALL_SECONDS = 60.0
 
 
-def move(session: Session, out: Path, days: int, *, yes: bool) -> None:
+def archive_segments(session: Session, out: Path, days: int, *, yes: bool) -> None:
     """Archive what is older than so many days."""
-    segments, archived = listed(session)
+    segments, archived = _listed(session)
     begins = begins_of(archived, (Proof.loads(each.proof, "segment") for each in segments))
     until = datetime.now(UTC) - timedelta(days=days)
     # The newest closed one stays; what is deleted has no gap.
@@ -44,7 +44,7 @@ def move(session: Session, out: Path, days: int, *, yes: bool) -> None:
     if not chosen:
         younger = f", and is {days} days old" if days else ""
         click.echo(f"no segment is closed, but the newest{younger}: nothing to do", err=True)
-        session.show({"archived": 0, "first_record": _first(begins)})
+        session.show({"archived": 0, "first_record": begins[0][0].first if begins else 0})
         return
     # As one who may, and with a fresh second factor: nothing ends at size 0.
     session.call("AuditService.ArchiveSegments", size=0, root=b"", timeout=CALL_SECONDS)
@@ -76,7 +76,7 @@ def move(session: Session, out: Path, days: int, *, yes: bool) -> None:
     session.show({"archived": len(chosen), "first_record": int(done.first_record)})
 
 
-def prune(session: Session, folder: Path, days: int, *, yes: bool) -> None:
+def prune_archive(session: Session, folder: Path, days: int, *, yes: bool) -> None:
     """Delete what is older than so many days from an archive."""
     archive = ArchiveFolder(folder)
     found, statement = archive.proofs(), archive.pruned()
@@ -121,7 +121,7 @@ def prune(session: Session, folder: Path, days: int, *, yes: bool) -> None:
     session.show({"pruned": archive.prune(done.statement), "first_record": last.size})
 
 
-def listed(session: Session) -> tuple[list[Any], bytes]:
+def _listed(session: Session) -> tuple[list[Any], bytes]:
     """All closed segments of the server, and what it says of those before."""
     segments: list[Any] = []
     archived, token = b"", ""
@@ -131,10 +131,6 @@ def listed(session: Session) -> tuple[list[Any], bytes]:
         segments += page.segments
         if not (token := page.next_page_token):
             return segments, archived
-
-
-def _first(begins: list[tuple[Proof, Tree]]) -> int:
-    return begins[0][0].first if begins else 0
 
 
 def _known(session: Session) -> tuple[VerifyKey, str, datetime]:

@@ -13,16 +13,22 @@ Called by `appliance audit verify`, `archive` and `prune`.
 from __future__ import annotations
 
 import filecmp
+import io
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import BinaryIO
 
 from appliance.core.errors import FailedPrecondition, Stale, Tampered
-from appliance.core.files import durable_file, make_private_dir, sync_dir, write_durably
+from appliance.core.files import (
+    durable_file,
+    last_line,
+    make_private_dir,
+    named_streams,
+    sync_dir,
+    write_durably,
+)
 from appliance.crypto import chain, proofs
 from appliance.crypto.chain import CHECKPOINTS, LOG_SUFFIX, Verified
 from appliance.crypto.merkle import Tree
@@ -111,7 +117,7 @@ class ArchiveFolder:
         with durable_file(path) as descriptor, os.fdopen(descriptor, "wb", closefd=False) as file:
             for piece in pieces:
                 file.write(piece)
-                tree.extend(piece.splitlines(keepends=True))
+                tree.extend(io.BytesIO(piece))
             file.flush()
             if (tree.size, tree.peaks) != (proof.size, proof.peaks):
                 raise Tampered(
@@ -126,10 +132,8 @@ class ArchiveFolder:
         """When the last record of a segment was written, as it says."""
         path = self.path_of(proof)
         try:
-            with path.open("rb") as stream:
-                stream.seek(max(0, proof.length - chain.LONGEST_LINE))
-                last = stream.read().rstrip(b"\n").rpartition(b"\n")[2]
-            return datetime.fromisoformat(chain.parsed(last, proof.size - 1)["time"])
+            last = chain.parsed(last_line(path), proof.size - 1)
+            return datetime.fromisoformat(last["time"])
         except (OSError, ValueError, TypeError, LookupError) as error:
             raise FailedPrecondition(
                 f"the last record of {path} cannot be read: look with `appliance audit verify`"
@@ -209,9 +213,10 @@ class Parts:
             paths = [path for path in paths if path.with_suffix(PROOF_SUFFIX).exists()]
         for path in paths:
             self._add(path.name, path)
-        if (folder / statement).exists():
+        found = (folder / statement).exists()
+        if found:
             self.statements.append((statement, (folder / statement).read_bytes()))
-        if not paths and not self.statements:
+        if not paths and not found:
             raise FailedPrecondition(f"{folder} holds no part of an audit log: check the folder")
 
     def add_export(self, path: Path) -> None:
@@ -260,8 +265,8 @@ class Parts:
                 f"with record {base.size}: add --archive with the folder of those before"
             )
         try:
-            with streams_of([self.segments[name] for name in names], names) as streams:
-                found = chain.verify(streams, self.notes, key, origin, older=older, base=base)
+            streams = named_streams((name, self.segments[name]) for name in names)
+            found = chain.verify(streams, self.notes, key, origin, older=older, base=base)
         except Stale as error:
             if self.goes_on:
                 raise
@@ -292,20 +297,6 @@ class Parts:
             if counts and statement.size > base.size:
                 base = statement.tree()
         return base
-
-
-@contextmanager
-def streams_of(paths: list[Path], names: list[str]) -> Iterator[Iterator[tuple[str, BinaryIO]]]:
-    """Segments as `chain` takes them, one open at a time."""
-
-    def each() -> Iterator[tuple[str, BinaryIO]]:
-        for name, path in zip(names, paths, strict=True):
-            with path.open("rb") as stream:
-                stack.callback(stream.close)
-                yield name, stream
-
-    with ExitStack() as stack:
-        yield each()
 
 
 def statement_beside(export: Path) -> Path:

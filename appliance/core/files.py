@@ -19,8 +19,9 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from appliance.core.errors import Exhausted, FailedPrecondition
 
@@ -92,6 +93,26 @@ def durable_file(path: Path, mode: int = 0o600) -> Iterator[int]:
             temporary.unlink(missing_ok=True)
             raise
         sync_dir(path.parent)
+
+
+def named_streams(parts: Iterable[tuple[str, Path]]) -> Iterator[tuple[str, BinaryIO]]:
+    """Files under names, each opened when its turn comes and closed before the next one."""
+    for name, path in parts:
+        with path.open("rb") as stream:
+            yield name, stream
+
+
+def last_line(path: Path) -> bytes:
+    """The last line of a file, without the line end; reads from the back. Raises OSError."""
+    reach = 1 << 14
+    with path.open("rb") as stream:
+        size = stream.seek(0, os.SEEK_END)
+        while True:
+            stream.seek(max(0, size - reach))
+            _, found, last = stream.read().rstrip(b"\n").rpartition(b"\n")
+            if found or reach >= size:
+                return last
+            reach *= 16
 
 
 def open_private(path: Path, flags: int) -> int:

@@ -19,7 +19,6 @@ The attack: a closed segment edited, exchanged or deleted where nobody reads it.
 from __future__ import annotations
 
 import bisect
-import contextlib
 import itertools
 import logging
 import threading
@@ -28,17 +27,15 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from appliance.control.audit.growing import Look, expect, look_at
 from appliance.core.errors import Exhausted, FailedPrecondition, Tampered
-from appliance.core.files import sync_dir, write_durably
+from appliance.core.files import last_line, named_streams, sync_dir, write_durably
 from appliance.crypto import chain, proofs
 from appliance.crypto.merkle import Tree, leaf_hash
 from appliance.crypto.proofs import ARCHIVED, PROOF_SUFFIX, Proof
 from appliance.crypto.signing import SignedNote, VerifyKey
 
-LONGEST_HEAD = 1 << 14
 INDEXED = 4
 """Segments of which it is known where their lines begin: at most 0.5 MiB each."""
 PAUSE_RECORDS = 512
@@ -57,20 +54,6 @@ def first_of(path: Path) -> int:
     if path.stem.isdecimal() and path.name == chain.segment_name(int(path.stem)):
         return int(path.stem)
     raise Tampered(f"{path.name} is no segment of the audit log", object=path.name)
-
-
-@contextlib.contextmanager
-def streams_of(paths: Sequence[Path]) -> Iterator[Iterator[tuple[str, BinaryIO]]]:
-    """Segments as `chain` takes them, one open at a time."""
-
-    def each() -> Iterator[tuple[str, BinaryIO]]:
-        for path in paths:
-            with path.open("rb") as stream:
-                stack.callback(stream.close)
-                yield path.name, stream
-
-    with contextlib.ExitStack() as stack:
-        yield each()
 
 
 @dataclass(frozen=True)
@@ -92,19 +75,12 @@ class Segment:
         """Where its proof stands."""
         return self.path.with_suffix(PROOF_SUFFIX)
 
-    def last_line(self) -> bytes:
-        """Its last record, without the line end."""
-        reach = LONGEST_HEAD
-        while True:
-            try:
-                with self.path.open("rb") as stream:
-                    stream.seek(max(0, self.look.size - reach))
-                    _, found, last = stream.read().rstrip(b"\n").rpartition(b"\n")
-            except FileNotFoundError as error:
-                raise archived(self.first) from error
-            if found or reach >= self.look.size:
-                return last
-            reach *= 16
+    def last_record(self) -> bytes:
+        """Its last line. Raises FailedPrecondition when it was archived."""
+        try:
+            return last_line(self.path)
+        except FileNotFoundError as error:
+            raise was_archived(self.first) from error
 
     def proof(self) -> Proof:
         """Its proof, as it is on the disk. Raises Tampered."""
@@ -134,7 +110,8 @@ class Closed:
         self._starts: OrderedDict[int, array[int]] = OrderedDict()
         self._segments: list[Segment] = []
         self._next_look = 0
-        self._statement = b""
+        self.statement = b""
+        """What says, signed, that records were archived; empty when none were."""
         self.start = self._read_archived()
         """The tree of the records that were archived: none in a log that was not."""
         self._finish_archiving()
@@ -170,7 +147,7 @@ class Closed:
         """
         if not self._segments:
             return None
-        return leaf_hash(self._segments[-1].last_line()).hex()
+        return leaf_hash(self._segments[-1].last_record()).hex()
 
     def add(self, path: Path, end: Tree, notes: Sequence[bytes], last: bytes) -> None:
         """Close a segment: its proof becomes durable.
@@ -213,7 +190,7 @@ class Closed:
         while start < stop:
             index = bisect.bisect_right(segments, start, key=lambda segment: segment.first) - 1
             if index < 0:
-                raise archived(start)
+                raise was_archived(start)
             segment = segments[index]
             upto = min(stop, segment.end.size)
             try:
@@ -223,7 +200,7 @@ class Closed:
                         yield stream.readline().rstrip(b"\n")
                         start += 1
             except FileNotFoundError as error:
-                raise archived(start) from error
+                raise was_archived(start) from error
 
     def root_at(self, size: int) -> bytes | None:
         """Root over the first `size` records; None when they end before what is here."""
@@ -303,19 +280,15 @@ class Closed:
             _delete(segment.path)
         sync_dir(self._folder)
 
-    def archived(self) -> bytes:
-        """The signed statement that records were archived; empty when none were."""
-        return self._statement
-
     def _forget(self, count: int, statement: Proof) -> list[Segment]:
         gone, self._segments = self._segments[:count], self._segments[count:]
         self.start, self._next_look = statement.tree(), 0
-        self._statement = statement.dumps()
+        self.statement = statement.dumps()
         return gone
 
     def _read_archived(self) -> Tree:
         path = self._folder / ARCHIVED
-        self._statement = data = path.read_bytes() if path.exists() else b""
+        self.statement = data = path.read_bytes() if path.exists() else b""
         if not data:
             return Tree()
         statement = Proof.loads(data, ARCHIVED)
@@ -364,8 +337,8 @@ class Closed:
 
     def _name_bad_record(self, segment: Segment, proof: Proof) -> None:
         """Raise Tampered for a segment that is not what its proof says."""
-        with streams_of([segment.path]) as streams:
-            chain.verify(streams, proof.notes, self._key, self._origin, base=segment.begin)
+        streams = named_streams([(segment.path.name, segment.path)])
+        chain.verify(streams, proof.notes, self._key, self._origin, base=segment.begin)
         name = segment.path.name
         raise Tampered(f"{name} is not what was written", object=name, record=segment.first)
 
@@ -385,7 +358,7 @@ class Closed:
         return starts
 
 
-def archived(record: int) -> FailedPrecondition:
+def was_archived(record: int) -> FailedPrecondition:
     """Why a record is not here any more."""
     return FailedPrecondition(
         f"audit record {record} was archived: ask for newer ones, or look where the archive is"

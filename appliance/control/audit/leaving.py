@@ -13,7 +13,7 @@ The attack: records deleted, and called archived or pruned. Called by the audit 
 
 from __future__ import annotations
 
-from appliance.control.audit.closed import Closed, Segment, archived
+from appliance.control.audit.closed import Closed, Segment, was_archived
 from appliance.core.errors import FailedPrecondition, InvalidInput, Tampered, Unavailable
 from appliance.crypto.proofs import ARCHIVED, PRUNED, Proof
 from appliance.crypto.signing import SigningKey, equal
@@ -31,10 +31,6 @@ class Leaving:
     def __init__(self, closed: Closed, key: SigningKey, origin: str) -> None:
         self._closed, self._key, self._origin = closed, key, origin
 
-    def segments(self) -> list[Segment]:
-        """The closed segments that are here, oldest first."""
-        return list(self._closed.segments)
-
     def proof_of(self, segment: Segment) -> bytes:
         """The proof of a segment, checked.
 
@@ -45,13 +41,9 @@ class Leaving:
         except Tampered:
             if segment in self._closed.segments:
                 raise
-            raise archived(segment.first) from None
+            raise was_archived(segment.first) from None
         proof.check(self._key.verify_key, self._origin)
         return proof.dumps()
-
-    def statement(self) -> bytes:
-        """What says that the records before the first were archived; empty when none were."""
-        return self._closed.archived()
 
     def archive(self, size: int, root: bytes) -> int:
         """Delete the segments up to a size that somebody holds elsewhere; the first record left.

@@ -37,7 +37,7 @@ from typing import Any
 from appliance.control.audit import refusals
 from appliance.control.audit.closed import Closed
 from appliance.control.audit.leaving import Leaving
-from appliance.control.audit.record import Entry, Prepared, prepare, read
+from appliance.control.audit.record import Entry, Prepared, prepare, record_at
 from appliance.control.audit.segments import Segments
 from appliance.control.audit.written import Written
 from appliance.core.errors import AuditUnavailable
@@ -215,7 +215,7 @@ class AuditLog:
             begin = max(first, end - CHECKPOINT_RECORDS)
             lines = list(self._files.lines(begin, end))
             for sequence in range(end - 1, begin - 1, -1):
-                yield read(lines[sequence - begin], sequence)
+                yield record_at(lines[sequence - begin], sequence)
             end = begin
 
     def close(self) -> None:

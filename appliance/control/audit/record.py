@@ -121,7 +121,7 @@ def _clean(value: object, depth: int) -> Any:  # noqa: ANN401 - JSON
     return _text(str(value))
 
 
-def read(line: bytes, sequence: int) -> dict[str, Any]:
+def record_at(line: bytes, sequence: int) -> dict[str, Any]:
     """The record at a place of the log; of kind `damaged` when it is none that belongs there."""
     try:
         record = json.loads(line)

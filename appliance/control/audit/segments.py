@@ -18,26 +18,24 @@ Called by `appliance.control.audit.log` alone, which writes from one thread.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import time
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 from appliance.control.audit.closed import (
     Closed,
     files_of,
     first_of,
     line_starts,
-    streams_of,
     write,
 )
 from appliance.control.audit.growing import GrowingFile, Reserve, look_at
 from appliance.core.errors import Tampered
-from appliance.core.files import make_private_dir, sync_dir
+from appliance.core.files import make_private_dir, named_streams, sync_dir
 from appliance.crypto import chain
 from appliance.crypto.chain import CHECKPOINTS, Grown, segment_name
 from appliance.crypto.merkle import Tree, leaf_hash
@@ -102,16 +100,6 @@ class Segments:
         """How many records come before the next closing, when a full segment is closed first."""
         return self._segment_records - (0 if self.is_full else len(self._open_part.starts))
 
-    @contextlib.contextmanager
-    def tail(self) -> Iterator[Iterator[tuple[str, BinaryIO]]]:
-        """What is not closed, as `chain` takes it."""
-        with streams_of(self._unclosed) as streams:
-            yield streams
-
-    def newest_note(self) -> bytes | None:
-        """The signed checkpoint that covers most."""
-        return max(self.notes(), key=size_of, default=None)
-
     def verified(self, known: Mapping[int, bytes]) -> Grown:
         """The log to go on with.
 
@@ -127,21 +115,21 @@ class Segments:
             elif closed.root_at(size) not in {root, None}:
                 self._verify_segment_of(size)
                 raise chain.another_log(size, self._origin)
-        base = closed.end
-        if size_of(self.newest_note() or b"") <= base.size:
+        base, notes = closed.end, self.notes()
+        newest = max(notes, key=size_of, default=None)
+        if newest is None or size_of(newest) <= base.size:
             # Nothing that is signed follows: the next record is linked to the last one there.
             self._verify_segment_of(base.size - 1)
+        tail = [(path.name, path) for path in self._unclosed]
         try:
-            with self.tail() as streams:
-                return chain.grow(
-                    *(streams, self.newest_note(), self._key, self._origin),
-                    known=roots,
-                    base=base,
-                    previous=closed.last_leaf(),
-                )
+            return chain.grow(
+                *(named_streams(tail), newest, self._key, self._origin),
+                known=roots,
+                base=base,
+                previous=closed.last_leaf(),
+            )
         except Tampered:
-            with self.tail() as streams:
-                chain.verify(streams, self.notes(), self._key, self._origin, base=base)
+            chain.verify(named_streams(tail), notes, self._key, self._origin, base=base)
             raise
 
     def _verify_segment_of(self, record: int) -> None:

@@ -12,11 +12,10 @@ The attack: an older state put back, in which a token that was revoked lives. Ca
 
 from __future__ import annotations
 
-import itertools
-
 from sqlalchemy import select
 
 from appliance.control.audit.log import AuditLog
+from appliance.control.audit.record import record_at
 from appliance.control.store.database import Database
 from appliance.control.store.tables import meta
 
@@ -36,8 +35,8 @@ def first_after(log: AuditLog, generation: int) -> int:
     low, high = log.first, log.size
     while low < high:
         middle = (low + high) // 2
-        (record,) = itertools.islice(log.newest(before=middle + 1), 1)
-        if record.get("generation", 0) > generation:
+        (line,) = log.lines(middle, middle + 1)
+        if record_at(line, middle).get("generation", 0) > generation:
             high = middle
         else:
             low = middle + 1

@@ -17,7 +17,7 @@ from appliance.api.audit.v1 import record_pb2
 from appliance.control.audit.closed import Segment
 from appliance.control.audit.leaving import Leaving
 from appliance.control.audit.log import AuditLog
-from appliance.control.audit.record import DAMAGED, MEMBERS, read
+from appliance.control.audit.record import DAMAGED, MEMBERS, record_at
 from appliance.control.services import paging
 from appliance.control.services.caller import Caller
 from appliance.control.services.resources import timestamp
@@ -91,9 +91,9 @@ class Audit:
         size = min(paging.page_size(request.page_size), SEGMENTS_AT_ONCE)
         after = paging.key_of(request.page_token, int)
         # Before the segments: what is archived meanwhile may be in both, and is missing in none.
-        archived = self._log.leaving.statement()
+        archived = self._log.closed.statement
         begin = -1 if after is None else int(after[0])
-        left = [each for each in self._log.leaving.segments() if each.first > begin]
+        left = [each for each in self._log.closed.segments if each.first > begin]
         leaving = self._log.leaving
         page = [_segment(each, leaving) for each in left[:size]]
         token = paging.token_of((page[-1].first_record,)) if len(left) > size else ""
@@ -124,7 +124,7 @@ def _segment(segment: Segment, leaving: Leaving) -> record_pb2.Segment:
     # What is damaged is listed too, without what cannot be said of it.
     with contextlib.suppress(Tampered):
         found.proof = leaving.proof_of(segment)
-    last = read(segment.last_line(), segment.end.size - 1)
+    last = record_at(segment.last_record(), segment.end.size - 1)
     if last["kind"] != DAMAGED:
         found.close_time.FromDatetime(datetime.fromisoformat(last["time"]))
     return found

@@ -389,7 +389,7 @@ def test_archiving_that_is_not_known_to_be_durable_counts_and_deletes_nothing(
         log.leaving.archive(40, root)
     monkeypatch.setattr(files, "sync_dir", real)
     assert len(files_of(folder)) == 5
-    assert (log.first, Proof.loads(log.leaving.statement(), "p").size) == (40, 40)
+    assert (log.first, Proof.loads(log.closed.statement, "p").size) == (40, 40)
     if again:
         assert log.leaving.archive(40, root) == 40
     log.close()
@@ -439,56 +439,18 @@ async def in_two_days(folder: Path, who: Person, *arguments: str) -> Said:
     return Said(process.returncode or 0, out.decode(), err.decode())
 
 
-async def test_from_the_log_into_an_archive_and_out_of_it_by_age(  # noqa: PLR0915 - a way
+async def test_from_the_log_into_an_archive_and_out_of_it_by_age(
     site: Site, tmp_path: Path
 ) -> None:
     alice, archive = site.person("alice"), tmp_path / "archive"
-    key, note, export = tmp_path / "key.pem", tmp_path / "note", tmp_path / "export"
+    key, note = tmp_path / "key.pem", tmp_path / "note"
     await alice.type("audit", "checkpoint", "--public-key-out", str(key), "--out", str(note))
     await grown(site, alice, 4 * PART + 5)
     data = DataDirectory(site.appliance.folder)
-
-    early = await alice.type(
-        *("audit", "archive", "--out", str(archive), "--older-than", "1", "-o", "json")
-    )
-    assert (early.code, "nothing to do" in early.err) == (0, True)
-    assert json.loads(early.out) == {"archived": 0, "first_record": 0}
-    asked = await alice.type("audit", "archive", "--out", str(archive))
-    assert (asked.code, files_of(data.audit)[0].name) == (3, "000000000000.log")
-    # What is there from the run before is proved and not read again.
-    done = await alice.type("audit", "archive", "--out", str(archive), "--yes", "-o", "json")
-    assert done.code == 0, done.err
-    assert done.err.count("is there already") >= 3
-    first = json.loads(done.out)["first_record"]
-    assert json.loads(done.out)["archived"] == first // PART >= 3
-    assert int(files_of(data.audit)[0].stem) == first
-
     verify = ("audit", "verify", "--public-key", str(key), "-o", "json")
-    both = ("--archive", str(archive), "--data-dir", str(data.path), "--checkpoint", str(note))
-    found = await alice.type(*verify, *both)
-    assert (found.code, json.loads(found.out)["first"]) == (0, 0), found.err
-    rest = await alice.type(*verify, "--data-dir", str(data.path))
-    assert (json.loads(rest.out)["first"], "archived or pruned" in rest.err) == (first, True)
-    older = await alice.type(*verify, "--data-dir", str(data.path), "--checkpoint", str(note))
-    assert (older.code, "add --archive with the folder of those before" in older.err) == (1, True)
-    await alice.type("audit", "export", "--out", str(export))
-    records = ("--records", str(export), "--checkpoint", str(note))
-    assert (await alice.type(*verify, *records, "--archive", str(archive))).code == 0
-    # What says that the rest was archived was written beside the export.
-    late = tmp_path / "late"
-    await alice.type("audit", "checkpoint", "--out", str(late))
-    await alice.type("audit", "export", "--out", str(export))
-    lone = await alice.type(*verify, "--records", str(export), "--checkpoint", str(late))
-    assert (lone.code, json.loads(lone.out)["first"]) == (0, first), lone.err
-    newer = await alice.type(*verify, "--archive", str(archive), "--checkpoint", str(late))
-    assert (newer.code, "add --data-dir or --records" in newer.err) == (1, True)
-    assert (await alice.type(*verify)).code == USAGE
-    wrong = await alice.type(*verify, "--data-dir", str(tmp_path))
-    assert (wrong.code, "holds no part of an audit log" in wrong.err) == (1, True)
-    # Lists come to their end, and exports too.
-    listed = await alice.type("audit", "list", "--limit", "0", "--outcome", "nothing-of-it")
-    assert listed.code in {0, 1}
 
+    first = await moved_into(archive, data, alice)
+    await whole_with(archive, data, alice, first, verify=verify, note=note)
     prune = ("audit", "prune", "--archive", str(archive), "--older-than", "1", "--yes")
     young = await alice.type(*prune)
     assert (young.code, "is 1 days old" in young.err) == (0, True)
@@ -522,6 +484,61 @@ async def test_from_the_log_into_an_archive_and_out_of_it_by_age(  # noqa: PLR09
         ("PruneArchive", "intent", None),
         ("PruneArchive", "result", {"size": first}),
     ]
+
+
+async def moved_into(archive: Path, data: DataDirectory, alice: Person) -> int:
+    """Archive what is closed; the first record that is left."""
+    early = await alice.type(
+        *("audit", "archive", "--out", str(archive), "--older-than", "1", "-o", "json")
+    )
+    assert (early.code, "nothing to do" in early.err) == (0, True)
+    assert json.loads(early.out) == {"archived": 0, "first_record": 0}
+    asked = await alice.type("audit", "archive", "--out", str(archive))
+    assert (asked.code, files_of(data.audit)[0].name) == (3, "000000000000.log")
+    # What is there from the run before is proved and not read again.
+    done = await alice.type("audit", "archive", "--out", str(archive), "--yes", "-o", "json")
+    assert done.code == 0, done.err
+    assert done.err.count("is there already") >= 3
+    first = json.loads(done.out)["first_record"]
+    assert json.loads(done.out)["archived"] == first // PART >= 3
+    assert int(files_of(data.audit)[0].stem) == first
+    return first
+
+
+async def whole_with(
+    archive: Path,
+    data: DataDirectory,
+    alice: Person,
+    first: int,
+    *,
+    verify: tuple[str, ...],
+    note: Path,
+) -> None:
+    """The log is verified with its archive, and as far as it goes without."""
+    export, late = note.with_name("export"), note.with_name("late")
+    both = ("--archive", str(archive), "--data-dir", str(data.path), "--checkpoint", str(note))
+    found = await alice.type(*verify, *both)
+    assert (found.code, json.loads(found.out)["first"]) == (0, 0), found.err
+    rest = await alice.type(*verify, "--data-dir", str(data.path))
+    assert (json.loads(rest.out)["first"], "archived or pruned" in rest.err) == (first, True)
+    older = await alice.type(*verify, "--data-dir", str(data.path), "--checkpoint", str(note))
+    assert (older.code, "add --archive with the folder of those before" in older.err) == (1, True)
+    await alice.type("audit", "export", "--out", str(export))
+    records = ("--records", str(export), "--checkpoint", str(note))
+    assert (await alice.type(*verify, *records, "--archive", str(archive))).code == 0
+    # What says that the rest was archived was written beside the export.
+    await alice.type("audit", "checkpoint", "--out", str(late))
+    await alice.type("audit", "export", "--out", str(export))
+    lone = await alice.type(*verify, "--records", str(export), "--checkpoint", str(late))
+    assert (lone.code, json.loads(lone.out)["first"]) == (0, first), lone.err
+    newer = await alice.type(*verify, "--archive", str(archive), "--checkpoint", str(late))
+    assert (newer.code, "add --data-dir or --records" in newer.err) == (1, True)
+    assert (await alice.type(*verify)).code == USAGE
+    wrong = await alice.type(*verify, "--data-dir", str(note.parent))
+    assert (wrong.code, "holds no part of an audit log" in wrong.err) == (1, True)
+    # Lists come to their end, and exports too.
+    listed = await alice.type("audit", "list", "--limit", "0", "--outcome", "nothing-of-it")
+    assert listed.code in {0, 1}
 
 
 async def test_who_may_archive(site: Site, tmp_path: Path) -> None:
