@@ -410,6 +410,17 @@ def test_an_export_that_an_archive_holds_too_is_verified_alone(
         parts.add_export(export)
 
 
+def test_each_folder_holds_a_part_also_a_second_one(folder: Path, tmp_path: Path) -> None:
+    """Of the first a statement says that records were archived; that excuses no other."""
+    moved(folder, tmp_path / "archive", 40)
+    archived(folder, 40)
+    parts = Parts()
+    parts.add_folder(folder)
+    (tmp_path / "mistyped").mkdir()
+    with pytest.raises(FailedPrecondition, match="mistyped holds no part of an audit log"):
+        parts.add_archive(tmp_path / "mistyped")
+
+
 # --- the command ----------------------------------------------------------------------------------
 
 
