@@ -38,6 +38,7 @@ LIMITS = {
     "redaction": 5 * 60,
     "hung_store": 15 * 60,
     "audit_start": 30 * 60,
+    "state_rows": 10 * 60,
     "flood": 75 * 60,
 }
 """Every bench, in the order in which they run, and its seconds."""

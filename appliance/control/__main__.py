@@ -45,7 +45,8 @@ _RESCUES = {
     rescuing.UNLOCK: "let a person in again and forget the failed log-ins",
     rescuing.RESET_FACTOR: "take a person's authenticator away; the next log-in enrols another",
     rescuing.ACCEPT_CLOCK: "go on from the present time after the clock was ahead",
-    rescuing.ACCEPT_STATE: "go on from a state that is older than the audit log; sessions end",
+    rescuing.ACCEPT_STATE: "go on from a state that is older than the audit log, or was written by "
+    "somebody else; sessions end",
 }
 
 

@@ -30,6 +30,7 @@ from appliance.control.identify import ByCertificate, ByToken, Identify
 from appliance.control.journal import RECORD_SECONDS, Journal
 from appliance.control.opening import Opened, open_data
 from appliance.control.pools import TASK_THREADS, CallPool
+from appliance.control.row_checks import RowChecks, RowMetrics
 from appliance.control.rpc.servicer import Servicer, descriptor_of, service_of
 from appliance.control.services.places import Places
 from appliance.control.task_metrics import TaskMetrics
@@ -77,6 +78,8 @@ class Control:
         self.work.scheduler.recover()
         self._checking = Checking(opened.log, SystemRecords(opened.log))
         registry.register(AuditMetrics(opened.log, self._checking))
+        self._row_checks = RowChecks(opened.database, SystemRecords(opened.log))
+        registry.register(RowMetrics(opened.database))
         registry.register(ExpiryMetrics(self.base.expirations, clock))
         people, machines = self._identities()
         self.api_port = self.server.bind(
@@ -127,6 +130,7 @@ class Control:
             asyncio.create_task(self.work.scheduler.run(self._pool.passes, self.base.events)),
             asyncio.create_task(self.work.storage.run(self._pool.tasks, TASK_THREADS)),
             asyncio.create_task(self._checking.run()),
+            asyncio.create_task(self._row_checks.run()),
             asyncio.create_task(self._record_refusals()),
             asyncio.create_task(self.tell_health()),
             asyncio.create_task(

@@ -3,7 +3,9 @@
 Checked here, each with one sentence that says what to do:
 * the folder is private and no other control plane uses it;
 * root key and keyring are files of this user alone, and belong to this appliance;
-* the state database is whole, of this version, and of the same appliance as the keyring;
+* the state database is whole, of this version, and of the same appliance as the keyring; rows that
+  open something are what the control plane wrote last, unless somebody accepts them. What is not is
+  recorded, and the start refused;
 * the audit log is whole, signed by this keyring, and not older than what the state has seen; nor is
   the state older than what the log has seen, unless somebody says so (`accept_state`);
 * the clock is not before what was recorded last. When it was ahead for a while and is right now,
@@ -17,21 +19,29 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
+from typing import NoReturn
 
 from appliance.control.audit import witness
 from appliance.control.audit.log import AuditLog
+from appliance.control.audit.record import Entry
+from appliance.control.audit.system import SYSTEM
 from appliance.control.auth.moments import believed
 from appliance.control.config import ControlConfig, audit_origin
 from appliance.control.presence import Presence
 from appliance.control.store import migrate, tables
 from appliance.control.store.database import Database
+from appliance.control.store.row_macs import SIGNED
+from appliance.control.store.rows import UNSIGNED, Finding, Rows
 from appliance.core.data_directory import KEPT, DataDirectory
-from appliance.core.errors import FailedPrecondition, Stale
-from appliance.core.files import make_private_dir, open_private, read_secret
+from appliance.core.errors import FailedPrecondition, Stale, Tampered
+from appliance.core.files import make_private_dir, open_private, read_secret, write_durably
 from appliance.crypto.keys import Keyring, RootKey
+
+STATE_TAMPERED = "state.tampered"
+MAX_SAID = 20
 
 
 @dataclass(frozen=True)
@@ -43,6 +53,8 @@ class Opened:
     database: Database
     log: AuditLog
     lock: int
+    found: Sequence[Finding] = field(default=())
+    """Rows that the control plane did not write; some only when they may be accepted."""
 
     def close(self) -> None:
         """Sign the last checkpoint, close everything, let others use the folder."""
@@ -64,12 +76,14 @@ def open_data(
         settings: where it is.
         clock: the time, aware.
         check_clock: False only to set right what a wrong clock has written.
-        check_state: False only to accept a state that is older than the log.
+        check_state: False only to accept a state that is older than the log, or has rows that the
+            control plane did not write.
 
     Raises:
         NotFound: there is no appliance.
         FailedPrecondition: something is missing, open to others, in use or of another version.
-        Tampered: keyring or audit log were changed; Stale when log or state is an older copy.
+        Tampered: keyring, audit log or rows of the state were changed; Stale when log or state is
+            an older copy.
     """
     data = DataDirectory(settings.data)
     data.check_complete(KEPT)
@@ -83,8 +97,11 @@ def open_data(
         os.close(lock)
         raise
     try:
+        found = _protect(data, keyring, root, database, accept=not check_state)
         log = _open_log(data, keyring, database, clock)
         try:
+            if found and check_state:
+                refuse_rows(data, log, found)
             if check_clock:
                 _check_clock(database, log, clock())
             if check_state:
@@ -97,7 +114,7 @@ def open_data(
         os.close(lock)
         raise
     database.watch_log(log.head)
-    return Opened(data, keyring, database, log, lock)
+    return Opened(data, keyring, database, log, lock, found)
 
 
 def _lock(data: DataDirectory) -> int:
@@ -113,18 +130,70 @@ def _lock(data: DataDirectory) -> int:
     return descriptor
 
 
+def _protect(
+    data: DataDirectory, keyring: Keyring, root: RootKey, database: Database, *, accept: bool
+) -> list[Finding]:
+    """Let the database show only rows that the control plane wrote; those that it did not write.
+
+    A state of a version without MACs gets them now, once: the keyring remembers it.
+    """
+    older = migrate.is_older(database)
+    cluster = migrate.cluster_of(database)
+    if cluster != keyring.cluster_id:
+        raise FailedPrecondition(
+            f"{data.state} belongs to appliance {cluster}, the keyring to {keyring.cluster_id}: "
+            "restore both from the same backup"
+        )
+    rows = Rows(keyring.row_key())
+    found = rows.load(data.state)
+    if rows.columns is None and keyring.rows_signed:
+        found = [Finding("", UNSIGNED)]
+    if found and not accept:
+        return found
+    if older:
+        migrate.upgrade(database)
+    if found:
+        rows.take_all(data.state)
+    database.protect(rows)
+    if not found and (older or rows.columns != SIGNED):
+        with database.write() as transaction:
+            transaction.sign_all()
+    if not found and not keyring.rows_signed:
+        write_durably(data.keyring, replace(keyring, rows_signed=True).seal(root))
+    return found
+
+
+def refuse_rows(data: DataDirectory, log: AuditLog, found: Sequence[Finding]) -> NoReturn:
+    """Record what is in the state that the control plane did not write, and raise Tampered."""
+    said = [str(finding) for finding in found[:MAX_SAID]]
+    made = {"rows": said, "count": len(found)}
+    entry = Entry(
+        "event",
+        principal=SYSTEM,
+        method=STATE_TAMPERED,
+        outcome=Tampered.reason,
+        details={"made": made},
+    )
+    newest = next(iter(log.newest()), {})
+    # A service that is started again and again says it once.
+    if newest.get("method") != STATE_TAMPERED or newest.get("details", {}).get("made") != made:
+        log.append(entry).result()
+    more = f" and {len(found) - MAX_SAID} more" if len(found) > MAX_SAID else ""
+    raise Tampered(
+        f"{data.state} is not as the control plane left it: {'; '.join(said)}{more}. Somebody else "
+        "has written it. Put back state.db and audit of your newest backup, both of the same one; "
+        "if you have none, `python -m appliance.control --config control.toml accept-state` goes "
+        "on without what could be forged",
+        object=data.state.name,
+    )
+
+
 def _open_log(
     data: DataDirectory,
     keyring: Keyring,
     database: Database,
     clock: Callable[[], datetime],
 ) -> AuditLog:
-    found = migrate.check(database)
-    if found != keyring.cluster_id:
-        raise FailedPrecondition(
-            f"{data.state} belongs to appliance {found}, the keyring to {keyring.cluster_id}: "
-            "restore both from the same backup"
-        )
     database.load_generation()
     return AuditLog.open(
         data.audit,

@@ -11,8 +11,11 @@ Rules kept here:
 * nothing is let in: password and second factor are asked for at the next log-in as ever;
 * a clock is accepted only when the last record is ahead of it, and that is recorded; what was made
   under the wrong clock stays unbelieved (`auth.moments`);
-* a state is accepted only when it is older than the log; sessions and devices of before count no
-  more, and the first record of what is missing in it is named.
+* a state is accepted only when it is older than the log, or has rows that the control plane did
+  not write; sessions and devices of before count no more, and the first record of what is missing
+  in an older one is named;
+* of rows that somebody else wrote, those that let somebody in go, people and applications are
+  locked, machines are evicted, and work is ended; the rest is taken as it is, and named.
 
 Called by `python -m appliance.control --config control.toml` and one of these methods.
 """
@@ -25,6 +28,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
 
+from appliance.control import forged
 from appliance.control.audit import witness
 from appliance.control.audit.record import Entry
 from appliance.control.auth import attempts
@@ -103,38 +107,51 @@ def accept_clock(settings: ControlConfig, clock: Clock) -> datetime:
 
 @dataclass(frozen=True)
 class Accepted:
-    """An older state that was accepted: how many changes it had, how many the log has seen.
+    """A state that was accepted: how many changes it had, how many the log has seen.
 
-    `first_record` is the first one of the log that tells of a change which the state does not have.
+    `first_record` is the first one of the log that tells of a change which the state does not have,
+    the log's size when it has them all. `rows` are those that the control plane did not write, and
+    `closed` what was done about some of them.
     """
 
     state: int
     log: int
     first_record: int
+    rows: tuple[str, ...] = ()
+    closed: tuple[str, ...] = ()
 
 
 def accept_state(settings: ControlConfig, clock: Clock) -> Accepted:
-    """Go on from a state that is older than the audit log; every session ends.
+    """Go on from a state that is older than the audit log, or was written; every session ends.
 
     Raises:
         FailedPrecondition: the control plane runs, its data directory is not in order, or the
-            state is not older.
+            state is neither older nor written by somebody else.
         AuditUnavailable: it cannot be recorded; then nothing has changed.
     """
     with closing(open_data(settings, clock, check_state=False)) as opened:
         state, seen = opened.database.generation, opened.log.generation
-        if state >= seen:
+        if state >= seen and not opened.found:
             raise FailedPrecondition(
-                "the state is not older than the audit log: there is nothing to accept, start the "
-                "control plane"
+                "the state is not older than the audit log, and the control plane wrote all of it: "
+                "there is nothing to accept, start the control plane"
             )
-        accepted = Accepted(state, seen, witness.first_after(opened.log, state))
+        accepted = Accepted(
+            state,
+            seen,
+            witness.first_after(opened.log, state),
+            tuple(str(finding) for finding in opened.found),
+            tuple(forged.closed(opened.found)),
+        )
         details = offline() | dataclasses.asdict(accepted)
         opened.log.append(Entry("intent", method=ACCEPT_STATE, details=details)).result()
         with opened.database.write() as transaction:
+            forged.close(transaction, opened.found, clock())
             for row in transaction.all(tables.user.select()):
                 put_out(transaction, row.id)
-            transaction.run(tables.meta.update().values(generation=seen))
+            transaction.run(tables.meta.update().values(generation=max(state, seen)))
+            if opened.found:
+                transaction.sign_all()
         opened.log.append(
             Entry("result", method=ACCEPT_STATE, outcome="OK", details=offline())
         ).result()

@@ -38,6 +38,7 @@ from appliance.control.services.change import Changes
 from appliance.control.services.users import Users
 from appliance.control.store import migrate, tables
 from appliance.control.store.database import Database
+from appliance.control.store.rows import Rows
 from appliance.core import names
 from appliance.core.data_directory import DataDirectory
 from appliance.core.errors import Exhausted, FailedPrecondition
@@ -172,6 +173,9 @@ def _write_state(
     database = Database(data.state)
     try:
         migrate.create(database, keyring.cluster_id, _now())
+        database.protect(Rows(keyring.row_key()))
+        with database.write() as transaction:
+            transaction.sign_all()
         log = AuditLog.open(data.audit, keyring.audit_sign, audit_origin(keyring.cluster_id), _now)
         try:
             if log.trouble:

@@ -138,7 +138,8 @@ class Keyring:
     `master` wraps the project keys; `field_key` seals secret columns; `pepper` goes into password
     hashes; `token_hmac` hashes tokens; `audit_sign` signs checkpoints of the audit log and
     `manifest_sign` manifests; `ca` issues certificates. `generation` counts the keyrings of the
-    cluster, so that an older one can be noticed.
+    cluster, so that an older one can be noticed. `rows_signed`: rows of the state have MACs, and a
+    state without any is not one of a version before there were some.
     """
 
     cluster_id: str
@@ -150,6 +151,7 @@ class Keyring:
     audit_sign: SigningKey = field(repr=False)
     manifest_sign: SigningKey = field(repr=False)
     ca: Authority = field(repr=False)
+    rows_signed: bool = False
 
     @classmethod
     def create(cls, root: RootKey, cluster_id: str) -> Keyring:
@@ -164,6 +166,7 @@ class Keyring:
             audit_sign=SigningKey.create(),
             manifest_sign=SigningKey.create(),
             ca=Authority.create(cluster_id),
+            rows_signed=True,
         )
         return cls.open(keyring.seal(root), root, cluster_id)
 
@@ -179,6 +182,8 @@ class Keyring:
             "ca_key": _text(self.ca.private_key_pem),
             "ca_certificate": _text(self.ca.certificate_pem),
         }
+        if self.rows_signed:
+            document["rows_signed"] = _text(b"yes")
         sealed = seal_field(
             rfc8785.dumps(document), root.key, _keyring_aad(self.cluster_id, self.generation)
         )
@@ -208,7 +213,12 @@ class Keyring:
             audit_sign=SigningKey(value["audit_sign"]),
             manifest_sign=SigningKey(value["manifest_sign"]),
             ca=Authority(cluster_id, value["ca_certificate"], value["ca_key"]),
+            rows_signed="rows_signed" in value,
         )
+
+    def row_key(self) -> bytes:
+        """The key of the MACs of rows, derived so that older copies of a keyring have it too."""
+        return derive_key(self.field_key, "rows of the state")
 
 
 def _keyring_aad(cluster_id: str, generation: int) -> dict[str, str | int]:

@@ -14,9 +14,9 @@ from appliance.control.audit.record import Entry
 from appliance.control.main import Control
 from appliance.control.opening import last_moment, open_data
 from appliance.control.store import tables
-from appliance.control.store.database import Database
 from appliance.core.errors import ApplianceError, FailedPrecondition, Stale, Tampered
 from tests.fakes.appliance import MovingClock, make_data_directory, settings_of
+from tests.fakes.state import as_control
 
 
 def now() -> datetime:
@@ -94,10 +94,8 @@ def other_log(copy: Path, other: Path) -> None:
 
 
 def grant_machine_role(copy: Path, _other: Path) -> None:
-    database = Database(copy / "state.db")
-    with database.write() as transaction:
+    with as_control(copy) as database, database.write() as transaction:
         transaction.run(tables.binding.update().values(role="node"))
-    database.close()
 
 
 @pytest.fixture(scope="module")

@@ -141,7 +141,7 @@ def test_an_older_state_is_accepted_by_whoever_may_read_the_keys(older: Path) ->
     assert left["session"] == left["device"] == []
     by = {"by": f"offline, uid {os.getuid()}"}
     assert [(each["kind"], each["method"], each["details"]) for each in records(older)[-2:]] == [
-        ("intent", "accept-state", by | dataclasses.asdict(accepted)),
+        ("intent", "accept-state", by | json.loads(json.dumps(dataclasses.asdict(accepted)))),
         ("result", "accept-state", by),
     ]
     with pytest.raises(FailedPrecondition, match="nothing to accept"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -14,7 +15,11 @@ from sqlalchemy import insert
 from appliance.control.auth.passwords import Passwords
 from appliance.control.store import migrate, tables
 from appliance.control.store.database import Database, Transaction
+from appliance.control.store.rows import Rows
+from appliance.core.data_directory import DataDirectory
 from appliance.core.errors import Exhausted
+from appliance.core.files import read_secret
+from appliance.crypto.keys import Keyring, RootKey
 
 CLUSTER = "lab"
 START = datetime(2026, 11, 22, 12, tzinfo=UTC)
@@ -33,6 +38,9 @@ class StandingClock:
         self.now += timedelta(seconds=seconds)
 
 
+ROW_KEY = b"r" * 32
+
+
 class FastPasswords(Passwords):
     """The same rules with the cheapest Argon2id there is."""
 
@@ -44,7 +52,25 @@ def make_state(folder: Path, now: datetime = START) -> Database:
     """A new, initialised state database."""
     database = Database(folder / "state.db")
     migrate.create(database, CLUSTER, now)
+    database.protect(Rows(ROW_KEY))
+    with database.write() as transaction:
+        transaction.sign_all()
     return database
+
+
+@contextmanager
+def as_control(folder: Path) -> Iterator[Database]:
+    """The state of a data directory, written as the control plane itself would."""
+    data = DataDirectory(folder)
+    cluster = tomllib.loads(data.config.read_text())["cluster_id"]
+    keyring = Keyring.open(read_secret(data.keyring), RootKey.read(data.root_key), cluster)
+    database, rows = Database(data.state), Rows(keyring.row_key())
+    assert rows.load(data.state) == []
+    database.protect(rows)
+    try:
+        yield database
+    finally:
+        database.close()
 
 
 def add_user(

@@ -4,13 +4,14 @@ import json
 import subprocess
 import sys
 import time
-from contextlib import closing
 from pathlib import Path
 
 import pytest
-from pysqlite3 import dbapi2 as sqlite
 
+from appliance.control.store import tables
+from appliance.control.store.types import EPOCH
 from deploy.demo.terminal import Terminal
+from tests.fakes.state import as_control
 from tests.journeys.running import PROGRAM, Appliance, code_of, sentence, wait_for
 
 pytestmark = pytest.mark.timeout(240)
@@ -44,13 +45,15 @@ def guess(stranger: Terminal, user: str) -> str:
 
 
 def shut(appliance: Appliance, user: str) -> None:
-    """As the rest of a hundred wrong guesses leave the counter, which takes a day by the delays."""
-    with closing(sqlite.connect(appliance.data / "state.db", timeout=30)) as state:
-        state.execute(
-            "UPDATE attempt SET failures = ?, next_time = 0 WHERE account = ?",
-            (ALL_FAILED, f"user:{user}"),
-        )
-        state.commit()
+    """As the rest of a hundred wrong guesses leave the counter, which takes a day by the delays.
+
+    Signed as the control plane would: it believes no other row.
+    """
+    appliance.alice.run("down", "--data-dir", str(appliance.data))
+    with as_control(appliance.data) as state, state.write() as transaction:
+        counter = tables.attempt.update().where(tables.attempt.c.account == f"user:{user}")
+        assert transaction.run(counter.values(failures=ALL_FAILED, next_time=EPOCH)) == 1
+    appliance.alice.run("up", "--data-dir", str(appliance.data), "--detach")
 
 
 def test_a_first_password_is_replaced_at_the_first_log_in(

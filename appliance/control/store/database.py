@@ -10,7 +10,8 @@ Rules kept here:
   log's head, and the log stores the generation: each notices an older copy of the other;
 * callbacks run after the commit, in the committing thread, and never inside a transaction; what
   must be true before the next transaction begins is assigned at the commit (`at_commit`);
-* a reading connection cannot write (`query_only`).
+* a reading connection cannot write (`query_only`);
+* once it is protected, it shows only rows of which the control plane can tell that it wrote them.
 
 Services are synchronous and run in threads; no network call belongs inside a transaction. Called by
 `auth`, `services`, `scheduler` and the composition root.
@@ -34,6 +35,8 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from appliance.control.store import tables
+from appliance.control.store.row_macs import SIGNED
+from appliance.control.store.rows import Finding, Rows, Signing
 from appliance.core.errors import Exhausted, FailedPrecondition, Unavailable
 
 OLDEST_SQLITE = (3, 51, 3)
@@ -42,6 +45,9 @@ READERS = 8
 ROWS_AT_A_TIME = 200
 _FULL_DISK = "database or disk is full"
 _logger = logging.getLogger(__name__)
+
+_PAST_VIEWS = {"schema_translate_map": {None: "main"}}
+"""A change names the table itself; a SELECT finds the view before it."""
 
 Witness = Callable[[], tuple[int, bytes]]
 
@@ -72,18 +78,36 @@ class Reading:
 class Transaction(Reading):
     """A write transaction: all of it, or nothing."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, rows: Rows | None = None) -> None:
         super().__init__(connection)
+        self._rows = rows
         self._assignments: list[Callable[[], None]] = []
         self._callbacks: list[Callable[[], None]] = []
 
     def run(self, statement: Executable) -> int:
         """Execute an INSERT, UPDATE or DELETE; the number of rows it changed.
 
-        Raises `sqlalchemy.exc.IntegrityError` when a constraint forbids it.
+        Raises `sqlalchemy.exc.IntegrityError` when a constraint forbids it, and Tampered when it
+        touches a row that somebody else has written.
         """
-        result: CursorResult[Any] = self._connection.execute(statement)  # type: ignore[assignment]  # DML
+        with self._changing():
+            result: CursorResult[Any] = self._connection.execute(  # type: ignore[assignment]  # DML
+                statement, execution_options=_PAST_VIEWS
+            )
         return result.rowcount
+
+    def _changing(self) -> contextlib.AbstractContextManager[None]:
+        if self._rows is None:
+            return contextlib.nullcontext()
+        return self._rows.statement(self._connection.info)
+
+    def sign_all(self) -> None:
+        """Take the rows that are believed only with a MAC as they are; they have none, or others.
+
+        For a database that `Database.protect` was called for.
+        """
+        assert self._rows is not None  # noqa: S101 - a bug, not an input
+        self._rows.sign_all(_raw(self._connection))
 
     def at_commit(self, assignment: Callable[[], None]) -> None:
         """Call `assignment` with the commit, while the next transaction waits; not at a rollback.
@@ -116,15 +140,57 @@ class Database:
         self.path = path
         self._witness: Witness | None = None
         self._generation = 0
+        self._rows: Rows | None = None
         self._lock = threading.RLock()
-        self._writer = _engine(path, pool_size=1, read_only=False)
-        self._reader = _engine(path, pool_size=READERS, read_only=True)
+        self._writer = _engine(path, self._attach, pool_size=1, read_only=False)
+        self._reader = _engine(path, self._attach, pool_size=READERS, read_only=True)
+
+    def protect(self, rows: Rows) -> None:
+        """From now on show only rows that `rows` believes, and sign what changes.
+
+        Every connection is made anew, with its views; so the schema must be of this version.
+        """
+        self._rows = rows
+        self._reader.dispose()
+        self._writer.dispose()
+
+    def _attach(self, raw: Any, info: dict[Any, Any], *, writes: bool) -> None:  # noqa: ANN401 - a DBAPI connection
+        if self._rows is not None:
+            self._rows.attach(raw, info, writes=writes)
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Reading]:
         """A consistent view that no later write changes."""
-        with clear_errors(), self._reader.connect() as connection, connection.begin():
+        with (
+            clear_errors(),
+            self._reader.connect() as connection,
+            self._view(connection),
+            connection.begin(),
+        ):
             yield Reading(connection)
+
+    def _view(self, connection: Connection) -> contextlib.AbstractContextManager[None]:
+        if self._rows is None:
+            return contextlib.nullcontext()
+        return self._rows.view(connection.info, self._generation)
+
+    def check_rows(self, pause: Callable[[], None]) -> None:
+        """Look at every row that is believed only with a MAC; what is wrong is in `found`.
+
+        Args:
+            pause: called between a few hundred of them.
+        """
+        if self._rows is None:
+            return
+        for table in SIGNED:
+            with self.read() as state:
+                connection = state._connection  # noqa: SLF001 - the two classes are one unit
+                self._rows.check(_raw(connection), connection.info, table, pause)
+
+    @property
+    def found(self) -> dict[str, Finding]:
+        """What was seen of rows that somebody else has written or taken away."""
+        return {} if self._rows is None else self._rows.found
 
     @contextlib.contextmanager
     def write(self) -> Iterator[Transaction]:
@@ -133,13 +199,18 @@ class Database:
         Raises:
             Exhausted: the disk is full; nothing changed.
             Unavailable: the file cannot be written; nothing changed.
+            Tampered: a row was to be changed that somebody else has written; nothing changed.
         """
         with clear_errors():
             with self._lock:
-                with self._writer.connect() as connection, connection.begin():
-                    transaction = Transaction(connection)
+                with (
+                    self._writer.connect() as connection,
+                    self._signing(connection) as signing,
+                    connection.begin(),
+                ):
+                    transaction = Transaction(connection, self._rows)
                     yield transaction
-                    generation = self._count(transaction)
+                    generation = self._count(transaction, signing)
                 self._generation = generation
                 for assignment in transaction._assignments:  # noqa: SLF001 - one unit
                     assignment()
@@ -162,12 +233,22 @@ class Database:
             self._generation = int(state.value(select(tables.meta.c.generation)))
         return self._generation
 
-    def _count(self, transaction: Transaction) -> int:
-        values: dict[Any, Any] = {tables.meta.c.generation: tables.meta.c.generation + 1}
+    def _signing(self, connection: Connection) -> contextlib.AbstractContextManager[Signing | None]:
+        if self._rows is None:
+            return contextlib.nullcontext()
+        return self._rows.signing(connection.info)
+
+    def _count(self, transaction: Transaction, signing: Signing | None) -> int:
+        meta = tables.meta.c
+        generation = int(transaction.value(select(meta.generation)) or 0) + 1
+        values: dict[Any, Any] = {meta.generation: generation}
         if self._witness is not None:
-            values[tables.meta.c.audit_size], values[tables.meta.c.audit_root] = self._witness()
+            values[meta.audit_size], values[meta.audit_root] = self._witness()
+        if signing is not None:
+            raw = _raw(transaction._connection)  # noqa: SLF001 - the two classes are one unit
+            values[meta.row_macs] = signing.seal(raw, generation)
         transaction.run(update(tables.meta).values(values))
-        return int(transaction.value(select(tables.meta.c.generation)) or 0)
+        return generation
 
     def watch_log(self, witness: Witness) -> None:
         """From now on store with each commit the size and root that `witness` says."""
@@ -210,7 +291,11 @@ def _create_private(path: Path) -> None:
         os.close(descriptor)
 
 
-def _engine(path: Path, *, pool_size: int, read_only: bool) -> Engine:
+def _raw(connection: Connection) -> Any:  # noqa: ANN401 - a DBAPI connection
+    return connection.connection.driver_connection
+
+
+def _engine(path: Path, attach: Callable[..., None], *, pool_size: int, read_only: bool) -> Engine:
     engine = create_engine(
         URL.create("sqlite", database=str(path)),
         module=sqlite,
@@ -219,7 +304,7 @@ def _engine(path: Path, *, pool_size: int, read_only: bool) -> Engine:
         connect_args={"check_same_thread": False, "timeout": BUSY_SECONDS},
     )
 
-    def set_up(connection: Any, _entry: ConnectionPoolEntry) -> None:  # noqa: ANN401 - a DBAPI connection
+    def set_up(connection: Any, entry: ConnectionPoolEntry) -> None:  # noqa: ANN401 - a DBAPI connection
         connection.isolation_level = None  # transactions begin and end where we say, not by guess
         for pragma in (
             "journal_mode=WAL",
@@ -227,9 +312,11 @@ def _engine(path: Path, *, pool_size: int, read_only: bool) -> Engine:
             "foreign_keys=ON",
             "trusted_schema=OFF",
             "cell_size_check=ON",
-            f"query_only={'ON' if read_only else 'OFF'}",
         ):
             connection.execute(f"PRAGMA {pragma}")
+        attach(connection, entry.info, writes=not read_only)
+        if read_only:
+            connection.execute("PRAGMA query_only=ON")
 
     def begin(connection: Connection) -> None:
         connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")

@@ -55,12 +55,19 @@ def upgrade(database: Database) -> None:
 
 
 def check(database: Database) -> str:
-    """Return the cluster's id after checking that the file is whole and of this version.
+    """Bring the database to this version when it is whole; the cluster's id.
 
     Raises:
-        FailedPrecondition: it is damaged, empty, or of another version; the sentence says what to
+        FailedPrecondition: it is damaged, empty, or of a newer version; the sentence says what to
         do.
     """
+    if is_older(database):
+        upgrade(database)
+    return cluster_of(database)
+
+
+def is_older(database: Database) -> bool:
+    """Whether migrations are missing in a database that is whole. Raises as `check` does."""
     try:
         with database.migrator().begin() as connection:
             damage = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar_one()
@@ -76,8 +83,11 @@ def check(database: Database) -> str:
         raise FailedPrecondition(
             f"{database.path} was written by a newer version ({found}); install that version"
         )
-    if found != scripts.get_current_head():
-        upgrade(database)
+    return found != scripts.get_current_head()
+
+
+def cluster_of(database: Database) -> str:
+    """The cluster's id. Raises FailedPrecondition when the database was not initialised."""
     with database.read() as state:
         cluster = state.value(select(tables.meta.c.cluster_id))
     if cluster is None:

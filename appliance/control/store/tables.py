@@ -48,7 +48,8 @@ metadata = MetaData(
 
 # One row. `generation` rises with every committed write, `policy_version` with every change of who
 # may do what; `audit_size` and `audit_root` are the audit log's head at the last commit, so that an
-# older copy of the log is noticed.
+# older copy of the log is noticed. `row_columns` says which columns of which table the MACs of rows
+# cover, `row_macs` is a MAC for each of these tables, in the order of their names.
 meta = Table(
     "meta",
     metadata,
@@ -60,6 +61,16 @@ meta = Table(
     Column("audit_root", LargeBinary, nullable=True),
     Column("create_time", Moment, nullable=False),
     Column("usage_noted", BigInteger, nullable=False, default=0, server_default=text("0")),
+    Column("row_columns", JSON, nullable=True),
+    Column("row_macs", LargeBinary, nullable=True),
+)
+
+# The tag of each row that is believed only with one, by the name of the row: see `row_macs`.
+row_mac = Table(
+    "row_mac",
+    metadata,
+    Column("row", Text, primary_key=True),
+    Column("mac", LargeBinary, nullable=False),
 )
 
 user = Table(

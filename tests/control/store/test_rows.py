@@ -1,0 +1,328 @@
+"""Who can write every row of `state.db` gets nothing believed by it, while it is down or up."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import func, select, text
+from sqlalchemy.exc import IntegrityError
+
+from appliance.control.store import tables
+from appliance.control.store.database import Database
+from appliance.control.store.row_macs import SIGNED, table_of
+from appliance.control.store.rows import (
+    ADDED,
+    CHANGED,
+    OTHER_GENERATION,
+    REMOVED,
+    ROLLED_BACK,
+    SCHEMA,
+    Finding,
+    Rows,
+)
+from appliance.core.errors import Tampered
+from tests.fakes import rows as attacker
+from tests.fakes.state import ROW_KEY, START, make_state
+
+EVERY = pytest.mark.parametrize("table", sorted(SIGNED))
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Any:
+    database = make_state(tmp_path)
+    attacker.fill(database)
+    yield database
+    database.close()
+
+
+def seen(state: Database, table: str) -> int:
+    """How many rows a service sees."""
+    with state.read() as reading:
+        return int(reading.value(select(func.count()).select_from(tables.metadata.tables[table])))
+
+
+def loaded(state: Database) -> list[Finding]:
+    """What the next start would find."""
+    return Rows(ROW_KEY).load(state.path)
+
+
+def touched(state: Database, table: str) -> Callable[[], None]:
+    """The control plane itself changes the row."""
+
+    def work() -> None:
+        column = {"recovery_code": "digest", "node": "certificate_serial"}.get(
+            table, attacker.CHANGES[table][0]
+        )
+        value: Any = {
+            "failures": 100,
+            "expire_time": START,
+            "user": "alice",
+            "project": "demo",
+            "model_version": attacker.UID,
+        }.get(column, b"new" if isinstance(attacker.ROWS[table].get(column), bytes) else "new")
+        with state.write() as transaction:
+            changed = tables.metadata.tables[table].update()
+            if column in {"user", "project", "model_version"}:
+                column, value = "create_time", attacker.LATER
+            transaction.run(changed.values({column: value}))
+
+    return work
+
+
+def test_every_covered_table_has_an_example() -> None:
+    assert set(attacker.CHANGES) == set(SIGNED)
+    assert set(SIGNED) <= set(attacker.ROWS)
+
+
+def test_what_the_control_plane_wrote_is_seen_and_found_in_order(state: Database) -> None:
+    assert {table: seen(state, table) for table in SIGNED} == dict.fromkeys(SIGNED, 1)
+    assert loaded(state) == []
+    assert state.found == {}
+
+
+@pytest.mark.attack
+@EVERY
+def test_a_changed_row_is_seen_no_more_and_named(state: Database, table: str) -> None:
+    attacker.change(state.path, table)
+    assert seen(state, table) == 0
+    (found,) = {table_of(row): finding.change for row, finding in state.found.items()}.items()
+    # A changed key is another row.
+    assert found == (table, ADDED if table == "recovery_code" else CHANGED)
+    assert {table_of(finding.row) for finding in loaded(state)} == {table}
+
+
+@pytest.mark.attack
+@EVERY
+def test_a_row_that_was_added_is_never_seen_and_named(state: Database, table: str) -> None:
+    attacker.copy(state.path, table)
+    assert seen(state, table) == 1
+    assert [finding.change for finding in state.found.values()] == [ADDED]
+    (finding,) = loaded(state)
+    assert (table_of(finding.row), finding.change) == (table, ADDED)
+
+
+@pytest.mark.attack
+@EVERY
+def test_a_row_that_was_taken_away_is_missed(state: Database, table: str) -> None:
+    attacker.take_away(state.path, table)
+    (finding,) = loaded(state)
+    assert (table_of(finding.row), finding.change) == (table, REMOVED)
+    assert state.found == {}
+    state.check_rows(lambda: None)
+    assert list(state.found.values()) == [finding]
+
+
+@pytest.mark.attack
+@EVERY
+def test_an_older_row_with_its_older_tag_is_seen_no_more(state: Database, table: str) -> None:
+    attacker.rolled_back(state.path, table, touched(state, table))
+    assert seen(state, table) == 0
+    assert loaded(state) == [Finding(table, ROLLED_BACK)]
+
+
+@pytest.mark.attack
+@EVERY
+def test_a_row_that_was_deleted_and_put_back_is_not_seen(state: Database, table: str) -> None:
+    def delete() -> None:
+        with state.write() as transaction:
+            for name in reversed(attacker.ROWS):
+                if name not in {"project", "artifact"}:
+                    transaction.run(tables.metadata.tables[name].delete())
+
+    attacker.rolled_back(state.path, table, delete)
+    assert seen(state, table) == 0
+    assert [finding.change for finding in state.found.values()] == [ADDED]
+    assert loaded(state) == [Finding(table, ROLLED_BACK)]
+
+
+@pytest.mark.attack
+@EVERY
+def test_what_is_forged_is_never_signed(state: Database, table: str) -> None:
+    attacker.change(state.path, table)
+    column = next(name for name in SIGNED[table] if name != attacker.CHANGES[table][0])
+    same = tables.metadata.tables[table].c[column]
+    touch = tables.metadata.tables[table].update().values({column: same})
+    with (
+        pytest.raises(Tampered, match="tell whoever runs it"),
+        state.write() as transaction,
+    ):
+        transaction.run(touch)
+    assert seen(state, table) == 0
+
+
+@pytest.mark.attack
+def test_what_is_forged_may_be_deleted(state: Database) -> None:
+    attacker.change(state.path, "session")
+    with state.write() as transaction:
+        assert transaction.run(tables.session.delete()) == 1
+    assert loaded(state) == []
+
+
+@pytest.mark.attack
+def test_a_counter_that_was_taken_away_does_not_begin_anew(state: Database) -> None:
+    attacker.take_away(state.path, "attempt")
+    with pytest.raises(Tampered, match="taken away"), state.write() as transaction:
+        transaction.run(tables.attempt.insert().values(**attacker.ROWS["attempt"]))
+
+
+@pytest.mark.attack
+def test_a_trigger_in_the_file_changes_nothing_in_our_name(state: Database) -> None:
+    with attacker.somebody(state.path) as raw:
+        raw.execute(
+            "CREATE TRIGGER mine AFTER INSERT ON node BEGIN "
+            "UPDATE binding SET role = 'administrator'; END"
+        )
+    with pytest.raises(Tampered, match=SCHEMA), state.write() as transaction:
+        transaction.run(tables.node.insert().values(id="n2", state="READY", create_time=START))
+    with state.read() as reading:
+        assert reading.value(select(tables.binding.c.role)) == "viewer"
+    assert loaded(state) == [Finding("", OTHER_GENERATION)]
+
+
+@pytest.mark.attack
+def test_an_index_that_lies_leads_to_nobody_else(state: Database) -> None:
+    """Looked up by key, the row of somebody else does not pass for the one that was asked for."""
+    with state.write() as transaction:
+        for name in ("carol", "david"):
+            values = attacker.ROWS["user"] | {"id": name, "password_hash": f"of {name}"}
+            transaction.run(tables.user.insert().values(**values))
+    state.close()
+    with attacker.somebody(state.path) as raw:
+        raw.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        (page,) = raw.execute(
+            "SELECT rootpage FROM sqlite_schema WHERE name = 'sqlite_autoindex_user_1'"
+        ).fetchone()
+        (size,) = raw.execute("PRAGMA page_size").fetchone()
+    data = bytearray(state.path.read_bytes())
+    index = slice((page - 1) * size, page * size)
+    # An entry is a key and the number of its row.
+    one, other = b"carol\x02", b"david\x03"
+    assert data[index].count(one) == data[index].count(other) == 1
+    data[index] = data[index].replace(one, b"carol\x03").replace(other, b"david\x02")
+    state.path.write_bytes(data)
+    password = select(tables.user.c.password_hash).where(tables.user.c.id == "carol")
+    with attacker.somebody(state.path) as raw:
+        found = raw.execute("SELECT password_hash FROM user WHERE id = 'carol'").fetchone()
+    assert found == ("of david",)
+    with state.read() as reading:
+        assert reading.first(password) is None
+    assert state.found == {"user/carol": Finding("user/carol", CHANGED)}
+
+
+@pytest.mark.attack
+def test_older_rows_do_not_fit_with_an_older_total_either(state: Database) -> None:
+    with attacker.somebody(state.path) as raw:
+        macs = raw.execute("SELECT row_macs FROM meta").fetchone()
+    attacker.rolled_back(state.path, "binding", touched(state, "binding"))
+    with attacker.somebody(state.path) as raw:
+        raw.execute("UPDATE meta SET row_macs = ?", macs)
+    assert loaded(state) == [Finding("", OTHER_GENERATION)]
+
+
+@pytest.mark.attack
+def test_macs_of_another_generation_are_none(state: Database) -> None:
+    with attacker.somebody(state.path) as raw:
+        raw.execute("UPDATE meta SET generation = generation + 1")
+    assert loaded(state) == [Finding("", OTHER_GENERATION)]
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("columns", ['{"user": ["id"]}', '{"x\\" y": ["z"]}', "[]", "{}"])
+def test_what_says_which_columns_are_covered_is_covered(state: Database, columns: str) -> None:
+    with attacker.somebody(state.path) as raw:
+        raw.execute("UPDATE meta SET row_columns = ?", (columns,))
+    rows = Rows(ROW_KEY)
+    assert rows.load(state.path) != [] or rows.columns is None
+
+
+def test_another_key_believes_nothing(state: Database) -> None:
+    assert len(Rows(b"x" * 32).load(state.path)) == len(SIGNED) + 1
+
+
+# --- what is not an attack ------------------------------------------------------------------------
+
+
+def test_a_reader_believes_what_was_true_when_it_began(state: Database) -> None:
+    with state.read() as reading:
+        assert reading.value(select(tables.user.c.password_hash)) == "hers"
+        for number in range(3):
+            with state.write() as transaction:
+                transaction.run(tables.user.update().values(password_hash=f"new {number}"))
+        with state.write() as transaction:
+            transaction.run(tables.binding.delete())
+        assert reading.value(select(tables.user.c.password_hash)) == "hers"
+        assert reading.value(select(tables.binding.c.id)) == "b"
+    with state.read() as reading:
+        assert reading.value(select(tables.user.c.password_hash)) == "new 2"
+    assert state.found == {}
+
+
+def test_a_check_of_everything_does_not_mind_changes_meanwhile(state: Database) -> None:
+    numbers = iter(range(10_000))
+
+    def change() -> None:
+        with state.write() as transaction:
+            number = next(numbers)
+            values = attacker.ROWS["session"] | {"id": f"s{number}"}
+            transaction.run(tables.session.insert().values(**values))
+            before = tables.session.c.id == f"s{number - 1}"
+            transaction.run(tables.session.delete().where(before))
+
+    state.check_rows(change)
+    assert state.found == {}
+    assert loaded(state) == []
+
+
+def test_a_statement_that_fails_leaves_nothing(state: Database) -> None:
+    with state.write() as transaction:
+        with pytest.raises(IntegrityError):
+            transaction.run(
+                tables.totp.insert().values(**attacker.ROWS["totp"] | {"id": "t2", "user": "bob"})
+            )
+        transaction.run(tables.user.update().values(locked=True))
+        assert transaction.value(select(func.count()).select_from(tables.totp)) == 1
+    assert loaded(state) == []
+
+
+def test_a_transaction_that_is_undone_leaves_nothing(state: Database) -> None:
+    def fail() -> None:
+        with state.write() as transaction:
+            transaction.run(tables.user.update().values(password_hash="new"))
+            assert transaction.value(select(tables.user.c.password_hash)) == "new"
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    with state.read() as reading:
+        assert reading.value(select(tables.user.c.password_hash)) == "hers"
+    with state.write() as transaction:
+        transaction.run(tables.user.update().values(password_hash="newer"))
+    assert (loaded(state), state.found) == ([], {})
+
+
+def test_a_cascade_is_signed(state: Database) -> None:
+    with state.write() as transaction:
+        transaction.run(tables.user.delete())
+    assert [seen(state, table) for table in ("totp", "session", "device", "recovery_code")] == [
+        0,
+        0,
+        0,
+        0,
+    ]
+    assert loaded(state) == []
+
+
+def test_a_search_by_key_looks_at_one_row(state: Database) -> None:
+    with state.read() as reading:
+        (step,) = reading.all(text("EXPLAIN QUERY PLAN SELECT * FROM session WHERE id = 's'"))
+    assert "SEARCH main.session USING INDEX" in step.detail
+
+
+def test_a_copy_of_the_whole_folder_is_in_order(state: Database, tmp_path: Path) -> None:
+    state.close()
+    shutil.copy(state.path, tmp_path / "copy.db")
+    assert Rows(ROW_KEY).load(tmp_path / "copy.db") == []
