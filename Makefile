@@ -30,6 +30,7 @@ check: $(STAMP)  ## Format, lint, types, import contracts, protos fresh and comp
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/mypy --explicit-package-bases --package bench --package deploy
 	$(BIN)/lint-imports
 	$(BIN)/buf lint proto
 	$(BIN)/buf format --exit-code --diff proto

@@ -153,8 +153,9 @@ def _view(cast: Cast, ports: dict[str, int]) -> routing_service_pb2.RoutingView:
             for kind, port in ports.items()
         ],
     )
-    entries = [*view.credentials, *view.rights, *view.routes]
-    view.digest = routing.digest(routing.total(0, map(routing.entry_digest, entries), ()))
+    entries: list[routing.ViewEntry] = [*view.credentials, *view.rights, *view.routes]
+    digests = [routing.entry_digest(entry) for entry in entries]
+    view.digest = routing.digest(routing.total(0, digests, ()))
     return view
 
 

@@ -118,7 +118,7 @@ class Trainers:
         with tempfile.TemporaryDirectory() as scratch:
             result = Path(scratch) / "result.json"
             arguments = (rank, ranks, threads, self._model, result, _free_port())
-            multiprocessing.start_processes(  # type: ignore[no-untyped-call]
+            multiprocessing.start_processes(  # type: ignore[attr-defined, no-untyped-call]
                 _rank, arguments, nprocs=ranks, start_method="spawn"
             )
             found: dict[str, Any] = json.loads(result.read_text())

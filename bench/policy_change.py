@@ -151,7 +151,7 @@ async def _change(appliance: Appliance) -> tuple[list[float], list[float], list[
         server_name=PrincipalKind.CONTROL.server_name,
     ) as stream:
         watching = asyncio.create_task(GatewayControl(lambda: stream, view).watch(lambda _: None))
-        await _until(lambda: view.fresh)
+        await _until(lambda: view.last is not None)
         stub = appliance.api(BindingServiceStub)
         metadata = bearer(appliance.session(ADMINISTRATOR))
         changes, seen, reads = [], [], []

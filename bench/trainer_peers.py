@@ -96,7 +96,7 @@ def _clip(parameters: list[torch.nn.Parameter]) -> None:
     """As `clip_grad_norm_`, also where some gradients are split over ranks and some are whole."""
     split = [p.grad for p in parameters if isinstance(p.grad, DTensor)]
     whole = [p.grad for p in parameters if not isinstance(p.grad, DTensor)]
-    norms = [torch.nn.utils.get_total_norm(each) for each in (split, whole) if each]
+    norms = [torch.nn.utils.get_total_norm(each) for each in (split, whole) if each]  # type: ignore[arg-type]  # none is None
     norms = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
     norm = torch.linalg.vector_norm(torch.stack(norms))
     for each in (split, whole):

@@ -20,7 +20,7 @@ import multiprocessing
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing.connection import Connection
@@ -97,14 +97,15 @@ def measure(names: Sequence[str], listeners: Sequence[str], rounds: int) -> Outc
 def bars(rows: Sequence[Row], late: int, rounds: int) -> list[Bar]:
     """The worst row of each figure, and the records that came late."""
     found = []
-    for what, unit, limit, value in (
+    figures: tuple[tuple[str, str, float, Callable[[Row], float]], ...] = (
         ("p99 of others, with / without it", "times", MOST_RATIO, lambda row: row["ratio"]),
         ("calls of others lost", "calls", 0, lambda row: row["lost"]),
         ("records", "records", MOST_RECORDS, lambda row: row["records"]),
         ("memory afterwards / before", "times", MOST_GROWTH, lambda row: row["growth"]),
         ("log", "bytes", MOST_LOG, lambda row: row["log_bytes"]),
         *((f"{name} more", name, slack, partial(_more, name)) for name, slack in SLACK.items()),
-    ):
+    )
+    for what, unit, limit, value in figures:
         worst = max(rows, key=value)
         place = f"{what}: {worst['flood']} {worst['listener']}"
         found.append(Bar(place, value(worst), unit, AT_MOST, limit, rounds))

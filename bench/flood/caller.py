@@ -11,7 +11,7 @@ import contextlib
 import ssl
 import time
 from abc import abstractmethod
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import grpc
 import grpc.aio
@@ -87,11 +87,11 @@ class ControlCaller(Caller):
             )
         finally:
             if fresh:
-                await used.close()
+                await used.close(None)
 
     async def close(self) -> None:
         """Close the one that stays."""
-        await self._channel.close()
+        await self._channel.close(None)
 
 
 class OpenAiCaller(Caller):
@@ -168,15 +168,19 @@ class GatewayCaller(OpenAiCaller):
             await health_pb2_grpc.HealthStub(used).Check(health_pb2.HealthCheckRequest())
         finally:
             if fresh:
-                await used.close()
+                await used.close(None)
 
     async def close(self) -> None:
         """Close both."""
         await super().close()
-        await self._channel.close()
+        await self._channel.close(None)
 
 
 def caller_of(stage: Stage, listener: str) -> Caller:
     """Who calls a listener."""
-    kinds = {"control": ControlCaller, "gateway": GatewayCaller, "openai": OpenAiCaller}
+    kinds: dict[str, Callable[[Stage], Caller]] = {
+        "control": ControlCaller,
+        "gateway": GatewayCaller,
+        "openai": OpenAiCaller,
+    }
     return kinds[listener](stage)

@@ -95,8 +95,7 @@ class Stage:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20) as answer:
             text = answer.read().decode()
         return {
-            name: int(float(re.search(rf"^appliance_process_{name} (\S+)$", text, re.MULTILINE)[1]))
-            for name in HELD
+            name: int(float(_found(rf"^appliance_process_{name} (\S+)$", text))) for name in HELD
         }
 
     def cpu_seconds(self, process: str) -> float:
@@ -183,6 +182,13 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
+def _found(pattern: str, text: str) -> str:
+    """The group of the first line that a pattern finds."""
+    match = re.search(pattern, text, re.MULTILINE)
+    assert match is not None, pattern
+    return match[1]
+
+
 def _patiently(
     work: Callable[[], T], error: type[Exception], process: subprocess.Popen[bytes]
 ) -> T:
@@ -209,21 +215,23 @@ def _enter(made: Stage, password: str) -> None:
 
         token = _patiently(log_in, ApplianceError, made.processes["control"]).token
         enrolment = connection.call(stub.EnrollTotp, auth.EnrollTotpRequest(token=token))
-        code = pyotp.parse_uri(enrolment.provisioning_uri).now()
+        enrolled = pyotp.parse_uri(enrolment.provisioning_uri)
+        assert isinstance(enrolled, pyotp.TOTP)
+        code = enrolled.now()
         proof = auth.VerifyTotpRequest(token=token, code=code)
         made.session = connection.call(stub.VerifyTotp, proof).token
     with Connection(address, made.ca, made.session) as connection:
         project = projects.CreateProjectRequest(project_id=PROJECT, request_id=_id())
         connection.call(connection.stub(projects_grpc.ProjectServiceStub).CreateProject, project)
-        stub = connection.stub(accounts_grpc.ServiceAccountServiceStub)
+        service = connection.stub(accounts_grpc.ServiceAccountServiceStub)
         account = connection.call(
-            stub.CreateServiceAccount,
+            service.CreateServiceAccount,
             accounts.CreateServiceAccountRequest(
                 parent=f"projects/{PROJECT}", service_account_id="app", request_id=_id()
             ),
         )
         request = accounts.CreateTokenRequest(name=account.name)
-        made.token = connection.call(stub.CreateToken, request).token
+        made.token = connection.call(service.CreateToken, request).token
     made.callers = frozenset({f"users/{ADMINISTRATOR}", account.name})
 
 

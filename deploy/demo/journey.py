@@ -269,7 +269,9 @@ def _ask_openai(stage: Stage, question: str) -> str:
     """Stream an answer through the unmodified OpenAI client."""
     transport = httpx.Client(verify=str(stage.ca), trust_env=False)
     client = openai.OpenAI(
-        base_url=stage.addresses["openai"], api_key=stage.token, http_client=transport
+        base_url=stage.addresses["openai"],
+        api_key=stage.token,
+        http_client=transport,  # type: ignore[arg-type]  # its stubs name a fork of httpx
     )
     with client:
         stream = client.chat.completions.create(

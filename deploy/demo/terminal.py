@@ -106,16 +106,17 @@ class Terminal:
         child.expect("[Pp]assword.*: ?")
         child.sendline(password)
         child.expect(r"otpauth://\S+secret=([A-Z2-7]+)")
+        assert isinstance(child.match, re.Match)
         secret = child.match.group(1)
         child.expect("[Cc]ode.*: ?")
         child.sendline(pyotp.TOTP(secret).at(int(clock())))
         printed = ""
         for _ in range(2 if new_password else 0):
             child.expect("(New password of|Repeat for confirmation).*: ?")
-            printed += child.before
+            printed += child.before or ""
             child.sendline(new_password)
         child.expect(pexpect.EOF)
-        printed += child.before
+        printed += child.before or ""
         codes = len(re.findall(r"[a-z2-7]{4}(?:-[a-z2-7]{2,}){3,}", printed.lower()))
         child.close()
         if child.exitstatus != 0:

@@ -132,7 +132,7 @@ class Appliance:
 
     async def close_channels(self) -> None:
         for each in self._channels.values():
-            await each.close()
+            await each.close(None)
 
     def session(
         self,
