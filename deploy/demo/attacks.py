@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import mmap
 from pathlib import Path
 
-from deploy.demo import corpus
-from deploy.demo.journey import PROJECT, Stage
+from pysqlite3 import dbapi2 as sqlite
 
+from deploy.demo import corpus
+from deploy.demo.journey import PROJECT, Stage, wait_for
+
+LOG_IN = 4
 NOT_ALLOWED = 5
 FAILED = 1
 
@@ -24,6 +28,33 @@ def call_without_permission(stage: Stage) -> str:
         message = f"no denied record names users/dora: {records}"
         raise AssertionError(message)
     return f"record {named[0]['sequence']} names users/dora and {named[0]['method']}"
+
+
+def write_into_the_state(stage: Stage) -> str:
+    """Write into state.db that dora's session is alice's: refused, and recorded by row."""
+
+    def give(session: str, owner: str) -> None:
+        change = "UPDATE session SET user = ? WHERE id = ?"
+        print(f"     sqlite3 state.db {change!r}   # {owner}")
+        state.execute(change, (owner, session))
+        state.commit()
+
+    with contextlib.closing(sqlite.connect(stage.data / "state.db", timeout=30)) as state:
+        (session,) = state.execute("SELECT id FROM session WHERE user = 'dora'").fetchone()
+        give(session, "alice")
+        try:
+            stage.developer.run("user", "list", expect=LOG_IN)
+        finally:
+            give(session, "dora")
+    # What stands there again is what the control plane wrote.
+    stage.developer.run("whoami")
+    find = ("audit", "list", "--outcome", "OBJECT_TAMPERED")
+    records = wait_for(lambda: stage.admin.json(*find, echo=False), "the record of it", timeout=30)
+    stage.report.values["attacks"]["forged_row_refused"] = session in records[0]["details"]
+    if session not in records[0]["details"]:
+        message = f"the record does not name the row: {records}"
+        raise AssertionError(message)
+    return f"nobody could use it; record {records[0]['sequence']} names session/{session}"
 
 
 def change_a_sealed_byte(stage: Stage) -> str:
@@ -99,6 +130,7 @@ def _contained(path: Path, needles: dict[str, bytes]) -> list[str]:
 
 ATTACKS = (
     call_without_permission,
+    write_into_the_state,
     change_a_sealed_byte,
     change_an_audit_record,
     search_for_plaintext,
