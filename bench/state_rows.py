@@ -35,13 +35,14 @@ LOOKUP, CHANGE, START, MEMORY = 2.0, 2.0, 3.0, 100.0
 _LOAD = """
 import json, sys, time
 from pathlib import Path
+from appliance.control.store import migrate
+from appliance.control.store.database import Database
 from appliance.control.store.rows import Rows
 def kibibytes(name):
     text = Path("/proc/self/status").read_text()
     return int(text.split(name + ":", 1)[1].split()[0])
 before, begin = kibibytes("VmRSS"), time.perf_counter()
-rows = Rows(b"r" * 32)
-found = rows.load(Path(sys.argv[1]))
+found = migrate.check(Database(Path(sys.argv[1])), Rows(b"r" * 32), "bench", signed=True)
 seconds = time.perf_counter() - begin
 print(json.dumps({"seconds": seconds, "mebibytes": (kibibytes("VmRSS") - before) / 1024}))
 assert not found
@@ -92,11 +93,10 @@ def _made(folder: Path, protected: bool) -> Database:  # noqa: FBT001 - one of t
     folder.mkdir()
     now = datetime.now(UTC)
     database = Database(folder / "state.db")
-    migrate.create(database, "bench", now)
-    if protected:
-        database.protect(Rows(KEY))
-        with database.write() as transaction:
-            transaction.sign_all()
+    migrate.create(database, Rows(KEY), "bench", now)
+    if not protected:
+        database.close()
+        database = Database(database.path)
     with database.write() as transaction:
         transaction.run(tables.user.insert().values(id="u", password_hash="h", create_time=now))
         for number in range(ROWS):

@@ -3,8 +3,8 @@
 Nobody can say what such a row was before. So what lets somebody in goes, people and applications
 are locked, machines are evicted, and work ends: somebody with the right to do so opens each of them
 again, and that is recorded. Keys and versions of artifacts are left: they open for the row they
-were made for and no other. What was taken away, or put back from an older copy, cannot be named
-row by row; it is taken as it is.
+were made for and no other. What was taken away, and tables in which older rows were put back, are
+taken as they are, and named. When not even that can be said, nothing is accepted.
 
 Called by `appliance.control.rescuing`.
 """
@@ -19,7 +19,7 @@ from sqlalchemy import ColumnElement, Table, and_, select
 from appliance.control.services.certificates import EVICTED
 from appliance.control.store import tables
 from appliance.control.store.database import Transaction
-from appliance.control.store.row_macs import name_of, table_of
+from appliance.control.store.row_macs import KEYS, name_of, table_of
 from appliance.control.store.rows import ADDED, CHANGED, Finding
 from appliance.core.jobs import TERMINAL, JobState
 
@@ -31,7 +31,7 @@ def closed(found: Iterable[Finding]) -> Iterator[str]:
     """What `close` does about each of these, for a person and for the record."""
     for finding in _written(found):
         if table_of(finding.row) in _CLOSING:
-            yield f"{finding.row}: {_CLOSING[table_of(finding.row)][0]}"
+            yield f"{finding.shown}: {_CLOSING[table_of(finding.row)][0]}"
 
 
 def close(transaction: Transaction, found: Sequence[Finding], now: datetime) -> None:
@@ -45,7 +45,7 @@ def close(transaction: Transaction, found: Sequence[Finding], now: datetime) -> 
     names = {finding.row for finding in _written(found)}
     for name, (_, action) in _CLOSING.items():
         table = tables.metadata.tables[name]
-        key = list(table.primary_key)
+        key = [table.c[column] for column in KEYS[name]]
         # Nothing but the key: what else was written may be no value at all.
         for row in transaction.all(select(*key)):
             if name_of(name, row) in names:
@@ -94,4 +94,7 @@ _CLOSING: dict[str, tuple[str, Close]] = {
     "gateway": ("evicted", _evict),
     "job": ("cancelled", _end),
     "endpoint": ("deleted", _delete),
+    "replica": ("deleted", _delete),
+    "storage_task": ("deleted", _delete),
+    "attempt": ("deleted", _delete),
 }

@@ -18,6 +18,7 @@ ended credentials live again. Called by the composition root and the offline com
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -33,8 +34,7 @@ from appliance.control.config import ControlConfig, audit_origin
 from appliance.control.presence import Presence
 from appliance.control.store import migrate, tables
 from appliance.control.store.database import Database
-from appliance.control.store.row_macs import SIGNED
-from appliance.control.store.rows import UNSIGNED, Finding, Rows
+from appliance.control.store.rows import Finding, Rows
 from appliance.core.data_directory import KEPT, DataDirectory
 from appliance.core.errors import FailedPrecondition, Stale, Tampered
 from appliance.core.files import make_private_dir, open_private, read_secret, write_durably
@@ -42,6 +42,7 @@ from appliance.crypto.keys import Keyring, RootKey
 
 STATE_TAMPERED = "state.tampered"
 MAX_SAID = 20
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def open_data(
         found = _protect(data, keyring, root, database, accept=not check_state)
         log = _open_log(data, keyring, database, clock)
         try:
-            if found and check_state:
+            if found and (check_state or not all(finding.is_named for finding in found)):
                 refuse_rows(data, log, found)
             if check_clock:
                 _check_clock(database, log, clock())
@@ -133,33 +134,21 @@ def _lock(data: DataDirectory) -> int:
 def _protect(
     data: DataDirectory, keyring: Keyring, root: RootKey, database: Database, *, accept: bool
 ) -> list[Finding]:
-    """Let the database show only rows that the control plane wrote; those that it did not write.
+    """Let the database show only rows that the control plane wrote; what it did not write.
 
     A state of a version without MACs gets them now, once: the keyring remembers it.
     """
-    older = migrate.is_older(database)
-    cluster = migrate.cluster_of(database)
-    if cluster != keyring.cluster_id:
-        raise FailedPrecondition(
-            f"{data.state} belongs to appliance {cluster}, the keyring to {keyring.cluster_id}: "
-            "restore both from the same backup"
-        )
     rows = Rows(keyring.row_key())
-    found = rows.load(data.state)
-    if rows.columns is None and keyring.rows_signed:
-        found = [Finding("", UNSIGNED)]
-    if found and not accept:
-        return found
-    if older:
-        migrate.upgrade(database)
-    if found:
-        rows.take_all(data.state)
-    database.protect(rows)
-    if not found and (older or rows.columns != SIGNED):
-        with database.write() as transaction:
-            transaction.sign_all()
+    found = migrate.check(
+        database, rows, keyring.cluster_id, signed=keyring.rows_signed, accept=accept
+    )
+    for finding in found[:MAX_SAID]:
+        # Whatever becomes of the record.
+        _logger.critical("%s, and not by the control plane", finding)
     if not found and not keyring.rows_signed:
         write_durably(data.keyring, replace(keyring, rows_signed=True).seal(root))
+    if found:
+        database.load_generation()
     return found
 
 
@@ -178,12 +167,17 @@ def refuse_rows(data: DataDirectory, log: AuditLog, found: Sequence[Finding]) ->
     # A service that is started again and again says it once.
     if newest.get("method") != STATE_TAMPERED or newest.get("details", {}).get("made") != made:
         log.append(entry).result()
+    way_out = "nobody can say which rows are right, so only a backup helps"
+    if all(finding.is_named for finding in found):
+        way_out = (
+            "if you have none, `python -m appliance.control --config control.toml accept-state` "
+            "goes on without what could be forged"
+        )
     more = f" and {len(found) - MAX_SAID} more" if len(found) > MAX_SAID else ""
     raise Tampered(
         f"{data.state} is not as the control plane left it: {'; '.join(said)}{more}. Somebody else "
         "has written it. Put back state.db and audit of your newest backup, both of the same one; "
-        "if you have none, `python -m appliance.control --config control.toml accept-state` goes "
-        "on without what could be forged",
+        + way_out,
         object=data.state.name,
     )
 
@@ -194,7 +188,6 @@ def _open_log(
     database: Database,
     clock: Callable[[], datetime],
 ) -> AuditLog:
-    database.load_generation()
     return AuditLog.open(
         data.audit,
         keyring.audit_sign,

@@ -28,6 +28,8 @@ from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
 
+from sqlalchemy import select
+
 from appliance.control import forged
 from appliance.control.audit import witness
 from appliance.control.audit.record import Entry
@@ -147,11 +149,9 @@ def accept_state(settings: ControlConfig, clock: Clock) -> Accepted:
         opened.log.append(Entry("intent", method=ACCEPT_STATE, details=details)).result()
         with opened.database.write() as transaction:
             forged.close(transaction, opened.found, clock())
-            for row in transaction.all(tables.user.select()):
+            for row in transaction.all(select(tables.user.c.id)):
                 put_out(transaction, row.id)
-            transaction.run(tables.meta.update().values(generation=max(state, seen)))
-            if opened.found:
-                transaction.sign_all()
+            transaction.accept(opened.found, max(state, seen))
         opened.log.append(
             Entry("result", method=ACCEPT_STATE, outcome="OK", details=offline())
         ).result()

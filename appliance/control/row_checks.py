@@ -80,7 +80,7 @@ class RowChecks:
                 "can write the data directory; the next start will not go on with it",
                 finding,
             )
-            made = {"row": finding.row, "change": finding.change}
+            made = {"row": finding.shown, "change": finding.change}
             self._records.note(STATE_TAMPERED, "", Tampered.reason, **made)
 
     def _pause(self) -> None:

@@ -172,10 +172,7 @@ def _write_state(
     hashed = passwords.hash(password)
     database = Database(data.state)
     try:
-        migrate.create(database, keyring.cluster_id, _now())
-        database.protect(Rows(keyring.row_key()))
-        with database.write() as transaction:
-            transaction.sign_all()
+        migrate.create(database, Rows(keyring.row_key()), keyring.cluster_id, _now())
         log = AuditLog.open(data.audit, keyring.audit_sign, audit_origin(keyring.cluster_id), _now)
         try:
             if log.trouble:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from appliance.control.store.database import Database
 from tests.fakes.appliance import Appliance, make_data_directory, running
 from tests.fakes.lab import Lab, new_lab
 
@@ -23,14 +24,24 @@ def copy(template: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-async def appliance(template: Path, tmp_path: Path) -> AsyncIterator[Appliance]:
+async def appliance(
+    request: pytest.FixtureRequest, template: Path, tmp_path: Path
+) -> AsyncIterator[Appliance]:
     """A running control plane."""
     async with running(template, tmp_path / "data") as started:
         yield started
+        _check_believed(request, started.database)
 
 
 @pytest.fixture
-def lab(template: Path, tmp_path: Path) -> Iterator[Lab]:
+def lab(request: pytest.FixtureRequest, template: Path, tmp_path: Path) -> Iterator[Lab]:
     """A control plane and a project, without sockets; its time is moved by hand."""
     with new_lab(template, tmp_path / "data") as started:
         yield started
+        _check_believed(request, started.database)
+
+
+def _check_believed(request: pytest.FixtureRequest, database: Database) -> None:
+    """Nobody else has written the state, so everything in it was believed."""
+    if request.node.get_closest_marker("attack") is None:
+        assert database.found == {}

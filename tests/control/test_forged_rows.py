@@ -16,7 +16,7 @@ from appliance.api.auth.v1 import auth_service_pb2 as auth_rpc
 from appliance.api.auth.v1 import auth_service_pb2_grpc as auth_grpc
 from appliance.api.projects.v1 import project_service_pb2 as projects_rpc
 from appliance.api.projects.v1 import project_service_pb2_grpc as projects_grpc
-from appliance.control import rescuing
+from appliance.control import forged, rescuing
 from appliance.control.audit.system import SystemRecords
 from appliance.control.opening import STATE_TAMPERED, open_data
 from appliance.control.row_checks import RowChecks, RowMetrics
@@ -201,6 +201,51 @@ def test_a_state_of_before_is_signed_once(tmp_path: Path) -> None:
         open_data(settings_of(data), lambda: moment)
 
 
+@pytest.mark.attack
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("UPDATE meta SET row_macs = NULL", "the MACs were taken away"),
+        ("UPDATE meta SET generation = generation + 1", "another generation"),
+        (
+            "CREATE TRIGGER mine AFTER DELETE ON device BEGIN SELECT 1; END",
+            "sqlite_schema: changed",
+        ),
+    ],
+)
+def test_what_nobody_can_tell_apart_is_not_accepted(copy: Path, change: str, says: str) -> None:
+    with attacker.somebody(copy / "state.db") as raw:
+        raw.execute(change)
+        raw.execute("UPDATE user SET password_hash = 'mine'")
+    for _ in range(2):
+        with pytest.raises(Tampered, match="only a backup helps") as refused:
+            rescuing.accept_state(settings_of(copy), now)
+        assert says in refused.value.message
+    with pytest.raises(Tampered):
+        open_data(settings_of(copy), now)
+
+
+@pytest.mark.attack
+def test_what_was_written_while_it_is_accepted_is_not_signed(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attacker.change(copy / "state.db", "user")
+    closed = forged.closed
+
+    def write_more(found: Any) -> Any:
+        with attacker.somebody(copy / "state.db") as raw:
+            raw.execute(
+                "INSERT INTO binding SELECT 'forged', 'user:mallory', role, domain, creator, "
+                "create_time FROM binding WHERE domain = '*'"
+            )
+        return closed(found)
+
+    monkeypatch.setattr(forged, "closed", write_more)
+    rescuing.accept_state(settings_of(copy), now)
+    with pytest.raises(Tampered, match="binding/forged: added"):
+        open_data(settings_of(copy), now)
+
+
 def fill(folder: Path) -> None:
     opened = open_data(settings_of(folder), now)
     with opened.database.write() as transaction:
@@ -232,7 +277,7 @@ def test_what_is_accepted_opens_nothing(copy: Path, table: str) -> None:
     }.get(table, f"SELECT count(*) = 0 FROM {table}")
     with attacker.somebody(copy / "state.db") as raw:
         right = raw.execute(closed).fetchone() == (1,)
-    assert right is (table not in {"artifact_version", "attempt", "checkpoint", "project_key"})
+    assert right is (table not in {"artifact_version", "checkpoint", "project_key"})
     assert bool(accepted.closed) is right
     opened.close()
     told = [record for record in records(copy) if record["method"] == "accept-state"]

@@ -122,7 +122,7 @@ def older(copy: Path, tmp_path: Path) -> Path:
         values = {"id": "s", "user": ADMINISTRATOR, "digest": b"", "step": "COMPLETE"}
         times = dict.fromkeys(("create_time", "expire_time", "seen_time"), now())
         transaction.run(tables.session.insert().values(**values, **times, source="test"))
-        transaction.run(tables.meta.update().values(generation=tables.meta.c.generation - 1))
+        transaction.accept([], opened.database.generation - 1)
     opened.close()
     return copy
 

@@ -120,6 +120,14 @@ ROWS: dict[str, dict[str, Any]] = {
         "creator": "users/alice",
         "create_time": START,
     },
+    "replica": {"endpoint": "e", "id": "0", "state": "READY", "epoch": 3, "address": "192.0.2.1:1"},
+    "storage_task": {
+        "id": 1,
+        "kind": "delete_folder",
+        "subject": "demo/old",
+        "due_time": START,
+        "create_time": START,
+    },
     "node": {"id": "node-1", "state": "EVICTED", "create_time": START},
     "gateway": {"id": "gateway-1", "state": "EVICTED", "create_time": START},
     "join_token": {
@@ -148,6 +156,8 @@ CHANGES: dict[str, tuple[str, Any]] = {
     "job": ("creator", "users/root"),
     "checkpoint": ("digest", "mine"),
     "endpoint": ("model_version", "other"),
+    "replica": ("address", "192.0.2.66:1"),
+    "storage_task": ("subject", "demo/live"),
     "node": ("state", "READY"),
     "gateway": ("state", "READY"),
     "join_token": ("expire_time", 2**60),

@@ -51,10 +51,7 @@ class FastPasswords(Passwords):
 def make_state(folder: Path, now: datetime = START) -> Database:
     """A new, initialised state database."""
     database = Database(folder / "state.db")
-    migrate.create(database, CLUSTER, now)
-    database.protect(Rows(ROW_KEY))
-    with database.write() as transaction:
-        transaction.sign_all()
+    migrate.create(database, Rows(ROW_KEY), CLUSTER, now)
     return database
 
 
@@ -64,9 +61,8 @@ def as_control(folder: Path) -> Iterator[Database]:
     data = DataDirectory(folder)
     cluster = tomllib.loads(data.config.read_text())["cluster_id"]
     keyring = Keyring.open(read_secret(data.keyring), RootKey.read(data.root_key), cluster)
-    database, rows = Database(data.state), Rows(keyring.row_key())
-    assert rows.load(data.state) == []
-    database.protect(rows)
+    database = Database(data.state)
+    assert migrate.check(database, Rows(keyring.row_key()), cluster, signed=True) == []
     try:
         yield database
     finally:

@@ -23,7 +23,7 @@ import contextlib
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from appliance.control.store import tables
 from appliance.control.store.row_macs import SIGNED
-from appliance.control.store.rows import Finding, Rows, Signing
+from appliance.control.store.rows import CHANGED, Finding, Rows, Signing
 from appliance.core.errors import Exhausted, FailedPrecondition, Unavailable
 
 OLDEST_SQLITE = (3, 51, 3)
@@ -81,14 +81,17 @@ class Transaction(Reading):
     def __init__(self, connection: Connection, rows: Rows | None = None) -> None:
         super().__init__(connection)
         self._rows = rows
+        self.generation: int | None = None
+        """What to go on from; None: from that of the last commit."""
         self._assignments: list[Callable[[], None]] = []
         self._callbacks: list[Callable[[], None]] = []
 
     def run(self, statement: Executable) -> int:
         """Execute an INSERT, UPDATE or DELETE; the number of rows it changed.
 
-        Raises `sqlalchemy.exc.IntegrityError` when a constraint forbids it, and Tampered when it
-        touches a row that somebody else has written.
+        A row that somebody else has written is not there: it is neither changed nor counted. Raises
+        `sqlalchemy.exc.IntegrityError` when a constraint forbids it, and Tampered when it would
+        take the place of a row that was taken away.
         """
         with self._changing():
             result: CursorResult[Any] = self._connection.execute(  # type: ignore[assignment]  # DML
@@ -101,13 +104,11 @@ class Transaction(Reading):
             return contextlib.nullcontext()
         return self._rows.statement(self._connection.info)
 
-    def sign_all(self) -> None:
-        """Take the rows that are believed only with a MAC as they are; they have none, or others.
-
-        For a database that `Database.protect` was called for.
-        """
-        assert self._rows is not None  # noqa: S101 - a bug, not an input
-        self._rows.sign_all(_raw(self._connection))
+    def accept(self, found: Sequence[Finding], generation: int) -> None:
+        """Sign these rows as they were read at the start, and go on from this generation."""
+        if self._rows is not None:
+            self._rows.accept(self._connection.info, found)
+        self.generation = generation
 
     def at_commit(self, assignment: Callable[[], None]) -> None:
         """Call `assignment` with the commit, while the next transaction waits; not at a rollback.
@@ -150,7 +151,7 @@ class Database:
 
         Every connection is made anew, with its views; so the schema must be of this version.
         """
-        self._rows = rows
+        self._rows, self._generation = rows, rows.generation
         self._reader.dispose()
         self._writer.dispose()
 
@@ -167,12 +168,17 @@ class Database:
             self._view(connection),
             connection.begin(),
         ):
+            self._check_schema(connection)
             yield Reading(connection)
 
     def _view(self, connection: Connection) -> contextlib.AbstractContextManager[None]:
         if self._rows is None:
             return contextlib.nullcontext()
         return self._rows.view(connection.info, self._generation)
+
+    def _check_schema(self, connection: Connection) -> None:
+        if self._rows is not None:
+            self._rows.begin(raw_of(connection), connection.info)
 
     def check_rows(self, pause: Callable[[], None]) -> None:
         """Look at every row that is believed only with a MAC; what is wrong is in `found`.
@@ -185,7 +191,7 @@ class Database:
         for table in SIGNED:
             with self.read() as state:
                 connection = state._connection  # noqa: SLF001 - the two classes are one unit
-                self._rows.check(_raw(connection), connection.info, table, pause)
+                self._rows.check(raw_of(connection), connection.info, table, pause)
 
     @property
     def found(self) -> dict[str, Finding]:
@@ -199,7 +205,8 @@ class Database:
         Raises:
             Exhausted: the disk is full; nothing changed.
             Unavailable: the file cannot be written; nothing changed.
-            Tampered: a row was to be changed that somebody else has written; nothing changed.
+            Tampered: somebody else has changed the state, and it cannot be passed by; nothing
+                changed.
         """
         with clear_errors():
             with self._lock:
@@ -208,6 +215,7 @@ class Database:
                     self._signing(connection) as signing,
                     connection.begin(),
                 ):
+                    self._check_schema(connection)
                     transaction = Transaction(connection, self._rows)
                     yield transaction
                     generation = self._count(transaction, signing)
@@ -240,13 +248,17 @@ class Database:
 
     def _count(self, transaction: Transaction, signing: Signing | None) -> int:
         meta = tables.meta.c
-        generation = int(transaction.value(select(meta.generation)) or 0) + 1
+        last = int(transaction.value(select(meta.generation)) or 0)
+        if self._rows is not None and last != self._generation:
+            # With an older one, rows of before would be believed again.
+            raise self._rows.refusal(Finding("meta/generation", CHANGED))
+        generation = (last if transaction.generation is None else transaction.generation) + 1
         values: dict[Any, Any] = {meta.generation: generation}
         if self._witness is not None:
             values[meta.audit_size], values[meta.audit_root] = self._witness()
         if signing is not None:
-            raw = _raw(transaction._connection)  # noqa: SLF001 - the two classes are one unit
-            values[meta.row_macs] = signing.seal(raw, generation)
+            connection = transaction._connection  # noqa: SLF001 - the two classes are one unit
+            values[meta.row_macs] = signing.seal(connection, generation)
         transaction.run(update(tables.meta).values(values))
         return generation
 
@@ -291,7 +303,8 @@ def _create_private(path: Path) -> None:
         os.close(descriptor)
 
 
-def _raw(connection: Connection) -> Any:  # noqa: ANN401 - a DBAPI connection
+def raw_of(connection: Connection) -> Any:  # noqa: ANN401 - a DBAPI connection
+    """The connection of the driver below."""
     return connection.connection.driver_connection
 
 

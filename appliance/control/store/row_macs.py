@@ -48,8 +48,10 @@ SIGNED: Columns = {
         tables.join_token,
         tables.project_key,
         tables.recovery_code,
+        tables.replica,
         tables.service_account,
         tables.session,
+        tables.storage_task,
         tables.token,
         tables.totp,
         tables.user,
@@ -65,7 +67,21 @@ SIGNED: Columns = {
         "certificate_expire_time",
         "create_time",
     ),
-    "job": ("uid", "project", "id", "kind", "spec", "outputs", "creator", "create_time"),
+    "job": (
+        "uid",
+        "project",
+        "id",
+        "kind",
+        "spec",
+        "outputs",
+        "creator",
+        "create_time",
+        "state",
+        "epoch",
+        "placement",
+        "pause",
+        "on_lost",
+    ),
     "endpoint": ("uid", "project", "id", "model_version", "creator", "create_time"),
 }
 """Table -> the columns that are covered. Everything that opens something is one of them."""
@@ -73,6 +89,9 @@ SIGNED: Columns = {
 KEYS: Columns = {
     name: tuple(column.name for column in tables.metadata.tables[name].primary_key)
     for name in SIGNED
+} | {
+    # Another row of the same user would not be noticed to take the place of one that was there.
+    "totp": ("user",),
 }
 """Table -> the columns that name a row."""
 
@@ -120,9 +139,9 @@ def total_mac(key: bytes, table: str, columns: Sequence[str], total: Total) -> b
     return blake2b(text, key=key, digest_size=TAG_SIZE, person=b"total").digest()
 
 
-def state_mac(key: bytes, totals: bytes, schema: bytes, generation: int) -> bytes:
-    """16 bytes that prove all tables together, and the schema, as of a generation of the state."""
-    text = ascii((totals, schema, generation)).encode()
+def state_mac(key: bytes, columns: Columns, totals: bytes, generation: int) -> bytes:
+    """16 bytes that prove all tables together, and which ones, as of a generation of the state."""
+    text = ascii((sorted(columns.items()), totals, generation)).encode()
     return blake2b(text, key=key, digest_size=TAG_SIZE, person=b"state").digest()
 
 
@@ -135,6 +154,11 @@ def name_of(table: str, identity: Iterable[Value]) -> str:
 def table_of(name: str) -> str:
     """The table of a row that `name_of` named."""
     return name.partition("/")[0]
+
+
+def schema_mac(key: bytes, schema: bytes) -> bytes:
+    """16 bytes that prove a digest of the schema."""
+    return blake2b(schema, key=key, digest_size=TAG_SIZE, person=b"schema").digest()
 
 
 def positions(columns: Columns) -> dict[str, tuple[int, ...]]:

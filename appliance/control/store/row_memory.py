@@ -124,6 +124,18 @@ class Memory:
             self.add(name, digest)
         return before
 
+    def take_back(self, name: str, before: bytes | None) -> None:
+        """The newest `publish` of a row did not happen. In the reverse order of those."""
+        now, table = self._known.pop(name, None), table_of(name)
+        if now is not None:
+            self._totals[table] = self.total(table).minus(now)
+        if before is not None:
+            self.add(name, before)
+        self._before[name] = self._before[name][:-1]
+        if not self._before[name]:
+            del self._before[name]
+        self._order.pop()
+
     def forget(self, generation: int) -> None:
         """Forget what no view needs any more, when this generation is about to be committed."""
         with self._lock:

@@ -6,15 +6,16 @@ else, or take a revoked token back from an old copy. So each such row has a MAC
 view that leaves out what does not fit (`store.row_views`).
 
 Rules kept here:
-* at the start everything is verified: each row against its tag, each table against its total and
-  the generation of the state. A row that was added, changed or taken away is named; of a table in
-  which older rows were put back, the table;
-* while the control plane runs, a SELECT finds no row of a covered table that is not what was
-  written last, and no service needs to think of it;
-* a change of a row that is not believed is refused, so that nothing forged is ever signed; such a
-  row may be deleted. An INSERT where a believed row was taken away is refused too;
-* the schema is signed as well, and a commit under another one is refused: a trigger that somebody
-  put into the file would change rows in the control plane's name.
+* at the start everything is verified, in the transaction that migrates it and signs it anew: each
+  row against its tag, each table against its total, all of it with the generation of the state. A
+  row that was added, changed or taken away is named; of a table in which older rows were put back,
+  the table;
+* while the control plane runs, what is not as it was written last is not there, for a SELECT and
+  for a change, and no service needs to think of it; so nothing forged is ever signed. An INSERT
+  where a believed row was taken away is refused;
+* the schema is signed as well, compared when a connection is made, and never changes while one is
+  open: a trigger or a view that somebody put into the file would act in the control plane's name;
+* the generation is counted in memory: with an older one, older rows would be believed again.
 
 The attack: full write access to `state.db`, while it is down or up. Called by `store.database`;
 `opening` and `row_checks` say what happens with what was found.
@@ -27,13 +28,13 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from pysqlite3 import dbapi2 as sqlite
+from sqlalchemy import Connection
 
 from appliance.control.store import row_views
 from appliance.control.store.row_macs import (
+    KEYS,
     SIGNED,
     TAG_SIZE,
     Columns,
@@ -41,6 +42,7 @@ from appliance.control.store.row_macs import (
     digest_of,
     name_of,
     positions,
+    schema_mac,
     state_mac,
     table_of,
     tag_of,
@@ -55,7 +57,9 @@ ROLLED_BACK = "older rows were put back"
 UNSIGNED = "the MACs were taken away"
 OTHER_GENERATION = "older rows were put back, or it is of another generation than its MACs"
 SCHEMA = "sqlite_schema"
-MAX_FOUND = 1_000
+MAX_FOUND = 100
+"""Of one table."""
+LONGEST_NAME = 100
 ROWS_AT_A_TIME = 500
 _INFO = "rows"
 
@@ -73,8 +77,20 @@ class Finding:
     change: str
 
     def __str__(self) -> str:
-        """For a person."""
-        return f"{self.row or 'state.db'}: {self.change}"
+        """For a person: names are whatever somebody wrote."""
+        return f"{self.shown or 'state.db'}: {self.change}"
+
+    @property
+    def is_named(self) -> bool:
+        """Whether the rest can be told from what somebody else wrote."""
+        if self.row in {"", SCHEMA}:
+            return False
+        return self.row not in KEYS or self.change == ROLLED_BACK
+
+    @property
+    def shown(self) -> str:
+        """The row, with nothing in it that a terminal or a log would act on."""
+        return self.row.encode("unicode_escape", "surrogateescape").decode("ascii")[:LONGEST_NAME]
 
 
 class _Connection(Snapshot):
@@ -83,7 +99,7 @@ class _Connection(Snapshot):
     def __init__(self) -> None:
         super().__init__()
         self.refused: Finding | None = None
-        # Of a schema that was compared with the signed one.
+        # Of the schema with which it began, which was compared with the signed one.
         self.schema_version = -1
 
 
@@ -101,34 +117,40 @@ class Rows:
         self._schema = b""
         # Table -> what its MAC is over, and the MAC: most stay as they are.
         self._computed: dict[str, tuple[Any, bytes]] = {}
+        self.generation = 0
+        """Of the state when it was read or signed."""
         self.columns: Columns | None = None
-        """The columns that were covered when `load` read them; None of a state without MACs."""
+        """The columns that are covered in the state; None of one without MACs."""
         self.found: dict[str, Finding] = {}
-        """What was seen and is not believed, by row; at most `MAX_FOUND`."""
+        """What was seen and is not believed, by row; of each table `MAX_FOUND`."""
 
     # --- the whole state ------------------------------------------------------------------------
 
-    def load(self, path: Path) -> list[Finding]:
+    def load(self, raw: Raw) -> list[Finding]:
         """Read every covered row, take it as known, and say what is not as it was written.
 
         Nothing is said of a state that never had MACs: `columns` is None then.
+
+        Args:
+            raw: a connection without views, within a transaction.
         """
         self._memory, found = Memory(), []
-        with _reading(path) as raw:
-            signed = row_views.read_signed(raw)
-            self.columns = None if signed is None else signed.columns
-            if signed is None:
-                return []
-            if row_views.identity(raw, "row_mac", ("row", "mac")) is None:
-                return [Finding("", UNSIGNED)]
-            self._schema = row_views.schema_digest(raw)
+        signed = row_views.read_signed(raw)
+        self.columns = None if signed is None else signed.columns
+        if signed is None:
+            return []
+        stored = row_views.read_tags(raw)
+        if stored is None or len(signed.macs) != TAG_SIZE * (len(signed.columns) + 2):
+            return [Finding("", UNSIGNED)]
+        self.generation, (self._schema, _) = signed.generation, row_views.read_schema(raw)
+        with row_views.any_text(raw):
             for table, columns in signed.columns.items():
-                identity = row_views.identity(raw, table, columns)
+                identity = row_views.identity(raw, table, columns, KEYS.get(table))
                 if identity is None:
                     found.append(Finding(table, REMOVED))
                 else:
                     list(self._take(raw, table, columns, identity))
-            found += self._compare(dict(raw.execute("SELECT row, mac FROM main.row_mac")))
+        found += self._compare(stored)
         return found + self._compare_totals(signed, {table_of(each.row) for each in found})
 
     def _compare(self, stored: dict[str, bytes]) -> list[Finding]:
@@ -141,30 +163,35 @@ class Rows:
         return found + [Finding(name, REMOVED) for name in stored]
 
     def _compare_totals(self, signed: Signed, named: set[str]) -> list[Finding]:
-        """Which tables are not what they were as a whole, but for those of which rows are named."""
-        stored, totals = signed.macs[:-TAG_SIZE], self._totals(signed.columns)
-        wrong = [
-            table
-            for number, table in enumerate(sorted(signed.columns))
-            if stored[number * TAG_SIZE :][:TAG_SIZE] != totals[number * TAG_SIZE :][:TAG_SIZE]
+        """What is not as it was as a whole, but for tables of which rows are named."""
+        parts = [
+            signed.macs[start : start + TAG_SIZE] for start in range(0, len(signed.macs), TAG_SIZE)
         ]
-        found = [Finding(table, ROLLED_BACK) for table in wrong if table not in named]
+        totals = b"".join(parts[:-1])
+        found = [
+            Finding(table, ROLLED_BACK)
+            for table, part in zip(sorted(signed.columns), parts, strict=False)
+            if part != self._total_mac(table, signed.columns[table]) and table not in named
+        ]
+        if parts[-2] != schema_mac(self._key, self._schema):
+            found.append(Finding(SCHEMA, CHANGED))
         # What the file says of its tables must itself be the newest.
-        whole = state_mac(self._key, stored, self._schema, signed.generation)
-        if whole != signed.macs[-TAG_SIZE:]:
-            found = [Finding("", OTHER_GENERATION)]
+        if parts[-1] != state_mac(self._key, signed.columns, totals, signed.generation):
+            found.append(Finding("", OTHER_GENERATION))
         return found
 
-    def _totals(self, columns: Columns) -> bytes:
-        """A MAC for each table as a whole, in the order of their names."""
-        macs = []
-        for table in sorted(columns):
-            total = self._memory.total(table)
-            if self._computed.get(table, (None, b""))[0] != (columns[table], total):
-                mac = total_mac(self._key, table, columns[table], total)
-                self._computed[table] = ((columns[table], total), mac)
-            macs.append(self._computed[table][1])
-        return b"".join(macs)
+    def _total_mac(self, table: str, columns: tuple[str, ...]) -> bytes:
+        """The MAC of a table as a whole."""
+        over = columns, self._memory.total(table)
+        if self._computed.get(table, (None, b""))[0] != over:
+            self._computed[table] = over, total_mac(self._key, table, *over)
+        return self._computed[table][1]
+
+    def _macs(self, generation: int) -> bytes:
+        """What `meta.row_macs` is to be: of each table by name, of the schema, and of all."""
+        macs = [self._total_mac(table, SIGNED[table]) for table in sorted(SIGNED)]
+        totals = b"".join([*macs, schema_mac(self._key, self._schema)])
+        return totals + state_mac(self._key, SIGNED, totals, generation)
 
     def _take(
         self, raw: Raw, table: str, columns: tuple[str, ...], identity: tuple[int, ...]
@@ -176,25 +203,24 @@ class Rows:
             self._memory.add(name, digest)
             yield name, tag_of(digest)
 
-    def take_all(self, path: Path) -> None:
-        """Take every covered row as known, whatever it is, for somebody who accepts that."""
-        self._memory = Memory()
-        with _reading(path) as raw:
-            for table, columns in SIGNED.items():
-                list(self._take(raw, table, columns, self._places[table]))
-
     def sign_all(self, raw: Raw) -> None:
-        """Take every covered row as it is and store its tag; `seal` of this transaction follows.
+        """Take every covered row as it is and sign it, as the next generation.
 
-        For a new state, one from before there were MACs, and one that somebody accepts.
+        For a new state, one from before there were MACs, and one that was verified and migrated, in
+        the same transaction of a connection without views.
         """
-        self._memory = Memory()
+        self._memory, self._computed = Memory(), {}
         raw.execute("DELETE FROM main.row_mac")
         for table, columns in SIGNED.items():
             taken = self._take(raw, table, columns, self._places[table])
             raw.executemany("INSERT INTO main.row_mac VALUES (?, ?)", list(taken))
-        raw.execute("UPDATE main.meta SET row_columns = ?", (json.dumps(SIGNED),))
-        self._schema, self.columns = row_views.schema_digest(raw), SIGNED
+        self._schema, _ = row_views.read_schema(raw)
+        (generation,) = raw.execute("SELECT generation FROM main.meta").fetchone()
+        self.generation, self.columns = generation + 1, SIGNED
+        raw.execute(
+            "UPDATE main.meta SET generation = ?, row_columns = ?, row_macs = ?",
+            (self.generation, json.dumps(SIGNED), self._macs(self.generation)),
+        )
 
     # --- reading --------------------------------------------------------------------------------
 
@@ -209,16 +235,25 @@ class Rows:
         connection = info[_INFO] = _Connection()
         functions: dict[str, Callable[..., Any]] = {
             row_views.BELIEVED: self._believed,
-            row_views.BEFORE: self._check_before,
             row_views.INSERTED: self._inserted,
-            row_views.UPDATED: self._updated,
-            row_views.DELETED: self._deleted,
+            row_views.REMOVED: self._removed,
         }
         row_views.attach(
             raw,
             {name: partial(function, connection) for name, function in functions.items()},
             writes=writes,
         )
+        raw.execute("BEGIN")
+        digest, version = row_views.read_schema(raw)
+        raw.execute("COMMIT")
+        if digest == self._schema:
+            connection.schema_version = version
+
+    def begin(self, raw: Raw, info: dict[Any, Any]) -> None:
+        """At the begin of a transaction: raise Tampered when the schema is not the signed one."""
+        connection: _Connection = info[_INFO]
+        if row_views.schema_version(raw) != connection.schema_version:
+            raise self.refusal(Finding(SCHEMA, CHANGED))
 
     @contextlib.contextmanager
     def view(self, info: dict[Any, Any], generation: int) -> Iterator[None]:
@@ -230,14 +265,17 @@ class Rows:
         """Look at every row of a table within a `view`, also at those that nobody asks for."""
         connection: _Connection = info[_INFO]
         seen = set()
-        for number, values in enumerate(raw.execute(row_views.selection(table, SIGNED[table]))):
-            seen.add(self._name(table, values))
-            self._believed(connection, table, *values)
-            if number % ROWS_AT_A_TIME == 0:
-                pause()
+        with row_views.any_text(raw):
+            for number, values in enumerate(raw.execute(row_views.selection(table, SIGNED[table]))):
+                seen.add(self._name(table, values))
+                self._believed(connection, table, *values)
+                if number % ROWS_AT_A_TIME == 0:
+                    pause()
         for name in self._memory.names(table):
             if name not in seen and not self._memory.was(name, None, connection.floor):
                 self._say(Finding(name, REMOVED))
+        if damage := row_views.damage(raw, table):
+            self._say(Finding(table, damage[:LONGEST_NAME]))
 
     def _believed(self, connection: _Connection, table: str, *values: Value) -> bool:
         name = self._name(table, values)
@@ -252,41 +290,29 @@ class Rows:
         return name_of(table, (values[place] for place in self._places[table]))
 
     def _say(self, finding: Finding) -> None:
-        if len(self.found) < MAX_FOUND:
-            self.found.setdefault(finding.row, finding)
+        table = table_of(finding.row)
+        if finding.row in self.found:
+            return
+        if sum(table_of(row) == table for row in self.found) < MAX_FOUND:
+            self.found[finding.row] = finding
 
     # --- changing -------------------------------------------------------------------------------
-
-    def _check_before(self, connection: _Connection, table: str, *values: Value) -> None:
-        """A row that is about to be changed must be what was written last."""
-        name = self._name(table, values)
-        if not self._believed(connection, table, *values):
-            self._refuse(connection, Finding(name, CHANGED))
-        # Its key may change.
-        connection.note(name, None)
 
     def _inserted(self, connection: _Connection, table: str, *values: Value) -> None:
         name = self._name(table, values)
         if self._memory.now(name, connection) is not None:
-            self._refuse(connection, Finding(name, REMOVED))
+            connection.refused = Finding(name, REMOVED)
+            raise self.refusal(connection.refused)
         connection.note(name, digest_of(self._key, table, values))
 
-    def _updated(self, connection: _Connection, table: str, *values: Value) -> None:
-        connection.note(self._name(table, values), digest_of(self._key, table, values))
-
-    def _deleted(self, connection: _Connection, table: str, *values: Value) -> None:
+    def _removed(self, connection: _Connection, table: str, *values: Value) -> None:
         connection.note(self._name(table, values), None)
-
-    def _refuse(self, connection: _Connection, finding: Finding) -> NoReturn:
-        self._say(finding)
-        connection.refused = finding
-        raise _refusal(finding)
 
     @contextlib.contextmanager
     def statement(self, info: dict[Any, Any]) -> Iterator[None]:
         """Around one change: when it fails, what its triggers noted is forgotten.
 
-        Raises Tampered when it touched a row that is not believed.
+        Raises Tampered when it would take the place of a row that was taken away.
         """
         connection: _Connection = info[_INFO]
         connection.refused = None
@@ -296,7 +322,7 @@ class Rows:
         except Exception as error:
             # SQLite says only that a function of ours has failed.
             if connection.refused is not None:
-                raise _refusal(connection.refused) from error
+                raise self.refusal(connection.refused) from error
             raise
 
     @contextlib.contextmanager
@@ -304,7 +330,7 @@ class Rows:
         """Around one transaction and its commit."""
         connection: _Connection = info[_INFO]
         connection.clear()
-        signing = Signing(self, connection)
+        signing = Signing(self, self._memory, connection)
         try:
             yield signing
         except BaseException:
@@ -313,79 +339,56 @@ class Rows:
         finally:
             connection.clear()
 
-    def seal(
-        self, raw: Raw, connection: _Connection, generation: int
-    ) -> tuple[bytes, list[tuple[str, bytes | None]]]:
-        """See `Signing.seal`; also what the changed rows were."""
-        self._check_schema(raw, connection)
-        self._memory.forget(generation)
-        before, gone, put = [], [], []
-        for name, digest in connection.changed.items():
-            before.append((name, self._memory.publish(name, digest, generation)))
-            if digest is None:
-                gone.append((name,))
-            else:
-                put.append((name, tag_of(digest)))
-        if gone:
-            raw.executemany("DELETE FROM main.row_mac WHERE row = ?", gone)
-        if put:
-            raw.executemany("INSERT OR REPLACE INTO main.row_mac VALUES (?, ?)", put)
-        totals = self._totals(SIGNED)
-        return totals + state_mac(self._key, totals, self._schema, generation), before
+    def accept(self, info: dict[Any, Any], found: Iterable[Finding]) -> None:
+        """Let this transaction sign rows as they were read at the start, whatever they are.
 
-    def take_back(self, before: Iterable[tuple[str, bytes | None]], generation: int) -> None:
-        """What was published for a commit that failed is as it was before."""
-        for name, digest in before:
-            self._memory.publish(name, digest, generation)
+        What was written since is not believed any more than before.
+        """
+        connection: _Connection = info[_INFO]
+        for finding in found:
+            if table_of(finding.row) != finding.row and finding.row not in connection.changed:
+                connection.note(finding.row, self._memory.now(finding.row))
 
-    def _check_schema(self, raw: Raw, connection: _Connection) -> None:
-        """Raise Tampered when the schema is not the one that was signed."""
-        version = row_views.schema_version(raw)
-        if version == connection.schema_version:
-            return
-        if row_views.schema_digest(raw) != self._schema:
-            self._say(Finding(SCHEMA, CHANGED))
-            raise _refusal(Finding(SCHEMA, CHANGED))
-        connection.schema_version = version
+    def macs(self, generation: int) -> bytes:
+        """See `_macs`; for `Signing`."""
+        return self._macs(generation)
+
+    def refusal(self, finding: Finding) -> Tampered:
+        """The error for what cannot be passed by; it is said as well."""
+        self._say(finding)
+        return Tampered(
+            f"{finding} in state.db, and not by the control plane, so nothing was done: tell "
+            "whoever runs it",
+            object=finding.shown,
+        )
 
 
 class Signing:
     """The changes of one transaction. Made by `Rows.signing`."""
 
-    def __init__(self, rows: Rows, connection: _Connection) -> None:
-        self._rows, self._connection = rows, connection
-        self._before: list[tuple[str, bytes | None]] = []
-        self._generation = 0
+    def __init__(self, rows: Rows, memory: Memory, snapshot: Snapshot) -> None:
+        self._rows, self._memory, self._snapshot = rows, memory, snapshot
+        self._published: list[tuple[str, bytes | None]] = []
 
-    def seal(self, raw: Raw, generation: int) -> bytes:
+    def seal(self, connection: Connection, generation: int) -> bytes:
         """Store the tags of what was changed, as the last thing before the commit.
 
         Returns what `meta.row_macs` is to be. From here on readers believe the new rows as well as
-        those of before: which ones they see is decided by the commit. Raises Tampered when somebody
-        has changed the schema.
+        those of before: which ones they see is decided by the commit.
         """
-        self._generation = generation
-        macs, self._before = self._rows.seal(raw, self._connection, generation)
-        return macs
+        changed = self._snapshot.changed
+        gone = [(name,) for name, digest in changed.items() if digest is None]
+        put = [(name, tag_of(digest)) for name, digest in changed.items() if digest is not None]
+        if gone:
+            connection.exec_driver_sql("DELETE FROM main.row_mac WHERE row = ?", gone)
+        if put:
+            connection.exec_driver_sql("INSERT OR REPLACE INTO main.row_mac VALUES (?, ?)", put)
+        self._memory.forget(generation)
+        for name, digest in changed.items():
+            self._published.append((name, self._memory.publish(name, digest, generation)))
+        return self._rows.macs(generation)
 
     def take_back(self) -> None:
         """The commit failed: everything is as before."""
-        self._rows.take_back(reversed(self._before), self._generation)
-        self._before = []
-
-
-def _refusal(finding: Finding) -> Tampered:
-    return Tampered(
-        f"{finding} in state.db, and not by the control plane, so nothing was done: tell whoever "
-        "runs it",
-        object=finding.row,
-    )
-
-
-@contextlib.contextmanager
-def _reading(path: Path) -> Iterator[Raw]:
-    """A connection that reads the state as it is, and what is no text too, so that it is named."""
-    with contextlib.closing(sqlite.connect(path)) as raw:
-        raw.text_factory = lambda data: data.decode("utf-8", "surrogateescape")
-        raw.execute("BEGIN")
-        yield raw
+        while self._published:
+            self._memory.take_back(*self._published.pop())

@@ -9,8 +9,15 @@ from sqlalchemy import text
 
 from appliance.control.store import migrate, tables
 from appliance.control.store.database import Database
+from appliance.control.store.rows import Rows
 from appliance.core.errors import AlreadyExists, FailedPrecondition
-from tests.fakes.state import CLUSTER, START, add_project, make_state
+from tests.fakes.state import CLUSTER, ROW_KEY, START, add_project, make_state
+
+
+def checked(database: Database) -> tuple[Database, Rows, str]:
+    """The same file, opened anew."""
+    database.close()
+    return Database(database.path), Rows(ROW_KEY), CLUSTER
 
 
 def test_migrations_make_what_the_tables_say(tmp_path: Path) -> None:
@@ -18,22 +25,22 @@ def test_migrations_make_what_the_tables_say(tmp_path: Path) -> None:
     with database.migrator().begin() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         assert compare_metadata(context, tables.metadata) == []
-    assert migrate.check(database) == CLUSTER
+    assert migrate.check(*checked(database), signed=True) == []
     database.close()
 
 
 def test_a_second_init_is_refused_and_changes_nothing(tmp_path: Path) -> None:
     database = make_state(tmp_path)
     with pytest.raises(AlreadyExists, match="already holds the state"):
-        migrate.create(database, "other", START)
-    assert migrate.check(database) == CLUSTER
+        migrate.create(database, Rows(ROW_KEY), "other", START)
+    assert migrate.check(*checked(database), signed=True) == []
     database.close()
 
 
 def test_an_empty_file_asks_for_the_backup(tmp_path: Path) -> None:
     database = Database(tmp_path / "state.db")
     with pytest.raises(FailedPrecondition, match="is empty; put back"):
-        migrate.check(database)
+        migrate.check(*checked(database), signed=True)
     database.close()
 
 
@@ -42,7 +49,7 @@ def test_a_newer_database_is_refused(tmp_path: Path) -> None:
     with database.migrator().begin() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
     with pytest.raises(FailedPrecondition, match="newer version"):
-        migrate.check(database)
+        migrate.check(*checked(database), signed=True)
     database.close()
 
 
@@ -59,5 +66,5 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
     path.write_bytes(data)
     database = Database(path)
     with pytest.raises(FailedPrecondition, match=r"damaged .* backup"):
-        migrate.check(database)
+        migrate.check(*checked(database), signed=True)
     database.close()

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import func, select, text
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import event, func, select, text
+from sqlalchemy.exc import IntegrityError, OperationalError
 
-from appliance.control.store import tables
+from appliance.control.store import migrate, tables
 from appliance.control.store.database import Database
 from appliance.control.store.row_macs import SIGNED, table_of
 from appliance.control.store.rows import (
@@ -24,9 +25,9 @@ from appliance.control.store.rows import (
     Finding,
     Rows,
 )
-from appliance.core.errors import Tampered
+from appliance.core.errors import Exhausted, FailedPrecondition, Tampered
 from tests.fakes import rows as attacker
-from tests.fakes.state import ROW_KEY, START, make_state
+from tests.fakes.state import CLUSTER, ROW_KEY, START, make_state
 
 EVERY = pytest.mark.parametrize("table", sorted(SIGNED))
 
@@ -47,7 +48,13 @@ def seen(state: Database, table: str) -> int:
 
 def loaded(state: Database) -> list[Finding]:
     """What the next start would find."""
-    return Rows(ROW_KEY).load(state.path)
+    return load(state.path, Rows(ROW_KEY))
+
+
+def load(path: Path, rows: Rows) -> list[Finding]:
+    with attacker.somebody(path) as raw:
+        raw.execute("BEGIN")
+        return rows.load(raw)
 
 
 def touched(state: Database, table: str) -> Callable[[], None]:
@@ -143,23 +150,33 @@ def test_a_row_that_was_deleted_and_put_back_is_not_seen(state: Database, table:
 @EVERY
 def test_what_is_forged_is_never_signed(state: Database, table: str) -> None:
     attacker.change(state.path, table)
+    changed = tables.metadata.tables[table]
     column = next(name for name in SIGNED[table] if name != attacker.CHANGES[table][0])
-    same = tables.metadata.tables[table].c[column]
-    touch = tables.metadata.tables[table].update().values({column: same})
-    with (
-        pytest.raises(Tampered, match="tell whoever runs it"),
-        state.write() as transaction,
-    ):
-        transaction.run(touch)
+    with state.write() as transaction:
+        assert transaction.run(changed.update().values({column: changed.c[column]})) == 0
+        assert transaction.run(changed.delete()) == 0
     assert seen(state, table) == 0
+    assert table in {table_of(finding.row) for finding in loaded(state)}
 
 
 @pytest.mark.attack
-def test_what_is_forged_may_be_deleted(state: Database) -> None:
-    attacker.change(state.path, "session")
-    with state.write() as transaction:
-        assert transaction.run(tables.session.delete()) == 1
-    assert loaded(state) == []
+def test_a_used_code_that_was_put_back_is_used(state: Database) -> None:
+    def use() -> int:
+        with state.write() as transaction:
+            return transaction.run(tables.recovery_code.delete())
+
+    uses = []
+    attacker.rolled_back(state.path, "recovery_code", lambda: uses.append(use()))
+    assert [*uses, use()] == [1, 0]
+
+
+@pytest.mark.attack
+def test_another_factor_takes_no_place(state: Database) -> None:
+    """Taken away or hidden, the authenticator that was enrolled is not replaced."""
+    attacker.take_away(state.path, "totp")
+    other = attacker.ROWS["totp"] | {"id": "mine"}
+    with pytest.raises(Tampered, match="totp/alice"), state.write() as transaction:
+        transaction.run(tables.totp.insert().values(**other))
 
 
 @pytest.mark.attack
@@ -169,18 +186,136 @@ def test_a_counter_that_was_taken_away_does_not_begin_anew(state: Database) -> N
         transaction.run(tables.attempt.insert().values(**attacker.ROWS["attempt"]))
 
 
+EVIL = {
+    "trigger": "CREATE TRIGGER mine AFTER INSERT ON node BEGIN "
+    "UPDATE binding SET role = 'administrator'; END",
+    "view": "CREATE VIEW mine AS SELECT * FROM binding",
+    "index": "CREATE INDEX mine ON session (user) WHERE id <> 's'",
+    "column": "ALTER TABLE binding ADD COLUMN mine TEXT",
+}
+
+
 @pytest.mark.attack
-def test_a_trigger_in_the_file_changes_nothing_in_our_name(state: Database) -> None:
+@pytest.mark.parametrize("what", EVIL)
+def test_under_another_schema_nothing_is_done(state: Database, what: str) -> None:
     with attacker.somebody(state.path) as raw:
-        raw.execute(
-            "CREATE TRIGGER mine AFTER INSERT ON node BEGIN "
-            "UPDATE binding SET role = 'administrator'; END"
-        )
+        raw.execute(EVIL[what])
     with pytest.raises(Tampered, match=SCHEMA), state.write() as transaction:
         transaction.run(tables.node.insert().values(id="n2", state="READY", create_time=START))
+    with pytest.raises(Tampered, match=SCHEMA), state.read() as reading:
+        reading.all(tables.binding.select())
+    assert Finding(SCHEMA, CHANGED) in loaded(state)
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("quietly", [False, True])
+def test_nor_when_it_was_changed_and_changed_back(state: Database, *, quietly: bool) -> None:
+    """A connection may still know it, so it is of no use until the next start."""
+    with attacker.somebody(state.path) as raw:
+        (version,) = raw.execute("PRAGMA schema_version").fetchone()
+        raw.execute(EVIL["trigger"])
+        raw.execute("DROP TRIGGER mine")
+        if quietly:
+            raw.execute(f"PRAGMA schema_version = {version}")
+    if quietly:
+        assert seen(state, "binding") == 1
+    else:
+        with pytest.raises(Tampered, match=SCHEMA), state.write():
+            pass
+    assert loaded(state) == []
+
+
+@pytest.mark.attack
+def test_nor_by_a_connection_that_was_made_later(state: Database) -> None:
+    with attacker.somebody(state.path) as raw:
+        (version,) = raw.execute("PRAGMA schema_version").fetchone()
+        raw.execute(EVIL["trigger"])
+        raw.execute(f"PRAGMA schema_version = {version}")
+    state.close()
+    with pytest.raises(Tampered, match=SCHEMA), state.write():
+        pass
+
+
+@pytest.mark.attack
+def test_an_older_generation_brings_nothing_back(state: Database) -> None:
+    with attacker.somebody(state.path) as raw:
+        kept = raw.execute("SELECT * FROM session").fetchone()
+    with state.write() as transaction:
+        transaction.run(tables.session.delete())
+    with attacker.somebody(state.path) as raw:
+        marks = ", ".join("?" * len(kept))
+        raw.execute(f"INSERT INTO session VALUES ({marks})", kept)
+        raw.execute("UPDATE meta SET generation = 1")
+    with (
+        pytest.raises(Tampered, match="meta/generation: changed"),
+        state.write() as transaction,
+    ):
+        transaction.run(tables.user.update().values(locked=True))
+    assert seen(state, "session") == 0
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE meta SET generation = 'x'",
+        f"UPDATE meta SET generation = {2**63 - 1}",
+        "UPDATE meta SET row_macs = 'text'",
+        "UPDATE meta SET row_macs = substr(row_macs, 1, 48)",
+        "UPDATE meta SET row_columns = substr(row_columns, 1, instr(row_columns, ']')) || '}'",
+        "UPDATE meta SET row_columns = (SELECT replace(hex(zeroblob(30000)), '00', '['))",
+        "UPDATE row_mac SET row = CAST(row AS BLOB)",
+        "UPDATE row_mac SET mac = 'text'",
+        "INSERT INTO row_mac VALUES (x'ff', x'ff')",
+        "UPDATE user SET id = CAST(x'ff' AS TEXT)",
+        "UPDATE user SET create_time = 'now'",
+        "UPDATE user SET password_hash = NULL WHERE 0",
+    ],
+)
+def test_what_no_program_of_ours_writes_is_found_too(state: Database, change: str) -> None:
+    with attacker.somebody(state.path) as raw:
+        raw.execute("PRAGMA foreign_keys=OFF")
+        raw.execute(change)
+    rows = Rows(ROW_KEY)
+    found = load(state.path, rows)
+    assert bool(found) is (rows.columns is not None and "WHERE 0" not in change)
+    assert all(str(finding).isprintable() for finding in found)
+    state.check_rows(lambda: None)
+
+
+@pytest.mark.attack
+def test_an_index_that_leaves_somebody_out_is_found(state: Database) -> None:
+    state.close()
+    with attacker.somebody(state.path) as raw:
+        raw.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        (page,) = raw.execute(
+            "SELECT rootpage FROM sqlite_schema WHERE name = 'ix_session_user'"
+        ).fetchone()
+        (size,) = raw.execute("PRAGMA page_size").fetchone()
+    data = bytearray(state.path.read_bytes())
+    index = slice((page - 1) * size, page * size)
+    data[index] = data[index].replace(b"alice", b"alicf")
+    state.path.write_bytes(data)
     with state.read() as reading:
-        assert reading.value(select(tables.binding.c.role)) == "viewer"
-    assert loaded(state) == [Finding("", OTHER_GENERATION)]
+        mine = tables.session.select().where(tables.session.c.user == "alice")
+        assert reading.all(mine) == []
+    state.check_rows(lambda: None)
+    assert "session" in state.found
+    with pytest.raises(FailedPrecondition, match="damaged"):
+        migrate.check(Database(state.path), Rows(ROW_KEY), CLUSTER, signed=True)
+
+
+@pytest.mark.attack
+def test_names_are_shown_so_that_they_do_nothing(state: Database) -> None:
+    with attacker.somebody(state.path) as raw:
+        for number in range(300):
+            name = f"{number}\n\x1b[2JCRITICAL all is well" + 10_000 * "x"
+            raw.execute("INSERT INTO attempt VALUES (?, 1, 1)", (name,))
+    attacker.change(state.path, "binding")
+    state.check_rows(lambda: None)
+    assert len(state.found) == 101
+    assert all(str(each).isprintable() and len(str(each)) < 200 for each in state.found.values())
+    assert "binding/b" in state.found
 
 
 @pytest.mark.attack
@@ -213,6 +348,20 @@ def test_an_index_that_lies_leads_to_nobody_else(state: Database) -> None:
     assert state.found == {"user/carol": Finding("user/carol", CHANGED)}
 
 
+def test_a_search_for_a_value_asks_about_rows_as_they_are(state: Database) -> None:
+    """SQLite may put what is searched for in the place of a column."""
+    with state.read() as reading:
+        for table, column, value in (
+            (tables.artifact_version, "state", "pending"),
+            (tables.node, "state", "READY"),
+            (tables.user, "locked", True),
+            (tables.totp, "confirmed", False),
+            (tables.session, "step", "VERIFY_TOTP"),
+        ):
+            assert reading.all(table.select().where(table.c[column] == value)) == []
+    assert state.found == {}
+
+
 @pytest.mark.attack
 def test_older_rows_do_not_fit_with_an_older_total_either(state: Database) -> None:
     with attacker.somebody(state.path) as raw:
@@ -236,11 +385,11 @@ def test_what_says_which_columns_are_covered_is_covered(state: Database, columns
     with attacker.somebody(state.path) as raw:
         raw.execute("UPDATE meta SET row_columns = ?", (columns,))
     rows = Rows(ROW_KEY)
-    assert rows.load(state.path) != [] or rows.columns is None
+    assert load(state.path, rows) != [] or rows.columns is None
 
 
 def test_another_key_believes_nothing(state: Database) -> None:
-    assert len(Rows(b"x" * 32).load(state.path)) == len(SIGNED) + 1
+    assert len(load(state.path, Rows(b"x" * 32))) == len(SIGNED) + 2
 
 
 # --- what is not an attack ------------------------------------------------------------------------
@@ -318,11 +467,45 @@ def test_a_cascade_is_signed(state: Database) -> None:
 
 def test_a_search_by_key_looks_at_one_row(state: Database) -> None:
     with state.read() as reading:
-        (step,) = reading.all(text("EXPLAIN QUERY PLAN SELECT * FROM session WHERE id = 's'"))
-    assert "SEARCH main.session USING INDEX" in step.detail
+        steps = reading.all(text("EXPLAIN QUERY PLAN SELECT * FROM session WHERE id = 's'"))
+    assert "SEARCH main.session USING INDEX" in steps[0].detail
+
+
+def test_a_full_disk_at_the_last_moment_leaves_everything_as_it_was(state: Database) -> None:
+    for number in range(3):
+        changed = tables.user.update().values(password_hash=f"new {number}", locked=True)
+        with pytest.raises(Exhausted), full(state), state.write() as transaction:
+            transaction.run(changed)
+    assert (seen(state, "user"), seen(state, "binding"), state.found) == (1, 1, {})
+    with state.write() as transaction:
+        transaction.run(tables.user.update().values(locked=True))
+    assert (loaded(state), state.found) == ([], {})
+
+
+@pytest.mark.attack
+def test_what_was_never_committed_is_not_believed(state: Database) -> None:
+    with pytest.raises(Exhausted), full(state), state.write() as transaction:
+        transaction.run(tables.user.update().values(password_hash="mine"))
+    attacker.change(state.path, "user")
+    assert seen(state, "user") == 0
+
+
+@contextmanager
+def full(state: Database) -> Iterator[None]:
+    """The last statement before a commit meets a full disk, after the tags were written."""
+
+    def fail(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        if statement.startswith("UPDATE main.meta"):
+            raise OperationalError(statement, {}, Exception("database or disk is full"))
+
+    event.listen(state.migrator(), "before_cursor_execute", fail)
+    try:
+        yield
+    finally:
+        event.remove(state.migrator(), "before_cursor_execute", fail)
 
 
 def test_a_copy_of_the_whole_folder_is_in_order(state: Database, tmp_path: Path) -> None:
     state.close()
     shutil.copy(state.path, tmp_path / "copy.db")
-    assert Rows(ROW_KEY).load(tmp_path / "copy.db") == []
+    assert load(tmp_path / "copy.db", Rows(ROW_KEY)) == []
