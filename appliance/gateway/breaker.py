@@ -2,6 +2,10 @@
 
 Rules kept here:
 * only what is the replica's fault is recorded, and at the end of an answer, not when it begins;
+* what fails together counts once: an answer that was sent before the last failure was counted says
+  nothing new, as when a stream is lost with a hundred answers;
+* an answer that was sent longer than `MEMORY` after a failure begins a new row, also where answers
+  take so long that none ends well in between;
 * open means no answers at all; only a synthetic probe closes it again, after 1, 2, 4 … 30 s;
 * nothing is stored: a replica that starts anew gets a new breaker.
 
@@ -10,10 +14,12 @@ Pure: time comes from the caller. Called by `appliance.gateway.links`.
 
 from __future__ import annotations
 
+import math
 from enum import Enum
 
 FIRST_PAUSE = 1.0
 LONGEST_PAUSE = 30.0
+MEMORY = 60.0
 
 
 class State(Enum):
@@ -34,6 +40,7 @@ class Breaker:
     def __init__(self, failures: int) -> None:
         self._most = failures
         self._failures = 0
+        self._failed = -math.inf
         self._pause = FIRST_PAUSE
         self._due = 0.0
         self.state = State.CLOSED
@@ -43,11 +50,17 @@ class Breaker:
         if self.state is State.CLOSED:
             self._failures = 0
 
-    def failed(self, now: float) -> bool:
-        """An answer failed by the replica's fault; whether this opened the breaker."""
-        if self.state is not State.CLOSED:
+    def failed(self, now: float, sent: float) -> bool:
+        """An answer that was sent at some time failed by the replica's fault.
+
+        Returns whether this opened the breaker.
+        """
+        if self.state is not State.CLOSED or sent <= self._failed:
             return False
+        if sent - self._failed > MEMORY:
+            self._failures = 0
         self._failures += 1
+        self._failed = now
         if self._failures < self._most:
             return False
         self.state = State.OPEN
@@ -86,14 +99,18 @@ class Budget:
         self._share = share
         self._spare = spare
         self._saved = spare
+        self._spent_for: object = None
 
     def earn(self) -> None:
         """A call came."""
         self._saved = min(self._spare, self._saved + self._share)
 
-    def spend(self) -> bool:
-        """Whether one retry is left; it is gone then."""
+    def spend(self, cause: object) -> bool:
+        """Whether one retry is left; it is gone then. Answers that one thing ended cost one."""
+        if cause is self._spent_for:
+            return True
         if self._saved < 1:
             return False
         self._saved -= 1
+        self._spent_for = cause
         return True

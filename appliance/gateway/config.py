@@ -81,6 +81,16 @@ class Routing:
         default=30.0,
         metadata=doc("time an answer waits for a replica when none is ready but one may come"),
     )
+    queue: int = field(
+        default=256,
+        metadata=doc(
+            "answers without a token that wait for their turn at one endpoint whose replicas are"
+            " full"
+        ),
+    )
+    queue_seconds: float = field(
+        default=120.0, metadata=doc("longest time an answer waits for its turn; then 429")
+    )
     waiting: int = field(
         default=128,
         metadata=doc("answers without a token that wait for a replica of one endpoint at a time"),
@@ -98,7 +108,8 @@ class Routing:
         metadata=doc("time a busy engine may make no step; then its answers go on elsewhere"),
     )
     first_token_seconds: float = field(
-        default=120.0, metadata=doc("longest time to an answer's first token from one replica")
+        default=120.0,
+        metadata=doc("longest time a replica works on an answer until its first token"),
     )
     between_tokens_seconds: float = field(
         default=60.0, metadata=doc("longest time between two tokens from one replica")
@@ -113,7 +124,10 @@ class Routing:
         default=8, metadata=doc("times a begun answer may go on with another replica")
     )
     answers_per_replica: int = field(
-        default=512, metadata=doc("answers in work at a time in one replica")
+        default=512,
+        metadata=doc(
+            "most answers in one replica at a time; fewer where it says how many it works on"
+        ),
     )
     failures: int = field(
         default=3, metadata=doc("failures in a row that take a replica out of rotation")

@@ -3,7 +3,8 @@
 Rules kept here:
 * round robin over requests: of those that can take an answer, the one that was chosen longest ago,
   by the replica's stable id; so a view, a restart or a flapping neighbour never shifts the turn;
-* a replica that was tried already is chosen only when no other can take the answer;
+* a replica that was tried already is chosen only when no other can take the answer, and one without
+  a free slot only when no other has one;
 * a replica that left the view takes no new answers, and keeps its old ones until they end;
 * the gateway's own pauses are not held against replicas.
 
@@ -30,20 +31,29 @@ Connect = Callable[[Place], grpc.aio.Channel]
 
 
 def choose(
-    candidates: Iterable[Place], tried: Collection[Place], turns: Mapping[tuple[str, str], int]
+    candidates: Iterable[Place],
+    tried: Collection[Place],
+    turns: Mapping[tuple[str, str], int],
+    slotless: Collection[Place] = (),
 ) -> Place | None:
-    """The place whose replica had its last turn longest ago; untried ones first. Pure.
+    """The place whose replica had its last turn longest ago. Pure.
+
+    Untried ones come first, and among them those that are not `slotless`.
 
     `turns` maps (endpoint, replica id) to the number of its last turn; those never chosen come
     first, in the order of their ids.
     """
     places = sorted(candidates)
-    fresh = [place for place in places if place not in tried]
+    fresh = [place for place in places if place not in tried] or places
     return min(
-        fresh or places,
+        [place for place in fresh if place not in slotless] or fresh,
         key=lambda place: turns.get((place.endpoint, place.id), 0),
         default=None,
     )
+
+
+def _nobody() -> None:
+    """Stand in for who hears of changes."""
 
 
 class Fleet:
@@ -69,7 +79,8 @@ class Fleet:
         self._snapshot: Snapshot | None = None
         self._turns: dict[tuple[str, str], int] = {}
         self._turn = 0
-        self._waiting: set[asyncio.Future[None]] = set()
+        self.changed: Callable[[], None] = _nobody
+        """Is called when a link may take an answer, or none any more; set by the router."""
 
     @property
     def links(self) -> list[Link]:
@@ -138,11 +149,14 @@ class Fleet:
         self._take_over()
         for link in (*self.links, *self._coming.values()):
             link.tick(now, lag)
+        # Also for what nothing else tells of, such as a writer that has caught up.
+        self._notify()
 
     def take_turn(self, endpoint: str, tried: Collection[Place]) -> Link | None:
         """The link for the next answer of an endpoint; None when none can take one."""
         ready = {link.place: link for link in self._of(endpoint) if link.ready and not link.full}
-        place = choose(ready, tried, self._turns)
+        slotless = [place for place, link in ready.items() if not link.has_slot]
+        place = choose(ready, tried, self._turns, slotless)
         if place is None:
             return None
         self._turn += 1
@@ -155,10 +169,13 @@ class Fleet:
             link.ready and not link.full and link.place not in tried for link in self._of(endpoint)
         )
 
-    def is_full(self, endpoint: str) -> bool:
-        """Whether replicas are ready, but each has as many answers as it may."""
-        ready = [link for link in self._of(endpoint) if link.ready]
-        return bool(ready) and all(link.full for link in ready)
+    def has_ready(self, endpoint: str) -> bool:
+        """Whether a replica is ready, if it is full or not."""
+        return any(link.ready for link in self._of(endpoint))
+
+    def has_room(self, endpoint: str) -> bool:
+        """Whether a replica can take an answer now."""
+        return self.has_other(endpoint, ())
 
     def has_hope(self, endpoint: str, *, begun: bool) -> bool:
         """Whether a replica may become ready: one starts, is in doubt, or broke a moment ago.
@@ -179,15 +196,6 @@ class Fleet:
             for link in self._of(endpoint)
         )
 
-    async def wait(self, seconds: float) -> None:
-        """Wait until something changed, or so long."""
-        waiter = asyncio.get_running_loop().create_future()
-        self._waiting.add(waiter)
-        try:
-            await asyncio.wait({waiter}, timeout=seconds)
-        finally:
-            self._waiting.discard(waiter)
-
     async def close(self) -> None:
         """End all links."""
         await asyncio.gather(*(link.close() for link in (*self.links, *self._coming.values())))
@@ -199,6 +207,4 @@ class Fleet:
         return [link for link in self._links.values() if link.place.endpoint == endpoint]
 
     def _notify(self) -> None:
-        for waiter in self._waiting:
-            if not waiter.done():
-                waiter.set_result(None)
+        self.changed()

@@ -5,6 +5,10 @@ Rules kept here:
 * what a replica says of an answer that is not in work here is dropped, so nothing comes twice;
 * a replica is judged by what it says: a heartbeat each 250 ms, and engine steps that rise while it
   has work; silence and stall are doubts, which end as soon as it speaks again;
+* an answer is late by the time that the replica works on it: while others wait there, and none that
+  was sent later has had its first token, it may be one of them (`load`);
+* it gets as many answers as its engine works on at a time, and an eighth more, so that a slot that
+  gets free is filled at once; the others wait here, where another replica can take them;
 * nothing of a caller but token ids and sampling goes to a replica.
 
 Called by `appliance.gateway.fleet` (open, tick, close) and `router` (submit, take, forget).
@@ -14,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import deque
 from collections.abc import Callable
 from typing import Any, cast
@@ -24,8 +29,10 @@ import grpc.aio
 from appliance.api.inference.v1 import generation_pb2, worker_service_pb2
 from appliance.api.inference.v1.worker_service_pb2_grpc import WorkerServiceStub
 from appliance.core.errors import ApplianceError, Cancelled, Unavailable
+from appliance.gateway.attempts import Attempt
 from appliance.gateway.breaker import Breaker, State
 from appliance.gateway.config import Routing
+from appliance.gateway.load import Load
 from appliance.gateway.snapshot import Place
 from appliance.wire.status import from_rpc_error
 
@@ -51,48 +58,6 @@ def stall_limit(seconds: float, longest: float) -> float:
         longest: what the longest of its recent steps took.
     """
     return min(max(seconds, _STALL_STEPS * longest), _STALL_MOST * seconds)
-
-
-class Attempt:
-    """One answer, or the rest of one, in work in one replica."""
-
-    __slots__ = ("finish", "first", "id", "late", "lost", "refused", "since", "tokens", "waiter")
-
-    def __init__(self, identifier: int, now: float) -> None:
-        self.id = identifier
-        self.tokens: list[int] = []
-        self.finish = generation_pb2.FINISH_REASON_UNSPECIFIED
-        self.refused = ""
-        self.lost: ApplianceError | None = None
-        self.late = False
-        self.first = True
-        self.since = now
-        self.waiter: asyncio.Future[None] | None = None
-
-    def wake(self) -> None:
-        """Let who waits look again."""
-        if self.waiter is not None and not self.waiter.done():
-            self.waiter.set_result(None)
-
-    @property
-    def ended(self) -> bool:
-        """Whether the replica says no more of it."""
-        return bool(self.finish or self.refused or self.lost is not None)
-
-    async def wait(self) -> None:
-        """Wait until there is something to look at; returns at once when there is already."""
-        if self.tokens or self.ended or self.late:
-            return
-        self.waiter = asyncio.get_running_loop().create_future()
-        try:
-            await self.waiter
-        finally:
-            self.waiter = None
-
-    def take(self) -> list[int]:
-        """Everything that came since the last time."""
-        taken, self.tokens = self.tokens, []
-        return taken
 
 
 class Link:
@@ -131,6 +96,8 @@ class Link:
         self._heard = clock()
         self._stepped = clock()
         self._gaps: deque[float] = deque(maxlen=_RECENT_STEPS)
+        self._load = Load()
+        self._ticked = clock()
         self.broken_at = clock()
         self._probe: asyncio.Task[None] | None = None
         self._task = asyncio.create_task(self._run())
@@ -149,15 +116,26 @@ class Link:
     @property
     def full(self) -> bool:
         """Whether it has as many answers as it may."""
-        return len(self.attempts) >= self._settings.answers_per_replica or self._orders.full()
+        most = self._settings.answers_per_replica
+        return self._load.is_full(len(self.attempts), most) or self._orders.full()
 
-    def submit(self, submit: Submit) -> Attempt:
-        """Start an answer; the link must be ready and not full. Sets the id."""
+    @property
+    def has_slot(self) -> bool:
+        """Whether an answer would be worked on at once, as far as we know."""
+        return self._load.has_slot(len(self.attempts))
+
+    def submit(self, submit: Submit, patience: float = math.inf) -> Attempt:
+        """Start an answer; the link must be ready and not full. Sets the id.
+
+        Args:
+            submit: the order.
+            patience: moment until which it may wait for its turn in the replica.
+        """
         now = self._clock()
         if not self.attempts:
             # An idle engine makes no steps; its time begins with its work.
             self._stepped = now
-        attempt = Attempt(self._next, now)
+        attempt = Attempt(self._next, now, patience)
         self._next += 1
         submit.id = attempt.id
         self.attempts[attempt.id] = attempt
@@ -166,8 +144,15 @@ class Link:
 
     def forget(self, attempt: Attempt) -> None:
         """Be done with an answer; the replica is told when it still works on it."""
-        if self.attempts.pop(attempt.id, None) is None or attempt.ended or not self.connected:
+        was_full = self.full
+        if self.attempts.pop(attempt.id, None) is None:
             return
+        if not attempt.ended and self.connected:
+            self._abort(attempt)
+        if was_full:
+            self._changed()
+
+    def _abort(self, attempt: Attempt) -> None:
         abort = worker_service_pb2.AttachRequest(abort=worker_service_pb2.Abort(id=attempt.id))
         try:
             self._orders.put_nowait(abort)
@@ -179,10 +164,10 @@ class Link:
         """An answer ended well."""
         self.breaker.succeeded()
 
-    def failed(self) -> None:
-        """An answer was lost by the replica's fault."""
+    def failed(self, sent: float) -> None:
+        """An answer that was sent at some time was lost by the replica's fault."""
         now = self._clock()
-        if self.breaker.failed(now):
+        if self.breaker.failed(now, sent):
             self.broken_at = now
             logger.warning("replica %s is out of rotation: it failed repeatedly", self.place.id)
             self._changed()
@@ -194,6 +179,7 @@ class Link:
             self._stepped += lag
             for attempt in self.attempts.values():
                 attempt.since += lag
+        passed, self._ticked = now - self._ticked - lag, now
         if self.retired and not self.attempts:
             self._task.cancel()
             return
@@ -207,18 +193,21 @@ class Link:
                 why = "silent" if self._is_silent(now) else "makes no steps"
                 logger.warning("replica %s is in doubt: it %s", self.place.id, why)
             self._changed()
-        self._tick_attempts(now)
+        self._tick_attempts(now, max(0.0, passed))
         may_probe = not (self.doubtful or self.draining or self.retired or self.full)
         if may_probe and self.breaker.probe_due(now):
             self.breaker.probe_sent()
             self._probe = asyncio.create_task(self._prove())
 
-    def _tick_attempts(self, now: float) -> None:
+    def _tick_attempts(self, now: float, passed: float) -> None:
         first, between = self._settings.first_token_seconds, self._settings.between_tokens_seconds
         for attempt in self.attempts.values():
+            if self._load.may_wait(attempt):
+                attempt.since = min(now, attempt.since + passed)
+                attempt.expired = attempt.first and now > attempt.patience
             if now - attempt.since > (first if attempt.first else between):
                 attempt.late = True
-            if attempt.late or self.doubtful:
+            if attempt.late or attempt.expired or self.doubtful:
                 attempt.wake()
 
     def _is_silent(self, now: float) -> bool:
@@ -282,6 +271,7 @@ class Link:
             self.broken_at = self._clock()
         self.connected = False
         self.doubtful = False
+        self._load = Load()
         lost, self.attempts = self.attempts, {}
         for attempt in lost.values():
             attempt.lost = error
@@ -327,9 +317,13 @@ class Link:
                 continue
             if output.token_ids:
                 attempt.tokens.extend(output.token_ids)
-                attempt.first = False
+                if attempt.first:
+                    attempt.first = False
+                    self._load.came(attempt, now)
                 attempt.since = now
-            if output.refused:
+            if output.busy:
+                attempt.busy = self._load.busy = True
+            elif output.refused:
                 attempt.refused = output.refused
             elif output.finish_reason:
                 attempt.finish = output.finish_reason
@@ -343,7 +337,10 @@ class Link:
             self._gaps.append((now - self._stepped) / max(1, beat.steps - self._steps))
             self._steps = beat.steps
             self._stepped = now
+        was_full = self.full
+        self._load.slots, self._load.waiting, self._load.busy = beat.slots, beat.waiting, False
         better = not self.connected or (self.doubtful and not self._is_stalled(now))
+        better = better or (was_full and not self.full)
         if beat.draining and not self.draining:
             self.draining = True
             self.broken_at = now

@@ -131,6 +131,7 @@ class Gateway:
         )
         self._usage = UsageReports(self._control.report, self.refusals, spool)
         router = Router(self.fleet, config.routing, moved=self._metrics.moved)
+        self._places = router.places
         self.pipeline = Pipeline(
             Parts(
                 self.view,
@@ -284,6 +285,7 @@ class Gateway:
                 was = now
             self._metrics.view_stale.set(stale)
             self._metrics.view_age.set(self.view.age)
+            self._metrics.waiting.set(self._places.waiting)
             self._metrics.usage_waiting.set(len(self._usage))
             self._metrics.connections.set(len(self.http.connections))
             self._tell_ends(datetime.now(UTC))

@@ -64,6 +64,11 @@ class GatewayMetrics:
             "Ended calls that are not in the audit chain yet.",
             registry=registry,
         )
+        self.waiting = Gauge(
+            "appliance_gateway_waiting",
+            "Answers that wait for a place in a replica.",
+            registry=registry,
+        )
         self.connections = Gauge(
             "appliance_gateway_connections",
             "Open connections to the OpenAI-compatible API.",

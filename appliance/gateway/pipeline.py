@@ -8,6 +8,8 @@ Order: who is it and may they (`admit`), then words to tokens, tokens from a rep
   of strangers, for what a known caller is refused beyond its budget, and for what it is refused
   that asks no model;
 * a credential that does not work counts against its source, a valid one never does;
+* an endpoint that is asked for more than it can answer leaves the others their share of the places
+  (`appliance.gateway.shares`), and what only waits makes way for what can be worked on;
 * a running answer is judged again with each new view: a right that was taken away ends it;
 * text is never logged, reported or counted, nor what a library says of it.
 
@@ -19,7 +21,6 @@ refusals; guess tokens. Called by
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -37,13 +38,15 @@ from appliance.core.errors import (
     Unauthenticated,
     Unavailable,
 )
-from appliance.core.numbers import span
 from appliance.gateway import access
+from appliance.gateway.ask import STOP, Ask
 from appliance.gateway.config import Limits
 from appliance.gateway.encode import too_long
 from appliance.gateway.metrics import GatewayMetrics
 from appliance.gateway.rendering import Message
-from appliance.gateway.router import STOP, Ask, Router
+from appliance.gateway.router import Router
+from appliance.gateway.sampling import check_sampling
+from appliance.gateway.shares import may_enter, own
 from appliance.gateway.snapshot import Route
 from appliance.gateway.text import Detokenizer
 from appliance.gateway.tokenize import Models, ServedModel, room
@@ -52,11 +55,7 @@ from appliance.gateway.usage import INFERENCE, UsageReports
 from appliance.gateway.view import View
 from appliance.wire.admission import Rates, Refusals, SourceLimit, source_of
 
-MOST_STOPS = 16
-LONGEST_STOP = 256
-HOTTEST = 2.0
 _LONGEST_NAME = 200
-_LARGEST_SEED = (1 << 63) - 1
 
 
 @dataclass(frozen=True)
@@ -100,6 +99,7 @@ class Call:
     credential: str = ""
     route: Route | None = None
     version: int = -1
+    holds_place: bool = False
     prompt_tokens: int = 0
     completion_tokens: int = 0
     continuations: int = 0
@@ -107,34 +107,6 @@ class Call:
     last_token: float = 0.0
     blocked: float = 0.0
     recorded: int = 0
-
-
-def check_sampling(sampling: generation_pb2.Sampling) -> None:
-    """Raise InvalidInput for what no replica would take, naming the field."""
-    checks = {
-        "temperature": (
-            math.isfinite(sampling.temperature) and 0 <= sampling.temperature <= HOTTEST,
-            f"must be {span(0, HOTTEST)}",
-        ),
-        "top_p": (
-            math.isfinite(sampling.top_p) and 0 <= sampling.top_p <= 1,
-            f"must be {span(0, 1)}",
-        ),
-        "top_k": (sampling.top_k >= 0, "must not be negative"),
-        "max_tokens": (
-            sampling.max_tokens >= 1 or not sampling.HasField("max_tokens"),
-            "must be at least 1: leave it out for as many as the context leaves",
-        ),
-        "seed": (abs(sampling.seed) <= _LARGEST_SEED, "is too large"),
-        "stop": (
-            len(sampling.stop) <= MOST_STOPS
-            and all(0 < len(stop) <= LONGEST_STOP for stop in sampling.stop),
-            f"may have {MOST_STOPS} texts of {span(1, LONGEST_STOP)} characters",
-        ),
-    }
-    for name, (right, rule) in checks.items():
-        if not right:
-            raise InvalidInput(f"{name} {rule}", fields={name: rule})
 
 
 @dataclass(frozen=True)
@@ -158,6 +130,8 @@ class Pipeline:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._running: Counter[str] = Counter()
+        self._held: Counter[str] = Counter()
+        """Calls by endpoint."""
         self._total = 0
         limits = parts.limits
         self._strangers = SourceLimit(
@@ -213,18 +187,33 @@ class Pipeline:
         snapshot = self._parts.view.current()
         route = access.route(snapshot, principal, call.endpoint)
         self._parts.usage.check_room(self._total)
-        limits = self._parts.limits
-        if self._running[principal] >= limits.calls_per_caller:
+        self._find_place(call, len(snapshot.routes))
+        call.credential, call.route, call.version = credential, route, snapshot.version
+        call.holds_place = True
+        self._running[principal] += 1
+        self._held[call.endpoint] += 1
+        self._total += 1
+        self._parts.metrics.running.set(self._total)
+
+    def _find_place(self, call: Call, endpoints: int) -> None:
+        """Whether the call fits; what only waits elsewhere makes way. Raises Exhausted."""
+        limits, places = self._parts.limits, self._parts.router.places
+        if self._running[call.principal] >= limits.calls_per_caller and not places.make_way(
+            call.endpoint, call.principal
+        ):
             raise Exhausted(
                 f"you have {limits.calls_per_caller} answers in work, as many as one caller may",
                 retry_after=1.0,
             )
-        if self._total >= limits.calls:
-            raise Exhausted("the gateway has as many answers in work as it may", retry_after=1.0)
-        call.credential, call.route, call.version = credential, route, snapshot.version
-        self._running[principal] += 1
-        self._total += 1
-        self._parts.metrics.running.set(self._total)
+        fits = may_enter(self._held, call.endpoint, endpoints, limits.calls)
+        mine = own(limits.calls, endpoints)
+        if not fits and not places.make_way(
+            call.endpoint, may_go=lambda other: self._held[other] > mine
+        ):
+            raise Exhausted(
+                "the gateway has as many answers in work as it may for this endpoint",
+                retry_after=1.0,
+            )
 
     def recheck(self, call: Call) -> None:
         """Judge a running call again; raises when it must end."""
@@ -244,6 +233,7 @@ class Pipeline:
         with unsaid(call.request_id):
             text, ask = await self._prepare(call, call.route, question)
             ask.check = partial(self._check, call)
+            ask.turned_away = partial(self._free_place, call)
             # Whatever happens to this process from here on, the call is told of.
             call.recorded = self._parts.usage.begin(self._usage(call, None))
             async with contextlib.aclosing(self._parts.router.answer(ask)) as steps:
@@ -274,6 +264,7 @@ class Pipeline:
         call.prompt_tokens = space.prompt
         text = Detokenizer(model.decoding, prompt, sampling.stop)
         ask = _ask(call.endpoint, model, prompt, sampling, space.max_tokens)
+        ask.caller = call.principal
         ask.until = call.started + self._parts.limits.answer_seconds
         return text, ask
 
@@ -295,17 +286,24 @@ class Pipeline:
 
     def end(self, call: Call, error: ApplianceError | None) -> None:
         """The call is over: free its slot, count it, report it."""
-        if call.route is not None:
-            self._running[call.principal] -= 1
-            if not self._running[call.principal]:
-                del self._running[call.principal]
-            self._total -= 1
+        self._free_place(call)
         self._measure(call, error.reason if error else "")
         if error is not None and not call.recorded and self._is_counted(call):
             source = source_of(call.source)
             self._parts.refusals.count(source, error.reason, call.method, principal=call.principal)
         elif call.method == INFERENCE:
             self._parts.usage.end(self._usage(call, error), call.recorded)
+
+    def _free_place(self, call: Call) -> None:
+        """Somebody else may have the call's place; said twice, it is free once."""
+        if not call.holds_place:
+            return
+        call.holds_place = False
+        for counter, key in ((self._running, call.principal), (self._held, call.endpoint)):
+            counter[key] -= 1
+            if not counter[key]:
+                del counter[key]
+        self._total -= 1
 
     def _is_counted(self, call: Call) -> bool:
         """Whether a refused call becomes one of a count, and no record of its own."""

@@ -127,6 +127,7 @@ class Engine:
         self.limits = Limits(
             sequence_length=config.model_config.max_model_len,
             vocabulary=config.model_config.get_vocab_size(),
+            slots=MOST_RUNNING,
         )
 
     async def submit(

@@ -12,6 +12,9 @@ import asyncio
 from appliance.api.inference.v1 import generation_pb2, worker_service_pb2
 from appliance.core.errors import ApplianceError
 
+BUSY = "the replica has as many answers in work as it may: repeat the request later"
+"""For gateways that take it for a refusal."""
+
 
 class Outbox:
     """Outputs that wait, in the order in which their answers first had one."""
@@ -36,6 +39,11 @@ class Outbox:
         """Add that an answer is refused, or has failed."""
         self._waiting[identifier] = worker_service_pb2.StepOutput(id=identifier, refused=sentence)
         self.filled.set()
+
+    def busy(self, identifier: int) -> None:
+        """Add that an answer is not taken because there are as many as there may be."""
+        self.refuse(identifier, BUSY)
+        self._waiting[identifier].busy = True
 
     def forget(self, identifier: int) -> None:
         """Drop what waits of an answer."""

@@ -20,10 +20,17 @@ MOST_END_TOKENS = 64
 
 @dataclass(frozen=True)
 class Limits:
-    """What the engine can: tokens of a prompt with its answer, and token ids of the vocabulary."""
+    """What the engine can.
+
+    Attributes:
+        sequence_length: tokens of a prompt with its answer.
+        vocabulary: every token id is below it.
+        slots: answers in one step; more wait. 0: not known.
+    """
 
     sequence_length: int
     vocabulary: int
+    slots: int = 0
 
 
 @dataclass(frozen=True)

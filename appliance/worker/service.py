@@ -5,6 +5,8 @@ Rules kept here:
 * only one task writes to a stream; a slow one holds a bounded outbox and stops nobody;
 * a heartbeat goes out every 250 ms, with or without tokens, so that silence means trouble;
 * an abort, and the end of a stream, free the slots of their answers at once;
+* gateways hear how many answers a step works on and how many wait: what waits is not late, and what
+  is too much is neither the caller's fault nor the replica's;
 * while it drains the worker still takes what a gateway sent before it heard of that.
 
 Called by gRPC behind the door for machines; constructed by `appliance.worker.main`.
@@ -128,7 +130,7 @@ class _Stream:
         if identifier in self._answers:
             raise InvalidInput(f"two answers of the stream have the id {identifier}")
         if self._load.answers >= MOST_ANSWERS:
-            self._outbox.refuse(identifier, "the replica has too many answers in work: repeat")
+            self._outbox.busy(identifier)
             return
         try:
             request = request_of(submit, self._engine.limits)
@@ -196,6 +198,7 @@ class _Stream:
             waiting=pulse.waiting,
             draining=self._load.draining,
             step_age_seconds=pulse.age,
+            slots=self._engine.limits.slots,
         )
 
     async def end(self) -> None:

@@ -12,7 +12,7 @@ from appliance.worker.requests import Limits, Request
 class FakeEngine:
     def __init__(self) -> None:
         self.pulse = Pulse()
-        self.limits = Limits(sequence_length=100, vocabulary=50)
+        self.limits = Limits(sequence_length=100, vocabulary=50, slots=4)
         self.sinks: dict[str, Callable[[Output], None]] = {}
         self.aborted: list[str] = []
         self._changed = asyncio.Event()

@@ -59,12 +59,18 @@ class Script:
     """How it fails; nothing set: it does not.
 
     `die_after`: the stream breaks after so many tokens of an answer; `hang_after`: heartbeats go
-    on, steps do not; `end_after`: the model ends the answer.
+    on, steps do not; `end_after`: the model ends the answer; `slots`: a step works on so many, the
+    others wait; `silent_slots`: it does not say how many; `most`: it takes no more, and says that
+    it is busy; `lost`: no step makes a token for the answers with these numbers.
     """
 
     die_after: int | None = None
     hang_after: int | None = None
     end_after: int | None = None
+    slots: int = 0
+    silent_slots: bool = False
+    most: int = 1000
+    lost: frozenset[int] = frozenset()
     refuse: str = ""
     wrong: bool = False
     seconds: float = 0.0
@@ -179,6 +185,9 @@ class _Stream:
             if self.worker.script.refuse:
                 self.put(id=submit.id, refused=self.worker.script.refuse)
                 continue
+            if len(self.answers) >= self.worker.script.most:
+                self.put(id=submit.id, refused="too many", busy=True)
+                continue
             count = len(submit.prompt_token_ids)
             self.answers[submit.id] = [count, 0, submit.sampling.max_tokens, submit]
             self.worker.running += 1
@@ -196,7 +205,9 @@ class _Stream:
                 await asyncio.sleep(0.001)
                 continue
             moved = False
-            for identifier in list(self.answers):
+            for identifier in list(self.answers)[: script.slots or None]:
+                if identifier in script.lost:
+                    continue
                 try:
                     moved |= self._token(identifier, script)
                 except _DiedError:
@@ -239,9 +250,13 @@ class _Stream:
                 await asyncio.sleep(0.05)
                 continue
             outputs, self.outputs = self.outputs, []
+            slots = self.worker.script.slots
+            waiting = max(0, len(self.answers) - slots) if slots else 0
             beat = worker_service_pb2.Heartbeat(
                 steps=self.steps,
-                running=len(self.answers),
+                running=len(self.answers) - waiting,
+                waiting=waiting,
+                slots=0 if self.worker.script.silent_slots else slots,
                 draining=self.worker.script.draining,
             )
             self.sending = True

@@ -2,35 +2,58 @@
 
 from __future__ import annotations
 
+import math
+
 from appliance.gateway.breaker import Breaker, Budget, State
 
 
 def opened(at: float = 100.0) -> Breaker:
     breaker = Breaker(3)
     for _ in range(3):
-        breaker.failed(at)
+        fail(breaker, at)
     return breaker
+
+
+def fail(breaker: Breaker, at: float) -> bool:
+    """An answer that was sent after everything before it fails."""
+    return breaker.failed(at, math.nextafter(at, math.inf))
 
 
 def test_failures_in_a_row_open_it() -> None:
     breaker = Breaker(3)
-    assert [breaker.failed(0), breaker.failed(0), breaker.failed(0)] == [False, False, True]
+    assert [fail(breaker, at) for at in (0, 1, 2)] == [False, False, True]
     assert breaker.state is State.OPEN
 
 
 def test_a_success_between_keeps_it_closed() -> None:
     breaker = Breaker(3)
-    for _ in range(10):
-        breaker.failed(0)
-        breaker.failed(0)
+    for at in range(10):
+        fail(breaker, 2 * at)
+        fail(breaker, 2 * at + 1)
         breaker.succeeded()
     assert breaker.state is State.CLOSED
+
+
+def test_what_was_sent_before_a_failure_counts_with_it_once() -> None:
+    breaker = Breaker(3)
+    # A stream with a hundred answers is lost, and what was late beside them comes a little later.
+    assert not any(breaker.failed(10.0, sent / 10) for sent in range(100))
+    assert not any(breaker.failed(10.5, 9.9) for _ in range(100))
+    assert breaker.state is State.CLOSED
+    assert [breaker.failed(11.0, 10.6), breaker.failed(12.0, 11.5)] == [False, True]
+
+
+def test_an_answer_sent_long_after_a_failure_begins_a_new_row() -> None:
+    breaker = Breaker(2)
+    assert [breaker.failed(at, at - 1) for at in (0.0, 100.0, 200.0)] == [False, False, False]
+    # However long it took: it was sent just after.
+    assert breaker.failed(500.0, 201.0)
 
 
 def test_answers_that_end_while_it_is_open_change_nothing() -> None:
     breaker = opened()
     breaker.succeeded()
-    assert breaker.failed(100.5) is False
+    assert fail(breaker, 100.5) is False
     assert breaker.state is State.OPEN
     assert breaker.probe_due(101.0)
 
@@ -54,19 +77,25 @@ def test_one_good_probe_closes_it_and_forgets() -> None:
     breaker.probe_sent()
     breaker.probed(101.0, well=True)
     assert breaker.state is State.CLOSED
-    assert [breaker.failed(102.0), breaker.failed(102.0)] == [False, False]
+    assert [fail(breaker, 102.0), fail(breaker, 103.0)] == [False, False]
 
 
 def test_retries_are_a_share_of_calls() -> None:
     budget = Budget(0.1, spare=2)
-    assert [budget.spend() for _ in range(4)] == [True, True, False, False]
+    assert [budget.spend(object()) for _ in range(4)] == [True, True, False, False]
     for _ in range(11):
         budget.earn()
-    assert [budget.spend(), budget.spend()] == [True, False]
+    assert [budget.spend(object()), budget.spend(object())] == [True, False]
 
 
 def test_a_quiet_time_saves_no_more_than_the_spare() -> None:
     budget = Budget(0.5, spare=3)
     for _ in range(1000):
         budget.earn()
-    assert [budget.spend() for _ in range(5)] == [True, True, True, False, False]
+    assert [budget.spend(object()) for _ in range(5)] == [True, True, True, False, False]
+
+
+def test_what_one_thing_ended_costs_one_retry() -> None:
+    budget, lost = Budget(0.1, spare=2), object()
+    assert all(budget.spend(lost) for _ in range(100))
+    assert [budget.spend(object()), budget.spend(object())] == [True, False]

@@ -15,6 +15,8 @@ from appliance.api.inference.v1 import (
     worker_service_pb2_grpc,
 )
 from appliance.core.errors import Unavailable
+from appliance.worker import service
+from appliance.worker.outbox import BUSY
 from appliance.worker.outputs import LENGTH, STOP, Output
 from appliance.worker.server import drain, prove
 from appliance.worker.service import Load, WorkerService
@@ -24,8 +26,8 @@ from tests.fakes.engine import FakeEngine
 @asynccontextmanager
 async def attached(engine: FakeEngine, load: Load | None = None) -> AsyncIterator[Any]:
     server = grpc.aio.server()
-    service = WorkerService(engine, load or Load())
-    worker_service_pb2_grpc.add_WorkerServiceServicer_to_server(service, server)
+    served = WorkerService(engine, load or Load())
+    worker_service_pb2_grpc.add_WorkerServiceServicer_to_server(served, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
@@ -101,6 +103,7 @@ async def test_a_heartbeat_comes_without_tokens() -> None:
         async with asyncio.timeout(2):
             beats = [(await call.read()).heartbeat for _ in range(3)]
         assert [(b.steps, b.running, b.waiting, b.draining) for b in beats] == [(1, 3, 2, True)] * 3
+        assert {beat.slots for beat in beats} == {4}
         assert beats[2].step_age_seconds > beats[0].step_age_seconds
         call.cancel()
 
@@ -179,6 +182,23 @@ async def test_a_broken_gateway_loses_its_stream(second: worker_service_pb2.Atta
         with pytest.raises(grpc.aio.AioRpcError):
             await read_to_the_end(call)
         assert engine.aborted == ["1-1"]
+
+
+async def test_a_full_replica_says_that_it_is_busy_and_takes_what_comes_later() -> None:
+    engine, load = FakeEngine(), Load()
+    load.answers = service.MOST_ANSWERS
+    async with attached(engine, load) as stub:
+        call = stub.Attach()
+        await call.write(submit(1))
+        while not (outputs := (await call.read()).outputs):
+            pass
+        ((output,),) = (outputs,)
+        # Gateways that do not know the word still hear a sentence.
+        assert (output.id, output.busy, output.refused) == (1, True, BUSY)
+        load.answers -= 1
+        await call.write(submit(2))
+        await engine.until(lambda: engine.sinks)
+        call.cancel()
 
 
 async def test_a_drain_waits_for_what_is_in_work() -> None:

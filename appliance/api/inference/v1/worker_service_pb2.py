@@ -26,7 +26,7 @@ from appliance.api.common.v1 import access_pb2 as appliance_dot_api_dot_common_d
 from appliance.api.inference.v1 import generation_pb2 as appliance_dot_api_dot_inference_dot_v1_dot_generation__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n/appliance/api/inference/v1/worker_service.proto\x12\x1a\x61ppliance.api.inference.v1\x1a$appliance/api/common/v1/access.proto\x1a+appliance/api/inference/v1/generation.proto\"\x82\x01\n\rAttachRequest\x12\x34\n\x06submit\x18\x01 \x01(\x0b\x32\".appliance.api.inference.v1.SubmitH\x00\x12\x32\n\x05\x61\x62ort\x18\x02 \x01(\x0b\x32!.appliance.api.inference.v1.AbortH\x00\x42\x07\n\x05order\"}\n\x06Submit\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x18\n\x10prompt_token_ids\x18\x02 \x03(\r\x12\x36\n\x08sampling\x18\x03 \x01(\x0b\x32$.appliance.api.inference.v1.Sampling\x12\x15\n\rend_token_ids\x18\x04 \x03(\r\"\x13\n\x05\x41\x62ort\x12\n\n\x02id\x18\x01 \x01(\x04\"\x83\x01\n\x0e\x41ttachResponse\x12\x37\n\x07outputs\x18\x01 \x03(\x0b\x32&.appliance.api.inference.v1.StepOutput\x12\x38\n\theartbeat\x18\x02 \x01(\x0b\x32%.appliance.api.inference.v1.Heartbeat\"}\n\nStepOutput\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12?\n\rfinish_reason\x18\x03 \x01(\x0e\x32(.appliance.api.inference.v1.FinishReason\x12\x0f\n\x07refused\x18\x04 \x01(\t\"h\n\tHeartbeat\x12\r\n\x05steps\x18\x01 \x01(\x04\x12\x0f\n\x07running\x18\x02 \x01(\x05\x12\x0f\n\x07waiting\x18\x03 \x01(\x05\x12\x10\n\x08\x64raining\x18\x04 \x01(\x08\x12\x18\n\x10step_age_seconds\x18\x05 \x01(\x01\x32\x8d\x01\n\rWorkerService\x12|\n\x06\x41ttach\x12).appliance.api.inference.v1.AttachRequest\x1a*.appliance.api.inference.v1.AttachResponse\"\x17\x8a\xb5\x18\x13\n\x0eworkers.attach2\x01-(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n/appliance/api/inference/v1/worker_service.proto\x12\x1a\x61ppliance.api.inference.v1\x1a$appliance/api/common/v1/access.proto\x1a+appliance/api/inference/v1/generation.proto\"\x82\x01\n\rAttachRequest\x12\x34\n\x06submit\x18\x01 \x01(\x0b\x32\".appliance.api.inference.v1.SubmitH\x00\x12\x32\n\x05\x61\x62ort\x18\x02 \x01(\x0b\x32!.appliance.api.inference.v1.AbortH\x00\x42\x07\n\x05order\"}\n\x06Submit\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x18\n\x10prompt_token_ids\x18\x02 \x03(\r\x12\x36\n\x08sampling\x18\x03 \x01(\x0b\x32$.appliance.api.inference.v1.Sampling\x12\x15\n\rend_token_ids\x18\x04 \x03(\r\"\x13\n\x05\x41\x62ort\x12\n\n\x02id\x18\x01 \x01(\x04\"\x83\x01\n\x0e\x41ttachResponse\x12\x37\n\x07outputs\x18\x01 \x03(\x0b\x32&.appliance.api.inference.v1.StepOutput\x12\x38\n\theartbeat\x18\x02 \x01(\x0b\x32%.appliance.api.inference.v1.Heartbeat\"\x8b\x01\n\nStepOutput\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12?\n\rfinish_reason\x18\x03 \x01(\x0e\x32(.appliance.api.inference.v1.FinishReason\x12\x0f\n\x07refused\x18\x04 \x01(\t\x12\x0c\n\x04\x62usy\x18\x05 \x01(\x08\"w\n\tHeartbeat\x12\r\n\x05steps\x18\x01 \x01(\x04\x12\x0f\n\x07running\x18\x02 \x01(\x05\x12\x0f\n\x07waiting\x18\x03 \x01(\x05\x12\x10\n\x08\x64raining\x18\x04 \x01(\x08\x12\x18\n\x10step_age_seconds\x18\x05 \x01(\x01\x12\r\n\x05slots\x18\x06 \x01(\x05\x32\x8d\x01\n\rWorkerService\x12|\n\x06\x41ttach\x12).appliance.api.inference.v1.AttachRequest\x1a*.appliance.api.inference.v1.AttachResponse\"\x17\x8a\xb5\x18\x13\n\x0eworkers.attach2\x01-(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,10 +43,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ABORT']._serialized_end=441
   _globals['_ATTACHRESPONSE']._serialized_start=444
   _globals['_ATTACHRESPONSE']._serialized_end=575
-  _globals['_STEPOUTPUT']._serialized_start=577
-  _globals['_STEPOUTPUT']._serialized_end=702
-  _globals['_HEARTBEAT']._serialized_start=704
-  _globals['_HEARTBEAT']._serialized_end=808
-  _globals['_WORKERSERVICE']._serialized_start=811
-  _globals['_WORKERSERVICE']._serialized_end=952
+  _globals['_STEPOUTPUT']._serialized_start=578
+  _globals['_STEPOUTPUT']._serialized_end=717
+  _globals['_HEARTBEAT']._serialized_start=719
+  _globals['_HEARTBEAT']._serialized_end=838
+  _globals['_WORKERSERVICE']._serialized_start=841
+  _globals['_WORKERSERVICE']._serialized_end=982
 # @@protoc_insertion_point(module_scope)

@@ -1,0 +1,215 @@
+"""More callers than replicas can answer: it is no failure of anybody, and nothing is cut."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import ssl
+from pathlib import Path
+
+import httpx
+import pytest
+
+from appliance.core.errors import ApplianceError, Exhausted
+from appliance.gateway.breaker import State
+from appliance.gateway.config import Limits
+from appliance.gateway.links import Link
+from tests.fakes.gateway import QUICK, Stage, stage, until
+from tests.fakes.routing import ENDPOINT
+from tests.fakes.worker import Script, Worker, story
+
+COUNT = 5
+DEAD = "projects/p/endpoints/dead"
+PATIENT = dataclasses.replace(QUICK, silent_seconds=5.0, stall_seconds=10.0, queue_seconds=60.0)
+
+
+async def ask(found: Stage, tokens: int, endpoint: str = ENDPOINT, token: str = "") -> list[int]:
+    """Token ids of one answer."""
+    ids: list[int] = []
+    async with found.client(token or None) as client:
+        async for piece in client.generate(endpoint, prompt="Hallo", max_tokens=tokens):
+            ids += piece.token_ids
+    return ids
+
+
+async def outcome(asking: asyncio.Task[list[int]]) -> list[int] | ApplianceError:
+    try:
+        return await asking
+    except ApplianceError as error:
+        return error
+
+
+def link_of(found: Stage, replica: str = "a") -> Link:
+    return next(link for link in found.gateway.fleet.links if link.place.id == replica)
+
+
+def counted(found: Stage, name: str) -> float:
+    metrics = found.gateway._metrics
+    (metric,) = getattr(metrics, name).collect()
+    return float(metric.samples[0].value)
+
+
+def waiting(found: Stage) -> int:
+    return found.gateway.pipeline._parts.router.places.waiting
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("says", ["its slots", "nothing of slots, as one of 0.1.0"])
+async def test_ten_times_more_callers_than_slots_are_all_answered(
+    tmp_path: Path, says: str
+) -> None:
+    """The last one waits ten times as long as its first token may take."""
+    script = Script(seconds=0.02, slots=2, silent_slots=says != "its slots")
+    tight = dataclasses.replace(PATIENT, first_token_seconds=0.4, between_tokens_seconds=0.4)
+    async with stage(tmp_path, Worker("a", script), routing=tight) as found:
+        answers = await asyncio.gather(*(ask(found, 25) for _ in range(20)))
+        assert answers == [story(COUNT, 25)] * 20
+        assert link_of(found).breaker.state is State.CLOSED
+        assert (counted(found, "retries"), counted(found, "continuations")) == (0, 0)
+
+
+async def test_an_answer_that_its_replica_forgot_is_still_late(tmp_path: Path) -> None:
+    """What waits in a replica is not late; one that others have overtaken there does not wait."""
+    forgets = Script(seconds=0.01, slots=3, silent_slots=True, lost=frozenset({1}))
+    tight = dataclasses.replace(PATIENT, first_token_seconds=0.3)
+    async with stage(tmp_path, Worker("a", forgets), routing=tight) as found:
+        others = [asyncio.create_task(ask(found, 60)) for _ in range(8)]
+        assert await asyncio.gather(*others) == [story(COUNT, 60)] * 8
+        assert counted(found, "retries") == 1
+
+
+async def test_a_full_queue_says_when_to_come_back(tmp_path: Path) -> None:
+    few = dataclasses.replace(PATIENT, queue=3)
+    worker = Worker("a", Script(hang_after=1, slots=1))
+    async with stage(tmp_path, worker, routing=few) as found:
+        # One is worked on, one is next in the replica, three wait here.
+        begun = [asyncio.create_task(ask(found, 20)) for _ in range(5)]
+        await until(lambda: waiting(found) == 3)
+        with pytest.raises(Exhausted, match="has as many answers as it may") as refused:
+            await ask(found, 20)
+        assert refused.value.retry_after
+        async with httpx.AsyncClient(
+            verify=ssl.create_default_context(cafile=found.folder / "ca.pem")
+        ) as client:
+            answer = await client.post(
+                f"{found.openai}/completions",
+                headers={"authorization": f"Bearer {found.token}"},
+                json={"model": ENDPOINT, "prompt": "Hallo"},
+            )
+        assert (answer.status_code, int(answer.headers["retry-after"])) == (429, 5)
+        assert len(worker.submits) == 2
+        worker.script = Script(slots=1)
+        assert await asyncio.gather(*begun) == [story(COUNT, 20)] * 5
+
+
+@pytest.mark.parametrize("says", ["its slots", "nothing of slots, as one of 0.1.0"])
+async def test_whose_turn_does_not_come_in_time_hears_so_and_nobody_else(
+    tmp_path: Path, says: str
+) -> None:
+    hurried = dataclasses.replace(PATIENT, queue_seconds=0.4)
+    worker = Worker("a", Script(seconds=0.02, slots=1, silent_slots=says != "its slots"))
+    async with stage(tmp_path, worker, routing=hurried) as found:
+        tasks = [asyncio.create_task(ask(found, 100)) for _ in range(4)]
+        ended = [await outcome(task) for task in tasks]
+        assert [each for each in ended if isinstance(each, list)] == [story(COUNT, 100)]
+        refused = [each for each in ended if not isinstance(each, list)]
+        assert [(type(each), each.retry_after) for each in refused] == [(Exhausted, 5.0)] * 3
+        assert link_of(found).breaker.state is State.CLOSED
+        assert counted(found, "retries") == 0
+        # Those that waited in the replica left it, too.
+        await until(lambda: worker.running == 0)
+
+
+async def test_what_a_full_replica_does_not_take_waits_for_its_turn(tmp_path: Path) -> None:
+    worker = Worker("a", Script(seconds=0.01, most=1))
+    async with stage(tmp_path, worker, routing=PATIENT) as found:
+        answers = await asyncio.gather(*(ask(found, 20) for _ in range(3)))
+        assert answers == [story(COUNT, 20)] * 3
+        assert link_of(found).breaker.state is State.CLOSED
+        assert counted(found, "retries") == 0
+
+
+async def test_a_lost_stream_with_many_answers_is_one_failure(tmp_path: Path) -> None:
+    tight = dataclasses.replace(PATIENT, failures=2, retry_share=0.0)
+    worker = Worker("a", Script(hang_after=3))
+    async with stage(tmp_path, worker, routing=tight) as found:
+        asking = [asyncio.create_task(ask(found, 20)) for _ in range(15)]
+        await until(lambda: len(worker.submits) == 15)
+        worker.script = Script(die_after=0)
+        await until(lambda: not link_of(found).connected)
+        worker.script = Script()
+        assert await asyncio.gather(*asking) == [story(COUNT, 20)] * 15
+        assert link_of(found).breaker.state is State.CLOSED
+
+
+async def test_an_answer_that_has_begun_goes_first(tmp_path: Path) -> None:
+    a, b = Worker("a", Script(seconds=0.01)), Worker("b", Script(slots=1, hang_after=0))
+    async with stage(tmp_path, a, routing=PATIENT) as found:
+        begun = asyncio.create_task(ask(found, 60))
+        await until(lambda: any(not each.first for each in link_of(found).attempts.values()))
+        await b.start()
+        found.control.serve(a, b)
+        found.control.publish()
+        await found.ready(2)
+        await a.stop()
+        await until(lambda: not link_of(found).connected)
+        # It is in b now, beside nobody; when b goes it has to wait in front of those that did not.
+        await until(lambda: len(b.submits) == 1)
+        new = [asyncio.create_task(ask(found, 5)) for _ in range(4)]
+        await until(lambda: waiting(found) == 3)
+        b.script = Script(slots=1)
+        assert await begun == story(COUNT, 60)
+        assert await asyncio.gather(*new) == [story(COUNT, 5)] * 4
+    await b.stop()
+
+
+@pytest.mark.attack
+async def test_a_dead_endpoint_takes_no_place_of_a_healthy_one(tmp_path: Path) -> None:
+    """Its callers fill the gateway and wait; those of the other endpoint are answered at once."""
+    patient = dataclasses.replace(PATIENT, wait_seconds=60.0)
+    limits = Limits(calls=8, calls_per_caller=100)
+    async with stage(
+        tmp_path, Worker("a", Script(seconds=0.01)), routing=patient, limits=limits
+    ) as found:
+        await serve_dead(found)
+        asking = [asyncio.create_task(ask(found, 5, DEAD)) for _ in range(10)]
+        # Two places are kept for the other endpoint.
+        await until(lambda: sum(task.done() for task in asking) == 4)
+        await until(lambda: waiting(found) == 6)
+        answers = [asyncio.create_task(ask(found, 20)) for _ in range(6)]
+        assert await asyncio.gather(*answers) == [story(COUNT, 20)] * 6
+        gone = [await outcome(task) for task in asking if task.done()]
+        assert {type(each) for each in gone} == {Exhausted}
+        # What is kept for an endpoint is nobody else's, also while it is dead.
+        assert waiting(found) >= 2
+        for task in asking:
+            task.cancel()
+        await asyncio.gather(*asking, return_exceptions=True)
+
+
+async def serve_dead(found: Stage) -> None:
+    """An endpoint whose only replica is still to come."""
+    found.control.serve(endpoint=DEAD)
+    found.control.view.routes[-1].replicas.add(id="x", state="STATE_STARTING", epoch=1)
+    found.control.publish()
+    await until(lambda: DEAD in found.gateway.view.current().routes)
+
+
+async def test_a_callers_own_waiting_answers_make_way_for_what_can_be_answered(
+    tmp_path: Path,
+) -> None:
+    patient = dataclasses.replace(PATIENT, wait_seconds=60.0)
+    limits = Limits(calls_per_caller=3)
+    async with stage(tmp_path, Worker("a"), routing=patient, limits=limits) as found:
+        await serve_dead(found)
+        asking = [asyncio.create_task(ask(found, 5, DEAD)) for _ in range(3)]
+        await until(lambda: waiting(found) == 3)
+        # One more of the same is refused; one for a replica that can answer is not.
+        with pytest.raises(Exhausted, match="you have 3 answers in work"):
+            await ask(found, 5, DEAD)
+        assert await ask(found, 5) == story(COUNT, 5)
+        await until(lambda: sum(task.done() for task in asking) == 1)
+        assert waiting(found) == 2
+        for task in asking:
+            task.cancel()
+        await asyncio.gather(*asking, return_exceptions=True)
