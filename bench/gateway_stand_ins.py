@@ -9,6 +9,7 @@ as fast as its reader takes them or one step each `TICK_SECONDS`, as an engine d
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import pydoc_data.topics
 import time
@@ -200,15 +201,21 @@ class Routing(routing_service_pb2_grpc.RoutingServiceServicer):
             await asyncio.sleep(1.0)
             yield routing_service_pb2.RoutingView(version=self._view.version, unchanged=True)
 
-    async def GetServedTokenizer(
+    async def ReadServedTokenizer(
         self, request: Any, context: Any
-    ) -> routing_service_pb2.ServedTokenizer:
-        """The tokenizer of an endpoint."""
-        if request.endpoint == endpoint(LONG):
-            return routing_service_pb2.ServedTokenizer(
-                tokenizer_json=self._words, chat_template=TEMPLATE
-            )
-        return routing_service_pb2.ServedTokenizer(tokenizer_json=self._letters)
+    ) -> AsyncIterator[routing_service_pb2.ServedTokenizerPart]:
+        """The tokenizer of an endpoint, in one piece."""
+        long = request.endpoint == endpoint(LONG)
+        tokenizer, template = (self._words, TEMPLATE.encode()) if long else (self._letters, b"")
+        whole = tokenizer + template
+        yield routing_service_pb2.ServedTokenizerPart(
+            tokenizer=routing_service_pb2.ServedTokenizer(),
+            content="words" if long else "letters",
+            tokenizer_json_size=len(tokenizer),
+            chat_template_size=len(template),
+        )
+        yield routing_service_pb2.ServedTokenizerPart(data=whole)
+        yield routing_service_pb2.ServedTokenizerPart(digest=hashlib.sha256(whole).digest())
 
     async def ReportUsage(
         self, request: Any, context: Any

@@ -28,13 +28,14 @@ from appliance.gateway.front import Front
 from appliance.gateway.http import Admission, HttpFront
 from appliance.gateway.identity import begin
 from appliance.gateway.metrics import GatewayMetrics, ReplicaStates
+from appliance.gateway.models import Models
 from appliance.gateway.openai import OpenAi
 from appliance.gateway.pipeline import Parts, Pipeline
 from appliance.gateway.router import Router
 from appliance.gateway.service import GatewayDoor, InferenceService, admission_of
 from appliance.gateway.snapshot import Place, Snapshot
 from appliance.gateway.spool import END_BYTES, FILE_BYTES, Spool
-from appliance.gateway.tokenize import Desk, Models
+from appliance.gateway.tokenize import Desk
 from appliance.gateway.usage import UsageReports
 from appliance.gateway.view import Control, View
 from appliance.machine.keeping import Keeper

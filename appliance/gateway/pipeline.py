@@ -43,13 +43,14 @@ from appliance.gateway.ask import STOP, Ask
 from appliance.gateway.config import Limits
 from appliance.gateway.encode import too_long
 from appliance.gateway.metrics import GatewayMetrics
+from appliance.gateway.models import Models
 from appliance.gateway.rendering import Message
 from appliance.gateway.router import Router
 from appliance.gateway.sampling import check_sampling
 from appliance.gateway.shares import may_enter, own
 from appliance.gateway.snapshot import Route
 from appliance.gateway.text import Detokenizer
-from appliance.gateway.tokenize import Models, ServedModel, room
+from appliance.gateway.tokenize import ServedModel, room
 from appliance.gateway.unsaid import unsaid
 from appliance.gateway.usage import INFERENCE, UsageReports
 from appliance.gateway.view import View

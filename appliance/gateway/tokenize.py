@@ -12,9 +12,7 @@ The attacks: content that spells control tokens; prompts that stop the gateway. 
 
 from __future__ import annotations
 
-import asyncio
-import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from appliance.api.serving.v1 import routing_service_pb2
@@ -22,19 +20,14 @@ from appliance.core.errors import InvalidInput, Unavailable
 from appliance.gateway import vocabulary
 from appliance.gateway.encode import Encoder, too_long
 from appliance.gateway.rendering import ChatTemplate, Message, Renderers
-from appliance.gateway.snapshot import Route, Snapshot
 from appliance.gateway.text import Decoding
 from appliance.gateway.turns import Threads
-
-logger = logging.getLogger(__name__)
 
 SHORT_TEXT = 512
 """Characters up to which a text is tokenized at once: a thread would take longer."""
 LONG_TEXT = 16_384
 """Characters above which a prompt is a long one."""
 ROLES = ("system", "user", "assistant")
-
-Fetch = Callable[[str], Awaitable[routing_service_pb2.ServedTokenizer]]
 
 
 @dataclass(frozen=True)
@@ -151,51 +144,3 @@ def room(prompt: int, wanted: int | None, longest: int) -> Room:
     if left < 1:
         raise too_long(prompt, longest, whole=True)
     return Room(prompt, left if wanted is None else min(wanted, left))
-
-
-class Models:
-    """Served models by route, read once each.
-
-    Args:
-        fetch: asks the control plane for the tokenizer of an endpoint.
-        desk: where their prompts are prepared.
-    """
-
-    def __init__(self, fetch: Fetch, desk: Desk) -> None:
-        self._fetch = fetch
-        self._desk = desk
-        self._models: dict[tuple[str, str], asyncio.Task[ServedModel]] = {}
-
-    def apply(self, snapshot: Snapshot) -> None:
-        """Forget models that are no longer served; read those that can be asked for now."""
-        served = {(route.endpoint, route.model) for route in snapshot.routes.values()}
-        for key in self._models.keys() - served:
-            del self._models[key]
-        for route in snapshot.routes.values():
-            if route.places and (route.endpoint, route.model) not in self._models:
-                self._start(route)
-
-    async def get(self, route: Route) -> ServedModel:
-        """The model of a route; one read for all who wait. Raises ApplianceError."""
-        key = (route.endpoint, route.model)
-        task = self._models.get(key)
-        if task is None or (task.done() and (task.cancelled() or task.exception() is not None)):
-            task = self._start(route)
-        # Shielded: whoever leaves does not take it from the others.
-        return await asyncio.shield(task)
-
-    def _start(self, route: Route) -> asyncio.Task[ServedModel]:
-        task = asyncio.create_task(self._read(route.endpoint))
-        self._models[route.endpoint, route.model] = task
-        task.add_done_callback(_note)
-        return task
-
-    async def _read(self, endpoint: str) -> ServedModel:
-        served = await self._fetch(endpoint)
-        return await asyncio.to_thread(ServedModel, served, self._desk)
-
-
-def _note(task: asyncio.Task[ServedModel]) -> None:
-    """Log a failed read: nobody may be waiting for it yet; the next call reads again."""
-    if not task.cancelled() and (error := task.exception()) is not None:
-        logger.warning("a served model cannot be read: %s", error)

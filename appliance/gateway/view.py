@@ -20,7 +20,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 
 import grpc
 import grpc.aio
@@ -28,6 +28,7 @@ import grpc.aio
 from appliance.api.serving.v1 import routing_service_pb2
 from appliance.api.serving.v1.routing_service_pb2_grpc import RoutingServiceStub
 from appliance.core.errors import ApplianceError, Internal, Unavailable
+from appliance.gateway.fetching import Fetched, fetch
 from appliance.gateway.snapshot import Draft, Snapshot
 from appliance.wire.status import from_rpc_error
 
@@ -205,16 +206,9 @@ class Control:
         finally:
             call.cancel()
 
-    async def tokenizer(self, endpoint: str) -> routing_service_pb2.ServedTokenizer:
+    async def tokenizer(self, endpoint: str, held: Collection[str] = ()) -> Fetched:
         """The tokenizer of an endpoint's model. Raises ApplianceError."""
-        request = routing_service_pb2.GetServedTokenizerRequest(endpoint=endpoint)
-        try:
-            answer: routing_service_pb2.ServedTokenizer = await self._stub.GetServedTokenizer(
-                request, timeout=CALL_SECONDS
-            )
-        except grpc.RpcError as error:
-            raise from_rpc_error(error) from error
-        return answer
+        return await fetch(self._stub, endpoint, held, CALL_SECONDS)
 
     async def report(self, request: routing_service_pb2.ReportUsageRequest) -> bool:
         """Make usages and counts durable in the audit chain; whether it says that they are.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from collections.abc import AsyncIterator, Iterable
 from datetime import UTC, datetime
@@ -31,6 +32,7 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<s>assistant: {% endif %}"
 )
 KEY = bytes(range(32))
+PIECE = 1000
 
 
 def seal(view: routing_service_pb2.RoutingView) -> routing_service_pb2.RoutingView:
@@ -53,6 +55,7 @@ class Control(routing_service_pb2_grpc.RoutingServiceServicer):
         self.broken = False
         self.pulse = 0.2
         self.tokenizer_calls = 0
+        self.tokenizer = workers.tokenizer().to_str().encode()
         self.fronts = 0
         self.watched: list[str] = []
         """Serial numbers of the certificates that the view was asked for with, one a stream."""
@@ -143,17 +146,34 @@ class Control(routing_service_pb2_grpc.RoutingServiceServicer):
             except TimeoutError:
                 continue
 
+    async def ReadServedTokenizer(
+        self, request: Any, context: Any
+    ) -> AsyncIterator[routing_service_pb2.ServedTokenizerPart]:
+        self.tokenizer_calls += 1
+        texts = [self.tokenizer, TEMPLATE.encode()]
+        whole = b"".join(texts)
+        yield routing_service_pb2.ServedTokenizerPart(
+            tokenizer=self._ends,
+            content=hashlib.sha256(whole).hexdigest(),
+            tokenizer_json_size=len(texts[0]),
+            chat_template_size=len(texts[1]),
+        )
+        for start in range(0, len(whole), PIECE):
+            yield routing_service_pb2.ServedTokenizerPart(data=whole[start : start + PIECE])
+        yield routing_service_pb2.ServedTokenizerPart(digest=hashlib.sha256(whole).digest())
+
+    _ends = routing_service_pb2.ServedTokenizer(
+        end_token_ids=[END], bos_token="<s>", eos_token="</s>"
+    )
+
     async def GetServedTokenizer(
         self, request: Any, context: Any
     ) -> routing_service_pb2.ServedTokenizer:
         self.tokenizer_calls += 1
-        return routing_service_pb2.ServedTokenizer(
-            tokenizer_json=workers.tokenizer().to_str().encode(),
-            chat_template=TEMPLATE,
-            end_token_ids=[END],
-            bos_token="<s>",
-            eos_token="</s>",
-        )
+        whole = routing_service_pb2.ServedTokenizer()
+        whole.CopyFrom(self._ends)
+        whole.tokenizer_json, whole.chat_template = self.tokenizer, TEMPLATE
+        return whole
 
     async def ReportUsage(
         self, request: Any, context: Any

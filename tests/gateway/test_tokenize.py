@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 import signal
@@ -14,8 +13,7 @@ import pytest
 from appliance.api.serving.v1 import routing_service_pb2
 from appliance.core.errors import InvalidInput, Unavailable
 from appliance.gateway.rendering import PROCESSES, Renderers
-from appliance.gateway.snapshot import Route
-from appliance.gateway.tokenize import Desk, Models, ServedModel, room
+from appliance.gateway.tokenize import Desk, ServedModel, room
 from tests.fakes.routing import TEMPLATE
 from tests.fakes.worker import END, tokenizer
 
@@ -220,23 +218,3 @@ def test_the_room_in_the_context() -> None:
     for prompt, wanted in ((30, 1), (0, 1)):
         with pytest.raises(InvalidInput):
             room(prompt, wanted, 30)
-
-
-async def test_a_model_is_read_once_and_again_after_a_failure(desk: Desk) -> None:
-    calls = 0
-
-    async def fetch(endpoint: str) -> routing_service_pb2.ServedTokenizer:
-        nonlocal calls
-        calls += 1
-        await asyncio.sleep(0)
-        if calls == 1:
-            raise Unavailable("not now")
-        return served()
-
-    models = Models(fetch, desk)
-    route = Route("projects/p/endpoints/e", "projects/p", "m", 10, (), coming=False)
-    with pytest.raises(Unavailable):
-        await models.get(route)
-    found = await asyncio.gather(*(models.get(route) for _ in range(5)))
-    assert calls == 2
-    assert len({id(model) for model in found}) == 1

@@ -55,6 +55,18 @@ class RoutingRpc(Servicer, RoutingServiceServicer):
                 await asyncio.sleep(TOGETHER_SECONDS)
                 await watch.wait(PULSE_SECONDS)
 
+    async def ReadServedTokenizer(
+        self, request: rpc.ReadServedTokenizerRequest, context: Context
+    ) -> AsyncIterator[rpc.ServedTokenizerPart]:
+        """Streams the tokenizer of a served model version; a slow gateway holds no thread."""
+        pool = self._pool.storage
+        parts = await self._run_in(pool, self._service.tokenizer_parts, self.caller, request)
+        try:
+            while (part := await self._look_in(pool, next, parts, None)) is not None:
+                yield part
+        finally:
+            await self._run_in(pool, parts.close)
+
     async def GetServedTokenizer(
         self, request: rpc.GetServedTokenizerRequest, context: Context
     ) -> rpc.ServedTokenizer:

@@ -11,9 +11,8 @@ The attack: a gateway that goes on serving a caller whose right has ended. Calle
 
 from __future__ import annotations
 
-import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -24,6 +23,7 @@ from appliance.api.serving.v1 import routing_service_pb2 as rpc
 from appliance.control.auth import scopes
 from appliance.control.auth.credentials import Credentials, LiveCredential
 from appliance.control.auth.policy import Policy, PolicyStore
+from appliance.control.services import served_tokenizers
 from appliance.control.services.artifacts import Artifacts
 from appliance.control.services.caller import Caller
 from appliance.control.services.endpoints import model_name, replica_resource
@@ -33,10 +33,8 @@ from appliance.control.services.routing_view import Held, Key, key_of
 from appliance.control.store import tables
 from appliance.control.store.database import Database
 from appliance.core import names
-from appliance.core.errors import Tampered
 from appliance.core.identity import Principal, PrincipalKind
 from appliance.core.names import Name
-from appliance.crypto.artifacts import ArtifactReader
 from appliance.wire.routing import ViewEntry
 
 PERMISSIONS = ("endpoints.infer",)
@@ -140,9 +138,24 @@ class Routing:
     def tokenizer(
         self, caller: Caller, request: rpc.GetServedTokenizerRequest
     ) -> rpc.ServedTokenizer:
-        """The tokenizer of a served model version, decrypted."""
+        """The tokenizer of a served model version, decrypted, in one message.
+
+        Raises NotFound; FailedPrecondition when a message cannot hold it.
+        """
         del caller  # a gateway, as the gate has decided
-        name = Name.parse(request.endpoint, "endpoint", field="endpoint")
+        return served_tokenizers.whole(self._artifacts.open(self._version(request.endpoint)))
+
+    def tokenizer_parts(
+        self, caller: Caller, request: rpc.ReadServedTokenizerRequest
+    ) -> Generator[rpc.ServedTokenizerPart]:
+        """The same in pieces of bounded size, each decrypted when it is asked for."""
+        del caller
+        reader = self._artifacts.open(self._version(request.endpoint))
+        return served_tokenizers.parts(reader, request.held)
+
+    def _version(self, endpoint: str) -> Row[Any]:
+        """The row of the model version that an endpoint serves. Raises NotFound."""
+        name = Name.parse(endpoint, "endpoint", field="endpoint")
         version = tables.artifact_version.c
         with self._database.read() as state:
             row = state.first(
@@ -151,8 +164,8 @@ class Routing:
                 .where(_endpoint.project == name["project"], _endpoint.id == name["endpoint"])
             )
         if row is None:
-            raise missing(request.endpoint)
-        return served_tokenizer(self._artifacts.open(row))
+            raise missing(endpoint)
+        return row
 
     def _routes(self) -> Iterator[rpc.Route]:
         """The routes, by name."""
@@ -203,50 +216,3 @@ def _replica_of(row: Row[Any]) -> endpoint_pb2.Replica:
     replica = replica_resource(row)
     replica.server_name = identity_of(row).server_name
     return replica
-
-
-def served_tokenizer(reader: ArtifactReader) -> rpc.ServedTokenizer:
-    """The tokenizer in a model, and what it takes to make prompts and to know the end."""
-    files = set(reader.files())
-    settings = _object(reader, "tokenizer_config.json", files)
-    template = settings.get("chat_template", "")
-    if isinstance(template, list):
-        named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
-        template = named.get("default", "")
-    # A file of its own is the newer place, and counts before the older one, as in transformers.
-    if "chat_template.jinja" in files:
-        template = reader.read_bytes("chat_template.jinja").decode()
-    ends: set[int] = set()
-    for file in ("generation_config.json", "config.json"):
-        value = _object(reader, file, files).get("eos_token_id")
-        ends.update(_ids(value))
-    return rpc.ServedTokenizer(
-        tokenizer_json=reader.read_bytes("tokenizer.json"),
-        chat_template=template if isinstance(template, str) else "",
-        end_token_ids=sorted(ends),
-        bos_token=_token(settings.get("bos_token")),
-        eos_token=_token(settings.get("eos_token")),
-    )
-
-
-def _object(reader: ArtifactReader, file: str, files: set[str]) -> dict[str, Any]:
-    if file not in files:
-        return {}
-    try:
-        value = reader.read_json(file)
-    except json.JSONDecodeError as error:
-        raise Tampered(f"{file} of {reader.object} is not JSON", object=reader.object) from error
-    return value if isinstance(value, dict) else {}
-
-
-def _ids(value: object) -> Iterator[int]:
-    """Token ids in a value that is one, a list of them, or something else."""
-    for item in value if isinstance(value, list) else [value]:
-        if isinstance(item, int) and not isinstance(item, bool) and 0 <= item < 1 << 32:
-            yield item
-
-
-def _token(value: object) -> str:
-    if isinstance(value, dict):
-        value = value.get("content")
-    return value if isinstance(value, str) else ""

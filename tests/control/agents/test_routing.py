@@ -16,13 +16,14 @@ from appliance.control.auth.roles import Roles
 from appliance.control.auth.rules import Link, Rows, Rule
 from appliance.control.auth.scopes import EVERYWHERE
 from appliance.control.auth.tokens import TokenKind
+from appliance.control.services import served_tokenizers
 from appliance.control.services.bindings import Bindings
 from appliance.control.services.caller import Caller
-from appliance.control.services.routing import rights_of, served_tokenizer
+from appliance.control.services.routing import rights_of
 from appliance.control.store import tables
 from appliance.core.errors import InvalidInput, NotFound
 from appliance.core.identity import Principal, PrincipalKind
-from appliance.crypto.artifacts import ArtifactReader
+from appliance.crypto.artifacts import ArtifactReader, FileEntry
 from appliance.gateway import access
 from appliance.gateway.snapshot import Snapshot
 from appliance.gateway.view import View
@@ -234,10 +235,13 @@ class Folder:
     def read_json(self, file: str) -> Any:
         return json.loads(self._files[file])
 
+    def entry(self, file: str) -> FileEntry:
+        return FileEntry(file, len(self._files[file]), 0, "0" * 64)
+
 
 def test_a_template_in_a_file_of_its_own_is_the_newer_one() -> None:
     files = tiny_model.files() | {"chat_template.jinja": b"newer"}
-    found = served_tokenizer(cast("ArtifactReader", Folder(files)))
+    found = served_tokenizers.whole(cast("ArtifactReader", Folder(files)))
     assert found.chat_template == "newer"
 
 

@@ -27,7 +27,7 @@ from appliance.api.serving.v1 import endpoint_pb2 as appliance_dot_api_dot_servi
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.appliance/api/serving/v1/routing_service.proto\x12\x18\x61ppliance.api.serving.v1\x1a$appliance/api/common/v1/access.proto\x1a\'appliance/api/serving/v1/endpoint.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x15\n\x13WatchRoutingRequest\"\xb3\x03\n\x0bRoutingView\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12)\n\x05\x61s_of\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tunchanged\x18\x03 \x01(\x08\x12\x11\n\ttoken_key\x18\x04 \x01(\x0c\x12\x39\n\x0b\x63redentials\x18\x05 \x03(\x0b\x32$.appliance.api.serving.v1.Credential\x12/\n\x06routes\x18\x07 \x03(\x0b\x32\x1f.appliance.api.serving.v1.Route\x12\x14\n\x0c\x62\x61se_version\x18\x08 \x01(\x03\x12/\n\x06rights\x18\t \x03(\x0b\x32\x1f.appliance.api.serving.v1.Right\x12\x18\n\x10gone_credentials\x18\n \x03(\t\x12\x34\n\x0bgone_rights\x18\x0b \x03(\x0b\x32\x1f.appliance.api.serving.v1.Right\x12\x13\n\x0bgone_routes\x18\x0c \x03(\t\x12\x0c\n\x04more\x18\r \x01(\x08\x12\x0e\n\x06\x64igest\x18\x0e \x01(\x0cJ\x04\x08\x06\x10\x07R\x06grants\"l\n\nCredential\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\x0c\x12\x11\n\tprincipal\x18\x03 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"@\n\x05Right\x12\x11\n\tprincipal\x18\x01 \x01(\t\x12\x0f\n\x07project\x18\x02 \x01(\t\x12\x13\n\x0bpermissions\x18\x03 \x03(\t\"\xc4\x01\n\x05Route\x12\x10\n\x08\x65ndpoint\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x1b\n\x13max_sequence_length\x18\x03 \x01(\x05\x12\x33\n\x08replicas\x18\x04 \x03(\x0b\x32!.appliance.api.serving.v1.Replica\x12\x0f\n\x07project\x18\x05 \x01(\t\x12\x37\n\x05state\x18\x06 \x01(\x0e\x32(.appliance.api.serving.v1.Endpoint.State\"-\n\x19GetServedTokenizerRequest\x12\x10\n\x08\x65ndpoint\x18\x01 \x01(\t\"}\n\x0fServedTokenizer\x12\x16\n\x0etokenizer_json\x18\x01 \x01(\x0c\x12\x15\n\rchat_template\x18\x02 \x01(\t\x12\x15\n\rend_token_ids\x18\x03 \x03(\r\x12\x11\n\tbos_token\x18\x04 \x01(\t\x12\x11\n\teos_token\x18\x05 \x01(\t\"\xde\x01\n\x12ReportUsageRequest\x12/\n\x06usages\x18\x01 \x03(\x0b\x32\x1f.appliance.api.serving.v1.Usage\x12\x34\n\x08refusals\x18\x02 \x03(\x0b\x32\".appliance.api.serving.v1.Refusals\x12\x0c\n\x04\x62oot\x18\x03 \x01(\t\x12\x35\n\x07\x65ntries\x18\x04 \x03(\x0b\x32$.appliance.api.serving.v1.UsageEntry\x12\x0e\n\x06in_use\x18\x05 \x03(\t\x12\x0c\n\x04last\x18\x06 \x01(\x03\"\x82\x01\n\nUsageEntry\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12.\n\x05usage\x18\x02 \x01(\x0b\x32\x1f.appliance.api.serving.v1.Usage\x12\x34\n\x08refusals\x18\x03 \x01(\x0b\x32\".appliance.api.serving.v1.Refusals\"\xa0\x02\n\x08Refusals\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x11\n\tprincipal\x18\x02 \x01(\t\x12\r\n\x05\x63ount\x18\x03 \x01(\x03\x12@\n\x07reasons\x18\x04 \x03(\x0b\x32/.appliance.api.serving.v1.Refusals.ReasonsEntry\x12@\n\x07methods\x18\x05 \x03(\x0b\x32/.appliance.api.serving.v1.Refusals.MethodsEntry\x1a.\n\x0cReasonsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x1a.\n\x0cMethodsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"\x9b\x02\n\x05Usage\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\tprincipal\x18\x02 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x15\n\rprompt_tokens\x18\x05 \x01(\x05\x12\x19\n\x11\x63ompletion_tokens\x18\x06 \x01(\x05\x12\x15\n\rcontinuations\x18\x07 \x01(\x05\x12\x1b\n\x13\x66irst_token_seconds\x18\x08 \x01(\x01\x12\x0f\n\x07seconds\x18\t \x01(\x01\x12.\n\nstart_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06source\x18\x0b \x01(\t\x12\x12\n\ncredential\x18\x0c \x01(\t\"\'\n\x13ReportUsageResponse\x12\x10\n\x08recorded\x18\x01 \x01(\x08\"6\n\x17RenewCertificateRequest\x12\x1b\n\x13\x63\x65rtificate_request\x18\x01 \x01(\t\"/\n\x18RenewCertificateResponse\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\t\";\n\x1cRenewFrontCertificateRequest\x12\x1b\n\x13\x63\x65rtificate_request\x18\x01 \x01(\t\"4\n\x1dRenewFrontCertificateResponse\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\t2\xdf\x05\n\x0eRoutingService\x12~\n\x0cWatchRouting\x12-.appliance.api.serving.v1.WatchRoutingRequest\x1a%.appliance.api.serving.v1.RoutingView\"\x16\x90\x02\x01\x8a\xb5\x18\x0f\n\rrouting.watch0\x01\x12\x8f\x01\n\x12GetServedTokenizer\x12\x33.appliance.api.serving.v1.GetServedTokenizerRequest\x1a).appliance.api.serving.v1.ServedTokenizer\"\x19\x90\x02\x01\x8a\xb5\x18\x12\n\rrouting.watch\"\x01-\x12\x83\x01\n\x0bReportUsage\x12,.appliance.api.serving.v1.ReportUsageRequest\x1a-.appliance.api.serving.v1.ReportUsageResponse\"\x17\x8a\xb5\x18\x13\n\x0erouting.report2\x01-\x12\x91\x01\n\x10RenewCertificate\x12\x31.appliance.api.serving.v1.RenewCertificateRequest\x1a\x32.appliance.api.serving.v1.RenewCertificateResponse\"\x16\x8a\xb5\x18\x12\n\rrouting.renew2\x01-\x12\xa0\x01\n\x15RenewFrontCertificate\x12\x36.appliance.api.serving.v1.RenewFrontCertificateRequest\x1a\x37.appliance.api.serving.v1.RenewFrontCertificateResponse\"\x16\x8a\xb5\x18\x12\n\rrouting.renew2\x01-b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.appliance/api/serving/v1/routing_service.proto\x12\x18\x61ppliance.api.serving.v1\x1a$appliance/api/common/v1/access.proto\x1a\'appliance/api/serving/v1/endpoint.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x15\n\x13WatchRoutingRequest\"\xb3\x03\n\x0bRoutingView\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12)\n\x05\x61s_of\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tunchanged\x18\x03 \x01(\x08\x12\x11\n\ttoken_key\x18\x04 \x01(\x0c\x12\x39\n\x0b\x63redentials\x18\x05 \x03(\x0b\x32$.appliance.api.serving.v1.Credential\x12/\n\x06routes\x18\x07 \x03(\x0b\x32\x1f.appliance.api.serving.v1.Route\x12\x14\n\x0c\x62\x61se_version\x18\x08 \x01(\x03\x12/\n\x06rights\x18\t \x03(\x0b\x32\x1f.appliance.api.serving.v1.Right\x12\x18\n\x10gone_credentials\x18\n \x03(\t\x12\x34\n\x0bgone_rights\x18\x0b \x03(\x0b\x32\x1f.appliance.api.serving.v1.Right\x12\x13\n\x0bgone_routes\x18\x0c \x03(\t\x12\x0c\n\x04more\x18\r \x01(\x08\x12\x0e\n\x06\x64igest\x18\x0e \x01(\x0cJ\x04\x08\x06\x10\x07R\x06grants\"l\n\nCredential\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\x0c\x12\x11\n\tprincipal\x18\x03 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"@\n\x05Right\x12\x11\n\tprincipal\x18\x01 \x01(\t\x12\x0f\n\x07project\x18\x02 \x01(\t\x12\x13\n\x0bpermissions\x18\x03 \x03(\t\"\xc4\x01\n\x05Route\x12\x10\n\x08\x65ndpoint\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x1b\n\x13max_sequence_length\x18\x03 \x01(\x05\x12\x33\n\x08replicas\x18\x04 \x03(\x0b\x32!.appliance.api.serving.v1.Replica\x12\x0f\n\x07project\x18\x05 \x01(\t\x12\x37\n\x05state\x18\x06 \x01(\x0e\x32(.appliance.api.serving.v1.Endpoint.State\"<\n\x1aReadServedTokenizerRequest\x12\x10\n\x08\x65ndpoint\x18\x01 \x01(\t\x12\x0c\n\x04held\x18\x02 \x03(\t\"\xbb\x01\n\x13ServedTokenizerPart\x12<\n\ttokenizer\x18\x01 \x01(\x0b\x32).appliance.api.serving.v1.ServedTokenizer\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\x12\x1b\n\x13tokenizer_json_size\x18\x03 \x01(\x03\x12\x1a\n\x12\x63hat_template_size\x18\x04 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x05 \x01(\x0c\x12\x0e\n\x06\x64igest\x18\x06 \x01(\x0c\"-\n\x19GetServedTokenizerRequest\x12\x10\n\x08\x65ndpoint\x18\x01 \x01(\t\"}\n\x0fServedTokenizer\x12\x16\n\x0etokenizer_json\x18\x01 \x01(\x0c\x12\x15\n\rchat_template\x18\x02 \x01(\t\x12\x15\n\rend_token_ids\x18\x03 \x03(\r\x12\x11\n\tbos_token\x18\x04 \x01(\t\x12\x11\n\teos_token\x18\x05 \x01(\t\"\xde\x01\n\x12ReportUsageRequest\x12/\n\x06usages\x18\x01 \x03(\x0b\x32\x1f.appliance.api.serving.v1.Usage\x12\x34\n\x08refusals\x18\x02 \x03(\x0b\x32\".appliance.api.serving.v1.Refusals\x12\x0c\n\x04\x62oot\x18\x03 \x01(\t\x12\x35\n\x07\x65ntries\x18\x04 \x03(\x0b\x32$.appliance.api.serving.v1.UsageEntry\x12\x0e\n\x06in_use\x18\x05 \x03(\t\x12\x0c\n\x04last\x18\x06 \x01(\x03\"\x82\x01\n\nUsageEntry\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12.\n\x05usage\x18\x02 \x01(\x0b\x32\x1f.appliance.api.serving.v1.Usage\x12\x34\n\x08refusals\x18\x03 \x01(\x0b\x32\".appliance.api.serving.v1.Refusals\"\xa0\x02\n\x08Refusals\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x11\n\tprincipal\x18\x02 \x01(\t\x12\r\n\x05\x63ount\x18\x03 \x01(\x03\x12@\n\x07reasons\x18\x04 \x03(\x0b\x32/.appliance.api.serving.v1.Refusals.ReasonsEntry\x12@\n\x07methods\x18\x05 \x03(\x0b\x32/.appliance.api.serving.v1.Refusals.MethodsEntry\x1a.\n\x0cReasonsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x1a.\n\x0cMethodsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"\x9b\x02\n\x05Usage\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\tprincipal\x18\x02 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x15\n\rprompt_tokens\x18\x05 \x01(\x05\x12\x19\n\x11\x63ompletion_tokens\x18\x06 \x01(\x05\x12\x15\n\rcontinuations\x18\x07 \x01(\x05\x12\x1b\n\x13\x66irst_token_seconds\x18\x08 \x01(\x01\x12\x0f\n\x07seconds\x18\t \x01(\x01\x12.\n\nstart_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06source\x18\x0b \x01(\t\x12\x12\n\ncredential\x18\x0c \x01(\t\"\'\n\x13ReportUsageResponse\x12\x10\n\x08recorded\x18\x01 \x01(\x08\"6\n\x17RenewCertificateRequest\x12\x1b\n\x13\x63\x65rtificate_request\x18\x01 \x01(\t\"/\n\x18RenewCertificateResponse\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\t\";\n\x1cRenewFrontCertificateRequest\x12\x1b\n\x13\x63\x65rtificate_request\x18\x01 \x01(\t\"4\n\x1dRenewFrontCertificateResponse\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\t2\xf9\x06\n\x0eRoutingService\x12~\n\x0cWatchRouting\x12-.appliance.api.serving.v1.WatchRoutingRequest\x1a%.appliance.api.serving.v1.RoutingView\"\x16\x90\x02\x01\x8a\xb5\x18\x0f\n\rrouting.watch0\x01\x12\x97\x01\n\x13ReadServedTokenizer\x12\x34.appliance.api.serving.v1.ReadServedTokenizerRequest\x1a-.appliance.api.serving.v1.ServedTokenizerPart\"\x19\x90\x02\x01\x8a\xb5\x18\x12\n\rrouting.watch\"\x01-0\x01\x12\x8f\x01\n\x12GetServedTokenizer\x12\x33.appliance.api.serving.v1.GetServedTokenizerRequest\x1a).appliance.api.serving.v1.ServedTokenizer\"\x19\x90\x02\x01\x8a\xb5\x18\x12\n\rrouting.watch\"\x01-\x12\x83\x01\n\x0bReportUsage\x12,.appliance.api.serving.v1.ReportUsageRequest\x1a-.appliance.api.serving.v1.ReportUsageResponse\"\x17\x8a\xb5\x18\x13\n\x0erouting.report2\x01-\x12\x91\x01\n\x10RenewCertificate\x12\x31.appliance.api.serving.v1.RenewCertificateRequest\x1a\x32.appliance.api.serving.v1.RenewCertificateResponse\"\x16\x8a\xb5\x18\x12\n\rrouting.renew2\x01-\x12\xa0\x01\n\x15RenewFrontCertificate\x12\x36.appliance.api.serving.v1.RenewFrontCertificateRequest\x1a\x37.appliance.api.serving.v1.RenewFrontCertificateResponse\"\x16\x8a\xb5\x18\x12\n\rrouting.renew2\x01-b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,6 +40,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REFUSALS_METHODSENTRY']._serialized_options = b'8\001'
   _globals['_ROUTINGSERVICE'].methods_by_name['WatchRouting']._loaded_options = None
   _globals['_ROUTINGSERVICE'].methods_by_name['WatchRouting']._serialized_options = b'\220\002\001\212\265\030\017\n\rrouting.watch'
+  _globals['_ROUTINGSERVICE'].methods_by_name['ReadServedTokenizer']._loaded_options = None
+  _globals['_ROUTINGSERVICE'].methods_by_name['ReadServedTokenizer']._serialized_options = b'\220\002\001\212\265\030\022\n\rrouting.watch\"\001-'
   _globals['_ROUTINGSERVICE'].methods_by_name['GetServedTokenizer']._loaded_options = None
   _globals['_ROUTINGSERVICE'].methods_by_name['GetServedTokenizer']._serialized_options = b'\220\002\001\212\265\030\022\n\rrouting.watch\"\001-'
   _globals['_ROUTINGSERVICE'].methods_by_name['ReportUsage']._loaded_options = None
@@ -58,32 +60,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RIGHT']._serialized_end=823
   _globals['_ROUTE']._serialized_start=826
   _globals['_ROUTE']._serialized_end=1022
-  _globals['_GETSERVEDTOKENIZERREQUEST']._serialized_start=1024
-  _globals['_GETSERVEDTOKENIZERREQUEST']._serialized_end=1069
-  _globals['_SERVEDTOKENIZER']._serialized_start=1071
-  _globals['_SERVEDTOKENIZER']._serialized_end=1196
-  _globals['_REPORTUSAGEREQUEST']._serialized_start=1199
-  _globals['_REPORTUSAGEREQUEST']._serialized_end=1421
-  _globals['_USAGEENTRY']._serialized_start=1424
-  _globals['_USAGEENTRY']._serialized_end=1554
-  _globals['_REFUSALS']._serialized_start=1557
-  _globals['_REFUSALS']._serialized_end=1845
-  _globals['_REFUSALS_REASONSENTRY']._serialized_start=1751
-  _globals['_REFUSALS_REASONSENTRY']._serialized_end=1797
-  _globals['_REFUSALS_METHODSENTRY']._serialized_start=1799
-  _globals['_REFUSALS_METHODSENTRY']._serialized_end=1845
-  _globals['_USAGE']._serialized_start=1848
-  _globals['_USAGE']._serialized_end=2131
-  _globals['_REPORTUSAGERESPONSE']._serialized_start=2133
-  _globals['_REPORTUSAGERESPONSE']._serialized_end=2172
-  _globals['_RENEWCERTIFICATEREQUEST']._serialized_start=2174
-  _globals['_RENEWCERTIFICATEREQUEST']._serialized_end=2228
-  _globals['_RENEWCERTIFICATERESPONSE']._serialized_start=2230
-  _globals['_RENEWCERTIFICATERESPONSE']._serialized_end=2277
-  _globals['_RENEWFRONTCERTIFICATEREQUEST']._serialized_start=2279
-  _globals['_RENEWFRONTCERTIFICATEREQUEST']._serialized_end=2338
-  _globals['_RENEWFRONTCERTIFICATERESPONSE']._serialized_start=2340
-  _globals['_RENEWFRONTCERTIFICATERESPONSE']._serialized_end=2392
-  _globals['_ROUTINGSERVICE']._serialized_start=2395
-  _globals['_ROUTINGSERVICE']._serialized_end=3130
+  _globals['_READSERVEDTOKENIZERREQUEST']._serialized_start=1024
+  _globals['_READSERVEDTOKENIZERREQUEST']._serialized_end=1084
+  _globals['_SERVEDTOKENIZERPART']._serialized_start=1087
+  _globals['_SERVEDTOKENIZERPART']._serialized_end=1274
+  _globals['_GETSERVEDTOKENIZERREQUEST']._serialized_start=1276
+  _globals['_GETSERVEDTOKENIZERREQUEST']._serialized_end=1321
+  _globals['_SERVEDTOKENIZER']._serialized_start=1323
+  _globals['_SERVEDTOKENIZER']._serialized_end=1448
+  _globals['_REPORTUSAGEREQUEST']._serialized_start=1451
+  _globals['_REPORTUSAGEREQUEST']._serialized_end=1673
+  _globals['_USAGEENTRY']._serialized_start=1676
+  _globals['_USAGEENTRY']._serialized_end=1806
+  _globals['_REFUSALS']._serialized_start=1809
+  _globals['_REFUSALS']._serialized_end=2097
+  _globals['_REFUSALS_REASONSENTRY']._serialized_start=2003
+  _globals['_REFUSALS_REASONSENTRY']._serialized_end=2049
+  _globals['_REFUSALS_METHODSENTRY']._serialized_start=2051
+  _globals['_REFUSALS_METHODSENTRY']._serialized_end=2097
+  _globals['_USAGE']._serialized_start=2100
+  _globals['_USAGE']._serialized_end=2383
+  _globals['_REPORTUSAGERESPONSE']._serialized_start=2385
+  _globals['_REPORTUSAGERESPONSE']._serialized_end=2424
+  _globals['_RENEWCERTIFICATEREQUEST']._serialized_start=2426
+  _globals['_RENEWCERTIFICATEREQUEST']._serialized_end=2480
+  _globals['_RENEWCERTIFICATERESPONSE']._serialized_start=2482
+  _globals['_RENEWCERTIFICATERESPONSE']._serialized_end=2529
+  _globals['_RENEWFRONTCERTIFICATEREQUEST']._serialized_start=2531
+  _globals['_RENEWFRONTCERTIFICATEREQUEST']._serialized_end=2590
+  _globals['_RENEWFRONTCERTIFICATERESPONSE']._serialized_start=2592
+  _globals['_RENEWFRONTCERTIFICATERESPONSE']._serialized_end=2644
+  _globals['_ROUTINGSERVICE']._serialized_start=2647
+  _globals['_ROUTINGSERVICE']._serialized_end=3536
 # @@protoc_insertion_point(module_scope)

@@ -83,6 +83,30 @@ class Route(_message.Message):
     state: _endpoint_pb2.Endpoint.State
     def __init__(self, endpoint: _Optional[str] = ..., model: _Optional[str] = ..., max_sequence_length: _Optional[int] = ..., replicas: _Optional[_Iterable[_Union[_endpoint_pb2.Replica, _Mapping]]] = ..., project: _Optional[str] = ..., state: _Optional[_Union[_endpoint_pb2.Endpoint.State, str]] = ...) -> None: ...
 
+class ReadServedTokenizerRequest(_message.Message):
+    __slots__ = ("endpoint", "held")
+    ENDPOINT_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
+    endpoint: str
+    held: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, endpoint: _Optional[str] = ..., held: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class ServedTokenizerPart(_message.Message):
+    __slots__ = ("tokenizer", "content", "tokenizer_json_size", "chat_template_size", "data", "digest")
+    TOKENIZER_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
+    TOKENIZER_JSON_SIZE_FIELD_NUMBER: _ClassVar[int]
+    CHAT_TEMPLATE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    tokenizer: ServedTokenizer
+    content: str
+    tokenizer_json_size: int
+    chat_template_size: int
+    data: bytes
+    digest: bytes
+    def __init__(self, tokenizer: _Optional[_Union[ServedTokenizer, _Mapping]] = ..., content: _Optional[str] = ..., tokenizer_json_size: _Optional[int] = ..., chat_template_size: _Optional[int] = ..., data: _Optional[bytes] = ..., digest: _Optional[bytes] = ...) -> None: ...
+
 class GetServedTokenizerRequest(_message.Message):
     __slots__ = ("endpoint",)
     ENDPOINT_FIELD_NUMBER: _ClassVar[int]

@@ -40,6 +40,11 @@ class RoutingServiceStub:
                 request_serializer=appliance_dot_api_dot_serving_dot_v1_dot_routing__service__pb2.WatchRoutingRequest.SerializeToString,
                 response_deserializer=appliance_dot_api_dot_serving_dot_v1_dot_routing__service__pb2.RoutingView.FromString,
                 _registered_method=True)
+        self.ReadServedTokenizer = channel.unary_stream(
+                '/appliance.api.serving.v1.RoutingService/ReadServedTokenizer',
+                request_serializer=appliance_dot_api_dot_serving_dot_v1_dot_routing__service__pb2.ReadServedTokenizerRequest.SerializeToString,
+                response_deserializer=appliance_dot_api_dot_serving_dot_v1_dot_routing__service__pb2.ServedTokenizerPart.FromString,
+                _registered_method=True)
         self.GetServedTokenizer = channel.unary_unary(
                 '/appliance.api.serving.v1.RoutingService/GetServedTokenizer',
                 request_serializer=appliance_dot_api_dot_serving_dot_v1_dot_routing__service__pb2.GetServedTokenizerRequest.SerializeToString,
@@ -73,8 +78,15 @@ class RoutingServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReadServedTokenizer(self, request, context):
+        """Streams the tokenizer of a served model version, in pieces.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetServedTokenizer(self, request, context):
-        """Returns the tokenizer of a served model version.
+        """Returns the tokenizer of a served model version, if one message holds it; for gateways that do not read it in pieces.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -108,6 +120,11 @@ def add_RoutingServiceServicer_to_server(servicer, server):
                     servicer.WatchRouting,
                     request_deserializer=appliance_dot_api_dot_serving_dot_v1_dot_routing__service__pb2.WatchRoutingRequest.FromString,
                     response_serializer=appliance_dot_api_dot_serving_dot_v1_dot_routing__service__pb2.RoutingView.SerializeToString,
+            ),
+            'ReadServedTokenizer': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReadServedTokenizer,
+                    request_deserializer=appliance_dot_api_dot_serving_dot_v1_dot_routing__service__pb2.ReadServedTokenizerRequest.FromString,
+                    response_serializer=appliance_dot_api_dot_serving_dot_v1_dot_routing__service__pb2.ServedTokenizerPart.SerializeToString,
             ),
             'GetServedTokenizer': grpc.unary_unary_rpc_method_handler(
                     servicer.GetServedTokenizer,
@@ -158,6 +175,33 @@ class RoutingService:
             '/appliance.api.serving.v1.RoutingService/WatchRouting',
             appliance_dot_api_dot_serving_dot_v1_dot_routing__service__pb2.WatchRoutingRequest.SerializeToString,
             appliance_dot_api_dot_serving_dot_v1_dot_routing__service__pb2.RoutingView.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadServedTokenizer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/appliance.api.serving.v1.RoutingService/ReadServedTokenizer',
+            appliance_dot_api_dot_serving_dot_v1_dot_routing__service__pb2.ReadServedTokenizerRequest.SerializeToString,
+            appliance_dot_api_dot_serving_dot_v1_dot_routing__service__pb2.ServedTokenizerPart.FromString,
             options,
             channel_credentials,
             insecure,

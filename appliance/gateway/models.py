@@ -1,0 +1,133 @@
+"""The served models that a gateway has read: tokenizer and template, by what they are.
+
+Rules kept here:
+* each content is fetched once and kept by its digest, however many endpoints serve it;
+* a few are fetched and one is prepared at a time: a tokenizer of 60 MiB takes a gigabyte while it
+  is prepared, and the interpreter for seconds;
+* one that cannot be read is read again after a pause, whatever is asked meanwhile;
+* so many calls wait for one model, and no more: the places of a gateway are for all.
+
+The accident: a large or broken tokenizer of one endpoint that stops the answers of others. Called
+by `appliance.gateway.pipeline` and, for the view, by `main`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection
+from weakref import WeakValueDictionary
+
+from appliance.core.errors import Exhausted
+from appliance.gateway.fetching import Fetched
+from appliance.gateway.snapshot import Route, Snapshot
+from appliance.gateway.tokenize import Desk, ServedModel
+
+logger = logging.getLogger(__name__)
+
+FETCHES = 4
+WAITING = 128
+FETCH_AGAIN_SECONDS = 1.0
+PREPARE_AGAIN_SECONDS = 30.0
+
+Fetch = Callable[[str, Collection[str]], Awaitable[Fetched]]
+Key = tuple[str, str]
+"""Endpoint and model version."""
+
+
+class Models:
+    """Served models by route, read once each.
+
+    Args:
+        fetch: asks the control plane for the tokenizer of an endpoint; is told the contents that
+            are here, and returns the content and the tokenizer, or None for one of them.
+        desk: where their prompts are prepared.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self, fetch: Fetch, desk: Desk, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._fetch = fetch
+        self._desk = desk
+        self._clock = clock
+        self._models: dict[Key, asyncio.Task[ServedModel]] = {}
+        self._again: dict[Key, float] = {}
+        """When those that failed may be read again."""
+        self._waiting: Counter[Key] = Counter()
+        self._contents: WeakValueDictionary[str, ServedModel] = WeakValueDictionary()
+        self._versions: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._fetching = asyncio.Semaphore(FETCHES)
+        self._preparing = asyncio.Lock()
+
+    def apply(self, snapshot: Snapshot) -> None:
+        """Forget models that are no longer served; read those that can be asked for now."""
+        served = {(route.endpoint, route.model) for route in snapshot.routes.values()}
+        for key in self._models.keys() - served:
+            del self._models[key]
+            self._again.pop(key, None)
+        for route in snapshot.routes.values():
+            if route.places and (route.endpoint, route.model) not in self._models:
+                self._start(route)
+
+    async def get(self, route: Route) -> ServedModel:
+        """The model of a route; one read for all who wait.
+
+        Raises Exhausted when too many wait for it, and whatever its last read raised.
+        """
+        key = (route.endpoint, route.model)
+        task = self._models.get(key)
+        if task is None or (_has_failed(task) and self._clock() >= self._again.get(key, 0.0)):
+            task = self._start(route)
+        if task.done():
+            return task.result()
+        if self._waiting[key] >= WAITING:
+            raise Exhausted(
+                f"{WAITING} calls wait for the tokenizer of {route.endpoint} already: repeat the"
+                " request later",
+                retry_after=5.0,
+            )
+        self._waiting[key] += 1
+        try:
+            # Shielded: whoever leaves does not take it from the others.
+            return await asyncio.shield(task)
+        finally:
+            self._waiting[key] -= 1
+            if not self._waiting[key]:
+                del self._waiting[key]
+
+    def _start(self, route: Route) -> asyncio.Task[ServedModel]:
+        task = asyncio.create_task(self._read(route))
+        self._models[route.endpoint, route.model] = task
+        task.add_done_callback(_note)
+        return task
+
+    async def _read(self, route: Route) -> ServedModel:
+        key = (route.endpoint, route.model)
+        self._again[key] = self._clock() + FETCH_AGAIN_SECONDS
+        # Endpoints that serve the same version wait for the first of them, which fetches it.
+        version = self._versions.setdefault(route.model, asyncio.Lock())
+        async with version:
+            async with self._fetching:
+                held = dict(self._contents)
+                content, served = await self._fetch(route.endpoint, list(held))
+            if served is None:
+                return held[content]
+            self._again[key] = self._clock() + PREPARE_AGAIN_SECONDS
+            async with self._preparing:
+                model = await asyncio.to_thread(ServedModel, served, self._desk)
+            if content:
+                self._contents[content] = model
+            return model
+
+
+def _has_failed(task: asyncio.Task[ServedModel]) -> bool:
+    return task.done() and (task.cancelled() or task.exception() is not None)
+
+
+def _note(task: asyncio.Task[ServedModel]) -> None:
+    """Log a failed read: nobody may be waiting for it yet; a later call reads again."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        logger.warning("a served model cannot be read: %s", error)

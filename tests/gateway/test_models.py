@@ -1,0 +1,150 @@
+"""Tokenizers of served models: each read once, and no more calls wait for one than may."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import gc
+from collections.abc import AsyncIterator, Collection, Iterator
+from pathlib import Path
+
+import pytest
+
+from appliance.api.serving.v1 import routing_service_pb2
+from appliance.core.errors import Exhausted, Unavailable, UnknownMethod
+from appliance.gateway import models
+from appliance.gateway.fetching import Fetched
+from appliance.gateway.models import Models
+from appliance.gateway.snapshot import Route
+from appliance.gateway.tokenize import Desk
+from tests.fakes.gateway import stage
+from tests.fakes.routing import ENDPOINT, Control
+from tests.fakes.worker import Worker, story, tokenizer
+
+SERVED = routing_service_pb2.ServedTokenizer(tokenizer_json=tokenizer().to_str().encode())
+ROUTE = Route("projects/p/endpoints/e", "projects/p", "m", 10, (), coming=False)
+
+
+class Source:
+    """A control plane that gives what it is told to, and a clock."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, list[str]]] = []
+        self.content = "c"
+        self.error: Exception | None = None
+        self.served = SERVED
+        self.let = asyncio.Event()
+        self.let.set()
+        self.now = 100.0
+
+    async def fetch(self, endpoint: str, held: Collection[str]) -> Fetched:
+        self.asked.append((endpoint, sorted(held)))
+        await self.let.wait()
+        if self.error is not None:
+            raise self.error
+        return self.content, None if self.content in held else self.served
+
+    def models(self, desk: Desk) -> Models:
+        return Models(self.fetch, desk, lambda: self.now)
+
+
+@pytest.fixture(scope="module")
+def desk() -> Iterator[Desk]:
+    made = Desk.new()
+    yield made
+    made.close()
+
+
+async def test_it_is_read_once_for_all_who_wait(desk: Desk) -> None:
+    source = Source()
+    found = source.models(desk)
+    waiting = await asyncio.gather(*(found.get(ROUTE) for _ in range(5)))
+    assert len(source.asked) == 1
+    assert len({id(model) for model in waiting}) == 1
+
+
+async def test_one_that_cannot_be_read_is_read_again_after_a_pause(desk: Desk) -> None:
+    source = Source()
+    found = source.models(desk)
+    source.error = Unavailable("not now")
+    for _ in range(3):
+        with pytest.raises(Unavailable, match="not now"):
+            await found.get(ROUTE)
+    assert len(source.asked) == 1
+    source.error, source.now = None, source.now + models.FETCH_AGAIN_SECONDS
+    await found.get(ROUTE)
+    assert len(source.asked) == 2
+
+
+@pytest.mark.attack
+async def test_a_broken_one_is_not_prepared_with_each_call(desk: Desk) -> None:
+    """To prepare one of 60 MiB stops the interpreter for seconds."""
+    source = Source()
+    source.served = routing_service_pb2.ServedTokenizer(tokenizer_json=b"{}")
+    found = source.models(desk)
+    for _ in range(3):
+        with pytest.raises(Unavailable, match="cannot be read"):
+            await found.get(ROUTE)
+        source.now += models.FETCH_AGAIN_SECONDS
+    assert len(source.asked) == 1
+    source.now += models.PREPARE_AGAIN_SECONDS
+    with pytest.raises(Unavailable, match="cannot be read"):
+        await found.get(ROUTE)
+    assert len(source.asked) == 2
+
+
+async def test_endpoints_of_the_same_content_share_it(desk: Desk) -> None:
+    source = Source()
+    found = source.models(desk)
+    other = dataclasses.replace(ROUTE, endpoint="projects/p/endpoints/f")
+    third = dataclasses.replace(ROUTE, endpoint="projects/q/endpoints/g", model="copy")
+    first, second = await asyncio.gather(found.get(ROUTE), found.get(other))
+    assert first is second
+    assert await found.get(third) is first
+    # Only the first was sent; the others were said to be here.
+    assert [held for _, held in source.asked] == [[], ["c"], ["c"]]
+
+
+async def test_what_nobody_serves_any_more_is_forgotten(desk: Desk) -> None:
+    source = Source()
+    found = source.models(desk)
+    await found.get(ROUTE)
+    del found._models[ROUTE.endpoint, ROUTE.model]
+    # The task of the read still holds it until the loop goes round.
+    await asyncio.sleep(0)
+    gc.collect()
+    assert len(found._contents) == 0
+
+
+@pytest.mark.attack
+async def test_no_more_calls_wait_for_one_than_may(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "WAITING", 3)
+    source = Source()
+    source.let.clear()
+    found = source.models(desk)
+    waiting = [asyncio.create_task(found.get(ROUTE)) for _ in range(4)]
+    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    (refused,) = [task for task in waiting if task.done()]
+    assert isinstance(refused.exception(), Exhausted)
+    source.let.set()
+    await asyncio.gather(*(task for task in waiting if task is not refused))
+
+
+async def test_a_control_plane_that_knows_no_parts_is_asked_for_the_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def unknown(*_: object) -> AsyncIterator[routing_service_pb2.ServedTokenizerPart]:
+        raise UnknownMethod("there is no such call")
+        yield
+
+    monkeypatch.setattr(Control, "ReadServedTokenizer", unknown)
+    async with stage(tmp_path, Worker("a")) as found, found.client() as client:
+        ids = [
+            token
+            async for piece in client.generate(ENDPOINT, prompt="Hallo", max_tokens=5)
+            for token in piece.token_ids
+        ]
+        assert ids == story(5, 5)
+        assert found.control.tokenizer_calls == 1
