@@ -32,6 +32,8 @@ LIMITS = {
     "sealed_load": 5 * 60,
     "gateway_relay": 10 * 60,
     "prompt_pause": 10 * 60,
+    "overload": 10 * 60,
+    "views": 10 * 60,
     "hybrid_trainer": 30 * 60,
     "policy_change": 15 * 60,
     "hostile_text": 20 * 60,

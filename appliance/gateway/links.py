@@ -223,12 +223,14 @@ class Link:
         attempt = self.submit(Submit(prompt_token_ids=[0], sampling=sampling))
         try:
             async with asyncio.timeout(PROBE_SECONDS):
-                while not attempt.ended:
+                while not attempt.ended and not attempt.late:
                     attempt.take()
                     await attempt.wait()
         except TimeoutError:
             logger.info("replica %s did not answer a probe", self.place.id)
-        well = bool(attempt.finish or attempt.refused)
+        # Where a probe only waits, the replica works on others.
+        waits = not self.doubtful and self._load.may_wait(attempt)
+        well = bool(attempt.finish or attempt.refused or waits)
         self.forget(attempt)
         self.breaker.probed(self._clock(), well=well)
         if well:

@@ -10,7 +10,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from appliance.core.errors import ApplianceError, Exhausted
+from appliance.core.errors import ApplianceError, Exhausted, Unavailable
+from appliance.gateway import links
 from appliance.gateway.breaker import State
 from appliance.gateway.config import Limits
 from appliance.gateway.links import Link
@@ -118,6 +119,37 @@ async def test_whose_turn_does_not_come_in_time_hears_so_and_nobody_else(
         assert counted(found, "retries") == 0
         # Those that waited in the replica left it, too.
         await until(lambda: worker.running == 0)
+
+
+async def test_a_probe_that_is_late_ends(tmp_path: Path) -> None:
+    """It once went round without a pause, and the whole gateway stood still."""
+    tight = dataclasses.replace(PATIENT, first_token_seconds=0.2, failures=1, retries=0)
+    worker = Worker("a", Script(hang_after=0))
+    async with stage(tmp_path, worker, routing=tight) as found:
+        with pytest.raises(Unavailable):
+            await ask(found, 5)
+        await until(lambda: link_of(found).breaker.state is State.HALF_OPEN)
+        await until(lambda: link_of(found).breaker.state is State.OPEN)
+        worker.script = Script()
+        await until(lambda: link_of(found).breaker.state is State.CLOSED, 8)
+        assert await ask(found, 5) == story(COUNT, 5)
+
+
+async def test_a_probe_that_waits_behind_others_proves_that_the_replica_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(links, "PROBE_SECONDS", 0.5)
+    worker = Worker("a", Script(seconds=0.02, slots=1, silent_slots=True))
+    async with stage(tmp_path, worker, routing=PATIENT) as found:
+        asking = [asyncio.create_task(ask(found, 100)) for _ in range(2)]
+        await until(lambda: link_of(found)._load.waiting == 1)
+        link = link_of(found)
+        for number in range(PATIENT.failures):
+            link.failed(link._clock() + number)
+        assert link.breaker.state is State.OPEN
+        await until(lambda: link.breaker.state is State.CLOSED)
+        assert not any(task.done() for task in asking)
+        assert await asyncio.gather(*asking) == [story(COUNT, 100)] * 2
 
 
 async def test_what_a_full_replica_does_not_take_waits_for_its_turn(tmp_path: Path) -> None:
