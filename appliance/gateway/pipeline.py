@@ -51,6 +51,7 @@ from appliance.gateway.shares import may_enter, own
 from appliance.gateway.snapshot import Route
 from appliance.gateway.text import Detokenizer
 from appliance.gateway.tokenize import ServedModel, room
+from appliance.gateway.turns import Asker
 from appliance.gateway.unsaid import unsaid
 from appliance.gateway.usage import INFERENCE, UsageReports
 from appliance.gateway.view import View
@@ -259,7 +260,7 @@ class Pipeline:
         check_sampling(sampling)
         model = await self._parts.models.get(route)
         longest = route.max_sequence_length
-        prompt = await _tokens(model, question, longest, call.principal)
+        prompt = await _tokens(model, question, longest, Asker(call.endpoint, call.principal))
         wanted = sampling.max_tokens if sampling.HasField("max_tokens") else None
         space = room(len(prompt), wanted, longest)
         call.prompt_tokens = space.prompt
@@ -347,9 +348,9 @@ def meaning(ended: BaseException) -> ApplianceError:
     return ended if isinstance(ended, ApplianceError) else Cancelled("the caller left")
 
 
-async def _tokens(model: ServedModel, question: Question, most: int, caller: str) -> list[int]:
+async def _tokens(model: ServedModel, question: Question, most: int, asker: Asker) -> list[int]:
     if question.messages is not None:
-        return await model.chat(question.messages, most, caller)
+        return await model.chat(question.messages, most, asker)
     if question.tokens is not None:
         size = model.vocabulary
         # First of all how many: looking at a million of them would stop others.
@@ -362,7 +363,7 @@ async def _tokens(model: ServedModel, question: Question, most: int, caller: str
             )
         return list(question.tokens)
     if question.text is not None:
-        return await model.prompt(question.text, most, caller)
+        return await model.prompt(question.text, most, asker)
     raise InvalidInput(
         "send a prompt or a conversation", fields={"prompt": "is missing, and chat too"}
     )

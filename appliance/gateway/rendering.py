@@ -25,11 +25,12 @@ from typing import Any
 
 from appliance.core.errors import InvalidInput, Unavailable
 from appliance.gateway import renderer
+from appliance.gateway.turns import KEPT, TEMPLATES
 from appliance.gateway.vocabulary import Control
 
 logger = logging.getLogger(__name__)
 
-PROCESSES = 2
+PROCESSES = TEMPLATES + KEPT
 WALL_SECONDS = 20.0
 """Longest wait for one rendering; the kernel ends it by its processor time long before."""
 END_SECONDS = 5.0

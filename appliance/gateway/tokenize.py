@@ -21,7 +21,7 @@ from appliance.gateway import vocabulary
 from appliance.gateway.encode import Encoder, too_long
 from appliance.gateway.rendering import ChatTemplate, Message, Renderers
 from appliance.gateway.text import Decoding
-from appliance.gateway.turns import Threads
+from appliance.gateway.turns import ANYBODY, Asker, Threads
 
 SHORT_TEXT = 512
 """Characters up to which a text is tokenized at once: a thread would take longer."""
@@ -83,13 +83,13 @@ class ServedModel:
             ) from error
         self.vocabulary = known.size
 
-    async def prompt(self, text: str, most: int, caller: str = "") -> list[int]:
+    async def prompt(self, text: str, most: int, asker: Asker = ANYBODY) -> list[int]:
         """Token ids of a plain prompt.
 
         Args:
             text: of any length.
             most: tokens that prompt and answer may have together.
-            caller: takes turns with others.
+            asker: takes turns with others.
 
         Raises ContextExceeded, InvalidInput.
         """
@@ -97,9 +97,11 @@ class ServedModel:
         if len(text) <= SHORT_TEXT:
             return encode(text, most, special=True)
         run = self._threads.run_long if len(text) > LONG_TEXT else self._threads.run
-        return await run(caller, encode, text, most, special=True)
+        return await run(asker, encode, text, most, special=True)
 
-    async def chat(self, messages: Sequence[Message], most: int, caller: str = "") -> list[int]:
+    async def chat(
+        self, messages: Sequence[Message], most: int, asker: Asker = ANYBODY
+    ) -> list[int]:
         """Token ids of a conversation to answer; arguments and errors as for `prompt`."""
         if not messages:
             raise InvalidInput("there are no messages", fields={"messages": "is empty"})
@@ -114,15 +116,10 @@ class ServedModel:
                 "this model has no chat template: send a plain prompt instead",
                 fields={"messages": "the model takes plain prompts only"},
             )
-        size = sum(len(message["content"]) for message in messages)
-        run = self._threads.run_long if size > LONG_TEXT else self._threads.run
-        return await run(caller, self._converse, self._template, messages, most)
-
-    def _converse(
-        self, template: ChatTemplate, messages: Sequence[Message], most: int
-    ) -> list[int]:
+        text = await self._threads.render(asker, self._template.render, messages)
+        run = self._threads.run_long if len(text) > LONG_TEXT else self._threads.run
         # The template writes the special tokens itself.
-        return self._encoder.encode(template.render(messages), most, special=False)
+        return await run(asker, self._encoder.encode, text, most, special=False)
 
 
 @dataclass(frozen=True)

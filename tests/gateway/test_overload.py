@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import ssl
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import httpx
@@ -15,6 +17,8 @@ from appliance.gateway import links
 from appliance.gateway.breaker import State
 from appliance.gateway.config import Limits
 from appliance.gateway.links import Link
+from appliance.gateway.rendering import ChatTemplate, Message
+from appliance.gateway.turns import TEMPLATES
 from tests.fakes.gateway import QUICK, Stage, stage, until
 from tests.fakes.routing import ENDPOINT
 from tests.fakes.worker import Script, Worker, story
@@ -245,3 +249,45 @@ async def test_a_callers_own_waiting_answers_make_way_for_what_can_be_answered(
         for task in asking:
             task.cancel()
         await asyncio.gather(*asking, return_exceptions=True)
+
+
+@pytest.mark.attack
+async def test_a_template_that_takes_its_time_keeps_no_other_endpoint_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its renderings hang, and it has many callers; the other endpoint's are rendered at once."""
+    slow = "projects/p/endpoints/slow"
+    let, hung = threading.Event(), list[str]()
+    render = ChatTemplate.render
+
+    def hanging(template: ChatTemplate, messages: Sequence[Message]) -> str:
+        if messages[0]["content"] == "slow":
+            hung.append("")
+            let.wait(30)
+        return render(template, messages)
+
+    monkeypatch.setattr(ChatTemplate, "render", hanging)
+    async with stage(tmp_path, Worker("a"), routing=PATIENT) as found:
+        other = Worker("s")
+        await other.start()
+        found.control.serve(other, endpoint=slow)
+        found.control.publish()
+        await found.ready(2)
+        asking = [asyncio.create_task(chat(found, slow, "slow")) for _ in range(20)]
+        await until(lambda: len(hung) == TEMPLATES)
+        async with asyncio.timeout(10):
+            assert [len(await chat(found, ENDPOINT, "hi")) for _ in range(5)] == [5] * 5
+        assert len(hung) == TEMPLATES
+        let.set()
+        assert [len(answer) for answer in await asyncio.gather(*asking)] == [5] * 20
+        await other.stop()
+
+
+async def chat(found: Stage, endpoint: str, content: str) -> list[int]:
+    """Token ids of an answer to a conversation of one message."""
+    ids: list[int] = []
+    async with found.client() as client:
+        messages = [("user", content)]
+        async for piece in client.generate(endpoint, messages=messages, max_tokens=5):
+            ids += piece.token_ids
+    return ids

@@ -16,7 +16,7 @@ from appliance.core.errors import ContextExceeded, Internal, InvalidInput
 from appliance.gateway.pipeline import Question, _tokens
 from appliance.gateway.text import Detokenizer
 from appliance.gateway.tokenize import ServedModel
-from appliance.gateway.turns import Turns
+from appliance.gateway.turns import ANYBODY, KEPT, Asker, Turns
 from tests.fakes.gateway import stage, until
 from tests.fakes.routing import ENDPOINT
 from tests.fakes.worker import END, Script, Worker, tokenizer
@@ -99,15 +99,17 @@ class Many(Sequence[int]):
 async def test_token_ids_are_counted_before_they_are_looked_at() -> None:
     model = cast("ServedModel", SimpleNamespace(vocabulary=100))
     with pytest.raises(ContextExceeded, match="send a shorter one"):
-        await _tokens(model, Question(Sampling(), tokens=Many()), 512, "")
+        await _tokens(model, Question(Sampling(), tokens=Many()), 512, ANYBODY)
     for wrong in ([100], [5, -1]):
         with pytest.raises(InvalidInput, match="vocabulary of 100"):
-            await _tokens(model, Question(Sampling(), tokens=wrong), 512, "")
-    assert await _tokens(model, Question(Sampling(), tokens=[0, 99]), 512, "") == [0, 99]
+            await _tokens(model, Question(Sampling(), tokens=wrong), 512, ANYBODY)
+    assert await _tokens(model, Question(Sampling(), tokens=[0, 99]), 512, ANYBODY) == [0, 99]
 
 
-async def _hold(turns: Turns, caller: str, order: list[str], done: asyncio.Event) -> None:
-    async with turns.turn(caller):
+async def _hold(
+    turns: Turns, caller: str, order: list[str], done: asyncio.Event, endpoint: str = ""
+) -> None:
+    async with turns.turn(Asker(endpoint, caller)):
         order.append(caller)
         await done.wait()
 
@@ -121,6 +123,41 @@ async def test_turns_go_round_among_callers() -> None:
     done.set()
     await asyncio.gather(*tasks)
     assert order == ["first", "many", "one", "other", "many", "many", "many", "many"]
+
+
+@pytest.mark.attack
+async def test_an_endpoint_whose_prompts_never_end_holds_nobody_elses_turn() -> None:
+    """A slow template, and a thousand callers of it."""
+    turns, order, never, done = Turns(2), list[str](), asyncio.Event(), asyncio.Event()
+    slow = [
+        asyncio.create_task(_hold(turns, f"slow-{number}", order, never, "slow"))
+        for number in range(1000)
+    ]
+    await asyncio.sleep(0)
+    assert len(order) == 2
+    done.set()
+    async with asyncio.timeout(5):
+        for number in range(20):
+            await _hold(turns, f"well-{number}", order, done, "well")
+    assert len(order) == 22
+    for task in slow:
+        task.cancel()
+    await asyncio.gather(*slow, return_exceptions=True)
+    assert (turns._free, turns._waiting, turns._held) == (2 + KEPT, {}, {})
+
+
+@pytest.mark.attack
+async def test_turns_go_round_among_endpoints_before_callers() -> None:
+    turns, order, done = Turns(1), list[str](), asyncio.Event()
+    asked = [("a", "a1"), ("b", "b1"), *[("a", f"a{n}") for n in range(2, 6)], ("b", "b2")]
+    tasks = [
+        asyncio.create_task(_hold(turns, name, order, done, endpoint)) for endpoint, name in asked
+    ]
+    await asyncio.sleep(0)
+    assert order == ["a1", "b1"]
+    done.set()
+    await asyncio.gather(*tasks)
+    assert order == ["a1", "b1", "a2", "b2", "a3", "a4", "a5"]
 
 
 @pytest.mark.attack
@@ -139,5 +176,5 @@ async def test_who_leaves_gives_up_the_turn() -> None:
     async with asyncio.timeout(5):
         await _hold(turns, "d", order, done)
     assert order[-1] == "d"
-    assert turns._free == 1
+    assert turns._free == 1 + KEPT
     assert turns._waiting == {}
