@@ -30,6 +30,7 @@ from appliance.api.serving.v1.routing_service_pb2_grpc import RoutingServiceStub
 from appliance.core.errors import ApplianceError, Internal, Unavailable
 from appliance.gateway.fetching import Fetched, fetch
 from appliance.gateway.snapshot import Draft, Snapshot
+from appliance.wire.routing import FORM
 from appliance.wire.status import from_rpc_error
 
 logger = logging.getLogger(__name__)
@@ -191,7 +192,7 @@ class Control:
         """Snapshots of one stream, until it ends or another channel is there."""
         self._view.begin()
         stub = self._stub
-        call = stub.WatchRouting(routing_service_pb2.WatchRoutingRequest())
+        call = stub.WatchRouting(routing_service_pb2.WatchRoutingRequest(form=FORM))
         messages = aiter(call)
         try:
             while stub is self._stub:

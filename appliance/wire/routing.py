@@ -18,6 +18,8 @@ from collections.abc import Iterable
 from appliance.api.serving.v1 import routing_service_pb2
 
 ViewEntry = routing_service_pb2.Credential | routing_service_pb2.Right | routing_service_pb2.Route
+FORM = 1
+"""What a gateway says that it reads: rights by project, and changes."""
 _MODULUS = 1 << 256
 
 

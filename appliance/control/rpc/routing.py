@@ -17,6 +17,8 @@ from appliance.control.services.gateways import Gateways
 from appliance.control.services.routing import Routing
 from appliance.control.services.routing_view import Held
 from appliance.control.services.usage import UsageRecords
+from appliance.core.errors import FailedPrecondition
+from appliance.wire.routing import FORM
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -45,6 +47,11 @@ class RoutingRpc(Servicer, RoutingServiceServicer):
         self, request: rpc.WatchRoutingRequest, context: Context
     ) -> AsyncIterator[rpc.RoutingView]:
         """Streams the whole view, then what changes in it, and a sign of life once a second."""
+        if request.form < FORM:
+            raise FailedPrecondition(
+                "this gateway is older than the control plane and cannot read who may ask what:"
+                " install the control plane's version on it"
+            )
         held: Held | None = None
         with self._events.watch(ROUTING, ACCESS) as watch:
             while True:

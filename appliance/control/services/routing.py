@@ -11,6 +11,7 @@ The attack: a gateway that goes on serving a caller whose right has ended. Calle
 
 from __future__ import annotations
 
+import operator
 import threading
 from collections.abc import Callable, Generator, Iterator
 from datetime import datetime, timedelta
@@ -26,7 +27,7 @@ from appliance.control.auth.policy import Policy, PolicyStore
 from appliance.control.services import served_tokenizers
 from appliance.control.services.artifacts import Artifacts
 from appliance.control.services.caller import Caller
-from appliance.control.services.endpoints import model_name, replica_resource
+from appliance.control.services.endpoints import replica_resource
 from appliance.control.services.release import identity_of
 from appliance.control.services.resources import missing, timestamp
 from appliance.control.services.routing_view import Held, Key, key_of
@@ -74,6 +75,10 @@ class Routing:
         self._made = clock()
         self._live: dict[str, tuple[LiveCredential, rpc.Credential]] = {}
         self._rights: dict[Principal, tuple[object, list[rpc.Right]]] = {}
+        self._policy: Policy | None = None
+        self._found: list[LiveCredential] = []
+        self._people: dict[Key, ViewEntry] = {}
+        """Entries of credentials and rights, as of `_policy` and `_found`."""
 
     def now(self) -> Held:
         """The view now; the same object for every gateway as long as it says the same.
@@ -109,6 +114,16 @@ class Routing:
         """Everything gateways hold. Of what did not change, the same messages as before."""
         known = {name: credential for name, (credential, _) in self._live.items()}
         found = [each for each in self._credentials.live(known) if each.principal.kind in _CALLERS]
+        policy = self._policies.current()
+        if policy is not self._policy or not _are_same(found, self._found):
+            self._people = self._entries_of(found, policy)
+            self._policy, self._found = policy, found
+        entries = dict(self._people)
+        entries.update((key_of(route), route) for route in self._routes())
+        return entries
+
+    def _entries_of(self, found: list[LiveCredential], policy: Policy) -> dict[Key, ViewEntry]:
+        """Credentials, and what those whose they are may do."""
         kept, self._live = self._live, {}
         entries: dict[Key, ViewEntry] = {}
         for credential in found:
@@ -117,15 +132,12 @@ class Routing:
                 old = (credential, _credential_of(credential))
             self._live[credential.id] = old
             entries["credential", credential.id] = old[1]
-        for right in self._rights_of({credential.principal for credential in found}):
+        for right in self._rights_of({credential.principal for credential in found}, policy):
             entries[key_of(right)] = right
-        for route in self._routes():
-            entries[key_of(route)] = route
         return entries
 
-    def _rights_of(self, principals: set[Principal]) -> Iterator[rpc.Right]:
+    def _rights_of(self, principals: set[Principal], policy: Policy) -> Iterator[rpc.Right]:
         """What principals may do, by project; made anew for those whose roles have changed."""
-        policy = self._policies.current()
         kept, self._rights = self._rights, {}
         for principal in principals:
             held = policy.held(principal)
@@ -174,11 +186,22 @@ class Routing:
             # Also those that do not answer yet: a gateway waits for them, and only then.
             for replica in state.all(select(tables.replica).order_by(_replica.id)):
                 replicas.setdefault(replica.endpoint, []).append(_replica_of(replica))
-            for row in state.all(select(tables.endpoint).order_by(_endpoint.project, _endpoint.id)):
+            version = tables.artifact_version.c
+            rows = state.all(
+                select(
+                    tables.endpoint,
+                    version.project.label("model_project"),
+                    version.artifact,
+                    version.number,
+                )
+                .join(tables.artifact_version, _endpoint.model_version == version.uid)
+                .order_by(_endpoint.project, _endpoint.id)
+            )
+            for row in rows:
                 yield rpc.Route(
                     endpoint=names.endpoint(row.project, row.id),
                     project=names.project(row.project),
-                    model=model_name(state, row),
+                    model=names.model_version(row.model_project, row.artifact, row.number),
                     max_sequence_length=row.max_sequence_length,
                     state=f"STATE_{row.state}",
                     replicas=replicas.get(row.uid, []),
@@ -200,6 +223,11 @@ def rights_of(policy: Policy, principal: Principal) -> list[rpc.Right]:
             )
         )
     return found
+
+
+def _are_same(some: list[LiveCredential], others: list[LiveCredential]) -> bool:
+    """Whether two lists hold the very same objects."""
+    return len(some) == len(others) and all(map(operator.is_, some, others))
 
 
 def _credential_of(credential: LiveCredential) -> rpc.Credential:

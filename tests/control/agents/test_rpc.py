@@ -22,6 +22,7 @@ from appliance.control.services.fleet import Session
 from appliance.control.store import tables
 from appliance.control.store.objects import ObjectStore
 from appliance.core.errors import LeaseLost, NotFound, Unavailable
+from appliance.wire.routing import FORM
 from tests.fakes.appliance import Appliance, Machine, bearer, error_of
 
 HELLO = agent.Hello(
@@ -328,7 +329,7 @@ async def test_a_stream_that_does_not_begin_with_a_sensible_hello_ends(
 
 async def test_a_gateway_hears_the_view_and_then_that_it_still_holds(appliance: Appliance) -> None:
     stub = appliance.machines(RoutingServiceStub, appliance.gateway())
-    call = stub.WatchRouting(routing_service_pb2.WatchRoutingRequest())
+    call = stub.WatchRouting(routing_service_pb2.WatchRoutingRequest(form=FORM))
     first = await call.read()
     second = await call.read()
     assert (first.unchanged, second.unchanged) == (False, True)
@@ -336,3 +337,14 @@ async def test_a_gateway_hears_the_view_and_then_that_it_still_holds(appliance: 
     call.cancel()
     missing = routing_service_pb2.GetServedTokenizerRequest(endpoint="projects/p/endpoints/e")
     assert isinstance(await error_of(stub.GetServedTokenizer(missing)), NotFound)
+
+
+async def test_a_gateway_of_0_1_0_is_told_that_it_cannot_read_the_view(
+    appliance: Appliance,
+) -> None:
+    stub = appliance.machines(RoutingServiceStub, appliance.gateway())
+    call = stub.WatchRouting(routing_service_pb2.WatchRoutingRequest())
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await call.read()
+    assert refused.value.code() == grpc.StatusCode.FAILED_PRECONDITION
+    assert "this gateway is older than the control plane" in refused.value.details()

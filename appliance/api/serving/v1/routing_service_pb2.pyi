@@ -12,8 +12,10 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class WatchRoutingRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("form",)
+    FORM_FIELD_NUMBER: _ClassVar[int]
+    form: int
+    def __init__(self, form: _Optional[int] = ...) -> None: ...
 
 class RoutingView(_message.Message):
     __slots__ = ("version", "as_of", "unchanged", "token_key", "credentials", "routes", "base_version", "rights", "gone_credentials", "gone_rights", "gone_routes", "more", "digest")
