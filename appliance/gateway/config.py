@@ -30,7 +30,10 @@ class Listen:
 class Limits:
     """What one caller, and all together, may take."""
 
-    calls: int = field(default=1024, metadata=doc("answers in work at a time, of all callers"))
+    calls: int = field(
+        default=1024,
+        metadata=doc("answers in work at a time, of all callers; each endpoint has a share"),
+    )
     calls_per_caller: int = field(
         default=64, metadata=doc("answers in work at a time, of one caller")
     )
