@@ -37,8 +37,9 @@ PIECE = 1000
 
 def seal(view: routing_service_pb2.RoutingView) -> routing_service_pb2.RoutingView:
     """A whole view with its digest."""
-    entries = [*view.credentials, *view.rights, *view.routes]
-    view.digest = routing.digest(routing.total(0, map(routing.entry_digest, entries), ()))
+    entries: list[routing.ViewEntry] = [*view.credentials, *view.rights, *view.routes]
+    digests = [routing.entry_digest(each) for each in entries]
+    view.digest = routing.digest(routing.total(0, digests, ()))
     return view
 
 
