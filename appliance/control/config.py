@@ -94,6 +94,30 @@ class Scheduling:
 
 
 @dataclass(frozen=True)
+class Uploading:
+    """What may be on its way in, part by part, and how long."""
+
+    per_caller: int = field(
+        default=16, metadata=doc("open uploads of one caller in one project at a time")
+    )
+    per_project: int = field(default=64, metadata=doc("open uploads of one project at a time"))
+    project_bytes: int = field(
+        default=1 << 41, metadata=doc("bytes of all open uploads of one project; default 2 TiB")
+    )
+    days: float = field(
+        default=3.0,
+        metadata=doc("how long an upload is kept after its newest part before it is deleted"),
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse what no upload can be done with."""
+        if min(self.per_caller, self.per_project, self.project_bytes) < 1:
+            raise InvalidInput("uploads.per_caller, per_project and project_bytes are 1 or more")
+        if not 0 < self.days <= MAX_DAYS:
+            raise InvalidInput(f"uploads.days is more than 0 and at most {MAX_DAYS:,}")
+
+
+@dataclass(frozen=True)
 class ControlConfig:
     """Everything a control plane is told."""
 
@@ -112,6 +136,7 @@ class ControlConfig:
     gateway: GatewayAddresses = field(default_factory=GatewayAddresses)
     limits: Limits = field(default_factory=Limits)
     scheduling: Scheduling = field(default_factory=Scheduling)
+    uploads: Uploading = field(default_factory=Uploading)
     strangers: StrangerLimits = field(default_factory=StrangerLimits)
     callers: CallerLimits = field(default_factory=CallerLimits)
 

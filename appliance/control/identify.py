@@ -21,7 +21,7 @@ from datetime import datetime
 from typing import Protocol
 
 from appliance.api.agent.v1.enrolment_service_pb2 import RecoverCertificateRequest
-from appliance.control.auth import tokens
+from appliance.control.auth import grants, tokens
 from appliance.control.auth.credentials import SCHEME, Credentials, check_shape
 from appliance.control.auth.tokens import TokenKind
 from appliance.control.services.caller import Caller
@@ -102,7 +102,9 @@ class ByToken:
         """The owner of the token; nobody for a call that needs no identity."""
         if call.rule.anonymous:
             return _nobody(call)
-        proof = self._credentials.identify(_authorization(call), unfinished=call.rule.unfinished)
+        proof = self._credentials.identify(
+            _authorization(call), unfinished=call.rule.unfinished, granted=call.rule.granted
+        )
         return Caller(
             principal=proof.principal,
             request_id=call.request_id,
@@ -111,17 +113,25 @@ class ByToken:
             credential=proof.credential,
             mfa_time=proof.mfa_time,
             expire_time=proof.expire_time,
+            upload=proof.upload,
         )
 
     def stranger(self, call: Call, refused: ApplianceError) -> Caller:
         """Whose token it was, if the secret in it is right though it no longer works."""
         del refused
         text = _authorization(call).removeprefix(SCHEME)
+        kinds = (TokenKind.SESSION, TokenKind.SERVICE, TokenKind.UPLOAD)
         try:
-            presented = tokens.parse(text, TokenKind.SESSION, TokenKind.SERVICE)
+            presented = tokens.parse(text, *kinds)
         except Unauthenticated:
             return _nobody(call)
         caller = _nobody(call)
+        if presented.kind is TokenKind.UPLOAD:
+            with self._database.read() as state:
+                row = grants.holder(state, presented, self._token_key)
+            if row is not None:
+                caller.notes["principal"] = row.creator
+            return caller
         owner = self._owner(presented)
         if owner is not None:
             caller.notes["principal"] = Principal(_HOLDERS[presented.kind], owner).name

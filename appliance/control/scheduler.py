@@ -34,6 +34,7 @@ from appliance.control.services.runs import Runs
 from appliance.control.services.served import ServedClock
 from appliance.control.services.silence import Silence
 from appliance.control.services.storage_tasks import StorageTasks
+from appliance.control.services.upload_tasks import UploadTasks
 from appliance.core.errors import Exhausted
 from appliance.core.placement import NodeCapacity, place
 
@@ -56,6 +57,7 @@ class Scheduler:
         logs: JobLogs,
         silence: Silence,
         checkpoints: CheckpointTasks,
+        uploads: UploadTasks,
         tasks: StorageTasks,
         served: ServedClock,
     ) -> None:
@@ -69,6 +71,7 @@ class Scheduler:
         self._logs = logs
         self._silence = silence
         self._checkpoints = checkpoints
+        self._uploads = uploads
         self._tasks = tasks
         self._served = served
         self._cut_off = False
@@ -79,6 +82,7 @@ class Scheduler:
         self._tasks.unlock_all()
         self._runs.tidy()
         self._artifacts.drop_uploads()
+        self._uploads.recover()
         self._replicas.take_up()
         self._silence.take_up()
         self._runs.take_up()
@@ -100,6 +104,7 @@ class Scheduler:
         self._place_jobs()
         self._logs.sweep()
         self._checkpoints.sweep()
+        self._uploads.sweep()
 
     async def run(self, pool: Executor, events: Events) -> None:
         """Pass after pass: when something changed, and every second."""

@@ -23,6 +23,7 @@ from appliance.control.rpc.models import ModelRpc
 from appliance.control.rpc.routing import RoutingRpc
 from appliance.control.rpc.servicer import Servicer
 from appliance.control.rpc.tokenizers import TokenizerRpc
+from appliance.control.rpc.uploads import UploadRpc
 from appliance.control.scheduler import Scheduler
 from appliance.control.services.agents import Agents
 from appliance.control.services.artifacts import Artifacts
@@ -50,9 +51,14 @@ from appliance.control.services.served import ServedClock
 from appliance.control.services.silence import Silence
 from appliance.control.services.storage_tasks import StorageTasks, TaskKind
 from appliance.control.services.tokenizers import Tokenizers
+from appliance.control.services.upload_ids import UploadIds
+from appliance.control.services.upload_parts import Parts
+from appliance.control.services.upload_tasks import UploadTasks
+from appliance.control.services.uploads import Uploads
 from appliance.control.services.usage import UsageRecords
 from appliance.control.storage_worker import StorageWorker
 from appliance.control.store.objects import open_store
+from appliance.core.data_directory import DataDirectory
 
 API: tuple[type[Servicer], ...] = (
     CheckpointRpc,
@@ -61,6 +67,7 @@ API: tuple[type[Servicer], ...] = (
     JobRpc,
     ModelRpc,
     TokenizerRpc,
+    UploadRpc,
 )
 """What people and applications call."""
 MACHINES: tuple[type[Servicer], ...] = (AgentRpc, RoutingRpc)
@@ -133,6 +140,18 @@ class Work:
             base.events,
             base.clock,
         )
+        ids = UploadIds(DataDirectory(base.settings.data).uploads)
+        self.upload_tasks = UploadTasks(
+            base.database, self.artifacts, self.tasks, ids, records, base.clock
+        )
+        self._parts = Parts(
+            base.database,
+            self.artifacts,
+            ids,
+            base.settings.uploads.project_bytes,
+            timedelta(days=base.settings.uploads.days),
+            base.clock,
+        )
         self.storage = self._storage_worker(base, records)
         self.replicas = Replicas(
             base.database, self.leases, self.fleet, base.events, base.clock, monotonic
@@ -160,6 +179,7 @@ class Work:
             logs=self.logs,
             silence=Silence(base.database, self.leases, base.events, base.clock),
             checkpoints=self.checkpoints,
+            uploads=self.upload_tasks,
             tasks=self.tasks,
             served=self.served,
         )
@@ -181,6 +201,7 @@ class Work:
                 TaskKind.DELETE_SUPERSEDED: self.checkpoints.delete_superseded,
                 TaskKind.DELETE_FOLDER: self.artifacts.delete_folder,
                 TaskKind.DELETE_UNKNOWN: self.artifacts.delete_unknown,
+                TaskKind.COMMIT_UPLOAD: self.upload_tasks.commit,
                 TaskKind.RESUME_PAUSED: paused.resume,
             },
             base.events,
@@ -221,7 +242,23 @@ class Work:
             ),
             ModelRpc(Models(base.database, base.changes, self.artifacts, base.clock), pool, events),
             TokenizerRpc(Tokenizers(base.database), pool, events),
+            UploadRpc(self.uploads(), pool, events),
         ]
+
+    def uploads(self) -> Uploads:
+        """The service behind uploads by part."""
+        base = self._base
+        return Uploads(
+            database=base.database,
+            changes=base.changes,
+            policies=base.policies,
+            parts=self._parts,
+            tasks=self.tasks,
+            upload_tasks=self.upload_tasks,
+            token_key=base.keyring.token_hmac,
+            limits=base.settings.uploads,
+            clock=base.clock,
+        )
 
     def machines(self, enrolment: Enrolment, gateways: Gateways, pool: CallPool) -> list[Servicer]:
         """One servicer for each of `MACHINES`."""

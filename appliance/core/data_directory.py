@@ -82,6 +82,11 @@ class DataDirectory:
         return self.path / "objects"
 
     @property
+    def uploads(self) -> Path:
+        """Folder of what is remembered of documents on their way in; made anew when it is lost."""
+        return self.path / "uploads"
+
+    @property
     def gateway(self) -> Path:
         """Folder of the gateway on this server."""
         return self.path / "gateway"

@@ -31,6 +31,7 @@ PATTERNS: dict[str, str] = {
     "project": "projects/{project}",
     "dataset": "projects/{project}/datasets/{dataset}",
     "datasetVersion": "projects/{project}/datasets/{dataset}/versions/{version}",
+    "upload": "projects/{project}/uploads/{upload}",
     "tokenizer": "projects/{project}/tokenizers/{tokenizer}",
     "model": "projects/{project}/models/{model}",
     "modelVersion": "projects/{project}/models/{model}/versions/{version}",
@@ -238,6 +239,11 @@ def dataset(project_id: str, dataset_id: str) -> str:
 def dataset_version(project_id: str, dataset_id: str, version: int | str) -> str:
     """`projects/{project}/datasets/{dataset}/versions/{version}`; versions count from 1."""
     return str(Name.of("datasetVersion", project_id, dataset_id, str(version)))
+
+
+def upload(project_id: str, upload_id: str) -> str:
+    """`projects/{project}/uploads/{upload}`."""
+    return str(Name.of("upload", project_id, upload_id))
 
 
 def tokenizer(project_id: str, tokenizer_id: str) -> str:

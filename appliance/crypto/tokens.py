@@ -31,6 +31,7 @@ class TokenKind(StrEnum):
     SERVICE = "svc"
     JOIN = "join"
     DEVICE = "dev"
+    UPLOAD = "upl"
 
 
 @dataclass(frozen=True)

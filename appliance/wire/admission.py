@@ -302,10 +302,16 @@ class CallerLimits:
     )
     read_burst: int = field(default=600, metadata=doc("reads of one caller that may come at once"))
     changes_per_second: float = field(
-        default=5.0, metadata=doc("changes, uploads and watches of one caller in the long run")
+        default=5.0, metadata=doc("changes and watches of one caller in the long run")
     )
     change_burst: int = field(
         default=400, metadata=doc("such calls of one caller that may come at once")
+    )
+    parts_per_second: float = field(
+        default=50.0, metadata=doc("parts of uploads of one caller in the long run")
+    )
+    part_burst: int = field(
+        default=400, metadata=doc("parts of uploads of one caller that may come at once")
     )
     denials_per_second: float = field(
         default=2.0,

@@ -96,11 +96,10 @@ class Seats:
     """
 
     def __init__(self, limits: CallerLimits, clock: Callable[[], float]) -> None:
-        rates = {
-            kind: (limits.reads_per_second, limits.read_burst)
-            if kind is MethodClass.READ
-            else (limits.changes_per_second, limits.change_burst)
-            for kind in MethodClass
+        rates = dict.fromkeys(MethodClass, (limits.changes_per_second, limits.change_burst)) | {
+            MethodClass.READ: (limits.reads_per_second, limits.read_burst),
+            # Of a few MiB each: what bounds them is the bytes.
+            MethodClass.UPLOAD: (limits.parts_per_second, limits.part_burst),
         }
         self._classes = {
             kind: _Class(kind, limits.calls, *rate, clock) for kind, rate in rates.items()

@@ -61,6 +61,7 @@ class Rule:
         anonymous: nobody needs to be identified.
         own: anybody with a live session may, for what concerns itself (`self` in the proto).
         unfinished: also a session may that can do nothing else until its password is replaced.
+        granted: also allowed by the token of an upload, for that upload alone.
         reads: it changes nothing; its proto says `NO_SIDE_EFFECTS`.
         resource: path of the request's field that names the resource; empty: the whole appliance.
         request_streaming: the caller sends a stream; the resource is in its first message.
@@ -75,6 +76,7 @@ class Rule:
     anonymous: bool = False
     own: bool = False
     unfinished: bool = False
+    granted: bool = False
     reads: bool = False
     resource: str = ""
     request_streaming: bool = False
@@ -125,6 +127,8 @@ def _rule(path: str, method: MethodDescriptor) -> Rule:
         raise ValueError("an anonymous caller has no second factor")
     if access.unfinished and not own:
         raise ValueError("only what concerns the caller itself is open to an unfinished session")
+    if access.granted and not access.permission:
+        raise ValueError("the token of an upload needs a permission of its owner")
     return Rule(
         method=path,
         permission=access.permission,
@@ -132,6 +136,7 @@ def _rule(path: str, method: MethodDescriptor) -> Rule:
         anonymous=access.anonymous,
         own=own,
         unfinished=access.unfinished,
+        granted=access.granted,
         reads=options.idempotency_level == options.NO_SIDE_EFFECTS,
         resource=_resource_field(method.input_type, access.resource),
         request_streaming=method.client_streaming,

@@ -83,6 +83,7 @@ class Lab:
         self.database = base.database
         self.datasets = Datasets(base.database, base.changes, work.artifacts, base.clock)
         self.models = Models(base.database, base.changes, work.artifacts, base.clock)
+        self.uploads = work.uploads()
         self.jobs = Jobs(
             base.database,
             base.changes,
@@ -373,7 +374,7 @@ class FakeAgent:
         return self.lab.release.keys(self.caller, request)
 
     def writer(self, key: agent.ArtifactKey, epoch: int, part: str = "") -> ArtifactWriter:
-        store = self.lab.work.artifacts._store
+        store = self.lab.work.artifacts.store
         end = f"/{part}" if part else ""
         return ArtifactWriter(
             store.filesystem,
@@ -385,7 +386,7 @@ class FakeAgent:
         )
 
     def reader(self, key: agent.ArtifactKey) -> ArtifactReader:
-        store = self.lab.work.artifacts._store
+        store = self.lab.work.artifacts.store
         return ArtifactReader(
             store.filesystem,
             store.path(key.folder),

@@ -22,7 +22,7 @@ from typing import Any
 
 from sqlalchemy import Row, select
 
-from appliance.control.auth import tokens
+from appliance.control.auth import grants, tokens
 from appliance.control.auth.moments import TOLERANCE, believed
 from appliance.control.auth.sessions import (
     CHANGE_PASSWORD,
@@ -35,7 +35,7 @@ from appliance.control.auth.tokens import TokenKind
 from appliance.control.store.database import Database, Reading
 from appliance.control.store.tables import service_account, session, token, user
 from appliance.core.errors import MfaRequired, PasswordChangeRequired, Unauthenticated
-from appliance.core.identity import Principal, PrincipalKind
+from appliance.core.identity import Principal, PrincipalKind, parse_subject
 
 SCHEME = "Bearer "
 FRESH = timedelta(minutes=5)
@@ -45,13 +45,15 @@ FRESH = timedelta(minutes=5)
 class Proof:
     """Who a credential proves. Holds no secret.
 
-    `credential` is the id of the session or token; `mfa_time` is None for applications.
+    `credential` is the id of the session or token; `mfa_time` is None for applications. `upload` is
+    the uid of the one upload that a token of an upload is for; empty for all others.
     """
 
     principal: Principal
     credential: str
     expire_time: datetime
     mfa_time: datetime | None = None
+    upload: str = ""
 
 
 @dataclass(frozen=True)
@@ -72,12 +74,12 @@ def fresh_mfa(mfa_time: datetime | None, now: datetime) -> bool:
 def check_shape(authorization: str) -> tokens.Parsed:
     """The bearer token in this `authorization` metadata, which may still be nobody's.
 
-    Raises Unauthenticated when it is no token of a person or an application. Pure.
+    Raises Unauthenticated when it is no token of a person, an application or an upload. Pure.
     """
     if not authorization.startswith(SCHEME):
         raise Unauthenticated("log in first: this call needs a bearer token")
     text = authorization.removeprefix(SCHEME)
-    return tokens.parse(text, TokenKind.SESSION, TokenKind.SERVICE)
+    return tokens.parse(text, TokenKind.SESSION, TokenKind.SERVICE, TokenKind.UPLOAD)
 
 
 class Credentials:
@@ -91,12 +93,15 @@ class Credentials:
         self._token_key = token_key
         self._clock = clock
 
-    def identify(self, authorization: str, *, unfinished: bool = False) -> Proof:
+    def identify(
+        self, authorization: str, *, unfinished: bool = False, granted: bool = False
+    ) -> Proof:
         """Who presents this `authorization` metadata, `Bearer sla_…`.
 
         Args:
             authorization: as it came.
             unfinished: whether a session that must replace its password first is taken.
+            granted: whether the token of an upload is taken.
 
         Raises:
             Unauthenticated: it is no live token.
@@ -104,7 +109,12 @@ class Credentials:
             PasswordChangeRequired: it still needs a new password.
         """
         presented = check_shape(authorization)
+        if presented.kind is TokenKind.UPLOAD and not granted:
+            raise tokens.refused()
         with self._database.read() as state:
+            if presented.kind is TokenKind.UPLOAD:
+                now = self._clock()
+                return _of_upload(grants.find(state, presented, self._token_key, now))
             if presented.kind is TokenKind.SERVICE:
                 row = self._service_token(state, presented.id)
                 if not tokens.matches(presented, row.digest, self._token_key):
@@ -188,3 +198,7 @@ def _of_session(row: Row[Any], *, unfinished: bool = False) -> Proof:
 def _of_token(row: Row[Any]) -> Proof:
     principal = Principal(PrincipalKind.SERVICE_ACCOUNT, row.service_account)
     return Proof(principal, row.id, row.expire_time)
+
+
+def _of_upload(row: Row[Any]) -> Proof:
+    return Proof(parse_subject(row.principal), row.grant_id, row.expire_time, upload=row.uid)

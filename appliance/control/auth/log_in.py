@@ -24,7 +24,7 @@ from typing import Any
 
 from sqlalchemy import Row, delete, select, update
 
-from appliance.control.auth import attempts, devices, tokens
+from appliance.control.auth import attempts, devices, grants, tokens
 from appliance.control.auth.attempts import Reserved
 from appliance.control.auth.sessions import (
     CHANGE_PASSWORD,
@@ -36,6 +36,7 @@ from appliance.control.auth.sessions import (
     Sessions,
     revoke_all,
 )
+from appliance.control.auth.tokens import TokenKind
 from appliance.control.auth.totp import Totp
 from appliance.control.store.database import Database, Reading, Transaction
 from appliance.control.store.tables import session, user
@@ -231,6 +232,7 @@ class LogIn:
         mine = session.c.id == row.id
         if row.failures + 1 >= TRIES:
             transaction.run(delete(session).where(mine))
+            grants.end_with(transaction, row.id)
             return False
         transaction.run(update(session).where(mine).values(failures=row.failures + 1))
         return True
@@ -250,6 +252,7 @@ class LogIn:
         text = self._sessions.open(
             transaction, row.user, step, ends - now, source, mfa_time=now, counter=row.counter
         )
+        grants.move(transaction, row.id, tokens.parse(text, TokenKind.SESSION).id)
         owner = Principal(PrincipalKind.USER, row.user)
         return Completed(text, owner, step, ends, device_token, codes)
 
@@ -273,6 +276,7 @@ class LogIn:
                 transaction.run(update(session).where(mine).values(failures=row.failures + 1))
             else:
                 transaction.run(delete(session).where(mine))
+                grants.end_with(transaction, row.id)
         if not left:
             raise _ended()
         return Begun(row.user, found.password_hash, f"session:{row.id}", session=row.id)
@@ -282,6 +286,8 @@ class LogIn:
         with self._database.write() as transaction:
             mine = session.c.id == begun.session
             ended = transaction.run(delete(session).where(mine, session.c.failures >= TRIES))
+            if ended:
+                grants.end_with(transaction, begun.session)
         if ended:
             return _ended()
         wrong = "it is not your present password: enter that, then the new one"

@@ -17,7 +17,7 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import delete, insert, select
 
-from appliance.control.auth import tokens
+from appliance.control.auth import grants, tokens
 from appliance.control.auth.tokens import TokenKind
 from appliance.control.store.database import Transaction
 from appliance.control.store.tables import token
@@ -77,3 +77,4 @@ def revoke(transaction: Transaction, account: str, token_id: str) -> None:
     mine = token.c.service_account == account
     if transaction.run(delete(token).where(mine, token.c.id == token_id)) == 0:
         raise NotFound("this application has no such token")
+    grants.end_with(transaction, token_id)

@@ -18,7 +18,7 @@ from typing import Any
 
 from sqlalchemy import Row, delete, insert, or_, select, update
 
-from appliance.control.auth import tokens
+from appliance.control.auth import grants, tokens
 from appliance.control.auth.moments import TOLERANCE, believed
 from appliance.control.auth.tokens import TokenKind
 from appliance.control.store.database import Database, Reading, Transaction
@@ -146,8 +146,10 @@ class Sessions:
         with self._database.write() as transaction:
             if transaction.run(delete(session).where(*mine)) == 0:
                 raise NotFound("you have no such session: see `appliance session list`")
+            grants.end_with(transaction, session_id)
 
 
 def revoke_all(transaction: Transaction, owner: str) -> int:
     """End every session of a user, such as when it is locked; how many."""
+    grants.end_all(transaction, Principal(PrincipalKind.USER, owner).subject)
     return transaction.run(delete(session).where(session.c.user == owner))

@@ -101,7 +101,7 @@ class Artifacts:
     ) -> None:
         self._database = database
         self._keys = keys
-        self._store = store
+        self.store = store
         self._tasks = tasks
         self._signer = signer
         self._clock = clock
@@ -126,7 +126,7 @@ class Artifacts:
         if kind == "tokenizer" and number > 1:
             name = names.tokenizer(project, artifact)
             raise AlreadyExists(f"{name} exists already: choose another name", name=name)
-        folder = self._store.folder(project, uid)
+        folder = self.store.folder(project, uid)
         transaction.run(
             insert(tables.artifact_version).values(
                 uid=uid,
@@ -148,10 +148,10 @@ class Artifacts:
 
     def writer(self, version: Version, *, epoch: int = 0) -> ArtifactWriter:
         """A writer for a pending version. Raises Unavailable when the store is not there."""
-        self._store.check_mounted()
+        self.store.check_mounted()
         return ArtifactWriter(
-            self._store.filesystem,
-            self._store.path(version.folder),
+            self.store.filesystem,
+            self.store.path(version.folder),
             version.key,
             version.project,
             version.uid,
@@ -166,8 +166,8 @@ class Artifacts:
             LeaseLost: another epoch wrote it.
         """
         reader = ArtifactReader(
-            self._store.filesystem,
-            self._store.path(version.folder),
+            self.store.filesystem,
+            self.store.path(version.folder),
             version.key,
             version.project,
             version.uid,
@@ -241,9 +241,9 @@ class Artifacts:
 
     def open_version(self, version: Version) -> ArtifactReader:
         """As `open`, for a version whose key is open."""
-        path = self._store.path(version.folder)
+        path = self.store.path(version.folder)
         reader = ArtifactReader(
-            self._store.filesystem,
+            self.store.filesystem,
             path,
             version.key,
             version.project,
@@ -300,11 +300,14 @@ class Artifacts:
                 self._tasks.add(transaction, TaskKind.DELETE_FOLDER, folder)
 
     def drop_uploads(self) -> None:
-        """At start: drop uploads that were cut."""
+        """At start: drop uploads in one stream that were cut; those by part go on."""
+        going_on = select(tables.upload.c.version)
         with self._database.write() as transaction:
             stale = transaction.all(
                 select(tables.artifact_version).where(
-                    _version.state == PENDING, _version.job.is_(None)
+                    _version.state == PENDING,
+                    _version.job.is_(None),
+                    _version.uid.not_in(going_on),
                 )
             )
             self.drop(transaction, stale)
@@ -312,7 +315,7 @@ class Artifacts:
 
     def delete_folder(self, task: Task) -> None:
         """Delete a folder whose row is gone. Raises OSError."""
-        self._store.delete(task.subject)
+        self.store.delete(task.subject)
 
     def delete_unknown(self, task: Task) -> None:
         """Mark the store as ours, then delete half-made folders that no row knows. Raises OSError.
@@ -323,19 +326,20 @@ class Artifacts:
         complete = select(_version.folder).where(_version.state == COMPLETE)
         with self._database.read() as state:
             newest = state.all(complete.order_by(_version.complete_time.desc()).limit(_ENOUGH))
-        self._store.mark([row.folder for row in newest])
+        self.store.mark([row.folder for row in newest])
         with self._database.read() as state:
             projects = [row.id for row in state.all(select(tables.project.c.id))]
         # Before the rows are read: a folder is made after its row.
-        folders = [folder for project in projects for folder in self._store.folders(project)]
+        folders = [folder for project in projects for folder in self.store.folders(project)]
         with self._database.read() as state:
             known = {row.folder for row in state.all(select(_version.folder))}
+            known |= {row.folder for row in state.all(select(tables.upload.c.folder))}
         for folder in folders:
-            if folder not in known and not self._store.holds_whole(folder):
-                self._store.delete(folder)
+            if folder not in known and not self.store.holds_whole(folder):
+                self.store.delete(folder)
 
     def _folder(self, folder: str) -> Folder:
-        return Folder(self._store.filesystem, self._store.path(folder))
+        return Folder(self.store.filesystem, self.store.path(folder))
 
 
 def sign_manifest(folder: Folder, signer: SigningKey, digest: str, uid: str) -> None:

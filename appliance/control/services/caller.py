@@ -27,6 +27,8 @@ class Caller:
         credential: id of the session or token, or serial of the certificate, that proved it.
         mfa_time: last proof of the second factor; None for machines and applications.
         expire_time: when the credential ends.
+        upload: uid of the one upload that the call may be about, when its credential is that
+            upload's token; empty for all others.
         notes: facts a service adds to the audit record of this call, such as who an anonymous
             caller turned out to be (`principal`); never a secret and never text of a dataset.
     """
@@ -37,6 +39,7 @@ class Caller:
     credential: str = ""
     mfa_time: datetime | None = None
     expire_time: datetime | None = None
+    upload: str = ""
     notes: dict[str, str] = field(default_factory=dict, compare=False)
 
 

@@ -23,8 +23,8 @@ from appliance.control.services import artifact_rows, paging
 from appliance.control.services.artifacts import Artifacts, Made, Version
 from appliance.control.services.caller import Caller
 from appliance.control.services.change import Changes
+from appliance.control.services.documents import Documents
 from appliance.control.services.resources import timestamp
-from appliance.control.services.uploads import Documents
 from appliance.control.store import tables
 from appliance.control.store.database import Database, Reading, Transaction
 from appliance.core import names
@@ -109,7 +109,7 @@ class Datasets:
             )
         made = Made(caller.principal.name)
         with self._database.write() as transaction:
-            _check_there(transaction, name)
+            check_there(transaction, name)
             version = self._artifacts.allocate(
                 transaction, name["project"], "dataset", name["dataset"], made
             )
@@ -219,13 +219,13 @@ class Upload:
 
     def abort(self) -> None:
         """Leave nothing, unless the upload has been finished."""
+        self._documents.abort()
         if not self._over:
             self._over = True
-            self._documents.abort()
             self._artifacts.give_up(self._version)
 
 
-def _check_there(state: Reading, name: Name) -> None:
+def check_there(state: Reading, name: Name) -> None:
     """Raise NotFound, with the command that makes one, unless there is a dataset to upload to."""
     project, dataset = name["project"], name["dataset"]
     try:

@@ -1,8 +1,8 @@
 """Models: named series of sealed model versions in the Hugging Face layout.
 
 Rules kept here:
-* files from outside are checked while they come in (`model_files`, `weights`); what could hold code
-  is refused by its name, before its bytes;
+* files from outside are checked while they come in (`model_intake`); what could hold code is
+  refused by its name, before its bytes;
 * a version appears whole or not at all, and weights never come out again.
 
 Called by `rpc.models`.
@@ -10,7 +10,6 @@ Called by `rpc.models`.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any
@@ -19,24 +18,18 @@ from sqlalchemy import Row
 
 from appliance.api.models.v1 import model_pb2
 from appliance.api.models.v1 import model_service_pb2 as rpc
-from appliance.control.services import artifact_rows, model_facts, model_files, paging, weights
+from appliance.control.services import artifact_rows, paging
 from appliance.control.services.artifacts import Artifacts, Made, Version
 from appliance.control.services.caller import Caller
 from appliance.control.services.change import Changes
 from appliance.control.services.datasets import check_description
+from appliance.control.services.model_intake import ModelFiles
 from appliance.control.services.resources import timestamp
-from appliance.control.services.weights import HeaderCheck, Tensor
 from appliance.control.store.database import Database, Reading, Transaction
 from appliance.core import names
 from appliance.core.errors import Internal, InvalidInput
-from appliance.core.names import Name, shown
-from appliance.core.numbers import written
-from appliance.core.strict_json import read_object
+from appliance.core.names import Name
 from appliance.crypto.artifacts import ArtifactReader, manifest_digest
-from appliance.crypto.sealed import SealedWriter
-from appliance.crypto.tensors import INDEX, is_weights
-
-MOST_FILES = 1000
 
 
 class Models:
@@ -149,17 +142,7 @@ class Import:
         self._first = first
         self._version = version
         self._writer = artifacts.writer(version)
-        self._digest = hashlib.sha256()
-        self._file = ""
-        self._kept = False
-        self._seen: set[str] = set()
-        self._buffer = bytearray()
-        self._header: HeaderCheck | None = None
-        self._sealed: SealedWriter | None = None
-        self._tensors: dict[str, dict[str, Tensor]] = {}
-        self._texts: dict[str, bytes] = {}
-        self._highest: dict[str, int] = {}
-        self._weight_bytes = 0
+        self._files = ModelFiles(self._writer)
         self._facts: dict[str, Any] = {}
         self._reader: ArtifactReader | None = None
         self._over = False
@@ -170,26 +153,11 @@ class Import:
             raise InvalidInput("only the first message of an import names the model")
         if not message.file:
             raise InvalidInput("a piece has no name of its file", fields={"file": "is empty"})
-        if message.file != self._file:
-            self._end_file()
-            self._begin_file(message.file)
-        self._digest.update(message.data)
-        if not self._kept:
-            return
-        if self._header is not None and self._sealed is not None:
-            self._header.feed(message.data)
-            self._sealed.write(message.data)
-            self._weight_bytes += len(message.data)
-            return
-        self._buffer += message.data
-        if len(self._buffer) > model_files.largest(self._file):
-            why = f"is larger than {model_files.largest(self._file)} bytes"
-            raise InvalidInput(f"{self._file} {why}.", fields={self._file: why})
+        self._files.add(message.file, message.data)
 
     def close(self) -> None:
         """The stream has ended: check the whole, seal and sign it. Raises InvalidInput."""
-        self._end_file()
-        self._facts = self._check()
+        self._facts = self._files.close()
         digest = manifest_digest(self._writer.finish())
         self._reader = self._artifacts.verify(self._version, digest)
         self._artifacts.sign(self._version, digest)
@@ -210,9 +178,7 @@ class Import:
             name = Name.parse(self._version.name, "modelVersion")
             return version_resource(transaction, artifact_rows.version_row(transaction, name))
 
-        contents = rpc.ImportModelVersionRequest(
-            parent=self._first.parent, data=self._digest.digest()
-        )
+        contents = rpc.ImportModelVersionRequest(parent=self._first.parent, data=self._files.digest)
         answer = self._changes.make(
             self._caller, self._first, model_pb2.ModelVersion, work, payload=contents
         )
@@ -223,48 +189,8 @@ class Import:
         """Leave nothing, unless the import has been finished."""
         if not self._over:
             self._over = True
-            if self._sealed is not None:
-                self._sealed.abort()
+            self._files.abort()
             self._artifacts.give_up(self._version)
-
-    def _begin_file(self, file: str) -> None:
-        kept = model_files.check_name(file)
-        if file in self._seen:
-            why = "comes in two places; send the pieces of a file after each other"
-            raise InvalidInput(f"{shown(file)} {why}.", fields={"file": why})
-        if len(self._seen) >= MOST_FILES:
-            raise InvalidInput(f"a model has at most {written(MOST_FILES)} files")
-        self._seen.add(file)
-        self._digest.update(f"\0{file}\0".encode())
-        self._file, self._kept = file, kept
-        if is_weights(file):
-            self._header = HeaderCheck(file)
-            self._sealed = self._writer.create(file)
-
-    def _end_file(self) -> None:
-        if self._header is not None and self._sealed is not None:
-            self._header.finish()
-            self._sealed.close()
-            self._tensors[self._file] = self._header.tensors
-        elif self._kept:
-            data = bytes(self._buffer)
-            self._highest[self._file] = model_files.check_file(self._file, data)
-            with self._writer.create(self._file) as sealed:
-                sealed.write(data)
-            if self._file in {INDEX, "config.json"}:
-                self._texts[self._file] = data
-        self._buffer.clear()
-        self._header = self._sealed = None
-        self._kept = False
-
-    def _check(self) -> dict[str, Any]:
-        model_files.check_complete(self._seen)
-        if INDEX in self._texts:
-            index = read_object(INDEX, self._texts[INDEX])
-            weights.check_index(index, self._tensors)
-        config = model_files.check_config(read_object("config.json", self._texts["config.json"]))
-        model_files.check_ids(config, self._highest)
-        return model_facts.facts(config, self._tensors, self._weight_bytes)
 
 
 def _model(state: Reading, row: Row[Any]) -> model_pb2.Model:

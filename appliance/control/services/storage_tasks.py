@@ -53,11 +53,13 @@ class TaskKind(StrEnum):
     """Delete what starts that are over have saved and what is not on record. Subject: the job's."""
     DELETE_UNKNOWN = "delete_unknown"
     """Mark the store as ours, and delete half-made folders that no row knows. Subject: empty."""
+    COMMIT_UPLOAD = "commit_upload"
+    """Make a version of what came by part. Subject: the upload's uid."""
     RESUME_PAUSED = "resume_paused"
     """Queue a job again that waits for space in the store. Subject: the job's uid."""
 
 
-_AWAITED = (TaskKind.REGISTER, TaskKind.CHECK_CHECKPOINT)
+_AWAITED = (TaskKind.REGISTER, TaskKind.CHECK_CHECKPOINT, TaskKind.COMMIT_UPLOAD)
 
 
 @dataclass(frozen=True)

@@ -1,128 +1,324 @@
-"""Documents on their way into a sealed dataset version: checked one by one, written in parts.
+"""Uploads: versions of datasets and models that come in part by part.
 
-A version has files `part-00000.jsonl` of about 64 MiB, each line one document as
-`{"id", "text", "source"}`. Rules kept here:
-* a document has an id that no other document of the upload has; sizes are limited;
-* text goes from memory into a sealed file, never into a file in clear, a log or an error message.
+Rules kept here:
+* an upload belongs to who began it: nobody else sees it, sends to it or ends it;
+* what it becomes needs the caller's right at every call that brings it further, so that a right
+  that was taken away ends it; a session that ends does not, because an upload has a token of its
+  own (`auth.grants`);
+* how many are open, and how large they are together, is bounded, for a caller and for a project;
+* a commit names every part, by their number and one digest over all of theirs; what is committed
+  becomes a version in the queue of the object store, and a repeat has the same answer.
 
-The attack: an id with control characters that splits a line, an upload of one endless document.
-Called by `services.datasets`.
+The attacks: somebody else's upload, another project's dataset, a name of a file that holds code,
+uploads without end. Called by `rpc.uploads`; parts are taken in by `services.upload_parts`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Any
 
-from appliance.api.data.v1.dataset_service_pb2 import Document
-from appliance.core.errors import Exhausted, InvalidInput
-from appliance.core.names import shown
+from sqlalchemy import Row, func, insert, select, update
+
+from appliance.api.data.v1 import upload_pb2
+from appliance.api.data.v1 import upload_service_pb2 as rpc
+from appliance.control.auth import grants
+from appliance.control.auth.policy import PolicyStore
+from appliance.control.config import Uploading
+from appliance.control.services import paging, upload_rows
+from appliance.control.services.artifacts import Made
+from appliance.control.services.caller import Caller
+from appliance.control.services.change import Changes
+from appliance.control.services.datasets import check_there
+from appliance.control.services.resources import missing
+from appliance.control.services.storage_tasks import StorageTasks, TaskKind
+from appliance.control.services.upload_folder import UploadFolder
+from appliance.control.services.upload_layout import MOST_PARTS, File, Layout, kept_files
+from appliance.control.services.upload_parts import Known, Part, Parts, check_open
+from appliance.control.services.upload_rows import COMMITTED, COMMITTING, FAILED, OPEN, UNDER_WAY
+from appliance.control.services.upload_tasks import UploadTasks
+from appliance.control.store import tables
+from appliance.control.store.database import Database, Reading, Transaction
+from appliance.control.store.objects import new_uid
+from appliance.core.errors import (
+    AlreadyExists,
+    Denied,
+    Exhausted,
+    FailedPrecondition,
+    InvalidInput,
+)
+from appliance.core.names import Name
 from appliance.core.numbers import written
-from appliance.crypto.artifacts import ArtifactWriter
-from appliance.crypto.sealed import SealedWriter
 
-PART_BYTES = 64 << 20
-LARGEST_TEXT = 3 << 20
-LONGEST_ID = 256
-LONGEST_SOURCE = 1024
-MOST_DOCUMENTS = 10_000_000
-_ID_DIGEST = 16
+NEEDS = {"dataset": "datasets.upload", "model": "models.import"}
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_upload = upload_rows.upload
 
 
-class Documents:
-    """Writes the documents of one upload.
+class Uploads:
+    """Begins, shows, commits and aborts uploads, and lets parts in.
 
     Args:
-        writer: of the version.
-        part_bytes: plaintext after which the next part begins.
+        database: the state.
+        changes: for what has a request id.
+        policies: the policy in force.
+        parts: takes in parts.
+        tasks: the queue of the object store.
+        upload_tasks: drops uploads.
+        token_key: the keyring's token key.
+        limits: how many may be open.
+        clock: the time, aware.
     """
 
-    def __init__(self, writer: ArtifactWriter, *, part_bytes: int = PART_BYTES) -> None:
-        self._writer = writer
-        self._part_bytes = part_bytes
-        self._part: SealedWriter | None = None
-        self._parts = 0
-        self._written = 0
-        self._seen: set[bytes] = set()
-        self._digest = hashlib.sha256()
+    def __init__(  # noqa: PLR0913  # the parts of the control plane it acts on
+        self,
+        *,
+        database: Database,
+        changes: Changes,
+        policies: PolicyStore,
+        parts: Parts,
+        tasks: StorageTasks,
+        upload_tasks: UploadTasks,
+        token_key: bytes,
+        limits: Uploading,
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._database = database
+        self._changes = changes
+        self._policies = policies
+        self._parts = parts
+        self._tasks = tasks
+        self._upload_tasks = upload_tasks
+        self._token_key = token_key
+        self._limits = limits
+        self._clock = clock
 
-    @property
-    def count(self) -> int:
-        """Documents so far."""
-        return len(self._seen)
+    def create(self, caller: Caller, request: rpc.CreateUploadRequest) -> upload_pb2.Upload:
+        """A new upload.
 
-    @property
-    def digest(self) -> str:
-        """SHA-256 over all documents in their order, hex: what a repeat is compared by."""
-        return self._digest.hexdigest()
+        Raises NotFound for a dataset that is not there; a model comes to be with its version.
+        """
 
-    def add(self, documents: Iterable[Document]) -> None:
-        """Check and write documents.
+        def work(transaction: Transaction) -> upload_pb2.Upload:
+            project = Name.parse(request.parent, "project", field="parent").id
+            field = "upload.artifact"
+            name = Name.parse(request.upload.artifact, "dataset", "model", field=field)
+            if name.project != project:
+                wrong = f"is not in {request.parent}"
+                raise InvalidInput(f"{field} {wrong}", fields={field: wrong})
+            self._check_right(caller, project, name.kind)
+            files = _files(request, name.kind)
+            if name.kind == "dataset":
+                check_there(transaction, name)
+            self._check_room(transaction, caller, project, files)
+            return upload_rows.resource(self._begin(transaction, caller, name, files))
+
+        return self._changes.make(caller, request, upload_pb2.Upload, work)
+
+    def grant(self, caller: Caller, request: rpc.GrantUploadRequest) -> rpc.GrantUploadResponse:
+        """A token for one upload; the one before ends."""
+        with self._database.write() as transaction:
+            row = upload_rows.of_caller(transaction, caller, request.name)
+            self._check_right(caller, row.project, row.kind)
+            text = grants.create(transaction, row.uid, caller.credential, self._token_key)
+        return rpc.GrantUploadResponse(token=text)
+
+    def begin_part(self, caller: Caller, first: rpc.UploadPartRequest) -> Part | Known:
+        """A part begins with its first message.
 
         Raises:
-            InvalidInput: one is refused, and with it the upload.
-            Exhausted: there are too many, or no space is left.
+            InvalidInput: its number or digest cannot be one.
+            AlreadyExists: another content has this number.
+            FailedPrecondition: the upload takes no more.
         """
-        for document in documents:
-            self._check(document)
-            line = json.dumps(
-                {"id": document.id, "text": document.text, "source": document.source},
-                ensure_ascii=False,
-            ).encode()
-            self._write(line + b"\n")
+        digest = bytes.fromhex(_digest(first.sha256))
+        with self._database.read() as state:
+            row = upload_rows.of_caller(state, caller, first.name)
+            self._check_right(caller, row.project, row.kind)
+            layout = Layout(row.files) if row.files else None
+            most = layout.parts if layout else MOST_PARTS
+            if not 0 <= first.number < most:
+                wrong = f"must be 0 to {written(most - 1)}"
+                raise InvalidInput(f"number {wrong}", fields={"number": wrong})
+            known = upload_rows.part_of(state, row.uid, first.number)
+            if known is not None and known.digest == digest:
+                return Known(known)
+            check_open(row, row, self._clock())
+            if known is not None:
+                raise AlreadyExists(
+                    f"part {first.number} holds something else: what is sent has changed since it "
+                    "came; begin another upload, or send what it was",
+                    part=first.number,
+                )
+            folder = UploadFolder.of(state, self._database, self._parts.artifacts, row)
+        piece = layout.piece(first.number) if layout else None
+        return Part(self._parts, row, folder, first, digest, piece)
 
-    def close(self) -> None:
-        """End the last part. Raises InvalidInput when there was no document."""
-        if not self._seen:
-            raise InvalidInput(
-                "the upload holds no document: send at least one", fields={"documents": "is empty"}
+    def get(self, caller: Caller, name: str) -> upload_pb2.Upload:
+        """One upload of the caller."""
+        with self._database.read() as state:
+            return upload_rows.resource(upload_rows.of_caller(state, caller, name))
+
+    def list(self, caller: Caller, request: rpc.ListUploadsRequest) -> rpc.ListUploadsResponse:
+        """One page of the caller's uploads in a project, newest first."""
+        project = Name.parse(request.parent, "project", field="parent").id
+        size = paging.page_size(request.page_size)
+        after = paging.key_of(request.page_token, str, str)
+        mine = select(tables.upload).where(
+            _upload.project == project, _upload.principal == caller.principal.subject
+        )
+        with self._database.read() as state:
+            rows = state.all(mine.order_by(_upload.create_time.desc(), _upload.uid))
+        keys = [(row.create_time.isoformat(), row.uid) for row in rows]
+        if after is not None:
+            places = [place for place, key in enumerate(keys) if key == tuple(after)]
+            rows = rows[places[0] + 1 :] if places else []
+        page, token = paging.cut(
+            rows[: size + 1], size, lambda row: (row.create_time.isoformat(), row.uid)
+        )
+        return rpc.ListUploadsResponse(
+            uploads=[upload_rows.resource(row) for row in page], next_page_token=token
+        )
+
+    def list_parts(
+        self, caller: Caller, request: rpc.ListUploadPartsRequest
+    ) -> rpc.ListUploadPartsResponse:
+        """One page of the parts that are there, by number."""
+        size = paging.page_size(request.page_size)
+        after = paging.key_of(request.page_token, int)
+        part = upload_rows.part
+        with self._database.read() as state:
+            row = upload_rows.of_caller(state, caller, request.parent, field="parent")
+            wanted = select(tables.upload_part).where(part.upload == row.uid)
+            if after is not None:
+                wanted = wanted.where(part.number > after[0])
+            rows = state.all(wanted.order_by(part.number).limit(size + 1))
+        page, token = paging.cut(rows, size, lambda each: (each.number,))
+        return rpc.ListUploadPartsResponse(
+            parts=[
+                upload_pb2.UploadedPart(
+                    number=each.number, sha256=each.digest.hex(), size_bytes=each.size_bytes
+                )
+                for each in page
+            ],
+            next_page_token=token,
+        )
+
+    def commit(self, caller: Caller, request: rpc.CommitUploadRequest) -> upload_pb2.Upload:
+        """Everything is there: it becomes a version soon.
+
+        Raises:
+            FailedPrecondition: a part is missing, or it failed before.
+            InvalidInput: the parts are not those that are there.
+        """
+        digest = _digest(request.sha256)
+        with self._database.write() as transaction:
+            row = upload_rows.of_caller(transaction, caller, request.name)
+            self._check_right(caller, row.project, row.kind)
+            if row.state == FAILED:
+                raise FailedPrecondition(f"{request.name} failed: {row.message}")
+            if row.state in {COMMITTING, COMMITTED}:
+                if (row.parts, row.digest) != (request.parts, digest):
+                    raise _other_parts("it was committed with other parts")
+                return upload_rows.resource(row)
+            check_open(row, row, self._clock())
+            wanted = Layout(row.files).parts if row.files else max(request.parts, 1)
+            if upload_rows.digest_of(transaction, row, wanted) != digest:
+                raise _other_parts("is not that of the parts that are there, in their order")
+            transaction.run(
+                update(tables.upload)
+                .where(_upload.uid == row.uid)
+                .values(state=COMMITTING, digest=digest)
             )
-        if self._part is not None:
-            self._part.close()
-            self._part = None
+            self._tasks.add(transaction, TaskKind.COMMIT_UPLOAD, row.uid)
+            return upload_rows.resource(upload_rows.of_caller(transaction, caller, request.name))
 
-    def abort(self) -> None:
-        """Drop the part that is open."""
-        if self._part is not None:
-            self._part.abort()
-            self._part = None
+    def abort(self, caller: Caller, request: rpc.AbortUploadRequest) -> rpc.AbortUploadResponse:
+        """Forget an upload and all that was sent.
 
-    def _check(self, document: Document) -> None:
-        where = f"documents[{self.count}]"
-        identifier = document.id
-        if not 0 < len(identifier) <= LONGEST_ID or not identifier.isprintable():
-            raise _wrong(f"{where}.id", f"must be 1 to {LONGEST_ID} printable characters")
-        size = len(document.text.encode())
-        if size > LARGEST_TEXT:
-            raise _wrong(
-                f"{where}.text",
-                f"of {shown(identifier)} has {written(size)} bytes; split it, "
-                f"{written(LARGEST_TEXT)} are allowed",
+        Raises FailedPrecondition when it becomes a version, or is one.
+        """
+        with self._database.write() as transaction:
+            row = upload_rows.of_caller(transaction, caller, request.name)
+            if row.state in {COMMITTING, COMMITTED}:
+                raise FailedPrecondition(f"{request.name} was committed: it becomes a version")
+            self._upload_tasks.drop(transaction, row)
+        return rpc.AbortUploadResponse()
+
+    def _begin(
+        self, transaction: Transaction, caller: Caller, name: Name, files: Sequence[File]
+    ) -> Row[Any]:
+        artifacts, now, uid = self._parts.artifacts, self._clock(), new_uid()
+        made = Made(caller.principal.name)
+        version = artifacts.allocate(transaction, name.ids[0], name.kind, name.id, made)
+        transaction.run(
+            insert(tables.upload).values(
+                uid=uid,
+                project=name.ids[0],
+                kind=name.kind,
+                artifact=name.id,
+                principal=caller.principal.subject,
+                creator=caller.principal.name,
+                state=OPEN,
+                version=version.uid,
+                folder=artifacts.store.folder(name.ids[0], uid) if files else "",
+                files=[list(file) for file in files],
+                create_time=now,
+                expire_time=self._parts.expire_time(now),
             )
-        if len(document.source) > LONGEST_SOURCE:
-            raise _wrong(f"{where}.source", f"is longer than {LONGEST_SOURCE} characters")
-        if self.count >= MOST_DOCUMENTS:
-            raise Exhausted(
-                f"an upload holds at most {written(MOST_DOCUMENTS)} documents; make two of it"
+        )
+        row = upload_rows.by_uid(transaction, uid)
+        if row is None:
+            raise missing(str(name))
+        return row
+
+    def _check_right(self, caller: Caller, project: str, kind: str) -> None:
+        """Raise Denied unless the caller may make what an upload becomes."""
+        if not self._policies.current().allowed(caller.principal, project, NEEDS[kind]):
+            raise Denied(
+                f"{caller.principal.name} may not do this: it needs {NEEDS[kind]} in "
+                f"projects/{project}",
+                permission=NEEDS[kind],
             )
-        digest = hashlib.blake2b(identifier.encode(), digest_size=_ID_DIGEST).digest()
-        if digest in self._seen:
-            raise _wrong(f"{where}.id", f"{shown(identifier)} was used before in this upload")
-        self._seen.add(digest)
 
-    def _write(self, line: bytes) -> None:
-        self._digest.update(line)
-        if self._part is not None and self._written + len(line) > self._part_bytes:
-            self._part.close()
-            self._part = None
-        if self._part is None:
-            self._part = self._writer.create(f"part-{self._parts:05d}.jsonl")
-            self._parts += 1
-            self._written = 0
-        self._part.write(line)
-        self._written += len(line)
+    def _check_room(
+        self, state: Reading, caller: Caller, project: str, files: Sequence[File]
+    ) -> None:
+        """Raise Exhausted when there are too many open uploads."""
+        of_project = _upload.project == project, _upload.state.in_(UNDER_WAY)
+        mine = _upload.principal == caller.principal.subject
+        count = select(func.count()).select_from(tables.upload)
+        for whose, number, most in (
+            ("you have", state.value(count.where(*of_project, mine)), self._limits.per_caller),
+            ("there are", state.value(count.where(*of_project)), self._limits.per_project),
+        ):
+            if number >= most:
+                raise Exhausted(
+                    f"{whose} {number} open uploads in projects/{project}, as many as may be: end "
+                    "or abort one (`appliance upload list`), then begin another"
+                )
+        declared = sum(size for _, size in files)
+        self._parts.check_room(upload_rows.open_bytes(state, project) + declared)
 
 
-def _wrong(field: str, why: str) -> InvalidInput:
-    return InvalidInput(f"{field} {why}.", fields={field: why})
+def _files(request: rpc.CreateUploadRequest, kind: str) -> Sequence[File]:
+    files = [(each.file, each.size_bytes) for each in request.upload.files]
+    if kind == "model":
+        return kept_files(files)
+    if files:
+        wrong = "must be empty for a dataset"
+        raise InvalidInput(f"upload.files {wrong}", fields={"upload.files": wrong})
+    return []
+
+
+def _digest(text: str) -> str:
+    if not _DIGEST.fullmatch(text):
+        wrong = "must be a SHA-256 digest, 64 of 0-9 and a-f"
+        raise InvalidInput(f"sha256 {wrong}", fields={"sha256": wrong})
+    return text
+
+
+def _other_parts(why: str) -> InvalidInput:
+    return InvalidInput(f"sha256: {why}", fields={"sha256": why})

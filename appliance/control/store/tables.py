@@ -445,6 +445,54 @@ storage_task = Table(
     Column("create_time", Moment, nullable=False),
 )
 
+# What is on its way in, part by part. `state`: OPEN | COMMITTING | COMMITTED | FAILED. `principal`
+# is the subject of who began it, `version` the uid of the pending version, under whose key the
+# parts are sealed, `version_name` its name once it is complete. `files` is [[name, bytes], ...] of
+# a model, whose parts lie in `folder` until then; those of a dataset lie in the version's folder.
+# `digest` is over all parts, as the commit names them. `grant_*` are of the token for this upload;
+# `grant_session` is the session or token with which that was made.
+upload = Table(
+    "upload",
+    metadata,
+    Column("uid", Text, primary_key=True),
+    Column("project", Text, ForeignKey("project.id"), nullable=False, index=True),
+    Column("kind", Text, nullable=False),
+    Column("artifact", Text, nullable=False),
+    Column("principal", Text, nullable=False, index=True),
+    Column("creator", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("version", Text, nullable=False, index=True),
+    Column("version_name", Text, nullable=False, default=""),
+    Column("folder", Text, nullable=False, default=""),
+    Column("files", JSON, nullable=False, default=list),
+    Column("parts", BigInteger, nullable=False, default=0),
+    Column("documents", BigInteger, nullable=False, default=0),
+    Column("size_bytes", BigInteger, nullable=False, default=0),
+    Column("digest", Text, nullable=False, default=""),
+    Column("message", Text, nullable=False, default=""),
+    Column("create_time", Moment, nullable=False),
+    Column("expire_time", Moment, nullable=False),
+    Column("grant_id", Text, nullable=True, unique=True),
+    Column("grant_digest", LargeBinary, nullable=True),
+    Column("grant_session", Text, nullable=True),
+)
+
+# A part that is there, sealed and durable. `digest` and `size_bytes` are of what was sent; the rest
+# is its entry in the manifest of the folder it lies in.
+upload_part = Table(
+    "upload_part",
+    metadata,
+    Column("upload", Text, ForeignKey("upload.uid", ondelete="CASCADE"), primary_key=True),
+    Column("number", BigInteger, primary_key=True),
+    Column("digest", LargeBinary, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("documents", BigInteger, nullable=False),
+    Column("file", Text, nullable=False),
+    Column("plain_size", BigInteger, nullable=False),
+    Column("sealed_size", BigInteger, nullable=False),
+    Column("tag", Text, nullable=False),
+)
+
 # Answers of calls that carried a request id, so that a repeat gets the same answer.
 request = Table(
     "request",

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from appliance.api.data.v1 import dataset_pb2, dataset_service_pb2
-from appliance.control.services.uploads import LARGEST_TEXT, Documents
+from appliance.control.services.documents import LARGEST_TEXT, Documents
 from appliance.control.store import tables
 from appliance.core.errors import AlreadyExists, InvalidInput, NotFound
 from tests.fakes.lab import ALICE, PROJECT, Lab

@@ -128,8 +128,8 @@ def test_a_cut_import_leaves_nothing(lab: Lab) -> None:
     # The process is killed here; the next start cleans up.
     lab.restart()
     assert nothing_left(lab)
-    assert intake._sealed is not None
-    intake._sealed.abort()
+    assert intake._files._sealed is not None
+    intake._files._sealed.abort()
 
 
 def test_files_out_of_order_twice_or_without_a_name_are_refused(lab: Lab) -> None:

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import descriptor_pb2 as google_dot_protobuf_dot_descriptor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$appliance/api/common/v1/access.proto\x12\x17\x61ppliance.api.common.v1\x1a google/protobuf/descriptor.proto\"\x93\x01\n\x06\x41\x63\x63\x65ss\x12\x12\n\npermission\x18\x01 \x01(\t\x12\x11\n\tfresh_mfa\x18\x02 \x01(\x08\x12\x11\n\tanonymous\x18\x03 \x01(\x08\x12\x10\n\x08resource\x18\x04 \x01(\t\x12\x0c\n\x04self\x18\x05 \x01(\x08\x12\r\n\x05\x61sked\x18\x06 \x03(\t\x12\x0c\n\x04made\x18\x07 \x03(\t\x12\x12\n\nunfinished\x18\x08 \x01(\x08:Q\n\x06\x61\x63\x63\x65ss\x12\x1e.google.protobuf.MethodOptions\x18\xd1\x86\x03 \x01(\x0b\x32\x1f.appliance.api.common.v1.Accessb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$appliance/api/common/v1/access.proto\x12\x17\x61ppliance.api.common.v1\x1a google/protobuf/descriptor.proto\"\xa4\x01\n\x06\x41\x63\x63\x65ss\x12\x12\n\npermission\x18\x01 \x01(\t\x12\x11\n\tfresh_mfa\x18\x02 \x01(\x08\x12\x11\n\tanonymous\x18\x03 \x01(\x08\x12\x10\n\x08resource\x18\x04 \x01(\t\x12\x0c\n\x04self\x18\x05 \x01(\x08\x12\r\n\x05\x61sked\x18\x06 \x03(\t\x12\x0c\n\x04made\x18\x07 \x03(\t\x12\x12\n\nunfinished\x18\x08 \x01(\x08\x12\x0f\n\x07granted\x18\t \x01(\x08:Q\n\x06\x61\x63\x63\x65ss\x12\x1e.google.protobuf.MethodOptions\x18\xd1\x86\x03 \x01(\x0b\x32\x1f.appliance.api.common.v1.Accessb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,5 +33,5 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'appliance.api.common.v1.acc
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ACCESS']._serialized_start=100
-  _globals['_ACCESS']._serialized_end=247
+  _globals['_ACCESS']._serialized_end=264
 # @@protoc_insertion_point(module_scope)

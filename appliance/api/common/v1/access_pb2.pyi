@@ -10,7 +10,7 @@ ACCESS_FIELD_NUMBER: _ClassVar[int]
 access: _descriptor.FieldDescriptor
 
 class Access(_message.Message):
-    __slots__ = ("permission", "fresh_mfa", "anonymous", "resource", "self", "asked", "made", "unfinished")
+    __slots__ = ("permission", "fresh_mfa", "anonymous", "resource", "self", "asked", "made", "unfinished", "granted")
     PERMISSION_FIELD_NUMBER: _ClassVar[int]
     FRESH_MFA_FIELD_NUMBER: _ClassVar[int]
     ANONYMOUS_FIELD_NUMBER: _ClassVar[int]
@@ -19,6 +19,7 @@ class Access(_message.Message):
     ASKED_FIELD_NUMBER: _ClassVar[int]
     MADE_FIELD_NUMBER: _ClassVar[int]
     UNFINISHED_FIELD_NUMBER: _ClassVar[int]
+    GRANTED_FIELD_NUMBER: _ClassVar[int]
     permission: str
     fresh_mfa: bool
     anonymous: bool
@@ -27,4 +28,5 @@ class Access(_message.Message):
     asked: _containers.RepeatedScalarFieldContainer[str]
     made: _containers.RepeatedScalarFieldContainer[str]
     unfinished: bool
-    def __init__(self_, permission: _Optional[str] = ..., fresh_mfa: _Optional[bool] = ..., anonymous: _Optional[bool] = ..., resource: _Optional[str] = ..., self: _Optional[bool] = ..., asked: _Optional[_Iterable[str]] = ..., made: _Optional[_Iterable[str]] = ..., unfinished: _Optional[bool] = ...) -> None: ...
+    granted: bool
+    def __init__(self_, permission: _Optional[str] = ..., fresh_mfa: _Optional[bool] = ..., anonymous: _Optional[bool] = ..., resource: _Optional[str] = ..., self: _Optional[bool] = ..., asked: _Optional[_Iterable[str]] = ..., made: _Optional[_Iterable[str]] = ..., unfinished: _Optional[bool] = ..., granted: _Optional[bool] = ...) -> None: ...

@@ -1,0 +1,216 @@
+"""What becomes of uploads without anybody waiting: they become versions, fail, or expire.
+
+Rules kept here:
+* a commit can be done again at any moment, after a kill too: the parts stay until the version is
+  registered, in one transaction with the end of the upload, and the audit log says so first;
+* what the store cannot do now is tried again by the queue, and the upload says why; only what is
+  wrong with the content itself ends it;
+* what expires, fails or is aborted goes with everything it wrote: key and rows at once, files by
+  the queue.
+
+Called by the storage worker (`commit`), the scheduler (`sweep`, `recover`) and `services.uploads`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Row, delete, select, update
+
+from appliance.control.audit.system import Records
+from appliance.control.services import documents, upload_rows
+from appliance.control.services.artifacts import Artifacts, Version
+from appliance.control.services.model_intake import ModelFiles
+from appliance.control.services.storage_tasks import (
+    StorageTasks,
+    Task,
+    TaskKind,
+    sentence_of,
+)
+from appliance.control.services.upload_folder import UploadFolder
+from appliance.control.services.upload_ids import UploadIds
+from appliance.control.services.upload_layout import Layout
+from appliance.control.services.upload_rows import COMMITTED, COMMITTING, FAILED, UNDER_WAY
+from appliance.control.store import tables
+from appliance.control.store.database import Database, Transaction
+from appliance.core.errors import ApplianceError, InvalidInput, LeaseLost, NotFound, Tampered
+from appliance.crypto.artifacts import ArtifactWriter, manifest_digest
+
+REMEMBERED = timedelta(days=1)
+"""For so long it is said what became of an upload that is over."""
+SWEEP = timedelta(minutes=1)
+READ_BYTES = 1 << 20
+_upload = upload_rows.upload
+_part = upload_rows.part
+_version = tables.artifact_version.c
+_logger = logging.getLogger(__name__)
+
+
+class UploadTasks:
+    """Commits, drops and forgets uploads."""
+
+    def __init__(  # noqa: PLR0913  # the parts of the control plane it acts on
+        self,
+        database: Database,
+        artifacts: Artifacts,
+        tasks: StorageTasks,
+        ids: UploadIds,
+        records: Records,
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._database = database
+        self._artifacts = artifacts
+        self._tasks = tasks
+        self._ids = ids
+        self._records = records
+        self._clock = clock
+        self._swept: datetime | None = None
+
+    def commit(self, task: Task) -> None:
+        """Make a version of an upload. Raises ApplianceError, OSError when that cannot be now."""
+        with self._database.read() as state:
+            row = upload_rows.by_uid(state, task.subject)
+            if row is None or row.state != COMMITTING:
+                return
+        try:
+            with self._database.read() as state:
+                folder = UploadFolder.of(state, self._database, self._artifacts, row)
+            self._register(row, folder)
+        except LeaseLost as error:
+            _logger.info("upload %s is over: %s", row.uid, error.message)
+        except (InvalidInput, Tampered, NotFound) as error:
+            self._fail(row, error.message)
+        except (ApplianceError, OSError) as error:
+            self._say(
+                row,
+                f"{sentence_of(error)}; tried again at {self._tasks.next_try(task):%H:%M:%S} UTC",
+            )
+            raise
+
+    def drop(self, transaction: Transaction, row: Row[Any]) -> None:
+        """Forget an upload that is no version, and all that was sent."""
+        self._drop_parts(transaction, row)
+        transaction.run(delete(tables.upload).where(_upload.uid == row.uid))
+
+    def sweep(self) -> None:
+        """Once a minute: what has expired goes."""
+        now = self._clock()
+        if self._swept is not None and abs(now - self._swept) < SWEEP:
+            return
+        over = _upload.expire_time <= now, _upload.state != COMMITTING
+        with self._database.read() as state:
+            expired = state.first(select(_upload.uid).where(*over)) is not None
+        if expired:
+            with self._database.write() as transaction:
+                for row in transaction.all(select(tables.upload).where(*over)):
+                    if row.state in UNDER_WAY:
+                        name = upload_rows.name_of(row)
+                        self._records.note("upload.expired", name, "OK", principal=row.creator)
+                    self.drop(transaction, row)
+        self._swept = now
+
+    def recover(self) -> None:
+        """At start: files of ids that belong to nothing go."""
+        with self._database.read() as state:
+            rows = state.all(select(_upload.uid).where(_upload.state.in_(UNDER_WAY)))
+        self._ids.keep_only({row.uid for row in rows})
+
+    def _register(self, row: Row[Any], folder: UploadFolder) -> None:
+        version = folder.version
+        writer = self._artifacts.writer(version)
+        make = self._model if row.files else self._text
+        facts = make(row, folder, writer)
+        digest = manifest_digest(writer.finish())
+        reader = self._artifacts.verify(version, digest)
+        self._artifacts.sign(version, digest)
+        origin: dict[str, Any] = {"kind": "import" if row.files else "upload", "inputs": []}
+        with self._database.write() as transaction:
+            self._artifacts.register(transaction, version, reader, facts, origin)
+            self._end(transaction, row, COMMITTED, "", version)
+            # What appears is in the audit log before it appears.
+            self._records.record(
+                "upload.committed",
+                upload_rows.name_of(row),
+                principal=row.creator,
+                version=version.name,
+                manifest_digest=digest,
+            )
+
+    def _text(
+        self, row: Row[Any], folder: UploadFolder, writer: ArtifactWriter
+    ) -> Mapping[str, Any]:
+        """The parts are the version's files already."""
+        twice = self._ids.check(folder.there())
+        if twice:
+            raise documents.used_before("documents", twice)
+        with self._database.read() as state:
+            writer.adopt(map(upload_rows.entry_of, upload_rows.parts_of(state, row.uid)))
+        return {"kind": "text", "documents": row.documents, "tokens": 0}
+
+    def _model(
+        self, row: Row[Any], folder: UploadFolder, writer: ArtifactWriter
+    ) -> Mapping[str, Any]:
+        """The parts are read, checked, and sealed as the files of the version."""
+        layout, files = Layout(row.files), ModelFiles(writer)
+        try:
+            for place, (file, _) in enumerate(row.files):
+                for number in layout.numbers(place):
+                    with folder.there().read(number) as part:
+                        files.add(file, b"")
+                        while data := part.read(READ_BYTES):
+                            files.add(file, data)
+            return files.close()
+        finally:
+            files.abort()
+
+    def _fail(self, row: Row[Any], why: str) -> None:
+        """What came cannot become a version."""
+        _logger.warning("upload %s is refused: %s", row.uid, why)
+        with self._database.write() as transaction:
+            self._end(transaction, row, FAILED, why, None)
+        self._records.note(
+            "upload.failed", upload_rows.name_of(row), "INVALID_INPUT", principal=row.creator
+        )
+
+    def _say(self, row: Row[Any], why: str) -> None:
+        with self._database.write() as transaction:
+            mine = _upload.uid == row.uid, _upload.state == COMMITTING
+            transaction.run(update(tables.upload).where(*mine).values(message=why))
+
+    def _end(
+        self,
+        transaction: Transaction,
+        row: Row[Any],
+        state: str,
+        message: str,
+        version: Version | None,
+    ) -> None:
+        """An upload is over; what became of it is said for a while."""
+        mine = _upload.uid == row.uid, _upload.state == COMMITTING
+        changed = transaction.run(
+            update(tables.upload)
+            .where(*mine)
+            .values(
+                state=state,
+                message=message,
+                version_name=version.name if version is not None else "",
+                expire_time=self._clock() + REMEMBERED,
+            )
+        )
+        if changed != 1:
+            raise LeaseLost(f"{upload_rows.name_of(row)} is over")
+        self._drop_parts(transaction, row)
+
+    def _drop_parts(self, transaction: Transaction, row: Row[Any]) -> None:
+        """The parts of an upload go, and the version unless it is complete."""
+        pending = select(tables.artifact_version).where(
+            _version.uid == row.version, _version.state == "pending"
+        )
+        self._artifacts.drop(transaction, transaction.all(pending))
+        transaction.run(delete(tables.upload_part).where(_part.upload == row.uid))
+        if row.folder:
+            self._tasks.add(transaction, TaskKind.DELETE_FOLDER, row.folder)
+        transaction.after_commit(lambda: self._ids.remove(row.uid))
