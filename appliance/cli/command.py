@@ -30,6 +30,7 @@ REPEATABLE = frozenset(
         "JobService.ResumeJob",
         "ModelService.CreateModel",
         "ModelService.ImportModelVersion",
+        "UploadService.CreateUpload",
         "GatewayService.EvictGateway",
         "NodeService.EvictNode",
         "ProjectService.CreateProject",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from appliance.cli import sending
 from appliance.cli.command import command as make
 from appliance.cli.output import field, last, plain, state
 from appliance.cli.progress import bytes_bar
@@ -63,31 +64,41 @@ def create(session: Session, dataset_id: str, description: str) -> None:
     session.show(made, COLUMNS)
 
 
-@make("upload", "DatasetService.UploadDatasetVersion", group=command, project=True)
+@make("upload", *sending.CALLS, "DatasetService.GetDatasetVersion", group=command, project=True)
 @click.argument("name", metavar="DATASET")
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=Path)
 @click.option("--hidden", is_flag=True, help="Take hidden files and folders too.")
-def upload(session: Session, name: str, paths: tuple[Path, ...], *, hidden: bool) -> None:
+@sending.resumable
+def upload(
+    session: Session,
+    name: str,
+    paths: tuple[Path, ...],
+    *,
+    hidden: bool,
+    resume: bool,
+    upload: str | None,
+) -> None:
     """Upload text as a new sealed version, all of it or nothing.
 
     PATH is a file or a folder of .txt, .md, .rst (one document each) or .jsonl (one document per
     line: an object with `text`, and `id` and `source` if you like). A text of more than 3 MiB
     becomes several documents. What is left out of a folder is said.
-    """
-    from appliance.client import uploads  # noqa: PLC0415 - imports protobuf
 
-    parent = session.name("dataset", name)
-    found = uploads.text_files(paths, hidden=hidden)
+    What was sent is kept when this is interrupted: the same with --resume sends the rest.
+    """
+    from appliance.client import parts, texts  # noqa: PLC0415 - imports protobuf
+
+    full = session.name("dataset", name)
+    found = texts.text_files(paths, hidden=hidden)
     if found.left_out:
         click.echo(f"left out: {found.sentence()}", err=True)
-    files = found.files
-    total = sum(file.stat().st_size for file in files)
-    with bytes_bar(f"{len(files)} files", total) as advance:
-        messages = uploads.dataset_messages(
-            parent, session.request_id, uploads.documents(files, advance, follow=found.named)
-        )
-        made = session.upload("DatasetService.UploadDatasetVersion", messages)
-    session.show(made, VERSIONS)
+    begun = sending.begun(session, full, resume=resume, upload=upload)
+    begun = begun or sending.create(session, full)
+    again = sending.again("dataset upload", name, paths, "--hidden" if hidden else "")
+    with bytes_bar(f"{found.count} files", found.size) as advance:
+        cut = parts.text_parts(texts.documents(found, advance))
+        version = sending.send(session, begun, cut, lambda _: None, again)
+    sending.show(session, version, "DatasetService.GetDatasetVersion", VERSIONS)
 
 
 @make(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from appliance.cli import sending
 from appliance.cli.command import command as make
 from appliance.cli.output import field, last
 from appliance.cli.progress import bytes_bar
@@ -47,23 +48,31 @@ def create(session: Session, model_id: str, description: str) -> None:
     session.show(made, COLUMNS)
 
 
-@make("import", "ModelService.ImportModelVersion", group=command, project=True)
+@make("import", *sending.CALLS, "ModelService.GetModelVersion", group=command, project=True)
 @click.argument("name", metavar="MODEL")
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
-def import_(session: Session, name: str, folder: Path) -> None:
+@sending.resumable
+def import_(session: Session, name: str, folder: Path, *, resume: bool, upload: str | None) -> None:
     """Take in a model as a new sealed version; the model is created when it is missing.
 
     FOLDER has the Hugging Face layout: config.json, tokenizer, *.safetensors.
+
+    What was sent is kept when this is interrupted: the same with --resume sends the rest.
     """
-    from appliance.client import uploads  # noqa: PLC0415 - imports protobuf
+    from appliance.client import parts  # noqa: PLC0415 - imports protobuf
 
     full = session.name("model", name)
-    files = uploads.model_files(folder)
-    total = sum(file.stat().st_size for file in files)
-    with bytes_bar(f"{len(files)} files", total) as advance:
-        messages = uploads.model_messages(full, session.request_id, files, advance)
-        made = session.upload("ModelService.ImportModelVersion", messages)
-    session.show(made, VERSIONS)
+    files = [(path.name, path.stat().st_size) for path in parts.model_files(folder)]
+    begun = sending.begun(session, full, resume=resume, upload=upload)
+    begun = begun or sending.create(session, full, files)
+    taken = {each.file: each.size_bytes for each in begun.files}
+    if left := sorted({file for file, _ in files} - set(taken)):
+        click.echo(f"left out: {', '.join(left)}", err=True)
+    again = sending.again("model import", name, [folder])
+    with bytes_bar(f"{len(taken)} files", sum(taken.values())) as advance:
+        cut = parts.model_parts(folder, begun)
+        version = sending.send(session, begun, cut, advance, again)
+    sending.show(session, version, "ModelService.GetModelVersion", VERSIONS)
 
 
 @make(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -74,6 +74,13 @@ class Session:
         """Call as somebody else from now on."""
         self._token = token
         self.close()
+
+    def read_token_again(self) -> None:
+        """Call with the newest token from now on: another command may have logged in meanwhile."""
+        before = self._token
+        self._token = None
+        if self.token != before:
+            self.close()
 
     def name(self, kind: str, text: str) -> str:
         """A resource name from what was typed; see `naming.complete`."""
@@ -144,13 +151,6 @@ class Session:
         return connection.stream(
             getattr(stub, method.short), method.filled(**fields), timeout=timeout
         )
-
-    def upload(self, rpc: str, messages: Iterable[Any]) -> Any:
-        """A stream of requests, one response."""
-        method = self._method(rpc)
-        connection = self.connection()
-        stub = connection.stub(method.stub)
-        return connection.upload(getattr(stub, method.short), messages)
 
     def show(self, value: Any, columns: Sequence[output.Column] | None = None) -> None:
         """Print a message, a dictionary or a list as the command was asked to."""

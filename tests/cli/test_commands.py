@@ -26,7 +26,6 @@ from appliance.api.jobs.v1 import (
     job_log_pb2,
     job_pb2,
 )
-from appliance.api.models.v1 import model_pb2
 from appliance.api.nodes.v1 import node_pb2, node_service_pb2
 from appliance.api.projects.v1 import project_pb2, project_service_pb2
 from appliance.api.serving.v1 import (
@@ -375,38 +374,6 @@ def test_gateways_are_listed(command: Run, logged_in: FakeApi) -> None:
     )
     (line,) = command("gateway", "list").out.splitlines()[1:]
     assert line.split() == ["g1", "READY", "a.example"]
-
-
-def test_text_is_uploaded_whole(command: Run, logged_in: FakeApi, home: Path) -> None:
-    (home / "corpus").mkdir()
-    (home / "corpus" / "a.txt").write_text("hello")
-    logged_in.answers["DatasetService.UploadDatasetVersion"] = dataset_pb2.DatasetVersion(
-        name=f"{DEMO}/datasets/docs/versions/1", documents=1
-    )
-    result = command("dataset", "upload", "docs", str(home / "corpus"), "-o", "json")
-    assert json.loads(result.out)["name"] == f"{DEMO}/datasets/docs/versions/1"
-    first, second = logged_in.calls[0].request
-    assert first.parent == f"{DEMO}/datasets/docs"
-    assert second.documents[0].text == "hello"
-
-
-def test_a_bad_file_uploads_nothing(command: Run, logged_in: FakeApi, home: Path) -> None:
-    (home / "a.jsonl").write_text("nothing")
-    logged_in.answers["DatasetService.UploadDatasetVersion"] = dataset_pb2.DatasetVersion()
-    result = command("dataset", "upload", "docs", str(home / "a.jsonl"))
-    assert (result.code, "line 1" in result.err) == (1, True)
-
-
-def test_a_model_is_taken_in(command: Run, logged_in: FakeApi, home: Path) -> None:
-    folder = home / "m"
-    folder.mkdir()
-    (folder / "config.json").write_text("{}")
-    logged_in.answers["ModelService.ImportModelVersion"] = model_pb2.ModelVersion(
-        name=f"{DEMO}/models/m/versions/2"
-    )
-    assert command("model", "import", "m", str(folder)).code == 0
-    (take_in,) = logged_in.calls
-    assert take_in.request[0].parent == f"{DEMO}/models/m"
 
 
 def test_one_version_or_the_whole(command: Run, logged_in: FakeApi) -> None:

@@ -112,7 +112,12 @@ def test_every_call_of_people_has_a_command() -> None:
         module = importlib.import_module(f"appliance.api.{path}_pb2")
         methods = module.DESCRIPTOR.services_by_name[service].methods
         there |= {f"{service}.{method.name}" for method in methods}
-    assert used == there
+    # Commands of 0.1.0 send everything in one stream.
+    assert there - used == {
+        "DatasetService.UploadDatasetVersion",
+        "ModelService.ImportModelVersion",
+    }
+    assert used <= there
 
 
 def test_only_what_can_be_repeated_takes_a_request_id() -> None:

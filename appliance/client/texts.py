@@ -1,26 +1,27 @@
-"""Find text, and cut documents and model files into the messages of an upload.
+"""Find text in files and folders, and read documents out of it.
 
-A message stays well below the 4 MiB that servers take. Files are read as they are sent; nothing is
-held in memory as a whole but a text of at most `LARGEST_DOCUMENT`.
+Rules kept here:
+* memory does not grow with what is found: files are found again, in the same order, each time they
+  are asked for, and what is held is the names of one folder and of those above it, one line of a
+  .jsonl file, and otherwise a text of at most `LARGEST_DOCUMENT`;
+* in a folder, what its owner may not mean is left out, and said.
 """
 
 from __future__ import annotations
 
-import io
 import itertools
 import os
+import stat
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
 from appliance.api.data.v1 import dataset_service_pb2 as data
-from appliance.api.models.v1 import model_service_pb2 as models
 from appliance.core import strict_json
 from appliance.core.errors import InvalidInput
 
-MESSAGE_BYTES = 1 << 20
 LARGEST_DOCUMENT = 3 << 20
 """Bytes of one document that the control plane takes; a longer text becomes several."""
 PART_CHARACTERS = 1 << 18
@@ -33,24 +34,53 @@ LINKS, HIDDEN = "links", "hidden"
 _HINTS = {LINKS: " (name what they lead to)", HIDDEN: " (--hidden takes them)"}
 _MOST_SAID = 10
 """Kinds of what was left out that are named."""
-LONGEST_LINE = 1 << 26
+LONGEST_LINE = 1 << 24
 """Characters of a line of a .jsonl file."""
 Advance = Callable[[int], None]
 
 
 @dataclass
 class Found:
-    """Files to upload, and what was seen beside them.
+    """Files to upload, and what was seen beside them; iterating finds them again, each once.
 
     Attributes:
-        files: sorted, each once.
-        named: those among them that were named themselves; they alone may be links.
+        roots: files and folders that were named, sorted.
+        hidden: whether hidden files and folders are taken too.
+        count: files.
+        size: bytes of them.
+        shared: the folder that all files share.
         left_out: how many files and folders were not taken, by what they are.
     """
 
-    files: list[Path] = field(default_factory=list)
-    named: set[Path] = field(default_factory=set)
+    roots: Sequence[Path]
+    hidden: bool = False
+    count: int = 0
+    size: int = 0
+    shared: Path = Path()
     left_out: Counter[str] = field(default_factory=Counter)
+
+    def __iter__(self) -> Iterator[tuple[Path, bool]]:
+        """Each file, and whether it was named itself; only such a one may be a link."""
+        roots = set(self.roots)
+        for root in self.roots:
+            if root.is_dir():
+                yield from ((path, False) for path in self._walk(root, roots, None))
+            else:
+                yield root, True
+
+    def look(self) -> None:
+        """Count what is there. Raises InvalidInput for a path that gives no text."""
+        roots, above = set(self.roots), ""
+        for root in self.roots:
+            if not root.is_dir():
+                _check_named(root)
+            files = self._walk(root, roots, self.left_out) if root.is_dir() else iter([root])
+            for path in files:
+                self.count += 1
+                self.size += path.stat().st_size
+                folder = str(path.absolute().parent)
+                above = os.path.commonpath([above, folder]) if above else folder
+        self.shared = Path(above)
 
     def sentence(self) -> str:
         """What was left out, for a person; empty when nothing was."""
@@ -59,6 +89,31 @@ class Found:
         if others := sum(count for _, count in order[_MOST_SAID:]):
             said.append(f"others: {others}")
         return ", ".join(said)
+
+    def _walk(
+        self, folder: Path, roots: set[Path], left_out: Counter[str] | None
+    ) -> Iterator[Path]:
+        """The files of text in a folder and below, by name. What was named itself is not here."""
+        try:
+            names = sorted(os.listdir(folder))  # noqa: PTH208 - names alone are held
+            for name in names:
+                path = folder / name
+                mode = os.lstat(path).st_mode
+                what = _not_taken(name, mode, hidden=self.hidden)
+                if path in roots:
+                    continue
+                if what:
+                    if left_out is not None:
+                        left_out[what] += 1
+                elif stat.S_ISDIR(mode):
+                    yield from self._walk(path, roots, left_out)
+                else:
+                    yield path
+        except OSError as error:
+            raise InvalidInput(
+                f"{_printed(error.filename)} cannot be read ({error.strerror}): make it readable "
+                "or leave it out."
+            ) from error
 
 
 def _rank(kind: tuple[str, int]) -> tuple[bool, int, str]:
@@ -82,85 +137,61 @@ def text_files(paths: Sequence[Path], *, hidden: bool = False) -> Found:
         InvalidInput: a path does not exist, is no text file or cannot be read, or there is nothing
             to upload.
     """
-    found = Found()
-    for path in paths:
-        if path.is_dir():
-            _walk(path, found, hidden=hidden)
-        elif path.is_file() and path.suffix.lower() in _WANTED:
-            found.files.append(path)
-            found.named.add(path)
-        elif not path.exists():
-            raise InvalidInput(f"{path} does not exist: check how it is written.")
-        else:
-            raise InvalidInput(
-                f"{path} is no text to upload: give folders or files named {_NAMES}."
-            )
-    if not found.files:
+    found = Found(sorted(set(paths)), hidden=hidden)
+    found.look()
+    if not found.count:
         others = found.sentence()
         raise InvalidInput(
             f"There are no files named {_NAMES} in what was given"
             + (f"; left out: {others}." if others else ".")
         )
-    found.files = sorted(set(found.files))
     return found
 
 
-def _walk(folder: Path, found: Found, *, hidden: bool) -> None:
-    def refuse(error: OSError) -> None:
+def _check_named(path: Path) -> None:
+    if not path.exists():
+        raise InvalidInput(f"{_printed(path)} does not exist: check how it is written.")
+    if not path.is_file() or path.suffix.lower() not in _WANTED:
         raise InvalidInput(
-            f"{error.filename} cannot be read ({error.strerror}): make it readable or leave it out."
-        ) from error
-
-    for root, folders, files in os.walk(folder, onerror=refuse):
-        here = Path(root)
-        for name in list(folders):
-            if what := _not_taken(here / name, hidden=hidden):
-                folders.remove(name)
-                found.left_out[what] += 1
-        for name in files:
-            path = here / name
-            if what := _not_taken(path, hidden=hidden) or _no_text(path):
-                found.left_out[what] += 1
-            else:
-                found.files.append(path)
+            f"{_printed(path)} is no text to upload: give folders or files named {_NAMES}."
+        )
 
 
-def _not_taken(path: Path, *, hidden: bool) -> str:
-    if path.is_symlink():
+def _not_taken(name: str, mode: int, *, hidden: bool) -> str:
+    """What an entry of a folder is, when it is not taken; empty when it is."""
+    if stat.S_ISLNK(mode):
         return LINKS
-    if path.name.startswith(".") and not hidden:
+    if name.startswith(".") and not hidden:
         return HIDDEN
-    return ""
+    if stat.S_ISDIR(mode):
+        return ""
+    suffix = os.path.splitext(name)[1]  # noqa: PTH122 - many names
+    if suffix.lower() not in _WANTED:
+        return f"files named *{suffix}" if suffix else "files without an ending"
+    return "" if stat.S_ISREG(mode) else "files of a special kind"
 
 
-def _no_text(path: Path) -> str:
-    if path.suffix.lower() not in _WANTED:
-        return f"files named *{path.suffix}" if path.suffix else "files without an ending"
-    return "" if path.is_file() else "files of a special kind"
-
-
-def documents(
-    files: Sequence[Path], advance: Advance, *, follow: Collection[Path] = ()
-) -> Iterator[data.Document]:
+def documents(found: Found, advance: Advance) -> Iterator[data.Document]:
     """One document per text file, one per line of a .jsonl file; several for a long text.
 
     Ids are paths below the folder that all files share, so that they, and with them the split that
     a prepare job makes, do not depend on where the folder lies.
 
     Args:
-        files: from `text_files`.
+        found: from `text_files`. A file that has become a link since is refused.
         advance: called with the bytes of each file when it is read.
-        follow: those that may be links. Another that has become one since is refused.
 
     Raises:
-        InvalidInput: a file is not UTF-8 text, or a line is not a JSON object with `text`.
+        InvalidInput: a file is not UTF-8 text, or a line is not a JSON object with `text`; files
+            came or went since they were counted.
     """
-    shared = Path(os.path.commonpath([file.absolute().parent for file in files]))
-    for file in files:
-        name = _printed(file.absolute().relative_to(shared).as_posix())
+    count = 0
+    for file, named in found:
+        count += 1
+        name = _printed(file.absolute().relative_to(found.shared).as_posix())
         try:
             # A mark of the byte order belongs to the file and not to its text.
-            opener = None if file in follow else _no_link
+            opener = None if named else _no_link
             with open(file, encoding="utf-8-sig", opener=opener) as text:
                 if file.suffix.lower() == LINES_SUFFIX:
                     yield from _lines(file, name, text)
@@ -176,6 +207,11 @@ def documents(
                 "make it readable or leave it out."
             ) from error
         advance(file.stat().st_size)
+    if count != found.count:
+        raise InvalidInput(
+            f"There were {found.count} files to upload and are {count} now: let nothing change "
+            "them while they are read."
+        )
 
 
 def _no_link(path: str, flags: int) -> int:
@@ -247,7 +283,19 @@ def _lines(file: Path, name: str, lines: TextIO) -> Iterator[data.Document]:
         if len(text.encode()) <= LARGEST_DOCUMENT:
             yield data.Document(id=identity, text=text, source=source)
         else:
-            yield from _parts(identity, source, io.StringIO(text).read)
+            yield from _parts(identity, source, _reader_of(text))
+
+
+def _reader_of(text: str) -> Callable[[int], str]:
+    """Reads a text piece by piece, without a copy of it."""
+    place = 0
+
+    def read(count: int) -> str:
+        nonlocal place
+        place += count
+        return text[place - count : place]
+
+    return read
 
 
 def _word(where: str, value: dict[str, Any], key: str, default: str) -> str:
@@ -258,52 +306,3 @@ def _word(where: str, value: dict[str, Any], key: str, default: str) -> str:
     if isinstance(found, bool) or not isinstance(found, str | int | float):
         raise InvalidInput(f"{where} has a `{key}` that is no text: mend it.")
     return str(found)
-
-
-def dataset_messages(
-    parent: str, request_id: str, uploads: Iterator[data.Document]
-) -> Iterator[data.UploadDatasetVersionRequest]:
-    """Messages of `UploadDatasetVersion`: the dataset first, then documents in batches."""
-    yield data.UploadDatasetVersionRequest(parent=parent, request_id=request_id)
-    batch: list[data.Document] = []
-    size = 0
-    for document in uploads:
-        length = document.ByteSize()
-        if batch and size + length > MESSAGE_BYTES:
-            yield data.UploadDatasetVersionRequest(documents=batch)
-            batch, size = [], 0
-        batch.append(document)
-        size += length
-    if batch:
-        yield data.UploadDatasetVersionRequest(documents=batch)
-
-
-def model_files(folder: Path) -> list[Path]:
-    """Files of a model's folder, sorted; hidden ones are left out.
-
-    Raises:
-        InvalidInput: there is no such folder, or no config.json in it.
-    """
-    if not (folder / "config.json").is_file():
-        raise InvalidInput(
-            f"{folder} is no model: give a folder in the Hugging Face layout, with config.json."
-        )
-    return sorted(
-        path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")
-    )
-
-
-def model_messages(
-    parent: str, request_id: str, files: Sequence[Path], advance: Advance
-) -> Iterator[models.ImportModelVersionRequest]:
-    """Messages of `ImportModelVersion`: the model first, then each file in pieces of 1 MiB."""
-    yield models.ImportModelVersionRequest(parent=parent, request_id=request_id)
-    for path in files:
-        with path.open("rb") as file:
-            empty = True
-            while piece := file.read(MESSAGE_BYTES):
-                yield models.ImportModelVersionRequest(file=path.name, data=piece)
-                advance(len(piece))
-                empty = False
-        if empty:
-            yield models.ImportModelVersionRequest(file=path.name)

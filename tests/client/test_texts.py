@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.client import uploads
+from appliance.client import texts
 from appliance.core.errors import InvalidInput
 
 
@@ -12,11 +12,11 @@ def test_text_files_are_found_in_folders_once_and_sorted(tmp_path: Path) -> None
     (tmp_path / "sub").mkdir()
     for name in ("b.txt", "a.md", "sub/c.jsonl", "d.py"):
         (tmp_path / name).write_text("x")
-    found = uploads.text_files([tmp_path, tmp_path / "b.txt"])
-    assert [str(path.relative_to(tmp_path)) for path in found.files] == [
+    found = texts.text_files([tmp_path, tmp_path / "b.txt"])
+    assert [str(path.relative_to(tmp_path)) for path, _ in found] == [
         "a.md",
-        "b.txt",
         "sub/c.jsonl",
+        "b.txt",
     ]
 
 
@@ -39,16 +39,16 @@ def test_a_folder_gives_what_its_owner_means_and_says_what_not(tmp_path: Path) -
     (folder / "link.txt").symlink_to(outside / "e.txt")
     (folder / "linked").symlink_to(outside)
     os.mkfifo(folder / "pipe.txt")
-    found = uploads.text_files([folder])
-    assert [path.name for path in found.files] == ["A.TXT", "b.md"]
+    found = texts.text_files([folder])
+    assert [path.name for path, _ in found] == ["A.TXT", "b.md"]
     assert found.sentence() == (
         "hidden: 2 (--hidden takes them), links: 2 (name what they lead to), files named *.pdf: 2"
         ", files of a special kind: 1, files without an ending: 1"
     )
-    taken = uploads.text_files([folder], hidden=True)
-    assert [path.name for path in taken.files] == ["a.txt", ".secret.txt", "A.TXT", "b.md"]
-    named = uploads.text_files([folder / "link.txt", folder / ".secret.txt"])
-    assert len(named.files) == 2
+    taken = texts.text_files([folder], hidden=True)
+    assert [path.name for path, _ in taken] == ["a.txt", ".secret.txt", "A.TXT", "b.md"]
+    named = texts.text_files([folder / "link.txt", folder / ".secret.txt"])
+    assert named.count == 2
 
 
 def test_of_many_kinds_the_commonest_are_said(tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_of_many_kinds_the_commonest_are_said(tmp_path: Path) -> None:
     for kind in range(50):
         for number in range(kind + 1):
             (tmp_path / f"{number}.kind{kind}").write_text("")
-    said = uploads.text_files([tmp_path]).sentence()
+    said = texts.text_files([tmp_path]).sentence()
     assert said.startswith("hidden: 1 (--hidden takes them), files named *.kind49: 50")
     assert said.endswith("files named *.kind41: 42, others: 861")
 
@@ -68,42 +68,42 @@ def test_a_file_that_becomes_a_link_is_not_followed(tmp_path: Path) -> None:
     folder.mkdir()
     secret.write_text("secret")
     (folder / "a.txt").write_text("x")
-    found = uploads.text_files([folder])
+    found = texts.text_files([folder])
     (folder / "a.txt").unlink()
     (folder / "a.txt").symlink_to(secret)
-    with pytest.raises(InvalidInput, match="cannot be read"):
-        list(uploads.documents(found.files, lambda _: None, follow=found.named))
-    named = uploads.text_files([folder / "a.txt"])
-    (document,) = uploads.documents(named.files, lambda _: None, follow=named.named)
+    with pytest.raises(InvalidInput, match="were 1 files to upload and are 0 now"):
+        list(texts.documents(found, lambda _: None))
+    named = texts.text_files([folder / "a.txt"])
+    (document,) = texts.documents(named, lambda _: None)
     assert document.text == "secret"
 
 
 def test_a_line_without_an_end_is_refused_before_it_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(uploads, "LONGEST_LINE", 100)
+    monkeypatch.setattr(texts, "LONGEST_LINE", 100)
     file = tmp_path / "a.jsonl"
     file.write_text('{"text": "ok"}\n' + " " * 101)
     with pytest.raises(InvalidInput, match="line 2 has more than 100 characters"):
-        list(uploads.documents([file], lambda _: None))
+        list(texts.documents(texts.text_files([file]), lambda _: None))
 
 
 def test_what_was_left_out_is_said_when_nothing_is_left(tmp_path: Path) -> None:
     (tmp_path / "a.pdf").write_text("x")
     with pytest.raises(InvalidInput, match=r"left out: files named \*.pdf: 1"):
-        uploads.text_files([tmp_path])
+        texts.text_files([tmp_path])
 
 
 @pytest.mark.parametrize("name", ["missing.txt", "code.py"])
 def test_what_is_no_text_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "code.py").write_text("x")
     with pytest.raises(InvalidInput, match=name):
-        uploads.text_files([tmp_path / name])
+        texts.text_files([tmp_path / name])
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="no files"):
-        uploads.text_files([tmp_path])
+        texts.text_files([tmp_path])
 
 
 def test_documents_of_files_and_lines(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_documents_of_files_and_lines(tmp_path: Path) -> None:
     rows = [{"text": "one", "id": "x", "source": "s"}, {"text": "two"}]
     lines.write_text("\n".join(map(json.dumps, rows)) + "\n\n")
     read: list[int] = []
-    found = list(uploads.documents([text, lines], read.append))
+    found = list(texts.documents(texts.text_files([text, lines]), read.append))
     assert [(each.id, each.text, each.source) for each in found] == [
         ("a.txt", "hello", "a.txt"),
         ("x", "one", "s"),
@@ -126,39 +126,40 @@ def test_a_long_text_becomes_documents_that_fit(tmp_path: Path, form: str) -> No
     text = "".join(f"Paragraph {n} says \u00e4.\n\n" for n in range(200_000))
     file = tmp_path / f"long.{form}"
     file.write_text(text if form == "txt" else json.dumps({"id": "long.txt", "text": text}))
-    found = list(uploads.documents([file], lambda _: None))
+    found = list(texts.documents(texts.text_files([file]), lambda _: None))
     assert "".join(each.text for each in found) == text
     assert [each.id for each in found] == [f"long.txt#{n + 1}" for n in range(len(found))]
     assert all(each.text.endswith("\n\n") for each in found)
-    messages = uploads.dataset_messages("d", "r", iter(found))
-    assert max(each.ByteSize() for each in messages) < 2 << 20
+    assert max(each.ByteSize() for each in found) < 2 << 20
 
 
 def test_a_long_text_without_a_place_to_cut_is_cut_all_the_same(tmp_path: Path) -> None:
     file = tmp_path / "long.txt"
     file.write_text("\U0001f469" * (1 << 20))
-    found = list(uploads.documents([file], lambda _: None))
+    found = list(texts.documents(texts.text_files([file]), lambda _: None))
     assert [len(each.text) for each in found] == [1 << 18] * 4
 
 
 def test_a_mark_of_the_byte_order_is_no_text(tmp_path: Path) -> None:
     for name, text in (("a.jsonl", '{"text": "one"}'), ("b.txt", "two")):
         (tmp_path / name).write_text(text, encoding="utf-8-sig")
-    files = uploads.text_files([tmp_path]).files
-    assert [each.text for each in uploads.documents(files, lambda _: None)] == ["one", "two"]
+    files = texts.text_files([tmp_path])
+    assert [each.text for each in texts.documents(files, lambda _: None)] == ["one", "two"]
 
 
 def test_a_file_whose_name_is_not_utf_8_is_taken(tmp_path: Path) -> None:
     (tmp_path / os.fsdecode(b"caf\xe9.txt")).write_text("one")
-    files = uploads.text_files([tmp_path]).files
-    (found,) = uploads.documents(files, lambda _: None)
+    files = texts.text_files([tmp_path])
+    (found,) = texts.documents(files, lambda _: None)
     assert (found.id, found.source) == ("caf\\xe9.txt",) * 2
 
 
 def test_an_id_that_is_null_is_none(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     file.write_text('{"text": "x", "id": null, "source": null}\n{"text": "y", "id": 7}')
-    found = [(each.id, each.source) for each in uploads.documents([file], lambda _: None)]
+    found = [
+        (each.id, each.source) for each in texts.documents(texts.text_files([file]), lambda _: None)
+    ]
     assert found == [("a.jsonl:1", "a.jsonl"), ("7", "a.jsonl")]
 
 
@@ -169,8 +170,8 @@ def test_ids_do_not_depend_on_where_the_folder_lies(tmp_path: Path) -> None:
         (folder / "deep").mkdir(parents=True)
         (folder / "a.txt").write_text("one")
         (folder / "deep" / "a.txt").write_text("two")
-        files = uploads.text_files([folder]).files
-        found.append([each.id for each in uploads.documents(files, lambda _: None)])
+        files = texts.text_files([folder])
+        found.append([each.id for each in texts.documents(files, lambda _: None)])
     assert found == [["a.txt", "deep/a.txt"]] * 2
 
 
@@ -179,7 +180,7 @@ def test_a_bad_line_is_named(tmp_path: Path, line: str) -> None:
     file = tmp_path / "b.jsonl"
     file.write_text('{"text": "ok"}\n' + line)
     with pytest.raises(InvalidInput, match="line 2"):
-        list(uploads.documents([file], lambda _: None))
+        list(texts.documents(texts.text_files([file]), lambda _: None))
 
 
 @pytest.mark.attack
@@ -202,51 +203,18 @@ def test_a_line_that_no_other_reader_would_read_alike_is_refused(
     file = tmp_path / "b.jsonl"
     file.write_text('{"text": "ok"}\n' + line)
     with pytest.raises(InvalidInput, match=why):
-        list(uploads.documents([file], lambda _: None))
+        list(texts.documents(texts.text_files([file]), lambda _: None))
 
 
 def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "a.txt"
     file.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InvalidInput, match="UTF-8"):
-        list(uploads.documents([file], lambda _: None))
+        list(texts.documents(texts.text_files([file]), lambda _: None))
 
 
 def test_bytes_that_are_text_by_accident_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "a.txt"
     file.write_bytes("hello".encode("utf-16-le"))
     with pytest.raises(InvalidInput, match="NUL bytes"):
-        list(uploads.documents([file], lambda _: None))
-
-
-def test_messages_stay_small_and_lose_nothing(tmp_path: Path) -> None:
-    for i in range(5):
-        (tmp_path / f"{i}.txt").write_text("x" * 600_000)
-    documents = uploads.documents(uploads.text_files([tmp_path]).files, lambda _: None)
-    first, *rest = uploads.dataset_messages("parent", "id", documents)
-    assert (first.parent, first.request_id, len(first.documents)) == ("parent", "id", 0)
-    assert [len(message.documents) for message in rest] == [1, 1, 1, 1, 1]
-    assert all(message.ByteSize() < 2 << 20 for message in rest)
-
-
-def test_a_model_is_cut_and_put_together(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}")
-    weights = bytes(range(256)) * 6000
-    (tmp_path / "model.safetensors").write_bytes(weights)
-    (tmp_path / "empty.txt").touch()
-    (tmp_path / ".hidden").write_text("x")
-    moved: list[int] = []
-    files = uploads.model_files(tmp_path)
-    first, *rest = uploads.model_messages("parent", "id", files, moved.append)
-    assert (first.parent, first.file) == ("parent", "")
-    whole: dict[str, bytes] = {}
-    for message in rest:
-        whole[message.file] = whole.get(message.file, b"") + message.data
-    assert whole == {"config.json": b"{}", "empty.txt": b"", "model.safetensors": weights}
-    assert max(len(message.data) for message in rest) == uploads.MESSAGE_BYTES
-    assert sum(moved) == 2 + len(weights)
-
-
-def test_a_folder_without_configuration_is_no_model(tmp_path: Path) -> None:
-    with pytest.raises(InvalidInput, match=r"config\.json"):
-        uploads.model_files(tmp_path)
+        list(texts.documents(texts.text_files([file]), lambda _: None))

@@ -1,0 +1,48 @@
+"""`appliance upload`: what is on its way in, and can be gone on with or given up."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from appliance.cli.command import command as make
+from appliance.cli.output import field, last, state
+
+if TYPE_CHECKING:
+    from appliance.cli.session import Session
+
+COLUMNS = [
+    ("UPLOAD", last()),
+    ("OF", field("artifact")),
+    ("STATE", state("state")),
+    ("PARTS", field("parts")),
+    ("BYTES", field("size_bytes")),
+    ("CREATED", field("create_time")),
+    ("KEPT UNTIL", field("expire_time")),
+]
+
+command = click.Group("upload", help="See and abort your uploads that are not done.")
+
+
+@make("list", "UploadService.ListUploads", group=command, project=True)
+def list_(session: Session) -> None:
+    """List your uploads in a project, newest first."""
+    rows = session.list("UploadService.ListUploads", "uploads", parent=session.parent)
+    session.show(rows, COLUMNS)
+
+
+@make("get", "UploadService.GetUpload", group=command, project=True)
+@click.argument("name", metavar="UPLOAD")
+def get(session: Session, name: str) -> None:
+    """Show one of your uploads."""
+    session.show(session.call("UploadService.GetUpload", name=session.name("upload", name)))
+
+
+@make("abort", "UploadService.AbortUpload", group=command, project=True)
+@click.argument("name", metavar="UPLOAD")
+def abort(session: Session, name: str) -> None:
+    """Forget an upload and all that was sent."""
+    full = session.name("upload", name)
+    session.call("UploadService.AbortUpload", name=full)
+    click.echo(f"{full} is aborted")

@@ -1,0 +1,137 @@
+"""Cut documents and the files of a model into the parts of an upload.
+
+What makes parts is deterministic: the same files give the same parts, so that a command that
+remembers nothing can go on with an upload that another one began. Memory: one part of documents
+while it is made; of a model nothing, its files are read once for the digest and once to be sent.
+
+Called by the command; `appliance.client.part_upload` sends them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from appliance.api.data.v1 import dataset_service_pb2 as data
+from appliance.api.data.v1 import upload_pb2
+from appliance.core.errors import FailedPrecondition, InvalidInput
+
+MESSAGE_BYTES = 1 << 20
+"""Of a message; one that holds a single large document may have 3 MiB more."""
+TEXT_PART_BYTES = 4 << 20
+PART_DOCUMENTS = 20_000
+"""As many as the control plane takes in one part."""
+WEIGHTS = ".safetensors"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part.
+
+    Attributes:
+        number: from 0 on.
+        digest: SHA-256 of its content.
+        size: bytes of its content.
+        pieces: gives the content, message by message, each time it is called.
+    """
+
+    number: int
+    digest: bytes
+    size: int
+    pieces: Callable[[], Iterable[bytes]]
+
+
+def text_parts(documents: Iterable[data.Document]) -> Iterator[Part]:
+    """Documents as parts of at most 4 MiB; a larger document has one of its own."""
+    number, size, count = 0, 0, 0
+    pieces: list[bytearray] = []
+    for document in documents:
+        batch = upload_pb2.DocumentBatch(documents=[document]).SerializeToString()
+        if pieces and (size + len(batch) > TEXT_PART_BYTES or count == PART_DOCUMENTS):
+            yield _text_part(number, pieces)
+            number, size, count, pieces = number + 1, 0, 0, []
+        if not pieces or len(pieces[-1]) + len(batch) > MESSAGE_BYTES:
+            pieces.append(bytearray())
+        pieces[-1] += batch
+        size += len(batch)
+        count += 1
+    if pieces:
+        yield _text_part(number, pieces)
+
+
+def _text_part(number: int, pieces: Sequence[bytearray]) -> Part:
+    held = [bytes(piece) for piece in pieces]
+    digest = hashlib.sha256()
+    for piece in held:
+        digest.update(piece)
+    return Part(number, digest.digest(), sum(map(len, held)), lambda: held)
+
+
+def model_files(folder: Path) -> list[Path]:
+    """Files of a model's folder, weights last; hidden ones are left out.
+
+    Raises:
+        InvalidInput: there is no such folder, or no config.json in it.
+    """
+    if not (folder / "config.json").is_file():
+        raise InvalidInput(
+            f"{folder} is no model: give a folder in the Hugging Face layout, with config.json."
+        )
+    files = (path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    # What is judged when it comes is sent before hours of what is judged at the end.
+    return sorted(files, key=lambda path: (path.suffix == WEIGHTS, path.name))
+
+
+def check_same(folder: Path, upload: upload_pb2.Upload) -> None:
+    """Raise FailedPrecondition when files are not those with which an upload was begun."""
+    for each in upload.files:
+        path = folder / each.file
+        size = path.stat().st_size if path.is_file() else -1
+        if size != each.size_bytes:
+            found = f"{size:,} bytes" if size >= 0 else "missing"
+            raise FailedPrecondition(
+                f"{path} had {each.size_bytes:,} bytes when the upload was begun and is now {found}"
+                ": put it back, or import again without --resume"
+            )
+
+
+def model_parts(folder: Path, upload: upload_pb2.Upload) -> Iterator[Part]:
+    """The files of a model as the parts that the control plane expects.
+
+    Args:
+        folder: of the model.
+        upload: says which files, in which order, and the bytes of a part.
+
+    Raises:
+        InvalidInput: a file cannot be read.
+        FailedPrecondition: one has changed since the upload was begun.
+    """
+    check_same(folder, upload)
+    number = 0
+    for each in upload.files:
+        for start in range(0, max(each.size_bytes, 1), upload.part_bytes):
+            size = min(upload.part_bytes, each.size_bytes - start)
+            yield _model_part(number, folder / each.file, start, size)
+            number += 1
+
+
+def _model_part(number: int, path: Path, start: int, size: int) -> Part:
+    def pieces() -> Iterator[bytes]:
+        left = size
+        try:
+            with path.open("rb") as file:
+                file.seek(start)
+                while left and (piece := file.read(min(left, MESSAGE_BYTES))):
+                    left -= len(piece)
+                    yield piece
+        except OSError as error:
+            raise InvalidInput(
+                f"{path} cannot be read ({error.strerror}): make it readable."
+            ) from error
+
+    digest = hashlib.sha256()
+    for piece in pieces():
+        digest.update(piece)
+    return Part(number, digest.digest(), size, pieces)
