@@ -10,7 +10,7 @@ Called by the command; `appliance.client.part_upload` sends them.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,28 +45,50 @@ class Part:
 
 def text_parts(documents: Iterable[data.Document]) -> Iterator[Part]:
     """Documents as parts of at most 4 MiB; a larger document has one of its own."""
-    number, size, count = 0, 0, 0
-    pieces: list[bytearray] = []
+    number, batch = 0, _Batch()
     for document in documents:
-        batch = upload_pb2.DocumentBatch(documents=[document]).SerializeToString()
-        if pieces and (size + len(batch) > TEXT_PART_BYTES or count == PART_DOCUMENTS):
-            yield _text_part(number, pieces)
-            number, size, count, pieces = number + 1, 0, 0, []
-        if not pieces or len(pieces[-1]) + len(batch) > MESSAGE_BYTES:
-            pieces.append(bytearray())
-        pieces[-1] += batch
-        size += len(batch)
-        count += 1
-    if pieces:
-        yield _text_part(number, pieces)
+        content = upload_pb2.DocumentBatch(documents=[document]).SerializeToString()
+        if batch.is_full(len(content)):
+            yield batch.part(number)
+            number, batch = number + 1, _Batch()
+        batch.add(content)
+    if batch.count:
+        yield batch.part(number)
 
 
-def _text_part(number: int, pieces: Sequence[bytearray]) -> Part:
-    held = [bytes(piece) for piece in pieces]
-    digest = hashlib.sha256()
-    for piece in held:
-        digest.update(piece)
-    return Part(number, digest.digest(), sum(map(len, held)), lambda: held)
+class _Batch:
+    """Documents of one part."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._size = 0
+        self._pieces: list[bytes] = []
+        self._last = bytearray()
+        self._digest = hashlib.sha256()
+
+    def is_full(self, more: int) -> bool:
+        """Whether so many more bytes are for the next part."""
+        over = self._size + more > TEXT_PART_BYTES
+        return bool(self.count) and (over or self.count == PART_DOCUMENTS)
+
+    def add(self, content: bytes) -> None:
+        """Take a document."""
+        if self._last and len(self._last) + len(content) > MESSAGE_BYTES:
+            self._end_piece()
+        self._last += content
+        self._size += len(content)
+        self.count += 1
+
+    def part(self, number: int) -> Part:
+        """All of it; nothing is held here after that."""
+        self._end_piece()
+        pieces, self._pieces = self._pieces, []
+        return Part(number, self._digest.digest(), self._size, lambda: pieces)
+
+    def _end_piece(self) -> None:
+        self._digest.update(self._last)
+        self._pieces.append(bytes(self._last))
+        self._last = bytearray()
 
 
 def model_files(folder: Path) -> list[Path]:

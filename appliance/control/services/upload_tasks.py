@@ -13,6 +13,7 @@ Called by the storage worker (`commit`), the scheduler (`sweep`, `recover`) and 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
@@ -75,6 +76,7 @@ class UploadTasks:
             row = upload_rows.by_uid(state, task.subject)
             if row is None or row.state != COMMITTING:
                 return
+        place = self._artifacts.store.folder(row.project, row.version)
         try:
             with self._database.read() as state:
                 folder = UploadFolder.of(state, self._database, self._artifacts, row)
@@ -82,7 +84,7 @@ class UploadTasks:
         except LeaseLost as error:
             _logger.info("upload %s is over: %s", row.uid, error.message)
         except (InvalidInput, Tampered, NotFound) as error:
-            self._fail(row, error.message)
+            self._fail(row, place, error.message)
         except (ApplianceError, OSError) as error:
             self._say(
                 row,
@@ -166,9 +168,13 @@ class UploadTasks:
         finally:
             files.abort()
 
-    def _fail(self, row: Row[Any], why: str) -> None:
+    def _fail(self, row: Row[Any], folder: str, why: str) -> None:
         """What came cannot become a version."""
         _logger.warning("upload %s is refused: %s", row.uid, why)
+        for each in filter(None, (row.folder, folder)):
+            # Before it is said, so that nothing is left then; the queue does what fails here.
+            with contextlib.suppress(OSError):
+                self._artifacts.store.delete(each)
         with self._database.write() as transaction:
             self._end(transaction, row, FAILED, why, None)
         self._records.note(
