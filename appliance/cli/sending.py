@@ -18,9 +18,9 @@ import click
 from appliance.core.errors import (
     ApplianceError,
     FailedPrecondition,
-    InvalidInput,
     NotFound,
     Unauthenticated,
+    Unavailable,
 )
 
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ CALLS = (
     "UploadService.AbortUpload",
 )
 """What a command that sends something calls, beside what it shows."""
+_PASSES = (Unavailable, Unauthenticated)
+"""After which the same command may go on, also when nothing was sent."""
 resume_options = (
     click.option(
         "--resume", is_flag=True, help="Go on with what was interrupted: send what is missing."
@@ -133,9 +135,10 @@ def send(
         calls = part_upload.Calls(connect, lambda what: click.echo(what, err=True))
         return part_upload.complete(calls, upload, parts, advance)
     except BaseException as error:
-        if isinstance(error, InvalidInput) and not (upload.parts or (calls and calls.sent)):
+        sent = upload.parts or (calls and calls.sent)
+        if isinstance(error, ApplianceError) and not (sent or isinstance(error, _PASSES)):
             _abort(session, upload)
-        elif not _is_over(error):
+        elif not isinstance(error, NotFound | part_upload.UploadFailed):
             click.echo(f"what was sent is kept for days: go on with `{again}`", err=True)
         raise
     finally:
@@ -147,11 +150,6 @@ def _abort(session: Session, upload: Upload) -> None:
     """Leave nothing open with nothing in it; else it expires."""
     with contextlib.suppress(ApplianceError):
         session.call("UploadService.AbortUpload", name=upload.name)
-
-
-def _is_over(error: BaseException) -> bool:
-    """Whether there is nothing to go on with."""
-    return isinstance(error, NotFound) or str(error).startswith("the upload failed")
 
 
 def show(session: Session, version: str, method: str, columns: Any) -> None:

@@ -48,6 +48,10 @@ LOOK_FIRST, LOOK_LAST = 0.05, 2.0
 """Seconds between two looks at a commit."""
 
 
+class UploadFailed(InvalidInput):
+    """What was sent cannot become a version, and is gone."""
+
+
 class Calls:
     """Calls about one upload, with its own token.
 
@@ -170,7 +174,7 @@ def complete(
 
     Raises:
         FailedPrecondition: what is there is not what would be sent.
-        InvalidInput: what was sent cannot become a version.
+        UploadFailed: what was sent cannot become a version.
     """
     digest, count = hashlib.sha256(), 0
     for part in _sent(calls, upload, parts, advance):
@@ -252,5 +256,5 @@ def _version(calls: Calls, upload: upload_pb2.Upload) -> str:
         pause = min(pause * 1.5, LOOK_LAST)
         upload = calls.ask("GetUpload", rpc.GetUploadRequest(name=upload.name))
     if upload.state != upload.STATE_COMMITTED:
-        raise InvalidInput(f"the upload failed: {upload.message}")
+        raise UploadFailed(upload.message)
     return upload.version

@@ -210,8 +210,11 @@ def test_what_passes_is_waited_for(command: Run, server: Server, corpus: Path) -
 def test_what_does_not_pass_is_said_with_how_to_go_on(
     command: Run, server: Server, corpus: Path, error: ApplianceError, code: int
 ) -> None:
-    server.trouble = [error] * 10
-    result = command("dataset", "upload", "docs", str(corpus), "--hidden")
+    assert command("dataset", "upload", "docs", str(corpus)).code == 0
+    del server.parts[4]
+    server.upload.state, server.upload.parts = State.STATE_OPEN, 4
+    server.trouble = [error]
+    result = command("dataset", "upload", "docs", str(corpus), "--hidden", "--resume")
     assert result.code == code
     assert error.message in result.err
     again = f"`appliance dataset upload docs {corpus} --hidden --resume`"
@@ -249,7 +252,7 @@ def test_a_version_that_waits_or_failed_is_said(
     server.api.answers["UploadService.GetUpload"] = look
     result = command("dataset", "upload", "docs", str(corpus))
     assert result.code == 1
-    assert "the upload failed: 'a' was used before" in result.err
+    assert "error: 'a' was used before" in result.err
     assert "no space is left; tried again at 10:00" in result.err.replace("\n", " ")
     assert "--resume" not in result.err
 

@@ -180,7 +180,7 @@ def test_an_application_may_infer_and_nothing_else(prepared: Appliance, tmp_path
         prepared.refused(*command, code=NOT_ALLOWED, who=app)
     records = alice.json("audit", "list", "--outcome", "PERMISSION_DENIED")
     methods = {row["method"].rpartition("/")[2] for row in records if row["principal"] == account}
-    assert {"ListUsers", "UploadDatasetVersion", "CancelJob", "DeleteEndpoint"} <= methods
+    assert {"ListUsers", "CreateUpload", "CancelJob", "DeleteEndpoint"} <= methods
 
 
 def _with_token(folder: Path, token: Path) -> Path:
