@@ -69,6 +69,10 @@ class UploadFolder:
         """Name of the file of a part."""
         return part_file(number)
 
+    def sizes(self) -> dict[str, int | None]:
+        """Bytes of each file that is there."""
+        return Folder(self._store.filesystem, self._path).list()
+
     def open(self, part: Row[Any]) -> SealedReader:
         """Read a part that is there. Raises Tampered, Stale."""
         place = Place(self.version.project, self._object, part.file)

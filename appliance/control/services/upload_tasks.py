@@ -148,8 +148,12 @@ class UploadTasks:
         twice = self._ids.check(folder.there())
         if twice:
             raise documents.used_before("documents", twice)
+        sizes = folder.sizes()
         with self._database.read() as state:
-            writer.adopt(map(upload_rows.entry_of, upload_rows.parts_of(state, row.uid)))
+            for part in upload_rows.parts_of(state, row.uid):
+                if sizes.get(part.file) != part.sealed_size:
+                    raise Tampered(f"part {part.number} is not in the object store as it was")
+                writer.adopt([upload_rows.entry_of(part)])
         return {"kind": "text", "documents": row.documents, "tokens": 0}
 
     def _model(

@@ -147,6 +147,26 @@ def test_an_id_that_came_twice_unseen_ends_the_commit(lab: Lab) -> None:
 
 
 @pytest.mark.attack
+@pytest.mark.parametrize("change", ["gone", "cut"])
+def test_a_part_that_is_not_there_any_more_ends_the_commit(lab: Lab, change: str) -> None:
+    upload = begin(lab)
+    send(lab, upload.name, 0, ONE)
+    send(lab, upload.name, 1, TWO)
+    file = next(iter(lab.objects.rglob("part-00001.jsonl")))
+    if change == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[:-1])
+    commit(lab, upload.name, [ONE, TWO])
+    lab.work.storage.do_all()
+    failed = lab.uploads.get(ALICE, upload.name)
+    assert (failed.state, failed.message) == (
+        upload.STATE_FAILED,
+        "part 1 is not in the object store as it was",
+    )
+
+
+@pytest.mark.attack
 @pytest.mark.parametrize(
     ("number", "content", "sha256", "text"),
     [
