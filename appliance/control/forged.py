@@ -97,4 +97,5 @@ _CLOSING: dict[str, tuple[str, Close]] = {
     "replica": ("deleted", _delete),
     "storage_task": ("deleted", _delete),
     "attempt": ("deleted", _delete),
+    "upload": ("deleted", _delete),
 }

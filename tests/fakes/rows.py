@@ -128,6 +128,21 @@ ROWS: dict[str, dict[str, Any]] = {
         "due_time": START,
         "create_time": START,
     },
+    "upload": {
+        "uid": "u",
+        "project": "demo",
+        "kind": "model",
+        "artifact": "m",
+        "principal": "user:alice",
+        "creator": "users/alice",
+        "state": "OPEN",
+        "version": UID,
+        "create_time": START,
+        "expire_time": LATER,
+        "grant_id": "g",
+        "grant_digest": b"g",
+        "grant_session": "s",
+    },
     "node": {"id": "node-1", "state": "EVICTED", "create_time": START},
     "gateway": {"id": "gateway-1", "state": "EVICTED", "create_time": START},
     "join_token": {
@@ -158,6 +173,7 @@ CHANGES: dict[str, tuple[str, Any]] = {
     "endpoint": ("model_version", "other"),
     "replica": ("address", "192.0.2.66:1"),
     "storage_task": ("subject", "demo/live"),
+    "upload": ("principal", "user:mallory"),
     "node": ("state", "READY"),
     "gateway": ("state", "READY"),
     "join_token": ("expire_time", 2**60),
@@ -197,7 +213,9 @@ def copy(path: Path, table: str) -> None:
         row[place] = row[place] + 1 if isinstance(row[place], int) else _other(row[place])
         # What has to be the only one of its kind.
         for name in (
-            ("user", "number", "role") if table in {"totp", "binding"} else ("number", "id")
+            ("user", "number", "role")
+            if table in {"totp", "binding"}
+            else ("number", "id", "grant_id")
         ):
             if name in columns and name != key:
                 at = columns.index(name)

@@ -83,6 +83,22 @@ SIGNED: Columns = {
         "on_lost",
     ),
     "endpoint": ("uid", "project", "id", "model_version", "creator", "create_time"),
+    "upload": (
+        "uid",
+        "project",
+        "kind",
+        "artifact",
+        "principal",
+        "creator",
+        "version",
+        "folder",
+        "files",
+        "create_time",
+        "expire_time",
+        "grant_id",
+        "grant_digest",
+        "grant_session",
+    ),
 }
 """Table -> the columns that are covered. Everything that opens something is one of them."""
 

@@ -20,6 +20,7 @@ from appliance.api.data.v1 import upload_service_pb2 as rpc
 from appliance.control.auth.tokens import TokenKind, parse
 from appliance.control.store import tables
 from appliance.core.errors import Denied, NotFound, Unauthenticated
+from tests.fakes import rows as attacker
 from tests.fakes.appliance import ADMINISTRATOR, Appliance, bearer, error_of
 from tests.fakes.parts import batch, digest
 
@@ -180,3 +181,17 @@ async def test_the_records_say_who_sent_which_part(
     assert (intent["principal"], intent["resource"]) == ("users/dora", uploading.name)
     asked = intent["details"]["asked"]
     assert (asked["number"], asked["sha256"]) == (7, digest(batch(("d7", "x"))))
+
+
+@pytest.mark.attack
+async def test_a_row_that_somebody_wrote_gives_no_upload_away(
+    uploading: Uploading, appliance: Appliance
+) -> None:
+    await uploading.send(0)
+    mallory = appliance.user("mallory", ("developer", "mine"))
+    assert mallory == "users/mallory"
+    with attacker.somebody(appliance.database.path) as raw:
+        raw.execute("UPDATE upload SET principal = 'user:mallory'")
+    assert isinstance(await error_of(uploading.send(1)), Unauthenticated)
+    session = appliance.session("mallory")
+    assert isinstance(await error_of(uploading.send(1, token=session)), NotFound)
