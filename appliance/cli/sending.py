@@ -92,7 +92,10 @@ def create(session: Session, artifact: str, files: Iterable[tuple[str, int]] = (
     listed = [{"file": file, "size_bytes": size} for file, size in files]
     parent = "/".join(artifact.split("/")[:2])
     upload = {"artifact": artifact, "files": listed}
-    return session.call("UploadService.CreateUpload", parent=parent, upload=upload)  # type: ignore[no-any-return]
+    made: Upload = session.call("UploadService.CreateUpload", parent=parent, upload=upload)
+    # A repeat gets the first answer; how far it is by now is another question.
+    repeated = session.shared.request_id
+    return session.call("UploadService.GetUpload", name=made.name) if repeated else made
 
 
 def again(command: str, name: str, paths: Iterable[Path], *options: str) -> str:
@@ -160,4 +163,7 @@ def show(session: Session, version: str, method: str, columns: Any) -> None:
     except ApplianceError as error:
         if not isinstance(error, Unauthenticated):
             raise
-        click.echo(version)
+        if session.shared.output == "table":
+            click.echo(version)
+        else:
+            session.show({"name": version})

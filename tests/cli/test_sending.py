@@ -221,6 +221,19 @@ def test_what_does_not_pass_is_said_with_how_to_go_on(
     assert f"go on with {again}" in result.err.replace("\n", " ")
 
 
+def test_a_repeat_with_the_same_request_id_goes_on(
+    command: Run, server: Server, corpus: Path
+) -> None:
+    request_id = ("--request-id", "123e4567-e89b-42d3-a456-426614174000")
+    first = upload_pb2.Upload(name=NAME, artifact=DOCS, state=State.STATE_OPEN)
+    server.api.answers["UploadService.CreateUpload"] = first
+    for sent in (5, 5):
+        assert command("dataset", "upload", "docs", str(corpus), *request_id).code == 0
+        assert server.sent() == sent
+    (call, _) = server.api.named("UploadService.CreateUpload")
+    assert call.request.request_id == request_id[1]
+
+
 def test_which_upload_is_asked_when_there_are_several(
     command: Run, server: Server, corpus: Path
 ) -> None:

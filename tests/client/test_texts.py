@@ -218,3 +218,14 @@ def test_bytes_that_are_text_by_accident_are_refused(tmp_path: Path) -> None:
     file.write_bytes("hello".encode("utf-16-le"))
     with pytest.raises(InvalidInput, match="NUL bytes"):
         list(texts.documents(texts.text_files([file]), lambda _: None))
+
+
+def test_what_was_named_twice_is_taken_once(tmp_path: Path) -> None:
+    (tmp_path / "sub" / ".deep").mkdir(parents=True)
+    for name in ("a.txt", "sub/b.txt", "sub/.deep/c.txt"):
+        (tmp_path / name).write_text("x")
+    roots = [tmp_path / "sub", tmp_path, tmp_path / "a.txt", tmp_path, tmp_path / "sub" / ".deep"]
+    found = texts.text_files(roots)
+    names = [str(path.relative_to(tmp_path)) for path, _ in found]
+    assert sorted(names) == ["a.txt", "sub/.deep/c.txt", "sub/b.txt"]
+    assert (found.count, found.size, found.shared) == (3, 3, tmp_path)

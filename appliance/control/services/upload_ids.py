@@ -17,7 +17,7 @@ from pathlib import Path
 
 from appliance.control.store import document_ids
 from appliance.control.store.document_ids import DocumentIds
-from appliance.core.errors import Unavailable
+from appliance.core.errors import Exhausted, Unavailable
 from appliance.core.files import make_private_dir
 from appliance.crypto.keys import derive_key
 from appliance.crypto.sealed import SealedReader
@@ -75,8 +75,11 @@ class UploadIds:
 
     def forget(self, parts: PartsThere, part: int) -> None:
         """Drop the ids of a part that came to nothing; when that fails, at the next comparison."""
-        with contextlib.suppress(Unavailable), self._opened(parts) as file:
-            file.forget(part)
+        try:
+            with self._opened(parts) as file:
+                file.forget(part)
+        except (Exhausted, Unavailable):
+            self._known.discard(parts.uid)
 
     def check(self, parts: PartsThere) -> str:
         """Compare with all parts once no more come; an id that two documents have, or nothing."""

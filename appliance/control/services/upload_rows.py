@@ -90,9 +90,14 @@ def digest_of(state: Reading, row: Row[Any], parts: int) -> str:
         expected += 1
     if expected < parts:
         raise FailedPrecondition(f"part {expected} of {parts} is missing: send it, then commit")
+    check_count(row, parts)
+    return digest.hexdigest()
+
+
+def check_count(row: Row[Any], parts: int) -> None:
+    """Raise FailedPrecondition when an upload has more parts."""
     if row.parts > parts:
         raise FailedPrecondition(f"there are {row.parts} parts, not {parts}: name all of them")
-    return digest.hexdigest()
 
 
 def open_bytes(state: Reading, project: str) -> int:

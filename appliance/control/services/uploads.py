@@ -214,6 +214,11 @@ class Uploads:
             InvalidInput: the parts are not those that are there.
         """
         digest = _digest(request.sha256)
+        with self._database.read() as state:
+            # Before others wait: parts are added meanwhile, and never changed or taken away.
+            row = upload_rows.of_caller(state, caller, request.name)
+            wanted = Layout(row.files).parts if row.files else max(request.parts, 1)
+            there = upload_rows.digest_of(state, row, wanted) if row.state == OPEN else ""
         with self._database.write() as transaction:
             row = upload_rows.of_caller(transaction, caller, request.name)
             self._check_right(caller, row.project, row.kind)
@@ -224,8 +229,8 @@ class Uploads:
                     raise _other_parts("it was committed with other parts")
                 return upload_rows.resource(row)
             check_open(row, row, self._clock())
-            wanted = Layout(row.files).parts if row.files else max(request.parts, 1)
-            if upload_rows.digest_of(transaction, row, wanted) != digest:
+            upload_rows.check_count(row, wanted)
+            if there != digest:
                 raise _other_parts("is not that of the parts that are there, in their order")
             transaction.run(
                 update(tables.upload)

@@ -368,3 +368,20 @@ def test_every_part_of_a_model_has_its_place() -> None:
         ("c", size, True),
     ]
     assert [list(layout.numbers(place)) for place in range(3)] == [[0, 1, 2], [3], [4]]
+
+
+def test_ids_that_could_not_be_forgotten_do_not_refuse_the_part_again(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload = begin(lab)
+    send(lab, upload.name, 0, ONE)
+
+    def full(*_: object) -> None:
+        raise Exhausted("no space is left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("appliance.control.services.upload_parts.Parts.record", full)
+        patch.setattr("appliance.control.store.document_ids.DocumentIds.forget", full)
+        with pytest.raises(Exhausted):
+            send(lab, upload.name, 1, TWO)
+    send(lab, upload.name, 1, TWO)
