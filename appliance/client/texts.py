@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 from appliance.api.data.v1 import dataset_service_pb2 as data
 from appliance.core import strict_json
@@ -35,7 +35,7 @@ _HINTS = {LINKS: " (name what they lead to)", HIDDEN: " (--hidden takes them)"}
 _MOST_SAID = 10
 """Kinds of what was left out that are named."""
 LONGEST_LINE = 1 << 24
-"""Characters of a line of a .jsonl file."""
+"""Bytes of a line of a .jsonl file, which is held as a whole."""
 Advance = Callable[[int], None]
 
 
@@ -192,10 +192,11 @@ def documents(found: Found, advance: Advance) -> Iterator[data.Document]:
         try:
             # A mark of the byte order belongs to the file and not to its text.
             opener = None if named else _no_link
-            with open(file, encoding="utf-8-sig", opener=opener) as text:
-                if file.suffix.lower() == LINES_SUFFIX:
-                    yield from _lines(file, name, text)
-                else:
+            if file.suffix.lower() == LINES_SUFFIX:
+                with open(file, "rb", opener=opener) as lines:
+                    yield from _lines(file, name, lines)
+            else:
+                with open(file, encoding="utf-8-sig", opener=opener) as text:
                     yield from _texts(file, name, text)
         except UnicodeDecodeError as error:
             raise InvalidInput(
@@ -262,25 +263,28 @@ def _checked(file: Path, text: str) -> str:
     return text
 
 
-def _lines(file: Path, name: str, lines: TextIO) -> Iterator[data.Document]:
+def _lines(file: Path, name: str, lines: BinaryIO) -> Iterator[data.Document]:
     for number in itertools.count(1):
-        line = lines.readline(LONGEST_LINE + 1)
-        if not line:
+        raw = lines.readline(LONGEST_LINE + 1)
+        if not raw:
             return
         where = f"{_printed(file)} line {number}"
-        if len(line) > LONGEST_LINE:
+        if len(raw) > LONGEST_LINE:
             raise InvalidInput(
-                f"{where} has more than {LONGEST_LINE:,} characters: make several documents of it."
+                f"{where} has more than {LONGEST_LINE:,} bytes: make several documents of it."
             )
+        line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+        del raw
         if not line.strip():
             continue
         value = strict_json.read_value(where, line)
+        del line
         if not isinstance(value, dict) or not isinstance(value.get("text"), str):
             raise InvalidInput(f"{where} is no JSON object with a `text`: mend it.")
         identity = _word(where, value, "id", f"{name}:{number}")
         source = _word(where, value, "source", _printed(file.name))
         text = value["text"]
-        if len(text.encode()) <= LARGEST_DOCUMENT:
+        if len(text) <= LARGEST_DOCUMENT and len(text.encode()) <= LARGEST_DOCUMENT:
             yield data.Document(id=identity, text=text, source=source)
         else:
             yield from _parts(identity, source, _reader_of(text))

@@ -84,7 +84,7 @@ def test_a_line_without_an_end_is_refused_before_it_is_read(
     monkeypatch.setattr(texts, "LONGEST_LINE", 100)
     file = tmp_path / "a.jsonl"
     file.write_text('{"text": "ok"}\n' + " " * 101)
-    with pytest.raises(InvalidInput, match="line 2 has more than 100 characters"):
+    with pytest.raises(InvalidInput, match="line 2 has more than 100 bytes"):
         list(texts.documents(texts.text_files([file]), lambda _: None))
 
 
