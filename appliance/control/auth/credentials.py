@@ -111,10 +111,13 @@ class Credentials:
         presented = check_shape(authorization)
         if presented.kind is TokenKind.UPLOAD and not granted:
             raise tokens.refused()
+        if presented.kind is TokenKind.UPLOAD:
+            with self._database.read() as state:
+                row = grants.find(state, presented, self._token_key, self._clock())
+            # Its session is in use too: it must not end for want of other calls.
+            self._sessions.use([row.grant_session])
+            return _of_upload(row)
         with self._database.read() as state:
-            if presented.kind is TokenKind.UPLOAD:
-                now = self._clock()
-                return _of_upload(grants.find(state, presented, self._token_key, now))
             if presented.kind is TokenKind.SERVICE:
                 row = self._service_token(state, presented.id)
                 if not tokens.matches(presented, row.digest, self._token_key):

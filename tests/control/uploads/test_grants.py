@@ -96,6 +96,17 @@ async def test_a_session_that_ends_by_its_time_changes_nothing(
     assert isinstance(await error_of(uploading.send(2)), Unauthenticated)
 
 
+async def test_a_session_does_not_end_for_want_of_calls_while_its_upload_goes_on(
+    uploading: Uploading, appliance: Appliance
+) -> None:
+    auth = appliance.api(auth_service_pb2_grpc.AuthServiceStub)
+    for number in range(2):
+        appliance.clock.offset += timedelta(minutes=20)
+        await uploading.send(number)
+    who = auth_service_pb2.WhoAmIRequest()
+    assert (await auth.WhoAmI(who, metadata=bearer(uploading.session))).principal == "users/dora"
+
+
 @pytest.mark.attack
 @pytest.mark.parametrize("how", ["lock", "end", "own", "right", "replaced"])
 async def test_what_takes_the_right_away_refuses_the_next_part(
