@@ -59,6 +59,8 @@ class TaskKind(StrEnum):
     """Queue a job again that waits for space in the store. Subject: the job's uid."""
 
 
+MOST_COMMITS = 2
+"""Commits at a time, half of the threads: one of a large model takes as long as to copy it."""
 _AWAITED = (TaskKind.REGISTER, TaskKind.CHECK_CHECKPOINT, TaskKind.COMMIT_UPLOAD)
 
 
@@ -90,8 +92,8 @@ class StorageTasks:
         self._database = database
         self._events = events
         self._clock = clock
-        self._held: dict[int, str] = {}
-        """Tasks that threads of this process have taken, and their subjects.
+        self._held: dict[int, tuple[TaskKind, str]] = {}
+        """Tasks that threads of this process have taken: kinds and subjects.
 
         One may hang in a task for hours, longer than its lock.
         """
@@ -165,7 +167,7 @@ class StorageTasks:
                 .where(_task.id == row.id)
                 .values(lock_token=lock, lock_expire_time=self._clock() + LOCK_TIME)
             )
-        self._held[row.id] = row.subject
+        self._held[row.id] = TaskKind(row.kind), row.subject
         return Task(row.id, TaskKind(row.kind), row.subject, row.details, row.attempts, lock)
 
     def done(self, task: Task) -> None:
@@ -201,6 +203,8 @@ class StorageTasks:
     def _due(self) -> Any:  # noqa: ANN401  # a SELECT of the table's rows
         now, held = self._clock(), dict(self._held)
         other = tables.storage_task.alias("other")
+        commits = sum(kind is TaskKind.COMMIT_UPLOAD for kind, _ in held.values())
+        crowded = [TaskKind.COMMIT_UPLOAD] if commits >= MOST_COMMITS else []
         # What a clock that was ahead has dated waits for nothing.
         latest = case(
             (_task.kind == TaskKind.RESUME_PAUSED, now + LONGEST_WAIT), else_=now + MAX_PAUSE
@@ -220,7 +224,8 @@ class StorageTasks:
                 | (_task.lock_expire_time > now + LOCK_TIME),
                 _task.subject.not_in(busy),
                 _task.id.not_in(tuple(held)),
-                _task.subject.not_in([each for each in held.values() if each]),
+                _task.subject.not_in([subject for _, subject in held.values() if subject]),
+                _task.kind.not_in(crowded),
             )
             # What somebody waits for comes before deletions, and what is new before what failed.
             .order_by(_task.kind.not_in(_AWAITED), _task.due_time, _task.id)

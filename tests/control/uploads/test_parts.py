@@ -12,6 +12,7 @@ import pytest
 from appliance.api.data.v1 import dataset_service_pb2
 from appliance.api.data.v1 import upload_service_pb2 as rpc
 from appliance.control.services import upload_layout
+from appliance.control.services.storage_tasks import TaskKind
 from appliance.control.services.upload_layout import Layout
 from appliance.control.store import tables
 from appliance.core.errors import (
@@ -368,6 +369,26 @@ def test_every_part_of_a_model_has_its_place() -> None:
         ("c", size, True),
     ]
     assert [list(layout.numbers(place)) for place in range(3)] == [[0, 1, 2], [3], [4]]
+
+
+def test_commits_leave_threads_for_other_work(lab: Lab) -> None:
+    for _ in range(3):
+        upload = begin(lab)
+        send(lab, upload.name, 0, ONE)
+        commit(lab, upload.name, [ONE])
+    tasks = lab.work.tasks
+    first, second = tasks.take(), tasks.take()
+    assert first is not None
+    assert second is not None
+    assert (first.kind, second.kind, tasks.take()) == (
+        TaskKind.COMMIT_UPLOAD,
+        TaskKind.COMMIT_UPLOAD,
+        None,
+    )
+    tasks.done(first)
+    third = tasks.take()
+    assert third is not None
+    assert third.kind is TaskKind.COMMIT_UPLOAD
 
 
 def test_ids_that_could_not_be_forgotten_do_not_refuse_the_part_again(
