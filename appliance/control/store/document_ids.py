@@ -5,7 +5,9 @@ Kept are keyed digests of 64 bits, each with the part it came in. Rules kept her
   there are some with a chance of three in a million, and under another upload's key they differ;
 * no id can be read here, and nobody without the key can make two collide;
 * nothing is synced: what is here can be made again from the parts, which are. A process that is
-  killed loses nothing; after a power cut it is compared with the parts (`reconcile`).
+  killed loses nothing, as what it wrote is the kernel's; a file of before the last boot is not
+  believed and begins empty. What is not as the parts are is found by `reconcile`;
+* no statement sorts or groups: this SQLite keeps what it needs for that in memory.
 
 Called by `services.upload_parts` and `services.documents`, from one thread at a time.
 """
@@ -14,6 +16,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +29,12 @@ from appliance.core.errors import Exhausted, Unavailable
 _DIGEST = 8
 _AT_ONCE = 500
 """Digests looked for in one statement."""
-_TABLE = "CREATE TABLE IF NOT EXISTS id (digest INTEGER PRIMARY KEY, part INTEGER NOT NULL)"
+_TABLES = (
+    "CREATE TABLE IF NOT EXISTS id (digest INTEGER PRIMARY KEY, part INTEGER NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS part (number INTEGER PRIMARY KEY, documents INTEGER NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS boot (id TEXT PRIMARY KEY)",
+)
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
 class DocumentIds:
@@ -50,6 +59,8 @@ class DocumentIds:
             Exhausted: the disk is full.
             Unavailable: the file is broken; it was deleted, and `reconcile` is needed.
         """
+        if not ids:
+            return None
         digests = [self._digest(each) for each in ids]
         if len(set(digests)) < len(digests):
             return _second(digests)
@@ -59,6 +70,7 @@ class DocumentIds:
                     self._connection.executemany(
                         "INSERT INTO id VALUES (?, ?)", sorted((each, part) for each in digests)
                     )
+                    self._connection.execute("INSERT INTO part VALUES (?, ?)", (part, len(digests)))
             except sqlite.IntegrityError:
                 return self._taken(digests)
         return None
@@ -66,7 +78,7 @@ class DocumentIds:
     def forget(self, part: int) -> None:
         """Drop the ids of a part that came to nothing. Raises as `add`."""
         with self._guarded(), self._transaction():
-            self._connection.execute("DELETE FROM id WHERE part = ?", (part,))
+            self._delete(part)
 
     def reconcile(self, documents: Mapping[int, int]) -> list[int]:
         """Compare with the parts that are there; those whose ids have to be added again.
@@ -75,12 +87,11 @@ class DocumentIds:
             documents: of each part that is there, how many it has.
         """
         with self._guarded():
-            found = dict(self._connection.execute("SELECT part, count(*) FROM id GROUP BY part"))
+            found = dict(self._connection.execute("SELECT number, documents FROM part"))
             wrong = [part for part, count in found.items() if documents.get(part) != count]
             with self._transaction():
-                self._connection.executemany(
-                    "DELETE FROM id WHERE part = ?", [(part,) for part in wrong]
-                )
+                for part in wrong:
+                    self._delete(part)
         return sorted(part for part in documents if part in wrong or part not in found)
 
     def close(self) -> None:
@@ -88,13 +99,44 @@ class DocumentIds:
         self._connection.close()
 
     def _open(self) -> None:
-        # Empty: a temporary file of SQLite's own, deleted when it is closed.
-        self._connection: Any = sqlite.connect(str(self._path or ""), check_same_thread=False)
+        if self._path is not None:
+            self._connect(self._path, "DELETE")
+            if not self._is_of_this_boot():
+                self.close()
+                remove(self._path)
+                self._connect(self._path, "DELETE")
+                self._is_of_this_boot()
+            return
+        # Not a temporary database of SQLite's: this one keeps those in memory.
+        descriptor, name = tempfile.mkstemp(suffix=".ids")
+        os.close(descriptor)
+        try:
+            self._connect(Path(name), "MEMORY")
+        finally:
+            # It lives as long as it is open, and needs no name.
+            Path(name).unlink()
+
+    def _connect(self, path: Path, journal: str) -> None:
+        self._connection: Any = sqlite.connect(str(path), check_same_thread=False)
         self._connection.isolation_level = None
         with self._guarded():
-            self._connection.execute("PRAGMA journal_mode=DELETE")
+            self._connection.execute(f"PRAGMA journal_mode={journal}")
             self._connection.execute("PRAGMA synchronous=OFF")
-            self._connection.execute(_TABLE)
+            for table in _TABLES:
+                self._connection.execute(table)
+
+    def _is_of_this_boot(self) -> bool:
+        """Whether it was written since the last boot, also when nothing was written yet."""
+        boot = _BOOT.read_text().strip()
+        with self._guarded():
+            found = self._connection.execute("SELECT id FROM boot").fetchone()
+            if found is None:
+                self._connection.execute("INSERT INTO boot VALUES (?)", (boot,))
+        return found is None or found[0] == boot
+
+    def _delete(self, part: int) -> None:
+        self._connection.execute("DELETE FROM id WHERE part = ?", (part,))
+        self._connection.execute("DELETE FROM part WHERE number = ?", (part,))
 
     def _digest(self, identifier: str) -> int:
         found = hashlib.blake2b(identifier.encode(), digest_size=_DIGEST, key=self._key).digest()

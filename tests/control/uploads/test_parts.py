@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from pysqlite3 import dbapi2 as sqlite
 
 from appliance.api.data.v1 import dataset_service_pb2
 from appliance.api.data.v1 import upload_service_pb2 as rpc
@@ -120,7 +121,13 @@ def test_an_id_is_in_an_upload_once_also_after_what_is_known_of_ids_was_lost(lab
     with pytest.raises(InvalidInput, match="'z' was used before"):
         send(lab, upload.name, 1, batch(("z", "1"), ("z", "2")))
     (ids,) = (lab.folder / "uploads").iterdir()
-    for broken in (b"", b"rubbish" * 1000):
+    older = ids.read_bytes()
+    with sqlite.connect(ids) as raw:
+        raw.execute("DELETE FROM id")
+        raw.execute("UPDATE boot SET id = 'an older one'")
+    lost = ids.read_bytes()
+    assert lost != older
+    for broken in (b"", b"rubbish" * 1000, lost):
         lab.restart()
         ids.write_bytes(broken)
         for _ in range(2):
