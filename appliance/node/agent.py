@@ -3,8 +3,9 @@
 Rules kept here:
 * the node dials out; nothing listens for orders;
 * heartbeats and orders have a stream of their own, so they wait for no report, however long the
-  control plane takes for one; reports go up four times a second, on a second stream that is there
-  while the first one is heard; of each stream one task writes and one reads;
+  control plane takes for one; reports go up four times a second, what jobs measured once a second,
+  on a second stream that is there while the first one is heard; of each stream one task writes and
+  one reads;
 * a stream that is silent for `SILENCE_SECONDS` is given up; the next try waits a little longer each
   time, and a random part of that, so that not all nodes come at once;
 * work goes on while the control plane is away;
@@ -47,6 +48,7 @@ from appliance.wire.status import from_rpc_error
 
 HEARTBEAT_SECONDS = 1.0
 REPORT_SECONDS = 0.25
+NEWS_SECONDS = 1.0
 SILENCE_SECONDS = 10.0
 FIRST_BACKOFF = 0.2
 LONGEST_BACKOFF = 5.0
@@ -67,6 +69,7 @@ class Rhythm:
 
     heartbeat: float = HEARTBEAT_SECONDS
     report: float = REPORT_SECONDS
+    news: float = NEWS_SECONDS
     silence: float = SILENCE_SECONDS
     first_backoff: float = FIRST_BACKOFF
     longest_backoff: float = LONGEST_BACKOFF
@@ -114,7 +117,16 @@ class Agent:
         self._sequence = 0
         self._free_ports: list[int] = []
         self._heard = asyncio.Event()
-        self.works = Works(launcher, commands, place, self.release, lambda: self.identity, metrics)
+        self.works = Works(
+            launcher,
+            commands,
+            place,
+            self.release,
+            lambda: self.identity,
+            metrics,
+            self._rhythm.news,
+            clock,
+        )
 
     @property
     def identity(self) -> Identity:

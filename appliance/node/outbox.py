@@ -58,6 +58,10 @@ class Outbox:
             self._sent.extend((report.number, report) for report in numbered)
         return numbered
 
+    def is_waiting(self, kind: str) -> bool:
+        """Whether a report of a kind (`job_progress`) was sent and not answered yet."""
+        return any(report.WhichOneof("report") == kind for _, report in self._sent)
+
     def end(self, work: Work, reports: list[rpc.ReportRequest]) -> None:
         """The last word on a work."""
         self._words[work] = _LastWord(reports)

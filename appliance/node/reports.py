@@ -1,7 +1,10 @@
 """What a work on this node says, turned into messages for the control plane.
 
 Rules kept here:
-* progress with measurements is kept step by step; progress without is replaced by newer progress;
+* how far a job is, what it measured and what happened to it go together, as one report of what is
+  new: of its state and of what happened the newest, of its steps all, `MOST_TOGETHER` at a time;
+* steps that wait are thinned as those are that the control plane keeps (`core.thinning`), so an
+  absence costs memory for `MOST_POINTS` of them at most, and resolution after that;
 * of errors the first counts: what follows is its consequence;
 * a job has succeeded only when its process ended with code 0; if it has not, the end of what its
   ranks wrote goes with the last word;
@@ -19,11 +22,45 @@ from typing import Any
 from appliance.api.agent.v1 import agent_service_pb2 as rpc
 from appliance.api.jobs.v1 import job_pb2
 from appliance.core.errors import Paused
+from appliance.core.thinning import MOST_POINTS, is_kept, stride
 from appliance.node.launcher import Ended
 
 _PROGRESS = ("step", "total", "message", "metrics")
-MOST_WAITING = 10_000
-"""Progress reports that wait at most; a control plane that is away for longer misses the oldest."""
+MOST_WAITING = 1000
+"""Checkpoints that wait at most; a control plane that is away for longer misses the oldest, and
+finds them in the object store."""
+MOST_OUTPUTS = 16
+MOST_TOGETHER = 256
+"""Measured steps of one report."""
+
+
+class Measured:
+    """Steps that wait to be said, oldest first, and of a step done twice the later one."""
+
+    def __init__(self, most: int = MOST_POINTS) -> None:
+        self._most = most
+        self._steps: dict[int, job_pb2.JobMetric] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._steps)
+
+    def add(self, metric: job_pb2.JobMetric) -> None:
+        """One more step."""
+        self._steps.pop(metric.step, None)
+        self._steps[metric.step] = metric
+        if len(self._steps) > self._most:
+            first, last = min(self._steps), max(self._steps)
+            apart = stride(first, last, self._most)
+            self._steps = {
+                step: each
+                for step, each in self._steps.items()
+                if is_kept(step, first, last, apart)
+            }
+
+    def take(self) -> list[job_pb2.JobMetric]:
+        """Some of them, which wait no more."""
+        steps = list(self._steps)[:MOST_TOGETHER]
+        return [self._steps.pop(step) for step in steps]
 
 
 @dataclass
@@ -35,7 +72,10 @@ class JobReports:
     outputs: dict[str, rpc.OutputComplete] = field(default_factory=dict)
     checkpoint: rpc.CheckpointComplete | None = None
     _waiting: list[rpc.ReportRequest] = field(default_factory=list)
+    _measured: Measured = field(default_factory=Measured)
     _progress: job_pb2.Progress | None = None
+    _event: str = ""
+    _is_news: bool = False
     _result: job_pb2.JobResult | None = None
     _error: tuple[str, str] | None = None
 
@@ -55,6 +95,8 @@ class JobReports:
                 self._add(rpc.ReportRequest(checkpoint=self.checkpoint))
             case "output":
                 slot = str(line["slot"])
+                if slot not in self.outputs and len(self.outputs) >= MOST_OUTPUTS:
+                    raise ValueError("no job makes so many outputs")
                 self.outputs[slot] = rpc.OutputComplete(
                     slot=slot,
                     manifest_digest=str(line["digest"]),
@@ -70,9 +112,35 @@ class JobReports:
                 raise ValueError("no such report")
 
     def drain(self) -> list[rpc.ReportRequest]:
-        """What has not been sent yet, oldest first."""
+        """Checkpoints that have not been sent yet, oldest first."""
         waiting, self._waiting = self._waiting, []
         return waiting
+
+    def news(self) -> rpc.ReportRequest | None:
+        """How far it is, what it measured and what happened since this was asked; None: nothing.
+
+        Steps that are left are in the next one.
+        """
+        if not self._is_news:
+            return None
+        measured = self._measured.take()
+        progress = rpc.JobProgress(
+            work=self.work,
+            progress=self._progress,
+            restarts=self.restarts,
+            event=self._event,
+            measured=measured,
+        )
+        self._event = ""
+        self._is_news = bool(self._measured)
+        return rpc.ReportRequest(job_progress=progress)
+
+    def rest(self) -> list[rpc.ReportRequest]:
+        """All that has not been sent yet, which is said before the last word."""
+        said = self.drain()
+        while (news := self.news()) is not None:
+            said.append(news)
+        return said
 
     def outcome(self, how: Ended) -> str:
         """How it ended, for the metrics: `succeeded`, `paused` or `failed`."""
@@ -103,24 +171,23 @@ class JobReports:
         return rpc.ReportRequest(job_ended=ended)
 
     def _take_progress(self, line: dict[str, Any]) -> None:
+        step = int(line["step"])
         metrics = {str(name): float(value) for name, value in line["metrics"].items()}
         self._replace(
-            step=int(line["step"]),
+            step=step,
             total=int(line["total"]),
             message=str(line.get("message", "")),
             metrics=metrics,
         )
+        if metrics:
+            self._measured.add(job_pb2.JobMetric(step=step, values=metrics))
 
     def _replace(self, **members: Any) -> None:
         """Newer progress; members that are not given stay as they are."""
         known = self._progress
         old = {} if known is None else {name: getattr(known, name) for name in _PROGRESS}
         self._progress = job_pb2.Progress(**(old | members))
-        newest = self._waiting[-1].job_progress if self._waiting else None
-        plain = newest is not None and newest.work.work and not newest.event
-        if newest is not None and plain and not newest.progress.metrics:
-            self._waiting.pop()
-        self._add(self._message())
+        self._is_news = True
 
     def _take_event(self, line: dict[str, Any]) -> None:
         self.restarts = int(line.get("restarts", self.restarts))
@@ -128,14 +195,8 @@ class JobReports:
             # Nobody waits for those who have just begun.
             self._progress.message = ""
         rest = [f"{name}={line[name]}" for name in sorted(line) if name not in ("type", "name")]
-        text = line.get("message") or " ".join([str(line["name"]), *rest])
-        self._add(self._message(str(text)))
-
-    def _message(self, event: str = "") -> rpc.ReportRequest:
-        progress = rpc.JobProgress(
-            work=self.work, progress=self._progress, restarts=self.restarts, event=event
-        )
-        return rpc.ReportRequest(job_progress=progress)
+        self._event = str(line.get("message") or " ".join([str(line["name"]), *rest]))
+        self._is_news = True
 
     def _add(self, message: rpc.ReportRequest) -> None:
         self._waiting.append(message)
@@ -167,7 +228,7 @@ class ReplicaReports:
                     work=self.work, ready=True, address=str(line["address"])
                 )
                 self.ready = rpc.ReportRequest(replica_changed=changed)
-                self._waiting.append(self.ready)
+                self._waiting = [self.ready]
             case "error":
                 self._error = self._error or str(line["message"])
             case _:
@@ -177,6 +238,8 @@ class ReplicaReports:
         """What has not been sent yet."""
         waiting, self._waiting = self._waiting, []
         return waiting
+
+    rest = drain
 
     def outcome(self, how: Ended) -> str:
         """How it ended, for the metrics: `succeeded` or `failed`."""

@@ -12,7 +12,9 @@ Rules kept here:
   what an older epoch writes lies apart from what a newer one reads
   (docs/decisions/0027-fencing-is-not-liveness.md);
 * when the agent itself stops, its work ends without a word: what it no longer names starts again;
-* what was said is said again on the next stream until the control plane has answered it (`outbox`).
+* what was said is said again on the next stream until the control plane has answered it (`outbox`);
+* how far jobs are is said once in `news_seconds`, and not before what was said of it last is
+  answered: however far the control plane is behind, one report of each job is on its way.
 
 Called by the agent's streams; runs in the event loop.
 """
@@ -21,6 +23,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -87,6 +90,8 @@ class Works:
         place: of this node.
         release: asks the control plane for keys.
         identity: who this node is now.
+        news_seconds: how often it is said how far jobs are, and what they measured.
+        clock: seconds, monotonic.
     """
 
     launcher: Launcher
@@ -95,10 +100,13 @@ class Works:
     release: Release
     identity: Callable[[], Identity]
     metrics: NodeMetrics
+    news_seconds: float
+    clock: Callable[[], float] = time.monotonic
     _entries: dict[Work, _Entry] = field(default_factory=dict)
     outbox: Outbox = field(default_factory=Outbox)
 
     def __post_init__(self) -> None:
+        self._news_due = self.clock()
         self._gateways = Gateways(AcceptedFile(self.place.gateways))
 
     def running(self) -> list[rpc.WorkEpoch]:
@@ -127,7 +135,18 @@ class Works:
             # That a replica is ready is said on each stream anyway.
             keep = isinstance(entry.reports, JobReports)
             said += self.outbox.send(entry.reports.drain(), keep=keep)
-        return said + self.outbox.last_words()
+        return said + self._news() + self.outbox.last_words()
+
+    def _news(self) -> list[rpc.ReportRequest]:
+        """How far jobs are, when that is due."""
+        if self.clock() < self._news_due or self.outbox.is_waiting("job_progress"):
+            return []
+        jobs = [entry.reports for entry in self._entries.values()]
+        asked = [reports.news() for reports in jobs if isinstance(reports, JobReports)]
+        news = [report for report in asked if report is not None]
+        if news:
+            self._news_due = self.clock() + self.news_seconds
+        return self.outbox.send(news, keep=True)
 
     def obey(self, order: rpc.ConnectResponse) -> None:
         """Carry out one order; what takes time goes on by itself."""
@@ -268,7 +287,7 @@ class Works:
         self.metrics.ended.labels(entry.kind, outcome).inc()
         logger.info("%s epoch %s ended with code %s", *entry.work, how.code)
         if not entry.silent:
-            self.outbox.end(entry.work, [*entry.reports.drain(), entry.reports.ended(how)])
+            self.outbox.end(entry.work, [*entry.reports.rest(), entry.reports.ended(how)])
 
     def _stop(self, order: rpc.StopWork) -> None:
         entry = self._entries.get((order.work.work, order.work.epoch))

@@ -20,7 +20,7 @@ COMMANDS = Commands(
     job=(sys.executable, "-m", "tests.fakes.leader"),
     replica=(sys.executable, "-m", "tests.fakes.toy_replica"),
 )
-FAST = Rhythm(heartbeat=0.1, report=0.05, silence=5, first_backoff=0.05)
+FAST = Rhythm(heartbeat=0.1, report=0.05, news=0.05, silence=5, first_backoff=0.05)
 
 Start = Callable[[], Awaitable[Agent]]
 

@@ -356,7 +356,7 @@ class FakeAgent:
                 self.leases.append(order.leases)
 
     def report(self, **report: Any) -> None:
-        self.lab.work.agents.report(self.node, agent.ReportRequest(**report))
+        self.lab.work.agents.take(self.node, [agent.ReportRequest(**report)])
         if self.storage_works and report.keys() & {"job_ended", "checkpoint"}:
             self.lab.work.storage.do_all()
 

@@ -17,7 +17,7 @@ from tests.fakes.control_plane import FakeControlPlane
 from tests.fakes.gang import session_members
 from tests.fakes.ports import free_port
 from tests.fakes.site import TOY_AGENT
-from tests.fakes.toy_kind import SLOW
+from tests.fakes.toy_kind import BUSY
 from tests.fakes.toy_order import toy_order
 
 
@@ -51,8 +51,8 @@ async def test_an_agent_takes_its_work_with_it(tmp_path: Path, number: signal.Si
         )
         try:
             session = await control.session()
-            session.send(start_job=toy_order(control, tmp_path, SLOW))
-            await session.until("job_progress", event="")
+            session.send(start_job=toy_order(control, tmp_path, BUSY))
+            await session.until("job_progress", event="started")
             assert await serving(health)
             (leader_pid,) = [pid for pid in children_of(process.pid) if pid in session_members(pid)]
             waiting = [os.pidfd_open(pid) for pid in session_members(leader_pid)]

@@ -63,6 +63,6 @@ def test_what_nobody_answers_is_bounded_and_the_last_word_is_not_lost() -> None:
     for number in range(30_000):
         outbox.send([said(str(number))], keep=True)
     again = outbox.begin([])
-    assert len(again) == 10_000
+    assert len(again) == 1000
     assert again[-1].job_progress.event == "29999"
     assert [event for _, event in read(outbox.last_words())] == ["over"]

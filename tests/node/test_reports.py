@@ -1,11 +1,14 @@
 """Report lines become messages for the control plane."""
 
+import itertools
+
 import pytest
 
 from appliance.api.agent.v1 import agent_service_pb2 as rpc
+from appliance.core.thinning import MOST_POINTS
 from appliance.node.launcher import Ended
 from appliance.node.logs import LastOutput
-from appliance.node.reports import MOST_WAITING, JobReports, ReplicaReports
+from appliance.node.reports import MOST_TOGETHER, MOST_WAITING, JobReports, ReplicaReports
 
 WORK = rpc.WorkEpoch(work="ab", epoch=2)
 
@@ -14,8 +17,15 @@ def progress(step: int, **metrics: float) -> dict[str, object]:
     return {"type": "progress", "step": step, "total": 9, "message": "", "metrics": metrics}
 
 
-def test_every_step_with_measurements_is_kept_and_plain_progress_is_replaced() -> None:
+def news_of(reports: JobReports) -> rpc.JobProgress:
+    news = reports.news()
+    assert news is not None
+    return news.job_progress
+
+
+def test_steps_go_together_with_the_newest_progress() -> None:
     reports = JobReports(WORK)
+    assert reports.news() is None
     for line in (
         progress(1),
         progress(2),
@@ -24,58 +34,84 @@ def test_every_step_with_measurements_is_kept_and_plain_progress_is_replaced() -
         progress(5),
     ):
         reports.take(line)
-    waiting = reports.drain()
-    assert [m.job_progress.progress.step for m in waiting] == [3, 4, 5]
-    assert dict(waiting[1].job_progress.progress.metrics) == {"loss": 1.25}
+    said = news_of(reports)
+    assert said.progress.step == 5
+    assert [(each.step, dict(each.values)) for each in said.measured] == [
+        (3, {"loss": 1.5}),
+        (4, {"loss": 1.25}),
+    ]
+    assert reports.news() is None
     assert reports.drain() == []
 
 
-def test_a_control_plane_that_is_away_for_long_misses_the_oldest() -> None:
+def test_a_step_done_twice_is_said_once() -> None:
+    reports = JobReports(WORK)
+    for step, loss in ((1, 5.0), (2, 4.0), (1, 4.5)):
+        reports.take(progress(step, loss=loss))
+    assert [(m.step, m.values["loss"]) for m in news_of(reports).measured] == [(2, 4.0), (1, 4.5)]
+
+
+def test_a_control_plane_that_is_away_for_long_misses_resolution_and_not_time() -> None:
+    reports = JobReports(WORK)
+    for step in range(1, 100_001):
+        reports.take(progress(step, loss=1.0))
+    said = [report.job_progress for report in reports.rest()]
+    assert {len(each.measured) for each in said[:-1]} == {MOST_TOGETHER}
+    steps = [metric.step for each in said for metric in each.measured]
+    assert MOST_POINTS // 2 <= len(steps) <= MOST_POINTS
+    assert (steps[0], steps[-1]) == (1, 100_000)
+    apart = [b - a for a, b in itertools.pairwise(steps[1:-1])]
+    assert max(apart) <= 64
+    assert reports.news() is None
+
+
+def test_checkpoints_that_nobody_hears_are_bounded() -> None:
     reports = JobReports(WORK)
     for step in range(MOST_WAITING + 5):
-        reports.take(progress(step, loss=1.0))
+        reports.take({"type": "checkpoint", "step": step, "digest": "ab"})
     waiting = reports.drain()
     assert len(waiting) == MOST_WAITING
-    assert waiting[0].job_progress.progress.step == 5
+    assert waiting[-1].checkpoint.step == MOST_WAITING + 4
 
 
 def test_a_restart_is_told_with_its_numbers() -> None:
     reports = JobReports(WORK)
     reports.take({"type": "event", "name": "rank_restart", "restarts": 2, "resumed_at_step": 40})
-    (message,) = reports.drain()
-    assert message.job_progress.event == "rank_restart restarts=2 resumed_at_step=40"
-    assert message.job_progress.restarts == 2
-    assert not message.job_progress.HasField("progress")
+    said = news_of(reports)
+    assert said.event == "rank_restart restarts=2 resumed_at_step=40"
+    assert said.restarts == 2
+    assert not said.HasField("progress")
+    reports.take(progress(41, loss=1.0))
+    assert news_of(reports).event == ""
 
 
 def test_a_restart_that_has_a_sentence_is_told_with_it() -> None:
     reports = JobReports(WORK)
     line = {"type": "event", "name": "rank_restart", "restarts": 1, "message": "started again"}
     reports.take(line)
-    (message,) = reports.drain()
-    assert (message.job_progress.event, message.job_progress.restarts) == ("started again", 1)
+    said = news_of(reports)
+    assert (said.event, said.restarts) == ("started again", 1)
 
 
 def test_whom_a_job_waits_for_is_told_beside_its_progress_until_it_starts_again() -> None:
     reports = JobReports(WORK)
     reports.take(progress(3, loss=1.5))
     reports.take({"type": "waiting", "message": "waits for rank 1 for 20 s"})
-    _, told = reports.drain()
-    found = told.job_progress.progress
+    told = news_of(reports)
+    found = told.progress
     assert (found.step, found.total, found.message) == (3, 9, "waits for rank 1 for 20 s")
     assert dict(found.metrics) == {"loss": 1.5}
-    assert not told.job_progress.event
+    assert not told.event
     reports.take({"type": "event", "name": "rank_restart", "restarts": 1, "message": "again"})
-    (again,) = reports.drain()
-    assert (again.job_progress.progress.step, again.job_progress.progress.message) == (3, "")
+    again = news_of(reports).progress
+    assert (again.step, again.message) == (3, "")
 
 
 def test_a_job_may_wait_before_its_first_step() -> None:
     reports = JobReports(WORK)
     for text in ("waits for rank 1 for 20 s", "waits for rank 1 for 30 s"):
         reports.take({"type": "waiting", "message": text})
-    (told,) = reports.drain()
-    assert told.job_progress.progress.message == "waits for rank 1 for 30 s"
+    assert news_of(reports).progress.message == "waits for rank 1 for 30 s"
 
 
 def test_of_errors_the_first_counts() -> None:
@@ -117,7 +153,7 @@ def test_what_is_no_report_changes_nothing(line: dict[str, object]) -> None:
     reports = JobReports(WORK)
     with pytest.raises((KeyError, ValueError, TypeError)):
         reports.take(line)
-    assert reports.drain() == []
+    assert reports.rest() == []
 
 
 def test_a_replica_is_ready_and_ends() -> None:

@@ -14,10 +14,15 @@ from appliance.node.agent import Agent
 from appliance.node.logs import LAST_BYTES
 from appliance.wire.accepted import Accepted, AcceptedFile
 from tests.fakes.agent import Said, Start, serve, until
-from tests.fakes.control_plane import FakeControlPlane
+from tests.fakes.control_plane import FakeControlPlane, Session
 from tests.fakes.gang import session_members
 from tests.fakes.toy_kind import FULL, QUIET, SLOW, STEPS, TEXT
 from tests.fakes.toy_order import toy_order
+
+
+def measured(session: Session) -> list[int]:
+    """The steps of all reports, as they came."""
+    return [metric.step for each in session.of("job_progress") for metric in each.measured]
 
 
 @pytest.mark.parametrize("reader", ["_read_heard", "_read_all"])
@@ -142,8 +147,7 @@ async def test_what_a_stream_took_along_is_said_again_and_what_was_heard_is_not(
     control.answering = True
     await second.until("job_ended")
     # Counted at the end: what the first stream brought while it was closed was also answered.
-    before = [each.progress.step for each in first.of("job_progress") if not each.event]
-    after = [each.progress.step for each in second.of("job_progress") if not each.event]
+    before, after = measured(first), measured(second)
     assert sorted(set(before + after)) == list(range(1, STEPS + 1))
     assert after == sorted(after)
     assert (1 in after) is not heard
@@ -182,8 +186,7 @@ async def test_a_stream_of_reports_that_breaks_is_opened_again_beside_the_other(
     await session.beats(3)
     control.breaks = False
     assert (await session.until("job_ended")).succeeded
-    steps = [p.progress.step for p in session.of("job_progress") if not p.event]
-    assert sorted(set(steps)) == list(range(1, STEPS + 1))
+    assert sorted(set(measured(session))) == list(range(1, STEPS + 1))
     assert control.sessions.empty()
 
 

@@ -10,9 +10,16 @@ import stat
 from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from appliance.api.agent.v1 import agent_service_pb2 as rpc
-from tests.fakes.agent import Start, serve
+from appliance.core.thinning import MOST_POINTS
+from appliance.node.agent import NEWS_SECONDS, REPORT_SECONDS
+from appliance.node.documents import Place
+from appliance.node.metrics import NodeMetrics
+from appliance.node.reports import JobReports
+from appliance.node.works import Works, _Entry
+from tests.fakes.agent import COMMANDS, Start, serve
 from tests.fakes.control_plane import FakeControlPlane
 from tests.fakes.gang import session_members
 from tests.fakes.toy_kind import QUIET, SLOW, STEPS
@@ -36,7 +43,8 @@ async def test_a_job_runs_to_its_end(
     assert dict(ended.result.values) == {"total": 108}
     assert dict(ended.result.dropped) == {"short": 2}
     progress = session.of("job_progress")
-    assert [p.progress.step for p in progress if not p.event] == list(range(1, STEPS + 1))
+    assert [m.step for p in progress for m in p.measured] == list(range(1, STEPS + 1))
+    assert progress[-1].progress.step == STEPS
     assert [p.event for p in progress if p.event] == ["started"]
     assert [c.step for c in session.of("checkpoint")] == [2, 4, 6, 8]
     log = tmp_path / "runs" / f"{'0a' * 16}.1" / "log"
@@ -229,3 +237,68 @@ async def test_keys_are_asked_for_again_when_the_control_plane_says(
     session.send(start_job=toy_order(control, tmp_path, QUIET))
     await session.beats(15)
     assert len(control.asked) == 1
+
+
+class Told:
+    """Works whose one job has measured, and a clock."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.works = Works(
+            None,  # type: ignore[arg-type]  # nothing is started
+            COMMANDS,
+            Place("file:///objects", "127.0.0.1", "cpu", Path("/nowhere")),
+            None,  # type: ignore[arg-type]  # nobody asks for keys
+            None,  # type: ignore[arg-type]
+            NodeMetrics(CollectorRegistry()),
+            NEWS_SECONDS,
+            lambda: self.now,
+        )
+        self.reports = JobReports(rpc.WorkEpoch(work="ab", epoch=1))
+        self.works._entries["ab", 1] = _Entry(("ab", 1), self.reports, 0)
+        self.said: list[rpc.ReportRequest] = []
+
+    def train(self, first: int, steps: int) -> None:
+        for step in range(first, first + steps):
+            line = {"type": "progress", "step": step, "total": 0, "metrics": {"loss": 1.0}}
+            self.reports.take(line)
+
+    def wait(self, seconds: float, *, answers: bool) -> None:
+        for _ in range(int(seconds / REPORT_SECONDS)):
+            self.now += REPORT_SECONDS
+            said = self.works.drain()
+            self.said += said
+            if answers and said:
+                self.works.outbox.heard(said[-1].number)
+
+    def measured(self) -> list[int]:
+        return [m.step for each in self.said for m in each.job_progress.measured]
+
+
+def test_a_backlog_goes_in_bounded_reports_one_at_a_time() -> None:
+    told = Told()
+    told.train(1, 100)
+    told.wait(10, answers=False)
+    # The control plane is away: nothing more is sent before it has answered that.
+    assert len(told.said) == 1
+    for first in range(101, 600_000, 1000):
+        told.train(first, 1000)
+        told.wait(1, answers=False)
+    assert len(told.said) == 1
+    told.works.outbox.heard(1)
+    told.said.clear()
+    told.wait(9, answers=True)
+    assert len(told.said) <= 9
+    assert max(each.ByteSize() for each in told.said) < 64 << 10
+    steps = told.measured()
+    assert MOST_POINTS // 2 < len(steps) <= MOST_POINTS
+    assert (steps[0], steps[-1]) == (101, 600_100)
+
+
+def test_a_job_that_is_fast_is_reported_once_a_second() -> None:
+    told = Told()
+    for first in range(1, 10_001, 50):
+        told.train(first, 50)
+        told.wait(REPORT_SECONDS, answers=True)
+    assert 50 <= len(told.said) <= 51
+    assert told.measured() == list(range(1, told.measured()[-1] + 1))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import weakref
-from collections.abc import AsyncIterator
+from collections import defaultdict
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import grpc.aio
@@ -13,6 +13,7 @@ from appliance.api.agent.v1 import agent_service_pb2 as rpc
 from appliance.api.agent.v1.agent_service_pb2_grpc import AgentServiceServicer
 from appliance.control.events import Events
 from appliance.control.pools import CallPool
+from appliance.control.rpc.arrivals import Arrivals, R, Turn
 from appliance.control.rpc.servicer import Servicer
 from appliance.control.services.agents import Agents
 from appliance.control.services.enrolment import Enrolment
@@ -38,7 +39,8 @@ class AgentRpc(Servicer, AgentServiceServicer):
         self._agents = agents
         self._release = release
         self._enrolment = enrolment
-        self._turns: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
+        # One for each node that has reported; those that were evicted too.
+        self._turns: defaultdict[str, Turn] = defaultdict(Turn)
         self._releases: dict[tuple[str, bytes], asyncio.Future[rpc.ReleaseKeysResponse]] = {}
 
     async def Connect(
@@ -69,12 +71,17 @@ class AgentRpc(Servicer, AgentServiceServicer):
     async def Report(
         self, request_iterator: AsyncIterator[rpc.ReportRequest], context: Context
     ) -> AsyncIterator[rpc.ReportResponse]:
-        """Takes in what happened to work, one report after the other."""
-        node = self.caller.principal.id
-        async for report in request_iterator:
-            self._agents.check_connected(node)
-            await self._take(node, report)
-            yield rpc.ReportResponse(number=report.number)
+        """Takes in what happened to work, in its order, what has arrived together."""
+        node, arrivals = self.caller.principal.id, Arrivals[rpc.ReportRequest]()
+        reader = asyncio.create_task(arrivals.read(request_iterator))
+        try:
+            while await arrivals.some():
+                self._agents.check_connected(node)
+                lot = await self._take(node, arrivals)
+                yield rpc.ReportResponse(number=lot[-1].number)
+            await reader
+        finally:
+            reader.cancel()
 
     async def ReleaseKeys(
         self, request: rpc.ReleaseKeysRequest, context: Context
@@ -105,21 +112,34 @@ class AgentRpc(Servicer, AgentServiceServicer):
         """Replaces the node's certificate before it ends."""
         return await self._run(self._enrolment.renew, self.caller, request)
 
-    async def _read(self, reports: AsyncIterator[rpc.ConnectRequest], session: Session) -> None:
+    async def _read(self, said: AsyncIterator[rpc.ConnectRequest], session: Session) -> None:
         """Take in heartbeats until the agent stops sending; then end the session."""
-        node = session.facts.node
+        node, arrivals = session.facts.node, Arrivals[rpc.ConnectRequest]()
+        taking = asyncio.create_task(self._take_all(node, arrivals))
         try:
-            async for said in reports:
-                if said.HasField("heartbeat"):
+            async for message in said:
+                if message.HasField("heartbeat"):
                     await self._look_in(
-                        self._pool.agents, self._agents.heartbeat, node, said.heartbeat
+                        self._pool.agents, self._agents.heartbeat, node, message.heartbeat
                     )
                 else:  # from an agent of release 0.1.0
-                    await self._take(node, said)
+                    await arrivals.put(message)
+                if taking.done():
+                    break
+            arrivals.end()
+            await taking
         finally:
+            taking.cancel()
             session.close()
 
-    async def _take(self, node: str, report: rpc.ReportRequest | rpc.ConnectRequest) -> None:
-        """Take in a report: of each node one at a time, however many streams it has."""
-        async with self._turns.setdefault(node, asyncio.Lock()):
-            await self._look_in(self._pool.reports, self._agents.report, node, report)
+    async def _take_all(self, node: str, arrivals: Arrivals[R]) -> None:
+        while await arrivals.some():
+            await self._take(node, arrivals)
+
+    async def _take(self, node: str, arrivals: Arrivals[R]) -> Sequence[R]:
+        """Take in what has arrived: of each node one lot at a time, however many its streams."""
+
+        async def work(lot: Sequence[R]) -> None:
+            await self._look_in(self._pool.reports, self._agents.take, node, lot)
+
+        return await self._turns[node].take(arrivals, work)

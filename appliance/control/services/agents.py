@@ -6,11 +6,12 @@ Rules kept here:
 * a report that makes no sense, or names what is not there, fails its own work and nothing else.
 
 The attack: a compromised node that reports for the work of others, or floods the state with reports
-that cannot be true. Called by `rpc.agents`, one message at a time for each node.
+that cannot be true. Called by `rpc.agents`, one lot at a time for each node.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -194,26 +195,40 @@ class Agents:
         if self._fleet.facts(node) is None:
             raise Unavailable("this node is not connected: it says hello first")
 
-    def report(self, node: str, message: Report) -> None:
-        """Take in what happened to a piece of work; it counts when this returns.
+    def take(self, node: str, lot: Sequence[Report]) -> None:
+        """Take in what happened to pieces of work, in its order; it counts when this returns.
 
-        Raises InvalidInput for a message out of order, and what means that the state cannot be
-        written; the stream ends then, and the agent says it again.
+        Progress in a row is one transaction. Raises InvalidInput for a message out of order, and
+        what means that the state cannot be written; the stream ends then, and the agent says it
+        again.
         """
-        kind = message.WhichOneof("report")
-        if kind is None or kind == "hello":
-            raise InvalidInput("an agent says hello once, and no message is empty")
         self._fleet.hear(node)
-        work: rpc.WorkEpoch = getattr(message, kind).work
+        for kind, reports in itertools.groupby(lot, lambda report: report.WhichOneof("report")):
+            if kind is None or kind == "hello":
+                raise InvalidInput("an agent says hello once, and no message is empty")
+            if kind == "job_progress":
+                self._progress(node, [report.job_progress for report in reports])
+                continue
+            for report in reports:
+                self._take_one(node, kind, report)
+
+    def _progress(self, node: str, reports: Sequence[rpc.JobProgress]) -> None:
+        for work, error in self._reports.progress(node, reports):
+            self._failed(node, work, error)
+
+    def _take_one(self, node: str, kind: str, report: Report) -> None:
         try:
-            self._dispatch(node, kind, message)
-        except LeaseLost:
+            self._dispatch(node, kind, report)
+        except (LeaseLost, InvalidInput, Tampered, FailedPrecondition, NotFound) as error:
+            self._failed(node, getattr(report, kind).work, error)
+
+    def _failed(self, node: str, work: rpc.WorkEpoch, error: ApplianceError) -> None:
+        """A report about a piece of work does not count: it ends, if it is the node's own."""
+        if isinstance(error, LeaseLost):
             self._fleet.send(node, stop_order(work.work, work.epoch, 0.0))
-        except (InvalidInput, Tampered, FailedPrecondition, NotFound) as error:
-            _logger.warning(
-                "a report of %s about %s is refused: %s", node, work.work, error.message
-            )
-            self._refuse(node, work, error)
+            return
+        _logger.warning("a report of %s about %s is refused: %s", node, work.work, error.message)
+        self._refuse(node, work, error)
 
     def away(self) -> None:
         """At start: nobody is connected yet."""
@@ -231,8 +246,6 @@ class Agents:
 
     def _dispatch(self, node: str, kind: str, message: Report) -> None:
         match kind:
-            case "job_progress":
-                self._reports.progress(node, message.job_progress)
             case "checkpoint":
                 self._reports.checkpoint(node, message.checkpoint)
             case "job_ended":

@@ -13,18 +13,18 @@ Called by `services.agents`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import partial
 from typing import Any
 
 from google.protobuf import json_format
-from sqlalchemy import Row, insert, update
+from sqlalchemy import Row, update
 
 from appliance.api.agent.v1 import agent_service_pb2 as rpc
 from appliance.api.jobs.v1 import job_pb2
 from appliance.control.events import Events
-from appliance.control.services import checkpoint_rows, job_rows
+from appliance.control.services import checkpoint_rows, job_rows, metric_rows
 from appliance.control.services.artifact_rows import pending_of
 from appliance.control.services.artifacts import CHECKPOINTS
 from appliance.control.services.checkpoint_rows import point_of
@@ -51,11 +51,14 @@ RETRIED = frozenset({"UNAVAILABLE", "LEASE_LOST", "RANK_LOST", "NODE_LOST", "LEA
 WITH_NODE = frozenset({"LEASE_LOST", "NODE_LOST"})
 """Those that say nothing of the job."""
 LONGEST_MESSAGE = 1000
+MOST_STEPS = 256
+"""Measured steps of one report."""
 _MOST_METRICS = 100
+_LONGEST_NAME = 64
+_LARGEST_RESULT = 1 << 16
 _DIGEST = 64
 _logger = logging.getLogger(__name__)
 _version = tables.artifact_version.c
-_metric = tables.job_metric.c
 
 
 class RunReports:
@@ -81,13 +84,37 @@ class RunReports:
         self._events = events
         self._clock = clock
 
-    def progress(self, node: str, report: rpc.JobProgress) -> None:
-        """A job has come further; its first progress makes it RUNNING. Raises LeaseLost."""
-        if len(report.progress.metrics) > _MOST_METRICS:
-            raise InvalidInput(f"a job reports at most {_MOST_METRICS} measurements at a time")
+    def progress(
+        self, node: str, reports: Sequence[rpc.JobProgress]
+    ) -> list[tuple[rpc.WorkEpoch, ApplianceError]]:
+        """Jobs have come further, in one transaction; the first progress makes one RUNNING.
+
+        Returns the work whose reports do not count, with LeaseLost or InvalidInput.
+        """
+        refused: list[tuple[rpc.WorkEpoch, ApplianceError]] = []
+        of_work: dict[tuple[str, int], list[rpc.JobProgress]] = {}
+        for report in reports:
+            of_work.setdefault((report.work.work, report.work.epoch), []).append(report)
         with self._database.write() as transaction:
-            row = self._row(transaction, node, report.work)
-            values: dict[str, object] = {"restarts": max(row.restarts, report.restarts)}
+            for said in of_work.values():
+                try:
+                    for report in said:
+                        _check_measurements(report)
+                    self._further(transaction, node, said)
+                except (LeaseLost, InvalidInput) as error:
+                    # Before anything of this job was written.
+                    refused.append((said[0].work, error))
+        return refused
+
+    def _further(
+        self, transaction: Transaction, node: str, reports: Sequence[rpc.JobProgress]
+    ) -> None:
+        """One job has come further. Raises LeaseLost before it writes."""
+        row = self._row(transaction, node, reports[0].work)
+        restarts = max(report.restarts for report in reports)
+        values: dict[str, object] = {"restarts": max(row.restarts, restarts)}
+        measured: dict[int, dict[str, float]] = {}
+        for report in reports:
             if report.event:
                 values["message"] = report.event[:LONGEST_MESSAGE]
             if report.HasField("progress"):
@@ -95,11 +122,14 @@ class RunReports:
                 progress.CopyFrom(report.progress)
                 progress.message = progress.message[:LONGEST_MESSAGE]
                 values["progress"] = json_format.MessageToDict(progress)
-                self._measure(transaction, row, report.progress)
-            if row.state == JobState.STARTING:
-                values["start_time"] = row.start_time or self._clock()
-            to = JobState.RUNNING if row.state == JobState.STARTING else None
-            job_rows.change(transaction, self._events, row, to, **values)
+                if progress.metrics:
+                    measured[progress.step] = dict(progress.metrics)
+            measured |= {each.step: dict(each.values) for each in report.measured}
+        metric_rows.keep(transaction, row.uid, row.epoch, measured)
+        if row.state == JobState.STARTING:
+            values["start_time"] = row.start_time or self._clock()
+        to = JobState.RUNNING if row.state == JobState.STARTING else None
+        job_rows.change(transaction, self._events, row, to, **values)
 
     def checkpoint(self, node: str, report: rpc.CheckpointComplete) -> None:
         """A checkpoint is complete: it is looked at, and put on record, soon.
@@ -153,6 +183,8 @@ class RunReports:
             row = self._row(transaction, node, work)
             values: dict[str, object] = {}
             if share.rank_base == 0:
+                if report.result.ByteSize() > _LARGEST_RESULT:
+                    raise InvalidInput(f"a job finds at most {_LARGEST_RESULT} bytes")
                 self._note_outputs(transaction, row, report)
                 values["result"] = json_format.MessageToDict(report.result)
             shares = self._leases.end_share(work.work, work.epoch, node)
@@ -217,23 +249,6 @@ class RunReports:
             raise LeaseLost(f"epoch {work.epoch} of {work.work} is over; stop its processes")
         return row
 
-    def _measure(self, transaction: Transaction, row: Row[Any], progress: job_pb2.Progress) -> None:
-        """Keep the measurements of a step; of a step done twice, the later ones."""
-        if not progress.metrics:
-            return
-        values = dict(progress.metrics)
-        key = (
-            _metric.job == row.uid,
-            _metric.epoch == row.epoch,
-            _metric.step == progress.step,
-        )
-        if not transaction.run(update(tables.job_metric).where(*key).values(values=values)):
-            transaction.run(
-                insert(tables.job_metric).values(
-                    job=row.uid, epoch=row.epoch, step=progress.step, values=values
-                )
-            )
-
     def _note_outputs(self, transaction: Transaction, row: Row[Any], report: rpc.JobEnded) -> None:
         waiting = {found.kind: found for found in pending_of(transaction, row.uid)}
         for output in report.outputs:
@@ -245,4 +260,17 @@ class RunReports:
                 update(tables.artifact_version)
                 .where(_version.uid == waiting[output.slot].uid)
                 .values(manifest_digest=output.manifest_digest)
+            )
+
+
+def _check_measurements(report: rpc.JobProgress) -> None:
+    """Refuse what would not fit into a row, or is no name for a person."""
+    if len(report.measured) > MOST_STEPS:
+        raise InvalidInput(f"a job reports at most {MOST_STEPS} steps at a time")
+    for measured in (report.progress.metrics, *(each.values for each in report.measured)):
+        if len(measured) > _MOST_METRICS:
+            raise InvalidInput(f"a job reports at most {_MOST_METRICS} measurements at a time")
+        if any(len(name) > _LONGEST_NAME or not name.isprintable() for name in measured):
+            raise InvalidInput(
+                f"the name of a measurement has at most {_LONGEST_NAME} printable characters"
             )

@@ -23,12 +23,22 @@ import contextlib
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pysqlite3 import dbapi2 as sqlite
-from sqlalchemy import Connection, Engine, Executable, Row, create_engine, event, select, update
+from sqlalchemy import (
+    Connection,
+    Engine,
+    Executable,
+    Row,
+    Table,
+    create_engine,
+    event,
+    select,
+    update,
+)
 from sqlalchemy.engine import URL, CursorResult
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -109,6 +119,12 @@ class Transaction(Reading):
         if self._rows is not None:
             self._rows.accept(self._connection.info, found)
         self.generation = generation
+
+    def insert(self, table: Table, rows: Sequence[Mapping[str, object]]) -> None:
+        """Insert rows, none of which may be there. Raises as `run`."""
+        if rows:
+            with self._changing():
+                self._connection.execute(table.insert(), list(rows), execution_options=_PAST_VIEWS)
 
     def at_commit(self, assignment: Callable[[], None]) -> None:
         """Call `assignment` with the commit, while the next transaction waits; not at a rollback.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
 
 import grpc
 import pytest
@@ -19,6 +21,7 @@ from appliance.api.nodes.v1 import node_pb2
 from appliance.api.serving.v1 import routing_service_pb2
 from appliance.api.serving.v1.routing_service_pb2_grpc import RoutingServiceStub
 from appliance.control.services.fleet import Session
+from appliance.control.services.metric_rows import MOST_ROWS
 from appliance.control.store import tables
 from appliance.control.store.objects import ObjectStore
 from appliance.core.errors import LeaseLost, NotFound, Unavailable
@@ -214,10 +217,10 @@ async def test_heartbeats_wait_for_no_report(
     reports = appliance.control.work.reports
     there = reports.progress
 
-    def hangs(node: str, report: agent.JobProgress) -> None:
+    def hangs(node: str, said: Sequence[agent.JobProgress]) -> Any:
         waiting.append(1)
         hung.wait(60)
-        there(node, report)
+        return there(node, said)
 
     monkeypatch.setattr(reports, "progress", hangs)
     progress = job_pb2.Progress(step=3, total=20)
@@ -239,11 +242,59 @@ async def test_heartbeats_wait_for_no_report(
     await asyncio.sleep(0.5)
     assert waiting == [1]
     hung.set()
-    assert [(await call.read()).number for _ in range(30)] == list(range(1, 31))
+    while (await call.read()).number != 30:
+        pass
     jobs = appliance.api(JobServiceStub)
     get = job_service_pb2.GetJobRequest(name="projects/demo/jobs/p1")
     found = await jobs.GetJob(get, metadata=metadata)
     assert (found.state, found.progress.step) == (job_pb2.Job.STATE_FAILED, 3)
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("old", [False, True])
+async def test_ten_thousand_steps_are_few_transactions_and_heartbeats_go_on(
+    appliance: Appliance, *, old: bool
+) -> None:
+    """A node was away, has a report of each step, and says them as fast as it can."""
+    metadata = developer(appliance)
+    stream = Stream(appliance, "n1")
+    await stream.say(hello=HELLO)
+    await stream.hear("leases")
+    await submitted(appliance, metadata)
+    appliance.control.work.scheduler.look()
+    order = await stream.hear("start_job")
+    call = stream.call if old else stream.stub.Report()
+    request = agent.ConnectRequest if old else agent.ReportRequest
+    before, began = appliance.database.generation, time.monotonic()
+
+    async def backlog() -> None:
+        for step in range(1, 10_001):
+            progress = job_pb2.Progress(step=step, total=10_000, metrics={"loss": 1.0})
+            report = agent.JobProgress(work=order.work, progress=progress)
+            await call.write(request(job_progress=report))
+
+    saying = asyncio.create_task(backlog())
+    sequence = 0
+    while _progress(appliance) < 10_000:
+        if not (old and not saying.done()):
+            sequence += 1
+            beat = agent.AgentHeartbeat(running=[order.work], sequence=sequence)
+            await stream.say(heartbeat=beat)
+            assert (await stream.hear("leases")).sequence == sequence
+        await asyncio.sleep(0.05)
+    await saying
+    # One for each second that it took, and the scheduler's own.
+    assert appliance.database.generation - before <= 2 * (time.monotonic() - began) + 2
+    with appliance.database.read() as state:
+        steps = [row.step for row in state.all(tables.job_metric.select())]
+    assert len(steps) <= MOST_ROWS
+    assert {1, 10_000} <= set(steps)
+
+
+def _progress(appliance: Appliance) -> int:
+    with appliance.database.read() as state:
+        found = state.value(tables.job.select().with_only_columns(tables.job.c.progress))
+    return int(found.get("step", 0))
 
 
 async def test_a_node_is_lost_when_its_stream_ends_and_ready_when_it_is_back(

@@ -87,16 +87,18 @@ class AgentHeartbeat(_message.Message):
     def __init__(self, running: _Optional[_Iterable[_Union[WorkEpoch, _Mapping]]] = ..., sequence: _Optional[int] = ..., free_ports: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class JobProgress(_message.Message):
-    __slots__ = ("work", "progress", "restarts", "event")
+    __slots__ = ("work", "progress", "restarts", "event", "measured")
     WORK_FIELD_NUMBER: _ClassVar[int]
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
     RESTARTS_FIELD_NUMBER: _ClassVar[int]
     EVENT_FIELD_NUMBER: _ClassVar[int]
+    MEASURED_FIELD_NUMBER: _ClassVar[int]
     work: WorkEpoch
     progress: _job_pb2.Progress
     restarts: int
     event: str
-    def __init__(self, work: _Optional[_Union[WorkEpoch, _Mapping]] = ..., progress: _Optional[_Union[_job_pb2.Progress, _Mapping]] = ..., restarts: _Optional[int] = ..., event: _Optional[str] = ...) -> None: ...
+    measured: _containers.RepeatedCompositeFieldContainer[_job_pb2.JobMetric]
+    def __init__(self, work: _Optional[_Union[WorkEpoch, _Mapping]] = ..., progress: _Optional[_Union[_job_pb2.Progress, _Mapping]] = ..., restarts: _Optional[int] = ..., event: _Optional[str] = ..., measured: _Optional[_Iterable[_Union[_job_pb2.JobMetric, _Mapping]]] = ...) -> None: ...
 
 class CheckpointComplete(_message.Message):
     __slots__ = ("work", "step", "manifest_digest")

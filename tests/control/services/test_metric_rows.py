@@ -1,0 +1,98 @@
+"""What is kept of what the steps of a job measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from appliance.api.agent.v1 import agent_service_pb2 as agent
+from appliance.api.jobs.v1 import job_pb2, job_service_pb2
+from appliance.control.services.metric_rows import MOST_ROWS, keep
+from appliance.control.store import tables
+from tests.fakes.lab import ALICE, FakeAgent, Lab
+
+NAME = "projects/demo/jobs/t0"
+
+
+async def started(lab: Lab) -> tuple[FakeAgent, agent.WorkEpoch]:
+    node = await lab.connected("n1")
+    lab.train("t0", lab.tokens())
+    lab.look()
+    await node.take()
+    return node, node.started[-1].work
+
+
+def measure(lab: Lab, work: agent.WorkEpoch, steps: Iterable[int], loss: float = 1.0) -> None:
+    with lab.database.write() as transaction:
+        keep(transaction, work.work, work.epoch, {step: {"loss": loss} for step in steps})
+
+
+def kept(lab: Lab) -> list[tuple[int, int]]:
+    return sorted((row.step, row.epoch) for row in lab.rows(tables.job_metric))
+
+
+async def test_a_job_of_a_million_steps_keeps_some_of_them_evenly(lab: Lab) -> None:
+    _, work = await started(lab)
+    for first in range(1, 1_000_000, 2500):
+        measure(lab, work, range(first, first + 2500))
+        if first % 100_000 == 1:
+            assert len(kept(lab)) <= MOST_ROWS
+    steps = [step for step, _ in kept(lab)]
+    assert steps == [1, *range(512, 1_000_000, 512), 1_000_000]
+
+
+async def test_many_restarts_keep_no_more_and_of_a_step_done_twice_the_later(lab: Lab) -> None:
+    _, work = await started(lab)
+    for epoch in range(1, 40):
+        again = agent.WorkEpoch(work=work.work, epoch=epoch)
+        measure(lab, again, range(epoch, epoch + 2000), loss=float(epoch))
+        assert len(kept(lab)) <= MOST_ROWS
+    steps = [step for step, _ in kept(lab)]
+    assert len(set(steps)) == len(steps)
+    (first, *_, last) = kept(lab)
+    assert (first, last) == ((1, 1), (39 + 1999, 39))
+
+
+async def test_a_start_that_goes_on_from_a_checkpoint_takes_the_place_of_what_it_does_again(
+    lab: Lab,
+) -> None:
+    _, work = await started(lab)
+    measure(lab, work, range(1, 9))
+    again = agent.WorkEpoch(work=work.work, epoch=2)
+    measure(lab, again, [5])
+    # Steps that a thinned report leaves out count as passed.
+    measure(lab, again, [7])
+    assert kept(lab) == [(1, 1), (2, 1), (3, 1), (4, 1), (5, 2), (7, 2), (8, 1)]
+
+
+async def test_steps_that_come_together_are_one_transaction(lab: Lab) -> None:
+    node, work = await started(lab)
+    other = agent.WorkEpoch(work="0" * 32, epoch=1)
+    said = [
+        agent.JobProgress(work=other, progress=job_pb2.Progress(step=1)),
+        *(
+            agent.JobProgress(
+                work=work,
+                progress=job_pb2.Progress(step=step, total=5000),
+                measured=[job_pb2.JobMetric(step=step, values={"loss": 1.0 / step})],
+            )
+            for step in range(1, 1001)
+        ),
+    ]
+    before = lab.database.generation
+    lab.work.agents.take("n1", [agent.ReportRequest(job_progress=each) for each in said])
+    assert lab.database.generation == before + 1
+    assert lab.job("t0").progress.step == 1000
+    request = job_service_pb2.ListJobMetricsRequest(name=NAME, page_size=1000)
+    measured = lab.jobs.metrics(ALICE, request).metrics
+    assert [each.step for each in measured] == list(range(1, 1001))
+    assert measured[1].values["loss"] == 0.5
+    await node.take()
+    assert node.stopped == [(other.work, 1)]
+
+
+async def test_what_is_too_much_fails_its_own_job(lab: Lab) -> None:
+    node, work = await started(lab)
+    steps = [job_pb2.JobMetric(step=step, values={"loss": 1.0}) for step in range(257)]
+    node.report(job_progress=agent.JobProgress(work=work, measured=steps))
+    assert lab.job("t0").state == job_pb2.Job.STATE_FAILED
+    assert kept(lab) == []
