@@ -34,6 +34,7 @@ from appliance.control.services.runs import Runs
 from appliance.control.services.served import ServedClock
 from appliance.control.services.silence import Silence
 from appliance.control.services.storage_tasks import StorageTasks
+from appliance.control.services.sweeper import Sweeper
 from appliance.control.services.upload_tasks import UploadTasks
 from appliance.core.errors import Exhausted
 from appliance.core.placement import NodeCapacity, place
@@ -60,6 +61,7 @@ class Scheduler:
         uploads: UploadTasks,
         tasks: StorageTasks,
         served: ServedClock,
+        sweeper: Sweeper,
     ) -> None:
         self._artifacts = artifacts
         self._leases = leases
@@ -74,6 +76,7 @@ class Scheduler:
         self._uploads = uploads
         self._tasks = tasks
         self._served = served
+        self._sweeper = sweeper
         self._cut_off = False
 
     def recover(self) -> None:
@@ -105,6 +108,7 @@ class Scheduler:
         self._logs.sweep()
         self._checkpoints.sweep()
         self._uploads.sweep()
+        self._sweeper.look()
 
     async def run(self, pool: Executor, events: Events) -> None:
         """Pass after pass: when something changed, and every second."""

@@ -50,6 +50,7 @@ from appliance.control.services.runs import Runs
 from appliance.control.services.served import ServedClock
 from appliance.control.services.silence import Silence
 from appliance.control.services.storage_tasks import StorageTasks, TaskKind
+from appliance.control.services.sweeper import Sweeper
 from appliance.control.services.tokenizers import Tokenizers
 from appliance.control.services.upload_ids import UploadIds
 from appliance.control.services.upload_parts import Parts
@@ -182,6 +183,7 @@ class Work:
             uploads=self.upload_tasks,
             tasks=self.tasks,
             served=self.served,
+            sweeper=Sweeper(base.database, base.clock, monotonic),
         )
         self._base = base
         self._people = people

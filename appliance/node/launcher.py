@@ -57,6 +57,8 @@ INHERITED = (
 """Variables that a work gets from the agent; all others are set here or not at all."""
 
 _WORK = re.compile(r"[A-Za-z0-9]+(-[A-Za-z0-9]+)*(/[A-Za-z0-9]+(-[A-Za-z0-9]+)*)?")
+_SCRATCH = re.compile(r"[0-9a-f]{32}(\.[A-Za-z0-9-]+)?\.[0-9]+")
+"""Folders of works, as `folder_name` makes them of the ids that the control plane gives."""
 
 logger = logging.getLogger(__name__)
 
@@ -139,7 +141,10 @@ class Launcher:
         self._cgroup = cgroup
         self._running: set[str] = set()
         make_private_dir(folders.runs)
-        make_private_dir(folders.scratch)
+        # What an agent left that was killed: its work ended with it.
+        for left in make_private_dir(folders.scratch).iterdir():
+            if _SCRATCH.fullmatch(left.name):
+                shutil.rmtree(left, ignore_errors=True)
 
     async def start(
         self,

@@ -449,3 +449,14 @@ async def test_a_full_disk_costs_lines_of_the_log_and_not_the_work(tmp_path: Pat
     assert lines[0] == b"before"
     assert re.fullmatch(rb"x*\(\d+ bytes were lost here: the disk was full\)", lines[-2])
     assert lines[-1] == b"after"
+
+
+def test_what_a_killed_agent_left_for_temporary_files_goes_and_nothing_else(tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir(mode=0o700)
+    others = ["notes", "ab.0.3", f"{'0a' * 16}", f"{'0a' * 16}.x"]
+    for name in [f"{'0a' * 16}.1", f"{'0b' * 16}.r0.12", *others]:
+        (scratch / name).mkdir()
+        (scratch / name / "file").touch()
+    Work(tmp_path)
+    assert sorted(path.name for path in scratch.iterdir()) == sorted(others)

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Row, delete, insert, select, update
+from sqlalchemy import ColumnElement, Row, delete, insert, select, update
 
 from appliance.control.auth import tokens
 from appliance.control.auth.moments import TOLERANCE, believed
@@ -43,6 +43,11 @@ class NewJoinToken:
     expire_time: datetime
 
 
+def over(now: datetime) -> ColumnElement[bool]:
+    """Which tokens ended more than a day ago; until then it can be said why one is refused."""
+    return join_token.c.expire_time <= now - KEPT
+
+
 def create(  # noqa: PLR0913 - the columns of one row
     transaction: Transaction,
     key: bytes,
@@ -58,7 +63,6 @@ def create(  # noqa: PLR0913 - the columns of one row
     For ten minutes unless said otherwise; `hosts` are names and addresses of a gateway.
     """
     minted = tokens.mint(TokenKind.JOIN, key)
-    transaction.run(delete(join_token).where(join_token.c.expire_time <= now - KEPT))
     transaction.run(
         insert(join_token).values(
             id=minted.id,

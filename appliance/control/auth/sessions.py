@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Row, delete, insert, or_, select, update
+from sqlalchemy import ColumnElement, Row, delete, insert, or_, select, update
 
 from appliance.control.auth import grants, tokens
 from appliance.control.auth.moments import TOLERANCE, believed
@@ -28,6 +28,9 @@ from appliance.core.identity import ANONYMOUS, Principal, PrincipalKind
 
 LIFETIME = timedelta(hours=12)
 IDLE = timedelta(minutes=30)
+MOST_SESSIONS = 100
+"""Of one user; the one that was used longest ago ends for the next. Log-ins that are not complete
+are counted apart."""
 NOTED_EVERY = timedelta(minutes=1)
 """Uses of a session within this time are noted as one."""
 
@@ -37,6 +40,11 @@ ENROLL_TOTP = "ENROLL_TOTP"
 CHANGE_PASSWORD = "CHANGE_PASSWORD"  # noqa: S105 - a step, no password
 
 Clock = Callable[[], datetime]
+
+
+def over(now: datetime) -> ColumnElement[bool]:
+    """Which sessions have ended, or were begun by a clock that was ahead."""
+    return or_(session.c.expire_time <= now, session.c.create_time > now + TOLERANCE)
 
 
 class Sessions:
@@ -60,8 +68,6 @@ class Sessions:
         """A new session of a user; its token, to be shown once."""
         now = self._clock()
         minted = tokens.mint(TokenKind.SESSION, self._token_key)
-        over = or_(session.c.expire_time <= now, session.c.create_time > now + TOLERANCE)
-        transaction.run(delete(session).where(over))
         transaction.run(
             insert(session).values(
                 id=minted.id,
@@ -76,7 +82,18 @@ class Sessions:
                 counter=counter,
             )
         )
+        self._end_surplus(transaction, owner, step)
         return minted.text
+
+    @staticmethod
+    def _end_surplus(transaction: Transaction, owner: str, step: str) -> None:
+        """Of one user so many live; who has only a password ends none that is complete."""
+        alike = session.c.step == COMPLETE if step == COMPLETE else session.c.step != COMPLETE
+        mine = select(session.c.id).where(session.c.user == owner, alike)
+        seen = session.c.seen_time.desc(), session.c.create_time.desc(), session.c.id
+        rows = transaction.all(mine.order_by(*seen).offset(MOST_SESSIONS))
+        if rows:
+            transaction.run(delete(session).where(session.c.id.in_([row.id for row in rows])))
 
     def find(self, state: Reading, text: str) -> Row[Any]:
         """The live session of a token, complete or not. Raises Unauthenticated."""

@@ -81,7 +81,6 @@ class Changes:
                 made = work(transaction)
                 _stop_if_only_validated(request, made)
                 now = self._clock()
-                requests.forget(transaction, now)
                 requests.remember(
                     transaction,
                     principal=principal,

@@ -53,6 +53,9 @@ WITH_NODE = frozenset({"LEASE_LOST", "NODE_LOST"})
 LONGEST_MESSAGE = 1000
 MOST_STEPS = 256
 """Measured steps of one report."""
+MOST_CHECKS = 100
+"""Checkpoints of a job that wait to be looked at. A newer one counts more than the oldest, which
+the next start still finds in the object store."""
 _MOST_METRICS = 100
 _LONGEST_NAME = 64
 _LARGEST_RESULT = 1 << 16
@@ -157,6 +160,7 @@ class RunReports:
         with self._database.write() as transaction:
             self._row(transaction, node, report.work)
             self._tasks.add(transaction, TaskKind.CHECK_CHECKPOINT, uid, **details)
+            self._tasks.drop_oldest(transaction, TaskKind.CHECK_CHECKPOINT, uid, MOST_CHECKS)
 
     def ended(self, node: str, report: rpc.JobEnded) -> None:
         """A job's part on a node has ended. Raises LeaseLost."""

@@ -116,6 +116,18 @@ class StorageTasks:
         )
         transaction.after_commit(lambda: self._events.publish(STORAGE))
 
+    def drop_oldest(
+        self, transaction: Transaction, kind: TaskKind, subject: str, most: int
+    ) -> None:
+        """Let so many tasks of a kind about a subject wait; older ones are not done any more."""
+        waiting = select(_task.id).where(
+            _task.kind == kind, _task.subject == subject, _task.lock_token.is_(None)
+        )
+        rows = transaction.all(waiting.order_by(_task.id.desc()).offset(most))
+        if rows:
+            surplus = _task.id.in_([row.id for row in rows])
+            transaction.run(delete(tables.storage_task).where(surplus))
+
     def put_off(
         self, transaction: Transaction, kind: TaskKind, subject: str, time: timedelta
     ) -> None:

@@ -2,7 +2,8 @@
 
 Rules kept here: the answer is stored in the transaction of the effect, so there is either both or
 neither; the same request id with other contents is an error, not a second effect; an id belongs to
-one principal and one method.
+one principal and one method; answers are kept for a day, and of one principal the newest
+`MOST_ANSWERS` alone.
 
 Called by the services behind every RPC that has a `request_id`.
 """
@@ -11,15 +12,18 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 
-from sqlalchemy import delete, insert, or_, select
+from sqlalchemy import ColumnElement, delete, func, insert, or_, select
 
 from appliance.control.store.database import Reading, Transaction
 from appliance.control.store.tables import request
 from appliance.core.errors import InvalidInput
 
 KEPT = timedelta(days=1)
+MOST_ANSWERS = 10_000
+"""Of one principal; more than that are repeated within the seconds that a client waits."""
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
@@ -90,7 +94,28 @@ def remember(  # noqa: PLR0913 - the columns of one row
         )
 
 
-def forget(transaction: Transaction, now: datetime) -> int:
-    """Delete answers older than a day, and those of a clock that was ahead; how many."""
+def over(now: datetime) -> ColumnElement[bool]:
+    """Which answers are older than a day, or of a clock that was ahead."""
     made = request.c.create_time
-    return transaction.run(delete(request).where(or_(made < now - KEPT, made > now + KEPT)))
+    return or_(made < now - KEPT, made > now + KEPT)
+
+
+def crowded(state: Reading) -> list[str]:
+    """Principals that have more answers than are kept."""
+    rows = state.all(
+        select(request.c.principal)
+        .group_by(request.c.principal)
+        .having(func.count() > MOST_ANSWERS)
+    )
+    return [row.principal for row in rows]
+
+
+def forget_crowded(transaction: Transaction, principals: Iterable[str]) -> None:
+    """Keep the newest answers of these principals."""
+    for principal in principals:
+        mine = request.c.principal == principal
+        newest = select(request.c.create_time).where(mine)
+        newest = newest.order_by(request.c.create_time.desc()).offset(MOST_ANSWERS).limit(1)
+        oldest = transaction.value(newest)
+        if oldest is not None:
+            transaction.run(delete(request).where(mine, request.c.create_time <= oldest))

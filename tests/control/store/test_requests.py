@@ -1,11 +1,13 @@
 """A repeated request id gets the first answer, and only its own."""
 
+import uuid
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 
+from appliance.control.services.sweeper import Sweeper
 from appliance.control.store import requests
 from appliance.control.store.database import Database
 from appliance.core.errors import InvalidInput
@@ -21,7 +23,9 @@ def state(tmp_path: Path) -> Iterator[Database]:
     database.close()
 
 
-def _remember(state: Database, request_id: str = ID, *, principal: str = "user:alice") -> None:
+def _remember(
+    state: Database, request_id: str = ID, *, principal: str = "user:alice", now: datetime = START
+) -> None:
     with state.write() as transaction:
         requests.remember(
             transaction,
@@ -30,7 +34,7 @@ def _remember(state: Database, request_id: str = ID, *, principal: str = "user:a
             request_id=request_id,
             payload=b"in",
             response=b"out",
-            now=START,
+            now=now,
         )
 
 
@@ -75,7 +79,27 @@ def test_what_is_no_uuid_is_refused(state: Database, wrong: str) -> None:
 
 def test_answers_are_forgotten_after_a_day(state: Database) -> None:
     _remember(state)
-    with state.write() as transaction:
-        assert requests.forget(transaction, START + timedelta(hours=23)) == 0
-        assert requests.forget(transaction, START + timedelta(hours=25)) == 1
+    now = [START + timedelta(hours=23)]
+    sweeper = Sweeper(state, lambda: now[0], lambda: 0.0)
+    sweeper.sweep()
+    assert _answered(state) is not None
+    before = state.generation
+    now[0] = START + timedelta(hours=25)
+    sweeper.sweep()
     assert _answered(state) is None
+    assert state.generation == before + 1
+    sweeper.sweep()
+    assert state.generation == before + 1
+
+
+@pytest.mark.attack
+def test_of_one_caller_some_answers_are_kept(
+    state: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(requests, "MOST_ANSWERS", 10)
+    identifiers = [str(uuid.UUID(int=number)) for number in range(30)]
+    for number, identifier in enumerate(identifiers):
+        _remember(state, identifier, now=START + timedelta(seconds=number))
+    Sweeper(state, lambda: START + timedelta(minutes=1), lambda: 0.0).sweep()
+    kept = [identifier for identifier in identifiers if _answered(state, identifier) is not None]
+    assert kept == identifiers[20:]
