@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from appliance.control.audit.growing import LEAST_RESERVE
 from appliance.core.config import doc
 from appliance.core.errors import InvalidInput
 from appliance.wire.admission import CallerLimits, StrangerLimits
@@ -118,6 +119,30 @@ class Uploading:
 
 
 @dataclass(frozen=True)
+class AuditSettings:
+    """What the disk of the audit log keeps free."""
+
+    reserve_bytes: int = field(
+        default=64 << 20,
+        metadata=doc(
+            "room that is kept on the disk for results and alarms when it is full: 4 MiB or more;"
+            " less on a disk of which it would be more than a 64th, or which has not twice as much"
+        ),
+    )
+    warning_bytes: int = field(
+        default=1 << 30,
+        metadata=doc("free space of the disk below which it is said and recorded; 0: never"),
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse what would be no room."""
+        if self.reserve_bytes < LEAST_RESERVE:
+            raise InvalidInput(f"audit.reserve_bytes is {LEAST_RESERVE} or more")
+        if self.warning_bytes < 0:
+            raise InvalidInput("audit.warning_bytes is 0 or more")
+
+
+@dataclass(frozen=True)
 class ControlConfig:
     """Everything a control plane is told."""
 
@@ -137,6 +162,7 @@ class ControlConfig:
     limits: Limits = field(default_factory=Limits)
     scheduling: Scheduling = field(default_factory=Scheduling)
     uploads: Uploading = field(default_factory=Uploading)
+    audit: AuditSettings = field(default_factory=AuditSettings)
     strangers: StrangerLimits = field(default_factory=StrangerLimits)
     callers: CallerLimits = field(default_factory=CallerLimits)
 

@@ -11,6 +11,7 @@ Called by `python -m appliance.control` and by tests that need a whole control p
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +22,7 @@ from prometheus_client import CollectorRegistry
 from appliance.control import cross_check, parts
 from appliance.control.access import Access
 from appliance.control.audit.checking import AuditMetrics, Checking
+from appliance.control.audit.room import Room
 from appliance.control.audit.system import SystemRecords
 from appliance.control.config import ControlConfig
 from appliance.control.expiry_metrics import ExpiryMetrics
@@ -76,7 +78,9 @@ class Control:
         registry.register(WorkMetrics(self.base.database, self.work.leases, clock))
         # Before an agent can call: what was under way when the last process ended.
         self.work.scheduler.recover()
-        self._checking = Checking(opened.log, SystemRecords(opened.log))
+        records = SystemRecords(opened.log)
+        self._checking = Checking(opened.log, records)
+        self._room = Room(opened.log.folder, settings.audit.warning_bytes, records)
         registry.register(AuditMetrics(opened.log, self._checking))
         self._row_checks = RowChecks(opened.database, SystemRecords(opened.log))
         registry.register(RowMetrics(opened.database))
@@ -132,6 +136,7 @@ class Control:
             asyncio.create_task(self._checking.run()),
             asyncio.create_task(self._row_checks.run()),
             asyncio.create_task(self._record_refusals()),
+            asyncio.create_task(self._watch_room()),
             asyncio.create_task(self.tell_health()),
             asyncio.create_task(
                 cross_check.run(self.base.policies, self._pool.passes, self.base.events)
@@ -175,6 +180,13 @@ class Control:
         finally:
             await self.record_refusals()
             await asyncio.to_thread(self._note_usage)
+
+    async def _watch_room(self) -> None:
+        """At once, and once a minute."""
+        while True:
+            with contextlib.suppress(OSError):  # a folder that is gone closes the log
+                await asyncio.to_thread(self._room.look)
+            await asyncio.sleep(RECORD_SECONDS)
 
     async def record_refusals(self) -> None:
         """Write what was refused and counted so far into the audit log."""

@@ -99,7 +99,7 @@ def open_data(
         raise
     try:
         found = _protect(data, keyring, root, database, accept=not check_state)
-        log = _open_log(data, keyring, database, clock)
+        log = _open_log(data, keyring, database, clock, settings.audit.reserve_bytes)
         try:
             if found and (check_state or not all(finding.is_named for finding in found)):
                 refuse_rows(data, log, found)
@@ -187,6 +187,7 @@ def _open_log(
     keyring: Keyring,
     database: Database,
     clock: Callable[[], datetime],
+    reserve_bytes: int,
 ) -> AuditLog:
     return AuditLog.open(
         data.audit,
@@ -196,6 +197,7 @@ def _open_log(
         known=witness.known(database),
         guard=Presence([data.state, data.keyring]).check,
         generation=lambda: database.generation,
+        reserve_bytes=reserve_bytes,
     )
 
 

@@ -21,11 +21,12 @@ import grpc.aio
 import pyotp
 
 from appliance.control import setup
+from appliance.control.audit.growing import LEAST_RESERVE
 from appliance.control.auth import tokens
 from appliance.control.auth.rules import Link
 from appliance.control.auth.sessions import COMPLETE, VERIFY_TOTP
 from appliance.control.auth.tokens import TokenKind
-from appliance.control.config import ControlConfig, Limits, Listen
+from appliance.control.config import AuditSettings, ControlConfig, Limits, Listen
 from appliance.control.main import Control
 from appliance.control.rpc.servicer import Servicer
 from appliance.control.services.bindings import Bindings
@@ -72,6 +73,7 @@ def settings_of(folder: Path, **changes: Any) -> ControlConfig:
         loaded,
         **{
             "threads": 4,
+            "audit": AuditSettings(reserve_bytes=LEAST_RESERVE),
             "listen": Listen(api="127.0.0.1:0", machines="127.0.0.1:0", metrics="127.0.0.1:0"),
             "limits": Limits(anonymous_per_second=1e6, anonymous_burst=1_000_000),
             **changes,

@@ -21,6 +21,9 @@ from pathlib import Path
 
 from appliance.core.errors import Tampered
 
+LEAST_RESERVE = 4 << 20
+"""Bytes; how many there should be is a setting of the control plane (`audit.reserve_bytes`)."""
+SHARE = 64
 _APPEND = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -140,14 +143,19 @@ class Reserve:
 
     Args:
         path: of the file that holds the room.
-        size: bytes.
+        size: bytes that are wanted. It is less on a small disk, or one that has less than twice
+            that free, but not less than `least`; the next process tries again.
+        least: bytes.
     """
 
-    def __init__(self, path: Path, size: int) -> None:
+    def __init__(self, path: Path, size: int, least: int) -> None:
         self._path = path
-        self._size = size
-        # Left by the process before.
-        self._held = path.exists() and path.stat().st_blocks * 512 >= size
+        # Left by the process before, perhaps smaller.
+        held = path.stat().st_blocks * 512 if path.exists() else 0
+        found = os.statvfs(path.parent)
+        self.size = _fitting(size, least, found.f_blocks * found.f_frsize, self._room(), held)
+        """Bytes that are kept."""
+        self._held = held >= self.size
 
     def take(self) -> None:
         """Hold the room, when the disk has as much again.
@@ -156,14 +164,14 @@ class Reserve:
         look like a disk that is no longer full. Raises OSError; what is held already stays held.
         """
         # Asked first: an attempt that fails would take the last room from others for a moment.
-        if self._room() < (self._size if self._held else 2 * self._size):
+        if self._room() < (self.size if self._held else 2 * self.size):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         descriptor = os.open(self._path, _APPEND | os.O_CREAT, 0o600)
         try:
-            os.posix_fallocate(descriptor, 0, 2 * self._size)
+            os.posix_fallocate(descriptor, 0, 2 * self.size)
             self._held = True
         finally:
-            os.ftruncate(descriptor, self._size if self._held else 0)
+            os.ftruncate(descriptor, self.size if self._held else 0)
             os.close(descriptor)
 
     def is_needed(self) -> bool:
@@ -171,7 +179,7 @@ class Reserve:
 
         `take` asks for all of it once more, so the two do not follow each other every second.
         """
-        return self._room() < self._size // 2
+        return self._room() < self.size // 2
 
     def _room(self) -> int:
         found = os.statvfs(self._path.parent)
@@ -181,3 +189,18 @@ class Reserve:
         """Give the room to what is written next."""
         self._held = False
         self._path.unlink(missing_ok=True)
+
+
+def _fitting(size: int, least: int, disk: int, free: int, held: int) -> int:
+    """How large a reserve is: half as large again and again, until the disk has as much beside it.
+
+    Args:
+        size: that is wanted.
+        least: that is tried in any case.
+        disk: bytes of all of it; a reserve takes one in `SHARE` of them at most.
+        free: bytes on it.
+        held: bytes of the reserve that is there.
+    """
+    while size // 2 >= least and (size > disk // SHARE or free + held < 2 * size):
+        size //= 2
+    return size

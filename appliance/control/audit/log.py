@@ -36,6 +36,7 @@ from typing import Any
 
 from appliance.control.audit import refusals
 from appliance.control.audit.closed import Closed
+from appliance.control.audit.growing import LEAST_RESERVE
 from appliance.control.audit.leaving import Leaving
 from appliance.control.audit.record import Entry, Prepared, prepare, record_at
 from appliance.control.audit.segments import Segments
@@ -102,6 +103,7 @@ class AuditLog:
         guard: Callable[[], None] = lambda: None,
         generation: Callable[[], int] = lambda: 0,
         segment_records: int | None = None,
+        reserve_bytes: int = LEAST_RESERVE,
     ) -> AuditLog:
         """Open or begin the log in a folder.
 
@@ -115,12 +117,19 @@ class AuditLog:
                 be acknowledged; asked before each write and each second.
             generation: how many writes of the state were committed; each record says it.
             segment_records: how many records a file holds; None: as many as usual.
+            reserve_bytes: of room that is kept for a full disk, where there is as much.
 
         Raises:
             Tampered: the log was changed while it was closed; Stale when it is an older copy.
             Exhausted: there is no room to close the segments of 0.1.0.
         """
-        files = Segments(folder, key.verify_key, origin, segment_records=segment_records)
+        files = Segments(
+            folder,
+            key.verify_key,
+            origin,
+            segment_records=segment_records,
+            reserve_bytes=reserve_bytes,
+        )
         try:
             written = Written(files, key, origin, known or {}, generation)
         except BaseException:

@@ -33,7 +33,7 @@ from appliance.control.audit.closed import (
     line_starts,
     write,
 )
-from appliance.control.audit.growing import GrowingFile, Reserve, look_at
+from appliance.control.audit.growing import LEAST_RESERVE, GrowingFile, Reserve, look_at
 from appliance.core.errors import Tampered
 from appliance.core.files import make_private_dir, named_streams, sync_dir
 from appliance.crypto import chain
@@ -46,7 +46,6 @@ SEGMENT_RECORDS = 1 << 16
 LOOK_SECONDS = 1.0
 """Time between two looks at closed segments."""
 RESERVE = "reserve"
-RESERVE_BYTES = 4 << 20
 _PREVIOUS = re.compile(rb'"previous":"([0-9a-f]{64})"')
 
 
@@ -66,12 +65,19 @@ class Segments:
         key: of the checkpoints.
         origin: name of the log in its checkpoints.
         segment_records: a segment that has so many gets no further line; None: 65,536.
+        reserve_bytes: of room that is kept for a full disk, where there is as much.
 
     Raises Tampered when what is closed is not complete, or not what was signed.
     """
 
     def __init__(
-        self, folder: Path, key: VerifyKey, origin: str, *, segment_records: int | None = None
+        self,
+        folder: Path,
+        key: VerifyKey,
+        origin: str,
+        *,
+        segment_records: int | None = None,
+        reserve_bytes: int = LEAST_RESERVE,
     ) -> None:
         self.folder = make_private_dir(folder)
         self._key, self._origin = key, origin
@@ -88,7 +94,7 @@ class Segments:
         self._repair()
         self._notes = self._open(self.folder / CHECKPOINTS)
         self._home = look_at(self.folder)
-        self.reserve = Reserve(self.folder / RESERVE, RESERVE_BYTES)
+        self.reserve = Reserve(self.folder / RESERVE, reserve_bytes, LEAST_RESERVE)
 
     @property
     def is_full(self) -> bool:

@@ -14,7 +14,7 @@ import pytest
 
 from appliance.control.audit import closed, segments
 from appliance.control.audit import log as module
-from appliance.control.audit.growing import Look
+from appliance.control.audit.growing import LEAST_RESERVE, Look
 from appliance.control.audit.log import AuditLog
 from appliance.control.audit.record import Entry
 from appliance.core.errors import AuditUnavailable, Tampered
@@ -76,7 +76,7 @@ def test_a_full_disk_refuses_keeps_results_and_goes_on_by_itself(tmp_path: Path)
         log.close()
         found = verified(folder)
         assert found.size == found.covered == size + 1001
-        assert (folder / "reserve").stat().st_size == segments.RESERVE_BYTES
+        assert (folder / "reserve").stat().st_size == LEAST_RESERVE
 
 
 @pytest.mark.attack
