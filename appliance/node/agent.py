@@ -37,6 +37,7 @@ from appliance.api.agent.v1 import agent_service_pb2_grpc
 from appliance.api.nodes.v1 import node_pb2
 from appliance.core.addresses import free_ports
 from appliance.core.errors import ApplianceError, Unavailable
+from appliance.core.heartbeat import HEARTBEAT_SECONDS
 from appliance.machine.identity import Identity
 from appliance.machine.joining import LONGEST_PAUSE, Joining
 from appliance.machine.keeping import Keeper
@@ -46,7 +47,6 @@ from appliance.node.metrics import NodeMetrics
 from appliance.node.works import Commands, Works
 from appliance.wire.status import from_rpc_error
 
-HEARTBEAT_SECONDS = 1.0
 REPORT_SECONDS = 0.25
 NEWS_SECONDS = 1.0
 SILENCE_SECONDS = 10.0

@@ -58,7 +58,7 @@ class NodeConfig:
     health: str = field(
         default="127.0.0.1:7446", metadata=doc("loopback address of the gRPC health service")
     )
-    metrics: str = field(default="127.0.0.1:9466", metadata=doc("loopback address of the metrics"))
+    metrics: str = field(default="127.0.0.1:7447", metadata=doc("loopback address of the metrics"))
     log_bytes: int = field(
         default=16 << 20, metadata=doc("bytes of log kept of each work; older ones are dropped")
     )

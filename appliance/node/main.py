@@ -30,6 +30,7 @@ from appliance.node.devices import Offer
 from appliance.node.documents import Place
 from appliance.node.launcher import Folders, Launcher
 from appliance.node.metrics import NodeMetrics
+from appliance.node.replica_metrics import ReplicaMetrics
 from appliance.node.works import Commands
 from appliance.wire import accepted
 from appliance.wire.server import Listener, Server
@@ -91,6 +92,7 @@ async def serve(config: NodeConfig, commands: Commands) -> None:
             metrics=NodeMetrics(registry),
             on_connected=on_connected,
         )
+        registry.register(ReplicaMetrics(agent.works.replicas))
         checking = asyncio.create_task(_check(agent, able, missing))
         try:
             await agent.run()

@@ -216,6 +216,9 @@ class ReplicaReports:
     """The reports of one replica under one lease."""
 
     work: rpc.WorkEpoch
+    endpoint: str = ""
+    metrics: str = ""
+    """Where its numbers are, as it says."""
     ready: rpc.ReportRequest | None = None
     _error: str = ""
     _waiting: list[rpc.ReportRequest] = field(default_factory=list)
@@ -229,6 +232,7 @@ class ReplicaReports:
                 )
                 self.ready = rpc.ReportRequest(replica_changed=changed)
                 self._waiting = [self.ready]
+                self.metrics = str(line.get("metrics", ""))
             case "error":
                 self._error = self._error or str(line["message"])
             case _:

@@ -39,6 +39,7 @@ from appliance.node.gateways import Gateways
 from appliance.node.launcher import Ended, Launch, Launcher, Running
 from appliance.node.metrics import NodeMetrics
 from appliance.node.outbox import Outbox, Work
+from appliance.node.replica_metrics import Source
 from appliance.node.reports import JobReports, ReplicaReports
 from appliance.wire.accepted import AcceptedFile
 
@@ -114,6 +115,15 @@ class Works:
         held = [*self._entries, *self.outbox.unheard()]
         return [rpc.WorkEpoch(work=work, epoch=epoch) for work, epoch in held]
 
+    def replicas(self) -> list[Source]:
+        """Replicas that are ready, and where their numbers are; from any thread."""
+        reports = [entry.reports for entry in list(self._entries.values())]
+        return [
+            Source(each.endpoint, each.work.work.rpartition("/")[2], each.metrics)
+            for each in reports
+            if isinstance(each, ReplicaReports) and each.metrics
+        ]
+
     def begin(self) -> list[rpc.ReportRequest]:
         """What is said first on a new stream.
 
@@ -183,7 +193,7 @@ class Works:
             self._launch(entry, self.commands.job, document)
 
     def _start_replica(self, order: rpc.StartReplica) -> None:
-        entry = self._admit(order.work, ReplicaReports(order.work), 0)
+        entry = self._admit(order.work, ReplicaReports(order.work, order.endpoint), 0)
         if entry is not None:
 
             async def document() -> dict[str, Any]:

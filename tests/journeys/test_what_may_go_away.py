@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 
 import pytest
 
-from appliance.control.services import fleet
+from appliance.core import heartbeat
 from tests.journeys.faults import FAULTS, cut
 from tests.journeys.running import wait_for
 from tests.journeys.streams import Streams, flowing
@@ -61,7 +61,7 @@ def happens(two: Two, row: Row, uid: str) -> None:
 def while_queued(two: Two, row: Row, name: str) -> None:
     """A node that is cut off gets no new work, so the job waits for it."""
     with cut(two, everybody=False):
-        time.sleep(fleet.SILENT_SECONDS + 2)
+        time.sleep(heartbeat.SILENT_SECONDS + 2)
         uid = two.train(name)
         two.wait_until(name, "QUEUED")
         happens(two, row, uid)

@@ -21,10 +21,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from appliance.api.agent.v1 import agent_service_pb2 as rpc
+from appliance.core.heartbeat import SILENT_SECONDS
 
 MOST_WAITING = 1000
 MOST_PORTS = 64
-SILENT_SECONDS = 6.0
 DEAD_SECONDS = 15.0
 
 
