@@ -201,6 +201,7 @@ class Control:
 
     async def close(self) -> None:
         """Close what `build` opened, after the server has stopped."""
+        self.work.stopping.set()
         # Before state and audit log are closed: what is in work is finished.
         self._pool.shutdown()
         self._door_pool.shutdown()

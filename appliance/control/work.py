@@ -8,6 +8,7 @@ Called by `appliance.control.main`; `appliance.control.parts` asks it for its se
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from datetime import timedelta
 
@@ -153,7 +154,8 @@ class Work:
             timedelta(days=base.settings.uploads.days),
             base.clock,
         )
-        self.storage = self._storage_worker(base, records)
+        self.stopping = threading.Event()
+        self.storage = self._storage_worker(base, records, monotonic)
         self.replicas = Replicas(
             base.database, self.leases, self.fleet, base.events, base.clock, monotonic
         )
@@ -188,10 +190,20 @@ class Work:
         self._base = base
         self._people = people
 
-    def _storage_worker(self, base: Foundation, records: SystemRecords) -> StorageWorker:
+    def _storage_worker(
+        self, base: Foundation, records: SystemRecords, monotonic: Callable[[], float]
+    ) -> StorageWorker:
         """What does each kind of work with the object store."""
         registration = Registration(
-            base.database, self.artifacts, self.tasks, self.runs, base.events, records, base.clock
+            base.database,
+            self.artifacts,
+            self.tasks,
+            self.runs,
+            base.events,
+            records,
+            base.clock,
+            self.stopping,
+            monotonic,
         )
         paused = PausedJobs(base.database, self.artifacts, self.folders, self.store, self.pauses)
         return StorageWorker(

@@ -5,7 +5,8 @@ A job that is REGISTERING has work of hours behind it. Rules kept here:
   byte now: that is tried again, less and less often, until it succeeds or somebody cancels the job;
 * only what is wrong with an output itself ends the job: it was changed, or is not what its slot
   holds;
-* a job has succeeded when every output was read back, verified and signed; then all outputs appear
+* a job has succeeded when every byte of every output was read back and verified, and it is signed;
+  what a storage has lost is found while the job can still be resumed; then all outputs appear
   and the job ends in one transaction, and the audit log says which. Doing it again after a kill at
   any moment changes nothing but the time it takes;
 * facts of outputs are read from the sealed files, not taken from a report;
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import threading
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any
@@ -40,11 +42,14 @@ from appliance.core.errors import (
     LeaseLost,
     NotFound,
     Tampered,
+    Unavailable,
 )
 from appliance.core.jobs import JobState
 from appliance.core.names import Name
 from appliance.crypto.artifacts import ArtifactReader
 
+LOOK_SECONDS = 1.0
+"""How often it is looked whether the job was cancelled while its output is read."""
 _logger = logging.getLogger(__name__)
 
 Registered = tuple[Version, ArtifactReader, dict[str, Any]]
@@ -62,6 +67,8 @@ class Registration:
         events: Events,
         records: Records,
         clock: Callable[[], datetime],
+        stopping: threading.Event,
+        monotonic: Callable[[], float],
     ) -> None:
         self._database = database
         self._artifacts = artifacts
@@ -70,6 +77,9 @@ class Registration:
         self._events = events
         self._records = records
         self._clock = clock
+        self._stopping = stopping
+        self._monotonic = monotonic
+        self._looked = float("-inf")
 
     def register(self, task: Task) -> None:
         """Register what a job made.
@@ -129,9 +139,23 @@ class Registration:
                 # Another epoch wrote it: here that is no question of time.
                 raise Tampered(error.message, object=version.uid) from error
             facts = outputs.facts_of(slot, reader, row.kind, spec)
+            reader.read_through(lambda: self._check_going(row))
             self._artifacts.sign(version, version.digest)
             made[slot] = (version, reader, facts)
         return made
+
+    def _check_going(self, row: Row[Any]) -> None:
+        """Raise when reading on is of no use: the control plane stops, or the job was cancelled."""
+        if self._stopping.is_set():
+            raise Unavailable("the control plane was stopped while the output was read")
+        now = self._monotonic()
+        if now - self._looked < LOOK_SECONDS:
+            return
+        self._looked = now
+        with self._database.read() as state:
+            found = job_rows.by_uid(state, row.uid)
+        if found is None or found.state != JobState.REGISTERING:
+            raise LeaseLost("the job was cancelled")
 
     def _say(self, row: Row[Any], task: Task, why: str) -> None:
         """Say why it has not worked yet, and when it is tried again."""

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import itertools
 import threading
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -24,7 +25,9 @@ from appliance.core.errors import (
     Unavailable,
 )
 from appliance.crypto import statements
+from appliance.crypto.artifacts import ArtifactReader
 from appliance.crypto.folder import Folder, NewFile
+from appliance.crypto.sealed import SealedReader
 from tests.fakes import tiny_model
 from tests.fakes.lab import ALICE, GIB, PROJECT, Lab, write
 
@@ -55,18 +58,18 @@ async def test_the_same_end_heard_twice_at_once_is_one_end(
     """On an old stream of the node and on its new one: between the row and the end of the lease."""
     node, work = await lab.started()
     node.storage_works = False
-    release, report = lab.work.leases.release, lab.work.agents.report
-    sent: list[agent.ReportRequest] = []
+    release, take = lab.work.leases.release, lab.work.agents.take
+    sent: list[Sequence[agent.ReportRequest]] = []
 
-    def send(name: str, message: agent.ReportRequest) -> None:
-        sent.append(message)
-        report(name, message)
+    def send(name: str, lot: Sequence[agent.ReportRequest]) -> None:
+        sent.append(lot)
+        take(name, lot)
 
-    monkeypatch.setattr(lab.work.agents, "report", send)
+    monkeypatch.setattr(lab.work.agents, "take", send)
 
     def slow(uid: str, epoch: int) -> list[Share]:
         monkeypatch.setattr(lab.work.leases, "release", release)
-        again = threading.Thread(target=report, args=(node.node, sent[-1]))
+        again = threading.Thread(target=take, args=(node.node, sent[-1]))
         again.start()
         again.join()
         return release(uid, epoch)
@@ -136,7 +139,36 @@ async def test_a_job_that_cannot_be_registered_can_be_cancelled(
     assert lab.job().state == Job.STATE_CANCELLED
 
 
-@pytest.mark.parametrize("change", ["byte", "missing", "epoch", "config"])
+@pytest.mark.parametrize("end", ["cancel", "stop"])
+async def test_reading_back_ends_when_it_is_of_no_use(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    node, work = await lab.started()
+    node.storage_works = False
+    node.succeed(work, MODEL)
+    open_file, opened = ArtifactReader.open, list[str]()
+
+    def opens(reader: ArtifactReader, file: str) -> SealedReader:
+        opened.append(file)
+        if end == "stop":
+            lab.work.stopping.set()
+        elif not opened[1:]:
+            lab.jobs.cancel(ALICE, job_service_pb2.CancelJobRequest(name=JOB))
+        return open_file(reader, file)
+
+    def reads(reader: ArtifactReader, going: Callable[[], None]) -> None:
+        monkeypatch.setattr(ArtifactReader, "open", opens)
+        read_through(reader, going)
+
+    read_through = ArtifactReader.read_through
+    monkeypatch.setattr(ArtifactReader, "read_through", reads)
+    lab.work.storage.do_all()
+    assert len(opened) == 1
+    state = {"cancel": Job.STATE_CANCELLED, "stop": Job.STATE_REGISTERING}[end]
+    assert lab.job().state == state
+
+
+@pytest.mark.parametrize("change", ["byte", "contents", "missing", "epoch", "config"])
 async def test_an_output_that_is_not_what_was_reported_fails_the_job(lab: Lab, change: str) -> None:
     node, work = await lab.started()
     key = next(key for key in node.keys(work).outputs if key.kind == "model")
@@ -149,6 +181,11 @@ async def test_an_output_that_is_not_what_was_reported_fails_the_job(lab: Lab, c
     if change == "byte":
         path = lab.objects / key.folder / "manifest.json"
         path.write_bytes(path.read_bytes().replace(b'"epoch":1', b'"epoch":2'))
+    if change == "contents":
+        path = lab.objects / key.folder / "model.safetensors"
+        sealed = bytearray(path.read_bytes())
+        sealed[-1000] ^= 1
+        path.write_bytes(sealed)
     if change == "missing":
         (lab.objects / key.folder / "model.safetensors").unlink()
     outputs = [agent.OutputComplete(slot="model", manifest_digest=digest)]
