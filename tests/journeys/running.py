@@ -28,8 +28,11 @@ from appliance.client.methods import find
 from appliance.client.pages import all_pages
 from appliance.client.profiles import Profiles
 from deploy.demo.terminal import Terminal
+from tests.fakes.gang import ROOT
+from tests.fakes.watchdog import loop_watchdog
 
 PROGRAM = Path(sys.executable).with_name("appliance")
+WATCHDOG = ROOT / "tests/fakes/watchdog"
 PROJECT = "demo"
 DEVICES = 4
 MOMENT = 0.2
@@ -162,7 +165,9 @@ def running(
     `surroundings` are in the environment of everybody who types, and so of every process; `options`
     are those of `init`; `prepare` gets its data directory before it comes up.
     """
-    data, around = home / "data", surroundings or {}
+    data, blocked = home / "data", home / "blocked"
+    blocked.mkdir(mode=0o700)
+    around = watched(surroundings or {}, blocked)
     alice = Terminal(PROGRAM, home / "alice", around)
     password = secrets.token_urlsafe(18)
     init(alice, data, password, *options)
@@ -182,6 +187,20 @@ def running(
     assert len(started) >= 8
     assert [pid for pid in started if Path(f"/proc/{pid}/exe").exists()] == []
     assert mentioning(data) == []
+    of_disk = [
+        found for found in loop_watchdog.findings(blocked) if loop_watchdog.is_of_disk(found)
+    ]
+    assert of_disk == [], "a loop waited for a disk, or for a scan: do that in a thread"
+
+
+def watched(surroundings: Mapping[str, str], folder: Path) -> dict[str, str]:
+    """Surroundings in which control plane, gateway and agents note what blocks their loops."""
+    paths = [str(WATCHDOG), *filter(None, [surroundings.get("PYTHONPATH")])]
+    return {
+        **surroundings,
+        "PYTHONPATH": os.pathsep.join(paths),
+        "LOOP_WATCHDOG": str(folder),
+    }
 
 
 def mentioning(path: Path) -> list[int]:
