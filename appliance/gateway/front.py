@@ -112,8 +112,11 @@ class Front:
         """Show another pair from now on. Raises InvalidInput when it is none, and OSError."""
         if not is_pair(pair.key, pair.certificate):
             raise InvalidInput("the certificate is not that of its key")
-        write_durably(self._file, pair.key + pair.certificate)
+        self._store(pair)
         self._show(pair)
+
+    def _store(self, pair: ServerPair) -> None:
+        write_durably(self._file, pair.key + pair.certificate)
 
     @property
     def pair(self) -> ServerPair:
@@ -146,7 +149,10 @@ class Front:
         certificate = (await self._ask(make_csr(key).decode())).encode()
         if not (is_pair(key, certificate) and issued_by(certificate, self._authority)):
             raise Unauthenticated("the control plane gave a front certificate of another key")
-        self.keep(ServerPair(key, certificate))
+        pair = ServerPair(key, certificate)
+        # In a thread: a disk that hangs must stop no answer.
+        await asyncio.to_thread(self._store, pair)
+        self._show(pair)
         logger.info("callers see a certificate until %s", not_after(certificate))
 
     async def run(self) -> None:

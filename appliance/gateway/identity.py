@@ -118,7 +118,7 @@ async def _before(config: GatewayConfig, store: IdentityStore) -> ServerPair | N
         machine = _gateway_of(certificate, config.cluster_id, ca_pem)
         identity = Identity.of(machine, config.cluster_id, key, certificate, ca_pem)
         Identity.parse(identity.document(), PrincipalKind.GATEWAY)
-        while not _stored(store, identity):  # noqa: ASYNC110 - nothing tells of space
+        while not await asyncio.to_thread(_stored, store, identity):  # noqa: ASYNC110 - nothing tells of space
             await asyncio.sleep(STORE_AGAIN_SECONDS)
     except (FileNotFoundError, PermissionError, ApplianceError) as error:
         logger.warning("%s and %s cannot be used: %s", config.key, config.certificate, error)

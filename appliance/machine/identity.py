@@ -189,7 +189,7 @@ class IdentityStore:
             except grpc.RpcError as error:
                 raise from_rpc_error(error) from error
         machine = Principal(self.kind.principal, joined.id)
-        identity = self._keep(machine, joined.cluster, key, joined.certificate, ca_pem)
+        identity = await self._keep(machine, joined.cluster, key, joined.certificate, ca_pem)
         try:
             await asyncio.to_thread(token_file.unlink)
         except OSError as error:
@@ -205,7 +205,9 @@ class IdentityStore:
                 certificate = await self.kind.renew(connection, make_csr(key).decode())
             except grpc.RpcError as error:
                 raise from_rpc_error(error) from error
-        return self._keep(identity.machine, identity.cluster, key, certificate, identity.ca_pem)
+        return await self._keep(
+            identity.machine, identity.cluster, key, certificate, identity.ca_pem
+        )
 
     async def recover(self, identity: Identity) -> Identity:
         """A new key and certificate by proof of the old key, also when its certificate has ended.
@@ -236,7 +238,7 @@ class IdentityStore:
                 )
             except grpc.RpcError as error:
                 raise from_rpc_error(error) from error
-        made = self._keep(identity.machine, identity.cluster, key, answer.certificate, ca_pem)
+        made = await self._keep(identity.machine, identity.cluster, key, answer.certificate, ca_pem)
         logger.info("recovered the certificate of %s", made.name)
         return made
 
@@ -284,7 +286,7 @@ class IdentityStore:
         with contextlib.suppress(OSError):
             room.unlink()
 
-    def _keep(
+    async def _keep(
         self, machine: Principal, cluster: str, key: bytes, certificate: str, ca_pem: bytes
     ) -> Identity:
         if not certificate:
@@ -293,5 +295,6 @@ class IdentityStore:
         if not (is_pair(key, pem) and issued_by(pem, ca_pem)):
             raise Unauthenticated("the control plane gave a certificate that is not of this key")
         identity = Identity.of(machine, cluster, key, pem, ca_pem)
-        self.keep(identity)
+        # In a thread: a disk that hangs must stop nothing but this.
+        await asyncio.to_thread(self.keep, identity)
         return identity

@@ -160,8 +160,7 @@ class Launcher:
             OSError: the process cannot be started.
         """
         name = folder_name(launch.work, launch.epoch)
-        run = make_private_dir(self._folders.runs / name)
-        scratch = make_private_dir(self._folders.scratch / name)
+        scratch = self._folders.scratch / name
         self._running.add(name)
 
         def ended(how: Ended) -> None:
@@ -169,9 +168,9 @@ class Launcher:
             on_end(how)
 
         try:
-            await asyncio.to_thread(self._forget_old_runs, frozenset(self._running))
-            group = Cgroup(self._cgroup, name, launch.memory_bytes) if self._cgroup else None
-            log = CappedLog(run / "log", self._log_bytes, launch.secrets)
+            log, group = await asyncio.to_thread(
+                self._prepare, name, launch, frozenset(self._running)
+            )
             running = Running(
                 launch, scratch=scratch, group=group, log=log, on_line=on_line, on_end=ended
             )
@@ -186,6 +185,16 @@ class Launcher:
         """All variables of a work that has this folder for temporary files."""
         inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
         return {**inherited, **self._environment, "TMPDIR": str(scratch)}
+
+    def _prepare(
+        self, name: str, launch: Launch, running: AbstractSet[str]
+    ) -> tuple[CappedLog, Cgroup | None]:
+        """The folders of a work, its log, and its cgroup. In a thread: a disk may hang."""
+        run = make_private_dir(self._folders.runs / name)
+        make_private_dir(self._folders.scratch / name)
+        self._forget_old_runs(running)
+        group = Cgroup(self._cgroup, name, launch.memory_bytes) if self._cgroup else None
+        return CappedLog(run / "log", self._log_bytes, launch.secrets), group
 
     def _forget_old_runs(self, running: AbstractSet[str]) -> None:
         """Keep the newest folders, and those of whatever still writes into one."""

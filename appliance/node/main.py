@@ -77,7 +77,8 @@ async def serve(config: NodeConfig, commands: Commands) -> None:
 
     await server.set_serving(serving=False)
 
-    launcher, scratch = _launcher(config, offered), _scratch(config)
+    launcher = await asyncio.to_thread(_launcher, config, offered)
+    scratch = _scratch(config)
     able = Abilities(launcher.environment(scratch), scratch)
 
     async def work() -> None:
