@@ -269,6 +269,7 @@ class Work:
             parts=self._parts,
             tasks=self.tasks,
             upload_tasks=self.upload_tasks,
+            credentials=self._people.credentials,
             token_key=base.keyring.token_hmac,
             limits=base.settings.uploads,
             clock=base.clock,

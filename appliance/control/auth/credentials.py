@@ -139,6 +139,17 @@ class Credentials:
             self._sessions.touch(found.id)
         return _of_session(found)
 
+    def check(self, state: Reading, principal: Principal, credential: str) -> None:
+        """Raise Unauthenticated unless a session or token is live and complete, as `state` has it.
+
+        For a change that gives away something new: whoever called was identified before the
+        transaction, and the credential may have ended since.
+        """
+        if principal.kind is PrincipalKind.SERVICE_ACCOUNT:
+            _of_token(self._service_token(state, credential))
+        else:
+            _of_session(self._sessions.live(state, credential))
+
     def live(self, known: Mapping[str, LiveCredential] | None = None) -> list[LiveCredential]:
         """Every complete session and every token whose owner is not locked, by id.
 

@@ -5,6 +5,8 @@ Rules kept here:
   ends the one before: of two commands that go on with one upload the older one stops;
 * it names its upload's creator for calls that say so (`granted` in the proto) and for that upload
   alone; locked people and applications are refused, and rights are asked for at each call as ever;
+* one is made only while the session or token that asks for it is live, as the transaction that
+  makes it sees it;
 * a new proof of the second factor, and a session that ends by its time, change nothing. A session
   that somebody ends takes along the tokens that were made with it.
 

@@ -25,6 +25,7 @@ from sqlalchemy import Row, func, insert, select, update
 from appliance.api.data.v1 import upload_pb2
 from appliance.api.data.v1 import upload_service_pb2 as rpc
 from appliance.control.auth import grants
+from appliance.control.auth.credentials import Credentials
 from appliance.control.auth.policy import PolicyStore
 from appliance.control.config import Uploading
 from appliance.control.services import paging, upload_rows
@@ -67,6 +68,7 @@ class Uploads:
         parts: takes in parts.
         tasks: the queue of the object store.
         upload_tasks: drops uploads.
+        credentials: says whether a session is still live.
         token_key: the keyring's token key.
         limits: how many may be open.
         clock: the time, aware.
@@ -81,6 +83,7 @@ class Uploads:
         parts: Parts,
         tasks: StorageTasks,
         upload_tasks: UploadTasks,
+        credentials: Credentials,
         token_key: bytes,
         limits: Uploading,
         clock: Callable[[], datetime],
@@ -91,6 +94,7 @@ class Uploads:
         self._parts = parts
         self._tasks = tasks
         self._upload_tasks = upload_tasks
+        self._credentials = credentials
         self._token_key = token_key
         self._limits = limits
         self._clock = clock
@@ -118,10 +122,15 @@ class Uploads:
         return self._changes.make(caller, request, upload_pb2.Upload, work)
 
     def grant(self, caller: Caller, request: rpc.GrantUploadRequest) -> rpc.GrantUploadResponse:
-        """A token for one upload; the one before ends."""
+        """A token for one upload; the one before ends.
+
+        Raises Unauthenticated when the session or token that asks for it has ended meanwhile.
+        """
         with self._database.write() as transaction:
             row = upload_rows.of_caller(transaction, caller, request.name)
             self._check_right(caller, row.project, row.kind)
+            # In here: one that ended since the caller was identified leaves no token behind.
+            self._credentials.check(transaction, caller.principal, caller.credential)
             text = grants.create(transaction, row.uid, caller.credential, self._token_key)
         return rpc.GrantUploadResponse(token=text)
 

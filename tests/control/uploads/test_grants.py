@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 
 from appliance.api.access.v1 import user_service_pb2, user_service_pb2_grpc
 from appliance.api.auth.v1 import auth_service_pb2, auth_service_pb2_grpc
@@ -17,9 +18,12 @@ from appliance.api.data.v1 import (
     upload_service_pb2_grpc,
 )
 from appliance.api.data.v1 import upload_service_pb2 as rpc
+from appliance.control.auth import service_tokens, sessions
 from appliance.control.auth.tokens import TokenKind, parse
+from appliance.control.services.caller import Caller
 from appliance.control.store import tables
 from appliance.core.errors import Denied, NotFound, Unauthenticated
+from appliance.core.identity import Principal, PrincipalKind
 from tests.fakes import rows as attacker
 from tests.fakes.appliance import ADMINISTRATOR, Appliance, bearer, error_of
 from tests.fakes.parts import batch, digest
@@ -206,3 +210,46 @@ async def test_a_row_that_somebody_wrote_gives_no_upload_away(
     assert isinstance(await error_of(uploading.send(1)), Unauthenticated)
     session = appliance.session("mallory")
     assert isinstance(await error_of(uploading.send(1, token=session)), NotFound)
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("how", ["own", "all", "locked", "proof", "revoked"])
+async def test_a_session_that_ends_while_a_token_is_made_leaves_none(
+    uploading: Uploading, appliance: Appliance, how: str
+) -> None:
+    """The call was identified and let in before its session ended."""
+    people = appliance.control.people
+    text = uploading.session
+    subject = Principal(PrincipalKind.USER, "dora")
+    if how == "revoked":
+        text = appliance.service_account("robot", "mine", "developer")
+        subject = Principal(PrincipalKind.SERVICE_ACCOUNT, "robot")
+        with appliance.database.write() as transaction:
+            transaction.run(tables.upload.update().values(principal=subject.subject))
+    proof = people.credentials.identify(f"Bearer {text}")
+    caller = Caller(principal=subject, credential=proof.credential)
+    if how == "own":
+        people.sessions.end("dora", proof.credential)
+    elif how == "proof":
+        totp = appliance.enrol("dora")
+        auth = appliance.api(auth_service_pb2_grpc.AuthServiceStub)
+        code = auth_service_pb2.VerifyTotpRequest(token=text, code=totp.at(appliance.clock()))
+        await auth.VerifyTotp(code)
+    else:
+        with appliance.database.write() as transaction:
+            if how == "all":
+                sessions.revoke_all(transaction, "dora")
+            elif how == "locked":
+                transaction.run(tables.user.update().values(locked=True))
+            else:
+                service_tokens.revoke(transaction, "robot", proof.credential)
+    before = granted(appliance)
+    with pytest.raises(Unauthenticated):
+        appliance.control.work.uploads().grant(caller, rpc.GrantUploadRequest(name=uploading.name))
+    assert granted(appliance) == before
+
+
+def granted(appliance: Appliance) -> list[Any]:
+    """Id and session of the token of each upload."""
+    with appliance.database.read() as state:
+        return [(row.grant_id, row.grant_session) for row in state.all(select(tables.upload))]
