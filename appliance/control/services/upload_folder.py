@@ -69,6 +69,10 @@ class UploadFolder:
         """Name of the file of a part."""
         return part_file(number)
 
+    def remove(self, number: int) -> None:
+        """Delete the file of a part, if it is there."""
+        Folder(self._store.filesystem, self._path).remove(self.file(number))
+
     def sizes(self) -> dict[str, int | None]:
         """Bytes of each file that is there."""
         return Folder(self._store.filesystem, self._path).list()

@@ -79,7 +79,11 @@ class UploadIds:
             with self._opened(parts) as file:
                 file.forget(part)
         except (Exhausted, Unavailable):
-            self._known.discard(parts.uid)
+            self.doubt(parts.uid)
+
+    def doubt(self, uid: str) -> None:
+        """What is known may be wrong: compare at the next use."""
+        self._known.discard(uid)
 
     def check(self, parts: PartsThere) -> str:
         """Compare with all parts once no more come; an id that two documents have, or nothing."""

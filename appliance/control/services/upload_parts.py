@@ -5,7 +5,9 @@ Rules kept here:
   written again; another content under a number that is taken is refused;
 * the row of a part is written last, once its sealed file is durable under its name (fsync of file
   and folder): what was answered is there after a kill or a power cut;
-* no more of a part is held in memory than one message and the ids of its documents;
+* one call at a time writes a part, and looks whether it is there only then; while one is written
+  nobody commits, and while one commits none begins: what is named is what is there, and no file
+  comes to it afterwards;
 * whoever began the upload needs the right to what it becomes at every part.
 
 The attack: parts of somebody else's upload, numbers and sizes beyond what was agreed, a content
@@ -15,119 +17,32 @@ that is not what its digest says, two contents for one number at the same time. 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
-from typing import Any, Protocol
+from typing import Any
 
-from google.protobuf.message import DecodeError
 from sqlalchemy import Row, insert, update
 
 from appliance.api.data.v1 import upload_pb2
 from appliance.api.data.v1 import upload_service_pb2 as rpc
-from appliance.control.services import documents, model_files, upload_rows
+from appliance.control.services import documents, upload_rows
 from appliance.control.services.artifacts import Artifacts
+from appliance.control.services.upload_content import Bytes, Content, Text
 from appliance.control.services.upload_folder import UploadFolder
 from appliance.control.services.upload_ids import UploadIds
-from appliance.control.services.upload_layout import PART_BYTES, PART_DOCUMENTS, Piece
+from appliance.control.services.upload_layout import PART_BYTES, Piece
 from appliance.control.services.upload_rows import FAILED, OPEN
 from appliance.control.store import tables
 from appliance.control.store.database import Database, Transaction
 from appliance.core.errors import Exhausted, FailedPrecondition, InvalidInput, Unavailable
 from appliance.core.numbers import written
-from appliance.core.strict_json import read_object
 from appliance.crypto.manifest import FileEntry
-from appliance.crypto.sealed import SealedWriter
-from appliance.crypto.tensors import is_weights
 
 MOST_DAYS = timedelta(days=30)
 """An upload that takes longer begins anew."""
-
-
-class Content(Protocol):
-    """What one kind of upload does with the bytes of a part."""
-
-    count: int
-    """Documents so far."""
-
-    def feed(self, data: bytes) -> None:
-        """Take the next message. Raises InvalidInput."""
-
-    def check(self) -> None:
-        """All have come. Raises InvalidInput."""
-
-
-class Text:
-    """Documents, each a line of a sealed file."""
-
-    def __init__(self, sealed: SealedWriter, number: int) -> None:
-        self._sealed = sealed
-        self._number = number
-        self.ids: list[str] = []
-        self.count = 0
-
-    def feed(self, data: bytes) -> None:
-        """Take whole documents."""
-        try:
-            batch = upload_pb2.DocumentBatch.FromString(data)
-        except DecodeError:
-            raise InvalidInput(
-                "data: is no DocumentBatch; each message of a part holds whole documents",
-                fields={"data": "is no DocumentBatch"},
-            ) from None
-        for document in batch.documents:
-            documents.check(document, self.where(self.count))
-            self.ids.append(document.id)
-            self._sealed.write(documents.line_of(document))
-            self.count += 1
-        if self.count > PART_DOCUMENTS:
-            why = f"holds more than {written(PART_DOCUMENTS)} documents; make several parts of it"
-            raise documents.wrong(f"part {self._number}", why)
-
-    def check(self) -> None:
-        """A part holds something."""
-        if not self.count:
-            raise documents.wrong(f"part {self._number}", "holds no document")
-
-    def where(self, place: int) -> str:
-        """Where a document is, for a message."""
-        return f"parts[{self._number}].documents[{place}]"
-
-
-class Bytes:
-    """A piece of a file of a model. What is small and whole is judged at once."""
-
-    count = 0
-
-    def __init__(self, sealed: SealedWriter, piece: Piece) -> None:
-        self._sealed = sealed
-        self._piece = piece
-        self._size = 0
-        self._held = bytearray() if piece.whole and not is_weights(piece.file) else None
-
-    def feed(self, data: bytes) -> None:
-        """Take the next bytes."""
-        self._size += len(data)
-        if self._size > self._piece.size:
-            raise self._wrong("more")
-        self._sealed.write(data)
-        if self._held is not None:
-            self._held += data
-
-    def check(self) -> None:
-        """A piece has the size that was agreed."""
-        if self._size < self._piece.size:
-            raise self._wrong("fewer")
-        if self._held is not None:
-            data = bytes(self._held)
-            model_files.check_file(self._piece.file, data)
-            if self._piece.file == "config.json":
-                model_files.check_config(read_object("config.json", data))
-
-    def _wrong(self, what: str) -> InvalidInput:
-        why = f"has {what} than the {written(self._piece.size)} bytes of this piece"
-        return documents.wrong(self._piece.file, why)
 
 
 class Parts:
@@ -158,7 +73,8 @@ class Parts:
         self._keep = keep
         self._clock = clock
         self._lock = threading.Lock()
-        self._writing: set[tuple[str, int]] = set()
+        self._writing: dict[tuple[str, int], object] = {}
+        self._closing: set[str] = set()
 
     def expire_time(self, create_time: datetime) -> datetime:
         """When an upload is forgotten that gets a part now."""
@@ -173,19 +89,47 @@ class Parts:
                 "with `appliance upload abort`"
             )
 
-    def begin(self, row: Row[Any], number: int) -> None:
-        """A part is being written. Raises Unavailable while another call writes it."""
+    def begin(self, row: Row[Any], number: int) -> Callable[[], None]:
+        """A part is being written; what is returned says that it is not any more.
+
+        Whether it is there already is looked up after this. Raises Unavailable while another call
+        writes it or commits the upload.
+        """
+        key, mine = (row.uid, number), object()
         with self._lock:
-            if (row.uid, number) in self._writing:
+            if key in self._writing:
                 raise Unavailable(
                     f"part {number} is being written by another call: repeat it", retry_after=0.5
                 )
-            self._writing.add((row.uid, number))
+            if row.uid in self._closing:
+                name = upload_rows.name_of(row)
+                raise Unavailable(f"{name} is being committed: repeat it", retry_after=0.5)
+            self._writing[key] = mine
 
-    def end(self, row: Row[Any], number: int) -> None:
-        """It is written, or not."""
+        def end() -> None:
+            with self._lock:
+                if self._writing.get(key) is mine:
+                    del self._writing[key]
+
+        return end
+
+    @contextlib.contextmanager
+    def none_written(self, row: Row[Any]) -> Iterator[None]:
+        """While an upload is committed. Raises Unavailable while a part of it is being written."""
         with self._lock:
-            self._writing.discard((row.uid, number))
+            busy = sorted(number for uid, number in self._writing if uid == row.uid)
+            if busy or row.uid in self._closing:
+                what = f"part {busy[0]} is being written" if busy else "another call commits it"
+                raise Unavailable(
+                    f"{upload_rows.name_of(row)} cannot be committed now, {what}: repeat it",
+                    retry_after=0.5,
+                )
+            self._closing.add(row.uid)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._closing.discard(row.uid)
 
     def record(
         self, row: Row[Any], number: int, digest: bytes, sizes: tuple[int, int], entry: FileEntry
@@ -241,7 +185,17 @@ class Parts:
 
 
 class Part:
-    """A part that comes in: `add` each later message, `close`, `finish`; `abort` at last."""
+    """A part that comes in: `add` each later message, `close`, `finish`; `abort` at last.
+
+    Args:
+        parts: it is one of.
+        row: of its upload.
+        folder: where it goes.
+        first: its first message.
+        digest: of all its content.
+        piece: of a model, that it is; None for documents.
+        end: from `Parts.begin`.
+    """
 
     def __init__(  # noqa: PLR0913  # what it is a part of, and what it has to be
         self,
@@ -251,22 +205,19 @@ class Part:
         first: rpc.UploadPartRequest,
         digest: bytes,
         piece: Piece | None,
+        end: Callable[[], None],
     ) -> None:
         self._parts = parts
         self._row = row
         self._folder = folder
         self._number = first.number
         self._expected = digest
+        self._end = end
         self._digest = hashlib.sha256()
         self._size = 0
         self._noted = self._done = False
-        parts.begin(row, first.number)
-        try:
-            self._writer = folder.writer()
-            self._sealed = self._writer.create(folder.file(first.number))
-        except BaseException:
-            parts.end(row, first.number)
-            raise
+        self._writer = folder.writer()
+        self._sealed = self._writer.create(folder.file(first.number))
         self._content: Content = (
             Text(self._sealed, first.number) if piece is None else Bytes(self._sealed, piece)
         )
@@ -328,18 +279,26 @@ class Part:
                 self._tidy()
         finally:
             self._done = True
-            self._parts.end(self._row, self._number)
+            self._end()
 
     def _tidy(self) -> None:
         """Its upload may be over meanwhile, and its folder deleted before this file."""
         parts, uid = self._parts, self._row.uid
-        with parts.database.read() as state:
-            row = upload_rows.by_uid(state, uid)
+        try:
+            with parts.database.read() as state:
+                row = upload_rows.by_uid(state, uid)
+                there = upload_rows.part_of(state, uid, self._number) is not None
+        except BaseException:
+            parts.ids.doubt(uid)
+            raise
         if row is None or row.state == FAILED:
             parts.ids.remove(uid)
             parts.artifacts.delete_folders([self._row.folder or self._folder.version.folder])
-        elif self._noted:
-            parts.ids.forget(self._folder.there(), self._number)
+        elif row.state == OPEN and not there:
+            if self._noted:
+                parts.ids.forget(self._folder.there(), self._number)
+            # It may have its name already, and nobody else writes this part.
+            self._folder.remove(self._number)
 
 
 class Known:

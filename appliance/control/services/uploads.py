@@ -15,6 +15,7 @@ uploads without end. Called by `rpc.uploads`; parts are taken in by `services.up
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -144,26 +145,40 @@ class Uploads:
         """
         digest = bytes.fromhex(_digest(first.sha256))
         with self._database.read() as state:
-            row = upload_rows.of_caller(state, caller, first.name)
-            self._check_right(caller, row.project, row.kind)
-            layout = Layout(row.files) if row.files else None
-            most = layout.parts if layout else MOST_PARTS
-            if not 0 <= first.number < most:
-                wrong = f"must be 0 to {written(most - 1)}"
-                raise InvalidInput(f"number {wrong}", fields={"number": wrong})
+            row, layout = self._of_part(state, caller, first)
             known = upload_rows.part_of(state, row.uid, first.number)
             if known is not None and known.digest == digest:
                 return Known(known)
-            check_open(row, row, self._clock())
-            if known is not None:
-                raise AlreadyExists(
-                    f"part {first.number} holds something else: what is sent has changed since it "
-                    "came; begin another upload, or send what it was",
-                    part=first.number,
-                )
-            folder = UploadFolder.of(state, self._database, self._parts.artifacts, row)
         piece = layout.piece(first.number) if layout else None
-        return Part(self._parts, row, folder, first, digest, piece)
+        end = self._parts.begin(row, first.number)
+        try:
+            # Once more: until now another call may have written it, or committed the upload.
+            with self._database.read() as state:
+                row, _ = self._of_part(state, caller, first)
+                known = upload_rows.part_of(state, row.uid, first.number)
+                if known is not None and known.digest == digest:
+                    end()
+                    return Known(known)
+                check_open(row, row, self._clock())
+                _check_new(known, first.number)
+                folder = UploadFolder.of(state, self._database, self._parts.artifacts, row)
+            return Part(self._parts, row, folder, first, digest, piece, end)
+        except BaseException:
+            end()
+            raise
+
+    def _of_part(
+        self, state: Reading, caller: Caller, first: rpc.UploadPartRequest
+    ) -> tuple[Row[Any], Layout | None]:
+        """The upload of a part, and of a model what its parts are. Raises as `begin_part`."""
+        row = upload_rows.of_caller(state, caller, first.name)
+        self._check_right(caller, row.project, row.kind)
+        layout = Layout(row.files) if row.files else None
+        most = layout.parts if layout else MOST_PARTS
+        if not 0 <= first.number < most:
+            wrong = f"must be 0 to {written(most - 1)}"
+            raise InvalidInput(f"number {wrong}", fields={"number": wrong})
+        return row, layout
 
     def get(self, caller: Caller, name: str) -> upload_pb2.Upload:
         """One upload of the caller."""
@@ -221,6 +236,7 @@ class Uploads:
         Raises:
             FailedPrecondition: a part is missing, or it failed before.
             InvalidInput: the parts are not those that are there.
+            Unavailable: a part of it is being written.
         """
         digest = _digest(request.sha256)
         with self._database.read() as state:
@@ -228,7 +244,8 @@ class Uploads:
             row = upload_rows.of_caller(state, caller, request.name)
             wanted = Layout(row.files).parts if row.files else max(request.parts, 1)
             there = upload_rows.digest_of(state, row, wanted) if row.state == OPEN else ""
-        with self._database.write() as transaction:
+        alone = self._parts.none_written(row) if row.state == OPEN else contextlib.nullcontext()
+        with alone, self._database.write() as transaction:
             row = upload_rows.of_caller(transaction, caller, request.name)
             self._check_right(caller, row.project, row.kind)
             if row.state == FAILED:
@@ -325,6 +342,15 @@ def _files(request: rpc.CreateUploadRequest, kind: str) -> Sequence[File]:
         wrong = "must be empty for a dataset"
         raise InvalidInput(f"upload.files {wrong}", fields={"upload.files": wrong})
     return []
+
+
+def _check_new(known: Row[Any] | None, number: int) -> None:
+    if known is not None:
+        raise AlreadyExists(
+            f"part {number} holds something else: what is sent has changed since it came; begin "
+            "another upload, or send what it was",
+            part=number,
+        )
 
 
 def _digest(text: str) -> str:
