@@ -1,9 +1,12 @@
 """What one part of an upload holds, checked and sealed message by message.
 
-Rule kept here: no more of a part is held than one message, the ids of its documents, and a small
-file of a model that is judged as a whole.
+Rules kept here:
+* no more of a part is held than one message, the ids of its documents, and a small file of a model
+  that is judged as a whole;
+* how many documents a message has is known before it is parsed.
 
-Called by `services.upload_parts`.
+The attack: a message of a few megabytes that is parsed into millions of empty documents. Called by
+`services.upload_parts`.
 """
 
 from __future__ import annotations
@@ -20,6 +23,11 @@ from appliance.core.numbers import written
 from appliance.core.strict_json import read_object
 from appliance.crypto.sealed import SealedWriter
 from appliance.crypto.tensors import is_weights
+
+_DOCUMENT = 0x0A
+"""Begins a document in an encoded `DocumentBatch`: field 1, with its length."""
+_LONGEST_LENGTH = 5
+"""Bytes of a length at most."""
 
 
 class Content(Protocol):
@@ -46,21 +54,17 @@ class Text:
 
     def feed(self, data: bytes) -> None:
         """Take whole documents."""
+        if count_documents(data, PART_DOCUMENTS - self.count) is None:
+            raise self._too_many()
         try:
             batch = upload_pb2.DocumentBatch.FromString(data)
         except DecodeError:
-            raise InvalidInput(
-                "data: is no DocumentBatch; each message of a part holds whole documents",
-                fields={"data": "is no DocumentBatch"},
-            ) from None
+            raise _no_batch() from None
         for document in batch.documents:
             documents.check(document, self.where(self.count))
             self.ids.append(document.id)
             self._sealed.write(documents.line_of(document))
             self.count += 1
-        if self.count > PART_DOCUMENTS:
-            why = f"holds more than {written(PART_DOCUMENTS)} documents; make several parts of it"
-            raise documents.wrong(f"part {self._number}", why)
 
     def check(self) -> None:
         """A part holds something."""
@@ -70,6 +74,10 @@ class Text:
     def where(self, place: int) -> str:
         """Where a document is, for a message."""
         return f"parts[{self._number}].documents[{place}]"
+
+    def _too_many(self) -> InvalidInput:
+        why = f"holds more than {written(PART_DOCUMENTS)} documents; make several parts of it"
+        return documents.wrong(f"part {self._number}", why)
 
 
 class Bytes:
@@ -105,3 +113,40 @@ class Bytes:
     def _wrong(self, what: str) -> InvalidInput:
         why = f"has {what} than the {written(self._piece.size)} bytes of this piece"
         return documents.wrong(self._piece.file, why)
+
+
+def count_documents(data: bytes, most: int) -> int | None:
+    """How many documents an encoded `DocumentBatch` has; None when they are more than `most`.
+
+    Reads the length of each and nothing of its content. Raises InvalidInput when there is anything
+    else in it. Pure. Source: https://protobuf.dev/programming-guides/encoding/
+    """
+    place = count = 0
+    while place < len(data):
+        if count == most:
+            return None
+        place = _after_document(data, place)
+        count += 1
+    if place != len(data):
+        raise _no_batch()
+    return count
+
+
+def _after_document(data: bytes, place: int) -> int:
+    """Where the document ends that begins at `place`."""
+    if data[place] != _DOCUMENT:
+        raise _no_batch()
+    size = 0
+    length = data[place + 1 : place + 1 + _LONGEST_LENGTH]
+    for number, byte in enumerate(length):
+        size |= (byte & 0x7F) << 7 * number
+        if not byte & 0x80:
+            return place + 2 + number + size
+    raise _no_batch()
+
+
+def _no_batch() -> InvalidInput:
+    return InvalidInput(
+        "data: is no DocumentBatch; each message of a part holds whole documents",
+        fields={"data": "is no DocumentBatch"},
+    )
