@@ -143,6 +143,10 @@ class StorageTasks:
         wanted = select(tables.storage_task).where(_task.kind == kind, _task.subject == subject)
         return state.all(wanted.order_by(_task.id))
 
+    def is_being_done(self, state: Reading, kind: TaskKind, subject: str) -> bool:
+        """Whether somebody is in a task of a kind about a subject, or has lost its lock in it."""
+        return any(row.lock_token is not None for row in self.waiting(state, kind, subject))
+
     def counts(self) -> dict[str, tuple[int, float]]:
         """Tasks that wait, and seconds since the oldest was asked for, by kind."""
         now = self._clock()

@@ -3,8 +3,8 @@
 Rules kept here:
 * a commit can be done again at any moment, after a kill too: the parts stay until the version is
   registered, in one transaction with the end of the upload, and the audit log says so first;
-* what the store cannot do now is tried again by the queue, and the upload says why; only what is
-  wrong with the content itself ends it;
+* what the store cannot do now is tried again by the queue, and the upload says why; what is wrong
+  with the content itself ends it, and so does its owner between two tries, or a month;
 * what expires, fails or is aborted goes with everything it wrote: key and rows at once, files by
   the queue.
 
@@ -34,9 +34,10 @@ from appliance.control.services.storage_tasks import (
 from appliance.control.services.upload_folder import UploadFolder
 from appliance.control.services.upload_ids import UploadIds
 from appliance.control.services.upload_layout import Layout
+from appliance.control.services.upload_parts import MOST_DAYS
 from appliance.control.services.upload_rows import COMMITTED, COMMITTING, FAILED, UNDER_WAY
 from appliance.control.store import tables
-from appliance.control.store.database import Database, Transaction
+from appliance.control.store.database import Database, Reading, Transaction
 from appliance.core.errors import ApplianceError, InvalidInput, LeaseLost, NotFound, Tampered
 from appliance.crypto.artifacts import ArtifactWriter, manifest_digest
 
@@ -44,6 +45,7 @@ REMEMBERED = timedelta(days=1)
 """For so long it is said what became of an upload that is over."""
 SWEEP = timedelta(minutes=1)
 READ_BYTES = 1 << 20
+_BUG = "an error in the control plane, which its log shows"
 _upload = upload_rows.upload
 _part = upload_rows.part
 _version = tables.artifact_version.c
@@ -85,12 +87,15 @@ class UploadTasks:
             _logger.info("upload %s is over: %s", row.uid, error.message)
         except (InvalidInput, Tampered, NotFound) as error:
             self._fail(row, place, error.message)
-        except (ApplianceError, OSError) as error:
-            self._say(
-                row,
-                f"{sentence_of(error)}; tried again at {self._tasks.next_try(task):%H:%M:%S} UTC",
-            )
+        except Exception as error:
+            known = isinstance(error, ApplianceError | OSError)
+            why = sentence_of(error) if known else f"{_BUG} ({sentence_of(error)})"
+            self._say(row, f"{why}; tried again at {self._tasks.next_try(task):%H:%M:%S} UTC")
             raise
+
+    def is_at_work(self, state: Reading, row: Row[Any]) -> bool:
+        """Whether a thread makes the version of an upload now."""
+        return self._tasks.is_being_done(state, TaskKind.COMMIT_UPLOAD, row.uid)
 
     def drop(self, transaction: Transaction, row: Row[Any]) -> None:
         """Forget an upload that is no version, and all that was sent."""
@@ -102,12 +107,15 @@ class UploadTasks:
         now = self._clock()
         if self._swept is not None and abs(now - self._swept) < SWEEP:
             return
-        over = _upload.expire_time <= now, _upload.state != COMMITTING
+        hopeless = _upload.create_time <= now - MOST_DAYS - REMEMBERED
+        over = _upload.expire_time <= now, (_upload.state != COMMITTING) | hopeless
         with self._database.read() as state:
             expired = state.first(select(_upload.uid).where(*over)) is not None
         if expired:
             with self._database.write() as transaction:
                 for row in transaction.all(select(tables.upload).where(*over)):
+                    if self.is_at_work(transaction, row):
+                        continue
                     if row.state in UNDER_WAY:
                         name = upload_rows.name_of(row)
                         self._records.note("upload.expired", name, "OK", principal=row.creator)

@@ -269,12 +269,20 @@ class Uploads:
     def abort(self, caller: Caller, request: rpc.AbortUploadRequest) -> rpc.AbortUploadResponse:
         """Forget an upload and all that was sent.
 
-        Raises FailedPrecondition when it becomes a version, or is one.
+        Also one that was committed, while nobody makes its version: a commit that cannot be done
+        is not tried for ever. Raises FailedPrecondition when a version is being made, or is there.
         """
         with self._database.write() as transaction:
             row = upload_rows.of_caller(transaction, caller, request.name)
-            if row.state in {COMMITTING, COMMITTED}:
-                raise FailedPrecondition(f"{request.name} was committed: it becomes a version")
+            if row.state == COMMITTED:
+                raise FailedPrecondition(
+                    f"{request.name} was committed and is {row.version_name}: delete that"
+                )
+            if self._upload_tasks.is_at_work(transaction, row):
+                raise FailedPrecondition(
+                    f"{request.name} was committed and becomes a version now: see "
+                    "`appliance upload get`, and abort it if that says that it is tried again"
+                )
             self._upload_tasks.drop(transaction, row)
         return rpc.AbortUploadResponse()
 

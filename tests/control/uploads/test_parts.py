@@ -310,7 +310,7 @@ def test_a_repeat_of_everything_has_the_same_answers(lab: Lab) -> None:
         commit(lab, upload.name, [TWO])
     with pytest.raises(FailedPrecondition, match="takes no more parts"):
         send(lab, upload.name, 1, TWO)
-    with pytest.raises(FailedPrecondition, match="it becomes a version"):
+    with pytest.raises(FailedPrecondition, match="was committed and is projects"):
         lab.uploads.abort(ALICE, rpc.AbortUploadRequest(name=upload.name))
 
 
