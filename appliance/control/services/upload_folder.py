@@ -69,6 +69,10 @@ class UploadFolder:
         """Name of the file of a part."""
         return part_file(number)
 
+    def check_free(self) -> None:
+        """Raise StoreFull when the store has no space for uploads."""
+        self._store.check_free()
+
     def remove(self, number: int) -> None:
         """Delete the file of a part, if it is there."""
         Folder(self._store.filesystem, self._path).remove(self.file(number))

@@ -239,6 +239,7 @@ class Part:
             raise documents.wrong(
                 f"part {self._number}", f"has more than {written(PART_BYTES)} bytes"
             )
+        self._folder.check_free()
         self._digest.update(data)
         self._content.feed(data)
 

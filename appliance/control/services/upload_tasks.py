@@ -172,6 +172,7 @@ class UploadTasks:
         try:
             for place, (file, _) in enumerate(row.files):
                 for number in layout.numbers(place):
+                    folder.check_free()
                     with folder.there().read(number) as part:
                         files.add(file, b"")
                         while data := part.read(READ_BYTES):

@@ -24,13 +24,15 @@ from pathlib import Path
 import fsspec
 from fsspec.core import url_to_fs
 
-from appliance.core.errors import InvalidInput, Unavailable
+from appliance.core.errors import InvalidInput, StoreFull, Unavailable
 from appliance.core.files import make_private_dir
 from appliance.core.names import is_id, shown
 from appliance.crypto.artifacts import MANIFEST
 
 LOCAL = frozenset({"file", "local"})
 START_SECONDS = 10.0
+LEAST_FREE = 256 << 20
+"""Bytes of a local store that uploads leave."""
 MARK = "store.txt"
 """A file in the root by which the store is known from the folder under it."""
 
@@ -93,6 +95,19 @@ class ObjectStore:
             return None
         found = os.statvfs(self.root)
         return found.f_bavail * found.f_frsize
+
+    def check_free(self) -> None:
+        """Raise StoreFull when so little space is left that uploads take no more of it.
+
+        The state and the audit log may lie on the same disk: without space for a record, nothing
+        could be aborted or deleted. Asked before every few megabytes.
+        """
+        free = self.free_bytes()
+        if free is not None and free < LEAST_FREE:
+            raise StoreFull(
+                f"the object store has less than {LEAST_FREE >> 20} MiB left, which uploads do not "
+                "take: free some, for example with `appliance upload abort`, then go on"
+            )
 
     @property
     def is_local(self) -> bool:

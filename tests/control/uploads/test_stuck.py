@@ -9,7 +9,7 @@ import pytest
 from appliance.api.data.v1 import upload_pb2
 from appliance.api.data.v1 import upload_service_pb2 as rpc
 from appliance.control.services.upload_parts import MOST_DAYS
-from appliance.control.store import tables
+from appliance.control.store import objects, tables
 from appliance.core.errors import FailedPrecondition, StoreFull
 from tests.fakes import tiny_model
 from tests.fakes.lab import ALICE, PROJECT, Lab
@@ -77,4 +77,27 @@ def test_it_ends_after_a_month(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(lab.rows(tables.upload)) == 1
     lab.time.seconds += 120
     lab.look()
+    assert left(lab) == []
+
+
+@pytest.mark.attack
+def test_an_upload_leaves_room_in_which_it_can_be_aborted(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The state and the audit log may lie on the same disk."""
+    files = tiny_model.files()
+    upload = begin(lab, MODEL, [(file, len(data)) for file, data in files.items()])
+    for number, data in enumerate(files.values()):
+        send(lab, upload.name, number, data)
+    other = begin(lab, MODEL, [(file, len(data)) for file, data in files.items()])
+    monkeypatch.setattr(objects.ObjectStore, "free_bytes", lambda _: objects.LEAST_FREE - 1)
+    with pytest.raises(StoreFull, match="less than 256 MiB left"):
+        send(lab, other.name, 0, next(iter(files.values())))
+    assert [path for path in lab.objects.rglob("*.partial") if path.is_file()] == []
+    # What is sealed again to become a version takes no more either.
+    commit(lab, upload.name, list(files.values()))
+    lab.work.storage.do_all()
+    assert "less than 256 MiB left" in lab.uploads.get(ALICE, upload.name).message
+    for each in (upload, other):
+        lab.uploads.abort(ALICE, rpc.AbortUploadRequest(name=each.name))
     assert left(lab) == []
