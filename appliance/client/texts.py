@@ -21,6 +21,7 @@ from typing import Any, BinaryIO, TextIO
 from appliance.api.data.v1 import dataset_service_pb2 as data
 from appliance.core import strict_json
 from appliance.core.errors import InvalidInput
+from appliance.core.names import shown
 
 LARGEST_DOCUMENT = 3 << 20
 """Bytes of one document that the control plane takes; a longer text becomes several."""
@@ -34,6 +35,9 @@ LINKS, HIDDEN = "links", "hidden"
 _HINTS = {LINKS: " (name what they lead to)", HIDDEN: " (--hidden takes them)"}
 _MOST_SAID = 10
 """Kinds of what was left out that are named."""
+LONGEST_ID = 256
+LONGEST_SOURCE = 1024
+"""Characters of them that the control plane takes."""
 LONGEST_LINE = 1 << 24
 """Bytes of a line of a .jsonl file, which is held as a whole."""
 Advance = Callable[[int], None]
@@ -227,12 +231,29 @@ def _printed(path: Path | str) -> str:
 def _texts(file: Path, name: str, text: TextIO) -> Iterator[data.Document]:
     source = _printed(file.name)
     if file.stat().st_size <= LARGEST_DOCUMENT:
-        yield data.Document(id=name, text=_checked(file, text.read()), source=source)
+        yield _document(_printed(file), name, _checked(file, text.read()), source)
     else:
-        yield from _parts(name, source, lambda count: _checked(file, text.read(count)))
+        read: Callable[[int], str] = lambda count: _checked(file, text.read(count))  # noqa: E731
+        yield from _parts(_printed(file), name, source, read)
 
 
-def _parts(identity: str, source: str, read: Callable[[int], str]) -> Iterator[data.Document]:
+def _document(where: str, identity: str, text: str, source: str) -> data.Document:
+    """A document. Raises InvalidInput for what the control plane would refuse; says where it is."""
+    if not 0 < len(identity) <= LONGEST_ID or not identity.isprintable():
+        raise InvalidInput(
+            f"{where} has the id {shown(identity)}, which is not 1 to {LONGEST_ID} printable "
+            "characters: give it another one (that of a file is its path)."
+        )
+    if len(source) > LONGEST_SOURCE:
+        raise InvalidInput(
+            f"{where} has a `source` of more than {LONGEST_SOURCE:,} characters: shorten it."
+        )
+    return data.Document(id=identity, text=text, source=source)
+
+
+def _parts(
+    where: str, identity: str, source: str, read: Callable[[int], str]
+) -> Iterator[data.Document]:
     """A long text as several documents; `read` returns its next characters, fewer at its end."""
     left = ""
     for number in itertools.count(1):
@@ -240,7 +261,7 @@ def _parts(identity: str, source: str, read: Callable[[int], str]) -> Iterator[d
         last = len(text) < PART_CHARACTERS
         part, left = (text, "") if last else _cut(text)
         if part:
-            yield data.Document(id=f"{identity}#{number}", text=part, source=source)
+            yield _document(where, f"{identity}#{number}", part, source)
         if last:
             return
 
@@ -285,9 +306,9 @@ def _lines(file: Path, name: str, lines: BinaryIO) -> Iterator[data.Document]:
         source = _word(where, value, "source", _printed(file.name))
         text = value["text"]
         if len(text) <= LARGEST_DOCUMENT and len(text.encode()) <= LARGEST_DOCUMENT:
-            yield data.Document(id=identity, text=text, source=source)
+            yield _document(where, identity, text, source)
         else:
-            yield from _parts(identity, source, _reader_of(text))
+            yield from _parts(where, identity, source, _reader_of(text))
 
 
 def _reader_of(text: str) -> Callable[[int], str]:

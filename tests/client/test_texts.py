@@ -229,3 +229,33 @@ def test_what_was_named_twice_is_taken_once(tmp_path: Path) -> None:
     names = [str(path.relative_to(tmp_path)) for path, _ in found]
     assert sorted(names) == ["a.txt", "sub/.deep/c.txt", "sub/b.txt"]
     assert (found.count, found.size, found.shared) == (3, 3, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ('{"id": "a\\tb", "text": "x"}', r"has the id 'a\tb', which is not 1 to 256 printable"),
+        ('{"id": "", "text": "x"}', "has the id ''"),
+        (f'{{"id": "{"a" * 257}", "text": "x"}}', "has the id 'aaa"),
+        (f'{{"source": "{"a" * 1025}", "text": "x"}}', "has a `source` of more than 1,024"),
+    ],
+)
+def test_a_document_that_would_be_refused_is_named_by_its_line(
+    tmp_path: Path, line: str, problem: str
+) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text(f'{{"text": "fine"}}\n\n{line}\n')
+    with pytest.raises(InvalidInput) as refused:
+        list(texts.documents(texts.text_files([tmp_path]), lambda _: None))
+    assert refused.value.message.startswith(f"{file} line 3 {problem}")
+
+
+def test_a_file_whose_path_cannot_be_an_id_is_named(tmp_path: Path) -> None:
+    deep = tmp_path.joinpath(*["folder" * 20] * 3)
+    deep.mkdir(parents=True)
+    (tmp_path / "a.txt").write_text("x")
+    file = deep / "b.txt"
+    file.write_text("x")
+    with pytest.raises(InvalidInput) as refused:
+        list(texts.documents(texts.text_files([tmp_path]), lambda _: None))
+    assert refused.value.message.startswith(f"{file} has the id")
