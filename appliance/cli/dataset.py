@@ -92,12 +92,10 @@ def upload(
     found = texts.text_files(paths, hidden=hidden)
     if found.left_out:
         click.echo(f"left out: {found.sentence()}", err=True)
-    begun = sending.begun(session, full, resume=resume, upload=upload)
-    begun = begun or sending.create(session, full)
-    again = sending.again("dataset upload", name, paths, "--hidden" if hidden else "")
+    begun = sending.begin(session, full, resume=resume, upload=upload)
     with bytes_bar(f"{found.count} files", found.size) as advance:
         cut = parts.text_parts(texts.documents(found, advance))
-        version = sending.send(session, begun, cut, lambda _: None, again)
+        version = sending.send(session, begun, cut, lambda _: None)
     sending.show(session, version, "DatasetService.GetDatasetVersion", VERSIONS)
 
 

@@ -63,15 +63,13 @@ def import_(session: Session, name: str, folder: Path, *, resume: bool, upload: 
 
     full = session.name("model", name)
     files = [(path.name, path.stat().st_size) for path in parts.model_files(folder)]
-    begun = sending.begun(session, full, resume=resume, upload=upload)
-    begun = begun or sending.create(session, full, files)
-    taken = {each.file: each.size_bytes for each in begun.files}
+    begun = sending.begin(session, full, files, resume=resume, upload=upload)
+    taken = {each.file: each.size_bytes for each in begun.upload.files}
     if left := sorted({file for file, _ in files} - set(taken)):
         click.echo(f"left out: {', '.join(left)}", err=True)
-    again = sending.again("model import", name, [folder])
     with bytes_bar(f"{len(taken)} files", sum(taken.values())) as advance:
-        cut = parts.model_parts(folder, begun)
-        version = sending.send(session, begun, cut, advance, again)
+        cut = parts.model_parts(folder, begun.upload)
+        version = sending.send(session, begun, cut, advance)
     sending.show(session, version, "ModelService.GetModelVersion", VERSIONS)
 
 

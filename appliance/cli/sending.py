@@ -1,7 +1,8 @@
 """What `dataset upload` and `model import` share: begin an upload or go on with one, and send it.
 
 Rules kept here: nothing is remembered between two runs; which upload of the caller's is still open
-is asked of the server; who is interrupted is told how to go on.
+is asked of the server; who is interrupted is told how to go on, where that can help; what another
+run began is never ended.
 """
 
 from __future__ import annotations
@@ -10,14 +11,18 @@ import contextlib
 import shlex
 import threading
 from collections.abc import Callable, Iterable
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from appliance.core.errors import (
+    AlreadyExists,
     ApplianceError,
+    Conflict,
     FailedPrecondition,
+    InvalidInput,
     NotFound,
     Unauthenticated,
     Unavailable,
@@ -41,6 +46,10 @@ CALLS = (
 """What a command that sends something calls, beside what it shows."""
 _PASSES = (Unavailable, Unauthenticated)
 """After which the same command may go on, also when nothing was sent."""
+_NAMED = "sha256"
+"""The field of a commit that is wrong when an upload has other parts."""
+_BEGINS = frozenset({"resume", "upload", "request_id"})
+"""Options that say which upload is meant."""
 resume_options = (
     click.option(
         "--resume", is_flag=True, help="Go on with what was interrupted: send what is missing."
@@ -60,18 +69,48 @@ def resumable(function: Callable[..., None]) -> Callable[..., None]:
     return function
 
 
-def begun(session: Session, artifact: str, *, resume: bool, upload: str | None) -> Upload | None:
-    """The caller's upload to go on with; None to begin one.
+@dataclass(frozen=True)
+class Begun:
+    """The upload that a command sends to.
 
-    Raises NotFound when there is none, FailedPrecondition when there are several.
+    Attributes:
+        upload: as it was when the command began.
+        mine: whether this command made it.
     """
-    if upload:
-        found: Upload = session.call("UploadService.GetUpload", name=session.name("upload", upload))
-        if found.artifact != artifact:
-            raise FailedPrecondition(f"{found.name} is of {found.artifact}: name that")
-        return found
-    if not resume:
-        return None
+
+    upload: Upload
+    mine: bool
+
+
+def begin(
+    session: Session,
+    artifact: str,
+    files: Iterable[tuple[str, int]] = (),
+    *,
+    resume: bool,
+    upload: str | None,
+) -> Begun:
+    """The caller's upload to go on with, or a new one.
+
+    Raises NotFound when there is none to go on with, FailedPrecondition when there are several, or
+    the one that was named has failed.
+    """
+    if not resume and not upload:
+        return _create(session, artifact, files)
+    named = session.name("upload", upload) if upload else _open_one(session, artifact)
+    found: Upload = session.call("UploadService.GetUpload", name=named)
+    if found.artifact != artifact:
+        raise FailedPrecondition(f"{found.name} is of {found.artifact}: name that")
+    if found.state == found.STATE_FAILED:
+        raise FailedPrecondition(
+            f"{found.name} failed, and what was sent is gone: {found.message}. Leave out --upload "
+            "to begin another one"
+        )
+    return Begun(found, mine=False)
+
+
+def _open_one(session: Session, artifact: str) -> str:
+    """The name of the one upload that is open, or was committed last."""
     parent = "/".join(artifact.split("/")[:2])
     rows = session.list("UploadService.ListUploads", "uploads", parent=parent)
     mine = [row for row in rows if row["artifact"] == artifact]
@@ -84,46 +123,54 @@ def begun(session: Session, artifact: str, *, resume: bool, upload: str | None) 
     if len(wanted) > 1:
         ids = ", ".join(row["name"].rpartition("/")[2] for row in wanted)
         raise FailedPrecondition(f"several uploads to {artifact} are open: say --upload, of {ids}")
-    return session.call("UploadService.GetUpload", name=wanted[0]["name"])  # type: ignore[no-any-return]
+    return str(wanted[0]["name"])
 
 
-def create(session: Session, artifact: str, files: Iterable[tuple[str, int]] = ()) -> Upload:
-    """A new upload."""
+def _create(session: Session, artifact: str, files: Iterable[tuple[str, int]]) -> Begun:
     listed = [{"file": file, "size_bytes": size} for file, size in files]
     parent = "/".join(artifact.split("/")[:2])
     upload = {"artifact": artifact, "files": listed}
     made: Upload = session.call("UploadService.CreateUpload", parent=parent, upload=upload)
+    if not session.shared.request_id:
+        return Begun(made, mine=True)
     # A repeat gets the first answer; how far it is by now is another question.
-    repeated = session.shared.request_id
-    return session.call("UploadService.GetUpload", name=made.name) if repeated else made
+    return Begun(session.call("UploadService.GetUpload", name=made.name), mine=False)
 
 
-def again(command: str, name: str, paths: Iterable[Path], *options: str) -> str:
-    """The command with which an upload is gone on with."""
-    words = [name, *map(str, paths), *filter(None, options), "--resume"]
-    return f"appliance {command} {shlex.join(words)}"
+def again(session: Session, upload: Upload) -> str:
+    """The command line with which an upload is gone on with: this one, and which upload."""
+    context = click.get_current_context()
+    words: list[str] = []
+    for option in context.command.params:
+        given = context.get_parameter_source(option.name or "") is ParameterSource.COMMANDLINE
+        value = context.params.get(option.name or "")
+        if isinstance(option, click.Argument):
+            words += map(str, value if isinstance(value, tuple) else (value,))
+        elif given and option.name not in _BEGINS and isinstance(option, click.Option):
+            words += [option.opts[-1]] if option.is_flag else [option.opts[-1], str(value)]
+    project, uid = upload.name.split("/")[1::2]
+    words += ["--upload", uid if project == session.project else upload.name]
+    return f"{context.command_path} {shlex.join(words)}"
 
 
 def send(
     session: Session,
-    upload: Upload,
+    begun: Begun,
     parts: Iterable[Part],
     advance: Callable[[int], None],
-    again: str,
 ) -> str:
-    """Send what is missing and commit; the version's name.
+    """Send what is missing and commit; the version's name. Says how to go on when it ends early.
 
     Args:
         session: of the command.
-        upload: begun.
+        begun: the upload.
         parts: all of it.
         advance: called with the bytes of each part that is there.
-        again: the command with which to go on, said when this one ends early.
     """
     from appliance.client import part_upload  # noqa: PLC0415 - imports gRPC
     from appliance.client.connection import Connection  # noqa: PLC0415
 
-    lock = threading.Lock()
+    upload, lock = begun.upload, threading.Lock()
 
     def connect() -> Connection:
         # Also in a thread, when a token was refused: somebody may have logged in again.
@@ -137,16 +184,41 @@ def send(
     try:
         calls = part_upload.Calls(connect, lambda what: click.echo(what, err=True))
         return part_upload.complete(calls, upload, parts, advance)
-    except BaseException as error:
+    except KeyboardInterrupt:
+        _say_again(session, upload)
+        # Without its cause, which would say that work on the server goes on.
+        raise click.Abort from None
+    except ApplianceError as error:
         sent = upload.parts or (calls and calls.sent)
-        if isinstance(error, ApplianceError) and not (sent or isinstance(error, _PASSES)):
+        if begun.mine and not sent and not isinstance(error, _PASSES):
             _abort(session, upload)
-        elif not isinstance(error, NotFound | part_upload.UploadFailed):
-            click.echo(f"what was sent is kept for days: go on with `{again}`", err=True)
+        elif upload.state == upload.STATE_COMMITTED and _NAMED in error.fields:
+            raise FailedPrecondition(
+                f"no upload of yours to {upload.artifact} is open, and the last one, of something "
+                f"else, became {upload.version}: leave out --resume to begin another one"
+            ) from error
+        elif _helps(upload, error):
+            _say_again(session, upload)
+        raise
+    except BaseException:
+        _say_again(session, upload)
         raise
     finally:
         if calls is not None:
             calls.close()
+
+
+def _helps(upload: Upload, error: ApplianceError) -> bool:
+    """Whether the same command may go on with an upload after an error."""
+    from appliance.client.part_upload import UploadFailed  # noqa: PLC0415 - imports gRPC
+
+    if isinstance(error, NotFound | UploadFailed | FailedPrecondition | AlreadyExists | Conflict):
+        return False
+    return upload.state == upload.STATE_OPEN or not isinstance(error, InvalidInput)
+
+
+def _say_again(session: Session, upload: Upload) -> None:
+    click.echo(f"what was sent is kept for days: go on with `{again(session, upload)}`", err=True)
 
 
 def _abort(session: Session, upload: Upload) -> None:

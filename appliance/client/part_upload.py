@@ -26,6 +26,7 @@ from appliance.client.connection import Connection
 from appliance.client.parts import Part
 from appliance.core.errors import (
     ApplianceError,
+    Conflict,
     Exhausted,
     FailedPrecondition,
     InvalidInput,
@@ -46,6 +47,11 @@ PAGE = 1000
 FIRST_PAUSE, MAX_PAUSE = timedelta(seconds=0.2), timedelta(seconds=5)
 LOOK_FIRST, LOOK_LAST = 0.05, 2.0
 """Seconds between two looks at a commit."""
+
+_OTHER = (
+    "another command goes on with this upload, and this one has stopped: let that one end, or stop "
+    "it and repeat this one"
+)
 
 
 class UploadFailed(InvalidInput):
@@ -122,8 +128,9 @@ class Calls:
             try:
                 return work(connection)
             except Unauthenticated:
+                # Twice, although a session of the same person makes new tokens.
                 if renewed:
-                    raise
+                    raise Conflict(_OTHER) from None
                 renewed = True
                 self._renew(connection)
             except (Unavailable, Exhausted) as error:

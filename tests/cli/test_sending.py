@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +99,7 @@ class Server:
         digests = [hashlib.sha256(self.parts[n]).digest() for n in range(len(self.parts))]
         expected = hashlib.sha256(b"".join(digests)).hexdigest()
         if (request.parts, request.sha256) != (len(self.parts), expected):
-            return InvalidInput("the commit names other parts")
+            return InvalidInput("sha256: other parts", fields={"sha256": "other parts"})
         if self.upload.state == State.STATE_OPEN:
             self.upload.state = State.STATE_COMMITTING
         return self.upload
@@ -217,7 +217,7 @@ def test_what_does_not_pass_is_said_with_how_to_go_on(
     result = command("dataset", "upload", "docs", str(corpus), "--hidden", "--resume")
     assert result.code == code
     assert error.message in result.err
-    again = f"`appliance dataset upload docs {corpus} --hidden --resume`"
+    again = f"`appliance dataset upload docs {corpus} --hidden --upload 0123`"
     assert f"go on with {again}" in result.err.replace("\n", " ")
 
 
@@ -295,3 +295,70 @@ def test_a_model_is_taken_in_with_its_weights_last(
     (folder / "a.safetensors").write_bytes(weights[:-1])
     result = command("model", "import", "m", str(folder), "--resume")
     assert (result.code, "2,500 bytes when the upload was begun" in result.err) == (1, True)
+
+
+def test_the_command_to_go_on_with_has_every_option_that_was_given(
+    command: Run, server: Server, corpus: Path
+) -> None:
+    server.trouble = [StoreFull("no space is left")] * 20
+    result = command(
+        *("dataset", "upload", DOCS, str(corpus), "--project", "other", "-o", "json"),
+        *("--context", "here", "--upload", NAME),
+    )
+    expected = (
+        f"`appliance dataset upload {DOCS} {corpus} --project other --output json --context here "
+        f"--upload {NAME}`"
+    )
+    assert expected in result.err.replace("\n", " ")
+
+
+def test_nothing_is_said_to_go_on_with_where_that_cannot_help(
+    command: Run, server: Server, corpus: Path
+) -> None:
+    assert command("dataset", "upload", "docs", str(corpus)).code == 0
+    (corpus / "1.txt").write_text("changed")
+    resumed = ("dataset", "upload", "docs", str(corpus), "--resume")
+    done = command(*resumed)
+    assert (done.code, "go on with" in done.err) == (1, False)
+    assert f"became {DOCS}/versions/1: leave out --resume" in done.err.replace("\n", " ")
+    server.upload.state = State.STATE_OPEN
+    changed = command(*resumed)
+    assert (changed.code, "go on with `" in changed.err) == (1, False)
+    server.upload.state, server.upload.message = State.STATE_FAILED, "'a' was used before"
+    server.api.calls.clear()
+    failed = command("dataset", "upload", "docs", str(corpus), "--upload", "0123")
+    assert (failed.code, "go on with `" in failed.err) == (1, False)
+    assert "failed, and what was sent is gone: 'a' was used before" in failed.err
+    assert server.api.named("UploadService.GrantUpload") == []
+
+
+def test_an_upload_that_another_run_began_is_not_aborted(
+    command: Run, server: Server, home: Path
+) -> None:
+    (home / "a.jsonl").write_text("nothing")
+    result = command("dataset", "upload", "docs", str(home / "a.jsonl"), "--resume")
+    assert (result.code, server.api.named("UploadService.AbortUpload")) == (1, [])
+
+
+def test_ctrl_c_does_not_say_that_the_server_works_on(
+    command: Run, server: Server, corpus: Path
+) -> None:
+    def interrupted(_: Any) -> Iterator[Any]:
+        yield from ()
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("appliance.client.parts.text_parts", interrupted)
+        result = command("dataset", "upload", "docs", str(corpus))
+    assert (result.code, "work on the server goes on" in result.err) == (130, False)
+    assert f"`appliance dataset upload docs {corpus} --upload 0123`" in result.err
+
+
+def test_the_older_of_two_commands_says_that_another_one_goes_on(
+    command: Run, server: Server, corpus: Path
+) -> None:
+    server.trouble = [Unauthenticated("this token is not valid: log in")] * 20
+    result = command("dataset", "upload", "docs", str(corpus), "--upload", "0123")
+    assert result.code == 1
+    assert "another command goes on with this upload" in result.err.replace("\n", " ")
+    assert ("log in" in result.err, "go on with `" in result.err) == (False, False)

@@ -217,7 +217,7 @@ def test_a_killed_control_plane_loses_no_part_and_the_rest_is_sent_by_resume(
     running.send_signal(signal.SIGINT)
     with ended(running) as (_, err):
         assert running.returncode == 130, err
-    assert f"`appliance dataset upload raw {corpus} --resume`" in err
+    assert f"`appliance dataset upload raw {corpus} --upload " in err
     before = sealed(house)
     kept = house.parts()
     assert len(kept) >= 8
