@@ -25,6 +25,7 @@ from appliance.api.data.v1 import upload_service_pb2 as rpc
 from appliance.client.connection import Connection
 from appliance.client.parts import Part
 from appliance.core.errors import (
+    PROGRESS,
     ApplianceError,
     Conflict,
     Exhausted,
@@ -138,6 +139,8 @@ class Calls:
                 pause = _pause(error, failures)
                 if self._over.is_set() or pause is None:
                     raise
+                if PROGRESS in error.metadata:
+                    since = time.monotonic()
                 if time.monotonic() - since + pause > self._patience:
                     raise
                 if failures == 1:

@@ -18,6 +18,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+PROGRESS = "in_progress"
+"""A key of `metadata`: what the server is doing, and will end, so that waiting is worth it."""
+
 
 class ApplianceError(Exception):
     """What went wrong: `code`, `reason`, `metadata` for a program, `message` for a person.

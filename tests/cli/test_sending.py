@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -362,3 +363,18 @@ def test_the_older_of_two_commands_says_that_another_one_goes_on(
     assert result.code == 1
     assert "another command goes on with this upload" in result.err.replace("\n", " ")
     assert ("log in" in result.err, "go on with `" in result.err) == (False, False)
+
+
+def test_what_the_server_is_doing_is_waited_for_as_long_as_it_takes(
+    command: Run, server: Server, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = itertools.count(step=100.0)
+    monkeypatch.setattr(part_upload, "IN_FLIGHT", 1)
+    monkeypatch.setattr(part_upload.time, "monotonic", lambda: next(now))
+    compared = Unavailable("ids are compared", in_progress="ids")
+    server.trouble = [compared] * 4
+    assert command("dataset", "upload", "docs", str(corpus)).code == 0
+    server.trouble = [Unavailable("it starts")] * 4
+    server.parts.clear()
+    server.upload.state, server.upload.parts = State.STATE_OPEN, 0
+    assert command("dataset", "upload", "docs", str(corpus), "--upload", "0123").code == 7

@@ -1,7 +1,8 @@
 """The ids of documents of every upload under way: one file for each, opened when it is needed.
 
 Rules kept here: one thread at a time is in a file; at the first use after a start a file is
-compared with the parts that are there, and what is not in it is read out of them again.
+compared with the parts that are there, and what is not in it is read out of them again. While one
+thread does that, which may take minutes, nobody else waits for it.
 
 Called by `services.upload_parts` and `services.upload_tasks`.
 """
@@ -56,6 +57,24 @@ class UploadIds:
         self._locks: dict[str, threading.Lock] = {}
         self._known: set[str] = set()
         """Those that were compared with their parts."""
+        self._comparing: set[str] = set()
+
+    def begin(self, uid: str) -> None:
+        """A new upload: there is nothing to compare."""
+        self._known.add(uid)
+
+    def check_ready(self, uid: str) -> None:
+        """Raise Unavailable while the ids of an upload are compared with its parts.
+
+        That may take minutes, in which no other thread of a bounded number waits for it.
+        """
+        if uid in self._comparing:
+            raise Unavailable(
+                "the documents of this upload are compared with what is known of them, as after "
+                "each start of the control plane: repeat the part",
+                retry_after=2.0,
+                in_progress="ids of documents",
+            )
 
     def add(self, parts: PartsThere, part: int, ids: Sequence[str]) -> int | None:
         """Take in the ids of a part, all or none; the place of one that is there already.
@@ -67,10 +86,7 @@ class UploadIds:
 
         Raises Exhausted, Unavailable.
         """
-        with self._opened(parts) as file:
-            if parts.uid not in self._known:
-                _compare(parts, file)
-                self._known.add(parts.uid)
+        with self._compared(parts), self._opened(parts) as file:
             return file.add(part, ids)
 
     def forget(self, parts: PartsThere, part: int) -> None:
@@ -105,6 +121,24 @@ class UploadIds:
 
     def _path(self, uid: str) -> Path:
         return self._folder / f"{uid}{_SUFFIX}"
+
+    @contextlib.contextmanager
+    def _compared(self, parts: PartsThere) -> Iterator[None]:
+        """What is known is compared, by one thread. Raises Unavailable meanwhile."""
+        uid = parts.uid
+        with self._lock:
+            self.check_ready(uid)
+            if uid not in self._known:
+                self._comparing.add(uid)
+            compare = uid in self._comparing
+        if compare:
+            try:
+                with self._opened(parts) as file:
+                    _compare(parts, file)
+                self._known.add(uid)
+            finally:
+                self._comparing.discard(uid)
+        yield
 
     @contextlib.contextmanager
     def _opened(self, parts: PartsThere) -> Iterator[DocumentIds]:

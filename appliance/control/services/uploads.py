@@ -150,6 +150,8 @@ class Uploads:
             if known is not None and known.digest == digest:
                 return Known(known)
         piece = layout.piece(first.number) if layout else None
+        if piece is None:
+            self._parts.ids.check_ready(row.uid)
         end = self._parts.begin(row, first.number)
         try:
             # Once more: until now another call may have written it, or committed the upload.
@@ -311,6 +313,7 @@ class Uploads:
         row = upload_rows.by_uid(transaction, uid)
         if row is None:
             raise missing(str(name))
+        transaction.after_commit(lambda: self._parts.ids.begin(uid))
         return row
 
     def _check_right(self, caller: Caller, project: str, kind: str) -> None:

@@ -9,8 +9,9 @@ import pytest
 
 from appliance.api.data.v1 import dataset_service_pb2
 from appliance.api.data.v1 import upload_service_pb2 as rpc
-from appliance.control.services import upload_folder, upload_parts
+from appliance.control.services import upload_folder, upload_ids, upload_parts
 from appliance.core.errors import (
+    PROGRESS,
     ApplianceError,
     Exhausted,
     FailedPrecondition,
@@ -162,3 +163,32 @@ def opens_with_one_part(lab: Lab, name: str) -> None:
     done = lab.uploads.get(ALICE, name)
     assert done.version == f"{DATASET}/versions/1"
     assert lab.work.artifacts.open(lab.version_row(done.version)).files() == ["part-00000.jsonl"]
+
+
+def test_nobody_waits_in_a_thread_while_ids_are_made_again(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload = begin(lab)
+    send(lab, upload.name, 0, ONE)
+    lab.restart()
+    late = rpc.UploadPartRequest(name=upload.name, number=1, sha256=digest(TWO), data=TWO)
+    sent = lab.uploads.begin_part(ALICE, late)
+    raised: list[ApplianceError] = []
+
+    def another() -> None:
+        for call in (lambda: send(lab, upload.name, 2, batch(("c", "x"))), sent.close):
+            try:
+                call()
+            except ApplianceError as error:
+                raised.append(error)
+
+    with monkeypatch.context() as patch:
+        meanwhile(patch, upload_ids, "_compare", another)
+        send(lab, upload.name, 3, batch(("d", "x")))
+    assert [(type(each), each.retry_after) for each in raised] == [(Unavailable, 2.0)] * 2
+    assert [PROGRESS in each.metadata for each in raised] == [True, True]
+    sent.abort()
+    send(lab, upload.name, 1, TWO)
+    # A new upload has nothing to compare, so its first parts are taken at once.
+    monkeypatch.setattr(upload_ids, "_compare", None)
+    send(lab, begin(lab).name, 0, ONE)
