@@ -59,7 +59,7 @@ def holder(state: Reading, presented: Parsed, key: bytes) -> Row[Any] | None:
 def find(state: Reading, presented: Parsed, key: bytes, now: datetime) -> Row[Any]:
     """The upload whose live token this is. Raises Unauthenticated."""
     row = holder(state, presented, key)
-    if row is None or now >= row.expire_time or _locked(state, row.principal):
+    if row is None or now >= row.expire_time or is_locked(state, row.principal):
         raise tokens.refused()
     return row
 
@@ -80,8 +80,8 @@ def end_all(transaction: Transaction, principal: str) -> None:
     transaction.run(update(upload).where(upload.c.principal == principal).values(**_NONE))
 
 
-def _locked(state: Reading, subject: str) -> bool:
-    """Whether a principal is locked, or gone."""
+def is_locked(state: Reading, subject: str) -> bool:
+    """Whether a principal is locked, or gone; `subject` is its."""
     owner = parse_subject(subject)
     table = user if owner.kind is PrincipalKind.USER else service_account
     locked = state.value(select(table.c.locked).where(table.c.id == owner.id))

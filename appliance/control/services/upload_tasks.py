@@ -5,6 +5,7 @@ Rules kept here:
   registered, in one transaction with the end of the upload, and the audit log says so first;
 * what the store cannot do now is tried again by the queue, and the upload says why; what is wrong
   with the content itself ends it, and so does its owner between two tries, or a month;
+* what a locked account has open goes, as nobody else may end it;
 * what expires, fails or is aborted goes with everything it wrote: key and rows at once, files by
   the queue.
 
@@ -22,6 +23,7 @@ from typing import Any
 from sqlalchemy import Row, delete, select, update
 
 from appliance.control.audit.system import Records
+from appliance.control.auth import grants
 from appliance.control.services import documents, upload_rows
 from appliance.control.services.artifacts import Artifacts, Version
 from appliance.control.services.model_intake import ModelFiles
@@ -35,7 +37,7 @@ from appliance.control.services.upload_folder import UploadFolder
 from appliance.control.services.upload_ids import UploadIds
 from appliance.control.services.upload_layout import Layout
 from appliance.control.services.upload_parts import MOST_DAYS
-from appliance.control.services.upload_rows import COMMITTED, COMMITTING, FAILED, UNDER_WAY
+from appliance.control.services.upload_rows import COMMITTED, COMMITTING, FAILED, OPEN, UNDER_WAY
 from appliance.control.store import tables
 from appliance.control.store.database import Database, Reading, Transaction
 from appliance.core.errors import ApplianceError, InvalidInput, LeaseLost, NotFound, Tampered
@@ -103,24 +105,36 @@ class UploadTasks:
         transaction.run(delete(tables.upload).where(_upload.uid == row.uid))
 
     def sweep(self) -> None:
-        """Once a minute: what has expired goes."""
+        """Once a minute: what has expired goes, and what a locked account has open."""
         now = self._clock()
         if self._swept is not None and abs(now - self._swept) < SWEEP:
             return
-        hopeless = _upload.create_time <= now - MOST_DAYS - REMEMBERED
-        over = _upload.expire_time <= now, (_upload.state != COMMITTING) | hopeless
         with self._database.read() as state:
-            expired = state.first(select(_upload.uid).where(*over)) is not None
-        if expired:
+            over = self._over(state, now)
+        if over:
             with self._database.write() as transaction:
-                for row in transaction.all(select(tables.upload).where(*over)):
+                for row, what in self._over(transaction, now):
                     if self.is_at_work(transaction, row):
                         continue
                     if row.state in UNDER_WAY:
                         name = upload_rows.name_of(row)
-                        self._records.note("upload.expired", name, "OK", principal=row.creator)
+                        self._records.note(what, name, "OK", principal=row.creator)
                     self.drop(transaction, row)
         self._swept = now
+
+    def _over(self, state: Reading, now: datetime) -> list[tuple[Row[Any], str]]:
+        """The uploads that go now, and what the audit log calls that."""
+        hopeless = _upload.create_time <= now - MOST_DAYS - REMEMBERED
+        ended = _upload.expire_time <= now, (_upload.state != COMMITTING) | hopeless
+        over = [(row, "upload.expired") for row in state.all(select(tables.upload).where(*ended))]
+        mine = _upload.state == OPEN, _upload.expire_time > now
+        owners = state.all(select(_upload.principal).where(*mine).distinct())
+        locked = [row.principal for row in owners if grants.is_locked(state, row.principal)]
+        for owner in locked:
+            # Nobody else may end them, and their owner cannot.
+            rows = state.all(select(tables.upload).where(*mine, _upload.principal == owner))
+            over += [(row, "upload.locked") for row in rows]
+        return over
 
     def recover(self) -> None:
         """At start: files of ids that belong to nothing go."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -11,6 +12,7 @@ from appliance.api.data.v1 import upload_service_pb2 as rpc
 from appliance.control.services.upload_parts import MOST_DAYS
 from appliance.control.store import objects, tables
 from appliance.core.errors import FailedPrecondition, StoreFull
+from appliance.core.identity import Principal, PrincipalKind
 from tests.fakes import tiny_model
 from tests.fakes.lab import ALICE, PROJECT, Lab
 from tests.fakes.parts import MODEL, begin, commit, send
@@ -101,3 +103,26 @@ def test_an_upload_leaves_room_in_which_it_can_be_aborted(
     for each in (upload, other):
         lab.uploads.abort(ALICE, rpc.AbortUploadRequest(name=each.name))
     assert left(lab) == []
+
+
+def test_what_a_locked_account_has_open_goes(lab: Lab) -> None:
+    files = [(file, len(data)) for file, data in tiny_model.files().items()]
+    begin(lab, MODEL, files)
+    bob = replace(ALICE, principal=Principal(PrincipalKind.USER, "bob"))
+    with lab.database.write() as transaction:
+        for name in ("alice", "bob"):
+            user = {"id": name, "password_hash": "none", "create_time": lab.time.wall()}
+            existing = transaction.first(tables.user.select().where(tables.user.c.id == name))
+            if existing is None:
+                transaction.run(tables.user.insert().values(**user))
+        transaction.run(
+            tables.upload.update().values(principal=bob.principal.subject, creator="users/bob")
+        )
+    kept = begin(lab, MODEL, files)
+    lab.look()
+    assert len(lab.rows(tables.upload)) == 2
+    with lab.database.write() as transaction:
+        transaction.run(tables.user.update().where(tables.user.c.id == "bob").values(locked=True))
+    lab.time.seconds += 61
+    lab.look()
+    assert [row.uid for row in lab.rows(tables.upload)] == [kept.name.rpartition("/")[2]]
