@@ -150,7 +150,7 @@ class Parts:
             fresh = upload_rows.by_uid(transaction, row.uid)
             check_open(fresh, row, self._clock())
             self._check_documents(fresh, count)
-            self.check_room(upload_rows.open_bytes(transaction, row.project) + size)
+            self.check_room(upload_rows.open_bytes(transaction, row.project) + entry.sealed_size)
             transaction.run(
                 insert(tables.upload_part).values(
                     upload=row.uid,
@@ -164,16 +164,17 @@ class Parts:
                     tag=entry.tag,
                 )
             )
-            self._count(transaction, row, size, count)
+            self._count(transaction, row, entry.sealed_size, count)
 
-    def _count(self, transaction: Transaction, row: Row[Any], size: int, count: int) -> None:
+    def _count(self, transaction: Transaction, row: Row[Any], stored: int, count: int) -> None:
+        # What a text takes on disk may be six times what was sent: JSON writes \0 as \u0000.
         column = upload_rows.upload
         transaction.run(
             update(tables.upload)
             .where(column.uid == row.uid)
             .values(
                 parts=column.parts + 1,
-                size_bytes=column.size_bytes + size,
+                size_bytes=column.size_bytes + stored,
                 documents=column.documents + count,
                 expire_time=self.expire_time(row.create_time),
             )

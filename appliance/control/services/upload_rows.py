@@ -101,7 +101,7 @@ def check_count(row: Row[Any], parts: int) -> None:
 
 
 def open_bytes(state: Reading, project: str) -> int:
-    """Bytes of everything that is under way in a project."""
+    """Bytes that everything under way in a project takes in the object store."""
     wanted = select(func.coalesce(func.sum(upload.size_bytes), 0))
     return int(state.value(wanted.where(upload.project == project, upload.state.in_(UNDER_WAY))))
 

@@ -8,9 +8,9 @@ from appliance.api.data.v1 import dataset_service_pb2 as data
 from appliance.api.data.v1 import upload_pb2
 from appliance.api.data.v1 import upload_service_pb2 as rpc
 from appliance.control.services.upload_content import count_documents
-from appliance.core.errors import InvalidInput
+from appliance.core.errors import Exhausted, InvalidInput
 from tests.fakes.lab import ALICE, Lab
-from tests.fakes.parts import begin, digest
+from tests.fakes.parts import batch, begin, digest, send
 
 EMPTY = b"\x0a\x00"
 
@@ -70,3 +70,17 @@ def test_millions_of_documents_in_a_message_are_not_parsed(
     with pytest.raises(InvalidInput, match=r"more than 20,000 documents"):
         intake.add(rpc.UploadPartRequest(data=EMPTY * 5_001))
     intake.abort()
+
+
+def test_what_a_part_takes_in_the_store_is_counted(lab: Lab) -> None:
+    request = data.CreateDatasetRequest(parent="projects/demo", dataset_id="raw")
+    lab.datasets.create(ALICE, request)
+    upload = begin(lab)
+    content = batch(("a", "\0" * 100_000))
+    lab.work._parts._project_bytes = 2 * len(content)
+    with pytest.raises(Exhausted, match="bytes together"):
+        send(lab, upload.name, 0, content)
+    lab.work._parts._project_bytes = 7 * len(content)
+    send(lab, upload.name, 0, content)
+    (file,) = lab.objects.rglob("part-*")
+    assert lab.uploads.get(ALICE, upload.name).size_bytes == file.stat().st_size
