@@ -41,7 +41,7 @@ NOUNS = {
     "status": "Say what the server is and where it answers.",
     "tokenizer": "See tokenizers.",
     "up": "Start an appliance on this machine.",
-    "upload": "See and abort your uploads that are not done.",
+    "upload": "See your uploads; abort those that are open.",
     "user": "Manage people.",
     "whoami": "Say who you are and what you may do.",
 }

@@ -22,7 +22,7 @@ COLUMNS = [
     ("KEPT UNTIL", field("expire_time")),
 ]
 
-command = click.Group("upload", help="See and abort your uploads that are not done.")
+command = click.Group("upload", help="See your uploads; abort those that are open.")
 
 
 @make("list", "UploadService.ListUploads", group=command, project=True)

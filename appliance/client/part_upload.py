@@ -13,6 +13,7 @@ Called by the command. The token is the upload's own: a log-in elsewhere changes
 from __future__ import annotations
 
 import hashlib
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -64,7 +65,7 @@ class Calls:
 
     Args:
         connect: a connection with a new token for the upload; asked again when one was refused.
-        say: told once when it has to wait, and why.
+        say: told once when it has to wait, and why, whichever thread does.
         patience: seconds for which it waits.
     """
 
@@ -81,6 +82,7 @@ class Calls:
         self._over = threading.Event()
         self.sent = 0
         """Parts that were taken in."""
+        self._waits_for = ""
         self._lock = threading.Lock()
         self._connection = connect()
 
@@ -127,7 +129,7 @@ class Calls:
         while True:
             connection = self._connection
             try:
-                return work(connection)
+                done = work(connection)
             except Unauthenticated:
                 # Twice, although a session of the same person makes new tokens.
                 if renewed:
@@ -137,16 +139,24 @@ class Calls:
             except (Unavailable, Exhausted) as error:
                 failures += 1
                 pause = _pause(error, failures)
-                if self._over.is_set() or pause is None:
-                    raise
                 if PROGRESS in error.metadata:
                     since = time.monotonic()
-                if time.monotonic() - since + pause > self._patience:
+                if self._over.is_set() or time.monotonic() - since + pause > self._patience:
                     raise
                 if failures == 1:
-                    self._say(f"{error.message}; trying again")
+                    self._say_once(error.message)
                 if self._over.wait(pause):
                     raise
+            else:
+                self._waits_for = ""
+                return done
+
+    def _say_once(self, why: str) -> None:
+        """Say what is waited for, unless another thread has said it."""
+        with self._lock:
+            said, self._waits_for = self._waits_for == why, why
+        if not said:
+            self._say(f"{why}; trying again")
 
     def _renew(self, refused: Connection) -> None:
         """A new token, unless another thread has one already."""
@@ -159,12 +169,12 @@ def _stub(connection: Connection) -> Any:  # noqa: ANN401 - generated stubs have
     return connection.stub(upload_service_pb2_grpc.UploadServiceStub)
 
 
-def _pause(error: ApplianceError, failures: int) -> float | None:
-    """How long to wait before the same again; None when waiting does not help."""
+def _pause(error: ApplianceError, failures: int) -> float:
+    """Seconds to wait before the same again; endless when waiting does not help."""
     if isinstance(error, Untrusted):
-        return None
+        return math.inf
     if isinstance(error, Exhausted):
-        return error.retry_after
+        return math.inf if error.retry_after is None else error.retry_after
     return pause_after(failures, FIRST_PAUSE, MAX_PAUSE).total_seconds()
 
 
