@@ -174,16 +174,23 @@ class StorageTasks:
             if state.first(self._due()) is None:
                 return None
         lock = secrets.token_hex(16)
-        with self._database.write() as transaction:
-            row = transaction.first(self._due())
-            if row is None:
-                return None
-            transaction.run(
-                update(tables.storage_task)
-                .where(_task.id == row.id)
-                .values(lock_token=lock, lock_expire_time=self._clock() + LOCK_TIME)
-            )
-        self._held[row.id] = TaskKind(row.kind), row.subject
+        row = None
+        try:
+            with self._database.write() as transaction:
+                row = transaction.first(self._due())
+                if row is None:
+                    return None
+                transaction.run(
+                    update(tables.storage_task)
+                    .where(_task.id == row.id)
+                    .values(lock_token=lock, lock_expire_time=self._clock() + LOCK_TIME)
+                )
+                # In here: the next thread that takes one counts this one.
+                self._held[row.id] = TaskKind(row.kind), row.subject
+        except BaseException:
+            if row is not None:
+                self._held.pop(row.id, None)
+            raise
         return Task(row.id, TaskKind(row.kind), row.subject, row.details, row.attempts, lock)
 
     def done(self, task: Task) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -192,3 +193,48 @@ def test_nobody_waits_in_a_thread_while_ids_are_made_again(
     # A new upload has nothing to compare, so its first parts are taken at once.
     monkeypatch.setattr(upload_ids, "_compare", None)
     send(lab, begin(lab).name, 0, ONE)
+
+
+def test_two_commits_are_taken_at_a_time_and_no_third(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread looks right after the first has taken one."""
+    for number in range(3):
+        upload = begin(lab)
+        send(lab, upload.name, 0, batch((str(number), "x")))
+        commit(lab, upload.name, [batch((str(number), "x"))])
+    tasks, write, first = lab.work.tasks, lab.database.write, [True]
+    taken: list[Any] = []
+
+    @contextlib.contextmanager
+    def then_others() -> Iterator[Any]:
+        with write() as transaction:
+            yield transaction
+        if first:
+            first.clear()
+            taken.extend([tasks.take(), tasks.take()])
+
+    monkeypatch.setattr(lab.database, "write", then_others)
+    taken.append(tasks.take())
+    assert sum(task is not None for task in taken) == 2
+
+
+def test_a_task_that_could_not_be_taken_is_taken_later(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload = begin(lab)
+    send(lab, upload.name, 0, ONE)
+    commit(lab, upload.name, [ONE])
+    write = lab.database.write
+
+    @contextlib.contextmanager
+    def full() -> Iterator[Any]:
+        with write() as transaction:
+            yield transaction
+            raise Exhausted("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lab.database, "write", full)
+        with pytest.raises(Exhausted):
+            lab.work.tasks.take()
+    assert lab.work.tasks.take() is not None
