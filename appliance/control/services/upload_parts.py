@@ -232,14 +232,12 @@ class Part:
         """Take a later message. Raises InvalidInput."""
         if message.name or message.number or message.sha256:
             raise InvalidInput("only the first message of a part names it")
+        check_later(message, self._number)
         self._take(message.data)
 
     def _take(self, data: bytes) -> None:
         self._size += len(data)
-        if self._size > PART_BYTES:
-            raise documents.wrong(
-                f"part {self._number}", f"has more than {written(PART_BYTES)} bytes"
-            )
+        check_size(self._size, self._number)
         self._folder.check_free()
         self._digest.update(data)
         self._content.feed(data)
@@ -304,13 +302,17 @@ class Part:
 
 
 class Known:
-    """A part that is there already: what comes is not looked at."""
+    """A part that is there already: what comes is not looked at, as long as it ends."""
 
-    def __init__(self, row: Row[Any]) -> None:
+    def __init__(self, row: Row[Any], first: rpc.UploadPartRequest) -> None:
         self._row = row
+        self._size = len(first.data)
 
     def add(self, message: rpc.UploadPartRequest) -> None:
-        """Nothing."""
+        """Count it. Raises InvalidInput for more than a part may have."""
+        check_later(message, self._row.number)
+        self._size += len(message.data)
+        check_size(self._size, self._row.number)
 
     def close(self) -> None:
         """Nothing."""
@@ -326,6 +328,18 @@ class Known:
 def answer(number: int, digest: bytes, size: int) -> upload_pb2.UploadedPart:
     """The resource of a part."""
     return upload_pb2.UploadedPart(number=number, sha256=digest.hex(), size_bytes=size)
+
+
+def check_later(message: rpc.UploadPartRequest, number: int) -> None:
+    """Raise InvalidInput for a later message that brings nothing: a part of them never ends."""
+    if not message.data:
+        raise documents.wrong(f"part {number}", "has an empty message; leave that out")
+
+
+def check_size(size: int, number: int) -> None:
+    """Raise InvalidInput for a part that is too large."""
+    if size > PART_BYTES:
+        raise documents.wrong(f"part {number}", f"has more than {written(PART_BYTES)} bytes")
 
 
 def check_open(row: Row[Any] | None, known: Row[Any], now: datetime) -> None:

@@ -45,6 +45,8 @@ from appliance.crypto.artifacts import ArtifactWriter, manifest_digest
 
 REMEMBERED = timedelta(days=1)
 """For so long it is said what became of an upload that is over."""
+MOST_REMEMBERED = 100
+"""Of one owner in a project."""
 SWEEP = timedelta(minutes=1)
 READ_BYTES = 1 << 20
 _BUG = "an error in the control plane, which its log shows"
@@ -235,6 +237,11 @@ class UploadTasks:
         )
         if changed != 1:
             raise LeaseLost(f"{upload_rows.name_of(row)} is over")
+        of_owner = _upload.project == row.project, _upload.principal == row.principal
+        over = select(_upload.uid).where(*of_owner, _upload.state.not_in(UNDER_WAY))
+        forgotten = over.order_by(_upload.expire_time.desc()).offset(MOST_REMEMBERED)
+        for old in transaction.all(forgotten):
+            transaction.run(delete(tables.upload).where(_upload.uid == old.uid))
         self._drop_parts(transaction, row)
 
     def _drop_parts(self, transaction: Transaction, row: Row[Any]) -> None:

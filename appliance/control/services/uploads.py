@@ -148,7 +148,7 @@ class Uploads:
             row, layout = self._of_part(state, caller, first)
             known = upload_rows.part_of(state, row.uid, first.number)
             if known is not None and known.digest == digest:
-                return Known(known)
+                return Known(known, first)
         piece = layout.piece(first.number) if layout else None
         if piece is None:
             self._parts.ids.check_ready(row.uid)
@@ -160,7 +160,7 @@ class Uploads:
                 known = upload_rows.part_of(state, row.uid, first.number)
                 if known is not None and known.digest == digest:
                     end()
-                    return Known(known)
+                    return Known(known, first)
                 check_open(row, row, self._clock())
                 _check_new(known, first.number)
                 folder = UploadFolder.of(state, self._database, self._parts.artifacts, row)
@@ -192,18 +192,17 @@ class Uploads:
         project = Name.parse(request.parent, "project", field="parent").id
         size = paging.page_size(request.page_size)
         after = paging.key_of(request.page_token, str, str)
-        mine = select(tables.upload).where(
+        wanted = select(tables.upload).where(
             _upload.project == project, _upload.principal == caller.principal.subject
         )
-        with self._database.read() as state:
-            rows = state.all(mine.order_by(_upload.create_time.desc(), _upload.uid))
-        keys = [(row.create_time.isoformat(), row.uid) for row in rows]
         if after is not None:
-            places = [place for place, key in enumerate(keys) if key == tuple(after)]
-            rows = rows[places[0] + 1 :] if places else []
-        page, token = paging.cut(
-            rows[: size + 1], size, lambda row: (row.create_time.isoformat(), row.uid)
-        )
+            time, uid = _moment(str(after[0])), str(after[1])
+            later = (_upload.create_time == time) & (_upload.uid > uid)
+            wanted = wanted.where((_upload.create_time < time) | later)
+        ordered = wanted.order_by(_upload.create_time.desc(), _upload.uid)
+        with self._database.read() as state:
+            rows = state.all(ordered.limit(size + 1))
+        page, token = paging.cut(rows, size, lambda row: (row.create_time.isoformat(), row.uid))
         return rpc.ListUploadsResponse(
             uploads=[upload_rows.resource(row) for row in page], next_page_token=token
         )
@@ -245,6 +244,8 @@ class Uploads:
             # Before others wait: parts are added meanwhile, and never changed or taken away.
             row = upload_rows.of_caller(state, caller, request.name)
             wanted = Layout(row.files).parts if row.files else max(request.parts, 1)
+            if not (request.parts or row.parts or row.files):
+                raise FailedPrecondition(f"{request.name} holds no document: send at least one")
             there = upload_rows.digest_of(state, row, wanted) if row.state == OPEN else ""
         alone = self._parts.none_written(row) if row.state == OPEN else contextlib.nullcontext()
         with alone, self._database.write() as transaction:
@@ -362,6 +363,17 @@ def _check_new(known: Row[Any] | None, number: int) -> None:
             "another upload, or send what it was",
             part=number,
         )
+
+
+def _moment(text: str) -> datetime:
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        found = None
+    if found is None or found.tzinfo is None:
+        wrong = "not a token of this list"
+        raise InvalidInput(f"page_token: {wrong}", fields={"page_token": wrong})
+    return found
 
 
 def _digest(text: str) -> str:

@@ -84,3 +84,23 @@ def test_what_a_part_takes_in_the_store_is_counted(lab: Lab) -> None:
     send(lab, upload.name, 0, content)
     (file,) = lab.objects.rglob("part-*")
     assert lab.uploads.get(ALICE, upload.name).size_bytes == file.stat().st_size
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("known", [True, False])
+def test_a_part_ends_whether_it_is_known_or_not(lab: Lab, known: bool) -> None:  # noqa: FBT001
+    request = data.CreateDatasetRequest(parent="projects/demo", dataset_id="raw")
+    lab.datasets.create(ALICE, request)
+    upload, content = begin(lab), batch(("a", "x"))
+    if known:
+        send(lab, upload.name, 0, content)
+    first = rpc.UploadPartRequest(name=upload.name, sha256=digest(content), data=content)
+    intake = lab.uploads.begin_part(ALICE, first)
+    with pytest.raises(InvalidInput, match="part 0 has an empty message"):
+        intake.add(rpc.UploadPartRequest())
+    more = batch(("b", "y" * (3 << 20)))
+    for _ in range(2):
+        intake.add(rpc.UploadPartRequest(data=more))
+    with pytest.raises(InvalidInput, match="part 0 has more than 8,388,608 bytes"):
+        intake.add(rpc.UploadPartRequest(data=more))
+    intake.abort()
