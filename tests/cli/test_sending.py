@@ -378,27 +378,3 @@ def test_what_the_server_is_doing_is_waited_for_as_long_as_it_takes(
     server.parts.clear()
     server.upload.state, server.upload.parts = State.STATE_OPEN, 0
     assert command("dataset", "upload", "docs", str(corpus), "--upload", "0123").code == 7
-
-
-def test_what_several_calls_wait_for_is_said_once() -> None:
-    said: list[str] = []
-    connection: Any = object()
-    calls = part_upload.Calls(lambda: connection, said.append)
-    fails = [True, True]
-
-    def work(_: Any) -> int:
-        if fails:
-            fails.pop()
-            raise Unavailable("the server starts")
-        return 1
-
-    def with_another(_: Any) -> int:
-        if len(fails) == 2:
-            return work(None)
-        return calls._repeat(work)
-
-    assert calls._repeat(with_another) == 1
-    assert said == ["the server starts; trying again"]
-    fails.append(True)
-    calls._repeat(work)
-    assert len(said) == 2

@@ -216,20 +216,6 @@ def test_a_part_larger_than_its_bound_is_refused_while_it_comes(
 
 
 @pytest.mark.attack
-def test_one_part_is_not_written_by_two_calls_at_a_time(lab: Lab) -> None:
-    upload = begin(lab)
-    first = rpc.UploadPartRequest(name=upload.name, sha256=digest(ONE), data=ONE)
-    slow = lab.uploads.begin_part(ALICE, first)
-    with pytest.raises(Unavailable, match="being written by another call"):
-        send(lab, upload.name, 0, TWO)
-    slow.close()
-    slow.finish()
-    slow.abort()
-    with pytest.raises(AlreadyExists):
-        send(lab, upload.name, 0, TWO)
-
-
-@pytest.mark.attack
 def test_nobody_else_sees_or_touches_an_upload(lab: Lab) -> None:
     upload = begin(lab)
     send(lab, upload.name, 0, ONE)

@@ -13,6 +13,7 @@ from appliance.api.data.v1 import upload_service_pb2 as rpc
 from appliance.control.services import upload_folder, upload_ids, upload_parts
 from appliance.core.errors import (
     PROGRESS,
+    AlreadyExists,
     ApplianceError,
     Exhausted,
     FailedPrecondition,
@@ -238,3 +239,17 @@ def test_a_task_that_could_not_be_taken_is_taken_later(
         with pytest.raises(Exhausted):
             lab.work.tasks.take()
     assert lab.work.tasks.take() is not None
+
+
+@pytest.mark.attack
+def test_one_part_is_not_written_by_two_calls_at_a_time(lab: Lab) -> None:
+    upload = begin(lab)
+    first = rpc.UploadPartRequest(name=upload.name, sha256=digest(ONE), data=ONE)
+    slow = lab.uploads.begin_part(ALICE, first)
+    with pytest.raises(Unavailable, match="being written by another call"):
+        send(lab, upload.name, 0, TWO)
+    slow.close()
+    slow.finish()
+    slow.abort()
+    with pytest.raises(AlreadyExists):
+        send(lab, upload.name, 0, TWO)
