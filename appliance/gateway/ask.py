@@ -32,7 +32,7 @@ class Ask:
         caller: takes turns with others.
         until: moment, on the router's clock, at which the call has had its time.
         patience: moment until which it waits for its turn, while it has no token.
-        check: raises when the call may not go on; asked while it waits.
+        check: raises when the call may not go on; asked while it waits, also for a token.
         turned_away: is called when it makes way for another, before it hears of it itself.
         generated: token ids so far.
         continuations: times it went on with another replica.

@@ -20,6 +20,7 @@ class Attempt:
         busy: the replica has as many as it may, and did not take it.
         expired: its turn did not come in time.
         late: it is in work, and its next token takes too long.
+        looked: when who waits was last woken for the sake of time.
     """
 
     __slots__ = (
@@ -29,6 +30,7 @@ class Attempt:
         "first",
         "id",
         "late",
+        "looked",
         "lost",
         "patience",
         "refused",
@@ -40,7 +42,7 @@ class Attempt:
 
     def __init__(self, identifier: int, now: float, patience: float) -> None:
         self.id = identifier
-        self.sent = now
+        self.sent = self.looked = now
         self.patience = patience
         self.busy = False
         self.expired = False

@@ -40,6 +40,8 @@ logger = logging.getLogger(__name__)
 
 QUEUE = 2048
 PROBE_SECONDS = 10.0
+LOOK_SECONDS = 1.0
+"""So often who waits for a token looks whether the call may go on."""
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 1.0
 _RECENT_STEPS = 64
@@ -207,7 +209,9 @@ class Link:
                 attempt.expired = attempt.first and now > attempt.patience
             if now - attempt.since > (first if attempt.first else between):
                 attempt.late = True
-            if attempt.late or attempt.expired or self.doubtful:
+            may_look = now - attempt.looked >= LOOK_SECONDS
+            if attempt.late or attempt.expired or self.doubtful or may_look:
+                attempt.looked = now
                 attempt.wake()
 
     def _is_silent(self, now: float) -> bool:

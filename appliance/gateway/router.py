@@ -8,6 +8,8 @@ Rules kept here (`docs/gateway.md` explains them):
 * token ids that the tokenizer does not have are no part of an answer, and no replica's failure;
 * what the caller did wrong is never tried again and is no replica's failure; neither is an answer
   that waited too long for its turn, or that a full replica did not take;
+* an answer without a new token is judged each second: its call may have had its time, or its right
+  may be gone;
 * whoever leaves an answer ends it in the replica at once.
 
 Called by `appliance.gateway.pipeline`; where an answer waits is `appliance.gateway.places`.
@@ -120,6 +122,8 @@ class Router:
                 )
             if attempt.lost is not None or attempt.late or attempt.busy:
                 return
+            if not tokens:
+                ask.check()
             if link.doubtful and self._fleet.has_other(ask.endpoint, tried):
                 return
 

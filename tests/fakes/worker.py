@@ -61,7 +61,9 @@ class Script:
     `die_after`: the stream breaks after so many tokens of an answer; `hang_after`: heartbeats go
     on, steps do not; `end_after`: the model ends the answer; `slots`: a step works on so many, the
     others wait; `silent_slots`: it does not say how many; `most`: it takes no more, and says that
-    it is busy; `lost`: no step makes a token for the answers with these numbers.
+    it is busy; `lost`: no step makes a token for the answers with these numbers; `waiting` and
+    `running`: what its heartbeats say, whatever is true; `empty_steps`: steps count that make no
+    token.
     """
 
     die_after: int | None = None
@@ -71,6 +73,9 @@ class Script:
     silent_slots: bool = False
     most: int = 1000
     lost: frozenset[int] = frozenset()
+    waiting: int | None = None
+    running: int | None = None
+    empty_steps: bool = False
     refuse: str = ""
     wrong: bool = False
     seconds: float = 0.0
@@ -214,7 +219,7 @@ class _Stream:
                     # What was made before goes out first: it dies after that token, not near it.
                     await self.sent()
                     raise
-            self.steps += moved
+            self.steps += moved or script.empty_steps
 
     async def sent(self) -> None:
         """Wait until everything is on its way."""
@@ -250,14 +255,15 @@ class _Stream:
                 await asyncio.sleep(0.05)
                 continue
             outputs, self.outputs = self.outputs, []
-            slots = self.worker.script.slots
+            script, slots = self.worker.script, self.worker.script.slots
             waiting = max(0, len(self.answers) - slots) if slots else 0
+            running = len(self.answers) - waiting
             beat = worker_service_pb2.Heartbeat(
                 steps=self.steps,
-                running=len(self.answers) - waiting,
-                waiting=waiting,
-                slots=0 if self.worker.script.silent_slots else slots,
-                draining=self.worker.script.draining,
+                running=running if script.running is None else script.running,
+                waiting=waiting if script.waiting is None else script.waiting,
+                slots=0 if script.silent_slots else slots,
+                draining=script.draining,
             )
             self.sending = True
             await context.write(worker_service_pb2.AttachResponse(outputs=outputs, heartbeat=beat))

@@ -199,6 +199,51 @@ async def test_an_answer_that_has_begun_goes_first(tmp_path: Path) -> None:
     await b.stop()
 
 
+LIAR = Script(hang_after=3, waiting=5, running=1, empty_steps=True)
+"""It makes steps, says that others wait, and makes no token: no answer is late there."""
+
+
+@pytest.mark.attack
+async def test_an_answer_stays_no_longer_in_a_replica_than_its_call_may_take(
+    tmp_path: Path,
+) -> None:
+    limits = Limits(answer_seconds=1.0)
+    async with stage(tmp_path, Worker("a", LIAR), routing=PATIENT, limits=limits) as found:
+        asking = asyncio.create_task(ask(found, 20))
+        async with asyncio.timeout(10):
+            ended = await outcome(asking)
+        assert isinstance(ended, Unavailable)
+        assert "longer than an answer may" in ended.message
+        await until(lambda: found.workers[0].running == 0)
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("worker", [LIAR, Script(hang_after=3, empty_steps=True)])
+async def test_a_right_that_is_taken_away_ends_an_answer_that_gets_no_token(
+    tmp_path: Path, worker: Script
+) -> None:
+    """Over HTTPS, where nothing else judges a running call again."""
+    slow = dataclasses.replace(PATIENT, between_tokens_seconds=60.0)
+    async with (
+        stage(tmp_path, Worker("a", worker), routing=slow) as found,
+        httpx.AsyncClient(
+            verify=ssl.create_default_context(cafile=found.folder / "ca.pem"), timeout=10
+        ) as client,
+    ):
+        asking = asyncio.create_task(
+            client.post(
+                f"{found.openai}/completions",
+                headers={"authorization": f"Bearer {found.token}"},
+                json={"model": ENDPOINT, "prompt": "Hallo"},
+            )
+        )
+        await until(lambda: found.workers[0].running == 1)
+        del found.control.view.rights[:]
+        found.control.publish()
+        assert (await asking).status_code == 404
+        await until(lambda: found.workers[0].running == 0)
+
+
 @pytest.mark.attack
 async def test_a_dead_endpoint_takes_no_place_of_a_healthy_one(tmp_path: Path) -> None:
     """Its callers fill the gateway and wait; those of the other endpoint are answered at once."""
