@@ -6,7 +6,8 @@ Rules kept here:
   back. That is no failure of a replica, and nothing that has begun is refused;
 * while none is ready but one may come, `waiting` and `wait_seconds` are the bounds, and the error
   is UNAVAILABLE;
-* whose turn it is goes round among callers (`appliance.gateway.waiting`);
+* whose turn it is goes round among callers (`appliance.gateway.waiting`), and so do the places of a
+  full queue;
 * an answer that only waits is turned away for one that a replica of another endpoint would work on
   at once (`make_way`): a dead or slow endpoint does not take the places of a healthy one.
 
@@ -106,18 +107,20 @@ class Places:
         return min(waiter.ask.until, patience)
 
     def _check_room(self, ask: Ask, line: Line | None) -> None:
-        """Raise when as many wait as may."""
-        if self._fleet.has_ready(ask.endpoint):
-            if line is not None and not ask.begun and line.new >= self._settings.queue:
-                raise self._crowded(ask)
+        """Raise when as many wait as may, and nobody has to go for this one."""
+        is_ready = self._fleet.has_ready(ask.endpoint)
+        if line is None or (is_ready and ask.begun):
             return
-        most = self._settings.waiting * (BEGUN_SHARE if ask.begun else 1)
-        if line is not None and (line.begun if ask.begun else line.new) >= most:
-            raise Unavailable(
-                f"{most} answers wait for a replica of {ask.endpoint} already: repeat the request"
-                " later",
-                retry_after=RETRY_SECONDS,
-            )
+        most = self._settings.queue if is_ready else self._settings.waiting
+        if ask.begun:
+            most *= BEGUN_SHARE
+        if (line.begun if ask.begun else line.new) < most:
+            return
+        full = self._crowded(ask) if is_ready else _too_many(ask, most)
+        other = None if ask.begun else line.for_room(ask.caller)
+        if other is None:
+            raise full
+        self._turn_away(line, other, full)
 
     def _crowded(self, ask: Ask) -> ApplianceError:
         return Exhausted(
@@ -166,16 +169,28 @@ class Places:
         waiter = line.newest(caller) if line else None
         if line is None or waiter is None:
             return False
-        line.remove(waiter)
-        waiter.ask.turned_away()
-        waiter.placed.set_exception(
+        self._turn_away(
+            line,
+            waiter,
             Exhausted(
                 "the gateway has as many answers in work as it may, and this one only waited for"
                 " its replica: repeat the request later",
                 retry_after=RETRY_SECONDS,
-            )
+            ),
         )
         return True
+
+    def _turn_away(self, line: Line, waiter: Waiter, error: ApplianceError) -> None:
+        line.remove(waiter)
+        waiter.ask.turned_away()
+        waiter.placed.set_exception(error)
+
+
+def _too_many(ask: Ask, most: int) -> ApplianceError:
+    return Unavailable(
+        f"{most} answers wait for a replica of {ask.endpoint} already: repeat the request later",
+        retry_after=RETRY_SECONDS,
+    )
 
 
 def _dead(ask: Ask) -> ApplianceError:

@@ -4,7 +4,8 @@ Rules kept here:
 * those that have begun come first, in the order in which they came: somebody reads them;
 * then it goes round among callers, however many answers each has waiting;
 * who is turned away for somebody else is the newest of the caller who has the most waiting, and
-  never one that has begun.
+  never one that has begun;
+* one who has at least two fewer waiting than that comes into a full line in its stead.
 
 The attack: one caller's flood in front of everybody's answers. Called by
 `appliance.gateway.places`.
@@ -86,6 +87,18 @@ class Line:
         caller = waiter.ask.caller
         if not waiter.begun and caller in self._callers:
             self._callers[caller] = self._callers.pop(caller)
+
+    def waiting_of(self, caller: str) -> int:
+        """Answers of a caller that have not begun."""
+        return len(self._callers.get(caller, ()))
+
+    def for_room(self, caller: str) -> Waiter | None:
+        """Who goes when the line is full and this caller comes; None: nobody, it has to go."""
+        newest = self.newest()
+        if newest is None:
+            return None
+        most = self.waiting_of(newest.ask.caller)
+        return newest if most >= self.waiting_of(caller) + 2 else None
 
     def newest(self, caller: str | None = None) -> Waiter | None:
         """Who goes for somebody else: of this caller, or of the one with the most."""

@@ -107,6 +107,34 @@ async def test_a_full_queue_says_when_to_come_back(tmp_path: Path) -> None:
         assert await asyncio.gather(*begun) == [story(COUNT, 20)] * 5
 
 
+@pytest.mark.attack
+@pytest.mark.parametrize("where", [ENDPOINT, DEAD])
+async def test_a_caller_who_fills_the_queue_keeps_nobody_out(tmp_path: Path, where: str) -> None:
+    few = dataclasses.replace(PATIENT, queue=4, waiting=4, wait_seconds=60.0)
+    worker = Worker("a", Script(hang_after=1, slots=1))
+    async with stage(tmp_path, worker, routing=few) as found:
+        await serve_dead(found)
+        other = found.control.issue(principal="serviceAccounts/other")
+        found.control.publish()
+        await until(lambda: len(found.gateway.view.current().credentials) == 2)
+        # Where there is a replica, one is worked on and one is next.
+        flood = [
+            asyncio.create_task(ask(found, 20, where)) for _ in range(4 if where == DEAD else 6)
+        ]
+        await until(lambda: waiting(found) == 4)
+        fair = [asyncio.create_task(ask(found, 20, where, other)) for _ in range(2)]
+        # Half of the queue is its; a third one finds nobody who has more.
+        await until(lambda: sum(task.done() for task in flood) == 2)
+        with pytest.raises((Exhausted, Unavailable)):
+            await ask(found, 20, where, other)
+        with pytest.raises((Exhausted, Unavailable)):
+            await ask(found, 20, where)
+        assert not any(task.done() for task in fair)
+        for task in (*flood, *fair):
+            task.cancel()
+        await asyncio.gather(*flood, *fair, return_exceptions=True)
+
+
 @pytest.mark.parametrize("says", ["its slots", "nothing of slots, as one of 0.1.0"])
 async def test_whose_turn_does_not_come_in_time_hears_so_and_nobody_else(
     tmp_path: Path, says: str

@@ -58,3 +58,11 @@ async def test_the_newest_of_whoever_has_the_most_goes() -> None:
     assert line.newest("a") is few
     assert line.newest("c") is None
     assert filled(begun).newest() is None
+
+
+async def test_a_full_line_has_room_for_who_has_fewer_waiting() -> None:
+    line = filled(*(waiter(caller) for caller in "aaab"))
+    newest = line.newest()
+    assert [line.for_room(caller) for caller in "cba"] == [newest, newest, None]
+    assert filled(waiter("a")).for_room("b") is None
+    assert filled(waiter("a", begun=True)).for_room("b") is None
