@@ -7,6 +7,7 @@ Rules kept here:
 * an answer that was sent longer than `MEMORY` after a failure begins a new row, also where answers
   take so long that none ends well in between;
 * open means no answers at all; only a synthetic probe closes it again, after 1, 2, 4 … 30 s;
+* what fails together is paid for once, too, whatever it was: a lost stream, a doubt, a late answer;
 * nothing is stored: a replica that starts anew gets a new breaker.
 
 Pure: time comes from the caller. Called by `appliance.gateway.links`.
@@ -35,6 +36,9 @@ class Breaker:
 
     Args:
         failures: so many in a row open it.
+
+    Attributes:
+        paid: whether a retry was paid for what failed last.
     """
 
     def __init__(self, failures: int) -> None:
@@ -44,6 +48,7 @@ class Breaker:
         self._pause = FIRST_PAUSE
         self._due = 0.0
         self.state = State.CLOSED
+        self.paid = True
 
     def succeeded(self) -> None:
         """An answer ended well."""
@@ -61,6 +66,7 @@ class Breaker:
             self._failures = 0
         self._failures += 1
         self._failed = now
+        self.paid = False
         if self._failures < self._most:
             return False
         self.state = State.OPEN
@@ -99,18 +105,20 @@ class Budget:
         self._share = share
         self._spare = spare
         self._saved = spare
-        self._spent_for: object = None
 
     def earn(self) -> None:
         """A call came."""
         self._saved = min(self._spare, self._saved + self._share)
 
-    def spend(self, cause: object) -> bool:
-        """Whether one retry is left; it is gone then. Answers that one thing ended cost one."""
-        if cause is self._spent_for:
+    def pay(self, breaker: Breaker) -> bool:
+        """Whether an answer may be tried again after the last failure of a replica.
+
+        The first such answer takes one of the retries that are left; the others cost nothing.
+        """
+        if breaker.paid:
             return True
         if self._saved < 1:
             return False
         self._saved -= 1
-        self._spent_for = cause
+        breaker.paid = True
         return True

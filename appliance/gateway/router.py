@@ -94,7 +94,7 @@ class Router:
                 continue
             link.failed(attempt.sent)
             ask.tried.add(link.place)
-            self._go_on(ask, attempt.lost)
+            self._go_on(ask, link, attempt.lost)
 
     async def _steps(self, ask: Ask, link: Link, attempt: Attempt) -> AsyncGenerator[Step, None]:
         """What one replica makes of an answer; ends without a finish when it has to go on."""
@@ -127,7 +127,7 @@ class Router:
             if link.doubtful and self._fleet.has_other(ask.endpoint, tried):
                 return
 
-    def _go_on(self, ask: Ask, lost: ApplianceError | None) -> None:
+    def _go_on(self, ask: Ask, link: Link, lost: ApplianceError | None) -> None:
         """Decide whether a lost answer may go on. Raises Unavailable."""
         begun = ask.begun
         logger.warning(
@@ -141,7 +141,7 @@ class Router:
             allowed = ask.continuations <= self._settings.continuations
         else:
             ask.retries += 1
-            allowed = ask.retries <= self._settings.retries and self._budget.spend(lost or ask)
+            allowed = ask.retries <= self._settings.retries and self._budget.pay(link.breaker)
         if not allowed:
             raise Unavailable(
                 "replicas failed repeatedly at this request: repeat it later", retry_after=2.0

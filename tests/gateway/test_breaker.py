@@ -80,22 +80,42 @@ def test_one_good_probe_closes_it_and_forgets() -> None:
     assert [fail(breaker, 102.0), fail(breaker, 103.0)] == [False, False]
 
 
+def failed() -> Breaker:
+    """One whose replica failed just now."""
+    breaker = Breaker(3)
+    fail(breaker, 1.0)
+    return breaker
+
+
 def test_retries_are_a_share_of_calls() -> None:
     budget = Budget(0.1, spare=2)
-    assert [budget.spend(object()) for _ in range(4)] == [True, True, False, False]
+    assert [budget.pay(failed()) for _ in range(4)] == [True, True, False, False]
     for _ in range(11):
         budget.earn()
-    assert [budget.spend(object()), budget.spend(object())] == [True, False]
+    assert [budget.pay(failed()), budget.pay(failed())] == [True, False]
 
 
 def test_a_quiet_time_saves_no_more_than_the_spare() -> None:
     budget = Budget(0.5, spare=3)
     for _ in range(1000):
         budget.earn()
-    assert [budget.spend(object()) for _ in range(5)] == [True, True, True, False, False]
+    assert [budget.pay(failed()) for _ in range(5)] == [True, True, True, False, False]
 
 
-def test_what_one_thing_ended_costs_one_retry() -> None:
-    budget, lost = Budget(0.1, spare=2), object()
-    assert all(budget.spend(lost) for _ in range(100))
-    assert [budget.spend(object()), budget.spend(object())] == [True, False]
+def test_what_fails_together_costs_one_retry() -> None:
+    budget, first, second = Budget(0.1, spare=2), failed(), failed()
+    # Also when two replicas fail at the same time.
+    assert all(budget.pay(breaker) for _ in range(100) for breaker in (first, second))
+    assert not first.failed(1.5, 0.9)
+    assert budget.pay(first)
+    fail(first, 2.0)
+    assert not budget.pay(first)
+
+
+def test_what_nobody_could_pay_for_is_not_free_afterwards() -> None:
+    budget, breaker = Budget(0.5, spare=1), failed()
+    budget.pay(failed())
+    assert [budget.pay(breaker), budget.pay(breaker)] == [False, False]
+    budget.earn()
+    budget.earn()
+    assert [budget.pay(breaker), budget.pay(breaker), budget.pay(failed())] == [True, True, False]

@@ -206,6 +206,32 @@ async def test_a_lost_stream_with_many_answers_is_one_failure(tmp_path: Path) ->
         assert link_of(found).breaker.state is State.CLOSED
 
 
+@pytest.mark.parametrize("how", ["lost", "in doubt", "late"])
+async def test_answers_that_fail_together_cost_one_retry(tmp_path: Path, how: str) -> None:
+    """None of them has a token; the budget of a quiet gateway is ten."""
+    is_late = how == "late"
+    tight = dataclasses.replace(
+        PATIENT,
+        retry_share=0.0,
+        silent_seconds=0.4 if how == "in doubt" else 5.0,
+        first_token_seconds=1.0 if is_late else 60.0,
+        stall_seconds=60.0,
+    )
+    a, b = Worker("a", Script(hang_after=0)), Worker("b")
+    async with stage(tmp_path, a, routing=tight) as found:
+        asking = [asyncio.create_task(ask(found, 20)) for _ in range(30)]
+        await until(lambda: len(a.submits) == 30)
+        await b.start()
+        found.control.serve(a, b)
+        found.control.publish()
+        await until(lambda: any(link.place.id == "b" for link in found.gateway.fleet.links))
+        await until(lambda: link_of(found, "b").connected)
+        if not is_late:
+            a.script = Script(silent=True) if how == "in doubt" else Script(die_after=0)
+        assert await asyncio.gather(*asking) == [story(COUNT, 20)] * 30
+    await b.stop()
+
+
 async def test_an_answer_that_has_begun_goes_first(tmp_path: Path) -> None:
     a, b = Worker("a", Script(seconds=0.01)), Worker("b", Script(slots=1, hang_after=0))
     async with stage(tmp_path, a, routing=PATIENT) as found:
