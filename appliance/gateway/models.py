@@ -1,9 +1,10 @@
 """The served models that a gateway has read: tokenizer and template, by what they are.
 
 Rules kept here:
-* each content is fetched once and kept by its digest, however many endpoints serve it;
-* a few are fetched and one is prepared at a time: a tokenizer of 60 MiB takes a gigabyte while it
-  is prepared, and the interpreter for seconds;
+* each content is prepared once and kept by its digest, however many endpoints serve it, and fetched
+  only while it is not here;
+* a few are in memory before they are prepared, and one is prepared at a time: a tokenizer of 60 MiB
+  takes a gigabyte while it is prepared, and the interpreter for seconds;
 * one that cannot be read is read again after a pause, whatever is asked meanwhile;
 * so many calls wait for one model, and no more: the places of a gateway are for all.
 
@@ -20,6 +21,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Collection
 from weakref import WeakValueDictionary
 
+from appliance.api.serving.v1 import routing_service_pb2
 from appliance.core.errors import Exhausted
 from appliance.gateway.fetching import Fetched
 from appliance.gateway.snapshot import Route, Snapshot
@@ -109,18 +111,26 @@ class Models:
         self._again[key] = self._clock() + FETCH_AGAIN_SECONDS
         # Endpoints that serve the same version wait for the first of them, which fetches it.
         version = self._versions.setdefault(route.model, asyncio.Lock())
-        async with version:
-            async with self._fetching:
-                held = dict(self._contents)
-                content, served = await self._fetch(route.endpoint, list(held))
+        # What was fetched is let go of when it is prepared: no more than these are in memory.
+        async with version, self._fetching:
+            held = dict(self._contents)
+            content, served = await self._fetch(route.endpoint, list(held))
             if served is None:
                 return held[content]
             self._again[key] = self._clock() + PREPARE_AGAIN_SECONDS
             async with self._preparing:
-                model = await asyncio.to_thread(ServedModel, served, self._desk)
+                return await self._prepare(content, served)
+
+    async def _prepare(
+        self, content: str, served: routing_service_pb2.ServedTokenizer
+    ) -> ServedModel:
+        # Versions of the same content that are fetched at the same time are prepared once.
+        model = self._contents.get(content) if content else None
+        if model is None:
+            model = await asyncio.to_thread(ServedModel, served, self._desk)
             if content:
                 self._contents[content] = model
-            return model
+        return model
 
 
 def _has_failed(task: asyncio.Task[ServedModel]) -> bool:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import gc
+import threading
 from collections.abc import AsyncIterator, Collection, Iterator
 from pathlib import Path
+from typing import Any, cast
+from weakref import WeakSet
 
 import pytest
 
@@ -16,8 +19,8 @@ from appliance.gateway import models
 from appliance.gateway.fetching import Fetched
 from appliance.gateway.models import Models
 from appliance.gateway.snapshot import Route
-from appliance.gateway.tokenize import Desk
-from tests.fakes.gateway import stage
+from appliance.gateway.tokenize import Desk, ServedModel
+from tests.fakes.gateway import stage, until
 from tests.fakes.routing import ENDPOINT, Control
 from tests.fakes.worker import Worker, story, tokenizer
 
@@ -130,6 +133,68 @@ async def test_no_more_calls_wait_for_one_than_may(
     assert isinstance(refused.exception(), Exhausted)
     source.let.set()
     await asyncio.gather(*(task for task in waiting if task is not refused))
+
+
+@pytest.mark.attack
+async def test_no_more_are_in_memory_before_they_are_prepared_than_may(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    let, prepared = threading.Event(), list[object]()
+
+    def slow(served: object, _: object) -> object:
+        let.wait(30)
+        prepared.append(served)
+        return served
+
+    class Tokenizer:
+        """One that was fetched."""
+
+    alive = WeakSet[Tokenizer]()
+    most = 0
+
+    async def fetch(endpoint: str, _: Collection[str]) -> Any:
+        nonlocal most
+        made = Tokenizer()
+        alive.add(made)
+        most = max(most, len(alive) - len(prepared))
+        return endpoint, made
+
+    monkeypatch.setattr(models, "ServedModel", slow)
+    found = Models(fetch, cast("Any", None))
+    routes = [
+        dataclasses.replace(ROUTE, endpoint=f"e{number}", model=f"m{number}")
+        for number in range(3 * models.FETCHES)
+    ]
+    asking = [asyncio.create_task(found.get(route)) for route in routes]
+    await until(lambda: most == models.FETCHES)
+    for _ in range(100):
+        await asyncio.sleep(0)
+    let.set()
+    await asyncio.gather(*asking)
+    assert most == models.FETCHES
+
+
+async def test_versions_of_one_content_are_prepared_once(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[object] = []
+
+    def prepare(served: routing_service_pb2.ServedTokenizer, where: Desk) -> ServedModel:
+        made.append(served)
+        return ServedModel(served, where)
+
+    monkeypatch.setattr(models, "ServedModel", prepare)
+    source = Source()
+    source.let.clear()
+    found = source.models(desk)
+    asking = [
+        asyncio.create_task(found.get(dataclasses.replace(ROUTE, model=f"m{number}")))
+        for number in range(models.FETCHES)
+    ]
+    await until(lambda: len(source.asked) == models.FETCHES)
+    source.let.set()
+    assert len({id(model) for model in await asyncio.gather(*asking)}) == 1
+    assert len(made) == 1
 
 
 async def test_a_control_plane_that_knows_no_parts_is_asked_for_the_whole(
