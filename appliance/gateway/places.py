@@ -100,10 +100,14 @@ class Places:
         return waiter.placed.result()
 
     def _limit(self, waiter: Waiter, dead_since: float) -> float:
-        """Until when it waits. What was made of one that has begun is worth more than its time."""
+        """Until when it waits. What was made of one that has begun is worth more than its time.
+
+        How long it may wait for its turn says nothing of how long a replica takes to come back.
+        """
         if waiter.begun:
             return waiter.ask.until
-        patience = min(waiter.ask.patience, dead_since + self._settings.wait_seconds)
+        is_dead = dead_since < math.inf
+        patience = dead_since + self._settings.wait_seconds if is_dead else waiter.ask.patience
         return min(waiter.ask.until, patience)
 
     def _check_room(self, ask: Ask, line: Line | None) -> None:

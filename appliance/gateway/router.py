@@ -146,4 +146,6 @@ class Router:
             raise Unavailable(
                 "replicas failed repeatedly at this request: repeat it later", retry_after=2.0
             )
+        # It waited for its turn, and had it: that it has to wait again is not its fault.
+        ask.patience = self._clock() + self._settings.queue_seconds
         self._moved(begun)

@@ -206,6 +206,32 @@ async def test_a_lost_stream_with_many_answers_is_one_failure(tmp_path: Path) ->
         assert link_of(found).breaker.state is State.CLOSED
 
 
+@pytest.mark.parametrize("comes_back", ["at once", "later"])
+async def test_an_old_answer_waits_for_a_replica_that_broke_like_a_new_one(
+    tmp_path: Path, comes_back: str
+) -> None:
+    """It has been worked on for longer than an answer waits for its turn."""
+    hurried = dataclasses.replace(
+        PATIENT, queue_seconds=0.5, wait_seconds=20.0, settle_seconds=20.0
+    )
+    worker = Worker("a", Script(hang_after=0, empty_steps=True))
+    async with stage(tmp_path, worker, routing=hurried) as found:
+        asking = asyncio.create_task(ask(found, 20))
+        await until(lambda: len(worker.submits) == 1)
+        sent = found.gateway.fleet._clock()
+        await until(lambda: found.gateway.fleet._clock() > sent + 0.6)
+        worker.script = Script(die_after=0)
+        if comes_back == "at once":
+            await until(lambda: not link_of(found).connected)
+        else:
+            await worker.stop()
+            await until(lambda: not link_of(found).connected)
+            await asyncio.wait({asking}, timeout=0.7)
+            await worker.start()
+        worker.script = Script()
+        assert await asking == story(COUNT, 20)
+
+
 @pytest.mark.parametrize("how", ["lost", "in doubt", "late"])
 async def test_answers_that_fail_together_cost_one_retry(tmp_path: Path, how: str) -> None:
     """None of them has a token; the budget of a quiet gateway is ten."""
