@@ -1,4 +1,8 @@
-"""Reads a tokenizer from the control plane, in parts. Called by `appliance.gateway.view`."""
+"""Reads a tokenizer from the control plane, in parts.
+
+Rules kept here: a part comes in so many seconds, and all of them in so many. Called by
+`appliance.gateway.view`.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +22,16 @@ Fetched = tuple[str, routing_service_pb2.ServedTokenizer | None]
 """Which content it is, empty when nobody says; and the tokenizer, None when it is here already."""
 
 
+WHOLE_SECONDS = 300.0
+"""For all parts: 64 MiB at two megabits a second."""
+
+
 async def fetch(
     stub: Any,  # noqa: ANN401 - generated, without types for asyncio
     endpoint: str,
     held: Collection[str],
     silence: float,
+    whole: float = WHOLE_SECONDS,
 ) -> Fetched:
     """The tokenizer of the model that an endpoint serves.
 
@@ -31,13 +40,16 @@ async def fetch(
         endpoint: its name.
         held: contents that are here.
         silence: seconds that may pass until the next part.
+        whole: seconds for all of them.
 
     Raises ApplianceError: it cannot be read, or did not arrive whole.
     """
     request = routing_service_pb2.ReadServedTokenizerRequest(endpoint=endpoint, held=held)
     call = stub.ReadServedTokenizer(request)
     try:
-        return await _received(call, held, silence)
+        with _errors():
+            async with asyncio.timeout(whole):
+                return await _received(call, held, silence)
     except UnknownMethod:
         # An older control plane sends it in one message, if one holds it.
         before = routing_service_pb2.GetServedTokenizerRequest(endpoint=endpoint)
@@ -50,18 +62,17 @@ async def fetch(
 async def _received(call: Any, held: Collection[str], silence: float) -> Fetched:  # noqa: ANN401
     parts = aiter(call)
     received: Received | None = None
-    with _errors():
-        while True:
-            async with asyncio.timeout(silence):
-                part = await anext(parts, None)
-            if part is None:
-                break
-            if received is None:
-                received = Received(part)
-                if received.content in held:
-                    return received.content, None
-            else:
-                received.add(part)
+    while True:
+        async with asyncio.timeout(silence):
+            part = await anext(parts, None)
+        if part is None:
+            break
+        if received is None:
+            received = Received(part)
+            if received.content in held:
+                return received.content, None
+        else:
+            received.add(part)
     if received is None:
         raise Unavailable("the control plane sent no tokenizer: repeat the request")
     return received.content, received.finished()

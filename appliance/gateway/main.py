@@ -124,7 +124,7 @@ class Gateway:
             ReplicaStates(lambda: [link for link in self.fleet.links if not link.retired])
         )
         self._desk = Desk.new()
-        self._models = Models(self._control.tokenizer, self._desk)
+        self._models = Models(self._control.tokenizer, self._desk, config.routing.wait_seconds)
         self.refusals = Refusals()
         # Room for the ends of all calls that may be in work, many times over.
         spool = _spool(

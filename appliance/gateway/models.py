@@ -6,7 +6,8 @@ Rules kept here:
 * a few are in memory before they are prepared, and one is prepared at a time: a tokenizer of 60 MiB
   takes a gigabyte while it is prepared, and the interpreter for seconds;
 * one that cannot be read is read again after a pause, whatever is asked meanwhile;
-* so many calls wait for one model, and no more: the places of a gateway are for all.
+* so many calls wait for one model, and no more, for as long as for a replica that may come, and no
+  longer: the places of a gateway are for all.
 
 The accident: a large or broken tokenizer of one endpoint that stops the answers of others. Called
 by `appliance.gateway.pipeline` and, for the view, by `main`.
@@ -22,7 +23,7 @@ from collections.abc import Awaitable, Callable, Collection
 from weakref import WeakValueDictionary
 
 from appliance.api.serving.v1 import routing_service_pb2
-from appliance.core.errors import Exhausted
+from appliance.core.errors import Exhausted, Unavailable
 from appliance.gateway.fetching import Fetched
 from appliance.gateway.snapshot import Route, Snapshot
 from appliance.gateway.tokenize import Desk, ServedModel
@@ -46,14 +47,20 @@ class Models:
         fetch: asks the control plane for the tokenizer of an endpoint; is told the contents that
             are here, and returns the content and the tokenizer, or None for one of them.
         desk: where their prompts are prepared.
+        seconds: that a call waits for one.
         clock: monotonic seconds.
     """
 
     def __init__(
-        self, fetch: Fetch, desk: Desk, clock: Callable[[], float] = time.monotonic
+        self,
+        fetch: Fetch,
+        desk: Desk,
+        seconds: float,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._fetch = fetch
         self._desk = desk
+        self._seconds = seconds
         self._clock = clock
         self._models: dict[Key, asyncio.Task[ServedModel]] = {}
         self._again: dict[Key, float] = {}
@@ -69,7 +76,8 @@ class Models:
         served = {(route.endpoint, route.model) for route in snapshot.routes.values()}
         for key in self._models.keys() - served:
             del self._models[key]
-            self._again.pop(key, None)
+        # Also of those whose reading ended after they had gone.
+        self._again = {key: at for key, at in self._again.items() if key in served}
         for route in snapshot.routes.values():
             if route.places and (route.endpoint, route.model) not in self._models:
                 self._start(route)
@@ -77,7 +85,10 @@ class Models:
     async def get(self, route: Route) -> ServedModel:
         """The model of a route; one read for all who wait.
 
-        Raises Exhausted when too many wait for it, and whatever its last read raised.
+        Raises:
+            Exhausted: too many wait for it.
+            Unavailable: it does not come in time.
+            ApplianceError: whatever its last read raised.
         """
         key = (route.endpoint, route.model)
         task = self._models.get(key)
@@ -93,8 +104,14 @@ class Models:
             )
         self._waiting[key] += 1
         try:
-            # Shielded: whoever leaves does not take it from the others.
-            return await asyncio.shield(task)
+            # Whoever leaves does not take it from the others.
+            await asyncio.wait({task}, timeout=self._seconds)
+            if task.done():
+                return task.result()
+            raise Unavailable(
+                f"the tokenizer of {route.endpoint} is still on its way: repeat the request later",
+                retry_after=5.0,
+            )
         finally:
             self._waiting[key] -= 1
             if not self._waiting[key]:

@@ -2,6 +2,7 @@
 
 Rules kept here:
 * what is announced is within bounds before anything is kept, and no more is kept than announced;
+* each part brings something: bytes, or the digest at the end;
 * it counts when all bytes are there and their digest is the one at the end.
 
 The attack, or the accident: a stream that ends early, has a part twice or never ends. Pure. Called
@@ -40,20 +41,28 @@ class Received:
         self._tokenizer = first.tokenizer
         self._json_size, self._size = sizes[0], sum(sizes)
         self._data = bytearray()
+        self._hash = hashlib.sha256()
         self._digest = b""
 
     def add(self, part: routing_service_pb2.ServedTokenizerPart) -> None:
-        """Take in a further part. Raises Unavailable when there is more than was announced."""
+        """Take in a further part.
+
+        Raises Unavailable when there is more than was announced, or nothing in it.
+        """
+        if not part.data and not part.digest:
+            raise _broken("has a part without anything in it")
         if len(self._data) + len(part.data) > self._size or (self._digest and part.data):
             raise _broken("has more bytes than it said")
         self._data += part.data
+        # Piece by piece: all at once would stop the answers for a third of a second.
+        self._hash.update(part.data)
         self._digest = self._digest or part.digest
 
     def finished(self) -> routing_service_pb2.ServedTokenizer:
         """The tokenizer, at the end of the stream. Raises Unavailable when it is not whole."""
         if len(self._data) != self._size:
             raise _broken("ended early")
-        if hashlib.sha256(self._data).digest() != self._digest:
+        if self._hash.digest() != self._digest:
             raise _broken("is not what the control plane sent")
         try:
             self._tokenizer.chat_template = bytes(self._data[self._json_size :]).decode()

@@ -75,7 +75,7 @@ async def test_a_tokenizer_of_60_mib_is_served(appliance: Appliance) -> None:
         assert (served.chat_template, served.eos_token) == (tiny_model.TEMPLATE, "</s>")
         # Who has it already is told so, and gets nothing more.
         assert await control.tokenizer(NAME, ["other", content]) == (content, None)
-        model = await Models(control.tokenizer, desk).get(ROUTE)
+        model = await Models(control.tokenizer, desk, 60.0).get(ROUTE)
         assert await model.prompt("Grüße", 512) == tokenizer().encode("Grüße").ids
         assert await model.chat([{"role": "user", "content": "ab"}], 512)
     finally:

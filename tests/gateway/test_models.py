@@ -18,7 +18,7 @@ from appliance.core.errors import Exhausted, Unavailable, UnknownMethod
 from appliance.gateway import models
 from appliance.gateway.fetching import Fetched
 from appliance.gateway.models import Models
-from appliance.gateway.snapshot import Route
+from appliance.gateway.snapshot import Route, Snapshot
 from appliance.gateway.tokenize import Desk, ServedModel
 from tests.fakes.gateway import stage, until
 from tests.fakes.routing import ENDPOINT, Control
@@ -26,6 +26,7 @@ from tests.fakes.worker import Worker, story, tokenizer
 
 SERVED = routing_service_pb2.ServedTokenizer(tokenizer_json=tokenizer().to_str().encode())
 ROUTE = Route("projects/p/endpoints/e", "projects/p", "m", 10, (), coming=False)
+NOTHING = Snapshot(1, b"", {}, {}, {}, {}, 0)
 
 
 class Source:
@@ -39,6 +40,7 @@ class Source:
         self.let = asyncio.Event()
         self.let.set()
         self.now = 100.0
+        self.seconds = 60.0
 
     async def fetch(self, endpoint: str, held: Collection[str]) -> Fetched:
         self.asked.append((endpoint, sorted(held)))
@@ -48,7 +50,7 @@ class Source:
         return self.content, None if self.content in held else self.served
 
     def models(self, desk: Desk) -> Models:
-        return Models(self.fetch, desk, lambda: self.now)
+        return Models(self.fetch, desk, self.seconds, lambda: self.now)
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +162,7 @@ async def test_no_more_are_in_memory_before_they_are_prepared_than_may(
         return endpoint, made
 
     monkeypatch.setattr(models, "ServedModel", slow)
-    found = Models(fetch, cast("Any", None))
+    found = Models(fetch, cast("Any", None), 60.0)
     routes = [
         dataclasses.replace(ROUTE, endpoint=f"e{number}", model=f"m{number}")
         for number in range(3 * models.FETCHES)
@@ -195,6 +197,40 @@ async def test_versions_of_one_content_are_prepared_once(
     source.let.set()
     assert len({id(model) for model in await asyncio.gather(*asking)}) == 1
     assert len(made) == 1
+
+
+@pytest.mark.attack
+async def test_a_call_waits_for_one_no_longer_than_it_may(desk: Desk) -> None:
+    source = Source()
+    source.let.clear()
+    source.seconds = 0.05
+    found = source.models(desk)
+    async with asyncio.timeout(10):
+        with pytest.raises(Unavailable, match="is still on its way") as refused:
+            await found.get(ROUTE)
+    assert refused.value.retry_after
+    # It is read on, for whoever comes later.
+    source.let.set()
+    source.seconds = 60.0
+    await asyncio.gather(*found._models.values())
+    await found.get(ROUTE)
+    assert len(source.asked) == 1
+
+
+async def test_nothing_is_kept_of_a_route_that_is_gone(desk: Desk) -> None:
+    """Its reading fails after it has gone."""
+    source = Source()
+    source.let.clear()
+    source.served = routing_service_pb2.ServedTokenizer(tokenizer_json=b"{}")
+    found = source.models(desk)
+    asking = asyncio.create_task(found.get(ROUTE))
+    await until(lambda: len(source.asked) == 1)
+    found.apply(NOTHING)
+    source.let.set()
+    with pytest.raises(Unavailable):
+        await asking
+    found.apply(NOTHING)
+    assert (found._models, found._again) == ({}, {})
 
 
 async def test_a_control_plane_that_knows_no_parts_is_asked_for_the_whole(

@@ -54,8 +54,9 @@ def test_both_texts_are_put_together(template: str) -> None:
         lambda given: [given[0], given[2], given[1], *given[3:]],
         lambda given: [*given, Part(data=b"x")],
         lambda given: [*given[:-1], Part(digest=bytes(32))],
+        lambda given: [*given[:-1], Part(), given[-1]],
     ],
-    ids=["no end", "nothing", "one lost", "one twice", "out of order", "more", "another"],
+    ids=["no end", "nothing", "one lost", "one twice", "out of order", "more", "another", "empty"],
 )
 def test_what_is_not_whole_is_not_used(change: Callable[[list[Part]], list[Part]]) -> None:
     with pytest.raises(Unavailable, match="repeat the request"):
