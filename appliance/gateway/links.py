@@ -344,7 +344,7 @@ class Link:
             self._steps = beat.steps
             self._stepped = now
         was_full = self.full
-        self._load.slots, self._load.waiting, self._load.busy = beat.slots, beat.waiting, False
+        self._load.heard(beat)
         better = not self.connected or (self.doubtful and not self._is_stalled(now))
         better = better or (was_full and not self.full)
         if beat.draining and not self.draining:

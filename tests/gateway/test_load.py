@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 
+from appliance.api.inference.v1 import worker_service_pb2
 from appliance.gateway.attempts import Attempt
 from appliance.gateway.load import Load
 
 
 def load(slots: int, waiting: int = 0) -> Load:
     made = Load()
-    made.slots, made.waiting = slots, waiting
+    made.heard(worker_service_pb2.Heartbeat(slots=slots, waiting=waiting, running=1))
     return made
 
 
@@ -67,6 +68,16 @@ def test_an_answer_waits_until_one_that_came_later_begins() -> None:
     assert made.may_wait(second)
     made.came(Attempt(3, 0.0, 99.0), 7.0)
     assert not made.may_wait(second)
+
+
+def test_nobody_waits_for_a_replica_that_works_on_nothing() -> None:
+    made = load(1, waiting=2)
+    made.heard(worker_service_pb2.Heartbeat(slots=1, waiting=2, running=0))
+    assert not made.may_wait(Attempt(1, 0.0, 99.0))
+
+
+def test_one_that_says_less_than_nothing_is_not_full_for_ever() -> None:
+    assert not load(-1).is_full(0, 512)
 
 
 def test_nothing_waits_where_nothing_waits() -> None:

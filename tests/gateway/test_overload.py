@@ -184,6 +184,17 @@ async def test_a_probe_that_waits_behind_others_proves_that_the_replica_works(
         assert await asyncio.gather(*asking) == [story(COUNT, 100)] * 2
 
 
+async def test_a_replica_that_works_on_nothing_leaves_rotation(tmp_path: Path) -> None:
+    """It says that some wait, makes steps, and no token."""
+    tight = dataclasses.replace(PATIENT, first_token_seconds=0.2, retries=0)
+    worker = Worker("a", Script(hang_after=0, waiting=5, running=0, empty_steps=True))
+    async with stage(tmp_path, worker, routing=tight) as found, asyncio.timeout(20):
+        for _ in range(tight.failures):
+            with pytest.raises(Unavailable):
+                await ask(found, 5)
+        assert link_of(found).breaker.state is not State.CLOSED
+
+
 async def test_what_a_full_replica_does_not_take_waits_for_its_turn(tmp_path: Path) -> None:
     worker = Worker("a", Script(seconds=0.01, most=1))
     async with stage(tmp_path, worker, routing=PATIENT) as found:
