@@ -6,6 +6,8 @@ Rules kept here:
   nothing new, as when a stream is lost with a hundred answers;
 * an answer that was sent longer than `MEMORY` after a failure begins a new row, also where answers
   take so long that none ends well in between;
+* neither holds for an answer that is late while the replica has made no token for anybody since it
+  was sent: each such answer goes on with the row, whenever it was sent;
 * open means no answers at all; only a synthetic probe closes it again, after 1, 2, 4 … 30 s;
 * what fails together is paid for once, too, whatever it was: a lost stream, a doubt, a late answer;
 * nothing is stored: a replica that starts anew gets a new breaker.
@@ -55,18 +57,24 @@ class Breaker:
         if self.state is State.CLOSED:
             self._failures = 0
 
-    def failed(self, now: float, sent: float) -> bool:
+    def failed(self, now: float, sent: float, *, dead: bool = False) -> bool:
         """An answer that was sent at some time failed by the replica's fault.
+
+        Args:
+            now: the moment.
+            sent: moment at which the answer was.
+            dead: whether no answer at all had a token since.
 
         Returns whether this opened the breaker.
         """
-        if self.state is not State.CLOSED or sent <= self._failed:
+        if self.state is not State.CLOSED or (not dead and sent <= self._failed):
             return False
-        if sent - self._failed > MEMORY:
+        if not dead and sent - self._failed > MEMORY:
             self._failures = 0
+        if sent > self._failed:
+            self.paid = False
         self._failures += 1
         self._failed = now
-        self.paid = False
         if self._failures < self._most:
             return False
         self.state = State.OPEN

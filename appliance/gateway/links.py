@@ -97,6 +97,7 @@ class Link:
         self._steps = 0
         self._heard = clock()
         self._stepped = clock()
+        self._token = -math.inf
         self._gaps: deque[float] = deque(maxlen=_RECENT_STEPS)
         self._load = Load()
         self._ticked = clock()
@@ -166,10 +167,11 @@ class Link:
         """An answer ended well."""
         self.breaker.succeeded()
 
-    def failed(self, sent: float) -> None:
-        """An answer that was sent at some time was lost by the replica's fault."""
+    def failed(self, attempt: Attempt) -> None:
+        """An answer was lost by the replica's fault."""
         now = self._clock()
-        if self.breaker.failed(now, sent):
+        is_dead = attempt.late and self._token < attempt.sent
+        if self.breaker.failed(now, attempt.sent, dead=is_dead):
             self.broken_at = now
             logger.warning("replica %s is out of rotation: it failed repeatedly", self.place.id)
             self._changed()
@@ -322,6 +324,7 @@ class Link:
             if attempt is None:
                 continue
             if output.token_ids:
+                self._token = now
                 attempt.tokens.extend(output.token_ids)
                 if attempt.first:
                     attempt.first = False

@@ -92,7 +92,7 @@ class Router:
             if attempt.busy:
                 # Others have filled it: this answer waits for its turn again.
                 continue
-            link.failed(attempt.sent)
+            link.failed(attempt)
             ask.tried.add(link.place)
             self._go_on(ask, link, attempt.lost)
 

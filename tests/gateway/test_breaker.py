@@ -50,6 +50,20 @@ def test_an_answer_sent_long_after_a_failure_begins_a_new_row() -> None:
     assert breaker.failed(500.0, 201.0)
 
 
+def test_late_answers_of_a_replica_that_makes_no_token_count_each() -> None:
+    together, rare = Breaker(3), Breaker(3)
+    assert [together.failed(10.0, 9.0, dead=True) for _ in range(3)] == [False, False, True]
+    # However long ago the last one was.
+    assert [rare.failed(at + 120, at, dead=True) for at in (0.0, 1e3, 2e3)] == [False, False, True]
+
+
+def test_late_answers_of_a_replica_that_makes_no_token_are_paid_for_once() -> None:
+    budget, breaker = Budget(0.0, spare=1), Breaker(9)
+    for _ in range(3):
+        breaker.failed(10.0, 9.0, dead=True)
+        assert budget.pay(breaker)
+
+
 def test_answers_that_end_while_it_is_open_change_nothing() -> None:
     breaker = opened()
     breaker.succeeded()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import math
 import ssl
 import threading
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ import pytest
 
 from appliance.core.errors import ApplianceError, Exhausted, Unavailable
 from appliance.gateway import links
+from appliance.gateway.attempts import Attempt
 from appliance.gateway.breaker import State
 from appliance.gateway.config import Limits
 from appliance.gateway.links import Link
@@ -177,7 +179,7 @@ async def test_a_probe_that_waits_behind_others_proves_that_the_replica_works(
         await until(lambda: link_of(found)._load.waiting == 1)
         link = link_of(found)
         for number in range(PATIENT.failures):
-            link.failed(link._clock() + number)
+            link.failed(Attempt(0, link._clock() + number, math.inf))
         assert link.breaker.state is State.OPEN
         await until(lambda: link.breaker.state is State.CLOSED)
         assert not any(task.done() for task in asking)
@@ -193,6 +195,19 @@ async def test_a_replica_that_works_on_nothing_leaves_rotation(tmp_path: Path) -
             with pytest.raises(Unavailable):
                 await ask(found, 5)
         assert link_of(found).breaker.state is not State.CLOSED
+
+
+async def test_a_replica_that_makes_no_token_leaves_rotation_when_the_first_are_late(
+    tmp_path: Path,
+) -> None:
+    """All were sent before the first failed; nobody has had a token since."""
+    tight = dataclasses.replace(PATIENT, first_token_seconds=1.0, retries=0)
+    worker = Worker("a", Script(hang_after=0, empty_steps=True))
+    async with stage(tmp_path, worker, routing=tight) as found, asyncio.timeout(20):
+        asking = [asyncio.create_task(ask(found, 5)) for _ in range(tight.failures)]
+        assert {type(await outcome(task)) for task in asking} == {Unavailable}
+        assert link_of(found).breaker.state is not State.CLOSED
+        assert len(worker.submits) == tight.failures
 
 
 async def test_what_a_full_replica_does_not_take_waits_for_its_turn(tmp_path: Path) -> None:
