@@ -234,9 +234,9 @@ class Link:
                     await attempt.wait()
         except TimeoutError:
             logger.info("replica %s did not answer a probe", self.place.id)
-        # Where a probe only waits, the replica works on others.
+        # Where a probe only waits, or is not taken, the replica works on others.
         waits = not self.doubtful and self._load.may_wait(attempt)
-        well = bool(attempt.finish or attempt.refused or waits)
+        well = bool(attempt.finish or attempt.refused or attempt.busy or waits)
         self.forget(attempt)
         self.breaker.probed(self._clock(), well=well)
         if well:
@@ -319,6 +319,9 @@ class Link:
     def _take(self, message: worker_service_pb2.AttachResponse) -> None:
         """One message: outputs of a step, a heartbeat, or both."""
         now = self._heard = self._clock()
+        # First of all: what is busy now may not be any more with the next heartbeat, not with this.
+        if message.HasField("heartbeat"):
+            self._take_heartbeat(message.heartbeat, now)
         for output in message.outputs:
             attempt = self.attempts.get(output.id)
             if attempt is None:
@@ -337,8 +340,6 @@ class Link:
             elif output.finish_reason:
                 attempt.finish = output.finish_reason
             attempt.wake()
-        if message.HasField("heartbeat"):
-            self._take_heartbeat(message.heartbeat, now)
 
     def _take_heartbeat(self, beat: worker_service_pb2.Heartbeat, now: float) -> None:
         if beat.steps != self._steps:

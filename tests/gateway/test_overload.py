@@ -210,6 +210,32 @@ async def test_a_replica_that_makes_no_token_leaves_rotation_when_the_first_are_
         assert len(worker.submits) == tight.failures
 
 
+async def test_a_probe_that_is_not_taken_proves_that_the_replica_works(tmp_path: Path) -> None:
+    worker = Worker("a", Script(most=0))
+    async with stage(tmp_path, worker, routing=PATIENT) as found:
+        link = link_of(found)
+        for number in range(PATIENT.failures):
+            link.failed(Attempt(0, link._clock() + number, math.inf))
+        assert link.breaker.state is State.OPEN
+        await until(lambda: link.breaker.state is State.CLOSED)
+        assert len(worker.submits) == 1
+
+
+async def test_a_full_replica_is_asked_again_once_for_each_heartbeat(tmp_path: Path) -> None:
+    """It says that it is busy in the same message as a heartbeat."""
+    worker = Worker("a", Script(most=0))
+    async with stage(tmp_path, worker, routing=PATIENT) as found:
+        beats = list[object]()
+        take = link_of(found)._take_heartbeat
+        link_of(found)._take_heartbeat = lambda beat, now: (beats.append(beat), take(beat, now))[1]
+        asking = asyncio.create_task(ask(found, 20))
+        await until(lambda: len(beats) >= 20)
+        # Each refusal comes with a heartbeat of its own, and the next one is waited for.
+        assert 1 < len(worker.submits) <= len(beats) // 2 + 1
+        worker.script = Script()
+        assert await asking == story(COUNT, 20)
+
+
 async def test_what_a_full_replica_does_not_take_waits_for_its_turn(tmp_path: Path) -> None:
     worker = Worker("a", Script(seconds=0.01, most=1))
     async with stage(tmp_path, worker, routing=PATIENT) as found:
