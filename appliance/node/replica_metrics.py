@@ -2,7 +2,8 @@
 
 Rules kept here:
 * a replica is asked at the port of 127.0.0.1 that it said when it was ready, when somebody asks the
-  agent; all of them together for `ASK_SECONDS` at most, and once in that time;
+  agent; all of them together for `ASK_SECONDS` at most, and once in that time. Each has its share
+  of what is left, so that one that hangs hides no other;
 * what it answers is not trusted: of `MOST_BYTES` the numbers called `appliance_worker_…` are shown,
   under the names of the endpoint and the replica that were ordered, whatever it says itself.
 
@@ -71,9 +72,11 @@ class ReplicaMetrics(Collector):
 
     def _ask(self) -> Iterable[Metric]:
         families: dict[str, GaugeMetricFamily] = {}
-        end = self._clock() + ASK_SECONDS
-        for source in self._sources():
-            for name, text, value in _read(source.address, end, self._clock):
+        end, sources = self._clock() + ASK_SECONDS, list(self._sources())
+        for number, source in enumerate(sources):
+            now = self._clock()
+            mine = now + (end - now) / (len(sources) - number)
+            for name, text, value in _read(source.address, mine, self._clock):
                 family = families.setdefault(
                     name, GaugeMetricFamily(name, text, labels=["endpoint", "replica"])
                 )
@@ -89,7 +92,7 @@ def _read(address: str, end: float, clock: Callable[[], float]) -> Iterator[tupl
     try:
         text = _get(int(found[1]), end, clock)
         families = list(text_string_to_metric_families(text))
-    except (OSError, ValueError, OverflowError):
+    except Exception:  # noqa: BLE001 - whatever the parser makes of what it said
         return
     count = 0
     for family in families:

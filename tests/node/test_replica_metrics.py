@@ -114,3 +114,18 @@ def test_a_replica_that_answers_slowly_holds_up_nobody() -> None:
         collector = ReplicaMetrics(lambda: [Source(ENDPOINT, "r0", address)] * 100, clock)
         assert list(collector.collect()) == []
     assert now[0] < 200
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("body", ["{, =+Inf'{1e999}", "a{b=", "# TYPE a b c d", "a 1 2 3 4", "\0"])
+def test_what_no_parser_understands_hides_nothing_else(body: str) -> None:
+    with answering(page(body)) as one, answering(page("appliance_worker_running 3\n")) as other:
+        assert shown(one, other) == {("appliance_worker_running", ENDPOINT, "r1"): 3}
+
+
+@pytest.mark.attack
+def test_one_that_says_nothing_hides_no_other() -> None:
+    silent = socket.create_server(("127.0.0.1", 0))
+    with silent, answering(page("appliance_worker_running 3\n")) as other:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        assert shown(address, other) == {("appliance_worker_running", ENDPOINT, "r1"): 3}

@@ -156,6 +156,8 @@ class Reserve:
         self.size = _fitting(size, least, found.f_blocks * found.f_frsize, self._room(), held)
         """Bytes that are kept."""
         self._held = held >= self.size
+        self._there = 0 if self._held else held
+        """Bytes of a smaller one from before, which become part of this one."""
 
     def take(self) -> None:
         """Hold the room, when the disk has as much again.
@@ -164,12 +166,13 @@ class Reserve:
         look like a disk that is no longer full. Raises OSError; what is held already stays held.
         """
         # Asked first: an attempt that fails would take the last room from others for a moment.
-        if self._room() < (self.size if self._held else 2 * self.size):
+        wanted = self.size if self._held else 2 * self.size - self._there
+        if self._room() < wanted:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         descriptor = os.open(self._path, _APPEND | os.O_CREAT, 0o600)
         try:
             os.posix_fallocate(descriptor, 0, 2 * self.size)
-            self._held = True
+            self._held, self._there = True, 0
         finally:
             os.ftruncate(descriptor, self.size if self._held else 0)
             os.close(descriptor)
@@ -187,7 +190,7 @@ class Reserve:
 
     def release(self) -> None:
         """Give the room to what is written next."""
-        self._held = False
+        self._held, self._there = False, 0
         self._path.unlink(missing_ok=True)
 
 

@@ -25,6 +25,9 @@ _logger = logging.getLogger(__name__)
 class Records(Protocol):
     """What services need of `SystemRecords`."""
 
+    def check(self) -> None:
+        """Raise AuditUnavailable when nothing can be recorded now: before long work for nothing."""
+
     def record(self, what: str, resource: str, **made: object) -> None:
         """Record what is about to appear. Raises AuditUnavailable: then it must not."""
 
@@ -37,6 +40,11 @@ class SystemRecords:
 
     def __init__(self, log: AuditLog) -> None:
         self._log = log
+
+    def check(self) -> None:
+        """Raise AuditUnavailable when nothing can be recorded now."""
+        if self._log.trouble:
+            raise AuditUnavailable(self._log.trouble)
 
     def record(self, what: str, resource: str, **made: object) -> None:
         """Record what is about to appear. Raises AuditUnavailable: then it must not."""

@@ -3,7 +3,7 @@
 Rules kept here:
 * stored as a keyed digest; used up in the transaction that makes the node, so of two at the same
   time one wins;
-* one that has ended is deleted a day later, when the next is made;
+* one that has ended is deleted a day later, by the sweeper;
 * those that can still be used are listed and revoked; an eviction voids those of the node's name;
 * unknown, used, ended, revoked and void tokens get the same answer, and so does one that says that
   it was made in the future.
@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, delete, insert, select, update
+from sqlalchemy import ColumnElement, Row, delete, insert, or_, select, update
 
 from appliance.control.auth import tokens
 from appliance.control.auth.moments import TOLERANCE, believed
@@ -44,8 +44,11 @@ class NewJoinToken:
 
 
 def over(now: datetime) -> ColumnElement[bool]:
-    """Which tokens ended more than a day ago; until then it can be said why one is refused."""
-    return join_token.c.expire_time <= now - KEPT
+    """Which tokens ended more than a day ago; until then it can be said why one is refused.
+
+    Also what a clock that was ahead has made.
+    """
+    return or_(join_token.c.expire_time <= now - KEPT, join_token.c.create_time > now + KEPT)
 
 
 def create(  # noqa: PLR0913 - the columns of one row

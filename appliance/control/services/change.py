@@ -67,6 +67,7 @@ class Changes:
         principal, request_id = caller.principal.subject, getattr(request, "request_id", "")
         method = request.DESCRIPTOR.full_name
         digested = (payload or request).SerializeToString(deterministic=True)
+        now = self._clock()
         try:
             with self._database.write() as transaction:
                 stored = requests.answered(
@@ -75,12 +76,12 @@ class Changes:
                     method=method,
                     request_id=request_id,
                     payload=digested,
+                    now=now,
                 )
                 if stored is not None:
                     return answer.FromString(stored)
                 made = work(transaction)
                 _stop_if_only_validated(request, made)
-                now = self._clock()
                 requests.remember(
                     transaction,
                     principal=principal,

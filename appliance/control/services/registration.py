@@ -79,7 +79,6 @@ class Registration:
         self._clock = clock
         self._stopping = stopping
         self._monotonic = monotonic
-        self._looked = float("-inf")
 
     def register(self, task: Task) -> None:
         """Register what a job made.
@@ -104,6 +103,7 @@ class Registration:
 
     def _register(self, row: Row[Any]) -> None:
         """Verify, sign and register every output of a job; then it has succeeded."""
+        self._records.check()
         made = self._made(row)
         with self._database.read() as state:
             origin = _origin(state, row)
@@ -139,23 +139,32 @@ class Registration:
                 # Another epoch wrote it: here that is no question of time.
                 raise Tampered(error.message, object=version.uid) from error
             facts = outputs.facts_of(slot, reader, row.kind, spec)
-            reader.read_through(lambda: self._check_going(row))
+            reader.read_through(self._looks(row))
             self._artifacts.sign(version, version.digest)
             made[slot] = (version, reader, facts)
         return made
 
-    def _check_going(self, row: Row[Any]) -> None:
-        """Raise when reading on is of no use: the control plane stops, or the job was cancelled."""
-        if self._stopping.is_set():
-            raise Unavailable("the control plane was stopped while the output was read")
-        now = self._monotonic()
-        if now - self._looked < LOOK_SECONDS:
-            return
-        self._looked = now
-        with self._database.read() as state:
-            found = job_rows.by_uid(state, row.uid)
-        if found is None or found.state != JobState.REGISTERING:
-            raise LeaseLost("the job was cancelled")
+    def _looks(self, row: Row[Any]) -> Callable[[], None]:
+        """Raises when reading on is of no use: at a stop, or when the job was cancelled.
+
+        Of one reading: others go on at the same time.
+        """
+        looked = float("-inf")
+
+        def look() -> None:
+            nonlocal looked
+            if self._stopping.is_set():
+                raise Unavailable("the control plane was stopped while the output was read")
+            now = self._monotonic()
+            if now - looked < LOOK_SECONDS:
+                return
+            looked = now
+            with self._database.read() as state:
+                found = job_rows.by_uid(state, row.uid)
+            if found is None or found.state != JobState.REGISTERING:
+                raise LeaseLost("the job was cancelled")
+
+        return look
 
     def _say(self, row: Row[Any], task: Task, why: str) -> None:
         """Say why it has not worked yet, and when it is tried again."""

@@ -59,8 +59,10 @@ class TaskKind(StrEnum):
     """Queue a job again that waits for space in the store. Subject: the job's uid."""
 
 
-MOST_COMMITS = 2
-"""Commits at a time, half of the threads: one of a large model takes as long as to copy it."""
+MOST_WHOLE = 2
+"""Of `READ_WHOLE` at a time, half of the threads."""
+READ_WHOLE = (TaskKind.REGISTER, TaskKind.COMMIT_UPLOAD)
+"""What reads all of an artifact, which takes as long as to copy it: checkpoints do not wait."""
 _AWAITED = (TaskKind.REGISTER, TaskKind.CHECK_CHECKPOINT, TaskKind.COMMIT_UPLOAD)
 
 
@@ -226,8 +228,8 @@ class StorageTasks:
     def _due(self) -> Any:  # noqa: ANN401  # a SELECT of the table's rows
         now, held = self._clock(), dict(self._held)
         other = tables.storage_task.alias("other")
-        commits = sum(kind is TaskKind.COMMIT_UPLOAD for kind, _ in held.values())
-        crowded = [TaskKind.COMMIT_UPLOAD] if commits >= MOST_COMMITS else []
+        whole = sum(kind in READ_WHOLE for kind, _ in held.values())
+        crowded = list(READ_WHOLE) if whole >= MOST_WHOLE else []
         # What a clock that was ahead has dated waits for nothing.
         latest = case(
             (_task.kind == TaskKind.RESUME_PAUSED, now + LONGEST_WAIT), else_=now + MAX_PAUSE

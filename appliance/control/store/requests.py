@@ -36,8 +36,8 @@ def check_id(request_id: str) -> str:
     return lowered
 
 
-def answered(
-    state: Reading, *, principal: str, method: str, request_id: str, payload: bytes
+def answered(  # noqa: PLR0913 - what a row is found by
+    state: Reading, *, principal: str, method: str, request_id: str, payload: bytes, now: datetime
 ) -> bytes | None:
     """The stored answer of an earlier call, or None when there was none or `request_id` is empty.
 
@@ -47,6 +47,7 @@ def answered(
         method: full name of the RPC.
         request_id: as the caller sent it.
         payload: the deterministic serialisation of the request.
+        now: the moment; what is over is no answer any more, swept or not.
 
     Raises:
         InvalidInput: the id was used for a request with other contents.
@@ -55,13 +56,13 @@ def answered(
     if not request_id:
         return None
     row = state.first(
-        select(request.c.payload_digest, request.c.response).where(
+        select(request.c.payload_digest, request.c.response, over(now).label("over")).where(
             request.c.principal == principal,
             request.c.method == method,
             request.c.request_id == request_id,
         )
     )
-    if row is None:
+    if row is None or row.over:
         return None
     if row.payload_digest != hashlib.sha256(payload).digest():
         wrong = "was used for a different request; choose a new one"
@@ -82,6 +83,9 @@ def remember(  # noqa: PLR0913 - the columns of one row
     """Store the answer in the transaction of the effect; nothing when `request_id` is empty."""
     request_id = check_id(request_id)
     if request_id:
+        # What is over may not have been swept yet.
+        same = request.c.principal == principal, request.c.method == method
+        transaction.run(delete(request).where(*same, request.c.request_id == request_id))
         transaction.run(
             insert(request).values(
                 principal=principal,

@@ -261,6 +261,9 @@ class Noted:
     def __init__(self) -> None:
         self.said: list[tuple[str, dict[str, object]]] = []
 
+    def check(self) -> None:
+        raise AssertionError("nothing appears")
+
     def record(self, what: str, resource: str, **made: object) -> None:
         raise AssertionError(what)
 

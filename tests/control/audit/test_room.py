@@ -46,11 +46,42 @@ def test_the_reserve_of_the_release_before_grows_at_the_next_start(tmp_path: Pat
     assert path.stat().st_blocks * 512 >= 16 * MIB
 
 
+@pytest.mark.parametrize("held", [0, 4, 8, 16, 32, 64])
+@pytest.mark.parametrize("room", [0, 1, 4, 8, 15, 28, 31, 60, 63, 96, 100, 124, 127, 128, 4000])
+def test_a_start_is_not_refused_for_a_reserve_that_wants_to_grow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: int, room: int
+) -> None:
+    """A control plane that had what is free now served: it does so after a restart, too."""
+    asked: list[int] = []
+    path = tmp_path / "reserve"
+    if held:
+        with path.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, held * 1024)
+
+    class Small(Reserve):
+        def _room(self) -> int:
+            return room * 1024
+
+    monkeypatch.setattr(os, "posix_fallocate", lambda _file, _start, size: asked.append(size))
+    reserve = Small(path, 64 * 1024, 4 * 1024)
+    if room < (max(held // 2, 4) if held else 8):
+        # It counted as full before, too.
+        with pytest.raises(OSError, match="No space left"):
+            reserve.take()
+        return
+    reserve.take()
+    assert asked == [2 * reserve.size]
+    assert 2 * reserve.size <= (room + held) * 1024
+
+
 class Recorded:
     """What was recorded."""
 
     def __init__(self) -> None:
         self.notes: list[tuple[str, object]] = []
+
+    def check(self) -> None:
+        raise AssertionError("nothing appears")
 
     def record(self, what: str, resource: str, **made: object) -> None:
         raise AssertionError("nothing appears")

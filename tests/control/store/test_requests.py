@@ -39,12 +39,32 @@ def _remember(
 
 
 def _answered(
-    state: Database, request_id: str = ID, *, principal: str = "user:alice", payload: bytes = b"in"
+    state: Database,
+    request_id: str = ID,
+    *,
+    principal: str = "user:alice",
+    payload: bytes = b"in",
+    now: datetime = START,
 ) -> bytes | None:
     with state.read() as reading:
         return requests.answered(
-            reading, principal=principal, method="/x/Create", request_id=request_id, payload=payload
+            reading,
+            principal=principal,
+            method="/x/Create",
+            request_id=request_id,
+            payload=payload,
+            now=now,
         )
+
+
+def test_an_answer_is_none_after_a_day_also_before_it_is_swept(state: Database) -> None:
+    _remember(state)
+    later = START + requests.KEPT
+    assert _answered(state, now=later) == b"out"
+    later += timedelta(seconds=1)
+    assert _answered(state, now=later) is None
+    _remember(state, now=later)
+    assert _answered(state, now=later) == b"out"
 
 
 def test_the_same_request_gets_the_same_answer(state: Database) -> None:
