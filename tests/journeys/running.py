@@ -103,11 +103,14 @@ class Appliance:
     def refused(
         self, *arguments: str, code: int = 1, stdin: str = "", who: Terminal | None = None
     ) -> str:
-        """Type what is to be refused; everything is as before; the sentence that was said."""
+        """Type what is to be refused; everything is as before; the sentence that was said.
+
+        Files of what came to nothing are deleted by the queue, a moment later.
+        """
         before = self.holdings()
         done = (who or self.alice).run(*arguments, stdin=stdin, expect=code)
         assert done.stdout == ""
-        assert self.holdings() == before
+        wait_for(lambda: self.holdings() == before, "everything to be as before")
         return sentence(done)
 
 
