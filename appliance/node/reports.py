@@ -22,7 +22,7 @@ from typing import Any
 from appliance.api.agent.v1 import agent_service_pb2 as rpc
 from appliance.api.jobs.v1 import job_pb2
 from appliance.core.errors import Paused
-from appliance.core.thinning import MOST_POINTS, is_kept, stride
+from appliance.core.thinning import MOST_POINTS, thin
 from appliance.node.launcher import Ended
 
 _PROGRESS = ("step", "total", "message", "metrics")
@@ -49,13 +49,8 @@ class Measured:
         self._steps.pop(metric.step, None)
         self._steps[metric.step] = metric
         if len(self._steps) > self._most:
-            first, last = min(self._steps), max(self._steps)
-            apart = stride(first, last, self._most)
-            self._steps = {
-                step: each
-                for step, each in self._steps.items()
-                if is_kept(step, first, last, apart)
-            }
+            kept = set(thin(self._steps, self._most))
+            self._steps = {step: each for step, each in self._steps.items() if step in kept}
 
     def take(self) -> list[job_pb2.JobMetric]:
         """Some of them, which wait no more."""

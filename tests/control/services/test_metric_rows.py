@@ -96,3 +96,25 @@ async def test_what_is_too_much_fails_its_own_job(lab: Lab) -> None:
     node.report(job_progress=agent.JobProgress(work=work, measured=steps))
     assert lab.job("t0").state == job_pb2.Job.STATE_FAILED
     assert kept(lab) == []
+
+
+async def test_a_job_that_measures_seldom_keeps_all_until_there_are_too_many(lab: Lab) -> None:
+    _, work = await started(lab)
+    for first in range(1000, 1_000_000, 50_000):
+        measure(lab, work, range(first, first + 50_000, 1000))
+    assert [step for step, _ in kept(lab)] == list(range(1000, 1_000_001, 1000))
+    for first in range(1_001_000, 5_000_001, 100_000):
+        measure(lab, work, range(first, first + 100_000, 1000))
+        assert MOST_ROWS // 2 <= len(kept(lab)) <= MOST_ROWS
+
+
+async def test_ranks_that_began_again_leave_nothing_of_before_between_their_steps(
+    lab: Lab,
+) -> None:
+    _, work = await started(lab)
+    measure(lab, work, range(1, 11))
+    # The node was cut off, and has thinned what it did again.
+    measure(lab, work, [4, 8, 12], loss=2.0)
+    assert [step for step, _ in kept(lab)] == [1, 2, 3, 4, 8, 12]
+    losses = {row.step: row._mapping["values"]["loss"] for row in lab.rows(tables.job_metric)}
+    assert {step for step, loss in losses.items() if loss == 2.0} == {4, 8, 12}

@@ -141,8 +141,8 @@ class JobServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListJobMetrics(self, request, context):
-        """Returns one page of the measurements of a job, by step. Of each job 2048 steps are kept at most, evenly: of more, each second, fourth, eighth
-        and so on, with the first and the newest. Of a step done twice it is the later.
+        """Returns one page of the measurements of a job, by step. Of each job all measured steps are kept until there are more than 2048;
+        then a half of that at least, evenly, with the first and the newest. Of a step done twice it is the later.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -9,25 +9,37 @@ branch_labels = None
 depends_on = None
 
 MOST = 2048
+ONCE = """
+DELETE FROM job_metric WHERE rowid IN (SELECT rowid FROM
+    (SELECT rowid, row_number() OVER (PARTITION BY step ORDER BY epoch DESC) AS place
+        FROM job_metric WHERE job = :job)
+    WHERE place > 1)
+"""
+SECTIONS = "SELECT count(DISTINCT step >> :power) FROM job_metric WHERE job = :job"
+THIN = """
+DELETE FROM job_metric WHERE rowid IN (SELECT rowid FROM
+    (SELECT rowid, row_number() OVER (PARTITION BY step >> :power ORDER BY step) AS place
+        FROM job_metric WHERE job = :job)
+    WHERE place > 1)
+    AND step != (SELECT max(step) FROM job_metric WHERE job = :job)
+"""
 
 
 def upgrade() -> None:
-    """Keep so many steps of each job, evenly, with the first and the last, and each once."""
+    """Keep each step once; of jobs with more the first of each section, and the last of all."""
     connection = op.get_bind()
-    crowded = connection.execute(
-        sa.text(
-            "SELECT job, min(step), max(step) FROM job_metric GROUP BY job HAVING count(*) > :most"
-        ),
-        {"most": MOST},
-    )
-    for job, first, last in crowded.all():
-        apart = 1
-        while (last - first) // apart + 3 > MOST:
-            apart *= 2
-        thin = "DELETE FROM job_metric WHERE job = :job AND step % :apart != 0"
-        thin += " AND step NOT IN (:first, :last)"
-        ends = {"job": job, "apart": apart, "first": first, "last": last}
-        connection.execute(sa.text(thin), ends)
-        once = "DELETE FROM job_metric WHERE job = :job AND (step, epoch) NOT IN"
-        once += " (SELECT step, max(epoch) FROM job_metric WHERE job = :job GROUP BY step)"
-        connection.execute(sa.text(once), {"job": job})
+    jobs = "SELECT job, count(DISTINCT step) AS steps FROM job_metric GROUP BY job"
+    for job, steps in connection.execute(sa.text(jobs)).all():
+        connection.execute(sa.text(ONCE), {"job": job})
+        if steps <= MOST:
+            continue
+        power = 0
+        while _sections(connection, job, power) + 1 > MOST:
+            power += 1
+        connection.execute(sa.text(THIN), {"job": job, "power": power})
+
+
+def _sections(connection: sa.Connection, job: str, power: int) -> int:
+    """How many sections of two to this power steps have measurements."""
+    found = connection.execute(sa.text(SECTIONS), {"job": job, "power": power}).scalar_one()
+    return int(found)
