@@ -167,6 +167,8 @@ class JobReports:
 
     def _take_progress(self, line: dict[str, Any]) -> None:
         step = int(line["step"])
+        if step < 0:
+            raise ValueError("steps are counted from zero")
         metrics = {str(name): float(value) for name, value in line["metrics"].items()}
         self._replace(
             step=step,

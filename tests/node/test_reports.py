@@ -44,6 +44,13 @@ def test_steps_go_together_with_the_newest_progress() -> None:
     assert reports.drain() == []
 
 
+def test_a_step_below_zero_is_no_report() -> None:
+    reports = JobReports(WORK)
+    with pytest.raises(ValueError, match="counted from zero"):
+        reports.take(progress(-1, loss=1.0))
+    assert reports.news() is None
+
+
 def test_a_step_done_twice_is_said_once() -> None:
     reports = JobReports(WORK)
     for step, loss in ((1, 5.0), (2, 4.0), (1, 4.5)):

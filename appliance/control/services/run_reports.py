@@ -271,6 +271,8 @@ def _check_measurements(report: rpc.JobProgress) -> None:
     """Refuse what would not fit into a row, or is no name for a person."""
     if len(report.measured) > MOST_STEPS:
         raise InvalidInput(f"a job reports at most {MOST_STEPS} steps at a time")
+    if report.progress.step < 0 or any(each.step < 0 for each in report.measured):
+        raise InvalidInput("the steps of a job are counted from zero")
     for measured in (report.progress.metrics, *(each.values for each in report.measured)):
         if len(measured) > _MOST_METRICS:
             raise InvalidInput(f"a job reports at most {_MOST_METRICS} measurements at a time")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import pytest
+
 from appliance.api.agent.v1 import agent_service_pb2 as agent
 from appliance.api.jobs.v1 import job_pb2, job_service_pb2
 from appliance.control.services.metric_rows import MOST_ROWS, keep
@@ -118,3 +120,26 @@ async def test_ranks_that_began_again_leave_nothing_of_before_between_their_step
     assert [step for step, _ in kept(lab)] == [1, 2, 3, 4, 8, 12]
     losses = {row.step: row._mapping["values"]["loss"] for row in lab.rows(tables.job_metric)}
     assert {step for step, loss in losses.items() if loss == 2.0} == {4, 8, 12}
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("step", [-1, -(2**63)])
+async def test_a_step_below_zero_fails_its_own_job_and_stops_nothing_else(
+    lab: Lab, step: int
+) -> None:
+    node, work = await started(lab)
+    metric = job_pb2.JobMetric(step=step, values={"loss": 1.0})
+    progress = job_pb2.Progress(step=step, total=1, metrics={"loss": 1.0})
+    for bad in (
+        agent.JobProgress(work=work, measured=[metric]),
+        agent.JobProgress(work=work, progress=progress),
+    ):
+        node.report(job_progress=bad)
+        assert lab.job("t0").state == job_pb2.Job.STATE_FAILED
+    assert kept(lab) == []
+
+
+async def test_the_largest_step_that_fits_is_kept(lab: Lab) -> None:
+    _, work = await started(lab)
+    measure(lab, work, [0, 2**63 - 1])
+    assert [step for step, _ in kept(lab)] == [0, 2**63 - 1]
