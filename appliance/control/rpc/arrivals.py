@@ -1,9 +1,12 @@
 """Reports of a node's work on their way into the state: what has arrived is taken in together.
 
 Rules kept here:
-* of each node one lot at a time, however many streams it has; how far jobs are and what they
-  measured is taken in once in `CALM_SECONDS`, everything else within `URGENT_SECONDS`, so that a
-  node costs at most one transaction a second for the former and ten for all, whatever it sends;
+* of each node one lot at a time, however many streams it has; after one there is a pause, as long
+  as it took at least, so that no node has the one writer of the state for more than half the time;
+* how far jobs are and what they measured is taken in once in `CALM_SECONDS`, everything else within
+  `URGENT_SECONDS`, whichever of the streams it comes on;
+* of one lot all progress is one transaction (`services.agents`), and `MOST_URGENT` other reports
+  and `MOST_STEPS` measured steps are the most; what is more waits for the next one;
 * what waits is bounded in bytes; then its stream is not read any further, and gRPC makes the node
   wait. Heartbeats are on another stream.
 
@@ -24,6 +27,10 @@ CALM_SECONDS = 1.0
 URGENT_SECONDS = 0.1
 MOST_BYTES = 4 << 20
 MOST_REPORTS = 10_000
+MOST_URGENT = 50
+"""Of one lot: each is a few transactions."""
+MOST_STEPS = 20_000
+"""Measured steps of one lot."""
 
 Report = rpc.ReportRequest | rpc.ConnectRequest
 R = TypeVar("R", rpc.ReportRequest, rpc.ConnectRequest)
@@ -39,21 +46,33 @@ class Turn:
 
     def __init__(self) -> None:
         self._lock = asyncio.Lock()
-        self._last = float("-inf")
+        self._calm = self._urgent = float("-inf")
 
     async def take(
         self, arrivals: Arrivals[R], work: Callable[[Sequence[R]], Awaitable[None]]
     ) -> Sequence[R]:
-        """Give what has arrived to `work` when it is due; it."""
+        """Give what has arrived, or its beginning, to `work` when it is due; it."""
         loop = asyncio.get_running_loop()
-        async with self._lock:
-            if not arrivals.is_urgent:
-                calm = self._last + CALM_SECONDS - loop.time()
-                await arrivals.until_urgent(calm)
-            await asyncio.sleep(self._last + URGENT_SECONDS - loop.time())
-            lot = arrivals.take()
-            self._last = loop.time()
+        while True:
+            # Not under the lock: another stream may have what cannot wait as long.
+            await arrivals.until_urgent(self._calm - loop.time())
+            await asyncio.sleep(self._urgent - loop.time())
+            async with self._lock:
+                due = self._urgent if arrivals.is_urgent else self._calm
+                if loop.time() >= due:
+                    return await self._take(arrivals.take(), work)
+
+    async def _take(
+        self, lot: Sequence[R], work: Callable[[Sequence[R]], Awaitable[None]]
+    ) -> Sequence[R]:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        try:
             await work(lot)
+        finally:
+            over = loop.time()
+            self._calm = over + max(CALM_SECONDS, over - began)
+            self._urgent = over + max(URGENT_SECONDS, over - began)
         return lot
 
 
@@ -111,11 +130,26 @@ class Arrivals(Generic[R]):
                 await self._urgent.wait()
 
     def take(self) -> list[R]:
-        """What there is, in its order."""
-        waiting, self._waiting = self._waiting, []
-        self._bytes = 0
-        self._room.set()
+        """What there is, in its order; of very much its beginning, and the rest waits."""
+        count = _lot(self._waiting)
+        taken, self._waiting = self._waiting[:count], self._waiting[count:]
+        self._bytes -= sum(report.ByteSize() for report in taken)
+        if self._bytes < MOST_BYTES and len(self._waiting) < MOST_REPORTS:
+            self._room.set()
         if not self._over:
-            self._some.clear()
-            self._urgent.clear()
-        return waiting
+            if not self._waiting:
+                self._some.clear()
+            if not any(map(is_urgent, self._waiting)):
+                self._urgent.clear()
+        return taken
+
+
+def _lot(waiting: Sequence[Report]) -> int:
+    """How many reports, the first ones, are taken in together; one at least."""
+    urgent = steps = 0
+    for count, report in enumerate(waiting):
+        urgent += is_urgent(report)
+        steps += len(report.job_progress.measured)
+        if count and (urgent > MOST_URGENT or steps > MOST_STEPS):
+            return count
+    return len(waiting)

@@ -11,7 +11,6 @@ that cannot be true. Called by `rpc.agents`, one lot at a time for each node.
 
 from __future__ import annotations
 
-import itertools
 import logging
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -196,23 +195,38 @@ class Agents:
             raise Unavailable("this node is not connected: it says hello first")
 
     def take(self, node: str, lot: Sequence[Report]) -> None:
-        """Take in what happened to pieces of work, in its order; it counts when this returns.
+        """Take in what happened to pieces of work; it counts when this returns.
 
-        Progress in a row is one transaction. Raises InvalidInput for a message out of order, and
-        what means that the state cannot be written; the stream ends then, and the agent says it
-        again.
+        All progress comes first, in one transaction, so that it is there before what it led to; but
+        what is said of a work after its end comes after it. The rest is taken in in its order.
+        Raises InvalidInput for a message out of order, and what means that the state cannot be
+        written; the stream ends then, and the agent says it again.
         """
         self._fleet.hear(node)
-        for kind, reports in itertools.groupby(lot, lambda report: report.WhichOneof("report")):
+        progress: list[rpc.JobProgress] = []
+        late: list[rpc.JobProgress] = []
+        others: list[tuple[str, Report]] = []
+        ended: set[tuple[str, int]] = set()
+        for report in lot:
+            kind = report.WhichOneof("report")
             if kind is None or kind == "hello":
                 raise InvalidInput("an agent says hello once, and no message is empty")
+            work = getattr(report, kind).work
             if kind == "job_progress":
-                self._progress(node, [report.job_progress for report in reports])
+                is_late = (work.work, work.epoch) in ended
+                (late if is_late else progress).append(report.job_progress)
                 continue
-            for report in reports:
-                self._take_one(node, kind, report)
+            others.append((kind, report))
+            if kind == "job_ended":
+                ended.add((work.work, work.epoch))
+        self._progress(node, progress)
+        for kind, report in others:
+            self._take_one(node, kind, report)
+        self._progress(node, late)
 
     def _progress(self, node: str, reports: Sequence[rpc.JobProgress]) -> None:
+        if not reports:
+            return
         for work, error in self._reports.progress(node, reports):
             self._failed(node, work, error)
 

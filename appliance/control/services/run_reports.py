@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -64,6 +65,17 @@ _logger = logging.getLogger(__name__)
 _version = tables.artifact_version.c
 
 
+@dataclass(frozen=True)
+class _News:
+    """What some reports of one job say together."""
+
+    work: rpc.WorkEpoch
+    restarts: int
+    values: dict[str, object]
+    """Of the row of the job."""
+    measured: dict[int, dict[str, float]]
+
+
 class RunReports:
     """Takes in reports about jobs."""
 
@@ -98,37 +110,29 @@ class RunReports:
         of_work: dict[tuple[str, int], list[rpc.JobProgress]] = {}
         for report in reports:
             of_work.setdefault((report.work.work, report.work.epoch), []).append(report)
+        news: list[_News] = []
+        # Before the transaction, for which others wait.
+        for said in of_work.values():
+            try:
+                news.append(_news(said))
+            except InvalidInput as error:
+                refused.append((said[0].work, error))
+        if not news:
+            return refused
         with self._database.write() as transaction:
-            for said in of_work.values():
+            for each in news:
                 try:
-                    for report in said:
-                        _check_measurements(report)
-                    self._further(transaction, node, said)
-                except (LeaseLost, InvalidInput) as error:
+                    self._further(transaction, node, each)
+                except LeaseLost as error:
                     # Before anything of this job was written.
-                    refused.append((said[0].work, error))
+                    refused.append((each.work, error))
         return refused
 
-    def _further(
-        self, transaction: Transaction, node: str, reports: Sequence[rpc.JobProgress]
-    ) -> None:
+    def _further(self, transaction: Transaction, node: str, news: _News) -> None:
         """One job has come further. Raises LeaseLost before it writes."""
-        row = self._row(transaction, node, reports[0].work)
-        restarts = max(report.restarts for report in reports)
-        values: dict[str, object] = {"restarts": max(row.restarts, restarts)}
-        measured: dict[int, dict[str, float]] = {}
-        for report in reports:
-            if report.event:
-                values["message"] = report.event[:LONGEST_MESSAGE]
-            if report.HasField("progress"):
-                progress = job_pb2.Progress()
-                progress.CopyFrom(report.progress)
-                progress.message = progress.message[:LONGEST_MESSAGE]
-                values["progress"] = json_format.MessageToDict(progress)
-                if progress.metrics:
-                    measured[progress.step] = dict(progress.metrics)
-            measured |= {each.step: dict(each.values) for each in report.measured}
-        metric_rows.keep(transaction, row.uid, row.epoch, measured)
+        row = self._row(transaction, node, news.work)
+        values = news.values | {"restarts": max(row.restarts, news.restarts)}
+        metric_rows.keep(transaction, row.uid, row.epoch, news.measured)
         if row.state == JobState.STARTING:
             values["start_time"] = row.start_time or self._clock()
         to = JobState.RUNNING if row.state == JobState.STARTING else None
@@ -265,6 +269,29 @@ class RunReports:
                 .where(_version.uid == waiting[output.slot].uid)
                 .values(manifest_digest=output.manifest_digest)
             )
+
+
+def _news(reports: Sequence[rpc.JobProgress]) -> _News:
+    """What reports of one job say together. Raises InvalidInput."""
+    values: dict[str, object] = {}
+    progress: job_pb2.Progress | None = None
+    measured: dict[int, dict[str, float]] = {}
+    for report in reports:
+        _check_measurements(report)
+        if report.event:
+            values["message"] = report.event[:LONGEST_MESSAGE]
+        if report.HasField("progress"):
+            progress = report.progress
+            if progress.metrics:
+                measured[progress.step] = dict(progress.metrics)
+        measured |= {each.step: dict(each.values) for each in report.measured}
+    if progress is not None:
+        newest = job_pb2.Progress()
+        newest.CopyFrom(progress)
+        newest.message = progress.message[:LONGEST_MESSAGE]
+        values["progress"] = json_format.MessageToDict(newest)
+    restarts = max(report.restarts for report in reports)
+    return _News(reports[0].work, restarts, values, measured)
 
 
 def _check_measurements(report: rpc.JobProgress) -> None:

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 from collections.abc import Sequence
 
 import pytest
 
 from appliance.api.agent.v1 import agent_service_pb2 as rpc
-from appliance.control.rpc.arrivals import CALM_SECONDS, MOST_BYTES, Arrivals, Report, Turn
+from appliance.api.jobs.v1 import job_pb2
+from appliance.control.rpc.arrivals import (
+    CALM_SECONDS,
+    MOST_BYTES,
+    MOST_STEPS,
+    MOST_URGENT,
+    Arrivals,
+    Report,
+    Turn,
+)
 from tests.fakes.loop import jumping
 
 CALM = rpc.ReportRequest(job_progress=rpc.JobProgress())
@@ -59,9 +69,66 @@ def test_progress_is_taken_in_once_a_second_however_much_there_is(streams: int) 
 
 @pytest.mark.attack
 def test_what_is_urgent_is_taken_in_ten_times_a_second_at_most() -> None:
-    taken = jumping(flood([CALM, URGENT] * 1000, 0.001))
-    assert len(taken.lots) <= 22
+    taken = jumping(flood([CALM, URGENT] * 1000, 0.005))
+    assert len(taken.lots) <= 110
     assert sum(count for _, count in taken.lots) == 2000
+
+
+@pytest.mark.attack
+def test_of_very_much_that_is_urgent_some_is_taken_in_at_a_time() -> None:
+    taken = jumping(flood([CALM, URGENT] * 1000, 0))
+    assert max(count for _, count in taken.lots) <= 2 * MOST_URGENT + 1
+    assert sum(count for _, count in taken.lots) == 2000
+    times = [time for time, _ in taken.lots]
+    assert min(after - time for time, after in itertools.pairwise(times)) > 0.099
+
+
+@pytest.mark.attack
+def test_of_very_many_steps_some_are_taken_in_at_a_time() -> None:
+    steps = [job_pb2.JobMetric(step=step) for step in range(256)]
+    report = rpc.ReportRequest(job_progress=rpc.JobProgress(measured=steps))
+    taken = jumping(flood([report] * 500, 0))
+    assert max(count for _, count in taken.lots) == MOST_STEPS // 256
+    assert sum(count for _, count in taken.lots) == 500
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("report", [CALM, URGENT])
+def test_work_that_takes_long_is_followed_by_a_pause_as_long(report: rpc.ReportRequest) -> None:
+    spans: list[tuple[float, float]] = []
+
+    async def slow(lot: Sequence[Report]) -> None:
+        began = asyncio.get_running_loop().time()
+        await asyncio.sleep(3)
+        spans.append((began, asyncio.get_running_loop().time()))
+
+    async def story() -> None:
+        turn, arrivals = Turn(), Arrivals[rpc.ReportRequest]()
+        for _ in range(3):
+            await arrivals.put(report)
+            await turn.take(arrivals, slow)
+
+    jumping(story())
+    assert all(after[0] - span[1] >= 3 for span, after in itertools.pairwise(spans))
+
+
+def test_what_is_urgent_does_not_wait_for_what_is_not_on_another_stream() -> None:
+    async def story() -> list[tuple[float, int]]:
+        turn, taken = Turn(), Taken()
+        calm, urgent = Arrivals[rpc.ReportRequest](), Arrivals[rpc.ReportRequest]()
+        tasks = [asyncio.create_task(taken.all_of(turn, each)) for each in (calm, urgent)]
+        await calm.put(CALM)
+        await asyncio.sleep(0.25)
+        await calm.put(CALM)
+        await asyncio.sleep(0.25)
+        await urgent.put(URGENT)
+        await asyncio.sleep(5)
+        for each in (calm, urgent):
+            each.end()
+        await asyncio.gather(*tasks)
+        return taken.lots
+
+    assert jumping(story()) == [(0.0, 1), (0.5, 1), (1.5, 1)]
 
 
 def test_the_first_and_what_is_urgent_do_not_wait() -> None:

@@ -143,3 +143,33 @@ async def test_the_largest_step_that_fits_is_kept(lab: Lab) -> None:
     _, work = await started(lab)
     measure(lab, work, [0, 2**63 - 1])
     assert [step for step, _ in kept(lab)] == [0, 2**63 - 1]
+
+
+@pytest.mark.attack
+async def test_progress_between_other_reports_is_one_transaction_and_comes_first(lab: Lab) -> None:
+    node, work = await started(lab)
+    lot: list[agent.ReportRequest] = []
+    for step in range(1, 21):
+        progress = job_pb2.Progress(step=step, total=20, metrics={"loss": 1.0})
+        checkpoint = agent.CheckpointComplete(work=work, step=step, manifest_digest="0" * 64)
+        lot.append(
+            agent.ReportRequest(job_progress=agent.JobProgress(work=work, progress=progress))
+        )
+        lot.append(agent.ReportRequest(checkpoint=checkpoint))
+    before = lab.database.generation
+    lab.work.agents.take("n1", lot)
+    assert lab.database.generation - before == 1 + 20
+    assert lab.job("t0").progress.step == 20
+    ended = agent.JobEnded(work=work, reason="INTERNAL", message="so it is")
+    last = agent.JobProgress(work=work, progress=job_pb2.Progress(step=21, total=21))
+    late = agent.JobProgress(work=work, progress=job_pb2.Progress(step=22, total=22))
+    said = [
+        agent.ReportRequest(job_progress=last),
+        agent.ReportRequest(job_ended=ended),
+        agent.ReportRequest(job_progress=late),
+    ]
+    lab.work.agents.take("n1", said)
+    assert lab.job("t0").state == job_pb2.Job.STATE_FAILED
+    assert lab.job("t0").progress.step == 21
+    await node.take()
+    assert set(node.stopped) == {(work.work, work.epoch)}
