@@ -4,6 +4,9 @@ Rules kept here:
 * reports of a stream are numbered from 1 on; one that was answered is forgotten, with those before;
 * a stream that dies takes along what was written into it: that is said again on the next one, in
   its order;
+* of each work `MOST_WAITING` checkpoints are kept; the control plane finds older ones in the object
+  store. Progress, with its steps, is never given up for them: `works` has one report of each job on
+  its way at most;
 * the last word on a work is kept until it was answered, however much else is said, and its work
   counts as held until then: a control plane that is behind with reports does not take it for lost;
 * an order that comes late does not start again what has had its last word: that is remembered until
@@ -14,7 +17,7 @@ Pure. Called by `works`.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
@@ -39,7 +42,7 @@ class Outbox:
 
     def __init__(self) -> None:
         self._number = 0
-        self._sent: deque[tuple[int, rpc.ReportRequest]] = deque(maxlen=MOST_WAITING)
+        self._sent: deque[tuple[int, rpc.ReportRequest]] = deque()
         self._words: dict[Work, _LastWord] = {}
 
     def begin(self, standing: Iterable[rpc.ReportRequest]) -> list[rpc.ReportRequest]:
@@ -56,6 +59,7 @@ class Outbox:
         numbered = [self._numbered(report) for report in reports]
         if keep:
             self._sent.extend((report.number, report) for report in numbered)
+            self._forget_checkpoints()
         return numbered
 
     def is_waiting(self, kind: str) -> bool:
@@ -97,9 +101,30 @@ class Outbox:
             if word.heard and work not in leases:
                 del self._words[work]
 
+    def _forget_checkpoints(self) -> None:
+        """Forget the oldest checkpoints of each work of which too many have no answer."""
+        if len(self._sent) <= MOST_WAITING:
+            return
+        works = [_checkpoint_of(report) for _, report in self._sent]
+        over = {work: count - MOST_WAITING for work, count in Counter(works).items()}
+        kept: deque[tuple[int, rpc.ReportRequest]] = deque()
+        for work, sent in zip(works, self._sent, strict=True):
+            if work is not None and over[work] > 0:
+                over[work] -= 1
+            else:
+                kept.append(sent)
+        self._sent = kept
+
     def _numbered(self, report: rpc.ReportRequest) -> rpc.ReportRequest:
         self._number += 1
         numbered = rpc.ReportRequest()
         numbered.CopyFrom(report)
         numbered.number = self._number
         return numbered
+
+
+def _checkpoint_of(report: rpc.ReportRequest) -> Work | None:
+    """The work whose checkpoint a report says; None when it says something else."""
+    if report.WhichOneof("report") != "checkpoint":
+        return None
+    return report.checkpoint.work.work, report.checkpoint.work.epoch

@@ -57,12 +57,25 @@ def test_an_end_that_was_heard_is_remembered_until_its_lease_is_over() -> None:
     assert not outbox.ended()
 
 
-def test_what_nobody_answers_is_bounded_and_the_last_word_is_not_lost() -> None:
+def checkpoint(work: str, step: int) -> rpc.ReportRequest:
+    of = rpc.WorkEpoch(work=work, epoch=1)
+    return rpc.ReportRequest(checkpoint=rpc.CheckpointComplete(work=of, step=step))
+
+
+def test_checkpoints_that_nobody_answers_are_bounded_for_each_job_and_nothing_else_is_lost() -> (
+    None
+):
     outbox = Outbox()
     outbox.end(WORK, [said("over")])
-    for number in range(30_000):
-        outbox.send([said(str(number))], keep=True)
+    outbox.send([said("steps")], keep=True)
+    for step in range(1, 1501):
+        outbox.send([checkpoint("a", step)], keep=True)
+        if step <= 900:
+            outbox.send([checkpoint("b", step)], keep=True)
     again = outbox.begin([])
-    assert len(again) == 1000
-    assert again[-1].job_progress.event == "29999"
+    assert [event for _, event in read(again) if event] == ["steps"]
+    steps = {
+        work: [r.checkpoint.step for r in again if r.checkpoint.work.work == work] for work in "ab"
+    }
+    assert steps == {"a": list(range(501, 1501)), "b": list(range(1, 901))}
     assert [event for _, event in read(outbox.last_words())] == ["over"]
