@@ -103,7 +103,10 @@ class Uploading:
     )
     per_project: int = field(default=64, metadata=doc("open uploads of one project at a time"))
     project_bytes: int = field(
-        default=1 << 41, metadata=doc("bytes of all open uploads of one project; default 2 TiB")
+        default=1 << 41,
+        metadata=doc(
+            "bytes that all open uploads of one project take in the object store; default 2 TiB"
+        ),
     )
     days: float = field(
         default=3.0,
