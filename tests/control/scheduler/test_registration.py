@@ -16,11 +16,14 @@ import rfc8785
 from appliance.api.agent.v1 import agent_service_pb2 as agent
 from appliance.api.jobs.v1 import job_pb2, job_service_pb2
 from appliance.control.audit.log import AuditLog
+from appliance.control.services import job_rows
 from appliance.control.services.leases import Share
+from appliance.control.services.storage_tasks import TaskKind
 from appliance.control.store import tables
 from appliance.control.store.database import Database, Transaction
 from appliance.core.errors import (
     Exhausted,
+    LeaseLost,
     Tampered,
     Unavailable,
 )
@@ -166,6 +169,24 @@ async def test_reading_back_ends_when_it_is_of_no_use(
     assert len(opened) == 1
     state = {"cancel": Job.STATE_CANCELLED, "stop": Job.STATE_REGISTERING}[end]
     assert lab.job().state == state
+
+
+async def test_each_reading_notices_by_itself_that_it_is_of_no_use(lab: Lab) -> None:
+    node, work = await lab.started()
+    node.storage_works = False
+    node.succeed(work, MODEL)
+    with lab.database.read() as state:
+        row = job_rows.by_uid(state, work.work)
+    assert row is not None
+    registration = lab.work.storage._handlers[TaskKind.REGISTER].__self__
+    looks = [registration._looks(row) for _ in range(2)]
+    for look in looks:
+        look()
+    lab.jobs.cancel(ALICE, job_service_pb2.CancelJobRequest(name=JOB))
+    lab.forward(2)
+    for look in looks:
+        with pytest.raises(LeaseLost, match="cancelled"):
+            look()
 
 
 @pytest.mark.parametrize("change", ["byte", "contents", "missing", "epoch", "config"])
