@@ -61,9 +61,8 @@ async def test_a_job_that_does_not_save_in_time_is_ended_all_the_same(
     session = await control.session()
     started = toy_order(control, tmp_path, SLEEP)
     session.send(start_job=started)
-    await session.until("job_progress", event="")
-    (entry,) = agent.works._entries.values()
     await asleep(tmp_path)
+    (entry,) = agent.works._entries.values()
     session.send(stop=rpc.StopWork(work=started.work, grace_seconds=1, save=True))
     # The order is repeated with what is left of the time; the first one counts.
     session.send(stop=rpc.StopWork(work=started.work, grace_seconds=3000, save=True))
