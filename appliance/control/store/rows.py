@@ -187,7 +187,7 @@ class Rows:
             self._computed[table] = over, total_mac(self._key, table, *over)
         return self._computed[table][1]
 
-    def _macs(self, generation: int) -> bytes:
+    def macs(self, generation: int) -> bytes:
         """What `meta.row_macs` is to be: of each table by name, of the schema, and of all."""
         macs = [self._total_mac(table, SIGNED[table]) for table in sorted(SIGNED)]
         totals = b"".join([*macs, schema_mac(self._key, self._schema)])
@@ -219,7 +219,7 @@ class Rows:
         self.generation, self.columns = generation + 1, SIGNED
         raw.execute(
             "UPDATE main.meta SET generation = ?, row_columns = ?, row_macs = ?",
-            (self.generation, json.dumps(SIGNED), self._macs(self.generation)),
+            (self.generation, json.dumps(SIGNED), self.macs(self.generation)),
         )
 
     # --- reading --------------------------------------------------------------------------------
@@ -293,7 +293,8 @@ class Rows:
         table = table_of(finding.row)
         if finding.row in self.found:
             return
-        if sum(table_of(row) == table for row in self.found) < MAX_FOUND:
+        # A copy in one step: other threads find something at the same time.
+        if sum(table_of(row) == table for row in list(self.found)) < MAX_FOUND:
             self.found[finding.row] = finding
 
     # --- changing -------------------------------------------------------------------------------
@@ -348,10 +349,6 @@ class Rows:
         for finding in found:
             if table_of(finding.row) != finding.row and finding.row not in connection.changed:
                 connection.note(finding.row, self._memory.now(finding.row))
-
-    def macs(self, generation: int) -> bytes:
-        """See `_macs`; for `Signing`."""
-        return self._macs(generation)
 
     def refusal(self, finding: Finding) -> Tampered:
         """The error for what cannot be passed by; it is said as well."""
