@@ -330,7 +330,8 @@ class Link:
                 self._token = now
                 attempt.tokens.extend(output.token_ids)
                 if attempt.first:
-                    attempt.first = False
+                    # Its turn has come, whatever the last tick said.
+                    attempt.first = attempt.expired = False
                     self._load.came(attempt, now)
                 attempt.since = now
             if output.busy:

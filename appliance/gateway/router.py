@@ -114,7 +114,7 @@ class Router:
                 return
             if attempt.refused:
                 raise InvalidInput(attempt.refused)
-            if attempt.expired and attempt.first:
+            if attempt.expired:
                 raise Exhausted(
                     "the replica did not come to this request in time, because others were before"
                     " it: repeat the request later, or give the endpoint more replicas",
