@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from appliance.api.inference.v1 import worker_service_pb2
 from appliance.core.errors import ApplianceError, Exhausted, Unavailable
 from appliance.gateway import links
 from appliance.gateway.attempts import Attempt
@@ -83,6 +84,22 @@ async def test_an_answer_that_its_replica_forgot_is_still_late(tmp_path: Path) -
         others = [asyncio.create_task(ask(found, 60)) for _ in range(8)]
         assert await asyncio.gather(*others) == [story(COUNT, 60)] * 8
         assert counted(found, "retries") == 1
+
+
+async def test_a_token_that_comes_with_the_end_of_its_turn_counts(tmp_path: Path) -> None:
+    """It is neither refused, nor does anybody ask for the next one without waiting for it."""
+    async with stage(tmp_path, Worker("a", Script(hang_after=0)), routing=PATIENT) as found:
+        asking = asyncio.create_task(ask(found, 20))
+        await until(lambda: bool(link_of(found).attempts))
+        (attempt,) = link_of(found).attempts.values()
+        attempt.expired = True
+        step = worker_service_pb2.AttachResponse()
+        step.outputs.add(id=attempt.id, token_ids=[COUNT])
+        link_of(found)._take(step)
+        assert (attempt.first, attempt.expired) == (False, False)
+        await until(lambda: not attempt.tokens and attempt.waiter is not None)
+        asking.cancel()
+        await asyncio.wait({asking})
 
 
 async def test_a_full_queue_says_when_to_come_back(tmp_path: Path) -> None:
