@@ -82,7 +82,7 @@ class Control:
         self._checking = Checking(opened.log, records)
         self._room = Room(opened.log.folder, settings.audit.warning_bytes, records)
         registry.register(AuditMetrics(opened.log, self._checking))
-        self._row_checks = RowChecks(opened.database, SystemRecords(opened.log))
+        self._row_checks = RowChecks(opened.database, records)
         registry.register(RowMetrics(opened.database))
         registry.register(ExpiryMetrics(self.base.expirations, clock))
         people, machines = self._identities()

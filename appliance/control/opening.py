@@ -102,7 +102,7 @@ def open_data(
         log = _open_log(data, keyring, database, clock, settings.audit.reserve_bytes)
         try:
             if found and (check_state or not all(finding.is_named for finding in found)):
-                refuse_rows(data, log, found)
+                _refuse_rows(data, log, found)
             if check_clock:
                 _check_clock(database, log, clock())
             if check_state:
@@ -152,7 +152,7 @@ def _protect(
     return found
 
 
-def refuse_rows(data: DataDirectory, log: AuditLog, found: Sequence[Finding]) -> NoReturn:
+def _refuse_rows(data: DataDirectory, log: AuditLog, found: Sequence[Finding]) -> NoReturn:
     """Record what is in the state that the control plane did not write, and raise Tampered."""
     said = [str(finding) for finding in found[:MAX_SAID]]
     made = {"rows": said, "count": len(found)}

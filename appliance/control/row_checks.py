@@ -16,7 +16,6 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
-from datetime import timedelta
 
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
@@ -26,7 +25,7 @@ from appliance.control.opening import STATE_TAMPERED
 from appliance.control.store.database import Database
 from appliance.core.errors import Tampered
 
-ROUND_SECONDS = timedelta(minutes=10).total_seconds()
+ROUND_SECONDS = 600.0
 SAY_SECONDS = 1.0
 PAUSE_SECONDS = 0.002
 _logger = logging.getLogger(__name__)
@@ -54,8 +53,8 @@ class RowChecks:
             while True:
                 await asyncio.sleep(SAY_SECONDS)
                 if loop.time() >= next_round:
-                    await asyncio.to_thread(self.look)
                     next_round = loop.time() + ROUND_SECONDS
+                    await asyncio.to_thread(self.look)
                 if self._database.found:
                     await asyncio.to_thread(self.say)
         finally:

@@ -105,10 +105,11 @@ class Scheduler:
         self._say_silent()
         self._place_replicas()
         self._place_jobs()
+        # First what needs no space in the object store, and makes some.
+        self._sweeper.look()
+        self._uploads.sweep()
         self._logs.sweep()
         self._checkpoints.sweep()
-        self._uploads.sweep()
-        self._sweeper.look()
 
     async def run(self, pool: Executor, events: Events) -> None:
         """Pass after pass: when something changed, and every second."""

@@ -115,6 +115,12 @@ def last_line(path: Path) -> bytes:
             reach *= 16
 
 
+def free_bytes(folder: Path) -> int:
+    """What an ordinary user can still write on the disk of a folder. Raises OSError."""
+    found = os.statvfs(folder)
+    return found.f_bavail * found.f_frsize
+
+
 def open_private(path: Path, flags: int) -> int:
     """Open a file of this user alone, mode 0600, made if it is new; the descriptor.
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -27,6 +26,7 @@ from prometheus_client.registry import Collector
 from appliance.control.audit.log import AuditLog
 from appliance.control.audit.system import Records
 from appliance.core.errors import Tampered
+from appliance.core.files import free_bytes
 
 ROUND_SECONDS = timedelta(days=1).total_seconds()
 PAUSE_SECONDS = 0.002
@@ -114,7 +114,7 @@ class AuditMetrics(Collector):
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """All gauges; read when somebody asks."""
         folder = self._log.folder
-        room = shutil.disk_usage(folder).free if folder.exists() else 0
+        room = free_bytes(folder) if folder.exists() else 0
         for name, text, value in (
             ("appliance_audit_records", "Records that were ever written.", self._log.size),
             (

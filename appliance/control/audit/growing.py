@@ -20,10 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from appliance.core.errors import Tampered
+from appliance.core.files import free_bytes
 
 LEAST_RESERVE = 4 << 20
 """Bytes; how many there should be is a setting of the control plane (`audit.reserve_bytes`)."""
 SHARE = 64
+"""A reserve takes one in so many bytes of its disk."""
 _APPEND = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -185,8 +187,7 @@ class Reserve:
         return self._room() < self.size // 2
 
     def _room(self) -> int:
-        found = os.statvfs(self._path.parent)
-        return found.f_bavail * found.f_frsize
+        return free_bytes(self._path.parent)
 
     def release(self) -> None:
         """Give the room to what is written next."""

@@ -9,11 +9,11 @@ Called by the composition root, once a minute.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 from appliance.control.audit.system import Records
+from appliance.core.files import free_bytes
 
 LOW = "disk.low"
 _logger = logging.getLogger(__name__)
@@ -34,20 +34,19 @@ class Room:
         folder: Path,
         threshold: int,
         records: Records,
-        free: Callable[[Path], int] | None = None,
+        free: Callable[[Path], int] = free_bytes,
     ) -> None:
         self._folder = folder
         self._threshold = threshold
         self._records = records
-        self._free = free or free_bytes
-        self.is_low = False
-        """Whether it was low when somebody looked last."""
+        self._free = free
+        self._is_low = False
 
     def look(self) -> None:
         """Say it when it has become low. Raises OSError when there is no folder any more."""
         free = self._free(self._folder)
-        if free < self._threshold and not self.is_low:
-            self.is_low = True
+        if free < self._threshold and not self._is_low:
+            self._is_low = True
             _logger.warning(
                 "the disk of the control plane has %d MiB left, less than audit.warning_bytes: when"
                 " it is full every call is refused. Archive the audit log (`appliance audit"
@@ -56,10 +55,4 @@ class Room:
             )
             self._records.note(LOW, "", "LOW", free_bytes=free)
         elif free >= self._threshold + self._threshold // 10:
-            self.is_low = False
-
-
-def free_bytes(folder: Path) -> int:
-    """What an ordinary user can still write on the disk of a folder."""
-    found = os.statvfs(folder)
-    return found.f_bavail * found.f_frsize
+            self._is_low = False

@@ -24,7 +24,7 @@ from typing import Any
 
 from sqlalchemy import Row, delete, select, update
 
-from appliance.control.auth import attempts, devices, grants, tokens
+from appliance.control.auth import attempts, devices, grants, sessions, tokens
 from appliance.control.auth.attempts import Reserved
 from appliance.control.auth.sessions import (
     CHANGE_PASSWORD,
@@ -231,8 +231,7 @@ class LogIn:
             attempts.count(transaction, row.counter, self._clock())
         mine = session.c.id == row.id
         if row.failures + 1 >= TRIES:
-            transaction.run(delete(session).where(mine))
-            grants.end_with(transaction, row.id)
+            sessions.end(transaction, row.id)
             return False
         transaction.run(update(session).where(mine).values(failures=row.failures + 1))
         return True
@@ -275,8 +274,7 @@ class LogIn:
             if left:
                 transaction.run(update(session).where(mine).values(failures=row.failures + 1))
             else:
-                transaction.run(delete(session).where(mine))
-                grants.end_with(transaction, row.id)
+                sessions.end(transaction, row.id)
         if not left:
             raise _ended()
         return Begun(row.user, found.password_hash, f"session:{row.id}", session=row.id)
@@ -284,10 +282,10 @@ class LogIn:
     def refuse_change(self, begun: Begun) -> Exception:
         """What to raise when the present password was wrong; the fifth time the session ends."""
         with self._database.write() as transaction:
-            mine = session.c.id == begun.session
-            ended = transaction.run(delete(session).where(mine, session.c.failures >= TRIES))
+            worn_out = session.c.id == begun.session, session.c.failures >= TRIES
+            ended = transaction.first(select(session.c.id).where(*worn_out)) is not None
             if ended:
-                grants.end_with(transaction, begun.session)
+                sessions.end(transaction, begun.session)
         if ended:
             return _ended()
         wrong = "it is not your present password: enter that, then the new one"

@@ -47,6 +47,12 @@ def over(now: datetime) -> ColumnElement[bool]:
     return or_(session.c.expire_time <= now, session.c.create_time > now + TOLERANCE)
 
 
+def end(transaction: Transaction, session_id: str) -> None:
+    """End a session, and what was made with it."""
+    transaction.run(delete(session).where(session.c.id == session_id))
+    grants.end_with(transaction, session_id)
+
+
 class Sessions:
     """Opens, finds, shows and ends sessions. `token_key` is the keyring's token key."""
 
@@ -92,8 +98,8 @@ class Sessions:
         mine = select(session.c.id).where(session.c.user == owner, alike)
         seen = session.c.seen_time.desc(), session.c.create_time.desc(), session.c.id
         rows = transaction.all(mine.order_by(*seen).offset(MOST_SESSIONS))
-        if rows:
-            transaction.run(delete(session).where(session.c.id.in_([row.id for row in rows])))
+        for row in rows:
+            end(transaction, row.id)
 
     def find(self, state: Reading, text: str) -> Row[Any]:
         """The live session of a token, complete or not. Raises Unauthenticated."""
@@ -161,9 +167,9 @@ class Sessions:
         """End a session of a user; it stops to work before this returns. NotFound without one."""
         mine = session.c.id == session_id, session.c.user == owner
         with self._database.write() as transaction:
-            if transaction.run(delete(session).where(*mine)) == 0:
+            if transaction.first(select(session.c.id).where(*mine)) is None:
                 raise NotFound("you have no such session: see `appliance session list`")
-            grants.end_with(transaction, session_id)
+            end(transaction, session_id)
 
 
 def revoke_all(transaction: Transaction, owner: str) -> int:

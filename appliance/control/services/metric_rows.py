@@ -20,8 +20,6 @@ from appliance.control.store import tables
 from appliance.control.store.database import Transaction
 from appliance.core.thinning import MOST_POINTS, thin
 
-MOST_ROWS = MOST_POINTS + 1
-"""Of one job: the newest step of its newest start may lie before that of the start before."""
 _AT_A_TIME = 500
 _metric = tables.job_metric.c
 

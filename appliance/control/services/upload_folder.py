@@ -65,17 +65,13 @@ class UploadFolder:
             self._store.filesystem, self._path, version.key, version.project, self._object
         )
 
-    def file(self, number: int) -> str:
-        """Name of the file of a part."""
-        return part_file(number)
-
     def check_free(self) -> None:
         """Raise StoreFull when the store has no space for uploads."""
         self._store.check_free()
 
     def remove(self, number: int) -> None:
         """Delete the file of a part, if it is there."""
-        Folder(self._store.filesystem, self._path).remove(self.file(number))
+        Folder(self._store.filesystem, self._path).remove(part_file(number))
 
     def sizes(self) -> dict[str, int | None]:
         """Bytes of each file that is there."""

@@ -13,6 +13,7 @@ Called by `services.uploads`, `upload_parts` and `upload_tasks`.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -65,7 +66,7 @@ class Layout:
 
     def piece(self, number: int) -> Piece:
         """What a part has; `number` is one of them."""
-        place = next(place for place, end in enumerate(self.ends) if number < end)
+        place = bisect_right(self.ends, number)
         file, size = self.files[place]
         first = self.ends[place - 1] if place else 0
         start = (number - first) * PART_BYTES
@@ -83,7 +84,7 @@ def kept_files(files: Sequence[File]) -> list[File]:
     """
     if len(files) > MOST_FILES:
         raise InvalidInput(f"a model has at most {written(MOST_FILES)} files")
-    kept: list[File] = []
+    kept: dict[str, int] = {}
     problems: dict[str, str] = {}
     for file, size in files:
         try:
@@ -92,19 +93,19 @@ def kept_files(files: Sequence[File]) -> list[File]:
         except InvalidInput as error:
             problems[shown(file)] = error.message
             continue
-        if file in dict(kept):
+        if file in kept:
             problems[file] = f"{file} comes twice; name it once."
         elif size < 0 or (not is_weights(file) and size > model_files.largest(file)):
             largest = written(model_files.largest(file))
             problems[file] = f"{file} has {written(size)} bytes; 0 to {largest} are taken."
         else:
-            kept.append((file, size))
+            kept[file] = size
     if problems:
         raise InvalidInput(" ".join(problems.values()), fields=problems)
-    model_files.check_complete(file for file, _ in kept)
-    if Layout(kept).parts > MOST_PARTS:
+    model_files.check_complete(kept)
+    if Layout(list(kept.items())).parts > MOST_PARTS:
         raise InvalidInput(
             f"the files have more than {written(MOST_PARTS)} parts of {written(PART_BYTES)} bytes, "
             "more than a model may have here"
         )
-    return kept
+    return list(kept.items())

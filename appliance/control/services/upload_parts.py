@@ -218,7 +218,7 @@ class Part:
         self._size = 0
         self._noted = self._done = False
         self._writer = folder.writer()
-        self._sealed = self._writer.create(folder.file(first.number))
+        self._sealed = self._writer.create(documents.part_file(first.number))
         self._content: Content = (
             Text(self._sealed, first.number) if piece is None else Bytes(self._sealed, piece)
         )

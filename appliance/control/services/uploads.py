@@ -259,7 +259,7 @@ class Uploads:
                 return upload_rows.resource(row)
             check_open(row, row, self._clock())
             upload_rows.check_count(row, wanted)
-            if there != digest:
+            if there != digest or row.parts != request.parts:
                 raise _other_parts("is not that of the parts that are there, in their order")
             transaction.run(
                 update(tables.upload)

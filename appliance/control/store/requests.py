@@ -83,11 +83,11 @@ def remember(  # noqa: PLR0913 - the columns of one row
     """Store the answer in the transaction of the effect; nothing when `request_id` is empty."""
     request_id = check_id(request_id)
     if request_id:
-        # What is over may not have been swept yet.
-        same = request.c.principal == principal, request.c.method == method
-        transaction.run(delete(request).where(*same, request.c.request_id == request_id))
+        # What is over may not have been swept yet: `answered` found nothing else.
         transaction.run(
-            insert(request).values(
+            insert(request)
+            .prefix_with("OR REPLACE")
+            .values(
                 principal=principal,
                 method=method,
                 request_id=request_id,

@@ -21,10 +21,10 @@ from appliance.api.nodes.v1 import node_pb2
 from appliance.api.serving.v1 import routing_service_pb2
 from appliance.api.serving.v1.routing_service_pb2_grpc import RoutingServiceStub
 from appliance.control.services.fleet import Session
-from appliance.control.services.metric_rows import MOST_ROWS
 from appliance.control.store import tables
 from appliance.control.store.objects import ObjectStore
 from appliance.core.errors import LeaseLost, NotFound, Unavailable
+from appliance.core.thinning import MOST_POINTS
 from appliance.wire.routing import FORM
 from tests.fakes.appliance import Appliance, Machine, bearer, error_of
 
@@ -287,7 +287,7 @@ async def test_ten_thousand_steps_are_few_transactions_and_heartbeats_go_on(
     assert appliance.database.generation - before <= 2 * (time.monotonic() - began) + 2
     with appliance.database.read() as state:
         steps = [row.step for row in state.all(tables.job_metric.select())]
-    assert len(steps) <= MOST_ROWS
+    assert len(steps) <= MOST_POINTS + 1
     assert {1, 10_000} <= set(steps)
 
 

@@ -8,8 +8,9 @@ import pytest
 
 from appliance.api.agent.v1 import agent_service_pb2 as agent
 from appliance.api.jobs.v1 import job_pb2, job_service_pb2
-from appliance.control.services.metric_rows import MOST_ROWS, keep
+from appliance.control.services.metric_rows import keep
 from appliance.control.store import tables
+from appliance.core.thinning import MOST_POINTS
 from tests.fakes.lab import ALICE, FakeAgent, Lab
 
 NAME = "projects/demo/jobs/t0"
@@ -37,7 +38,7 @@ async def test_a_job_of_a_million_steps_keeps_some_of_them_evenly(lab: Lab) -> N
     for first in range(1, 1_000_000, 2500):
         measure(lab, work, range(first, first + 2500))
         if first % 100_000 == 1:
-            assert len(kept(lab)) <= MOST_ROWS
+            assert len(kept(lab)) <= MOST_POINTS + 1
     steps = [step for step, _ in kept(lab)]
     assert steps == [1, *range(512, 1_000_000, 512), 1_000_000]
 
@@ -47,7 +48,7 @@ async def test_many_restarts_keep_no_more_and_of_a_step_done_twice_the_later(lab
     for epoch in range(1, 40):
         again = agent.WorkEpoch(work=work.work, epoch=epoch)
         measure(lab, again, range(epoch, epoch + 2000), loss=float(epoch))
-        assert len(kept(lab)) <= MOST_ROWS
+        assert len(kept(lab)) <= MOST_POINTS + 1
     steps = [step for step, _ in kept(lab)]
     assert len(set(steps)) == len(steps)
     (first, *_, last) = kept(lab)
@@ -107,7 +108,7 @@ async def test_a_job_that_measures_seldom_keeps_all_until_there_are_too_many(lab
     assert [step for step, _ in kept(lab)] == list(range(1000, 1_000_001, 1000))
     for first in range(1_001_000, 5_000_001, 100_000):
         measure(lab, work, range(first, first + 100_000, 1000))
-        assert MOST_ROWS // 2 <= len(kept(lab)) <= MOST_ROWS
+        assert MOST_POINTS // 2 <= len(kept(lab)) <= MOST_POINTS + 1
 
 
 async def test_ranks_that_began_again_leave_nothing_of_before_between_their_steps(
