@@ -12,15 +12,21 @@ from appliance.core.errors import ApplianceError
 
 
 class Attempt:
-    """One answer, or the rest of one, in one replica.
+    """One answer, or the rest of one, in one replica. Moments are seconds of the link's clock.
 
     Attributes:
-        sent: when it was; `since`: when its time began, which stands still while it is queued.
-        patience: moment until which it may wait there for its turn.
+        id: of the order, on this stream.
+        sent: when it was.
+        since: when its time began, which stands still while it is queued.
+        patience: until when it may wait there for its turn.
+        first: it has had no token yet.
+        tokens: ids that came and were not taken.
+        finish, refused, lost: how it ended: well, by the replica's word, or with the stream.
         busy: the replica has as many as it may, and did not take it.
         expired: its turn did not come in time.
         late: it is in work, and its next token takes too long.
         looked: when who waits was last woken for the sake of time.
+        waiter: set when there is something to look at.
     """
 
     __slots__ = (

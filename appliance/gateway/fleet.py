@@ -173,9 +173,9 @@ class Fleet:
         """Whether a replica is ready, if it is full or not."""
         return any(link.ready for link in self._of(endpoint))
 
-    def has_room(self, endpoint: str) -> bool:
-        """Whether a replica can take an answer now."""
-        return self.has_other(endpoint, ())
+    def has_slot(self, endpoint: str) -> bool:
+        """Whether a replica would work on an answer at once, as far as we know."""
+        return any(link.ready and not link.full and link.has_slot for link in self._of(endpoint))
 
     def has_hope(self, endpoint: str, *, begun: bool) -> bool:
         """Whether a replica may become ready: one starts, is in doubt, or broke a moment ago.

@@ -95,7 +95,7 @@ class Places:
                 waiter.ask.endpoint, begun=waiter.begun
             )
             if left <= 0 or hopeless:
-                raise self._crowded(waiter.ask) if is_ready else _dead(waiter.ask)
+                raise _crowded(waiter.ask) if is_ready else _dead(waiter.ask)
             await asyncio.wait({waiter.placed}, timeout=min(left, LOOK_SECONDS))
         return waiter.placed.result()
 
@@ -120,18 +120,11 @@ class Places:
             most *= BEGUN_SHARE
         if (line.begun if ask.begun else line.new) < most:
             return
-        full = self._crowded(ask) if is_ready else _too_many(ask, most)
+        full = _crowded(ask) if is_ready else _too_many(ask, most)
         other = None if ask.begun else line.for_room(ask.caller)
         if other is None:
             raise full
         self._turn_away(line, other, full)
-
-    def _crowded(self, ask: Ask) -> ApplianceError:
-        return Exhausted(
-            f"every replica of {ask.endpoint} has as many answers as it may, and others wait:"
-            " repeat the request later, or give the endpoint more replicas",
-            retry_after=RETRY_SECONDS,
-        )
 
     def _take(self, ask: Ask) -> Placed | None:
         """A place now; None when no replica has one."""
@@ -151,7 +144,10 @@ class Places:
                 waiter.placed.set_result(placed)
 
     def make_way(
-        self, endpoint: str, caller: str | None = None, may_go: Callable[[str], bool] = bool
+        self,
+        endpoint: str,
+        caller: str | None = None,
+        may_go: Callable[[str], bool] = lambda _: True,
     ) -> bool:
         """Turn one away that only waits, for an answer that a replica would work on at once.
 
@@ -162,19 +158,18 @@ class Places:
 
         Returns whether there is a place more.
         """
-        if endpoint in self._lines or not self._fleet.has_room(endpoint):
+        if endpoint in self._lines or not self._fleet.has_slot(endpoint):
             return False
-        lines = [
-            (line.new, name)
+        found = [
+            (line.new, name, waiter)
             for name, line in self._lines.items()
-            if name != endpoint and may_go(name) and line.newest(caller)
+            if name != endpoint and may_go(name) and (waiter := line.newest(caller))
         ]
-        line = self._lines[max(lines)[1]] if lines else None
-        waiter = line.newest(caller) if line else None
-        if line is None or waiter is None:
+        if not found:
             return False
+        _, name, waiter = max(found, key=lambda each: each[:2])
         self._turn_away(
-            line,
+            self._lines[name],
             waiter,
             Exhausted(
                 "the gateway has as many answers in work as it may, and this one only waited for"
@@ -201,5 +196,13 @@ def _dead(ask: Ask) -> ApplianceError:
     return Unavailable(
         f"no replica of {ask.endpoint} is ready: repeat the request later, "
         "or look at the endpoint's state",
+        retry_after=RETRY_SECONDS,
+    )
+
+
+def _crowded(ask: Ask) -> ApplianceError:
+    return Exhausted(
+        f"every replica of {ask.endpoint} has as many answers as it may, and others wait: repeat"
+        " the request later, or give the endpoint more replicas",
         retry_after=RETRY_SECONDS,
     )

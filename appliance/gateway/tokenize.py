@@ -93,11 +93,9 @@ class ServedModel:
 
         Raises ContextExceeded, InvalidInput.
         """
-        encode = self._encoder.encode
         if len(text) <= SHORT_TEXT:
-            return encode(text, most, special=True)
-        run = self._threads.run_long if len(text) > LONG_TEXT else self._threads.run
-        return await run(asker, encode, text, most, special=True)
+            return self._encoder.encode(text, most, special=True)
+        return await self._encode(text, most, asker, special=True)
 
     async def chat(
         self, messages: Sequence[Message], most: int, asker: Asker = ANYBODY
@@ -117,9 +115,12 @@ class ServedModel:
                 fields={"messages": "the model takes plain prompts only"},
             )
         text = await self._threads.render(asker, self._template.render, messages)
-        run = self._threads.run_long if len(text) > LONG_TEXT else self._threads.run
         # The template writes the special tokens itself.
-        return await run(asker, self._encoder.encode, text, most, special=False)
+        return await self._encode(text, most, asker, special=False)
+
+    async def _encode(self, text: str, most: int, asker: Asker, *, special: bool) -> list[int]:
+        run = self._threads.run_long if len(text) > LONG_TEXT else self._threads.run
+        return await run(asker, self._encoder.encode, text, most, special=special)
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ Rules kept here:
 * reports of a stream are numbered from 1 on; one that was answered is forgotten, with those before;
 * a stream that dies takes along what was written into it: that is said again on the next one, in
   its order;
-* of each work `MOST_WAITING` checkpoints are kept; the control plane finds older ones in the object
-  store. Progress, with its steps, is never given up for them: `works` has one report of each job on
-  its way at most;
+* of each work `MOST_CHECKPOINTS` checkpoints are kept; the control plane finds older ones in the
+  object store. Progress, with its steps, is never given up for them: `works` sends more only when
+  all that it sent was answered;
 * the last word on a work is kept until it was answered, however much else is said, and its work
   counts as held until then: a control plane that is behind with reports does not take it for lost;
 * an order that comes late does not start again what has had its last word: that is remembered until
@@ -22,7 +22,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from appliance.api.agent.v1 import agent_service_pb2 as rpc
-from appliance.node.reports import MOST_WAITING
+from appliance.node.reports import MOST_CHECKPOINTS
 
 Work = tuple[str, int]
 """A piece of work and its epoch."""
@@ -62,9 +62,9 @@ class Outbox:
             self._forget_checkpoints()
         return numbered
 
-    def is_waiting(self, kind: str) -> bool:
-        """Whether a report of a kind (`job_progress`) was sent and not answered yet."""
-        return any(report.WhichOneof("report") == kind for _, report in self._sent)
+    def has_progress(self) -> bool:
+        """Whether progress of any job was sent and not answered yet."""
+        return any(report.HasField("job_progress") for _, report in self._sent)
 
     def end(self, work: Work, reports: list[rpc.ReportRequest]) -> None:
         """The last word on a work."""
@@ -103,10 +103,10 @@ class Outbox:
 
     def _forget_checkpoints(self) -> None:
         """Forget the oldest checkpoints of each work of which too many have no answer."""
-        if len(self._sent) <= MOST_WAITING:
+        if len(self._sent) <= MOST_CHECKPOINTS:
             return
         works = [_checkpoint_of(report) for _, report in self._sent]
-        over = {work: count - MOST_WAITING for work, count in Counter(works).items()}
+        over = {work: count - MOST_CHECKPOINTS for work, count in Counter(works).items()}
         kept: deque[tuple[int, rpc.ReportRequest]] = deque()
         for work, sent in zip(works, self._sent, strict=True):
             if work is not None and over[work] > 0:

@@ -26,7 +26,7 @@ from appliance.core.thinning import MOST_POINTS, thin
 from appliance.node.launcher import Ended
 
 _PROGRESS = ("step", "total", "message", "metrics")
-MOST_WAITING = 1000
+MOST_CHECKPOINTS = 1000
 """Checkpoints that wait at most; a control plane that is away for longer misses the oldest, and
 finds them in the object store."""
 MOST_OUTPUTS = 16
@@ -37,8 +37,7 @@ MOST_TOGETHER = 256
 class Measured:
     """Steps that wait to be said, oldest first, and of a step done twice the later one."""
 
-    def __init__(self, most: int = MOST_POINTS) -> None:
-        self._most = most
+    def __init__(self) -> None:
         self._steps: dict[int, job_pb2.JobMetric] = {}
 
     def __bool__(self) -> bool:
@@ -48,12 +47,12 @@ class Measured:
         """One more step."""
         self._steps.pop(metric.step, None)
         self._steps[metric.step] = metric
-        if len(self._steps) > self._most:
-            kept = set(thin(self._steps, self._most))
+        if len(self._steps) > MOST_POINTS:
+            kept = set(thin(self._steps))
             self._steps = {step: each for step, each in self._steps.items() if step in kept}
 
     def take(self) -> list[job_pb2.JobMetric]:
-        """Some of them, which wait no more."""
+        """The oldest `MOST_TOGETHER`, which wait no more."""
         steps = list(self._steps)[:MOST_TOGETHER]
         return [self._steps.pop(step) for step in steps]
 
@@ -197,7 +196,7 @@ class JobReports:
 
     def _add(self, message: rpc.ReportRequest) -> None:
         self._waiting.append(message)
-        if len(self._waiting) > MOST_WAITING:
+        if len(self._waiting) > MOST_CHECKPOINTS:
             del self._waiting[0]
 
 

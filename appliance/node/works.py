@@ -149,7 +149,7 @@ class Works:
 
     def _news(self) -> list[rpc.ReportRequest]:
         """How far jobs are, when that is due."""
-        if self.clock() < self._news_due or self.outbox.is_waiting("job_progress"):
+        if self.clock() < self._news_due or self.outbox.has_progress():
             return []
         jobs = [entry.reports for entry in self._entries.values()]
         asked = [reports.news() for reports in jobs if isinstance(reports, JobReports)]

@@ -445,6 +445,27 @@ async def test_a_callers_own_waiting_answers_make_way_for_what_can_be_answered(
         await asyncio.gather(*asking, return_exceptions=True)
 
 
+async def test_nothing_makes_way_for_an_answer_that_would_wait_too(tmp_path: Path) -> None:
+    """The only slot is taken: one more is sent there ahead of time, and waits there."""
+    patient = dataclasses.replace(PATIENT, wait_seconds=60.0)
+    worker = Worker("a", Script(hang_after=1, slots=1))
+    async with stage(tmp_path, worker, routing=patient, limits=Limits(calls_per_caller=3)) as found:
+        await serve_dead(found)
+        other = found.control.issue(principal="serviceAccounts/other")
+        found.control.publish()
+        await until(lambda: len(found.gateway.view.current().credentials) > 1)
+        asking = [asyncio.create_task(ask(found, 20, token=other))]
+        await until(lambda: not link_of(found).has_slot)
+        asking += [asyncio.create_task(ask(found, 5, DEAD)) for _ in range(3)]
+        await until(lambda: waiting(found) == 3)
+        with pytest.raises(Exhausted, match="you have 3 answers in work"):
+            await ask(found, 5)
+        assert waiting(found) == 3
+        for task in asking:
+            task.cancel()
+        await asyncio.gather(*asking, return_exceptions=True)
+
+
 @pytest.mark.attack
 async def test_a_template_that_takes_its_time_keeps_no_other_endpoint_waiting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

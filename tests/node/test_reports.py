@@ -8,7 +8,7 @@ from appliance.api.agent.v1 import agent_service_pb2 as rpc
 from appliance.core.thinning import MOST_POINTS
 from appliance.node.launcher import Ended
 from appliance.node.logs import LastOutput
-from appliance.node.reports import MOST_TOGETHER, MOST_WAITING, JobReports, ReplicaReports
+from appliance.node.reports import MOST_CHECKPOINTS, MOST_TOGETHER, JobReports, ReplicaReports
 
 WORK = rpc.WorkEpoch(work="ab", epoch=2)
 
@@ -74,11 +74,11 @@ def test_a_control_plane_that_is_away_for_long_misses_resolution_and_not_time() 
 
 def test_checkpoints_that_nobody_hears_are_bounded() -> None:
     reports = JobReports(WORK)
-    for step in range(MOST_WAITING + 5):
+    for step in range(MOST_CHECKPOINTS + 5):
         reports.take({"type": "checkpoint", "step": step, "digest": "ab"})
     waiting = reports.drain()
-    assert len(waiting) == MOST_WAITING
-    assert waiting[-1].checkpoint.step == MOST_WAITING + 4
+    assert len(waiting) == MOST_CHECKPOINTS
+    assert waiting[-1].checkpoint.step == MOST_CHECKPOINTS + 4
 
 
 def test_a_restart_is_told_with_its_numbers() -> None:
