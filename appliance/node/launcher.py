@@ -60,6 +60,8 @@ _WORK = re.compile(r"[A-Za-z0-9]+(-[A-Za-z0-9]+)*(/[A-Za-z0-9]+(-[A-Za-z0-9]+)*)
 _SCRATCH = re.compile(r"[0-9a-f]{32}(\.[A-Za-z0-9-]+)?\.[0-9]+")
 """Folders of works, as `folder_name` makes them of the ids that the control plane gives."""
 
+_Preparing = asyncio.Future[tuple[CappedLog, Cgroup | None]]
+
 logger = logging.getLogger(__name__)
 
 
@@ -167,19 +169,28 @@ class Launcher:
             self._running.discard(name)
             on_end(how)
 
+        preparing = asyncio.ensure_future(
+            asyncio.to_thread(self._prepare, name, launch, frozenset(self._running))
+        )
         try:
-            log, group = await asyncio.to_thread(
-                self._prepare, name, launch, frozenset(self._running)
-            )
+            log, group = await asyncio.shield(preparing)
             running = Running(
                 launch, scratch=scratch, group=group, log=log, on_line=on_line, on_end=ended
             )
             await running.begin(self.environment(scratch))
         except BaseException:
-            self._running.discard(name)
-            await asyncio.shield(asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True))
+            await asyncio.shield(self._undo(name, preparing))
             raise
         return running
+
+    async def _undo(self, name: str, preparing: _Preparing) -> None:
+        """Remove what a start has made, also what its thread has yet to make: it goes on."""
+        await asyncio.wait({preparing})
+        if not preparing.cancelled() and preparing.exception() is None:
+            log, group = preparing.result()
+            await asyncio.to_thread(_close, log, group)
+        await asyncio.to_thread(shutil.rmtree, self._folders.scratch / name, ignore_errors=True)
+        self._running.discard(name)
 
     def environment(self, scratch: Path) -> dict[str, str]:
         """All variables of a work that has this folder for temporary files."""
@@ -193,8 +204,13 @@ class Launcher:
         run = make_private_dir(self._folders.runs / name)
         make_private_dir(self._folders.scratch / name)
         self._forget_old_runs(running)
-        group = Cgroup(self._cgroup, name, launch.memory_bytes) if self._cgroup else None
-        return CappedLog(run / "log", self._log_bytes, launch.secrets), group
+        log = CappedLog(run / "log", self._log_bytes, launch.secrets)
+        try:
+            group = Cgroup(self._cgroup, name, launch.memory_bytes) if self._cgroup else None
+        except BaseException:
+            log.close()
+            raise
+        return log, group
 
     def _forget_old_runs(self, running: AbstractSet[str]) -> None:
         """Keep the newest folders, and those of whatever still writes into one."""
@@ -402,10 +418,15 @@ class Running:
             self._log.write(chunk)
 
     def _tidy(self) -> None:
-        self._log.close()
         shutil.rmtree(self._scratch, ignore_errors=True)
-        if self._group is not None:
-            self._group.close()
+        _close(self._log, self._group)
+
+
+def _close(log: CappedLog, group: Cgroup | None) -> None:
+    """Said twice, it is done once."""
+    log.close()
+    if group is not None:
+        group.close()
 
 
 async def _reader(descriptor: int) -> asyncio.StreamReader:

@@ -370,6 +370,43 @@ async def test_a_start_that_is_called_off_leaves_no_process(
     assert work.ended == []
 
 
+@pytest.mark.parametrize("made", ["scratch", "everything"])
+async def test_a_start_that_is_called_off_while_its_folder_is_made_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: str
+) -> None:
+    """What a thread on a slow disk makes after that goes as well."""
+    work, groups = Work(tmp_path), tmp_path / "groups"
+    groups.mkdir()
+    work.launcher = Launcher(
+        Folders(tmp_path / "runs", tmp_path / "scratch"), {}, log_bytes=1000, cgroup=groups
+    )
+    reached, go_on, opened = threading.Event(), threading.Event(), list[CappedLog]()
+    prepare = work.launcher._prepare
+
+    def slow(*of: Any) -> tuple[CappedLog, Cgroup | None]:
+        found = prepare(*of) if made == "everything" else None
+        reached.set()
+        go_on.wait(30)
+        log, group = found or prepare(*of)
+        opened.append(log)
+        return log, group
+
+    monkeypatch.setattr(work.launcher, "_prepare", slow)
+    task = asyncio.create_task(work.start("say(fine=1)"))
+    await asyncio.to_thread(reached.wait, 30)
+    task.cancel()
+    await asyncio.sleep(0)
+    assert work.launcher._running == {"ab.0.3"}
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert list((tmp_path / "scratch").iterdir()) == []
+    assert list(groups.iterdir()) == []
+    assert opened[0]._file.closed
+    assert work.launcher._running == set()
+    assert work.ended == []
+
+
 def test_the_last_lines_are_there_although_the_disk_is_full(tmp_path: Path) -> None:
     log = CappedLog(tmp_path / "log", 1 << 20)
     log._file.close()
