@@ -9,7 +9,7 @@ Rules kept here:
   comes early would kill it;
 * the end is noticed by a descriptor of the process (pidfd_open(2)), not by asking;
 * what a work writes is kept up to a size, with tokens and keys taken out, in a private folder, and
-  its last lines in memory, for whoever hears of its end;
+  its last lines in memory, for whoever hears of its end (`logs`);
 * the core limit is zero before the process has read anything.
 
 Called by the agent. `Running` is one work; its callbacks run in the event loop.
@@ -29,6 +29,7 @@ import signal
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ from appliance.core.errors import FailedPrecondition, InvalidInput
 from appliance.core.files import make_private_dir
 from appliance.core.process import blocked, signal_name
 from appliance.node.cgroup import Cgroup
-from appliance.node.logs import CappedLog, LastOutput
+from appliance.node.logs import CHUNK_BYTES, CappedLog, LastOutput, Output
 from appliance.node.processes import Process, kill_tree, tree
 
 LOOK_SECONDS = 1.0
@@ -142,6 +143,7 @@ class Launcher:
         self._log_bytes = log_bytes
         self._cgroup = cgroup
         self._running: set[str] = set()
+        self._disk = ThreadPoolExecutor(1, "logs")
         make_private_dir(folders.runs)
         # What an agent left that was killed: its work ended with it.
         for left in make_private_dir(folders.scratch).iterdir():
@@ -175,7 +177,12 @@ class Launcher:
         try:
             log, group = await asyncio.shield(preparing)
             running = Running(
-                launch, scratch=scratch, group=group, log=log, on_line=on_line, on_end=ended
+                launch,
+                scratch=scratch,
+                group=group,
+                output=Output(log, self._disk),
+                on_line=on_line,
+                on_end=ended,
             )
             await running.begin(self.environment(scratch))
         except BaseException:
@@ -186,10 +193,11 @@ class Launcher:
     async def _undo(self, name: str, preparing: _Preparing) -> None:
         """Remove what a start has made, also what its thread has yet to make: it goes on."""
         await asyncio.wait({preparing})
+        group = None
         if not preparing.cancelled() and preparing.exception() is None:
             log, group = preparing.result()
-            await asyncio.to_thread(_close, log, group)
-        await asyncio.to_thread(shutil.rmtree, self._folders.scratch / name, ignore_errors=True)
+            await Output(log, self._disk).close()
+        await asyncio.to_thread(_tidy, self._folders.scratch / name, group)
         self._running.discard(name)
 
     def environment(self, scratch: Path) -> dict[str, str]:
@@ -240,7 +248,7 @@ class Running:
         *,
         scratch: Path,
         group: Cgroup | None,
-        log: CappedLog,
+        output: Output,
         on_line: Callable[[dict[str, Any]], None],
         on_end: Callable[[Ended], None],
     ) -> None:
@@ -249,11 +257,12 @@ class Running:
         self._launch = launch
         self._scratch = scratch
         self._group = group
-        self._log = log
+        self._output = output
         self._on_line = on_line
         self._on_end = on_end
         self._seen: set[Process] = set()
         self._process: subprocess.Popen[bytes] | None = None
+        self._readers: list[asyncio.Task[None]] = []
         self._watch: asyncio.Task[None] | None = None
         self._stopping: asyncio.Task[None] | None = None
 
@@ -265,7 +274,7 @@ class Running:
     async def begin(self, variables: Mapping[str, str]) -> None:
         """Start the process, hand over the orders, and watch. Only the launcher calls this.
 
-        When it is called off, or fails, no process of it is left.
+        When it is called off, or fails, no process of it is left; the launcher removes its files.
         """
         try:
             await self._begin(variables)
@@ -276,12 +285,12 @@ class Running:
 
     async def _abandon(self) -> None:
         """End what was begun, without a word to anybody."""
-        if self._watch is not None:
-            self._watch.cancel()
+        for task in (*self._readers, self._watch):
+            if task is not None:
+                task.cancel()
         await self.kill()
         if self._process is not None:
             await asyncio.to_thread(self._process.wait)
-        await asyncio.to_thread(self._tidy)
 
     async def _begin(self, variables: Mapping[str, str]) -> None:
         orders_read, orders_write = os.pipe()
@@ -307,23 +316,21 @@ class Running:
         except (OSError, FailedPrecondition):
             for descriptor in (orders_write, reports_read, output_read):
                 os.close(descriptor)
-            if self._process is None:
-                await asyncio.to_thread(self._tidy)
             raise
         finally:
             for descriptor in (orders_read, reports_write, output_write):
                 os.close(descriptor)
         ended = await self._ended()
-        reports = await _reader(reports_read)
-        output = await _reader(output_read)
+        reports = await _reader(reports_read, REPORTS_LIMIT)
+        output = await _reader(output_read, CHUNK_BYTES)
         # It may be over already.
         with contextlib.suppress(ProcessLookupError):
             resource.prlimit(self.pid, resource.RLIMIT_CORE, (0, 0))
-        readers = [
+        self._readers = [
             asyncio.create_task(self._read_reports(reports)),
-            asyncio.create_task(self._read_output(output)),
+            asyncio.create_task(self._output.copy(output)),
         ]
-        self._watch = asyncio.create_task(self._follow(ended, readers))
+        self._watch = asyncio.create_task(self._follow(ended))
         document = json.dumps(self._launch.document).encode()
         await asyncio.to_thread(_hand_over, orders_write, document)
 
@@ -375,7 +382,7 @@ class Running:
         loop.add_reader(descriptor, notice)
         return event
 
-    async def _follow(self, ended: asyncio.Event, readers: Sequence[asyncio.Task[None]]) -> None:
+    async def _follow(self, ended: asyncio.Event) -> None:
         """Watch until the first process ends, clear away what it left, and tell."""
         while not ended.is_set():
             await self._look()
@@ -386,13 +393,25 @@ class Running:
         # Before the root is collected: until then its number cannot become another process'.
         await self.kill()
         code = self._process.wait() if self._process else 0
-        # What it still said is in the pipes; a process that could keep them open is gone.
-        _, late = await asyncio.wait(readers, timeout=DRAIN_SECONDS)
+        await self._drain()
+        out_of_memory = self._group is not None and self._group.out_of_memory()
+        await self._output.close()
+        await asyncio.to_thread(_tidy, self._scratch, self._group)
+        self._on_end(Ended(code, out_of_memory, self._output.last))
+
+    async def _drain(self) -> None:
+        """Read what it still said; a process that could keep the pipes open is gone.
+
+        A disk that is slow is waited for, a pipe that brings nothing more is not.
+        """
+        late = set(self._readers)
+        while late:
+            before = self._output.written
+            _, late = await asyncio.wait(late, timeout=DRAIN_SECONDS)
+            if not self._output.busy and self._output.written == before:
+                break
         for task in late:
             task.cancel()
-        out_of_memory = self._group is not None and self._group.out_of_memory()
-        await asyncio.to_thread(self._tidy)
-        self._on_end(Ended(code, out_of_memory, self._log.last))
 
     async def _look(self) -> None:
         """Remember who belongs to the tree, so that nobody gets lost who leaves it later.
@@ -413,24 +432,15 @@ class Running:
                 # The work is not trusted to speak well; the rest of its reports still counts.
                 logger.warning("%s sent a report that cannot be read", self.work)
 
-    async def _read_output(self, pipe: asyncio.StreamReader) -> None:
-        while chunk := await pipe.read(REPORTS_LIMIT):
-            self._log.write(chunk)
 
-    def _tidy(self) -> None:
-        shutil.rmtree(self._scratch, ignore_errors=True)
-        _close(self._log, self._group)
-
-
-def _close(log: CappedLog, group: Cgroup | None) -> None:
-    """Said twice, it is done once."""
-    log.close()
+def _tidy(scratch: Path, group: Cgroup | None) -> None:
+    shutil.rmtree(scratch, ignore_errors=True)
     if group is not None:
         group.close()
 
 
-async def _reader(descriptor: int) -> asyncio.StreamReader:
-    reader = asyncio.StreamReader(limit=REPORTS_LIMIT)
+async def _reader(descriptor: int, limit: int) -> asyncio.StreamReader:
+    reader = asyncio.StreamReader(limit=limit)
     await asyncio.get_running_loop().connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(descriptor, "rb", buffering=0)
     )

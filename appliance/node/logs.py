@@ -5,17 +5,22 @@ Rules kept here:
 * bearer tokens and the keys of the work's own orders are taken out before anything is kept, also
   where one comes in two pieces;
 * what a full disk, or a folder that is gone, does not take is lost, is counted, and the work goes
-  on; the last lines are kept in any case.
+  on; the last lines are kept in any case;
+* the event loop waits for no disk: one thread writes all logs. No more of an output is read while
+  that writes what was read of it before, so all of it is kept, in its order and in bounded memory;
+  a work that writes faster than its disk waits at its own pipe.
 
 Called by the launcher.
 """
 
 from __future__ import annotations
 
+import asyncio
 import codecs
 import io
 import os
 from collections.abc import Iterable
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +29,9 @@ from appliance.core.log import TOKEN_BEGIN, last_lines, redact
 
 LAST_BYTES = 8 << 10
 """Bytes of output that are kept in memory, for whoever may read the log of a job."""
+
+CHUNK_BYTES = 1 << 16
+"""Bytes of output that are written at once; a reader with this limit holds twice as many more."""
 
 _LONGEST_LINE = 1 << 16
 _LONGEST_SECRET = 1 << 10
@@ -123,6 +131,47 @@ class CappedLog:
             self._size = 0
         self._file.write(data[: self._limit // 2])
         self._size += len(data)
+
+
+class Output:
+    """Brings what the processes of one work write into its log; for the event loop.
+
+    Args:
+        log: of the work.
+        disk: one thread, which writes the logs of all works, a chunk of each in turn.
+    """
+
+    def __init__(self, log: CappedLog, disk: Executor) -> None:
+        self._log = log
+        self._disk = disk
+        self._read = self._written = 0
+
+    async def copy(self, pipe: asyncio.StreamReader) -> None:
+        """Copy until the pipe ends. Cancel it only when it is not `busy`, or the rest is lost."""
+        loop = asyncio.get_running_loop()
+        while chunk := await pipe.read(CHUNK_BYTES):
+            self._read += len(chunk)
+            await asyncio.shield(loop.run_in_executor(self._disk, self._log.write, chunk))
+            self._written += len(chunk)
+
+    @property
+    def written(self) -> int:
+        """Bytes that the log has taken, or counted as lost."""
+        return self._written
+
+    @property
+    def busy(self) -> bool:
+        """Whether something that was read is not written yet."""
+        return self._written < self._read
+
+    async def close(self) -> None:
+        """Close the log, after all that was read before; once `copy` is over."""
+        await asyncio.get_running_loop().run_in_executor(self._disk, self._log.close)
+
+    @property
+    def last(self) -> LastOutput:
+        """The last lines, once this is closed."""
+        return self._log.last
 
 
 def _open(path: Path) -> io.FileIO:

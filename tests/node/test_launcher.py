@@ -33,7 +33,7 @@ from appliance.node.launcher import (
     Running,
     folder_name,
 )
-from appliance.node.logs import LAST_BYTES, CappedLog, LastOutput
+from appliance.node.logs import CHUNK_BYTES, LAST_BYTES, CappedLog, LastOutput
 from appliance.node.processes import Process, kill_tree, tree
 from appliance.node.reports import JobReports
 from tests.fakes.disk import filled, small_disk
@@ -351,7 +351,7 @@ async def test_a_start_that_is_called_off_leaves_no_process(
         time.sleep(0.2)
         os.close(descriptor)
 
-    async def never(descriptor: int) -> asyncio.StreamReader:
+    async def never(descriptor: int, _limit: int) -> asyncio.StreamReader:
         reached.set()
         os.close(descriptor)
         return await asyncio.Future()
@@ -368,6 +368,73 @@ async def test_a_start_that_is_called_off_leaves_no_process(
     assert not mine & tree(os.getpid(), mine)
     assert list((tmp_path / "scratch").iterdir()) == []
     assert work.ended == []
+
+
+class SlowDisk:
+    """Takes nothing of any log until it is told to go on."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.reached, self.goes_on, self.largest = threading.Event(), threading.Event(), 0
+        write = CappedLog.write
+
+        def slow(log: CappedLog, chunk: bytes) -> None:
+            self.largest = max(self.largest, len(chunk))
+            self.reached.set()
+            self.goes_on.wait(10)
+            write(log, chunk)
+
+        monkeypatch.setattr(CappedLog, "write", slow)
+
+
+async def test_a_slow_disk_holds_up_the_work_and_not_the_agent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk, work = SlowDisk(monkeypatch), Work(tmp_path, log_bytes=1 << 23)
+    running = await work.start("""
+print("first", flush=True)
+say(far=1)
+for number in range(100_000):
+    print(number)
+sys.stdout.flush()
+say(far=2)
+""")
+    async with asyncio.timeout(5):
+        # It hears its works, and whoever else is with it, while the disk takes nothing.
+        await asyncio.to_thread(disk.reached.wait)
+        while not work.lines:
+            await work.said.wait()
+    assert work.lines == [{"far": 1}]
+    disk.goes_on.set()
+    async with asyncio.timeout(30):
+        await running.wait()
+    assert work.lines == [{"far": 1}, {"far": 2}]
+    assert work.log().read_text().split() == ["first", *map(str, range(100_000))]
+    assert disk.largest <= CHUNK_BYTES
+
+
+async def test_what_a_work_said_last_is_kept_although_the_disk_is_slow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A time-out is for a pipe that somebody keeps open."""
+    monkeypatch.setattr(launcher, "DRAIN_SECONDS", 0.01)
+    disk, work = SlowDisk(monkeypatch), Work(tmp_path)
+    waited, wait = asyncio.Event(), asyncio.wait
+
+    async def counted(tasks: Any, **how: Any) -> Any:
+        found = await wait(tasks, **how)
+        if how.get("timeout") == launcher.DRAIN_SECONDS and found[1]:
+            waited.set()
+        return found
+
+    monkeypatch.setattr(asyncio, "wait", counted)
+    running = await work.start("print('one', flush=True); os.write(1, b'the last')")
+    async with asyncio.timeout(30):
+        await waited.wait()
+        assert work.ended == []
+        disk.goes_on.set()
+        await running.wait()
+    assert work.log().read_text() == "one\nthe last\n"
+    assert work.ended[0].last.text == "one\nthe last\n"
 
 
 @pytest.mark.parametrize("made", ["scratch", "everything"])
