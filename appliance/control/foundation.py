@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime
 
+from appliance.control.audit.system import SystemRecords
 from appliance.control.auth.challenges import Challenges
 from appliance.control.auth.credentials import Credentials
 from appliance.control.auth.hasher import Hasher
@@ -47,6 +48,7 @@ class Foundation:
         self.clock = clock
         self.database = opened.database
         self.keyring = opened.keyring
+        self.records = SystemRecords(opened.log)
         self.events = Events()
         self.changes = Changes(self.database, clock)
         self.policies = PolicyStore(self.database, Roles.load())

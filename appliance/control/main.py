@@ -23,7 +23,6 @@ from appliance.control import cross_check, parts
 from appliance.control.access import Access
 from appliance.control.audit.checking import AuditMetrics, Checking
 from appliance.control.audit.room import Room
-from appliance.control.audit.system import SystemRecords
 from appliance.control.config import ControlConfig
 from appliance.control.expiry_metrics import ExpiryMetrics
 from appliance.control.foundation import Clock, Foundation, People
@@ -78,7 +77,7 @@ class Control:
         registry.register(WorkMetrics(self.base.database, self.work.leases, clock))
         # Before an agent can call: what was under way when the last process ended.
         self.work.scheduler.recover()
-        records = SystemRecords(opened.log)
+        records = self.base.records
         self._checking = Checking(opened.log, records)
         self._room = Room(opened.log.folder, settings.audit.warning_bytes, records)
         registry.register(AuditMetrics(opened.log, self._checking))
@@ -134,6 +133,7 @@ class Control:
             asyncio.create_task(self.work.scheduler.run(self._pool.passes, self.base.events)),
             asyncio.create_task(self.work.storage.run(self._pool.tasks, TASK_THREADS)),
             asyncio.create_task(self._checking.run()),
+            asyncio.create_task(self.base.records.run()),
             asyncio.create_task(self._row_checks.run()),
             asyncio.create_task(self._record_refusals()),
             asyncio.create_task(self._watch_room()),

@@ -91,7 +91,7 @@ class Work:
         self.tasks = StorageTasks(base.database, base.events, base.clock)
         self.artifacts = Artifacts(base.database, base.keys, store, self.tasks, signer, base.clock)
         self.folders = CheckpointFolders(store, signer)
-        records = SystemRecords(base.opened.log)
+        records = base.records
         self.usage = UsageRecords(
             base.database, base.opened.log, records, people.sessions, base.clock
         )

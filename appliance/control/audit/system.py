@@ -3,22 +3,33 @@
 Nobody calls when a job has ended, so no call's result says what it made. Rules kept here:
 * such a record has the kind `event`, the principal of the control plane, and as its method what
   happened, such as `job.succeeded`;
-* what appears is recorded before it appears (`record`, last in the transaction); what ends cannot
-  wait for a disk, so it ends also when the record fails, and the process log says so (`note`).
+* what appears is recorded before it appears (`record`, last in the transaction); what ends, and an
+  alarm, cannot wait for a disk, so they are not held up when the record fails (`note`): the process
+  log says so, and it is recorded as soon as the log takes it, with how late that is.
 
-Called by the services that act without a caller.
+The attack: filling the disk before doing something of which an alarm would tell once. Called by the
+services that act without a caller; the composition root runs it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from typing import Protocol
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
 
 from appliance.control.audit.log import AuditLog
 from appliance.control.audit.record import Entry
 from appliance.core.errors import AuditUnavailable
 
 SYSTEM = "control"
+LATE_SECONDS = 1.0
+"""So often it is tried to record what could not be when it happened."""
+MOST_LATE = 1000
+"""Of these, those that wait; what comes then is in the process log alone."""
 _logger = logging.getLogger(__name__)
 
 
@@ -32,14 +43,52 @@ class Records(Protocol):
         """Record what is about to appear. Raises AuditUnavailable: then it must not."""
 
     def note(self, what: str, resource: str, outcome: str, **made: object) -> None:
-        """Record what has ended."""
+        """Record what has ended; later, when that cannot be done now."""
+
+
+class _Note(NamedTuple):
+    """One that could not be recorded when it happened."""
+
+    since: float
+    what: str
+    resource: str
+    outcome: str
+    made: dict[str, object]
 
 
 class SystemRecords:
-    """Writes them into the log of this appliance."""
+    """Writes them into the log of this appliance.
 
-    def __init__(self, log: AuditLog) -> None:
+    Args:
+        log: the audit log.
+        monotonic: seconds that only rise.
+    """
+
+    def __init__(self, log: AuditLog, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._log = log
+        self._monotonic = monotonic
+        self._lock = threading.Lock()
+        self._late: deque[_Note] = deque()
+
+    async def run(self) -> None:
+        """Record what could not be recorded at its time. Until cancelled."""
+        while True:
+            await asyncio.sleep(LATE_SECONDS)
+            if self._late:
+                await asyncio.to_thread(self.catch_up)
+
+    def catch_up(self) -> None:
+        """Record what waits, oldest first, until the log takes no more; from one thread."""
+        while self._late:
+            note = self._late[0]
+            late = round(self._monotonic() - note.since)
+            try:
+                self._append(
+                    note.what, note.resource, note.outcome, {**note.made, "late_seconds": late}
+                )
+            except AuditUnavailable:
+                return
+            self._late.popleft()
 
     def check(self) -> None:
         """Raise AuditUnavailable when nothing can be recorded now."""
@@ -51,11 +100,14 @@ class SystemRecords:
         self._append(what, resource, "OK", made)
 
     def note(self, what: str, resource: str, outcome: str, **made: object) -> None:
-        """Record what has ended; when that fails, the process log says it."""
+        """Record what has ended; when that fails, the process log says it, and it waits."""
         try:
             self._append(what, resource, outcome, made)
         except AuditUnavailable as error:
             _logger.critical("%s of %s could not be recorded: %s", what, resource, error.message)
+            with self._lock:
+                if len(self._late) < MOST_LATE:
+                    self._late.append(_Note(self._monotonic(), what, resource, outcome, made))
 
     def _append(self, what: str, resource: str, outcome: str, made: dict[str, object]) -> None:
         details = {"made": made} if made else {}
