@@ -47,7 +47,7 @@ from appliance.gateway.models import Models
 from appliance.gateway.rendering import Message
 from appliance.gateway.router import Router
 from appliance.gateway.sampling import check_sampling
-from appliance.gateway.shares import may_enter, own
+from appliance.gateway.shares import may_enter, own, victim
 from appliance.gateway.snapshot import Route
 from appliance.gateway.text import Detokenizer
 from appliance.gateway.tokenize import ServedModel, room
@@ -198,24 +198,26 @@ class Pipeline:
         self._parts.metrics.running.set(self._total)
 
     def _find_place(self, call: Call, endpoints: int) -> None:
-        """Whether the call fits; what only waits elsewhere makes way. Raises Exhausted."""
+        """Whether the call fits; one that only waits elsewhere makes way. Raises Exhausted."""
         limits, places = self._parts.limits, self._parts.router.places
-        if self._running[call.principal] >= limits.calls_per_caller and not places.make_way(
-            call.endpoint, call.principal
-        ):
-            raise Exhausted(
-                f"you have {limits.calls_per_caller} answers in work, as many as one caller may",
-                retry_after=1.0,
-            )
-        fits = may_enter(self._held, call.endpoint, endpoints, limits.calls)
         mine = own(limits.calls, endpoints)
-        if not fits and not places.make_way(
-            call.endpoint, may_go=lambda other: self._held[other] > mine
-        ):
-            raise Exhausted(
-                "the gateway has as many answers in work as it may for this endpoint",
-                retry_after=1.0,
-            )
+        is_over = self._running[call.principal] >= limits.calls_per_caller
+        fits = may_enter(self._held, call.endpoint, endpoints, limits.calls)
+        if fits and not is_over:
+            return
+        # One of its own answers frees both.
+        caller = call.principal if is_over else None
+        waiting = places.may_go(call.endpoint, caller)
+        goes = victim(waiting, self._held, mine, shared=not fits)
+        if goes is not None:
+            places.make_way(goes, caller)
+            return
+        raise Exhausted(
+            f"you have {limits.calls_per_caller} answers in work, as many as one caller may"
+            if is_over
+            else "the gateway has as many answers in work as it may for this endpoint",
+            retry_after=1.0,
+        )
 
     def recheck(self, call: Call) -> None:
         """Judge a running call again; raises when it must end."""

@@ -143,41 +143,34 @@ class Places:
                 line.take(waiter)
                 waiter.placed.set_result(placed)
 
-    def make_way(
-        self,
-        endpoint: str,
-        caller: str | None = None,
-        may_go: Callable[[str], bool] = lambda _: True,
-    ) -> bool:
-        """Turn one away that only waits, for an answer that a replica would work on at once.
+    def may_go(self, endpoint: str, caller: str | None = None) -> dict[str, int]:
+        """How many wait at other endpoints, where one may go for a newcomer to this one.
+
+        None does for one that would only wait itself.
 
         Args:
-            endpoint: that the newcomer asks; one of another is turned away.
+            endpoint: that the newcomer asks.
             caller: whose answers may go; None: anybody's.
-            may_go: whether one of an endpoint may go.
-
-        Returns whether there is a place more.
         """
         if endpoint in self._lines or not self._fleet.has_slot(endpoint):
-            return False
-        found = [
-            (line.new, name, waiter)
+            return {}
+        return {
+            name: line.new
             for name, line in self._lines.items()
-            if name != endpoint and may_go(name) and (waiter := line.newest(caller))
-        ]
-        if not found:
-            return False
-        _, name, waiter = max(found, key=lambda each: each[:2])
-        self._turn_away(
-            self._lines[name],
-            waiter,
-            Exhausted(
+            if name != endpoint and line.newest(caller)
+        }
+
+    def make_way(self, endpoint: str, caller: str | None = None) -> None:
+        """Turn away the newest that waits for an endpoint, of a caller or of anybody (`may_go`)."""
+        line = self._lines[endpoint]
+        waiter = line.newest(caller)
+        if waiter is not None:
+            error = Exhausted(
                 "the gateway has as many answers in work as it may, and this one only waited for"
                 " its replica: repeat the request later",
                 retry_after=RETRY_SECONDS,
-            ),
-        )
-        return True
+            )
+            self._turn_away(line, waiter, error)
 
     def _turn_away(self, line: Line, waiter: Waiter, error: ApplianceError) -> None:
         line.remove(waiter)

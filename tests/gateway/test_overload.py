@@ -466,6 +466,31 @@ async def test_nothing_makes_way_for_an_answer_that_would_wait_too(tmp_path: Pat
         await asyncio.gather(*asking, return_exceptions=True)
 
 
+async def test_no_waiting_answer_is_given_up_for_one_that_is_refused_all_the_same(
+    tmp_path: Path,
+) -> None:
+    """Its caller has as many as it may, and so has its endpoint: one that goes must free both."""
+    patient = dataclasses.replace(PATIENT, wait_seconds=60.0)
+    worker = Worker("a", Script(hang_after=1, slots=16))
+    limits = Limits(calls=8, calls_per_caller=3)
+    async with stage(tmp_path, worker, routing=patient, limits=limits) as found:
+        await serve_dead(found)
+        x, y, z = (found.control.issue(principal=f"serviceAccounts/{name}") for name in "xyz")
+        found.control.publish()
+        await until(lambda: len(found.gateway.view.current().credentials) > 3)
+        asking = [asyncio.create_task(ask(found, 20, token=each)) for each in (x, y, y, y, z, z)]
+        await until(lambda: len(link_of(found).attempts) == 6)
+        asking += [asyncio.create_task(ask(found, 5, DEAD, token=x)) for _ in range(2)]
+        await until(lambda: waiting(found) == 2)
+        assert found.gateway.fleet.has_slot(ENDPOINT)
+        with pytest.raises(Exhausted, match="you have 3 answers in work"):
+            await ask(found, 5, token=x)
+        assert waiting(found) == 2
+        for task in asking:
+            task.cancel()
+        await asyncio.gather(*asking, return_exceptions=True)
+
+
 @pytest.mark.attack
 async def test_a_template_that_takes_its_time_keeps_no_other_endpoint_waiting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

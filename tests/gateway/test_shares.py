@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from appliance.gateway.shares import may_enter, own
+from appliance.gateway.shares import may_enter, own, victim
 
 
 def fill(held: Counter[str], endpoint: str, endpoints: int, places: int) -> int:
@@ -42,3 +42,22 @@ def test_a_place_that_gets_free_is_for_whoever_comes() -> None:
     held["a"] -= 1
     assert may_enter(held, "a", 2, 1024)
     assert may_enter(held, "b", 2, 1024)
+
+
+@pytest.mark.parametrize(
+    ("waiting", "held", "shared", "goes"),
+    [
+        ({}, {"a": 9}, False, None),
+        ({"a": 1}, {"a": 1}, False, "a"),
+        ({"a": 1, "b": 3, "c": 2}, {"a": 9, "b": 3, "c": 9}, False, "b"),
+        # Of those that hold what all share; what is kept for an endpoint frees nothing.
+        ({"a": 1}, {"a": 2}, True, None),
+        ({"a": 1}, {"a": 3}, True, "a"),
+        ({"a": 1, "b": 2, "c": 2}, {"a": 9, "b": 2, "c": 3}, True, "c"),
+        ({"a": 1}, {}, True, None),
+    ],
+)
+def test_one_that_waits_is_turned_away_only_when_that_is_enough(
+    waiting: dict[str, int], held: dict[str, int], *, shared: bool, goes: str | None
+) -> None:
+    assert victim(waiting, held, 2, shared=shared) == goes
