@@ -5,6 +5,7 @@ Rules kept here:
   by the replica's stable id; so a view, a restart or a flapping neighbour never shifts the turn;
 * a replica that was tried already is chosen only when no other can take the answer, and one without
   a free slot only when no other has one;
+* what changes at a link concerns the answers that wait for its endpoint, and no others;
 * a replica that left the view takes no new answers, and keeps its old ones until they end;
 * the gateway's own pauses are not held against replicas.
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
 
 import grpc.aio
 
@@ -52,7 +54,7 @@ def choose(
     )
 
 
-def _nobody() -> None:
+def _nobody(_: str | None) -> None:
     """Stand in for who hears of changes."""
 
 
@@ -72,6 +74,8 @@ class Fleet:
         self._settings = settings
         self._clock = clock
         self._links: dict[Place, Link] = {}
+        self._of: dict[str, dict[Place, Link]] = {}
+        """The same, by endpoint."""
         self._coming: dict[Place, Link] = {}
         """Links under a new identity, each until it is connected and takes the other's place."""
         self._leaving: list[Link] = []
@@ -79,8 +83,9 @@ class Fleet:
         self._snapshot: Snapshot | None = None
         self._turns: dict[tuple[str, str], int] = {}
         self._turn = 0
-        self.changed: Callable[[], None] = _nobody
-        """Is called when a link may take an answer, or none any more; set by the router."""
+        self.changed: Callable[[str | None], None] = _nobody
+        """Is called when a link of an endpoint (None: of any) may take an answer, or none any more;
+        set by the router."""
 
     @property
     def links(self) -> list[Link]:
@@ -97,7 +102,18 @@ class Fleet:
 
     def _open(self, place: Place) -> Link:
         channel = self._connect(place)
-        return Link(place, channel, self._settings, self._notify, self._clock)
+        changed = partial(self._notify, place.endpoint)
+        return Link(place, channel, self._settings, changed, self._clock)
+
+    def _put(self, link: Link) -> None:
+        self._links[link.place] = link
+        self._of.setdefault(link.place.endpoint, {})[link.place] = link
+
+    def _drop(self, place: Place) -> None:
+        del self._links[place]
+        del self._of[place.endpoint][place]
+        if not self._of[place.endpoint]:
+            del self._of[place.endpoint]
 
     def _leave(self, link: Link) -> None:
         link.retired = True
@@ -111,7 +127,7 @@ class Fleet:
             elif link.connected:
                 before = self._links[place]
                 link.breaker, link.retired = before.breaker, before.retired
-                self._links[place] = self._coming.pop(place)
+                self._put(self._coming.pop(place))
                 self._leave(before)
         self._leaving = [link for link in self._leaving if not link.closed]
 
@@ -120,7 +136,7 @@ class Fleet:
         self._snapshot = snapshot
         wanted = {place for route in snapshot.routes.values() for place in route.places}
         for place in wanted - self._links.keys():
-            self._links[place] = self._open(place)
+            self._put(self._open(place))
         for place, link in self._links.items():
             link.retired = place not in wanted
         replicas = {(place.endpoint, place.id) for place in wanted}
@@ -142,7 +158,7 @@ class Fleet:
         """Let every link judge itself; drop those that are closed, and open them anew."""
         closed = [place for place, link in self._links.items() if link.closed]
         for place in closed:
-            del self._links[place]
+            self._drop(place)
         if closed and self._snapshot is not None:
             # One that was still wanted, or is again.
             self.apply(self._snapshot)
@@ -154,7 +170,7 @@ class Fleet:
 
     def take_turn(self, endpoint: str, tried: Collection[Place]) -> Link | None:
         """The link for the next answer of an endpoint; None when none can take one."""
-        ready = {link.place: link for link in self._of(endpoint) if link.ready and not link.full}
+        ready = {link.place: link for link in self._all(endpoint) if link.ready and not link.full}
         slotless = [place for place, link in ready.items() if not link.has_slot]
         place = choose(ready, tried, self._turns, slotless)
         if place is None:
@@ -166,16 +182,16 @@ class Fleet:
     def has_other(self, endpoint: str, tried: Collection[Place]) -> bool:
         """Whether an untried replica can take an answer now."""
         return any(
-            link.ready and not link.full and link.place not in tried for link in self._of(endpoint)
+            link.ready and not link.full and link.place not in tried for link in self._all(endpoint)
         )
 
     def has_ready(self, endpoint: str) -> bool:
         """Whether a replica is ready, if it is full or not."""
-        return any(link.ready for link in self._of(endpoint))
+        return any(link.ready for link in self._all(endpoint))
 
     def has_slot(self, endpoint: str) -> bool:
         """Whether a replica would work on an answer at once, as far as we know."""
-        return any(link.ready and not link.full and link.has_slot for link in self._of(endpoint))
+        return any(link.ready and not link.full and link.has_slot for link in self._all(endpoint))
 
     def has_hope(self, endpoint: str, *, begun: bool) -> bool:
         """Whether a replica may become ready: one starts, is in doubt, or broke a moment ago.
@@ -193,18 +209,19 @@ class Fleet:
         settled = self._clock() - self._settings.settle_seconds
         return any(
             link.broken_at > settled or (link.connected and link.doubtful)
-            for link in self._of(endpoint)
+            for link in self._all(endpoint)
         )
 
     async def close(self) -> None:
         """End all links."""
         await asyncio.gather(*(link.close() for link in (*self.links, *self._coming.values())))
         self._links.clear()
+        self._of.clear()
         self._coming.clear()
         self._leaving.clear()
 
-    def _of(self, endpoint: str) -> list[Link]:
-        return [link for link in self._links.values() if link.place.endpoint == endpoint]
+    def _all(self, endpoint: str) -> Iterable[Link]:
+        return self._of.get(endpoint, {}).values()
 
-    def _notify(self) -> None:
-        self.changed()
+    def _notify(self, endpoint: str | None = None) -> None:
+        self.changed(endpoint)

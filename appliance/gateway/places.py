@@ -133,9 +133,13 @@ class Places:
             return None
         return link, link.submit(ask.submit(), math.inf if ask.begun else ask.patience)
 
-    def _serve(self) -> None:
-        """Give places to those whose turn it is. Called whenever there may be some."""
-        for line in [*self._lines.values()]:
+    def _serve(self, endpoint: str | None = None) -> None:
+        """Give places to those whose turn it is, of one endpoint or of all (None).
+
+        Called whenever there may be some.
+        """
+        lines = self._lines if endpoint is None else {endpoint} & self._lines.keys()
+        for line in [self._lines[name] for name in lines]:
             while (waiter := line.next()) is not None:
                 placed = self._take(waiter.ask)
                 if placed is None:
