@@ -290,3 +290,21 @@ def test_what_is_accepted_opens_nothing(copy: Path, table: str) -> None:
     assert told[0]["details"]["rows"] == list(accepted.rows)
     with pytest.raises(FailedPrecondition, match="nothing to accept"):
         rescuing.accept_state(settings_of(copy), now)
+
+
+@pytest.mark.attack
+def test_whoever_accepts_a_row_is_told_of_older_ones_in_its_table(copy: Path) -> None:
+    """One row that anybody would notice must not hide the one that matters."""
+    fill(copy)
+    path = copy / "state.db"
+
+    def lock() -> None:
+        opened = open_data(settings_of(copy), now)
+        with opened.database.write() as transaction:
+            transaction.run(attacker.tables.user.update().values(locked=True))
+        opened.close()
+
+    attacker.rolled_back(path, "user", lock)
+    attacker.copy(path, "user")
+    accepted = rescuing.accept_state(settings_of(copy), now)
+    assert accepted.rows == ("user/alice2: added", "user: older rows were put back")

@@ -1,15 +1,15 @@
 """Which rows of the state are believed only with a MAC, and how it is computed.
 
 Rules kept here:
-* a row's digest covers its table, the names of the columns are covered by the table's total, and
-  each value with its type, as SQLite stores it: `ascii` of a tuple of int, str, bytes, float and
-  None is unambiguous and the same in every Python;
-* the first 16 bytes of a digest are the row's tag, which is stored beside it and says which row was
-  changed; the other 32 are never stored and are added up to the table's sum, so that nobody can
-  work out which older rows would add up to the same (a multiset hash: Clarke and others, 2003);
+* a row's tag, which is stored beside it, covers its table, the names of the columns are covered by
+  the table's total, and each value with its type, as SQLite stores it: `ascii` of a tuple of int,
+  str, bytes, float and None is unambiguous and the same in every Python;
+* each tag has a share of 32 bytes in the table's sum, which is never stored, so that nobody can
+  work out which older tags would add up to the same (a multiset hash: Clarke and others, 2003);
 * a table's total is a MAC over its columns, how many rows it has, and their sum: one older row put
-  back with its older tag does not fit. One MAC over all totals, the schema and the generation of
-  the state holds them together.
+  back with its older tag does not fit. It is over names and tags, not over what the rows hold:
+  whether the tags are the newest can be told although some rows do not fit theirs. One MAC over all
+  totals, the schema and the generation of the state holds them together.
 
 BLAKE2b with a key (RFC 7693) is the MAC. No file, no database: called by `store.rows`.
 """
@@ -25,7 +25,7 @@ from sqlalchemy import Table
 from appliance.control.store import tables
 
 TAG_SIZE = 16
-_DIGEST_SIZE = 48
+_SHARE_SIZE = 32
 _MODULUS = 1 << 256
 
 Value = int | str | bytes | float | None
@@ -114,26 +114,35 @@ KEYS: Columns = {
 
 @dataclass(frozen=True)
 class Total:
-    """How many rows a table has, and the sum of what their digests keep to themselves."""
+    """How many rows a table has, and the sum of their shares."""
 
     count: int = 0
     sum: int = 0
 
-    def plus(self, digest: bytes) -> Total:
+    def plus(self, share: int) -> Total:
         """With one row more."""
-        return Total(self.count + 1, (self.sum + _share(digest)) % _MODULUS)
+        return Total(self.count + 1, (self.sum + share) % _MODULUS)
 
-    def minus(self, digest: bytes) -> Total:
+    def minus(self, share: int) -> Total:
         """With one row less."""
-        return Total(self.count - 1, (self.sum - _share(digest)) % _MODULUS)
+        return Total(self.count - 1, (self.sum - share) % _MODULUS)
 
 
-def _share(digest: bytes) -> int:
-    return int.from_bytes(digest[TAG_SIZE:], "big")
+def share_of(key: bytes, name: str, tag: bytes) -> int:
+    """What a row adds to the sum of its table; never stored.
+
+    Args:
+        key: 32 bytes.
+        name: of the row; somebody else may have written it.
+        tag: of the row.
+    """
+    text = ascii((name, tag)).encode()
+    digest = blake2b(text, key=key, digest_size=_SHARE_SIZE, person=b"share").digest()
+    return int.from_bytes(digest, "big")
 
 
-def digest_of(key: bytes, table: str, values: Iterable[Value]) -> bytes:
-    """The digest of a row: 16 bytes of tag, and 32 that stay in memory.
+def tag_of(key: bytes, table: str, values: Iterable[Value]) -> bytes:
+    """The tag of a row, 16 bytes.
 
     Args:
         key: 32 bytes.
@@ -141,12 +150,7 @@ def digest_of(key: bytes, table: str, values: Iterable[Value]) -> bytes:
         values: of the covered columns, in their order, as SQLite stores them.
     """
     text = ascii((table, *values)).encode()
-    return blake2b(text, key=key, digest_size=_DIGEST_SIZE, person=b"row").digest()
-
-
-def tag_of(digest: bytes) -> bytes:
-    """What is stored of a digest."""
-    return digest[:TAG_SIZE]
+    return blake2b(text, key=key, digest_size=TAG_SIZE, person=b"row").digest()
 
 
 def total_mac(key: bytes, table: str, columns: Sequence[str], total: Total) -> bytes:

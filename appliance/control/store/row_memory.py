@@ -1,10 +1,10 @@
-"""What each covered row is at present, in memory: its digest, and what it was for older views.
+"""What each covered row is at present, in memory: its tag, and what it was for older views.
 
 Rules kept here:
 * a row is published just before the commit that makes it so, and what it was is kept until no view
   is left that began before that commit: so a reader believes what its snapshot shows, and nothing
   older;
-* digests of the rows of a transaction are that transaction's own until then, and a statement that
+* tags of the rows of a transaction are that transaction's own until then, and a statement that
   fails takes its notes back.
 
 Values in, values out: no database. Called by `store.rows`.
@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
-from appliance.control.store.row_macs import Total, table_of
+from appliance.control.store.row_macs import Total, share_of, table_of
 
 _FOR_EVER = float("inf")
 _ABSENT = object()
@@ -31,13 +31,13 @@ class Snapshot:
         self.floor = _FOR_EVER
         """The generation at which its view began; that of the writer is always the newest."""
         self.changed: dict[str, bytes | None] = {}
-        """Rows that its transaction has changed -> digest; None: deleted."""
+        """Rows that its transaction has changed -> tag; None: deleted."""
         self._undo: list[tuple[str, Any]] = []
 
-    def note(self, name: str, digest: bytes | None) -> None:
+    def note(self, name: str, tag: bytes | None) -> None:
         """Remember what a row has become."""
         self._undo.append((name, self.changed.get(name, _ABSENT)))
-        self.changed[name] = digest
+        self.changed[name] = tag
 
     @contextlib.contextmanager
     def undone(self) -> Iterator[None]:
@@ -60,9 +60,14 @@ class Snapshot:
 
 
 class Memory:
-    """The digests of every covered row, and the totals of their tables."""
+    """The tags of every covered row, and the totals of their tables.
 
-    def __init__(self) -> None:
+    Args:
+        key: of the MACs.
+    """
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
         self._known: dict[str, bytes] = {}
         self._totals: dict[str, Total] = {}
         # Row -> (generation that changed it, what it was before), and the order of these.
@@ -77,10 +82,11 @@ class Memory:
         names = list(self._known)
         return names if table is None else [name for name in names if table_of(name) == table]
 
-    def add(self, name: str, digest: bytes) -> None:
+    def add(self, name: str, tag: bytes) -> None:
         """Take a row that was read."""
-        self._known[name] = digest
-        self._totals[table_of(name)] = self.total(table_of(name)).plus(digest)
+        self._known[name] = tag
+        table = table_of(name)
+        self._totals[table] = self.total(table).plus(share_of(self._key, name, tag))
 
     def total(self, table: str) -> Total:
         """How many rows a table has, and their sum."""
@@ -92,10 +98,10 @@ class Memory:
             return snapshot.changed[name]
         return self._known.get(name)
 
-    def was(self, name: str, digest: bytes | None, floor: float) -> bool:
+    def was(self, name: str, tag: bytes | None, floor: float) -> bool:
         """Whether a view that began at this generation may still see a row like this."""
         return any(
-            generation > floor and before == digest
+            generation > floor and before == tag
             for generation, before in self._before.get(name, ())
         )
 
@@ -111,24 +117,24 @@ class Memory:
                 del self._views[id(snapshot)]
                 snapshot.floor = _FOR_EVER
 
-    def publish(self, name: str, digest: bytes | None, generation: int) -> bytes | None:
+    def publish(self, name: str, tag: bytes | None, generation: int) -> bytes | None:
         """Let a row be this from now on; what it was."""
-        before, table = self._known.get(name), table_of(name)
+        before = self._known.get(name)
         self._before[name] = (*self._before.get(name, ()), (generation, before))
         self._order.append((generation, name))
-        if before is not None:
-            self._totals[table] = self.total(table).minus(before)
-        if digest is None:
-            self._known.pop(name, None)
-        else:
-            self.add(name, digest)
+        self._remove(name)
+        if tag is not None:
+            self.add(name, tag)
         return before
+
+    def _remove(self, name: str) -> None:
+        tag, table = self._known.pop(name, None), table_of(name)
+        if tag is not None:
+            self._totals[table] = self.total(table).minus(share_of(self._key, name, tag))
 
     def take_back(self, name: str, before: bytes | None) -> None:
         """The newest `publish` of a row did not happen. In the reverse order of those."""
-        now, table = self._known.pop(name, None), table_of(name)
-        if now is not None:
-            self._totals[table] = self.total(table).minus(now)
+        self._remove(name)
         if before is not None:
             self.add(name, before)
         self._before[name] = self._before[name][:-1]

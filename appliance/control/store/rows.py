@@ -7,9 +7,9 @@ view that leaves out what does not fit (`store.row_views`).
 
 Rules kept here:
 * at the start everything is verified, in the transaction that migrates it and signs it anew: each
-  row against its tag, each table against its total, all of it with the generation of the state. A
-  row that was added, changed or taken away is named; of a table in which older rows were put back,
-  the table;
+  row against its tag, the tags of each table against its total, all of it with the generation of
+  the state. A row that was added, changed or taken away is named; of a table in which older rows
+  were put back with their tags, or tags were changed, the table, whatever else is named there;
 * while the control plane runs, what is not as it was written last is not there, for a SELECT and
   for a change, and no service needs to think of it; so nothing forged is ever signed. An INSERT
   where a believed row was taken away is refused;
@@ -38,11 +38,12 @@ from appliance.control.store.row_macs import (
     SIGNED,
     TAG_SIZE,
     Columns,
+    Total,
     Value,
-    digest_of,
     name_of,
     positions,
     schema_mac,
+    share_of,
     state_mac,
     table_of,
     tag_of,
@@ -112,7 +113,7 @@ class Rows:
 
     def __init__(self, key: bytes) -> None:
         self._key = key
-        self._memory = Memory()
+        self._memory = Memory(key)
         self._places = positions(SIGNED)
         self._schema = b""
         # Table -> what its MAC is over, and the MAC: most stay as they are.
@@ -134,7 +135,7 @@ class Rows:
         Args:
             raw: a connection without views, within a transaction.
         """
-        self._memory, found = Memory(), []
+        self._memory, found = Memory(self._key), []
         signed = row_views.read_signed(raw)
         self.columns = None if signed is None else signed.columns
         if signed is None:
@@ -151,19 +152,33 @@ class Rows:
                 else:
                     list(self._take(raw, table, columns, identity))
         found += self._compare(stored)
-        return found + self._compare_totals(signed, {table_of(each.row) for each in found})
+        return found + self._compare_totals(signed, stored, {table_of(each.row) for each in found})
 
     def _compare(self, stored: dict[str, bytes]) -> list[Finding]:
         """Which rows do not have the tag that is stored for them."""
         found = []
         for name in self._memory.names():
-            tag, digest = stored.pop(name, None), self._memory.now(name) or b""
-            if tag != tag_of(digest):
+            tag = stored.get(name)
+            if tag != self._memory.now(name):
                 found.append(Finding(name, ADDED if tag is None else CHANGED))
-        return found + [Finding(name, REMOVED) for name in stored]
+        there = set(self._memory.names())
+        return found + [Finding(name, REMOVED) for name in stored if name not in there]
 
-    def _compare_totals(self, signed: Signed, named: set[str]) -> list[Finding]:
-        """What is not as it was as a whole, but for tables of which rows are named."""
+    def _compare_totals(
+        self, signed: Signed, stored: dict[str, bytes], named: set[str]
+    ) -> list[Finding]:
+        """What is not as it was as a whole.
+
+        Args:
+            signed: what the file says of itself.
+            stored: the tag of each row.
+            named: tables of which the rows do not fit the tags that are stored. Elsewhere the rows
+                in memory have the same ones.
+        """
+        totals_of = {table: Total() for table in named}
+        for name, tag in stored.items():
+            if (table := table_of(name)) in named:
+                totals_of[table] = totals_of[table].plus(share_of(self._key, name, tag))
         parts = [
             signed.macs[start : start + TAG_SIZE] for start in range(0, len(signed.macs), TAG_SIZE)
         ]
@@ -171,7 +186,7 @@ class Rows:
         found = [
             Finding(table, ROLLED_BACK)
             for table, part in zip(sorted(signed.columns), parts, strict=False)
-            if part != self._total_mac(table, signed.columns[table]) and table not in named
+            if part != self._total_mac(table, signed.columns[table], totals_of.get(table))
         ]
         if parts[-2] != schema_mac(self._key, self._schema):
             found.append(Finding(SCHEMA, CHANGED))
@@ -180,9 +195,9 @@ class Rows:
             found.append(Finding("", OTHER_GENERATION))
         return found
 
-    def _total_mac(self, table: str, columns: tuple[str, ...]) -> bytes:
-        """The MAC of a table as a whole."""
-        over = columns, self._memory.total(table)
+    def _total_mac(self, table: str, columns: tuple[str, ...], total: Total | None = None) -> bytes:
+        """The MAC of a table as a whole: of the rows in memory, or of this total."""
+        over = columns, self._memory.total(table) if total is None else total
         if self._computed.get(table, (None, b""))[0] != over:
             self._computed[table] = over, total_mac(self._key, table, *over)
         return self._computed[table][1]
@@ -199,9 +214,9 @@ class Rows:
         """Take the rows of a table as known; their names and tags."""
         for values in raw.execute(row_views.selection(table, columns)):
             name = name_of(table, (values[place] for place in identity))
-            digest = digest_of(self._key, table, values)
-            self._memory.add(name, digest)
-            yield name, tag_of(digest)
+            tag = tag_of(self._key, table, values)
+            self._memory.add(name, tag)
+            yield name, tag
 
     def sign_all(self, raw: Raw) -> None:
         """Take every covered row as it is and sign it, as the next generation.
@@ -209,7 +224,7 @@ class Rows:
         For a new state, one from before there were MACs, and one that was verified and migrated, in
         the same transaction of a connection without views.
         """
-        self._memory, self._computed = Memory(), {}
+        self._memory, self._computed = Memory(self._key), {}
         raw.execute("DELETE FROM main.row_mac")
         for table, columns in SIGNED.items():
             taken = self._take(raw, table, columns, self._places[table])
@@ -279,9 +294,9 @@ class Rows:
 
     def _believed(self, connection: _Connection, table: str, *values: Value) -> bool:
         name = self._name(table, values)
-        digest = digest_of(self._key, table, values)
+        tag = tag_of(self._key, table, values)
         known = self._memory.now(name, connection)
-        if known == digest or self._memory.was(name, digest, connection.floor):
+        if known == tag or self._memory.was(name, tag, connection.floor):
             return True
         self._say(Finding(name, ADDED if known is None else CHANGED))
         return False
@@ -304,7 +319,7 @@ class Rows:
         if self._memory.now(name, connection) is not None:
             connection.refused = Finding(name, REMOVED)
             raise self.refusal(connection.refused)
-        connection.note(name, digest_of(self._key, table, values))
+        connection.note(name, tag_of(self._key, table, values))
 
     def _removed(self, connection: _Connection, table: str, *values: Value) -> None:
         connection.note(self._name(table, values), None)
@@ -374,15 +389,15 @@ class Signing:
         those of before: which ones they see is decided by the commit.
         """
         changed = self._snapshot.changed
-        gone = [(name,) for name, digest in changed.items() if digest is None]
-        put = [(name, tag_of(digest)) for name, digest in changed.items() if digest is not None]
+        gone = [(name,) for name, tag in changed.items() if tag is None]
+        put = [(name, tag) for name, tag in changed.items() if tag is not None]
         if gone:
             connection.exec_driver_sql("DELETE FROM main.row_mac WHERE row = ?", gone)
         if put:
             connection.exec_driver_sql("INSERT OR REPLACE INTO main.row_mac VALUES (?, ?)", put)
         self._memory.forget(generation)
-        for name, digest in changed.items():
-            self._published.append((name, self._memory.publish(name, digest, generation)))
+        for name, tag in changed.items():
+            self._published.append((name, self._memory.publish(name, tag, generation)))
         return self._rows.macs(generation)
 
     def take_back(self) -> None:

@@ -132,6 +132,46 @@ def test_an_older_row_with_its_older_tag_is_seen_no_more(state: Database, table:
 
 
 @pytest.mark.attack
+@pytest.mark.parametrize("beside", [ADDED, CHANGED, REMOVED])
+def test_older_rows_are_said_of_a_table_of_which_another_row_is_named(
+    state: Database, beside: str
+) -> None:
+    """Whoever accepts the state would sign them, and be told of the other row alone."""
+    other = {**attacker.ROWS["user"], "id": "carol"}
+    with state.write() as transaction:
+        transaction.run(tables.user.insert().values(**other))
+    attacker.rolled_back(state.path, "user", touched(state, "user"))
+    with attacker.somebody(state.path) as raw:
+        raw.execute(
+            {
+                ADDED: "INSERT INTO user SELECT 'mallory', * FROM (SELECT {} FROM user LIMIT 1)",
+                CHANGED: "UPDATE user SET password_hash = 'mine' WHERE id = 'carol'",
+                REMOVED: "DELETE FROM user WHERE id = 'carol'",
+            }[beside].format(", ".join(_others(raw)))
+        )
+    name = "user/mallory" if beside == ADDED else "user/carol"
+    assert loaded(state) == [Finding(name, beside), Finding("user", ROLLED_BACK)]
+
+
+def _others(raw: Any) -> list[str]:
+    """The columns of a user, but for the id, which is the first."""
+    first, *others = [row[1] for row in raw.execute("PRAGMA table_info(user)")]
+    assert first == "id"
+    return others
+
+
+@pytest.mark.attack
+@EVERY
+def test_a_tag_that_was_changed_is_said_too(state: Database, table: str) -> None:
+    """Then nobody can say whether the row or the tag is older."""
+    with attacker.somebody(state.path) as raw:
+        raw.execute("UPDATE row_mac SET mac = zeroblob(16) WHERE row LIKE ?", (f"{table}/%",))
+    named, whole = loaded(state)
+    assert (table_of(named.row), named.change) == (table, CHANGED)
+    assert whole == Finding(table, ROLLED_BACK)
+
+
+@pytest.mark.attack
 @EVERY
 def test_a_row_that_was_deleted_and_put_back_is_not_seen(state: Database, table: str) -> None:
     def delete() -> None:
@@ -389,7 +429,7 @@ def test_what_says_which_columns_are_covered_is_covered(state: Database, columns
 
 
 def test_another_key_believes_nothing(state: Database) -> None:
-    assert len(load(state.path, Rows(b"x" * 32))) == len(SIGNED) + 2
+    assert len(load(state.path, Rows(b"x" * 32))) == 2 * len(SIGNED) + 2
 
 
 # --- what is not an attack ------------------------------------------------------------------------
