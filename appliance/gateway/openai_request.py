@@ -17,10 +17,10 @@ from appliance.core.errors import InvalidInput
 from appliance.core.numbers import span
 from appliance.core.strict_json import plain, read_object
 from appliance.gateway.pipeline import Question
+from appliance.wire.sampling import LARGEST_SEED
 
 _SHORT = re.compile(r"([^/]+)/([^/]+)")
 _MOST_TOKENS = (1 << 31) - 1
-_LARGEST_SEED = (1 << 63) - 1
 
 # What a client may send that changes nothing here: whose call it is, how it is stored or billed.
 _WITHOUT_EFFECT = frozenset(
@@ -217,7 +217,7 @@ def _sampling(body: Mapping[str, Any], most: str) -> generation_pb2.Sampling:
         stop=_stops(body.get("stop")),
         ignore_end=_flag(body, "ignore_eos"),
     )
-    seed = _whole(body, "seed", -_LARGEST_SEED, _LARGEST_SEED)
+    seed = _whole(body, "seed", -LARGEST_SEED, LARGEST_SEED)
     if seed is not None:
         sampling.seed = seed
     return sampling

@@ -7,14 +7,12 @@ pure.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from appliance.api.inference.v1 import generation_pb2, worker_service_pb2
 from appliance.core.errors import InvalidInput
-from appliance.core.numbers import span
+from appliance.wire.sampling import check_choice
 
-HOTTEST = 2.0
 MOST_END_TOKENS = 64
 
 
@@ -91,15 +89,6 @@ def request_of(submit: worker_service_pb2.Submit, limits: Limits) -> Request:
 
 
 def _check_sampling(sampling: generation_pb2.Sampling) -> None:
-    if sampling.HasField("max_tokens") and sampling.max_tokens < 1:
-        raise InvalidInput(
-            "max_tokens must be at least 1: leave it out for what the context leaves"
-        )
-    if not (math.isfinite(sampling.temperature) and 0 <= sampling.temperature <= HOTTEST):
-        raise InvalidInput(f"temperature must be {span(0, HOTTEST)}")
-    if not (math.isfinite(sampling.top_p) and 0 <= sampling.top_p <= 1):
-        raise InvalidInput("top_p must be 0 to 1")
-    if sampling.top_k < 0:
-        raise InvalidInput("top_k must not be negative")
+    check_choice(sampling)
     if sampling.stop:
         raise InvalidInput("a worker does not look for stop texts: the gateway does")
