@@ -15,9 +15,7 @@ import hashlib
 
 from appliance.api.serving.v1 import routing_service_pb2
 from appliance.core.errors import Unavailable
-
-LARGEST_TOKENIZER = 64 << 20
-LARGEST_TEMPLATE = 4 << 20
+from appliance.core.tokenizers import LARGEST_TEMPLATE, LARGEST_TOKENIZER
 
 
 class Received:

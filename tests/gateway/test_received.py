@@ -9,7 +9,8 @@ import pytest
 
 from appliance.api.serving.v1 import routing_service_pb2
 from appliance.core.errors import Unavailable
-from appliance.gateway.received import LARGEST_TEMPLATE, LARGEST_TOKENIZER, Received
+from appliance.core.tokenizers import LARGEST_TEMPLATE, LARGEST_TOKENIZER
+from appliance.gateway.received import Received
 
 Part = routing_service_pb2.ServedTokenizerPart
 

@@ -21,11 +21,19 @@ from typing import Any, TypeGuard
 
 from appliance.core.errors import InvalidInput
 from appliance.core.names import shown
+from appliance.core.numbers import written
 from appliance.core.strict_json import read_object
+from appliance.core.tokenizers import LARGEST_TEMPLATE, LARGEST_TOKENIZER
 from appliance.crypto.tensors import INDEX, is_weights
 
 LARGEST_JSON = 64 << 20
 LARGEST_CONFIG = 1 << 20
+_LARGEST = {
+    "tokenizer.json": LARGEST_TOKENIZER,
+    "chat_template.jinja": LARGEST_TEMPLATE,
+    "config.json": LARGEST_CONFIG,
+    "generation_config.json": LARGEST_CONFIG,
+}
 _MOST_DIGITS = 18
 """Of a token id that is written as a text."""
 
@@ -141,6 +149,8 @@ def check_file(file: str, data: bytes) -> int:
     # The keys of the others are words of a vocabulary.
     if file not in {"tokenizer.json", "vocab.json", "added_tokens.json"}:
         _check_members(file, value, paths=file in _CONFIGS)
+    if file == "tokenizer_config.json":
+        _check_templates(file, value.get("chat_template"))
     return max(_ids(file, value), default=-1)
 
 
@@ -226,7 +236,7 @@ def _whole(value: object) -> TypeGuard[int]:
 
 def largest(file: str) -> int:
     """Most bytes that a file other than weights may have."""
-    return LARGEST_CONFIG if file in _CONFIGS else LARGEST_JSON
+    return _LARGEST.get(file, LARGEST_JSON)
 
 
 def _check_members(file: str, value: object, *, paths: bool) -> None:
@@ -247,6 +257,18 @@ def _check_members(file: str, value: object, *, paths: bool) -> None:
             waiting.extend((where, member) for member in item)
         elif paths and isinstance(item, str) and _ELSEWHERE.search(item):
             raise _wrong(file, f"points outside the model in {shown(where)}; remove that member")
+
+
+def _check_templates(file: str, found: object) -> None:
+    """No chat template that a gateway would not take; there may be several, each with a name."""
+    named = found if isinstance(found, list) else [{"template": found}]
+    for template in (each.get("template") for each in named if isinstance(each, dict)):
+        if isinstance(template, str) and len(template.encode(errors="replace")) > LARGEST_TEMPLATE:
+            raise _wrong(
+                file,
+                f"has a chat template of more than {written(LARGEST_TEMPLATE)} bytes, so no gateway"
+                " could serve the model: make it shorter, then import again",
+            )
 
 
 def check_config(config: dict[str, Any]) -> ModelConfig:

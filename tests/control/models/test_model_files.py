@@ -11,6 +11,7 @@ import pytest
 from appliance.control.services import model_facts, model_files, weights
 from appliance.control.services.weights import HeaderCheck
 from appliance.core.errors import InvalidInput
+from appliance.core.tokenizers import LARGEST_TEMPLATE, LARGEST_TOKENIZER
 from tests.fakes import tiny_model
 
 pytestmark = pytest.mark.attack
@@ -252,3 +253,29 @@ def test_the_same_tensor_in_two_files_is_refused() -> None:
     one = {"model.norm.weight": weights.Tensor("BF16", (16,))}
     with pytest.raises(InvalidInput, match="two weight files"):
         model_facts.facts(config, {"a": one, "b": one}, 0)
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["x" * (LARGEST_TEMPLATE + 1), "é" * (LARGEST_TEMPLATE // 2 + 1)],
+    ids=["bytes", "letters"],
+)
+@pytest.mark.parametrize("named", [False, True])
+def test_a_template_that_no_gateway_takes_is_refused_at_the_import(
+    template: str, *, named: bool
+) -> None:
+    found = [{"name": "default", "template": template}] if named else template
+    with pytest.raises(InvalidInput, match="no gateway could serve the model: make it shorter"):
+        highest_id("tokenizer_config.json", {"chat_template": found})
+
+
+@pytest.mark.parametrize(
+    "template", ["x" * LARGEST_TEMPLATE, None, 5, [], [5], [{"name": "x"}], [{"template": 5}]]
+)
+def test_other_templates_are_taken(template: object) -> None:
+    assert highest_id("tokenizer_config.json", {"chat_template": template}) == -1
+
+
+def test_what_an_import_takes_is_what_a_gateway_takes() -> None:
+    assert model_files.largest("chat_template.jinja") == LARGEST_TEMPLATE
+    assert model_files.largest("tokenizer.json") == LARGEST_TOKENIZER
