@@ -55,22 +55,26 @@ def key_of(token: str, *kinds: type[str | int]) -> Key | None:
     """
     if not token:
         return None
-    wrong = InvalidInput(
-        "page_token: not a token of this list: pass `next_page_token` of the page before",
-        fields={"page_token": "not a token of this list"},
-    )
     if len(token) > _LONGEST_TOKEN or not token.isascii():
-        raise wrong
+        raise wrong_token()
     try:
         raw = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4))
         parts = strict_json.read_value("page_token", raw)
     except (binascii.Error, ValueError, InvalidInput) as error:
-        raise wrong from error
+        raise wrong_token() from error
     if not isinstance(parts, list) or [type(part) for part in parts] != list(kinds):
-        raise wrong
+        raise wrong_token()
     if any(isinstance(part, int) and abs(part) >= 1 << 63 for part in parts):
-        raise wrong
+        raise wrong_token()
     return tuple(parts)
+
+
+def wrong_token() -> InvalidInput:
+    """The error for a token that is none of the list, also where only the list can tell."""
+    return InvalidInput(
+        "page_token: not a token of this list: pass `next_page_token` of the page before",
+        fields={"page_token": "not a token of this list"},
+    )
 
 
 def cut(rows: Sequence[Row], size: int, key: Callable[[Row], Key]) -> tuple[list[Row], str]:

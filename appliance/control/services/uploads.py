@@ -371,8 +371,7 @@ def _moment(text: str) -> datetime:
     except ValueError:
         found = None
     if found is None or found.tzinfo is None:
-        wrong = "not a token of this list"
-        raise InvalidInput(f"page_token: {wrong}", fields={"page_token": wrong})
+        raise paging.wrong_token()
     return found
 
 
