@@ -1,8 +1,8 @@
 """From what a caller presents to who it is: bearer tokens of people and applications.
 
 Rules kept here:
-* every call looks the credential up in the database: an ended, revoked or locked one is refused at
-  the next call, and `recheck` does the same for an open stream;
+* every call looks the credential up in the database, and an open stream again and again: one that
+  has ended, was revoked or is locked is refused at the next look;
 * a session without its second factor identifies nobody, one whose password must be replaced only
   where the rule of the call says so;
 * a session or token that says it was made in the future is not believed;
@@ -127,17 +127,6 @@ class Credentials:
         if self._clock() - found.seen_time >= NOTED_EVERY:
             self._sessions.touch(found.id)
         return _of_session(found, unfinished=unfinished)
-
-    def recheck(self, proof: Proof) -> Proof:
-        """Whether a proof still holds, for a stream that is open; raises as `identify` does."""
-        with self._database.read() as state:
-            if proof.principal.kind is PrincipalKind.SERVICE_ACCOUNT:
-                return _of_token(self._service_token(state, proof.credential))
-            found = self._sessions.live(state, proof.credential)
-        # An open stream is use: its session must not end for want of other calls.
-        if self._clock() - found.seen_time >= NOTED_EVERY:
-            self._sessions.touch(found.id)
-        return _of_session(found)
 
     def check(self, state: Reading, principal: Principal, credential: str) -> None:
         """Raise Unauthenticated unless a session or token is live and complete, as `state` has it.

@@ -104,7 +104,7 @@ def test_a_password_of_somebody_else_s_choice_lets_in_to_replace_it_and_no_furth
     assert house.credentials.live() == []
     proof = house.credentials.identify(f"Bearer {first.token}", unfinished=True)
     with pytest.raises(PasswordChangeRequired):
-        house.credentials.recheck(proof)
+        house.check(proof)
     house.clock.forward(301)
     again = house.prove(first.token)
     assert (again.step, again.expire_time) == ("CHANGE_PASSWORD", first.expire_time)

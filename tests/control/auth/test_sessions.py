@@ -239,7 +239,7 @@ def test_a_locked_user_is_out_at_once(house: House) -> None:
     proof = house.identify(token)
     with house.state.write() as transaction:
         transaction.run(update(tables.user).values(locked=True))
-    for call in (lambda: house.identify(token), lambda: house.credentials.recheck(proof)):
+    for call in (lambda: house.identify(token), lambda: house.check(proof)):
         with pytest.raises(Unauthenticated):
             call()
     assert house.credentials.live() == []
@@ -320,7 +320,7 @@ def test_an_application_s_token(house: House) -> None:
     assert proof.principal == Principal(PrincipalKind.SERVICE_ACCOUNT, "app")
     assert (proof.mfa_time, proof.credential) == (None, made.id)
     assert proof.expire_time == house.clock() + timedelta(days=30)
-    assert house.credentials.recheck(proof) == proof
+    house.check(proof)
     live = house.credentials.live()
     assert [(found.id, found.principal) for found in live] == [(made.id, proof.principal)]
     house.clock.forward(30 * 86400)
@@ -349,7 +349,7 @@ def test_a_locked_application_is_out_at_once(house: House) -> None:
     proof = house.identify(made.text)
     with house.state.write() as transaction:
         transaction.run(update(tables.service_account).values(locked=True))
-    for call in (lambda: house.identify(made.text), lambda: house.credentials.recheck(proof)):
+    for call in (lambda: house.identify(made.text), lambda: house.check(proof)):
         with pytest.raises(Unauthenticated):
             call()
     with house.state.write() as transaction:
