@@ -68,7 +68,7 @@ class Places:
         if not ask.retries:
             # One that was with a replica that broke is no newcomer.
             self._check_room(ask, line)
-        waiter = Waiter(ask, ask.begun, asyncio.get_running_loop().create_future())
+        waiter = Waiter(ask, asyncio.get_running_loop().create_future())
         line = self._lines.setdefault(ask.endpoint, Line())
         line.add(waiter)
         try:

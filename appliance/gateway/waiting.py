@@ -29,13 +29,16 @@ class Waiter:
     """One answer that waits.
 
     Attributes:
-        begun: it had tokens when it began to wait.
-        placed: gets its place, or the error with which it is turned away.
+            placed: gets its place, or the error with which it is turned away.
     """
 
     ask: Ask
-    begun: bool
     placed: asyncio.Future[Placed] = field(repr=False)
+
+    @property
+    def begun(self) -> bool:
+        """Whether it had tokens when it began to wait; while it waits, none come."""
+        return self.ask.begun
 
 
 class Line:

@@ -11,7 +11,8 @@ from appliance.gateway.waiting import Line, Waiter
 
 def waiter(caller: str, *, begun: bool = False) -> Waiter:
     ask = Ask("e", [1], generation_pb2.Sampling(), [], 10, caller=caller)
-    return Waiter(ask, begun, asyncio.get_running_loop().create_future())
+    ask.generated += [2] * begun
+    return Waiter(ask, asyncio.get_running_loop().create_future())
 
 
 def order(line: Line) -> list[str]:
