@@ -24,6 +24,7 @@ TEXT_PART_BYTES = 4 << 20
 PART_DOCUMENTS = 20_000
 """As many as the control plane takes in one part."""
 WEIGHTS = ".safetensors"
+"""Ending of what holds weights; the control plane judges the rest of the name."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,30 @@
+"""What a client says is too much is what the control plane takes, no more and no less."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from appliance.client import parts, texts
+from appliance.control.services import documents, upload_layout
+from appliance.crypto.tensors import INDEX, is_weights, weight_files
+
+
+def test_bounds_of_documents_are_those_of_the_control_plane() -> None:
+    assert texts.LARGEST_DOCUMENT == documents.LARGEST_TEXT
+    assert texts.LONGEST_ID == documents.LONGEST_ID
+    assert texts.LONGEST_SOURCE == documents.LONGEST_SOURCE
+    assert parts.PART_DOCUMENTS == upload_layout.PART_DOCUMENTS
+
+
+def test_a_part_of_the_client_is_a_part_of_the_control_plane() -> None:
+    assert parts.MESSAGE_BYTES <= parts.TEXT_PART_BYTES <= upload_layout.PART_BYTES
+    # A document of its own part, with its id and source and what protobuf puts around them.
+    text = 4 * (documents.LONGEST_ID + documents.LONGEST_SOURCE) + documents.LARGEST_TEXT
+    assert text + 100 <= upload_layout.PART_BYTES
+
+
+@pytest.mark.parametrize("name", [*weight_files(1), *weight_files(3), INDEX, "config.json"])
+def test_what_is_sent_last_is_weights(name: str) -> None:
+    assert is_weights(name) is (Path(name).suffix == parts.WEIGHTS)
