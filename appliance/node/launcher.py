@@ -285,12 +285,12 @@ class Running:
 
     async def _abandon(self) -> None:
         """End what was begun, without a word to anybody."""
-        for task in (*self._readers, self._watch):
-            if task is not None:
-                task.cancel()
+        if self._watch is not None:
+            self._watch.cancel()
         await self.kill()
         if self._process is not None:
             await asyncio.to_thread(self._process.wait)
+        await self._drain()
 
     async def _begin(self, variables: Mapping[str, str]) -> None:
         orders_read, orders_write = os.pipe()

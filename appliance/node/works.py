@@ -330,7 +330,8 @@ class Works:
     def _stop_or_cancel(self, entry: _Entry, grace_seconds: float) -> None:
         if entry.running is not None:
             entry.running.stop(grace_seconds)
-        elif entry.starting is not None:
+        elif entry.starting is not None and not entry.starting.cancelling():
+            # Once: told again, it would not wait for what is being removed.
             entry.starting.cancel()
 
 

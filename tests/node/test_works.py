@@ -7,7 +7,9 @@ import base64
 import os
 import signal
 import stat
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -150,6 +152,33 @@ async def test_a_start_that_is_called_off_while_it_waits_for_keys_is_over_at_onc
     assert (ended.succeeded, ended.reason) == (False, "LEASE_LOST")
     await session.beats(2)
     assert not session.of("heartbeat")[-1].running
+
+
+async def test_a_start_that_is_called_off_twice_is_over_when_nothing_of_it_is_left(
+    control: FakeControlPlane, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An order to stop is repeated; meanwhile a slow disk makes the folders of the work."""
+    agent = await start()
+    session = await control.session()
+    reached, goes_on = threading.Event(), threading.Event()
+    prepare = agent.works.launcher._prepare
+
+    def slow(*of: Any) -> Any:
+        reached.set()
+        goes_on.wait(30)
+        return prepare(*of)
+
+    monkeypatch.setattr(agent.works.launcher, "_prepare", slow)
+    order = toy_order(control, tmp_path, QUIET)
+    session.send(start_job=order)
+    await asyncio.to_thread(reached.wait, 30)
+    for _ in range(3):
+        session.send(stop=rpc.StopWork(work=order.work, grace_seconds=30))
+        await session.beats(2)
+    assert session.of("heartbeat")[-1].running
+    goes_on.set()
+    await session.until("job_ended")
+    assert list((tmp_path / "scratch").iterdir()) == []
 
 
 async def test_work_that_asks_for_keys_when_the_connection_ends_asks_again(
