@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import codecs
+import contextlib
 import io
 import os
 from collections.abc import Iterable
@@ -126,7 +127,9 @@ class CappedLog:
     def _append(self, data: bytes) -> None:
         if self._size + len(data) > self._limit // 2 and self._size:
             self._file.close()
-            self._path.replace(self._path.with_name(f"{self._path.name}.1"))
+            # A try before may have come so far, and found no room for the new one.
+            with contextlib.suppress(FileNotFoundError):
+                self._path.replace(self._path.with_name(f"{self._path.name}.1"))
             self._file = _open(self._path)
             self._size = 0
         self._file.write(data[: self._limit // 2])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import errno
 import io
 import json
 import os
@@ -22,7 +23,7 @@ import pytest
 
 from appliance.api.agent.v1 import agent_service_pb2 as rpc
 from appliance.core.errors import FailedPrecondition, InvalidInput
-from appliance.node import documents, launcher
+from appliance.node import documents, launcher, logs
 from appliance.node.cgroup import Cgroup
 from appliance.node.launcher import (
     KEPT_RUNS,
@@ -322,6 +323,27 @@ def test_a_folder_that_is_gone_costs_lines_of_the_log_and_not_the_work(tmp_path:
         log.write(f"line {number}\n".encode())
     log.close()
     assert log.last.text.endswith("line 48\nline 49\n")
+
+
+def test_a_log_goes_on_when_there_is_room_for_its_next_file_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = CappedLog(tmp_path / "log", 200)
+    log.write(b"x" * 90 + b"\n")
+
+    def full(_: Path) -> Any:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as disk:
+        disk.setattr(logs, "_open", full)
+        log.write(b"y" * 90 + b"\n")
+        log.write(b"y" * 90 + b"\n")
+    log.write(b"after\n")
+    log.close()
+    assert (tmp_path / "log.1").read_text() == "x" * 90 + "\n"
+    assert (tmp_path / "log").read_text() == (
+        "(182 bytes were lost here: the disk was full)\nafter\n"
+    )
 
 
 async def test_the_log_of_a_running_work_is_never_forgotten(tmp_path: Path) -> None:
