@@ -1,7 +1,6 @@
 """FLOE: known answers, agreement with a second implementation, keys and limits."""
 
 import random
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,26 +19,6 @@ from appliance.crypto.floe import (
     floe_encrypt,
 )
 from tests.crypto import reference_floe
-
-OFFICIAL = Path(__file__).parents[3] / "shared" / "vectors" / "floe"
-
-
-@pytest.mark.skipif(not OFFICIAL.is_dir(), reason="the official vectors are not at hand")
-@pytest.mark.parametrize(
-    "name",
-    [
-        "cpp_GCM256_IV256_64",
-        "java_GCM256_IV256_64",
-        "pub_java_GCM256_IV256_64",
-        "rust_GCM256_IV256_64",
-        "rust_GCM256_IV256_4K",
-    ],
-)
-def test_official_vectors_decrypt(name: str) -> None:
-    sealed = bytes.fromhex((OFFICIAL / f"{name}_ct.txt").read_text())
-    expected = bytes.fromhex((OFFICIAL / f"{name}_pt.txt").read_text())
-
-    assert floe_decrypt(bytes(32), b"This is AAD", sealed) == expected
 
 
 @pytest.mark.parametrize("index", range(7))
