@@ -60,6 +60,8 @@ def main(arguments: Sequence[str]) -> int:
             return _init(parsed)
         if parsed.config is None:
             raise InvalidInput("name the configuration with --config, or make one with `init`")
+        if parsed.command is None:
+            _configure_log()
         settings = _settings(parsed.config)
         if parsed.command == "join-token":
             return _join_token(settings, parsed)
@@ -67,9 +69,6 @@ def main(arguments: Sequence[str]) -> int:
             return _who_joins(settings, parsed.readmit)
         if parsed.command in _RESCUES:
             return _rescue(settings, parsed)
-        log.configure("control")
-        for library in ("alembic", "casbin"):
-            logging.getLogger(library).setLevel(logging.WARNING)
         with (
             contextlib.suppress(KeyboardInterrupt),
             asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
@@ -79,6 +78,12 @@ def main(arguments: Sequence[str]) -> int:
         print(f"error: {error.message}", file=sys.stderr)  # noqa: T201  # said to whoever starts it
         return 1
     return 0
+
+
+def _configure_log() -> None:
+    log.configure("control")
+    for library in ("alembic", "casbin"):
+        logging.getLogger(library).setLevel(logging.WARNING)
 
 
 def _settings(file: Path) -> ControlConfig:

@@ -1,1 +1,1 @@
-"""The shared language of all processes; it imports the standard library alone."""
+"""The shared language of all processes: the standard library, and msgspec in `config`."""

@@ -5,9 +5,8 @@ A gRPC code, a stable reason, and a sentence that says what to do next.
 Rules kept here:
 * every error a caller may see is an `ApplianceError`; anything else is a bug and leaves the process
   as INTERNAL;
-* `code` is the name of a gRPC status code (a string: this package imports the standard library
-  alone), `reason` is UPPER_SNAKE, never changes its meaning, and is what programs compare;
-  `message` is for a person;
+* `code` is the name of a gRPC status code (a string: this package knows no gRPC), `reason` is
+  UPPER_SNAKE, never changes its meaning, and is what programs compare; `message` is for a person;
 * one reason belongs to one class, so that the other end of a call can raise the same class again
   (`BY_REASON`).
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
+
+from msgspec import Meta
 
 from appliance.core.addresses import split_address
-from appliance.core.config import doc
+from appliance.core.config import Retired, doc
 from appliance.core.errors import InvalidInput
 from appliance.gateway.front import SiteFiles
 from appliance.wire.admission import StrangerLimits
@@ -30,48 +32,50 @@ class Listen:
 class Limits:
     """What one caller, and all together, may take."""
 
-    calls: int = field(
+    calls: Annotated[int, Meta(ge=0)] = field(
         default=1024,
         metadata=doc("answers in work at a time, of all callers; each endpoint has a share"),
     )
-    calls_per_caller: int = field(
+    calls_per_caller: Annotated[int, Meta(ge=0)] = field(
         default=64, metadata=doc("answers in work at a time, of one caller")
     )
-    calls_per_second: float = field(
+    calls_per_second: Annotated[float, Meta(ge=0)] = field(
         default=200.0,
         metadata=doc("calls of one caller in the long run, on each of the two fronts"),
     )
-    call_burst: int = field(
+    call_burst: Annotated[int, Meta(ge=0)] = field(
         default=2000, metadata=doc("calls of one caller that may come at once, on each front")
     )
-    body_bytes: int = field(
+    body_bytes: Annotated[int, Meta(ge=1)] = field(
         default=1 << 20, metadata=doc("largest request; a larger one is refused")
     )
-    connections: int = field(
+    connections: Annotated[int, Meta(ge=0)] = field(
         default=2048, metadata=doc("open connections to the OpenAI-compatible API")
     )
-    connections_per_source: int = field(
+    connections_per_source: Annotated[int, Meta(ge=0)] = field(
         default=512,
         metadata=doc("those of one address (of an IPv6 /64); more behind a proxy of your own"),
     )
-    connections_per_second: float = field(
+    connections_per_second: Annotated[float, Meta(ge=0)] = field(
         default=100.0, metadata=doc("new connections of one address in the long run")
     )
-    connection_burst: int = field(
+    connection_burst: Annotated[int, Meta(ge=0)] = field(
         default=300, metadata=doc("new connections of one address that may come at once")
     )
-    refused_per_second: float = field(
+    refused_per_second: Annotated[float, Meta(ge=0)] = field(
         default=2.0,
         metadata=doc(
             "refused tokens of one address, and refused calls of one caller with a record each, "
             "in the long run"
         ),
     )
-    refused_burst: int = field(default=60, metadata=doc("such refusals that may come at once"))
-    answer_seconds: float = field(
+    refused_burst: Annotated[int, Meta(ge=0)] = field(
+        default=60, metadata=doc("such refusals that may come at once")
+    )
+    answer_seconds: Annotated[float, Meta(gt=0)] = field(
         default=3600.0, metadata=doc("longest time an answer may take; then it fails")
     )
-    send_seconds: float = field(
+    send_seconds: Annotated[float, Meta(gt=0)] = field(
         default=30.0, metadata=doc("time a caller may read nothing; then its answer ends")
     )
 
@@ -80,59 +84,59 @@ class Limits:
 class Routing:
     """How replicas are chosen, watched and replaced."""
 
-    wait_seconds: float = field(
+    wait_seconds: Annotated[float, Meta(ge=0)] = field(
         default=30.0,
         metadata=doc("time an answer waits for a replica when none is ready but one may come"),
     )
-    queue: int = field(
+    queue: Annotated[int, Meta(ge=0)] = field(
         default=256,
         metadata=doc(
             "answers without a token that wait for their turn at one endpoint whose replicas are"
             " full"
         ),
     )
-    queue_seconds: float = field(
+    queue_seconds: Annotated[float, Meta(ge=0)] = field(
         default=120.0, metadata=doc("longest time an answer waits for its turn; then 429")
     )
-    waiting: int = field(
+    waiting: Annotated[int, Meta(ge=0)] = field(
         default=128,
         metadata=doc("answers without a token that wait for a replica of one endpoint at a time"),
     )
-    settle_seconds: float = field(
+    settle_seconds: Annotated[float, Meta(ge=0)] = field(
         default=5.0,
         metadata=doc("time a replica that broke may come back before it counts as dead"),
     )
-    silent_seconds: float = field(
+    silent_seconds: Annotated[float, Meta(gt=0)] = field(
         default=0.85,
         metadata=doc("silence after which a replica is lost; heartbeats come each 0.25 s"),
     )
-    stall_seconds: float = field(
+    stall_seconds: Annotated[float, Meta(gt=0)] = field(
         default=10.0,
         metadata=doc("time a busy engine may make no step; then its answers go on elsewhere"),
     )
-    first_token_seconds: float = field(
+    first_token_seconds: Annotated[float, Meta(gt=0)] = field(
         default=120.0,
         metadata=doc("longest time a replica works on an answer until its first token"),
     )
-    between_tokens_seconds: float = field(
+    between_tokens_seconds: Annotated[float, Meta(gt=0)] = field(
         default=60.0, metadata=doc("longest time between two tokens from one replica")
     )
-    retries: int = field(
+    retries: Annotated[int, Meta(ge=0)] = field(
         default=2, metadata=doc("further replicas to try for an answer without a token so far")
     )
-    retry_share: float = field(
+    retry_share: Annotated[float, Meta(ge=0, le=1)] = field(
         default=0.1, metadata=doc("share of calls that may be retried, beyond a first few")
     )
-    continuations: int = field(
+    continuations: Annotated[int, Meta(ge=0)] = field(
         default=8, metadata=doc("times a begun answer may go on with another replica")
     )
-    answers_per_replica: int = field(
+    answers_per_replica: Annotated[int, Meta(ge=1)] = field(
         default=512,
         metadata=doc(
             "most answers in one replica at a time; fewer where it says how many it works on"
         ),
     )
-    failures: int = field(
+    failures: Annotated[int, Meta(ge=1)] = field(
         default=3, metadata=doc("failures in a row that take a replica out of rotation")
     )
 
@@ -167,8 +171,14 @@ class FrontFiles:
 class GatewayConfig:
     """One gateway."""
 
-    RETIRED: ClassVar[Mapping[str, str]] = {
-        "view_seconds": "stale_view_seconds says how long an old view decides (900; 0 is strict)"
+    RETIRED: ClassVar[Mapping[str, Retired]] = {
+        "view_seconds": Retired(
+            "0.2",
+            advice=(
+                "its value is ignored; stale_view_seconds says how long an old view decides (900;"
+                " 0 is strict)"
+            ),
+        )
     }
 
     cluster_id: str = field(metadata=doc("id of the appliance's cluster"))
@@ -215,7 +225,7 @@ class GatewayConfig:
     front: FrontFiles = field(default_factory=FrontFiles)
     listen: Listen = field(default_factory=Listen)
     metrics: str = field(default="127.0.0.1:8445", metadata=doc("loopback address of the metrics"))
-    stale_view_seconds: float = field(
+    stale_view_seconds: Annotated[float, Meta(ge=0)] = field(
         default=900.0,
         metadata=doc(
             "how long calls are decided by what the control plane said last; 0 is strict: while it"

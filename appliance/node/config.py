@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from msgspec import Meta
 
 from appliance.core.config import doc
 from appliance.machine.control_plane import Control
@@ -17,13 +19,13 @@ class Devices:
     kind: Literal["auto", "cpu", "cuda"] = field(
         default="auto", metadata=doc("`auto`: GPUs if there are any, else process slots on CPUs")
     )
-    count: int = field(
+    count: Annotated[int, Meta(ge=0)] = field(
         default=0, metadata=doc("devices to offer; 0: all GPUs, or one slot for each core")
     )
-    memory_bytes: int = field(
+    memory_bytes: Annotated[int, Meta(ge=0)] = field(
         default=0, metadata=doc("memory to offer to work; 0: four fifths of what there is")
     )
-    threads: int = field(
+    threads: Annotated[int, Meta(ge=0)] = field(
         default=0, metadata=doc("CPU threads of each rank; 0: cores divided by devices")
     )
 
@@ -59,6 +61,6 @@ class NodeConfig:
         default="127.0.0.1:7446", metadata=doc("loopback address of the gRPC health service")
     )
     metrics: str = field(default="127.0.0.1:7447", metadata=doc("loopback address of the metrics"))
-    log_bytes: int = field(
+    log_bytes: Annotated[int, Meta(ge=1)] = field(
         default=16 << 20, metadata=doc("bytes of log kept of each work; older ones are dropped")
     )

@@ -25,6 +25,9 @@ import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Annotated
+
+from msgspec import Meta
 
 from appliance.core.config import doc
 from appliance.core.errors import Exhausted
@@ -277,14 +280,14 @@ class SourceLimit:
 class StrangerLimits:
     """What callers may hold while nobody knows who they are; part of a process' configuration."""
 
-    waiting: int = field(
+    waiting: Annotated[int, Meta(ge=0)] = field(
         default=512, metadata=doc("calls without a known caller at a time, of all addresses")
     )
-    waiting_per_source: int = field(
+    waiting_per_source: Annotated[int, Meta(ge=0)] = field(
         default=32,
         metadata=doc("such calls of one address, or of one IPv6 /64"),
     )
-    first_message_seconds: float = field(
+    first_message_seconds: Annotated[float, Meta(gt=0)] = field(
         default=10.0, metadata=doc("time for a call's first message to come, whole")
     )
 
@@ -293,31 +296,35 @@ class StrangerLimits:
 class CallerLimits:
     """How much one known caller may ask for; part of a process' configuration."""
 
-    calls: int = field(
+    calls: Annotated[int, Meta(ge=0)] = field(
         default=64,
         metadata=doc("calls of one caller in work at a time, for reads, changes, uploads, watches"),
     )
-    reads_per_second: float = field(
+    reads_per_second: Annotated[float, Meta(ge=0)] = field(
         default=10.0, metadata=doc("reads of one caller in the long run")
     )
-    read_burst: int = field(default=600, metadata=doc("reads of one caller that may come at once"))
-    changes_per_second: float = field(
+    read_burst: Annotated[int, Meta(ge=0)] = field(
+        default=600, metadata=doc("reads of one caller that may come at once")
+    )
+    changes_per_second: Annotated[float, Meta(ge=0)] = field(
         default=5.0, metadata=doc("changes and watches of one caller in the long run")
     )
-    change_burst: int = field(
+    change_burst: Annotated[int, Meta(ge=0)] = field(
         default=400, metadata=doc("such calls of one caller that may come at once")
     )
-    parts_per_second: float = field(
+    parts_per_second: Annotated[float, Meta(ge=0)] = field(
         default=50.0, metadata=doc("parts of uploads of one caller in the long run")
     )
-    part_burst: int = field(
+    part_burst: Annotated[int, Meta(ge=0)] = field(
         default=400, metadata=doc("parts of uploads of one caller that may come at once")
     )
-    denials_per_second: float = field(
+    denials_per_second: Annotated[float, Meta(ge=0)] = field(
         default=2.0,
         metadata=doc("refused calls of one caller with a record each; more are counted"),
     )
-    denial_burst: int = field(default=200, metadata=doc("such records that may come at once"))
+    denial_burst: Annotated[int, Meta(ge=0)] = field(
+        default=200, metadata=doc("such records that may come at once")
+    )
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import tomllib
 import typing
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,6 +78,16 @@ def _attributes(path: Path) -> set[str]:
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute) and id(node) not in left_out
     }
+
+
+@pytest.mark.parametrize("cls", [ControlConfig, GatewayConfig, NodeConfig])
+def test_a_retired_key_lives_for_the_releases_of_one_number(cls: Any) -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    known = {key for key, _ in keys(cls)}
+    for key, retired in getattr(cls, "RETIRED", {}).items():
+        assert key not in known
+        assert version.startswith(f"{retired.since}."), f"{key} has had its time: remove it"
+        assert retired.successor in known if retired.successor else retired.advice
 
 
 @pytest.mark.parametrize(
