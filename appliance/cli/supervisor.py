@@ -35,6 +35,7 @@ from appliance.core.addresses import check_free
 from appliance.core.errors import ApplianceError, FailedPrecondition, Unavailable, Untrusted
 from appliance.core.files import open_private
 from appliance.core.process import adopt_orphans, die_with_parent, leave_no_core, signal_name
+from appliance.core.waiting import grown
 
 START_SECONDS = 120.0
 NODE_SECONDS = 45.0
@@ -43,7 +44,7 @@ GRACE_SECONDS = 20.0
 LOG_SECONDS = 60.0
 """Time between two looks at how large the logs are."""
 STEADY_SECONDS = 60.0
-LONGEST_PAUSE = 30.0
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
 SIGNALS = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 Say = Callable[[str], None]
 
@@ -197,7 +198,7 @@ class Supervisor:
         kill_below(os.getpid(), keep=self._running())
         steady = time.monotonic() - child.started > STEADY_SECONDS
         child.failures = 0 if steady else child.failures + 1
-        pause = min(LONGEST_PAUSE, 2.0 ** max(child.failures - 1, 0))
+        pause = grown(max(child.failures, 1), FIRST_PAUSE, LONGEST_PAUSE)
         child.restart_at = time.monotonic() + pause
         self._say(f"{self._last_words(child)}; starting it again in {pause:.0f} s")
 

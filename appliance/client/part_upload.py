@@ -18,7 +18,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from datetime import timedelta
 from typing import Any, TypeVar
 
 from appliance.api.data.v1 import upload_pb2, upload_service_pb2_grpc
@@ -36,7 +35,7 @@ from appliance.core.errors import (
     Unavailable,
     Untrusted,
 )
-from appliance.core.waiting import pause_after
+from appliance.core.waiting import Backoff
 
 T = TypeVar("T")
 IN_FLIGHT = 4
@@ -46,7 +45,7 @@ PART_SECONDS = 600.0
 PATIENCE = 120.0
 """Seconds for which a control plane that cannot be reached is asked again."""
 PAGE = 1000
-FIRST_PAUSE, MAX_PAUSE = timedelta(seconds=0.2), timedelta(seconds=5)
+FIRST_PAUSE, MAX_PAUSE = 0.2, 5.0
 LOOK_FIRST, LOOK_LAST = 0.05, 2.0
 """Seconds between two looks at a commit."""
 
@@ -125,7 +124,8 @@ class Calls:
         self._connection.close()
 
     def _repeat(self, work: Callable[[Connection], T]) -> T:
-        renewed, failures, since = False, 0, time.monotonic()
+        renewed, waited, since = False, False, time.monotonic()
+        backoff = Backoff(FIRST_PAUSE, MAX_PAUSE)
         while True:
             connection = self._connection
             try:
@@ -137,14 +137,14 @@ class Calls:
                 renewed = True
                 self._renew(connection)
             except (Unavailable, Exhausted) as error:
-                failures += 1
-                pause = _pause(error, failures)
+                pause = _pause(error, backoff)
                 if PROGRESS in error.metadata:
                     since = time.monotonic()
                 if self._over.is_set() or time.monotonic() - since + pause > self._patience:
                     raise
-                if failures == 1:
+                if not waited:
                     self._say_once(error.message)
+                waited = True
                 if self._over.wait(pause):
                     raise
             else:
@@ -169,13 +169,13 @@ def _stub(connection: Connection) -> Any:  # noqa: ANN401 - generated stubs have
     return connection.stub(upload_service_pb2_grpc.UploadServiceStub)
 
 
-def _pause(error: ApplianceError, failures: int) -> float:
+def _pause(error: ApplianceError, backoff: Backoff) -> float:
     """Seconds to wait before the same again; endless when waiting does not help."""
     if isinstance(error, Untrusted):
         return math.inf
     if isinstance(error, Exhausted):
         return math.inf if error.retry_after is None else error.retry_after
-    return pause_after(failures, FIRST_PAUSE, MAX_PAUSE).total_seconds()
+    return backoff.failed()
 
 
 def complete(

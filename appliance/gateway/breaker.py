@@ -20,6 +20,8 @@ from __future__ import annotations
 import math
 from enum import Enum
 
+from appliance.core.waiting import grown
+
 FIRST_PAUSE = 1.0
 LONGEST_PAUSE = 30.0
 MEMORY = 60.0
@@ -47,7 +49,7 @@ class Breaker:
         self._most = failures
         self._failures = 0
         self._failed = -math.inf
-        self._pause = FIRST_PAUSE
+        self._probes = 0
         self._due = 0.0
         self.state = State.CLOSED
         self.paid = True
@@ -78,8 +80,8 @@ class Breaker:
         if self._failures < self._most:
             return False
         self.state = State.OPEN
-        self._pause = FIRST_PAUSE
-        self._due = now + self._pause
+        self._probes = 0
+        self._wait(now)
         return True
 
     def probe_due(self, now: float) -> bool:
@@ -97,8 +99,11 @@ class Breaker:
             self._failures = 0
             return
         self.state = State.OPEN
-        self._pause = min(2 * self._pause, LONGEST_PAUSE)
-        self._due = now + self._pause
+        self._wait(now)
+
+    def _wait(self, now: float) -> None:
+        self._probes += 1
+        self._due = now + grown(self._probes, FIRST_PAUSE, LONGEST_PAUSE)
 
 
 class Budget:

@@ -29,6 +29,7 @@ import grpc.aio
 from appliance.api.inference.v1 import generation_pb2, worker_service_pb2
 from appliance.api.inference.v1.worker_service_pb2_grpc import WorkerServiceStub
 from appliance.core.errors import ApplianceError, Cancelled, Unavailable
+from appliance.core.waiting import Backoff
 from appliance.gateway.attempts import Attempt
 from appliance.gateway.breaker import Breaker, State
 from appliance.gateway.config import Routing
@@ -257,16 +258,15 @@ class Link:
 
     async def _run(self) -> None:
         """Keep a stream open until the link is retired or closed."""
-        pause = FIRST_PAUSE
+        backoff = Backoff(FIRST_PAUSE, LONGEST_PAUSE)
         try:
             while not self.retired:
                 error, spoke = await self._attach()
                 if spoke:
-                    pause = FIRST_PAUSE
+                    backoff.reset()
                     logger.warning("replica %s is gone: %s", self.place.id, error)
                 self._broke(error)
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, LONGEST_PAUSE)
+                await asyncio.sleep(backoff.failed())
         except Exception:
             logger.exception("the link to replica %s failed; it is opened anew", self.place.id)
         finally:

@@ -23,6 +23,7 @@ from appliance.core.errors import (
     Unauthenticated,
     Unavailable,
 )
+from appliance.core.waiting import Backoff
 from appliance.machine.identity import Identity, IdentityStore
 
 LOOK_SECONDS = 0.5
@@ -57,7 +58,7 @@ class Joining:
         Raises FailedPrecondition when the authority is not the one that was announced: a token
         must not be sent to it.
         """
-        pause = FIRST_PAUSE
+        backoff = Backoff(FIRST_PAUSE, LONGEST_PAUSE)
         while True:
             held, why = None, "this server has not joined"
             if self.store.exists():
@@ -74,8 +75,7 @@ class Joining:
                     return joined
             if held is not None:
                 return held
-            await self.wait(pause)
-            pause = min(pause * 2, LONGEST_PAUSE)
+            await self.wait(backoff.failed())
 
     async def try_again(self, identity: Identity, why: str) -> Identity | None:
         """A new identity for one whose own is not taken; None, and why not in the log, if none.

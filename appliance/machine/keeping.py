@@ -15,6 +15,7 @@ import logging
 from collections.abc import Callable
 
 from appliance.core.errors import ApplianceError, Unauthenticated
+from appliance.core.waiting import Backoff
 from appliance.machine.identity import Identity
 from appliance.machine.joining import FIRST_PAUSE, LONGEST_PAUSE, Joining
 
@@ -41,7 +42,7 @@ class Keeper:
         self.changed = changed
         self._identity = identity
         self._changing = asyncio.Lock()
-        self._pause = FIRST_PAUSE
+        self._backoff = Backoff(FIRST_PAUSE, LONGEST_PAUSE)
 
     @property
     def identity(self) -> Identity:
@@ -102,8 +103,7 @@ class Keeper:
         """
         why = self.why_refused(error)
         if not why or await self.try_again(why):
-            self._pause = FIRST_PAUSE
+            self._backoff.reset()
             await asyncio.sleep(FIRST_PAUSE)
         else:
-            await self.joining.wait(self._pause)
-            self._pause = min(2 * self._pause, LONGEST_PAUSE)
+            await self.joining.wait(self._backoff.failed())

@@ -22,7 +22,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -38,6 +37,7 @@ from appliance.api.nodes.v1 import node_pb2
 from appliance.core.addresses import free_ports
 from appliance.core.errors import ApplianceError, Unavailable
 from appliance.core.heartbeat import HEARTBEAT_SECONDS
+from appliance.core.waiting import Backoff
 from appliance.machine.identity import Identity
 from appliance.machine.joining import LONGEST_PAUSE, Joining
 from appliance.machine.keeping import Keeper
@@ -177,17 +177,16 @@ class Agent:
         return answer
 
     async def _stay_connected(self) -> None:
-        backoff = self._rhythm.first_backoff
+        backoff = Backoff(self._rhythm.first_backoff, self._rhythm.longest_backoff)
         while True:
             self._heard.clear()
             self._again.clear()
             refused = await self._connect()
             joined = await self._keeper.try_again(refused) if refused else False
-            longest = LONGEST_PAUSE if refused else self._rhythm.longest_backoff
-            backoff = self._rhythm.first_backoff if self._heard.is_set() or joined else backoff * 2
-            backoff = min(backoff, longest)
-            # Not a secret: it only spreads the nodes.
-            await self._keeper.joining.wait(backoff * random.uniform(0.5, 1))  # noqa: S311
+            if self._heard.is_set() or joined:
+                backoff.reset()
+            pause = backoff.failed(LONGEST_PAUSE if refused else None)
+            await self._keeper.joining.wait(pause)
 
     async def _connect(self) -> str:
         """One stream, to its end; why the control plane refuses this identity, if that ended it."""
@@ -252,17 +251,16 @@ class Agent:
     async def _keep_reporting(self, stub: agent_service_pb2_grpc.AgentServiceStub) -> None:
         """Streams of reports, one after the other, once the control plane knows this node."""
         await self._heard.wait()
-        backoff = self._rhythm.first_backoff
+        backoff = Backoff(self._rhythm.first_backoff, self._rhythm.longest_backoff)
         while True:
             began = self._clock()
             try:
                 await self._report(stub)
             except ApplianceError as error:
                 logger.warning("reports do not reach the control plane: %s", error)
-            held = self._clock() - began > self._rhythm.silence
-            backoff = self._rhythm.first_backoff if held else backoff * 2
-            backoff = min(backoff, self._rhythm.longest_backoff)
-            await asyncio.sleep(backoff)
+            if self._clock() - began > self._rhythm.silence:
+                backoff.reset()
+            await asyncio.sleep(backoff.failed())
 
     async def _report(self, stub: agent_service_pb2_grpc.AgentServiceStub) -> None:
         """One stream of reports, to its end. Raises what ended it."""

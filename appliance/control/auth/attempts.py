@@ -31,7 +31,7 @@ from appliance.control.store.tables import attempt, device, user
 from appliance.core.errors import Exhausted
 from appliance.core.identity import Principal, PrincipalKind
 from appliance.core.names import is_id
-from appliance.core.waiting import in_seconds
+from appliance.core.waiting import in_seconds, pause_after
 from appliance.crypto.signing import hmac_sha256
 
 FREE = 5
@@ -53,8 +53,7 @@ def delay_after(failures: int) -> timedelta:
     """How long to wait before the next try after so many failures in a row."""
     if failures < FREE:
         return timedelta()
-    # The exponent is bounded before it is used: 2 ** 95 seconds is no date.
-    return min(timedelta(seconds=2 ** min(failures - FREE, 10)), LONGEST_DELAY)
+    return pause_after(failures - FREE + 1, timedelta(seconds=1), LONGEST_DELAY)
 
 
 def shared_counter(state: Reading, name: str, key: bytes) -> str:
