@@ -14,8 +14,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from appliance.cli.process_tree import kill_below
 from appliance.core.process import adopt_orphans
+from appliance.core.process_tree import kill_below
 from bench.measure import LIMITS, RESULTS, did_not_end, line_of
 
 GRACE_SECONDS = 60.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from pathlib import Path
 
@@ -10,8 +9,8 @@ import click
 
 from appliance.cli.local import Local
 from appliance.cli.options import data_dir
-from appliance.cli.process_tree import end, kill_below
 from appliance.core.data_directory import DataDirectory
+from appliance.core.process_tree import end, kill_below
 
 # Longer than the supervisor gives its processes.
 SECONDS = 60.0
@@ -29,5 +28,5 @@ def command(data_dir: Path) -> None:
         return
     if not end(pid, SECONDS):
         kill_below(pid)
-        os.kill(pid, signal.SIGKILL)
+        end(pid, SECONDS, signal.SIGKILL)
     click.echo("the appliance is down", err=True)

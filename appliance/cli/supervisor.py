@@ -29,12 +29,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 from appliance.cli.local import Local, Program, cut_log, log_file
-from appliance.cli.process_tree import descendants, kill_below
 from appliance.client.health import check
 from appliance.core.addresses import check_free
 from appliance.core.errors import ApplianceError, FailedPrecondition, Unavailable, Untrusted
 from appliance.core.files import open_private
 from appliance.core.process import adopt_orphans, die_with_parent, leave_no_core, signal_name
+from appliance.core.process_tree import descendants, kill_below
 from appliance.core.waiting import grown
 
 START_SECONDS = 120.0

@@ -37,9 +37,9 @@ from typing import Any
 from appliance.core.errors import FailedPrecondition, InvalidInput
 from appliance.core.files import make_private_dir
 from appliance.core.process import blocked, signal_name
+from appliance.core.process_tree import Process, kill_tree, tree
 from appliance.node.cgroup import Cgroup
 from appliance.node.logs import CHUNK_BYTES, CappedLog, LastOutput, Output
-from appliance.node.processes import Process, kill_tree, tree
 
 LOOK_SECONDS = 1.0
 REPORTS_LIMIT = 1 << 16

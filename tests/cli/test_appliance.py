@@ -18,7 +18,7 @@ import pyotp
 import pytest
 
 from appliance.cli.local import Local
-from appliance.cli.process_tree import descendants
+from appliance.core.process_tree import descendants
 
 PASSWORDS = {"alice": "violet harbour 41 tram", "dora": "seven quiet 92 lanterns"}
 PROGRAM = [sys.executable, "-m", "appliance.cli.main"]

@@ -1,16 +1,12 @@
 import errno
 import os
-import signal
 import stat
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from appliance.cli import local
 from appliance.cli.local import Local
-from appliance.cli.process_tree import descendants, end, kill_below
 from appliance.core.data_directory import KEPT
 from appliance.core.errors import Exhausted, FailedPrecondition, NotFound
 from tests.fakes.disk import filled, small_disk
@@ -18,21 +14,6 @@ from tests.fakes.disk import filled, small_disk
 CONTROL = '[listen]\napi = "127.0.0.1:1"\nmachines = "127.0.0.1:2"\nmetrics = "127.0.0.1:3"\n'
 NODE = 'health = "127.0.0.1:4"\nmetrics = "127.0.0.1:5"\n'
 GATEWAY = 'metrics = "127.0.0.1:8"\n[listen]\ngrpc = "127.0.0.1:6"\nopenai = "127.0.0.1:7"\n'
-# Starts a child that starts another, says that it has, and waits to be ended.
-FAMILY = (
-    "import subprocess, sys, time;"
-    "inner = 'import time; print(1, flush=True); time.sleep(60)';"
-    "outer = f'import subprocess, sys; subprocess.run([sys.executable, \"-c\", {inner!r}])';"
-    "subprocess.run([sys.executable, '-c', outer])"
-)
-
-
-def alive(pid: int) -> bool:
-    """Whether it still runs; one that has ended may wait for its parent to notice."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 @pytest.fixture
@@ -109,40 +90,6 @@ def test_a_stale_file_is_no_running_appliance(data: Path) -> None:
     (data / "run").mkdir()
     (data / "run" / "supervisor.pid").write_text("1")
     assert Local(data).supervisor() is None
-
-
-def test_a_tree_is_ended_whole_and_nothing_else() -> None:
-    family = [sys.executable, "-c", FAMILY]
-    with (
-        subprocess.Popen(family, stdout=subprocess.PIPE) as other,
-        subprocess.Popen(family, stdout=subprocess.PIPE) as victim,
-    ):
-        for each in (other, victim):
-            assert each.stdout is not None
-            assert each.stdout.readline() == b"1\n"
-        below = descendants(victim.pid)
-        assert len(below) == 2
-        assert kill_below(victim.pid) == below
-        assert victim.wait(10) == 0
-        assert not any(alive(pid) for pid in below)
-        kept = descendants(other.pid)
-        assert kill_below(os.getpid(), keep=frozenset({other.pid})) == []
-        assert descendants(other.pid) == kept
-        kill_below(other.pid)
-
-
-def test_a_process_is_asked_to_end() -> None:
-    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as child:
-        assert end(child.pid, 10)
-        assert child.wait(10) == -signal.SIGTERM
-    deaf = "import signal, time; signal.signal(15, signal.SIG_IGN); print(1, flush=True)"
-    with subprocess.Popen(
-        [sys.executable, "-c", f"{deaf}; time.sleep(60)"], stdout=subprocess.PIPE
-    ) as child:
-        assert child.stdout is not None
-        child.stdout.readline()
-        assert not end(child.pid, 0.1)
-        child.kill()
 
 
 def test_a_log_that_has_grown_large_becomes_the_one_before(

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from appliance.cli.local import LOG_BYTES
-from appliance.cli.process_tree import descendants
 from appliance.core.identity import PrincipalKind
+from appliance.core.process_tree import descendants
 from tests.fakes.ports import free_port
 from tests.fakes.wire import issued, other_authority
 

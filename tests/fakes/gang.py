@@ -15,6 +15,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from appliance.core.process_tree import session
 from tests.fakes.job_context import FakeJob
 
 ROOT = Path(__file__).parents[2]
@@ -102,18 +103,4 @@ class RunningGang:
 
     def family(self) -> list[int]:
         """Process ids of the leader's session."""
-        return session_members(self.process.pid)
-
-
-def session_members(session: int) -> list[int]:
-    """Live processes of a session (proc(5): the fourth number after the name)."""
-    members = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            if int(fields[3]) == session and fields[0] not in "ZX":
-                members.append(int(entry.name))
-    return sorted(members)
+        return session(self.process.pid)

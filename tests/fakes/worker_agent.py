@@ -6,7 +6,6 @@ import base64
 import json
 import os
 import select
-import signal
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from typing import Any
 import fsspec
 import grpc.aio
 
+from appliance.core import process_tree
 from appliance.core.identity import Principal, PrincipalKind
 from appliance.crypto.artifacts import ArtifactWriter, manifest_digest
 from appliance.crypto.certs import Authority, make_csr, new_private_key
@@ -145,17 +145,7 @@ class WorkerProcess:
 
     def family(self) -> list[int]:
         """Process numbers of the worker's session."""
-        found = []
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit():
-                try:
-                    stat = (entry / "stat").read_text().rpartition(")")[2].split()
-                except (FileNotFoundError, ProcessLookupError):
-                    continue
-                # Fields after the name: state, ppid, pgrp, session.
-                if int(stat[3]) == self.process.pid and stat[0] != "Z":
-                    found.append(int(entry.name))
-        return sorted(found)
+        return process_tree.session(self.process.pid)
 
     def left(self, seconds: float = 3.0) -> list[int]:
         """Who of them is still there after some time: the kernel ends them after the first one."""
@@ -166,7 +156,7 @@ class WorkerProcess:
 
     def children(self, parent: int) -> list[int]:
         """Those of the session that `parent` forked, by what runs in them: engine first."""
-        return [pid for pid in self.family() if _parent(pid) == parent]
+        return [pid for pid in process_tree.children(parent) if pid in self.family()]
 
     def wait(self, seconds: float) -> int:
         """Exit code."""
@@ -174,14 +164,9 @@ class WorkerProcess:
 
     def end(self) -> None:
         """Kill whatever is left of it."""
-        for pid in self.family():
-            os.kill(pid, signal.SIGKILL)
+        process_tree.kill_tree(self.process.pid)
         self.process.wait(10)
         os.close(self._reports)
-
-
-def _parent(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def connect(address: str, identities: Identities, kind: PrincipalKind) -> grpc.aio.Channel:

@@ -22,11 +22,11 @@ from typing import Any
 import pyotp
 
 from appliance.cli.local import Local
-from appliance.cli.process_tree import descendants
 from appliance.client.connection import Connection
 from appliance.client.methods import find
 from appliance.client.pages import all_pages
 from appliance.client.profiles import Profiles
+from appliance.core.process_tree import descendants
 from deploy.demo.terminal import Terminal
 from tests.fakes.gang import ROOT
 from tests.fakes.watchdog import loop_watchdog

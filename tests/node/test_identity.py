@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from appliance.core import process_tree
 from appliance.core.errors import Exhausted, FailedPrecondition, Unauthenticated, Untrusted
 from appliance.core.files import write_durably
 from appliance.core.identity import Principal, PrincipalKind
@@ -28,7 +29,6 @@ from appliance.machine.keeping import Keeper
 from tests.fakes.agent import Said, Start, store, token_file
 from tests.fakes.control_plane import CLUSTER, NODE, FakeControlPlane
 from tests.fakes.disk import filled, small_disk
-from tests.fakes.gang import session_members
 from tests.fakes.toy_kind import SLOW
 from tests.fakes.toy_order import toy_order
 
@@ -257,7 +257,7 @@ async def test_a_node_that_is_refused_joins_anew_when_it_gets_a_token(
     assert second.serial != first.serial
     # What runs under a lease goes on meanwhile.
     assert [work.epoch for work in (await second.until("hello")).running] == [1]
-    assert session_members(pid) != []
+    assert process_tree.session(pid) != []
     assert agent.identity == store(control, tmp_path).load()
 
 

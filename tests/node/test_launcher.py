@@ -22,7 +22,9 @@ from typing import Any
 import pytest
 
 from appliance.api.agent.v1 import agent_service_pb2 as rpc
+from appliance.core import process_tree
 from appliance.core.errors import FailedPrecondition, InvalidInput
+from appliance.core.process_tree import tree
 from appliance.node import documents, launcher, logs
 from appliance.node.cgroup import Cgroup
 from appliance.node.launcher import (
@@ -35,10 +37,8 @@ from appliance.node.launcher import (
     folder_name,
 )
 from appliance.node.logs import CHUNK_BYTES, LAST_BYTES, CappedLog, LastOutput
-from appliance.node.processes import Process, kill_tree, tree
 from appliance.node.reports import JobReports
 from tests.fakes.disk import filled, small_disk
-from tests.fakes.gang import session_members
 
 READ = """
 import json, os, sys
@@ -205,7 +205,7 @@ async def test_nothing_is_left_when_the_first_process_ends(tmp_path: Path) -> No
     os.kill(running.pid, signal.SIGKILL)
     async with asyncio.timeout(20):
         await running.wait()
-    assert session_members(running.pid) == []
+    assert process_tree.session(running.pid) == []
     loop, event = asyncio.get_running_loop(), asyncio.Event()
     loop.add_reader(gone, event.set)
     async with asyncio.timeout(5):
@@ -513,18 +513,6 @@ async def test_the_end_of_a_work_brings_its_last_output(tmp_path: Path) -> None:
     assert "what it read" not in repr(ended)
 
 
-@pytest.mark.attack
-async def test_a_number_that_another_process_has_now_is_not_signalled() -> None:
-    process = await asyncio.create_subprocess_exec("sleep", "60", start_new_session=True)
-    (real,) = tree(process.pid)
-    stranger = Process(real.pid, real.started - 1)
-    assert kill_tree(2**22 + 1, {stranger})
-    assert process.returncode is None
-    assert session_members(process.pid) == [process.pid]
-    process.kill()
-    await process.wait()
-
-
 def test_a_cgroup_holds_the_limit_and_the_process(tmp_path: Path) -> None:
     group = Cgroup(tmp_path, "work.1", 1 << 30)
     group.add(42)
@@ -544,10 +532,10 @@ async def test_a_work_that_cannot_be_limited_does_not_run_without_a_limit(tmp_pa
     )
     # The kernel takes no process there.
     (tmp_path / "ab.0.3" / "cgroup.procs").mkdir(parents=True)
-    before = set(session_members(os.getpid()))
+    before = set(process_tree.session(os.getpid()))
     with pytest.raises(FailedPrecondition, match="would have no memory limit"):
         await work.start("import time; time.sleep(60)")
-    assert set(session_members(os.getpid())) == before
+    assert set(process_tree.session(os.getpid())) == before
     assert work.ended == []
     assert list((tmp_path / "scratch").iterdir()) == []
 

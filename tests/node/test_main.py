@@ -13,8 +13,8 @@ import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from appliance.core import process_tree
 from tests.fakes.control_plane import FakeControlPlane
-from tests.fakes.gang import session_members
 from tests.fakes.ports import free_port
 from tests.fakes.site import TOY_AGENT
 from tests.fakes.toy_kind import BUSY
@@ -54,8 +54,9 @@ async def test_an_agent_takes_its_work_with_it(tmp_path: Path, number: signal.Si
             session.send(start_job=toy_order(control, tmp_path, BUSY))
             await session.until("job_progress", event="started")
             assert await serving(health)
-            (leader_pid,) = [pid for pid in children_of(process.pid) if pid in session_members(pid)]
-            waiting = [os.pidfd_open(pid) for pid in session_members(leader_pid)]
+            started = process_tree.children(process.pid)
+            (leader_pid,) = [pid for pid in started if pid in process_tree.session(pid)]
+            waiting = [os.pidfd_open(pid) for pid in process_tree.session(leader_pid)]
             assert len(waiting) == 3
             process.send_signal(number)
             async with asyncio.timeout(30):
@@ -63,7 +64,7 @@ async def test_an_agent_takes_its_work_with_it(tmp_path: Path, number: signal.Si
             assert code == (0 if number == signal.SIGTERM else -number)
             for descriptor in waiting:
                 await ended(descriptor)
-            assert session_members(leader_pid) == []
+            assert process_tree.session(leader_pid) == []
             assert session.of("job_ended") == []
         finally:
             if process.returncode is None:
@@ -124,11 +125,6 @@ async def serving(port: int) -> bool:
         stub = health_pb2_grpc.HealthStub(channel)
         answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=5)
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
-
-
-def children_of(pid: int) -> list[int]:
-    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
-    return [int(child) for child in text.split()]
 
 
 async def ended(descriptor: int) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from appliance.api.agent.v1 import agent_service_pb2 as rpc
+from appliance.core import process_tree
 from tests.fakes.agent import Start, until
 from tests.fakes.control_plane import FakeControlPlane, Session
-from tests.fakes.gang import session_members
 from tests.fakes.toy_kind import QUIET, SLEEP, SLOW, STEPS
 from tests.fakes.toy_order import toy_order
 
@@ -43,7 +43,7 @@ async def test_a_job_that_is_to_save_saves_once_and_ends(
     assert ended.message == f"saved the checkpoint of step {step}"
     assert step < STEPS
     assert not ended.outputs
-    assert session_members(entry.running.pid) == []
+    assert process_tree.session(entry.running.pid) == []
     samples = [each for metric in agent._metrics.ended.collect() for each in metric.samples]
     outcomes = {each.labels["outcome"] for each in samples if each.name.endswith("_total")}
     assert outcomes == {"paused"}
@@ -69,7 +69,7 @@ async def test_a_job_that_does_not_save_in_time_is_ended_all_the_same(
     ended = await session.until("job_ended")
     assert (ended.succeeded, ended.reason) == (False, "LEASE_LOST")
     assert ended.message == "none was saved within 1 s"
-    assert session_members(entry.running.pid) == []
+    assert process_tree.session(entry.running.pid) == []
 
 
 async def test_a_job_that_saves_can_still_be_stopped(

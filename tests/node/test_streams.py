@@ -10,12 +10,12 @@ import pytest
 
 from appliance.api.agent.v1 import agent_service_pb2 as rpc
 from appliance.api.nodes.v1 import node_pb2
+from appliance.core import process_tree
 from appliance.node.agent import Agent
 from appliance.node.logs import LAST_BYTES
 from appliance.wire.accepted import Accepted, AcceptedFile
 from tests.fakes.agent import Said, Start, serve, until
 from tests.fakes.control_plane import FakeControlPlane, Session
-from tests.fakes.gang import session_members
 from tests.fakes.toy_kind import FULL, QUIET, SLOW, STEPS, TEXT
 from tests.fakes.toy_order import toy_order
 
@@ -90,11 +90,11 @@ async def test_nothing_ends_because_nobody_answers(
     session.close()
     again = await control.session()
     (entry,) = agent.works._entries.values()
-    assert len(session_members(entry.running.pid)) == 3
+    assert len(process_tree.session(entry.running.pid)) == 3
     again.send(stop=rpc.StopWork(work=started.work, grace_seconds=0))
     ended = await again.until("job_ended")
     assert (ended.succeeded, ended.reason) == (False, "LEASE_LOST")
-    assert session_members(entry.running.pid) == []
+    assert process_tree.session(entry.running.pid) == []
 
 
 async def test_work_goes_on_while_the_control_plane_is_away(

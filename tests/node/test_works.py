@@ -15,6 +15,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from appliance.api.agent.v1 import agent_service_pb2 as rpc
+from appliance.core import process_tree
 from appliance.core.thinning import MOST_POINTS
 from appliance.node.agent import NEWS_SECONDS, REPORT_SECONDS
 from appliance.node.documents import Place
@@ -23,7 +24,6 @@ from appliance.node.reports import JobReports
 from appliance.node.works import Works, _Entry
 from tests.fakes.agent import COMMANDS, Start, serve
 from tests.fakes.control_plane import FakeControlPlane
-from tests.fakes.gang import session_members
 from tests.fakes.toy_kind import QUIET, SLOW, STEPS
 from tests.fakes.toy_order import toy_order
 
@@ -69,7 +69,7 @@ async def test_no_key_is_in_any_process_of_the_work(
     session.send(start_job=toy_order(control, tmp_path, SLOW))
     await session.until("job_progress", event="")
     (entry,) = agent.works._entries.values()
-    family = session_members(entry.running.pid)
+    family = process_tree.session(entry.running.pid)
     assert len(family) == 3
     keys = [key.key for key in control.keys["0a" * 16].outputs]
     secrets = [*keys, *map(base64.b64encode, keys), *(key.hex().encode() for key in keys)]
@@ -93,7 +93,7 @@ async def test_a_stopped_job_ends_and_nothing_is_left(
     session.send(stop=rpc.StopWork(work=started.work, grace_seconds=20))
     ended = await session.until("job_ended")
     assert (ended.succeeded, ended.reason) == (False, "LEASE_LOST")
-    assert session_members(pid) == []
+    assert process_tree.session(pid) == []
 
 
 async def test_an_order_of_an_older_epoch_is_ignored_and_a_newer_one_replaces(
@@ -108,7 +108,7 @@ async def test_an_order_of_an_older_epoch_is_ignored_and_a_newer_one_replaces(
     session.send(start_job=toy_order(control, tmp_path / "c", QUIET, epoch=3))
     ended = await session.until("job_ended")
     assert ended.work.epoch == 3
-    assert session_members(pid) == []
+    assert process_tree.session(pid) == []
     assert [asked.work.epoch for asked in control.asked] == [2, 3]
 
 

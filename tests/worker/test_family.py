@@ -8,9 +8,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
+
+from appliance.core.process_tree import lives
 
 Started = tuple[subprocess.Popen[str], list[int], list[str], int]
 
@@ -70,18 +71,10 @@ def started() -> Iterator[Started]:
 def gone(pids: list[int], seconds: float = 5.0) -> bool:
     limit = time.monotonic() + seconds
     while time.monotonic() < limit:
-        alive = [p for p in pids if Path(f"/proc/{p}").exists() and not zombie(p)]
-        if not alive:
+        if not any(map(lives, pids)):
             return True
         time.sleep(0.01)
     return False
-
-
-def zombie(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
 
 
 def test_a_rank_tells_why_it_fails(started: Started) -> None:

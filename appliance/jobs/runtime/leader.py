@@ -17,12 +17,11 @@ Called by `start`. Restarting is torch's elastic agent (torch.distributed.elasti
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,7 @@ from torch.distributed.elastic.rendezvous import RendezvousError
 
 from appliance.core.errors import ApplianceError, Internal, Paused, Unavailable
 from appliance.core.process import signal_name
+from appliance.core.process_tree import kill_children
 from appliance.core.values import given
 from appliance.jobs.runtime.crashes import Crash, Crashes
 from appliance.jobs.runtime.flags import Flags
@@ -83,7 +83,7 @@ class GangAgent(LocalElasticAgent):  # type: ignore[misc]  # torch's class has n
         self._note({base + local: _end_of(process) for local, process in processes.items()})
         if watch.cause:
             # Before torch asks them to end, and waits half a minute for one that is stopped.
-            _kill(list(processes.values()))
+            kill_children(list(processes.values()))
         # torch does not count the rounds in which this node follows another.
         left = MAX_RESTARTS + 1 - self._gang.rendezvous.round
         self._remaining_restarts: int = min(self._remaining_restarts, left)
@@ -221,14 +221,6 @@ def _end_of(rank: int) -> int:
     if found is None:
         return 0
     return int(found.si_status if found.si_code == os.CLD_EXITED else -found.si_status)
-
-
-def _kill(ranks: Sequence[int]) -> None:
-    for rank in ranks:
-        # Of one that torch has collected already, somebody else may have the number by now.
-        with contextlib.suppress(ChildProcessError, ProcessLookupError):
-            os.waitid(os.P_PID, rank, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            os.kill(rank, signal.SIGKILL)
 
 
 def _let_others_speak(flags: Flags) -> None:

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from appliance.core import process_tree
 from appliance.core.needs import REPAIR
 from appliance.node.logs import LAST_BYTES
-from tests.fakes.gang import RunningGang, session_members
+from tests.fakes.gang import RunningGang
 from tests.fakes.job_context import FakeJob
 from tests.fakes.ports import free_port
 from tests.fakes.toy_kind import (
@@ -204,7 +205,7 @@ def test_sigterm_stops_the_ranks_at_their_next_fence(
     assert gang.wait() == 1
     assert [line["reason"] for line in job.lines("error")] == ["LEASE_LOST"]
     assert len(job.lines("progress")) < STEPS
-    assert session_members(gang.process.pid) == []
+    assert process_tree.session(gang.process.pid) == []
 
 
 def test_ranks_die_with_their_leader(tmp_path: Path, gangs: list[RunningGang]) -> None:
@@ -218,7 +219,7 @@ def test_ranks_die_with_their_leader(tmp_path: Path, gangs: list[RunningGang]) -
     for descriptor in waiting:
         assert select.select([descriptor], [], [], 10)[0]
         os.close(descriptor)
-    assert session_members(gang.process.pid) == []
+    assert process_tree.session(gang.process.pid) == []
 
 
 def two_nodes(folder: Path, what: int) -> tuple[FakeJob, FakeJob]:
