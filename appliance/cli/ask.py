@@ -71,10 +71,10 @@ def _print(session: Session, pieces: Any, *, whole: bool) -> None:
         texts.append(piece.text)
         final = piece
         if not whole:
-            _write(piece.text)
+            write_safely(piece.text)
     answer = "".join(texts)
     if session.shared.output == "table":
-        _write(f"{answer}\n" if whole else "\n")
+        write_safely(f"{answer}\n" if whole else "\n")
         return
     facts: dict[str, Any] = {"text": answer}
     if final is not None:
@@ -83,7 +83,7 @@ def _print(session: Session, pieces: Any, *, whole: bool) -> None:
     session.show(facts)
 
 
-def _write(text: str) -> None:
+def write_safely(text: str) -> None:
     """What a model writes must not steer a terminal; a file gets it as it is."""
     sys.stdout.write(safe(text, keep="\n\t") if sys.stdout.isatty() else text)
     sys.stdout.flush()

@@ -62,7 +62,7 @@ def command(
     if devices is not None:
         arguments += ["--devices", str(devices)]
     made = _make(local, admin, password, arguments)
-    made["context"] = _add_context(local, site.reached("api"), admin)
+    made["context"] = add_context(local, site.reached("api"), admin)
     _show(made, output)
 
 
@@ -83,7 +83,7 @@ def _make(local: Local, admin: str, password: str, arguments: list[str]) -> dict
     return made
 
 
-def _add_context(local: Local, server: str, admin: str) -> str:
+def add_context(local: Local, server: str, admin: str) -> str:
     """A context under a name that no other appliance has; one of another appliance is kept."""
     profiles = Profiles()
     pem = local.ca.read_text(encoding="ascii")

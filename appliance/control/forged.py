@@ -30,8 +30,8 @@ Close = Callable[[Transaction, Table, Where, datetime], None]
 def closed(found: Iterable[Finding]) -> Iterator[str]:
     """What `close` does about each of these, for a person and for the record."""
     for finding in _written(found):
-        if table_of(finding.row) in _CLOSING:
-            yield f"{finding.shown}: {_CLOSING[table_of(finding.row)][0]}"
+        if table_of(finding.row) in CLOSING:
+            yield f"{finding.shown}: {CLOSING[table_of(finding.row)][0]}"
 
 
 def close(transaction: Transaction, found: Sequence[Finding], now: datetime) -> None:
@@ -43,7 +43,7 @@ def close(transaction: Transaction, found: Sequence[Finding], now: datetime) -> 
         now: aware time.
     """
     names = {finding.row for finding in _written(found)}
-    for name, (_, action) in _CLOSING.items():
+    for name, (_, action) in CLOSING.items():
         table = tables.metadata.tables[name]
         key = [table.c[column] for column in KEYS[name]]
         # Nothing but the key: what else was written may be no value at all.
@@ -80,7 +80,7 @@ def _end(transaction: Transaction, table: Table, this: Where, now: datetime) -> 
     transaction.run(table.update().where(this, going_on).values(values))
 
 
-_CLOSING: dict[str, tuple[str, Close]] = {
+CLOSING: dict[str, tuple[str, Close]] = {
     "binding": ("deleted", _delete),
     "session": ("deleted", _delete),
     "device": ("deleted", _delete),

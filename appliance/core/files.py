@@ -51,7 +51,8 @@ def sync_dir(path: Path) -> None:
         os.close(descriptor)
 
 
-def _write_all(descriptor: int, data: bytes) -> None:
+def write_all(descriptor: int, data: bytes) -> None:
+    """Write all of the bytes to a descriptor, also where the kernel takes fewer at a time."""
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]
@@ -66,7 +67,7 @@ def write_durably(path: Path, data: bytes, mode: int = 0o600) -> None:
     untouched.
     """
     with durable_file(path, mode) as descriptor:
-        _write_all(descriptor, data)
+        write_all(descriptor, data)
 
 
 @contextlib.contextmanager

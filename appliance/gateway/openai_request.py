@@ -35,7 +35,7 @@ _WITHOUT_EFFECT = frozenset(
     }
 )
 # Values that say "no" to what is not supported.
-_UNSUPPORTED: Mapping[str, tuple[object, ...]] = {
+UNSUPPORTED: Mapping[str, tuple[object, ...]] = {
     "audio": (),
     "best_of": (1,),
     "echo": (False,),
@@ -58,7 +58,7 @@ _UNSUPPORTED: Mapping[str, tuple[object, ...]] = {
     "verbosity": (),
     "web_search_options": (),
 }
-_COMMON = frozenset(
+COMMON = frozenset(
     {
         "ignore_eos",
         "max_tokens",
@@ -80,8 +80,8 @@ _LONGEST: Mapping[str, int] = {
     "user": 512,
 }
 _MOST_METADATA, _LONGEST_METADATA_KEY, _LONGEST_METADATA = 16, 64, 512
-_CHAT = _COMMON | {"messages", "max_completion_tokens"}
-_COMPLETION = _COMMON | {"prompt"}
+_CHAT = COMMON | {"messages", "max_completion_tokens"}
+_COMPLETION = COMMON | {"prompt"}
 
 
 @dataclass(frozen=True)
@@ -174,9 +174,9 @@ def _check_known(body: Mapping[str, Any], known: frozenset[str]) -> None:
     for field, value in body.items():
         if field in known or field in _WITHOUT_EFFECT or value is None:
             continue
-        if field not in _UNSUPPORTED:
+        if field not in UNSUPPORTED:
             raise _wrong(plain(field), "is not a field of this request")
-        if not any(_equal(value, harmless) for harmless in _UNSUPPORTED[field]):
+        if not any(_equal(value, harmless) for harmless in UNSUPPORTED[field]):
             raise _wrong(field, "is not supported here: leave it out")
 
 

@@ -262,7 +262,7 @@ class Pipeline:
         check_sampling(sampling)
         model = await self._parts.models.get(route)
         longest = route.max_sequence_length
-        prompt = await _tokens(model, question, longest, Asker(call.endpoint, call.principal))
+        prompt = await tokens_of(model, question, longest, Asker(call.endpoint, call.principal))
         wanted = sampling.max_tokens if sampling.HasField("max_tokens") else None
         space = room(len(prompt), wanted, longest)
         call.prompt_tokens = space.prompt
@@ -350,7 +350,11 @@ def meaning(ended: BaseException) -> ApplianceError:
     return ended if isinstance(ended, ApplianceError) else Cancelled("the caller left")
 
 
-async def _tokens(model: ServedModel, question: Question, most: int, asker: Asker) -> list[int]:
+async def tokens_of(model: ServedModel, question: Question, most: int, asker: Asker) -> list[int]:
+    """The ids of a prompt, fewer than `most`.
+
+    Raises InvalidInput and ContextExceeded; who asks is counted for the model's turns.
+    """
     if question.messages is not None:
         return await model.chat(question.messages, most, asker)
     if question.tokens is not None:

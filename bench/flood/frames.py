@@ -73,10 +73,10 @@ def fields_of(fields: Iterable[Field]) -> bytes:
 
 def _text(text: str) -> bytes:
     data = text.encode()
-    return _number(len(data)) + data
+    return encoded_number(len(data)) + data
 
 
-def _number(value: int) -> bytes:
+def encoded_number(value: int) -> bytes:
     """An integer with a prefix of seven bits (RFC 7541, 5.1)."""
     if value < 127:
         return bytes((value,))

@@ -7,10 +7,10 @@ from bench.flood import frames
 
 def test_numbers_have_a_prefix_of_seven_bits() -> None:
     # RFC 7541, C.1 with a prefix of seven bits.
-    assert frames._number(10) == b"\x0a"
-    assert frames._number(126) == b"\x7e"
-    assert frames._number(127) == b"\x7f\x00"
-    assert frames._number(1337) == b"\x7f\xba\x09"
+    assert frames.encoded_number(10) == b"\x0a"
+    assert frames.encoded_number(126) == b"\x7e"
+    assert frames.encoded_number(127) == b"\x7f\x00"
+    assert frames.encoded_number(1337) == b"\x7f\xba\x09"
 
 
 def test_a_field_is_a_literal_that_nobody_keeps() -> None:

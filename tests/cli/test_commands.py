@@ -810,7 +810,7 @@ def test_what_a_model_writes_cannot_steer_a_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
-    ask._write("a\x1b[2J\n\tb\x07")
+    ask.write_safely("a\x1b[2J\n\tb\x07")
     assert capsys.readouterr().out == "a�[2J\n\tb�"
 
 

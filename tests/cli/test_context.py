@@ -51,9 +51,9 @@ def test_a_new_appliance_takes_over_no_context(
     profiles.put(older)
     profiles.keep_token(older, "a live session")
     (home / "ca.pem").write_text(CA)
-    assert init._add_context(Local(home), older.server, "bob") == "local-2"
+    assert init.add_context(Local(home), older.server, "bob") == "local-2"
     assert profiles.get("local") == older
     assert profiles.token(older) == "a live session"
     assert (profiles.current, profiles.get().user) == ("local-2", "bob")
     assert "this one is local-2" in capsys.readouterr().err
-    assert init._add_context(Local(home), older.server, "bob") == "local-2"
+    assert init.add_context(Local(home), older.server, "bob") == "local-2"

@@ -260,7 +260,7 @@ def fill(folder: Path) -> None:
 def test_for_each_covered_table_it_is_said_what_is_done_when_it_is_accepted() -> None:
     """Keys and versions open for the row they were made for; a checkpoint is read by its digest."""
     kept = {"artifact_version", "checkpoint", "project_key"}
-    assert set(SIGNED) - set(forged._CLOSING) == kept
+    assert set(SIGNED) - set(forged.CLOSING) == kept
 
 
 @pytest.mark.attack

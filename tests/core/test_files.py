@@ -100,7 +100,7 @@ def test_a_failed_write_leaves_the_old_file(
 
 def test_a_real_full_disk() -> None:
     with pytest.raises(OSError, match="No space left"), Path("/dev/full").open("wb", 0) as full:
-        files._write_all(full.fileno(), b"x")
+        files.write_all(full.fileno(), b"x")
 
 
 def test_short_writes_are_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from appliance.api.agent.v1 import agent_service_pb2 as rpc
+from appliance.core import process_tree
 from appliance.machine import kinds
 from appliance.machine.control_plane import Control
 from appliance.machine.identity import IdentityStore
@@ -65,6 +67,11 @@ async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(30):
         while not condition():  # noqa: ASYNC110 - nothing tells of it
             await asyncio.sleep(0.05)
+
+
+def first_processes() -> list[int]:
+    """The first process of each work of an agent in this process: it leads a session."""
+    return [pid for pid in process_tree.children(os.getpid()) if pid in process_tree.session(pid)]
 
 
 def serve(control: FakeControlPlane, length: int = 64) -> rpc.StartReplica:

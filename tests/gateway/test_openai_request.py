@@ -102,7 +102,7 @@ JSON = st.recursive(
     max_leaves=8,
 )
 FIELDS = st.sampled_from(
-    [*requests._COMMON, *requests._UNSUPPORTED, "messages", "prompt", "max_completion_tokens"]
+    [*requests.COMMON, *requests.UNSUPPORTED, "messages", "prompt", "max_completion_tokens"]
 )
 
 

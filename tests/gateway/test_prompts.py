@@ -13,7 +13,7 @@ import pytest
 
 from appliance.api.inference.v1.generation_pb2 import Sampling
 from appliance.core.errors import ContextExceeded, Internal, InvalidInput
-from appliance.gateway.pipeline import Question, _tokens
+from appliance.gateway.pipeline import Question, tokens_of
 from appliance.gateway.text import Detokenizer
 from appliance.gateway.tokenize import ServedModel
 from appliance.gateway.turns import ANYBODY, KEPT, Asker, Turns
@@ -99,11 +99,11 @@ class Many(Sequence[int]):
 async def test_token_ids_are_counted_before_they_are_looked_at() -> None:
     model = cast("ServedModel", SimpleNamespace(vocabulary=100))
     with pytest.raises(ContextExceeded, match="send a shorter one"):
-        await _tokens(model, Question(Sampling(), tokens=Many()), 512, ANYBODY)
+        await tokens_of(model, Question(Sampling(), tokens=Many()), 512, ANYBODY)
     for wrong in ([100], [5, -1]):
         with pytest.raises(InvalidInput, match="vocabulary of 100"):
-            await _tokens(model, Question(Sampling(), tokens=wrong), 512, ANYBODY)
-    assert await _tokens(model, Question(Sampling(), tokens=[0, 99]), 512, ANYBODY) == [0, 99]
+            await tokens_of(model, Question(Sampling(), tokens=wrong), 512, ANYBODY)
+    assert await tokens_of(model, Question(Sampling(), tokens=[0, 99]), 512, ANYBODY) == [0, 99]
 
 
 async def _hold(

@@ -65,7 +65,7 @@ async def test_what_a_full_disk_did_not_take_is_written_when_it_is_heard_again(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(files, "_write_all", full)
+        patch.setattr(files, "write_all", full)
         assert await node.hear("b", after=2) == accepted("a")
     assert "replicas do not hear which gateways count" in caplog.text
     assert await node.hear("b", after=4) == accepted("b", after=4)

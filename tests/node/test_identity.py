@@ -26,7 +26,7 @@ from appliance.machine import kinds
 from appliance.machine.identity import Identity, IdentityStore
 from appliance.machine.joining import Joining
 from appliance.machine.keeping import Keeper
-from tests.fakes.agent import Said, Start, store, token_file
+from tests.fakes.agent import Said, Start, first_processes, store, token_file
 from tests.fakes.control_plane import CLUSTER, NODE, FakeControlPlane
 from tests.fakes.disk import filled, small_disk
 from tests.fakes.toy_kind import SLOW
@@ -247,7 +247,7 @@ async def test_a_node_that_is_refused_joins_anew_when_it_gets_a_token(
     first = await control.session()
     first.send(start_job=toy_order(control, tmp_path, SLOW))
     await first.until("job_progress", event="")
-    pid = next(iter(agent.works._entries.values())).running.pid
+    (pid,) = first_processes()
     control.refuses = "nodes/gpu-1 was evicted"
     first.close()
     await said.until("was evicted")

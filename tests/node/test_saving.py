@@ -9,7 +9,7 @@ import pytest
 
 from appliance.api.agent.v1 import agent_service_pb2 as rpc
 from appliance.core import process_tree
-from tests.fakes.agent import Start, until
+from tests.fakes.agent import Start, first_processes, until
 from tests.fakes.control_plane import FakeControlPlane, Session
 from tests.fakes.toy_kind import QUIET, SLEEP, SLOW, STEPS
 from tests.fakes.toy_order import toy_order
@@ -33,9 +33,9 @@ async def test_a_job_that_is_to_save_saves_once_and_ends(
         await session.until("job_progress", event="")
     else:
         # Its first process is there, and does not know of any signal yet.
-        while not any(entry.running for entry in agent.works._entries.values()):
+        while not first_processes():
             await session.beats(1)
-    (entry,) = agent.works._entries.values()
+    (pid,) = first_processes()
     for _ in range(3):
         session.send(stop=rpc.StopWork(work=started.work, grace_seconds=60, save=True))
     step, ended = await until_saved(session)
@@ -43,7 +43,7 @@ async def test_a_job_that_is_to_save_saves_once_and_ends(
     assert ended.message == f"saved the checkpoint of step {step}"
     assert step < STEPS
     assert not ended.outputs
-    assert process_tree.session(entry.running.pid) == []
+    assert process_tree.session(pid) == []
     samples = [each for metric in agent._metrics.ended.collect() for each in metric.samples]
     outcomes = {each.labels["outcome"] for each in samples if each.name.endswith("_total")}
     assert outcomes == {"paused"}
@@ -57,19 +57,19 @@ async def asleep(folder: Path) -> None:
 async def test_a_job_that_does_not_save_in_time_is_ended_all_the_same(
     control: FakeControlPlane, start: Start, tmp_path: Path
 ) -> None:
-    agent = await start()
+    await start()
     session = await control.session()
     started = toy_order(control, tmp_path, SLEEP)
     session.send(start_job=started)
     await asleep(tmp_path)
-    (entry,) = agent.works._entries.values()
+    (pid,) = first_processes()
     session.send(stop=rpc.StopWork(work=started.work, grace_seconds=1, save=True))
     # The order is repeated with what is left of the time; the first one counts.
     session.send(stop=rpc.StopWork(work=started.work, grace_seconds=3000, save=True))
     ended = await session.until("job_ended")
     assert (ended.succeeded, ended.reason) == (False, "LEASE_LOST")
     assert ended.message == "none was saved within 1 s"
-    assert process_tree.session(entry.running.pid) == []
+    assert process_tree.session(pid) == []
 
 
 async def test_a_job_that_saves_can_still_be_stopped(

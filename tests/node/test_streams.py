@@ -14,7 +14,7 @@ from appliance.core import process_tree
 from appliance.node.agent import Agent
 from appliance.node.logs import LAST_BYTES
 from appliance.wire.accepted import Accepted, AcceptedFile
-from tests.fakes.agent import Said, Start, serve, until
+from tests.fakes.agent import Said, Start, first_processes, serve, until
 from tests.fakes.control_plane import FakeControlPlane, Session
 from tests.fakes.toy_kind import FULL, QUIET, SLOW, STEPS, TEXT
 from tests.fakes.toy_order import toy_order
@@ -79,7 +79,7 @@ async def test_the_last_output_of_a_failed_job_is_said_until_it_was_taken_and_sh
 async def test_nothing_ends_because_nobody_answers(
     control: FakeControlPlane, start: Start, tmp_path: Path
 ) -> None:
-    agent = await start()
+    await start()
     session = await control.session()
     started = toy_order(control, tmp_path, SLOW)
     control.leases.clear()
@@ -89,12 +89,12 @@ async def test_nothing_ends_because_nobody_answers(
     await session.beats(5)
     session.close()
     again = await control.session()
-    (entry,) = agent.works._entries.values()
-    assert len(process_tree.session(entry.running.pid)) == 3
+    (pid,) = first_processes()
+    assert len(process_tree.session(pid)) == 3
     again.send(stop=rpc.StopWork(work=started.work, grace_seconds=0))
     ended = await again.until("job_ended")
     assert (ended.succeeded, ended.reason) == (False, "LEASE_LOST")
-    assert process_tree.session(entry.running.pid) == []
+    assert process_tree.session(pid) == []
 
 
 async def test_work_goes_on_while_the_control_plane_is_away(

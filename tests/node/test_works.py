@@ -22,7 +22,7 @@ from appliance.node.documents import Place
 from appliance.node.metrics import NodeMetrics
 from appliance.node.reports import JobReports
 from appliance.node.works import Works, _Entry
-from tests.fakes.agent import COMMANDS, Start, serve
+from tests.fakes.agent import COMMANDS, Start, first_processes, serve
 from tests.fakes.control_plane import FakeControlPlane
 from tests.fakes.toy_kind import QUIET, SLOW, STEPS
 from tests.fakes.toy_order import toy_order
@@ -68,8 +68,8 @@ async def test_no_key_is_in_any_process_of_the_work(
     session = await control.session()
     session.send(start_job=toy_order(control, tmp_path, SLOW))
     await session.until("job_progress", event="")
-    (entry,) = agent.works._entries.values()
-    family = process_tree.session(entry.running.pid)
+    (first,) = first_processes()
+    family = process_tree.session(first)
     assert len(family) == 3
     keys = [key.key for key in control.keys["0a" * 16].outputs]
     secrets = [*keys, *map(base64.b64encode, keys), *(key.hex().encode() for key in keys)]
@@ -84,12 +84,12 @@ async def test_no_key_is_in_any_process_of_the_work(
 async def test_a_stopped_job_ends_and_nothing_is_left(
     control: FakeControlPlane, start: Start, tmp_path: Path
 ) -> None:
-    agent = await start()
+    await start()
     session = await control.session()
     started = toy_order(control, tmp_path, SLOW)
     session.send(start_job=started)
     await session.until("job_progress", event="")
-    pid = next(iter(agent.works._entries.values())).running.pid
+    (pid,) = first_processes()
     session.send(stop=rpc.StopWork(work=started.work, grace_seconds=20))
     ended = await session.until("job_ended")
     assert (ended.succeeded, ended.reason) == (False, "LEASE_LOST")
@@ -99,11 +99,11 @@ async def test_a_stopped_job_ends_and_nothing_is_left(
 async def test_an_order_of_an_older_epoch_is_ignored_and_a_newer_one_replaces(
     control: FakeControlPlane, start: Start, tmp_path: Path
 ) -> None:
-    agent = await start()
+    await start()
     session = await control.session()
     session.send(start_job=toy_order(control, tmp_path / "a", SLOW, epoch=2))
     await session.until("job_progress", event="")
-    pid = next(iter(agent.works._entries.values())).running.pid
+    (pid,) = first_processes()
     session.send(start_job=toy_order(control, tmp_path / "b", SLOW, epoch=1))
     session.send(start_job=toy_order(control, tmp_path / "c", QUIET, epoch=3))
     ended = await session.until("job_ended")
@@ -229,7 +229,7 @@ async def test_a_work_cannot_name_a_folder_elsewhere(
 async def test_a_replica_says_when_it_is_ready_and_that_it_has_ended(
     control: FakeControlPlane, start: Start
 ) -> None:
-    agent = await start()
+    await start()
     session = await control.session()
     session.send(start_replica=serve(control))
     ready = await session.until("replica_changed")
@@ -238,7 +238,8 @@ async def test_a_replica_says_when_it_is_ready_and_that_it_has_ended(
     session.close()
     again = await control.session()
     assert (await again.until("replica_changed")).ready
-    os.kill(next(iter(agent.works._entries.values())).running.pid, signal.SIGKILL)
+    (pid,) = first_processes()
+    os.kill(pid, signal.SIGKILL)
     ended = await again.until("replica_changed", ended=True)
     assert ended.message == (
         "the replica ended: its process was killed by SIGKILL, as the kernel does when memory runs"

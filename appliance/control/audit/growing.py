@@ -155,7 +155,7 @@ class Reserve:
         # Left by the process before, perhaps smaller.
         held = path.stat().st_blocks * 512 if path.exists() else 0
         found = os.statvfs(path.parent)
-        self.size = _fitting(size, least, found.f_blocks * found.f_frsize, self._room(), held)
+        self.size = fitting_size(size, least, found.f_blocks * found.f_frsize, self._room(), held)
         """Bytes that are kept."""
         self._held = held >= self.size
         self._there = 0 if self._held else held
@@ -195,7 +195,7 @@ class Reserve:
         self._path.unlink(missing_ok=True)
 
 
-def _fitting(size: int, least: int, disk: int, free: int, held: int) -> int:
+def fitting_size(size: int, least: int, disk: int, free: int, held: int) -> int:
     """How large a reserve is: half as large again and again, until the disk has as much beside it.
 
     Args:

@@ -55,12 +55,12 @@ def learn(texts: Iterator[str], size: int) -> Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_bounded(texts), trainer)
+    tokenizer.train_from_iterator(bounded_words(texts), trainer)
     tokenizer.encode_special_tokens = True
     return tokenizer
 
 
-def _bounded(texts: Iterator[str]) -> Iterator[str]:
+def bounded_words(texts: Iterator[str]) -> Iterator[str]:
     """The beginnings of texts, cut where a word or a gap is longer than `LONGEST_WORD`."""
     for whole in texts:
         text = whole[:LONGEST_TEXT]

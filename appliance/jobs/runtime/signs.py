@@ -33,9 +33,9 @@ BEAT_SECONDS = 0.25
 _SLOT = 256
 _MARKS, _BEATS, _STATE, _TEXT = 0, 8, 16, 17
 _COUNT = struct.Struct("<Q")
-_DISTRIBUTED = f"{Path(distributed.__file__).parent}/"
-_TORCH = Path(torch.__file__).parent
-_OPERATORS = (f"{_TORCH}/_ops.py", f"{_TORCH}/_library/")
+DISTRIBUTED = f"{Path(distributed.__file__).parent}/"
+TORCH = Path(torch.__file__).parent
+_OPERATORS = (f"{TORCH}/_ops.py", f"{TORCH}/_library/")
 """Where Python calls an operator of torch, such as `wait_tensor`."""
 _FRAMES = 8
 
@@ -144,5 +144,5 @@ def in_collective(trace: TracebackType | None) -> bool:
 def _collective(innermost_first: Iterable[str]) -> bool:
     for file in innermost_first:
         if not file.startswith(_OPERATORS):
-            return file.startswith(_DISTRIBUTED)
+            return file.startswith(DISTRIBUTED)
     return False

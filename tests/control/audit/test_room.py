@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.control.audit.growing import LEAST_RESERVE, Reserve, _fitting
+from appliance.control.audit.growing import LEAST_RESERVE, Reserve, fitting_size
 from appliance.control.audit.room import LOW, Room
 
 MIB = 1 << 20
@@ -32,7 +32,7 @@ MIB = 1 << 20
 def test_a_reserve_leaves_a_disk_as_much_as_it_takes(
     disk: int, free: int, held: int, fits: int
 ) -> None:
-    found = _fitting(64 * MIB, LEAST_RESERVE, disk * MIB, free * MIB, held * MIB)
+    found = fitting_size(64 * MIB, LEAST_RESERVE, disk * MIB, free * MIB, held * MIB)
     assert found == fits * MIB
 
 

@@ -364,7 +364,7 @@ def test_personal_data_beside_what_looks_like_it(text: str, expected: str) -> No
 
 @pytest.mark.parametrize("long", ["x" * 1000, " \u3000" * 500, "\u3042" * 1000, "\x0b\x85" * 500])
 def test_no_word_or_gap_that_is_learnt_from_is_long(long: str) -> None:
-    pieces = list(vocabulary._bounded(iter([f"a {long} b"])))
+    pieces = list(vocabulary.bounded_words(iter([f"a {long} b"])))
     assert "".join(pieces) == f"a {long} b"
     assert max(map(len, pieces)) <= vocabulary.LONGEST_WORD + 2
 

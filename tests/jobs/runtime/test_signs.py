@@ -57,8 +57,8 @@ def stand(file: str) -> Callable[[threading.Lock], None]:
 @pytest.mark.parametrize(
     ("file", "state"),
     [
-        (f"{signs._DISTRIBUTED}distributed_c10d.py", State.WAITS),
-        (f"{signs._TORCH}/nn/modules/linear.py", State.WORKS),
+        (f"{signs.DISTRIBUTED}distributed_c10d.py", State.WAITS),
+        (f"{signs.TORCH}/nn/modules/linear.py", State.WORKS),
         ("/somewhere/else/torch/distributed.py", State.WORKS),
     ],
 )
