@@ -94,7 +94,9 @@ def test_device_files_that_are_missing_or_closed(tmp_path: Path) -> None:
 
 
 def test_the_least_driver_is_that_of_the_locked_torch() -> None:
-    for lock in (ROOT / "deploy" / "locks").glob("3.*/node-gpu.txt"):
+    locks = list((ROOT / "deploy" / "locks").glob("3.*/node-gpu.txt"))
+    assert locks
+    for lock in locks:
         found = re.search(r"^nvidia-cuda-runtime==(\d+\.\d+)\.", lock.read_text(), re.MULTILINE)
         assert found is not None
         assert found[1] == gpu_check.CUDA

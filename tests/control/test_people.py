@@ -189,6 +189,7 @@ async def test_a_repeated_request_gets_the_first_answer(
     assert isinstance(taken, AlreadyExists)
     with appliance.database.read() as state:
         rows = state.all(tables.request.select())
+    assert rows
     assert all(STRONG.encode() not in bytes(row.response) for row in rows)
 
 

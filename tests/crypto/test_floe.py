@@ -128,6 +128,12 @@ def test_geometry_refuses_lengths_that_no_stream_has(body: int) -> None:
         Geometry(64, body)
 
 
+def test_geometry_refuses_more_segments_than_there_are_positions() -> None:
+    assert Geometry(64, 64 * MOST_SEGMENTS).count == MOST_SEGMENTS
+    with pytest.raises(Tampered, match="longer than the format allows"):
+        Geometry(64, 64 * MOST_SEGMENTS + OVERHEAD)
+
+
 def test_no_header_and_no_nonce_comes_twice(key: bytes) -> None:
     streams = [Stream.create(key, b"", Parameters(64)) for _ in range(2000)]
     nonces = []

@@ -243,6 +243,20 @@ def test_a_closed_reader_gives_nothing() -> None:
     assert not raw.closed
 
 
+def test_a_closed_reader_holds_no_plaintext() -> None:
+    plain = b"a secret that is longer than nothing"
+    reader = SealedReader(io.BytesIO(seal_bytes(plain, KEY, PLACE)), KEY, PLACE)
+
+    def holds() -> bool:
+        held = [each for each in vars(reader).values() if isinstance(each, memoryview)]
+        return any(plain in bytes(each) for each in held)
+
+    assert reader.read() == plain
+    assert holds()
+    reader.close()
+    assert not holds()
+
+
 def test_a_reader_closes_its_file_when_asked_to() -> None:
     raw = io.BytesIO(seal(b"text"))
     with SealedReader(raw, KEY, PLACE, closes_raw=True):
@@ -431,6 +445,12 @@ def test_a_file_that_changes_while_it_is_read_is_refused() -> None:
     raw.truncate(BODY + 100)
     with pytest.raises(Tampered, match="cut short"):
         reader.read()
+
+
+@pytest.mark.parametrize("text", [b"", b"SL", b'{"file": "x"}' * 20, b"SLE2" + bytes(200)])
+def test_what_is_no_sealed_file_is_said_to_be_none(text: bytes) -> None:
+    with pytest.raises(Tampered, match="it is not a sealed file"):
+        open_bytes(text, KEY, PLACE)
 
 
 @pytest.mark.attack

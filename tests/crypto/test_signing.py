@@ -3,10 +3,13 @@
 import base64
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from appliance.core.errors import InvalidInput, Tampered
 from appliance.crypto.certs import new_private_key
 from appliance.crypto.signing import (
+    LARGEST_NOTE,
     SignedNote,
     SigningKey,
     VerifyKey,
@@ -121,6 +124,24 @@ def test_other_keys_are_refused(pem: bytes, signer: SigningKey) -> None:
 
 
 @pytest.mark.attack
+def test_a_key_for_another_use_of_the_same_curve_is_refused() -> None:
+    """Its 32 bytes would pass for a key that signs."""
+    other = X25519PrivateKey.generate()
+    private = other.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    public = other.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    with pytest.raises(InvalidInput, match="not an Ed25519 key"):
+        VerifyKey.from_pem(public)
+    with pytest.raises(InvalidInput, match="not an Ed25519 key"):
+        SigningKey.from_pem(private)
+
+
+@pytest.mark.attack
 def test_no_private_key_in_a_repr(signer: SigningKey) -> None:
     assert signer.raw().hex() not in repr(signer) + str(vars(signer))
 
@@ -143,6 +164,23 @@ def test_signatures_of_others_are_ignored(signer: SigningKey) -> None:
     assert open_note(note, "log", signer.verify_key) == "text\n"
 
 
+def test_a_signature_of_another_key_under_the_same_name_is_ignored(signer: SigningKey) -> None:
+    older = sign_note("text\n", "log", SigningKey.create()).split(b"\n\n")[1]
+    note = sign_note("text\n", "log", signer) + older
+
+    assert open_note(note, "log", signer.verify_key) == "text\n"
+
+
+@pytest.mark.attack
+def test_a_long_note_is_refused_though_it_is_signed(signer: SigningKey) -> None:
+    room = LARGEST_NOTE - len(sign_note("\n", "log", signer))
+    longest = "x" * room + "\n"
+
+    assert open_note(sign_note(longest, "log", signer), "log", signer.verify_key) == longest
+    with pytest.raises(Tampered, match="too long"):
+        open_note(sign_note("x" + longest, "log", signer), "log", signer.verify_key)
+
+
 @pytest.mark.attack
 def test_a_signature_counts_only_under_its_name_and_key(signer: SigningKey) -> None:
     note = sign_note("text\n", "log", signer)
@@ -161,12 +199,14 @@ def test_a_signature_counts_only_under_its_name_and_key(signer: SigningKey) -> N
     "change",
     [
         lambda note: note[:-1],
+        lambda note: note[:-1] + b"x",
         lambda note: note + b"\n",
         lambda note: note + b"text",
         lambda note: note.replace(b"text", b"test"),
         lambda note: note.replace(b"\n\n", b"\n"),
         lambda note: note.replace(b"\n\n", b"\n\x01\n\n"),
         lambda note: note.replace("—".encode(), b"-"),
+        lambda note: note.replace("— ".encode(), b""),
         lambda note: note.split(b"\n\n")[0],
         lambda note: b"",
         lambda note: b"\n\n",

@@ -348,6 +348,7 @@ async def test_a_power_cut_takes_what_was_written_in_the_last_hundred_millisecon
     await asyncio.sleep(0.2)
     syncing.cancel()
     made.close()
+    assert len(durable) > 2
     # Each sync is a moment at which the power may be cut just before the next one.
     for number, (_, files) in enumerate(durable[:-1]):
         cut, until = tmp_path / f"cut-{number}", durable[number + 1][0]

@@ -117,13 +117,16 @@ def release(transaction: Transaction, reserved: Reserved) -> None:
     row = transaction.first(select(attempt).where(mine))
     if row is None or row.failures == 0:
         return  # Cleared meanwhile: there is nothing of it left to give back.
+    # Of an earlier one the wait after the last stays, as long as it is for one failure less: a
+    # longer one would be taken for that of a clock that was ahead.
+    shorter = row.next_time - delay_after(row.failures) + delay_after(row.failures - 1)
     last = row.failures == reserved.failures
     transaction.run(
         update(attempt)
         .where(mine)
         .values(
             failures=row.failures - 1,
-            next_time=reserved.waited_for if last else row.next_time,
+            next_time=reserved.waited_for if last else shorter,
         )
     )
 

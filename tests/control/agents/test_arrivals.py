@@ -109,6 +109,7 @@ def test_work_that_takes_long_is_followed_by_a_pause_as_long(report: rpc.ReportR
             await turn.take(arrivals, slow)
 
     jumping(story())
+    assert len(spans) == 3
     assert all(after[0] - span[1] >= 3 for span, after in itertools.pairwise(spans))
 
 

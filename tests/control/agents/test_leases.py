@@ -67,6 +67,20 @@ def test_a_holder_that_is_heard_late_is_still_the_holder(leases: Leases, clock: 
     assert leases.of_node("a") == [JOB]
 
 
+def test_work_that_is_given_to_a_node_is_no_word_from_it(leases: Leases, clock: Clock) -> None:
+    clock.now += NODE_LOST_SECONDS - 1
+    heard(leases, "bcd")
+    leases.grant("other", 0, [Share("a", 0, (2,), 1)])
+    clock.now += 1
+    assert lost(leases) == [("a", f"node a {SILENT}"), ("a", f"node a {SILENT}")]
+
+
+def test_a_part_that_has_ended_well_is_nothing_to_do(leases: Leases) -> None:
+    leases.end_share("job", 1, "a")
+    assert (leases.of_node("a"), leases.of_node("b")) == ([], [JOB])
+    assert (leases.works_of("a"), leases.works_of("b")) == ([], ["job"])
+
+
 def test_what_a_node_does_not_hold_it_must_stop(leases: Leases) -> None:
     assert leases.renew("a", [("job", 1), ("job", 9), ("old", 1)]) == [("job", 9), ("old", 1)]
 
@@ -253,6 +267,40 @@ def test_an_evicted_node_loses_all_at_once(leases: Leases) -> None:
     leases.check("job", 1, "a")
     leases.release("job", 1)
     assert leases.capacity("b", 4, 100).free == [0, 1, 2, 3]
+
+
+def test_what_an_evicted_node_was_ending_holds_no_devices(leases: Leases) -> None:
+    leases.release("job", 1)
+    leases.renew("c", [("old", 3)], is_new=True)
+    for node in "ac":
+        assert leases.capacity(node, 4, 100).free != [0, 1, 2, 3]
+        leases.evict(node)
+        assert leases.capacity(node, 4, 100).free == [0, 1, 2, 3]
+    assert leases.capacity("b", 4, 100).free == [1, 2, 3]
+
+
+def test_an_evicted_node_is_none_of_those_that_may_be_cut_off(leases: Leases, clock: Clock) -> None:
+    leases.evict("b")
+    leases.evict("c")
+    clock.now += NODE_LOST_SECONDS
+    heard(leases, "d")
+    # One of two is not most of them.
+    assert sorted(leases.silent(1)) == ["a"]
+    assert not leases.is_cut_off()
+
+
+def test_a_node_that_connects_anew_with_what_it_is_ending_has_its_other_devices(
+    leases: Leases,
+) -> None:
+    leases.release("job", 1)
+    assert leases.renew("a", [JOB], is_new=True) == [JOB]
+    assert leases.capacity("a", 4, 100).free == [2, 3]
+
+
+def test_of_a_lease_that_ends_only_what_runs_is_to_stop(leases: Leases) -> None:
+    leases.end_share("job", 1, "a")
+    assert [share.node for share in leases.release("job", 1)] == ["b"]
+    assert leases.capacity("a", 4, 100).free == [0, 1, 2, 3]
 
 
 def test_shares_are_stored_as_they_are() -> None:

@@ -7,6 +7,7 @@ import pytest
 from sqlalchemy import func, select
 
 from appliance.control.auth import attempts as module
+from appliance.control.auth import devices
 from appliance.control.auth.attempts import Reserved, clear, delay_after
 from appliance.control.store.database import Database
 from appliance.control.store.tables import attempt
@@ -113,6 +114,59 @@ def test_tries_are_given_back_in_any_order_and_never_twice(
         attempts.begin("alice")
     with pytest.raises(Exhausted):
         attempts.begin("alice")
+
+
+@pytest.mark.attack
+def test_a_try_from_before_a_success_is_not_given_back_out_of_those_after_it(
+    attempts: Counters,
+) -> None:
+    """It would leave less than none, and whoever guesses had a free one more each time."""
+    old = [attempts.begin("alice") for _ in range(4)]
+    with attempts.state.write() as transaction:
+        clear(transaction, "user:alice")
+    new = attempts.begin("alice")
+    for reserved in (new, *old):
+        attempts.release(reserved)
+    for _ in range(5):
+        attempts.begin("alice")
+    with pytest.raises(Exhausted):
+        attempts.begin("alice")
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("failures", [6, 7, 12])
+def test_a_try_that_is_given_back_late_spares_nobody_the_wait_for_the_others(
+    attempts: Counters, failures: int
+) -> None:
+    """The wait is that of one failure less, from the last try on, and it is kept."""
+    first, now = attempts.begin("alice"), START
+    for count in range(1, failures):
+        now += delay_after(count)
+        attempts.begin("alice", now)
+    attempts.release(first)
+    left = delay_after(failures - 1)
+    for moment in (now, now + left - timedelta(milliseconds=1)):
+        with pytest.raises(Exhausted):
+            attempts.begin("alice", moment)
+    attempts.begin("alice", now + left)
+
+
+def test_who_is_unlocked_may_try_again_by_every_way(attempts: Counters) -> None:
+    """From unknown devices, from each known one, and with a recovery code; nobody else may."""
+    add_user(attempts.state, "bob")
+    others = {"user:bob", module.recovery_counter("bob")}
+    counters = {*others, "user:alice", module.recovery_counter("alice")}
+    with attempts.state.write() as transaction:
+        for user in ("alice", "bob"):
+            token = devices.remember(transaction, user, b"k" * 32, START)
+            counter = module.device_counter(devices.device_id(token))
+            counters.add(counter)
+        others.add(counter)
+        for each in counters:
+            module.count(transaction, each, START)
+        module.clear_account(transaction, "alice")
+        rows = transaction.all(select(attempt.c.account))
+    assert {row.account for row in rows} == others
 
 
 @pytest.mark.attack
