@@ -38,58 +38,56 @@ class Process:
 
 
 @dataclass(frozen=True)
-class _Entry:
+class _Stat:
     process: Process
     parent: int
     session: int
     ended: bool
 
 
-def _entry(pid: int) -> _Entry | None:
+def _stat(pid: int) -> _Stat | None:
     try:
         stat = (PROC / str(pid) / "stat").read_text()
     except OSError:
         return None
     # The name stands in parentheses and may hold anything, also parentheses.
     fields = stat.rpartition(")")[2].split()
-    return _Entry(
-        Process(pid, int(fields[19])), int(fields[1]), int(fields[3]), fields[0] in _ENDED
-    )
+    return _Stat(Process(pid, int(fields[19])), int(fields[1]), int(fields[3]), fields[0] in _ENDED)
 
 
-def _entries() -> dict[int, _Entry]:
-    found = (_entry(int(path.name)) for path in PROC.iterdir() if path.name.isdecimal())
-    return {entry.process.pid: entry for entry in found if entry is not None}
+def _stats() -> dict[int, _Stat]:
+    found = (_stat(int(path.name)) for path in PROC.iterdir() if path.name.isdecimal())
+    return {stat.process.pid: stat for stat in found if stat is not None}
 
 
 def lives(pid: int) -> bool:
     """Whether a process runs; one that has ended may wait for its parent to notice."""
-    entry = _entry(pid)
-    return entry is not None and not entry.ended
+    stat = _stat(pid)
+    return stat is not None and not stat.ended
 
 
 def children(parent: int) -> list[int]:
     """Processes that `parent` has started and not collected, in the order of their numbers."""
-    return sorted(pid for pid, entry in _entries().items() if entry.parent == parent)
+    return sorted(pid for pid, stat in _stats().items() if stat.parent == parent)
 
 
 def session(leader: int) -> list[int]:
     """Live processes of the session of `leader`, in the order of their numbers."""
     return sorted(
-        pid for pid, entry in _entries().items() if entry.session == leader and not entry.ended
+        pid for pid, stat in _stats().items() if stat.session == leader and not stat.ended
     )
 
 
 def descendants(root: int) -> list[int]:
     """Every process below `root`, parents before children, also what nobody has collected."""
-    return [process.pid for process in _below([root], _entries())]
+    return [process.pid for process in _below([root], _stats())]
 
 
-def _below(roots: Iterable[int], entries: dict[int, _Entry]) -> list[Process]:
+def _below(roots: Iterable[int], stats: dict[int, _Stat]) -> list[Process]:
     """Everything below some processes that is not one of them."""
     started: dict[int, list[Process]] = {}
-    for entry in entries.values():
-        started.setdefault(entry.parent, []).append(entry.process)
+    for stat in stats.values():
+        started.setdefault(stat.parent, []).append(stat.process)
     todo = list(roots)
     seen, found = set(todo), []
     while todo:
@@ -103,9 +101,9 @@ def _below(roots: Iterable[int], entries: dict[int, _Entry]) -> list[Process]:
 
 def kill_below(root: int, *, keep: frozenset[int] = frozenset()) -> list[int]:
     """Kill everything below `root` but `keep` and what is below them; return what was killed."""
-    entries = _entries()
-    kept = keep | {process.pid for process in _below(keep, entries)}
-    ended = [process for process in _below([root], entries) if process.pid not in kept]
+    stats = _stats()
+    kept = keep | {process.pid for process in _below(keep, stats)}
+    ended = [process for process in _below([root], stats) if process.pid not in kept]
     for process in ended:
         _signal(process, signal.SIGKILL)
     return [process.pid for process in ended]
@@ -139,15 +137,13 @@ def tree(root: int, known: Iterable[Process] = ()) -> set[Process]:
 
     The root must not have been collected. Those `known` that still live are among them.
     """
-    entries = _entries()
+    stats = _stats()
     before = set(known)
     members = {
-        pid
-        for pid, entry in entries.items()
-        if root in {entry.session, pid} or entry.process in before
+        pid for pid, stat in stats.items() if root in {stat.session, pid} or stat.process in before
     }
-    members |= {process.pid for process in _below(members, entries)}
-    return {entries[pid].process for pid in members if not entries[pid].ended}
+    members |= {process.pid for process in _below(members, stats)}
+    return {stats[pid].process for pid in members if not stats[pid].ended}
 
 
 def kill_tree(root: int, known: Iterable[Process] = ()) -> bool:
@@ -175,8 +171,8 @@ def _signal(process: Process, number: signal.Signals) -> None:
         descriptor = os.pidfd_open(process.pid)
         try:
             # The descriptor holds the process that has the number now; only then is it compared.
-            entry = _entry(process.pid)
-            if entry is not None and entry.process == process:
+            stat = _stat(process.pid)
+            if stat is not None and stat.process == process:
                 signal.pidfd_send_signal(descriptor, number)
         finally:
             os.close(descriptor)
