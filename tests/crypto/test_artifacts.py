@@ -155,6 +155,8 @@ def test_an_unfinished_artifact_is_not_there(path: Path) -> None:
         file.write(b"text")
         with pytest.raises(FailedPrecondition, match=r"a\.bin still open"):
             artifact.finish()
+    with artifact.create("b.bin"), pytest.raises(FailedPrecondition, match=r"b\.bin still open"):
+        artifact.finish()
     with pytest.raises(NotFound):
         reader(path)
 
@@ -247,6 +249,8 @@ def test_two_ranks_cannot_have_made_one_file(path: Path) -> None:
         one.adopt(two.entries())
     with pytest.raises(AlreadyExists):
         one.adopt([FileEntry("manifest.json", 1, 1, "00" * 32)])
+    with one.create("b.bin"), pytest.raises(AlreadyExists):
+        one.adopt([FileEntry("b.bin", 1, 1, "00" * 32)])
 
 
 @pytest.mark.attack

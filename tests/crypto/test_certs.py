@@ -329,6 +329,17 @@ def test_a_client_is_no_server(authority: Authority, key: bytes) -> None:
 
 
 @pytest.mark.attack
+def test_a_certificate_with_much_behind_it_is_refused_unread(
+    authority: Authority, key: bytes
+) -> None:
+    pem = client(authority, key)
+    room = b"\n" * ((1 << 16) - len(pem))
+    assert peer_identity(pem + room, CLUSTER, NOW, need="client") == NODE
+    with pytest.raises(Unauthenticated, match="is too long"):
+        peer_identity(pem + room + b"\n", CLUSTER, NOW, need="client")
+
+
+@pytest.mark.attack
 def test_the_authority_itself_is_no_peer(authority: Authority) -> None:
     with pytest.raises(Unauthenticated):
         peer_identity(authority.certificate_pem, CLUSTER, NOW, need="client")
