@@ -56,6 +56,26 @@ def test_a_token_ends() -> None:
 
 
 @pytest.mark.attack
+def test_an_answer_runs_on_only_while_its_token_its_owner_and_the_right_are_there() -> None:
+    control = Control()
+    token = control.issue(expires=1000)
+    control.serve()
+    control.serve(endpoint=OTHER)
+    snapshot = Snapshot.of(seal(control.view))
+    principal, credential = access.identify(snapshot, token, 1)
+    access.still(snapshot, credential, principal, ENDPOINT, 999.9)
+    for credential_, principal_, now in (
+        (credential, principal, 1000),
+        (credential, "serviceAccounts/other", 1),
+        ("0" * 16, principal, 1),
+    ):
+        with pytest.raises(Unauthenticated):
+            access.still(snapshot, credential_, principal_, ENDPOINT, now)
+    with pytest.raises(NotFound):
+        access.still(snapshot, credential, principal, OTHER, 1)
+
+
+@pytest.mark.attack
 def test_no_right_and_no_endpoint_look_the_same() -> None:
     control, _ = made()
     snapshot = Snapshot.of(seal(control.view))
