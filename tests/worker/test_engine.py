@@ -21,7 +21,7 @@ from appliance.api.inference.v1 import worker_service_pb2_grpc
 from appliance.core.identity import PrincipalKind
 from tests.fakes import tiny_llama
 from tests.fakes.attach import answers, beat, submit
-from tests.fakes.served import Served
+from tests.fakes.served import Served, Standing
 from tests.fakes.worker_agent import Identities, WorkerProcess, connect
 
 pytestmark = pytest.mark.engine
@@ -35,10 +35,17 @@ TOKENS = 400
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    found = Served(tmp_path_factory.mktemp("engine"), tokens=TOKENS)
+def standing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Standing]:
+    found = Standing(
+        lambda folder: Served(folder, tokens=TOKENS), lambda: tmp_path_factory.mktemp("engine")
+    )
     yield found
-    found.worker.end()
+    found.end()
+
+
+@pytest.fixture
+def served(standing: Standing) -> Served:
+    return standing.served()
 
 
 async def test_it_is_ready_and_says_where(served: Served) -> None:
@@ -172,12 +179,22 @@ async def test_another_authority_s_gateway_is_refused(served: Served) -> None:
     assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
-def test_metrics_count_tokens_on_loopback(served: Served) -> None:
+def metric(served: Served, name: str) -> float:
     with urllib.request.urlopen(f"http://{served.ready['metrics']}/metrics") as response:
         lines = response.read().decode().splitlines()
-    values = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
-    assert float(values["appliance_worker_tokens"]) >= COUNT * len(PROMPTS)
-    assert float(values["appliance_worker_answers"]) == 0
+    return float(dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))[name])
+
+
+async def test_metrics_count_tokens_on_loopback(served: Served) -> None:
+    before = metric(served, "appliance_worker_tokens")
+    call = served.stub().Attach()
+    await call.write(submit(1, PROMPTS[0], max_tokens=COUNT))
+    await answers(call, 1)
+    await served.channel.close()
+    async with asyncio.timeout(10):
+        while metric(served, "appliance_worker_answers"):  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0.05)
+    assert metric(served, "appliance_worker_tokens") >= before + COUNT
 
 
 def _files_within_reach(worker: WorkerProcess, store: Path) -> Iterator[Path]:
