@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 FIND_LINKS := $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)")
 PROTOS := $(shell find proto -name '*.proto')
 
-.PHONY: help setup demo test check bench lab attacks journeys gpu proto locks python clean
+.PHONY: help setup demo test check bench lab attacks journeys families gpu proto locks python clean
 
 help:  ## List what there is to do.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -38,7 +38,10 @@ check: $(STAMP)  ## Format, lint, types, import contracts, protos fresh and comp
 	$(BIN)/python deploy/checks/protos_fresh.py
 
 test: $(STAMP)  ## Every test that fits in 25 minutes on two cores.
-	$(BIN)/python -m pytest -m "not long"
+	$(BIN)/python -m pytest -m "not long and not families"
+
+families: $(STAMP)  ## A real engine for every family of models that is served, held against transformers; minutes.
+	$(BIN)/python -m pytest -m families -v --durations=0
 
 attacks: $(STAMP)  ## One attack per guard.
 	$(BIN)/python -m pytest -m attack

@@ -1,6 +1,6 @@
 """How large the tokenizer of a model may be: what a gateway takes, and so what an import takes.
 
-Called by `appliance.control.services.model_files` and `appliance.gateway.received`.
+Called by `appliance.core.model_files` and `appliance.gateway.received`.
 """
 
 from __future__ import annotations

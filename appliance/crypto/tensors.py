@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -29,8 +28,6 @@ from appliance.core.names import shown
 from appliance.core.numbers import written
 from appliance.crypto.sealed import SealedReader
 
-INDEX = "model.safetensors.index.json"
-"""Says which of several weight files holds which tensor."""
 LENGTH_SIZE = 8
 LARGEST_HEADER = 16 << 20
 MOST_TENSORS = 1 << 16
@@ -45,7 +42,6 @@ _METADATA = "__metadata__"
 _ALIGNMENT = 8
 _MOST_AXES = 8
 _LARGEST_AXIS = 1 << 40
-_WEIGHTS = re.compile(r"model(-[0-9]{5}-of-[0-9]{5})?\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -65,11 +61,6 @@ class Layout:
 
     entries: tuple[Entry, ...]
     size: int
-
-
-def is_weights(file: str) -> bool:
-    """Whether a file of a model holds weights, by its name."""
-    return _WEIGHTS.fullmatch(file) is not None
 
 
 def weight_files(count: int) -> list[str]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -33,7 +33,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.metrics.loggers import StatLoggerBase
 
 from appliance.core.errors import Unavailable
-from appliance.worker.admission import ARCHITECTURES, architecture_of, dtype_of
+from appliance.worker.admission import Admitted
 from appliance.worker.loader import LOAD_FORMAT, register
 from appliance.worker.mask import MISSING, TokensOnly
 from appliance.worker.outputs import LENGTH, STOP, Output, Pulse
@@ -52,7 +52,7 @@ class Settings:
 
     Attributes:
         folder: holds the checked `config.json` and nothing else.
-        config: the same, as a value.
+        model: what it says.
         tensor_parallel: ranks.
         sequence_length: most tokens of a prompt and its answer.
         cache_bytes: of the key-value cache, of all ranks together.
@@ -60,7 +60,7 @@ class Settings:
     """
 
     folder: Path
-    config: Mapping[str, Any]
+    model: Admitted
     tensor_parallel: int
     sequence_length: int
     cache_bytes: int
@@ -111,7 +111,7 @@ class Engine:
 
     def __init__(self, settings: Settings) -> None:
         register()
-        _know_architecture(architecture_of(settings.config))
+        _know_architecture(settings.model)
         self.pulse = Pulse()
         config = _engine_args(settings).create_engine_config()
         # vLLM asks for new interpreters on CPUs; forked ranks are what this worker is built on.
@@ -192,7 +192,7 @@ def _engine_args(settings: Settings) -> AsyncEngineArgs:
         trust_remote_code=False,
         # The gateway decides how to choose tokens, not a file of the model.
         generation_config="vllm",
-        dtype=dtype_of(settings.config),
+        dtype=settings.model.dtype,
         max_model_len=settings.sequence_length,
         max_num_seqs=MOST_RUNNING,
         tensor_parallel_size=settings.tensor_parallel,
@@ -208,12 +208,13 @@ def _engine_args(settings: Settings) -> AsyncEngineArgs:
     )
 
 
-def _know_architecture(name: str) -> None:
+def _know_architecture(model: Admitted) -> None:
     """Import the model's code before the fork.
 
     vLLM would start an interpreter to look at it, and each rank would import it again.
     """
     if current_platform.is_cpu():
-        module = import_module(f"vllm.model_executor.models.{ARCHITECTURES[name]}")
-        ModelRegistry.register_model(name, getattr(module, name))
+        code = model.engine
+        module = import_module(f"vllm.model_executor.models.{code.module}")
+        ModelRegistry.register_model(model.architecture, getattr(module, code.name))
         import_module("appliance.worker.rank")

@@ -33,6 +33,7 @@ from appliance.core.process import die_with_parent, harden
 from appliance.crypto.artifacts import ArtifactReader
 from appliance.crypto.store import ObjectStore
 from appliance.worker import admission, environment, family, orders, server, vocabulary
+from appliance.worker.admission import Admitted
 from appliance.worker.held import HOLDER, SealedModel
 from appliance.worker.private import PrivateFolder
 from appliance.worker.reports import Reports
@@ -99,7 +100,7 @@ class Worker:
         model = check_model(wanted)
         private = self._private = PrivateFolder()
         os.environ.update(surroundings(wanted, private))
-        private.put_config(model.config)
+        private.put_config(model.admitted.config)
         HOLDER.put(SealedModel(wanted.objects, wanted.model, relatives))
         engine = start_engine(wanted, model, private, relatives)
         HOLDER.forget()
@@ -131,11 +132,11 @@ class Model:
     """What is known of a model before it is loaded.
 
     Attributes:
-        config: checked.
+        admitted: its checked configuration.
         missing: token ids that it has rows for and its tokenizer does not have.
     """
 
-    config: dict[str, object]
+    admitted: Admitted
     missing: Ranges
 
 
@@ -149,20 +150,19 @@ def check_model(wanted: orders.Orders) -> Model:
     """
     artifact = ObjectStore.at(wanted.objects).reader(wanted.model)
     admission.weight_files(artifact.files())
-    config = admission.checked_config(artifact.read_json("config.json"))
-    admission.check_ranks(config, wanted.tensor_parallel)
-    length = admission.sequence_length(config, wanted.max_sequence_length)
-    admission.check_cache(config, length, wanted.cache_bytes)
-    return Model(config, missing_tokens(artifact, config))
+    model = admission.checked_config(artifact.read_json("config.json"))
+    admission.check_ranks(model, wanted.tensor_parallel)
+    length = admission.sequence_length(model.sizes, wanted.max_sequence_length)
+    admission.check_cache(model, length, wanted.cache_bytes)
+    return Model(model, missing_tokens(artifact, model.sizes.vocabulary_size))
 
 
-def missing_tokens(artifact: ArtifactReader, config: dict[str, object]) -> Ranges:
+def missing_tokens(artifact: ArtifactReader, rows: int) -> Ranges:
     """Token ids that the engine must not answer with; none without a tokenizer to say so.
 
     Raises InvalidInput when the tokenizer cannot be read.
     """
-    rows = config.get("vocab_size")
-    if TOKENIZER not in artifact.files() or type(rows) is not int:
+    if TOKENIZER not in artifact.files():
         return []
     try:
         return vocabulary.missing(artifact.read_json(TOKENIZER), rows)
@@ -209,9 +209,9 @@ def start_engine(
     gc.enable()
     settings = Settings(
         folder=private.path,
-        config=model.config,
+        model=model.admitted,
         tensor_parallel=wanted.tensor_parallel,
-        sequence_length=admission.sequence_length(model.config, wanted.max_sequence_length),
+        sequence_length=admission.sequence_length(model.admitted.sizes, wanted.max_sequence_length),
         cache_bytes=wanted.cache_bytes,
         missing=model.missing,
     )

@@ -8,7 +8,8 @@ import pytest
 
 from appliance.client import parts, texts
 from appliance.control.services import documents, upload_layout
-from appliance.crypto.tensors import INDEX, is_weights, weight_files
+from appliance.core.model_files import INDEX, is_weights
+from appliance.crypto.tensors import weight_files
 
 
 def test_bounds_of_documents_are_those_of_the_control_plane() -> None:

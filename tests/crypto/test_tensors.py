@@ -12,13 +12,13 @@ from safetensors import deserialize
 from safetensors.numpy import save
 
 from appliance.core.errors import InvalidInput
+from appliance.core.model_files import is_weights
 from appliance.crypto.sealed import Place, SealedReader, seal_bytes
 from appliance.crypto.tensors import (
     MOST_TENSORS,
     SIZES,
     Entry,
     header,
-    is_weights,
     parse_header,
     read_entries,
     weight_files,

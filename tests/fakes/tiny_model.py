@@ -6,8 +6,7 @@ import json
 import math
 from typing import Any
 
-from appliance.control.services.model_files import check_config
-from appliance.control.services.weights import shapes
+from appliance.core.model_config import check_config
 
 CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -51,5 +50,5 @@ def files(**config: Any) -> dict[str, bytes]:
         "tokenizer_config.json": json.dumps(
             {"chat_template": TEMPLATE, "bos_token": {"content": "<s>"}, "eos_token": "</s>"}
         ).encode(),
-        "model.safetensors": safetensors(dict(shapes(check_config(CONFIG)))),
+        "model.safetensors": safetensors(dict(check_config(CONFIG).shapes)),
     }

@@ -29,8 +29,9 @@ from appliance.control.services.resources import missing, timestamp
 from appliance.control.store import tables
 from appliance.control.store.database import Database, Reading, Transaction
 from appliance.control.store.objects import new_uid
-from appliance.core import names
+from appliance.core import families, names
 from appliance.core.errors import AlreadyExists, FailedPrecondition, NotFound
+from appliance.core.families import Use
 from appliance.core.names import Name, shown
 from appliance.core.numbers import written
 from appliance.core.values import given
@@ -188,6 +189,15 @@ class Endpoints:
                 sentence=f"is {degree}, which does not divide the {member} of {size}: "
                 "use a divisor",
             )
+        architecture = str(facts.get("architecture", ""))
+        why = families.refusal(architecture, Use.TEXT)
+        problems.check("endpoint.model", holds=not why, sentence=why)
+        spread = families.refusal(architecture, Use.SPREAD)
+        problems.check(
+            "endpoint.tensor_parallel",
+            holds=degree == 1 or not spread,
+            sentence=f"is {degree}, but the model {spread}",
+        )
         head = facts.get("head_dim")
         problems.check(
             "endpoint.model",

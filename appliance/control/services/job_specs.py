@@ -19,8 +19,9 @@ from appliance.api.jobs.v1 import job_pb2
 from appliance.control.services import memory, train_specs
 from appliance.control.services.job_inputs import Input, is_tokens
 from appliance.control.services.problems import Problems
-from appliance.core import values
+from appliance.core import families, values
 from appliance.core.errors import InvalidInput
+from appliance.core.families import Use
 from appliance.core.names import Name
 from appliance.core.numbers import written
 from appliance.core.placement import Demand
@@ -185,6 +186,8 @@ def _check_quantize(
     )
     item = inputs.get("job.quantize.model")
     if item is not None:
+        why = families.refusal(str(item.facts.get("architecture", "")), Use.QUANTIZE)
+        problems.check("job.quantize.model", holds=not why, sentence=why)
         problems.check(
             "job.quantize.model",
             holds=not str(item.facts.get("format", "")).startswith("w8"),
@@ -202,6 +205,8 @@ def _check_evaluate(
     )
     model = inputs.get("job.evaluate.model")
     if model is not None:
+        why = families.refusal(str(model.facts.get("architecture", "")), Use.EVALUATE)
+        problems.check("job.evaluate.model", holds=not why, sentence=why)
         context = int(model.facts["context_length"])
         problems.check(
             "job.evaluate.window",

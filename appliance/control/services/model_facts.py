@@ -11,12 +11,14 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from appliance.control.services import model_files, weights
-from appliance.control.services.model_files import ModelConfig
+from appliance.control.services import weights
 from appliance.control.services.weights import Tensor
+from appliance.core import model_config, model_files
 from appliance.core.errors import InvalidInput
+from appliance.core.model_config import CONFIG, ModelConfig
+from appliance.core.model_files import INDEX, is_weights
 from appliance.crypto.artifacts import ArtifactReader
-from appliance.crypto.tensors import INDEX, is_weights, read_entries
+from appliance.crypto.tensors import read_entries
 
 
 def facts(
@@ -35,18 +37,20 @@ def facts(
     tensors = {name: tensor for found in files.values() for name, tensor in found.items()}
     if len(tensors) != sum(len(found) for found in files.values()):
         raise InvalidInput("The same tensor is in two weight files; save the model again.")
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    sizes = config.sizes
     return {
         "architecture": config.architecture,
-        "parameters": weights.count_parameters(config, tensors),
+        "parameters": model_config.count_parameters(config, shapes),
         "format": config.format,
-        "context_length": config.context_length,
-        "layers": config.layers,
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "attention_heads": config.attention_heads,
-        "key_value_heads": config.key_value_heads,
-        "head_dim": config.head_dim,
-        "vocabulary_size": config.vocabulary_size,
+        "context_length": sizes.context_length,
+        "layers": sizes.layers,
+        "hidden_size": sizes.hidden_size,
+        "intermediate_size": sizes.intermediate_size,
+        "attention_heads": sizes.attention_heads,
+        "key_value_heads": sizes.key_value_heads,
+        "head_dim": sizes.head_dim,
+        "vocabulary_size": sizes.vocabulary_size,
         "largest_tensor": max(math.prod(tensor.shape) for tensor in tensors.values()),
         "weight_bytes": size,
     }
@@ -74,7 +78,7 @@ def inspect(reader: ArtifactReader) -> dict[str, Any]:
             files[name] = weights.by_name(read_entries(file))
         size += reader.entry(name).plain_size
     if INDEX in names:
-        weights.check_index(reader.read_json(INDEX), files)
-    config = model_files.check_config(reader.read_json("config.json"))
+        model_files.check_index(reader.read_json(INDEX), files)
+    config = model_config.check_config(reader.read_json(CONFIG))
     model_files.check_ids(config, highest)
     return facts(config, files, size)

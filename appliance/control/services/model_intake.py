@@ -3,8 +3,8 @@
 Rules kept here: what could hold code is refused by its name, before its bytes; weights are never
 held in memory, of other files one at a time (64 MiB at most).
 
-The attack: see `services.model_files` and `services.weights`, which judge. Called by
-`services.models` for an import in one stream, by `services.upload_tasks` for one by part.
+The attack: see `core.model_files`, `core.model_config` and `services.weights`, which judge. Called
+by `services.models` for an import in one stream, by `services.upload_tasks` for one by part.
 """
 
 from __future__ import annotations
@@ -12,15 +12,17 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from appliance.control.services import model_facts, model_files, weights
+from appliance.control.services import model_facts
 from appliance.control.services.weights import HeaderCheck, Tensor
+from appliance.core import model_config, model_files
 from appliance.core.errors import InvalidInput
+from appliance.core.model_config import CONFIG
+from appliance.core.model_files import INDEX, is_weights
 from appliance.core.names import shown
 from appliance.core.numbers import written
 from appliance.core.strict_json import read_object
 from appliance.crypto.artifacts import ArtifactWriter
 from appliance.crypto.sealed import SealedWriter
-from appliance.crypto.tensors import INDEX, is_weights
 
 MOST_FILES = 1000
 
@@ -75,8 +77,8 @@ class ModelFiles:
         model_files.check_complete(self._seen)
         if INDEX in self._texts:
             index = read_object(INDEX, self._texts[INDEX])
-            weights.check_index(index, self._tensors)
-        config = model_files.check_config(read_object("config.json", self._texts["config.json"]))
+            model_files.check_index(index, self._tensors)
+        config = model_config.check_config(read_object(CONFIG, self._texts[CONFIG]))
         model_files.check_ids(config, self._highest)
         return model_facts.facts(config, self._tensors, self._weight_bytes)
 
@@ -110,7 +112,7 @@ class ModelFiles:
             self._highest[self._file] = model_files.check_file(self._file, data)
             with self._writer.create(self._file) as sealed:
                 sealed.write(data)
-            if self._file in {INDEX, "config.json"}:
+            if self._file in {INDEX, CONFIG}:
                 self._texts[self._file] = data
         self._buffer.clear()
         self._header = self._sealed = None

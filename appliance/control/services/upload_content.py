@@ -16,13 +16,15 @@ from typing import Protocol
 from google.protobuf.message import DecodeError
 
 from appliance.api.data.v1 import upload_pb2
-from appliance.control.services import documents, model_files
+from appliance.control.services import documents
 from appliance.control.services.upload_layout import PART_DOCUMENTS, Piece
+from appliance.core import model_config, model_files
 from appliance.core.errors import InvalidInput
+from appliance.core.model_config import CONFIG
+from appliance.core.model_files import is_weights
 from appliance.core.numbers import written
 from appliance.core.strict_json import read_object
 from appliance.crypto.sealed import SealedWriter
-from appliance.crypto.tensors import is_weights
 
 _DOCUMENT = 0x0A
 """Begins a document in an encoded `DocumentBatch`: field 1, with its length."""
@@ -107,8 +109,8 @@ class Bytes:
         if self._held is not None:
             data = bytes(self._held)
             model_files.check_file(self._piece.file, data)
-            if self._piece.file == "config.json":
-                model_files.check_config(read_object("config.json", data))
+            if self._piece.file == CONFIG:
+                model_config.check_config(read_object(CONFIG, data))
 
     def _wrong(self, what: str) -> InvalidInput:
         why = f"has {what} than the {written(self._piece.size)} bytes of this piece"

@@ -19,12 +19,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 
-from appliance.control.services import model_files
 from appliance.control.services.model_intake import MOST_FILES
+from appliance.core import model_files
 from appliance.core.errors import InvalidInput
-from appliance.core.names import shown
+from appliance.core.model_files import is_weights
 from appliance.core.numbers import written
-from appliance.crypto.tensors import is_weights
 
 PART_BYTES = 8 << 20
 """Of a dataset at most, of a model exactly."""
@@ -84,25 +83,20 @@ def kept_files(files: Sequence[File]) -> list[File]:
     """
     if len(files) > MOST_FILES:
         raise InvalidInput(f"a model has at most {written(MOST_FILES)} files")
+    judged = model_files.sort_files(file for file, _ in files)
+    problems, names = judged.problems, set(judged.kept)
     kept: dict[str, int] = {}
-    problems: dict[str, str] = {}
     for file, size in files:
-        try:
-            if not model_files.check_name(file):
-                continue
-        except InvalidInput as error:
-            problems[shown(file)] = error.message
+        if file not in names:
             continue
         if file in kept:
-            problems[file] = f"{file} comes twice; name it once."
+            problems[file] = "comes twice; name it once"
         elif size < 0 or (not is_weights(file) and size > model_files.largest(file)):
             largest = written(model_files.largest(file))
-            problems[file] = f"{file} has {written(size)} bytes; 0 to {largest} are taken."
+            problems[file] = f"has {written(size)} bytes; 0 to {largest} are taken"
         else:
             kept[file] = size
-    if problems:
-        raise InvalidInput(" ".join(problems.values()), fields=problems)
-    model_files.check_complete(kept)
+    model_files.raise_any(problems)
     if Layout(list(kept.items())).parts > MOST_PARTS:
         raise InvalidInput(
             f"the files have more than {written(MOST_PARTS)} parts of {written(PART_BYTES)} bytes, "

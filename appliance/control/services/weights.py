@@ -1,32 +1,27 @@
-"""Weights from outside: checked while they come in, and whether the tensors fit the model.
+"""Weights from outside, checked while they come in.
 
 Rules kept here:
 * the header of a file is checked as soon as it has come, the size when the file ends
   (`appliance.crypto.tensors` says what a header may be);
-* every number is one: a single NaN makes every answer of a model nonsense;
-* the tensors are exactly those of the configuration's architecture, in its shapes.
+* every number is one: a single NaN makes every answer of a model nonsense.
 
-The attack: a file that is no safetensors file or whose header lies, and tensors that make the
-engine allocate what nobody counted.
+Whether the tensors are those of the configuration is `appliance.core.model_config`'s to say.
+
+The attack: a file that is no safetensors file or whose header lies.
 
 Pure. Called by `services.models` while files come in, and by `services.model_facts`.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
-from appliance.control.services.model_files import ModelConfig
 from appliance.core.errors import InvalidInput
 from appliance.core.names import shown
 from appliance.crypto import tensors as layouts
-from appliance.crypto.tensors import INDEX, LENGTH_SIZE, Entry, Layout
-
-_SCALES = (".weight_scale", ".weight_zero_point", ".input_scale")
+from appliance.crypto.tensors import LENGTH_SIZE, Entry, Layout
 
 
 @dataclass(frozen=True)
@@ -159,73 +154,3 @@ def _lanes(dtype: str) -> tuple[int, int, int]:
         return int.from_bytes(value.to_bytes(size, "little") * (_BLOCK // size), "little")
 
     return repeated(exponent), repeated(lowest), repeated(1 << (8 * size - 1))
-
-
-def check_index(index: Mapping[str, Any], files: Mapping[str, Mapping[str, Tensor]]) -> None:
-    """Raise InvalidInput unless `model.safetensors.index.json` says which file holds which tensor.
-
-    Args:
-        index: the parsed index.
-        files: tensors by file.
-    """
-    found = {name: file for file, tensors in files.items() for name in tensors}
-    if index.get("weight_map") != found:
-        why = "does not say exactly which file holds which tensor"
-        raise InvalidInput(f"{INDEX} {why}; save the model again.", fields={INDEX: why})
-
-
-def count_parameters(config: ModelConfig, tensors: Mapping[str, Tensor]) -> int:
-    """Parameters in the weights, once the tensors are seen to be those of the configuration.
-
-    Scales of quantized weights are not counted; a tied output projection is counted once.
-
-    Raises:
-        InvalidInput: a tensor is missing, unknown or of another shape; the message names it.
-    """
-    wanted = dict(shapes(config))
-    for name, shape in wanted.items():
-        tensor = tensors.get(name)
-        if tensor is None:
-            raise _misfit(name, "is missing")
-        if tensor.shape != shape:
-            raise _misfit(name, f"has the shape {list(tensor.shape)}, not {list(shape)}")
-    for name in tensors:
-        tied = config.tie_embeddings and name == "lm_head.weight"
-        scale = any(name.removesuffix(end) + ".weight" in wanted for end in _SCALES)
-        if name not in wanted and not tied and not scale and not name.endswith(".inv_freq"):
-            raise _misfit(name, "does not belong to this architecture")
-    return sum(math.prod(shape) for shape in wanted.values())
-
-
-def shapes(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Name and shape of every weight of a Llama model (Hugging Face `LlamaForCausalLM`)."""
-    width, feed = config.hidden_size, config.intermediate_size
-    queries = config.attention_heads * config.head_dim
-    keys = config.key_value_heads * config.head_dim
-    yield "model.embed_tokens.weight", (config.vocabulary_size, width)
-    for layer in range(config.layers):
-        prefix = f"model.layers.{layer}"
-        for name, rows, columns, bias in (
-            ("self_attn.q_proj", queries, width, config.attention_bias),
-            ("self_attn.k_proj", keys, width, config.attention_bias),
-            ("self_attn.v_proj", keys, width, config.attention_bias),
-            ("self_attn.o_proj", width, queries, config.attention_bias),
-            ("mlp.gate_proj", feed, width, config.mlp_bias),
-            ("mlp.up_proj", feed, width, config.mlp_bias),
-            ("mlp.down_proj", width, feed, config.mlp_bias),
-        ):
-            yield f"{prefix}.{name}.weight", (rows, columns)
-            if bias:
-                yield f"{prefix}.{name}.bias", (rows,)
-        yield f"{prefix}.input_layernorm.weight", (width,)
-        yield f"{prefix}.post_attention_layernorm.weight", (width,)
-    yield "model.norm.weight", (width,)
-    if not config.tie_embeddings:
-        yield "lm_head.weight", (config.vocabulary_size, width)
-
-
-def _misfit(name: str, why: str) -> InvalidInput:
-    return InvalidInput(
-        f"The weights do not fit config.json: {shown(name)} {why}. Import the files of one model.",
-        fields={"model.safetensors": f"{shown(name)} {why}"},
-    )

@@ -21,6 +21,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import nn
 
+from appliance.core import families
 from appliance.core.errors import FailedPrecondition, InvalidInput
 from appliance.core.values import given
 from appliance.crypto.artifacts import ArtifactReader
@@ -140,15 +141,16 @@ def load(source: ArtifactReader, config: dict[str, Any]) -> nn.Module:
     Raises:
         InvalidInput: the weights do not fit the configuration.
     """
-    model = weights.skeleton(config)
-    model.to_empty(device="cpu")
-    cast("Any", model).tie_weights()
-    _restore_buffers(model)
+    model = weights.unfilled(config)
+    family = families.BY_CLASS[config["architectures"][0]]
     parameters = dict(model.named_parameters(remove_duplicate=False))
     missing = set(dict(model.named_parameters()))
     pending: dict[str, torch.Tensor] = {}
     with torch.no_grad():
-        for name, tensor in Weights(source).tensors():
+        for stored, tensor in Weights(source).tensors():
+            name = family.renamed.get(stored, stored)
+            if name not in parameters and family.prefix + name in parameters:
+                name = family.prefix + name
             if name.endswith(SCALE) or tensor.dtype == torch.int8:
                 _pair(pending, parameters, name, tensor, missing)
             elif name in parameters:
@@ -193,13 +195,3 @@ def round_to_int8(values: torch.Tensor) -> torch.Tensor:
     """Values as 8-bit integers times a scale of each token (last axis), as int8 kernels do."""
     scale = values.abs().amax(-1, keepdim=True).clamp_min(1e-12) / 127
     return (values / scale).round().clamp(-128, 127) * scale
-
-
-def _restore_buffers(model: nn.Module) -> None:
-    """Compute again what is no weight: rotary frequencies, empty after `to_empty`."""
-    for module in model.modules():
-        if not hasattr(module, "inv_freq"):
-            continue
-        fresh = type(module)(module.config)
-        for name, value in fresh.named_buffers(recurse=False):
-            setattr(module, name, value)

@@ -25,7 +25,7 @@ from compressed_tensors.quantization.lifecycle.forward import quantize
 from compressed_tensors.quantization.utils import calculate_qparams
 
 from appliance.core.errors import InvalidInput
-from appliance.crypto.tensors import INDEX
+from appliance.core.model_files import INDEX
 from appliance.jobs.runtime import weights
 from appliance.jobs.runtime.context import Context
 from appliance.jobs.runtime.weights import Plan, Weights

@@ -13,14 +13,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from appliance.core.errors import FailedPrecondition, InvalidInput
+from appliance.core.model_config import ORIGIN
+from appliance.core.model_files import INDEX
 from appliance.crypto.artifacts import ArtifactReader, ArtifactWriter
 from appliance.crypto.sealed import SealedReader
-from appliance.crypto.tensors import INDEX, Entry, header, read_entries, weight_files
+from appliance.crypto.tensors import Entry, header, read_entries, weight_files
 
 DTYPES: dict[str, torch.dtype] = {
     "BF16": torch.bfloat16,
@@ -177,13 +179,42 @@ def linear_names(config: dict[str, Any]) -> set[str]:
 
 def skeleton(config: dict[str, Any]) -> torch.nn.Module:
     """The model of a `config.json` without memory for its weights, in 32-bit floats."""
+    with torch.device("meta"):
+        return _model(config)
+
+
+def unfilled(config: dict[str, Any]) -> torch.nn.Module:
+    """The model of a `config.json`, in 32-bit floats on the CPU; its weights have no value yet.
+
+    What is no weight has one: rotary frequencies, scales of an embedding and the like, which a
+    model makes while it is built and which no file holds.
+    """
+    from transformers.initialization import no_init_weights  # noqa: PLC0415 - seconds to import
+
+    with no_init_weights():
+        model = _model(config)
+    cast("Any", model).tie_weights()
+    return model
+
+
+def _model(config: dict[str, Any]) -> torch.nn.Module:
     from transformers import AutoConfig, AutoModelForCausalLM  # noqa: PLC0415 - seconds to import
 
-    plain = {key: value for key, value in config.items() if key != "quantization_config"}
+    left_out = ("quantization_config", ORIGIN)
+    plain = {key: _decoded(value) for key, value in config.items() if key not in left_out}
     made = AutoConfig.for_model(plain.pop("model_type"), **plain)
-    with torch.device("meta"):
-        model: torch.nn.Module = AutoModelForCausalLM.from_config(made, dtype=torch.float32)
+    model: torch.nn.Module = AutoModelForCausalLM.from_config(made, dtype=torch.float32)
     return model
+
+
+def _decoded(value: object) -> object:
+    """A member, with infinity where transformers writes `{"__float__": "Infinity"}` in its place.
+
+    Time steps of state-space models have no upper limit.
+    """
+    if value == {"__float__": "Infinity"}:
+        return math.inf
+    return [_decoded(item) for item in value] if isinstance(value, list) else value
 
 
 def _files(plans: Sequence[Plan]) -> list[list[Plan]]:

@@ -25,8 +25,9 @@ from tokenizers import Tokenizer
 from torch import distributed
 
 from appliance.core.errors import InvalidInput
+from appliance.core.model_files import INDEX
 from appliance.crypto.artifacts import ArtifactReader, ArtifactWriter
-from appliance.crypto.tensors import INDEX, weight_files
+from appliance.crypto.tensors import weight_files
 from appliance.jobs.runtime.weights import as_bytes
 from appliance.jobs.train.model import EMBEDDING, parameter_shapes
 from appliance.jobs.train.parallel.schedules import layers_of_stage, rank_of_stage

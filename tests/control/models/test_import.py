@@ -8,10 +8,9 @@ from collections.abc import Iterable
 import pytest
 
 from appliance.api.models.v1 import model_pb2, model_service_pb2
-from appliance.control.services.model_files import check_config
-from appliance.control.services.weights import shapes
 from appliance.control.store import tables
 from appliance.core.errors import AlreadyExists, InvalidInput, NotFound, Tampered
+from appliance.core.model_config import check_config
 from tests.fakes import tiny_model
 from tests.fakes.lab import ALICE, PROJECT, Lab
 
@@ -77,7 +76,7 @@ def test_a_model_comes_in_sealed_with_its_facts(lab: Lab) -> None:
 
 
 def test_a_model_in_several_weight_files_with_an_index(lab: Lab) -> None:
-    tensors = list(shapes(check_config(tiny_model.CONFIG)))
+    tensors = list(check_config(tiny_model.CONFIG).shapes.items())
     files = {name: data for name, data in tiny_model.files().items() if "safetensors" not in name}
     weight_map = {}
     for number, part in enumerate((tensors[:5], tensors[5:]), 1):

@@ -44,7 +44,8 @@ def left(lab: Lab) -> list[Path]:
 
 
 def test_a_model_comes_in_sealed_with_its_facts(lab: Lab) -> None:
-    upload = begin(lab, MODEL, [*sizes(tiny_model.files()), ("README.md", 5)])
+    more = [("README.md", 5), ("tokenizer.model", 9), ("pytorch_model.bin", 9)]
+    upload = begin(lab, MODEL, [*sizes(tiny_model.files()), *more])
     assert {each.file: each.size_bytes for each in upload.files} == dict(sizes(tiny_model.files()))
     assert upload.part_bytes == PART
     name, parts = bring(lab, tiny_model.files())
@@ -62,7 +63,7 @@ def test_a_model_comes_in_sealed_with_its_facts(lab: Lab) -> None:
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"modeling_evil.py": 9, "x.bin": 9}, r"modeling_evil.py' is refused: .py .* 'x.bin' is"),
+        ({"modeling_evil.py": 9, "x.tar": 9}, r"modeling_evil.py' is refused: .py .* 'x.tar' is"),
         ({"../config.json": 9}, "is refused"),
         ({"config.json": 2 << 20}, "config.json has 2,097,152 bytes"),
         ({"tokenizer.json": -1}, "tokenizer.json has -1 bytes"),

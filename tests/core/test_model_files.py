@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import struct
 from typing import Any
 
 import pytest
 
-from appliance.control.services import model_facts, model_files, weights
-from appliance.control.services.weights import HeaderCheck
+from appliance.core import model_config, model_files
 from appliance.core.errors import InvalidInput
 from appliance.core.tokenizers import LARGEST_TEMPLATE, LARGEST_TOKENIZER
 from tests.fakes import tiny_model
@@ -30,15 +28,49 @@ def test_a_file_that_could_hold_code_or_goes_elsewhere_is_refused_by_name(name: 
         model_files.check_name(name)
 
 
-def test_the_files_of_real_models_are_kept_and_their_papers_read_past() -> None:
-    kept = [
-        "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
-        "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
-        "chat_template.jinja", "model.safetensors", "model-00001-of-00002.safetensors",
-        "model.safetensors.index.json",
+KEPT = [
+    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
+    "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
+    "chat_template.jinja", "model.safetensors.index.json", "model-00001-of-00002.safetensors",
+    "model-00002-of-00002.safetensors",
+]  # fmt: skip
+HARMLESS = [
+    "LICENSE", "LICENSE.txt", "LICENSE-MODEL", "Notice.md", "README.md", ".gitattributes",
+    "USE_POLICY.md", "eval_results.json", "tokenizer.model", "vocab.txt", "benchmark.PNG",
+    "params.json", "special.jsonl", "training.log",
+]  # fmt: skip
+
+
+def test_the_files_of_real_models_are_kept_and_what_nobody_reads_is_left_out() -> None:
+    assert [model_files.check_name(name) for name in KEPT] == [True] * len(KEPT)
+    assert [model_files.check_name(name) for name in HARMLESS] == [False] * len(HARMLESS)
+    found = model_files.sort_files([*HARMLESS, *KEPT])
+    assert (found.kept, list(found.left_out), found.problems) == (KEPT, HARMLESS, {})
+
+
+def test_weights_in_another_format_are_left_out_beside_safetensors_and_refused_alone() -> None:
+    others = ["pytorch_model.bin", "consolidated.00.pth", "consolidated.safetensors", "model.gguf"]
+    needed = ["config.json", "tokenizer.json", "model.safetensors"]
+    beside = model_files.sort_files([*others, *needed])
+    assert (beside.kept, list(beside.left_out), beside.problems) == (needed, others, {})
+    alone = model_files.sort_files([*others, *needed[:2]]).problems
+    assert list(alone) == [repr(name) for name in others]
+    assert "can hold code" in alone["'pytorch_model.bin'"]
+    assert all("save_pretrained" in alone[repr(name)] for name in others)
+
+
+def test_everything_that_is_wrong_with_the_files_of_a_folder_is_said_at_once() -> None:
+    names = [
+        "Config.json",
+        "modeling_x.py",
+        "adapter_config.json",
+        "model-00001-of-00002.safetensors",
+    ]
+    found = model_files.sort_files([*names, "model-00002-of-00002.safetensors", "weights.tar"])
+    assert list(found.problems) == [
+        "'Config.json'", "'modeling_x.py'", "'adapter_config.json'", "'weights.tar'",
+        "config.json", "tokenizer.json", "model.safetensors.index.json",
     ]  # fmt: skip
-    assert [model_files.check_name(name) for name in kept] == [True] * len(kept)
-    assert [model_files.check_name(name) for name in ("LICENSE", "README.md")] == [False, False]
 
 
 @pytest.mark.parametrize(
@@ -47,7 +79,10 @@ def test_the_files_of_real_models_are_kept_and_their_papers_read_past() -> None:
         ({"auto_map": {"AutoModel": "modeling.Evil"}}, "code to run"),
         ({"nested": {"trust_remote_code": True}}, "code to run"),
         ({"list": [{"auto_map": 1}]}, "code to run"),
-        ({"_name_or_path": "/home/x/model"}, "outside the model"),
+        ({"nested": {"_name_or_path": "/home/x/model"}}, "outside the model"),
+        ({"impl": "modeling_evil.py"}, "outside the model"),
+        ({"attn_implementation": "somebody/kernels"}, "code to run"),
+        ({"nested": {"_attn_implementation": {"text": "somebody/kernels"}}}, "code to run"),
         ({"base": "https://example.org/x"}, "outside the model"),
         ({"base": "s3://bucket/x"}, "outside the model"),
         ({"base": "a/../../b"}, "outside the model"),
@@ -61,6 +96,30 @@ def test_a_configuration_that_fetches_or_runs_something_is_refused(
     data = json.dumps(tiny_model.CONFIG | change).encode()
     with pytest.raises(InvalidInput, match=text):
         model_files.check_file("config.json", data)
+
+
+@pytest.mark.parametrize(
+    "harmless",
+    [
+        {"trust_remote_code": False},
+        {"auto_map": None},
+        {"attn_implementation": "sdpa"},
+        {"_name_or_path": "/home/somebody/model"},
+    ],
+)
+def test_what_asks_for_no_code_is_no_reason_to_refuse(harmless: dict[str, Any]) -> None:
+    model_files.check_file("config.json", json.dumps(tiny_model.CONFIG | harmless).encode())
+
+
+def test_all_that_is_wrong_is_said_at_once() -> None:
+    wrong = {"hidden_size": 0, "vocab_size": None, "tie_word_embeddings": 3, "dtype": "int4"}
+    with pytest.raises(InvalidInput) as raised:
+        model_config.check_config(tiny_model.CONFIG | wrong)
+    assert set(raised.value.fields) == {f"config.json.{member}" for member in wrong}
+    evil = {"auto_map": {"AutoModel": "x.Y"}, "base": "/etc/passwd"}
+    with pytest.raises(InvalidInput) as raised:
+        model_files.check_file("config.json", json.dumps(evil).encode())
+    assert list(raised.value.fields) == ["config.json.auto_map", "config.json.base"]
 
 
 @pytest.mark.parametrize(
@@ -101,75 +160,23 @@ def test_json_that_two_readers_could_read_differently_is_refused(data: bytes, te
 )
 def test_a_configuration_out_of_bounds_is_refused(change: dict[str, Any], text: str) -> None:
     with pytest.raises(InvalidInput, match=text):
-        model_files.check_config(tiny_model.CONFIG | change)
+        model_config.check_config(tiny_model.CONFIG | change)
 
 
 def test_a_good_configuration_and_its_format() -> None:
-    config = model_files.check_config(tiny_model.CONFIG)
-    assert (config.head_dim, config.key_value_heads, config.format) == (4, 2, "bfloat16")
+    config = model_config.check_config(tiny_model.CONFIG)
+    assert (config.sizes.head_dim, config.sizes.key_value_heads, config.format) == (
+        4,
+        2,
+        "bfloat16",
+    )
     int8 = {"num_bits": 8, "type": "int"}
     quantized = {
         "quant_method": "compressed-tensors",
         "config_groups": {"group_0": {"weights": int8, "input_activations": int8}},
     }
-    found = model_files.check_config(tiny_model.CONFIG | {"quantization_config": quantized})
+    found = model_config.check_config(tiny_model.CONFIG | {"quantization_config": quantized})
     assert found.format == "w8a8-int8"
-
-
-def header_of(data: bytes) -> HeaderCheck:
-    check = HeaderCheck("model.safetensors")
-    # In pieces of odd sizes, as a stream brings them.
-    for start in range(0, len(data), 997):
-        check.feed(data[start : start + 997])
-    check.finish()
-    return check
-
-
-def test_a_safetensors_file_in_pieces_is_read_as_it_is() -> None:
-    found = header_of(tiny_model.files()["model.safetensors"]).tensors
-    assert found["model.norm.weight"] == weights.Tensor("BF16", (16,))
-    config = model_files.check_config(tiny_model.CONFIG)
-    assert weights.count_parameters(config, found) == tiny_model.PARAMETERS
-
-
-def test_a_header_that_lies_is_refused_as_soon_as_it_has_come() -> None:
-    lie = {"dtype": "BF16", "shape": [9], "data_offsets": [0, 16]}
-    data = tiny_model.safetensors({"a": (8,)}, a=lie)
-    check = HeaderCheck("model.safetensors")
-    check.feed(data[:20])
-    with pytest.raises(InvalidInput, match="not the size of its tensor") as caught:
-        check.feed(data[20:-16])
-    assert list(caught.value.fields) == ["model.safetensors"]
-
-
-SPOILT = {
-    "F64": (struct.pack("<d", float("nan")), struct.pack("<d", 1.7e308)),
-    "F32": (struct.pack("<f", float("inf")), struct.pack("<f", -3.4e38)),
-    "F16": (struct.pack("<e", float("-inf")), struct.pack("<e", -65504.0)),
-    "BF16": (b"\x80\xff", b"\x7f\xff"),
-    "F8_E5M2": (b"\x7c", b"\xfb"),
-    "F8_E4M3": (b"\xff", b"\xfe"),
-    "I32": (None, b"\xff" * 4),
-}
-
-
-@pytest.mark.parametrize("dtype", SPOILT)
-def test_a_number_that_is_none_is_refused_wherever_it_stands(dtype: str) -> None:
-    """The largest numbers of each type pass; NaN and infinity do not, in any piece of a file."""
-    spoilt, largest = SPOILT[dtype]
-    size = len(largest)
-    count = 70_000
-    entry = {"dtype": dtype, "shape": [count], "data_offsets": [4, 4 + count * size]}
-    head = tiny_model.safetensors({"a": (2,)}, b=entry)
-    good = bytearray(head + largest * count)
-    header_of(bytes(good))
-    if spoilt is None:
-        return
-    for place in (0, 1, 32_767, 65_535, count - 1):
-        start = len(head) + place * size
-        bad = bytes(good[:start] + spoilt + good[start + size :])
-        with pytest.raises(InvalidInput, match="has a number in 'b' that is none"):
-            header_of(bad)
 
 
 @pytest.mark.parametrize(
@@ -194,7 +201,7 @@ def test_a_number_that_is_none_is_refused_wherever_it_stands(dtype: str) -> None
     ],
 )
 def test_an_id_beyond_the_embedding_is_refused(file: str, value: dict[str, Any]) -> None:
-    config = model_files.check_config(tiny_model.CONFIG)
+    config = model_config.check_config(tiny_model.CONFIG)
     with pytest.raises(InvalidInput, match="id 64, but the model's embedding has 64 rows"):
         model_files.check_ids(config, {file: highest_id(file, value)})
     fits = {"pad_token_id": -1, "eos_token_id": [63], "max_length": 200}
@@ -203,23 +210,6 @@ def test_an_id_beyond_the_embedding_is_refused(file: str, value: dict[str, Any])
 
 def highest_id(file: str, value: dict[str, Any]) -> int:
     return model_files.check_file(file, json.dumps(value).encode())
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"",
-        b"\x80\x04\x95pickle",
-        (1 << 60).to_bytes(8, "little") + b"{}",
-        (1 << 24).to_bytes(8, "little") + b" " * 100,
-        (0).to_bytes(8, "little"),
-        (2).to_bytes(8, "little") + b"{}x",
-        (20).to_bytes(8, "little") + b'{"a": {}, "a":   {}}',
-    ],
-)
-def test_what_is_no_safetensors_file_is_refused(data: bytes) -> None:
-    with pytest.raises(InvalidInput, match="safetensors"):
-        header_of(data)
 
 
 @pytest.mark.parametrize(
@@ -233,26 +223,19 @@ def test_what_is_no_safetensors_file_is_refused(data: bytes) -> None:
 def test_weights_that_are_not_the_configurations_are_refused(
     change: dict[str, tuple[int, ...] | None], text: str
 ) -> None:
-    config = model_files.check_config(tiny_model.CONFIG)
-    wanted: dict[str, Any] = dict(weights.shapes(config)) | change
-    found = {name: weights.Tensor("BF16", shape) for name, shape in wanted.items() if shape}
+    config = model_config.check_config(tiny_model.CONFIG)
+    wanted: dict[str, Any] = dict(config.shapes) | change
+    found = {name: shape for name, shape in wanted.items() if shape}
     with pytest.raises(InvalidInput, match=text):
-        weights.count_parameters(config, found)
+        model_config.count_parameters(config, found)
 
 
 def test_an_index_must_say_exactly_which_file_holds_which_tensor() -> None:
-    files = {"model-00001-of-00001.safetensors": {"a": weights.Tensor("BF16", (1,))}}
-    weights.check_index({"weight_map": {"a": "model-00001-of-00001.safetensors"}}, files)
+    files = {"model-00001-of-00001.safetensors": ["a"]}
+    model_files.check_index({"weight_map": {"a": "model-00001-of-00001.safetensors"}}, files)
     for wrong in ({}, {"weight_map": {}}, {"weight_map": {"a": "../x"}}):
         with pytest.raises(InvalidInput, match="index"):
-            weights.check_index(wrong, files)
-
-
-def test_the_same_tensor_in_two_files_is_refused() -> None:
-    config = model_files.check_config(tiny_model.CONFIG)
-    one = {"model.norm.weight": weights.Tensor("BF16", (16,))}
-    with pytest.raises(InvalidInput, match="two weight files"):
-        model_facts.facts(config, {"a": one, "b": one}, 0)
+            model_files.check_index(wrong, files)
 
 
 @pytest.mark.parametrize(
