@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from appliance.cli import sending
+from appliance.cli import model_plan, sending
 from appliance.cli.command import command as make
-from appliance.cli.output import field, last
+from appliance.cli.output import field, last, safe
 from appliance.cli.progress import bytes_bar
 
 if TYPE_CHECKING:
@@ -51,22 +51,32 @@ def create(session: Session, model_id: str, description: str) -> None:
 @make("import", *sending.CALLS, "ModelService.GetModelVersion", group=command, project=True)
 @click.argument("name", metavar="MODEL")
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option(
+    "--dry-run", is_flag=True, help="Send nothing: say what would be sent, and what works with it."
+)
 @sending.resumable
-def import_(session: Session, name: str, folder: Path, *, resume: bool, upload: str | None) -> None:
+def import_(
+    session: Session, name: str, folder: Path, *, dry_run: bool, resume: bool, upload: str | None
+) -> None:
     """Take in a model as a new sealed version; the model is created when it is missing.
 
-    FOLDER has the Hugging Face layout: config.json, tokenizer, *.safetensors.
+    FOLDER has the Hugging Face layout: config.json, tokenizer, *.safetensors. Everything in it that
+    cannot be used is said before a byte is sent; what nobody needs is left out.
 
     What was sent is kept when this is interrupted: the same with --resume sends the rest.
     """
-    from appliance.client import parts  # noqa: PLC0415 - imports protobuf
+    from appliance.client import model_folder, parts  # noqa: PLC0415 - imports protobuf
 
+    found = model_folder.examine(folder)
+    if dry_run:
+        session.show(model_plan.of(found))
+        return
     full = session.name("model", name)
-    files = [(path.name, path.stat().st_size) for path in parts.model_files(folder)]
-    begun = sending.begin(session, full, files, resume=resume, upload=upload)
+    begun = sending.begin(session, full, found.files, resume=resume, upload=upload)
     taken = {each.file: each.size_bytes for each in begun.upload.files}
-    if left := sorted({file for file, _ in files} - set(taken)):
-        click.echo(f"left out: {', '.join(left)}", err=True)
+    left = sorted(found.left_out | {file: "" for file, _ in found.files if file not in taken})
+    if left:
+        click.echo(safe(f"left out: {', '.join(left)}"), err=True)
     with bytes_bar(f"{len(taken)} files", sum(taken.values())) as advance:
         cut = parts.model_parts(folder, begun.upload)
         version = sending.send(session, begun, cut, advance)

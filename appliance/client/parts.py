@@ -23,8 +23,6 @@ MESSAGE_BYTES = 1 << 20
 TEXT_PART_BYTES = 4 << 20
 PART_DOCUMENTS = 20_000
 """As many as the control plane takes in one part."""
-WEIGHTS = ".safetensors"
-"""Ending of what holds weights; the control plane judges the rest of the name."""
 
 
 @dataclass(frozen=True)
@@ -90,21 +88,6 @@ class _Batch:
         self._digest.update(self._last)
         self._pieces.append(bytes(self._last))
         self._last = bytearray()
-
-
-def model_files(folder: Path) -> list[Path]:
-    """Files of a model's folder, weights last; hidden ones are left out.
-
-    Raises:
-        InvalidInput: there is no such folder, or no config.json in it.
-    """
-    if not (folder / "config.json").is_file():
-        raise InvalidInput(
-            f"{folder} is no model: give a folder in the Hugging Face layout, with config.json."
-        )
-    files = (path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    # What is judged when it comes is sent before hours of what is judged at the end.
-    return sorted(files, key=lambda path: (path.suffix == WEIGHTS, path.name))
 
 
 def check_same(folder: Path, upload: upload_pb2.Upload) -> None:

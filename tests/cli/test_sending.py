@@ -23,6 +23,7 @@ from appliance.core.errors import (
     Unauthenticated,
     Unavailable,
 )
+from tests.fakes import tiny_model
 from tests.fakes.command_line import Run
 from tests.fakes.control_api import FakeApi
 
@@ -275,27 +276,56 @@ def test_a_model_is_taken_in_with_its_weights_last(
     command: Run, logged_in: FakeApi, home: Path
 ) -> None:
     server = Server(logged_in, f"{DEMO}/models/m")
-    folder, weights = home / "m", bytes(range(250)) * 10
-    folder.mkdir()
-    (folder / "config.json").write_text("{}")
-    (folder / "a.safetensors").write_bytes(weights)
-    (folder / "README.md").write_text("for people")
+    folder, files = model(home / "m")
     result = command("model", "import", "m", str(folder))
     assert (result.code, "left out: README.md" in result.err) == (0, True)
-    assert [(each.file, each.size_bytes) for each in server.upload.files] == [
-        ("config.json", 2),
-        ("a.safetensors", 2500),
-    ]
-    assert [server.parts[n] for n in range(4)] == [
-        b"{}",
-        weights[:1000],
-        weights[1000:2000],
-        weights[2000:],
-    ]
+    sent = [(each.file, each.size_bytes) for each in server.upload.files]
+    assert sent == [(name, len(files[name])) for name in files]
+    content = b"".join(server.parts[number] for number in sorted(server.parts))
+    assert content == b"".join(files.values())
     server.upload.state = State.STATE_OPEN
-    (folder / "a.safetensors").write_bytes(weights[:-1])
+    (folder / "generation_config.json").write_bytes(b"{}")
     result = command("model", "import", "m", str(folder), "--resume")
-    assert (result.code, "2,500 bytes when the upload was begun" in result.err) == (1, True)
+    assert (result.code, "bytes when the upload was begun and is now" in result.err) == (1, True)
+
+
+def model(folder: Path) -> tuple[Path, dict[str, bytes]]:
+    """A whole model in a folder, and its files in the order in which they are sent."""
+    files = dict(sorted(tiny_model.files().items(), key=lambda each: ("tensors" in each[0], each)))
+    folder.mkdir()
+    for name, data in (files | {"README.md": b"for people"}).items():
+        (folder / name).write_bytes(data)
+    return folder, files
+
+
+def test_a_dry_run_says_what_would_be_sent_and_what_works_and_calls_nobody(
+    command: Run, logged_in: FakeApi, home: Path
+) -> None:
+    folder, files = model(home / "m")
+    said = json.loads(command("model", "import", "m", str(folder), "--dry-run", "-o", "json").out)
+    assert {each["file"]: each["size_bytes"] for each in said["files"]} == {
+        name: len(data) for name, data in files.items()
+    }
+    assert said["left_out"] == [{"file": "README.md", "reason": "nobody here reads it"}]
+    assert (said["family"], said["parameters"]) == ("Llama", tiny_model.PARAMETERS)
+    assert said["size_bytes"] == sum(map(len, files.values()))
+    assert "serve text" in said["works"]
+    assert "prune" in {each["what"] for each in said["does_not_work"]}
+    assert "family: Llama" in command("model", "import", "m", str(folder), "--dry-run").out
+    assert logged_in.calls == []
+
+
+def test_what_cannot_be_used_is_said_line_by_line_and_nothing_is_sent(
+    command: Run, logged_in: FakeApi, home: Path
+) -> None:
+    folder, _ = model(home / "m")
+    (folder / "modeling_x.py").write_text("")
+    (folder / "tokenizer.json").unlink()
+    result = command("model", "import", "m", str(folder))
+    assert (result.code, result.out, logged_in.calls) == (1, "", [])
+    assert "error: 2 things in " in result.err
+    assert "  'modeling_x.py': is refused: .py files can hold code." in result.err
+    assert "  tokenizer.json: is missing; " in result.err
 
 
 def test_the_command_to_go_on_with_has_every_option_that_was_given(

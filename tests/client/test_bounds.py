@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import pytest
-
 from appliance.client import parts, texts
 from appliance.control.services import documents, upload_layout
-from appliance.core.model_files import INDEX, is_weights
-from appliance.crypto.tensors import weight_files
 
 
 def test_bounds_of_documents_are_those_of_the_control_plane() -> None:
@@ -24,8 +18,3 @@ def test_a_part_of_the_client_is_a_part_of_the_control_plane() -> None:
     # A document of its own part, with its id and source and what protobuf puts around them.
     text = 4 * (documents.LONGEST_ID + documents.LONGEST_SOURCE) + documents.LARGEST_TEXT
     assert text + 100 <= upload_layout.PART_BYTES
-
-
-@pytest.mark.parametrize("name", [*weight_files(1), *weight_files(3), INDEX, "config.json"])
-def test_what_is_sent_last_is_weights(name: str) -> None:
-    assert is_weights(name) is (Path(name).suffix == parts.WEIGHTS)

@@ -12,7 +12,7 @@ import pytest
 from appliance.api.data.v1 import upload_pb2
 from appliance.api.data.v1.dataset_service_pb2 import Document
 from appliance.client import parts, texts
-from appliance.core.errors import FailedPrecondition, InvalidInput
+from appliance.core.errors import FailedPrecondition
 
 
 def documents(count: int, size: int) -> Iterator[Document]:
@@ -74,13 +74,12 @@ def test_a_model_is_cut_and_put_together(tmp_path: Path) -> None:
     weights = bytes(range(256)) * 6000
     for name, content in (("config.json", b"{}"), ("a.safetensors", weights), ("merges.txt", b"")):
         (tmp_path / name).write_bytes(content)
-    (tmp_path / ".hidden").write_text("x")
-    files = parts.model_files(tmp_path)
-    assert [path.name for path in files] == ["config.json", "merges.txt", "a.safetensors"]
+    names = ["config.json", "merges.txt", "a.safetensors"]
     upload = upload_pb2.Upload(
         part_bytes=1_500_000,
         files=[
-            upload_pb2.UploadFile(file=path.name, size_bytes=path.stat().st_size) for path in files
+            upload_pb2.UploadFile(file=name, size_bytes=(tmp_path / name).stat().st_size)
+            for name in names
         ],
     )
     cut = list(parts.model_parts(tmp_path, upload))
@@ -91,8 +90,3 @@ def test_a_model_is_cut_and_put_together(tmp_path: Path) -> None:
     (tmp_path / "merges.txt").unlink()
     with pytest.raises(FailedPrecondition, match=r"merges\.txt had 0 bytes .* is now missing"):
         list(parts.model_parts(tmp_path, upload))
-
-
-def test_a_folder_without_configuration_is_no_model(tmp_path: Path) -> None:
-    with pytest.raises(InvalidInput, match=r"config\.json"):
-        parts.model_files(tmp_path)
