@@ -10,7 +10,7 @@ The attack: a document in which a key stands twice, so that the reader that chec
 value than the reader that acts; `NaN`, which some readers take and no comparison catches; nesting
 so deep that a reader ends; an escape for half a character that ends the call as a fault of ours.
 
-Pure. Called where JSON comes in: files of models (`appliance.control.services.model_files`,
+Pure. Called where JSON comes in: files of models (`appliance.core.model_files`,
 `appliance.crypto.tensors`), requests (`appliance.gateway.openai_request`), documents.
 """
 
