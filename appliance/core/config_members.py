@@ -59,11 +59,11 @@ class Members:
 
         Args:
             member: its name.
-            otherwise: what it is where it is left out; None when it may not be.
+            otherwise: what it is where it is left out, or `auto`; None when it may not be.
         """
         low, high = BOUNDS[member]
         value = self._config.get(member)
-        if value is None and otherwise is not None:
+        if value in (None, "auto") and otherwise is not None:
             return otherwise
         if value is None:
             self.wrong(member, f"has no {member}")

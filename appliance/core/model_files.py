@@ -57,7 +57,9 @@ _CODE = frozenset(
     {"dll", "exe", "gz", "jar", "npy", "npz", "pickle", "pkl", "py", "pyc", "sh", "so", "tar"}
     | {"tgz", "whl", "zip"}
 )
-_PAPERS = re.compile(r"(?i)(licen[cs]e|notice|copying|copyright|readme|use_policy)([-_.].*)?")
+_UNREAD = re.compile(
+    r"(?i)(licen[cs]e|notice|copying|copyright|readme|use_policy|tokenizer\.model)([-_.].*)?"
+)
 _HARMLESS = frozenset(
     {"bib", "cff", "csv", "gif", "gitattributes", "html", "ipynb", "jpeg", "jpg", "json", "jsonl"}
     | {"log", "md", "model", "pdf", "png", "rst", "spm", "svg", "tiktoken", "tsv", "txt", "webp"}
@@ -142,7 +144,7 @@ def _why_refused(name: str, ending: str) -> str:
     """Why a file is refused whatever lies beside it; "" when it is not."""
     taken = ", ".join(sorted(_KEPT))
     meant = name.lower()
-    harmless = ending in _HARMLESS or _PAPERS.fullmatch(name) is not None
+    harmless = ending in _HARMLESS or _UNREAD.fullmatch(name) is not None
     rules = (
         (
             ending in _CODE,

@@ -37,7 +37,7 @@ KEPT = [
 HARMLESS = [
     "LICENSE", "LICENSE.txt", "LICENSE-MODEL", "Notice.md", "README.md", ".gitattributes",
     "USE_POLICY.md", "eval_results.json", "tokenizer.model", "vocab.txt", "benchmark.PNG",
-    "params.json", "special.jsonl", "training.log",
+    "params.json", "tokenizer.model.v3", "special.jsonl", "training.log",
 ]  # fmt: skip
 
 

@@ -35,6 +35,7 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("FalconH1ForCausalLM", {"mamba_d_ssm": None, "mamba_n_heads": 8, "projectors_bias": True}),
     ("GraniteMoeHybridForCausalLM", {"attention_bias": True, "mamba_proj_bias": True}),
     ("GraniteMoeHybridForCausalLM", {"mamba_d_conv": 3, "tie_word_embeddings": True}),
+    ("GraniteMoeHybridForCausalLM", {"layer_types": ["attention", "mamba"]}),
     ("BertForMaskedLM", {"type_vocab_size": 5, "tie_word_embeddings": False}),
     ("DistilBertForMaskedLM", {"tie_word_embeddings": False}),
     ("ModernBertForMaskedLM", {"norm_bias": True, "attention_bias": True, "mlp_bias": True}),
@@ -99,6 +100,12 @@ def test_a_file_may_hold_what_it_is_tied_to_and_the_buffers_of_older_releases() 
             if config.sizes.tie_embeddings:
                 more |= dict.fromkeys(family.tied_names, (1,))
             assert model_config.count_parameters(config, {**config.shapes, **more})
+
+
+def test_widths_of_heads_may_be_left_to_the_class(tiny: Folder) -> None:
+    config, _ = saved(tiny("GraniteMoeHybridForCausalLM")[1])
+    members = json.loads((tiny("GraniteMoeHybridForCausalLM")[1] / "config.json").read_text())
+    assert check_config(members | {"mamba_d_head": "auto"}).shapes == config.shapes
 
 
 def test_gpt2_as_it_was_first_published_has_no_prefix() -> None:
