@@ -41,7 +41,7 @@ test: $(STAMP)  ## Every test that fits in 25 minutes on two cores.
 	$(BIN)/python -m pytest -m "not long and not families"
 
 families: $(STAMP)  ## A real engine for every family of models that is served, held against transformers; minutes.
-	$(BIN)/python -m pytest -m families -v --durations=0
+	$(BIN)/python -m pytest -m families -v --durations=0 tests/families
 
 attacks: $(STAMP)  ## One attack per guard.
 	$(BIN)/python -m pytest -m attack

@@ -49,7 +49,7 @@ _NOT_YET: Mapping[Use, str] = {
     Use.PIPELINE_CUT: _TRAINING,
     Use.PRUNE: "there is no kind of job that prunes",
     Use.TEXT: "the engine of this version does not serve it",
-    Use.SPREAD: "its engine was not tried on more than one device: say --tensor-parallel 1",
+    Use.SPREAD: "its engine was not tried on more than one device; say --tensor-parallel 1",
     Use.EMBEDDINGS: "replicas of this version answer with text alone",
 }
 """Why something does not work, where a row has no reason of its own."""
@@ -119,8 +119,8 @@ class Family:
 
 
 _LLAMA = frozenset(Use) - {Use.PRUNE, Use.EMBEDDINGS}
-_LLAMA_LIKE = frozenset({Use.IMPORT, Use.EVALUATE, Use.QUANTIZE, Use.TEXT})
-_DECODER = frozenset({Use.IMPORT, Use.EVALUATE, Use.TEXT})
+_LLAMA_LIKE = frozenset({Use.IMPORT, Use.EVALUATE, Use.QUANTIZE, Use.TEXT, Use.SPREAD})
+_DECODER = frozenset({Use.IMPORT, Use.EVALUATE, Use.TEXT, Use.SPREAD})
 _ENCODER = frozenset({Use.IMPORT})
 _EQUAL_HEADS = Names(key_value_heads="", head_dim="")
 _HEADS = frozenset({"num_key_value_heads", "head_dim"})

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from appliance.core import families
 from appliance.core.errors import FailedPrecondition, InvalidInput
+from appliance.core.families import Use
 from appliance.worker import admission
 
 CONFIG = {
@@ -132,7 +135,11 @@ def test_ranks_that_do_not_divide_the_heads_are_refused(ranks: int) -> None:
         admission.check_ranks(MODEL, ranks)
 
 
-def test_a_family_that_was_tried_on_one_device_has_one_rank() -> None:
+def test_a_family_that_was_tried_on_one_device_has_one_rank(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    row = replace(families.BY_CLASS["Qwen2ForCausalLM"], works=frozenset({Use.TEXT}))
+    monkeypatch.setattr(families, "BY_CLASS", {"Qwen2ForCausalLM": row})
     model = admission.checked_config(
         CONFIG | {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}
     )
