@@ -77,7 +77,8 @@ def job(order: rpc.StartJob, keys: rpc.ReleaseKeysResponse, place: Place) -> dic
         "rendezvous": "127.0.0.1:0" if order.node_count == 1 else order.rendezvous,
         "objects": place.objects,
         "inputs": {key.name: _artifact(key) for key in keys.inputs},
-        "outputs": {key.kind: _artifact(key) for key in keys.outputs},
+        # A control plane of 0.1.0 does not say the slot, which was the kind.
+        "outputs": {key.slot or key.kind: _artifact(key) for key in keys.outputs},
         "resume": resume,
         "memory_limit": order.memory_bytes,
     }

@@ -28,7 +28,7 @@ from appliance.control.services.storage_tasks import StorageTasks, Task, TaskKin
 from appliance.control.store import tables
 from appliance.control.store.database import Database, Reading, Transaction
 from appliance.control.store.objects import ObjectStore, new_uid
-from appliance.core import names
+from appliance.core.artifact_kinds import ONCE
 from appliance.core.errors import AlreadyExists, LeaseLost, NotFound, Tampered
 from appliance.crypto import statements
 from appliance.crypto.artifacts import (
@@ -62,6 +62,7 @@ class Version:
     folder: str
     digest: str
     key: bytes = field(repr=False)
+    slot: str = ""
 
     @property
     def name(self) -> str:
@@ -71,11 +72,15 @@ class Version:
 
 @dataclass(frozen=True)
 class Made:
-    """Who or what made a version: a person's name, the job's uid, the versions it was made from."""
+    """Who or what made a version.
+
+    A person's name; the job's uid, the versions it was made from, and which output of the job.
+    """
 
     creator: str
     job: str | None = None
     inputs: tuple[str, ...] = ()
+    slot: str = ""
 
 
 class Artifacts:
@@ -111,7 +116,8 @@ class Artifacts:
     ) -> Version:
         """A pending version with a new identity and a new key; the artifact is made when missing.
 
-        Raises AlreadyExists for a second version of a tokenizer.
+        `kind` is the resource that it is a version of. Raises AlreadyExists for a second version of
+        one that has only one.
         """
         now, uid = self._clock(), new_uid()
         data_key = self._keys.create_data_key(transaction, project, uid)
@@ -123,8 +129,8 @@ class Artifacts:
                 )
             )
         )
-        if kind == "tokenizer" and number > 1:
-            name = names.tokenizer(project, artifact)
+        if kind in ONCE and number > 1:
+            name = version_name(project, kind, artifact, number)
             raise AlreadyExists(f"{name} exists already: choose another name", name=name)
         folder = self.store.folder(project, uid)
         transaction.run(
@@ -140,11 +146,12 @@ class Artifacts:
                 folder=folder,
                 creator=made.creator,
                 job=made.job,
+                slot=made.slot,
                 inputs=list(made.inputs),
                 create_time=now,
             )
         )
-        return Version(uid, project, kind, artifact, number, folder, "", data_key.key)
+        return Version(uid, project, kind, artifact, number, folder, "", data_key.key, made.slot)
 
     def writer(self, version: Version, *, epoch: int = 0) -> ArtifactWriter:
         """A writer for a pending version. Raises Unavailable when the store is not there."""
@@ -228,6 +235,7 @@ class Artifacts:
             row.folder,
             row.manifest_digest,
             key,
+            row.slot,
         )
 
     def open(self, row: Row[Any]) -> ArtifactReader:

@@ -12,6 +12,7 @@ Called by `services.jobs` (check, filled) and by the scheduler (demand).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from google.protobuf.message import Message
 
@@ -20,6 +21,7 @@ from appliance.control.services import memory, train_specs
 from appliance.control.services.job_inputs import Input, is_tokens
 from appliance.control.services.problems import Problems
 from appliance.core import families, values
+from appliance.core.artifact_kinds import ARTIFACT_KINDS, MODEL, TOKENIZER, TOKENS
 from appliance.core.errors import InvalidInput
 from appliance.core.families import Use
 from appliance.core.names import Name
@@ -79,18 +81,34 @@ def inputs_of(kind: str, spec: Message) -> dict[str, tuple[str, str]]:
     raise InvalidInput(f"{kind} is not a kind of job")
 
 
-def outputs_of(kind: str, spec: Message) -> dict[str, tuple[str, str, str]]:
-    """Slot -> (field path, resource name, kind of the name) of what a job makes."""
+@dataclass(frozen=True)
+class Output:
+    """What a job makes in one slot: field path, name of the resource, artifact kind."""
+
+    path: str
+    name: str
+    kind: str
+
+    @property
+    def resource(self) -> str:
+        """The resource that gets the version, a kind of name."""
+        return ARTIFACT_KINDS[self.kind].resource
+
+
+def outputs_of(kind: str, spec: Message) -> dict[str, Output]:
+    """Slot -> what a job makes there."""
     match kind, spec:
         case "prepare", job_pb2.PrepareSpec():
             return {
-                "dataset": ("job.prepare.output_dataset", spec.output_dataset, "dataset"),
-                "tokenizer": ("job.prepare.output_tokenizer", spec.output_tokenizer, "tokenizer"),
+                "dataset": Output("job.prepare.output_dataset", spec.output_dataset, TOKENS),
+                "tokenizer": Output(
+                    "job.prepare.output_tokenizer", spec.output_tokenizer, TOKENIZER
+                ),
             }
         case "train", job_pb2.TrainSpec():
-            return {"model": ("job.train.output_model", spec.output_model, "model")}
+            return {"model": Output("job.train.output_model", spec.output_model, MODEL)}
         case "quantize", job_pb2.QuantizeSpec():
-            return {"model": ("job.quantize.output_model", spec.output_model, "model")}
+            return {"model": Output("job.quantize.output_model", spec.output_model, MODEL)}
     return {}
 
 

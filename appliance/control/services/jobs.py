@@ -47,6 +47,7 @@ from appliance.control.store import tables
 from appliance.control.store.database import Database, Reading, Transaction
 from appliance.control.store.objects import new_uid
 from appliance.core import names
+from appliance.core.artifact_kinds import ARTIFACT_KINDS
 from appliance.core.errors import AlreadyExists, FailedPrecondition, InvalidInput, NotFound
 from appliance.core.jobs import TERMINAL, JobState
 from appliance.core.names import Name, shown
@@ -58,7 +59,6 @@ _READ = {
     "checkpoint": "checkpoints.get",
 }
 _LISTED = {"datasetVersion": "versions", "modelVersion": "versions", "checkpoint": "checkpoints"}
-_WRITE = {"dataset": "datasets.upload", "tokenizer": "datasets.upload", "model": "models.import"}
 _READ_LOGS = "jobs.readLogs"
 _LESS_MEMORY = {
     "train": "use more pipeline or tensor ranks, a smaller batch or more microbatches",
@@ -366,11 +366,12 @@ class Jobs:
         problems: Problems,
     ) -> None:
         policy = self._policies.current()
-        for path, text, pattern in job_specs.outputs_of(kind, spec).values():
-            name = job_specs.parse_name(text, pattern, path, project, problems)
+        for output in job_specs.outputs_of(kind, spec).values():
+            path, holds = output.path, ARTIFACT_KINDS[output.kind]
+            name = job_specs.parse_name(output.name, holds.resource, path, project, problems)
             if name is None:
                 continue
-            if not policy.allowed(caller.principal, project, _WRITE[pattern]):
+            if not policy.allowed(caller.principal, project, holds.make):
                 problems.add(path, f"may not be made by {caller.principal.name}")
                 continue
             try:
@@ -378,7 +379,7 @@ class Jobs:
             except InvalidInput as error:
                 problems.add(path, error.fields[path])
                 continue
-            taken = _exists(state, name) if pattern == "tokenizer" else False
+            taken = holds.once and _exists(state, name)
             problems.check(path, holds=not taken, sentence="exists already; choose another name")
 
 

@@ -6,12 +6,12 @@ Called by `services.registration` before an output is registered.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
-from google.protobuf.message import Message
-
-from appliance.api.jobs.v1 import job_pb2
 from appliance.control.services import model_facts
+from appliance.control.services.job_specs import Output
+from appliance.core import artifact_kinds
 from appliance.core.errors import InvalidInput
 from appliance.crypto.artifacts import ArtifactReader
 
@@ -22,39 +22,40 @@ TOKENIZER_CONFIG = "tokenizer_config.json"
 _LARGEST_COUNT = 1 << 62
 
 
-def facts_of(slot: str, reader: ArtifactReader, kind: str, spec: Message) -> dict[str, Any]:
+def facts_of(kind: str, reader: ArtifactReader, outputs: Iterable[Output]) -> dict[str, Any]:
     """The facts of an output.
 
     Args:
-        slot: `dataset`, `tokenizer` or `model`.
+        kind: artifact kind that it must be.
         reader: of the verified artifact.
-        kind: of the job.
-        spec: of the job.
+        outputs: all that its job makes.
 
     Raises:
         InvalidInput: it is not what this slot holds.
     """
-    if slot == "model":
-        return model_facts.inspect(reader)
-    if slot == "dataset" and isinstance(spec, job_pb2.PrepareSpec):
-        return _dataset(reader, spec)
-    if slot == "tokenizer":
-        return _tokenizer(reader)
-    raise InvalidInput(f"a {kind} job makes no {slot}")
+    match kind:
+        case artifact_kinds.MODEL:
+            return model_facts.inspect(reader)
+        case artifact_kinds.TOKENS:
+            names = (made.name for made in outputs if made.kind == artifact_kinds.TOKENIZER)
+            return _tokens(reader, next(names, ""))
+        case artifact_kinds.TOKENIZER:
+            return _tokenizer(reader)
+    raise InvalidInput(f"this version cannot register a {kind}")
 
 
-def _dataset(reader: ArtifactReader, spec: job_pb2.PrepareSpec) -> dict[str, Any]:
+def _tokens(reader: ArtifactReader, tokenizer: str) -> dict[str, Any]:
     _need(reader, INDEX, REPORT, TOKENIZER)
     index, report = _object(reader, INDEX), _object(reader, REPORT)
     tokens = index.get("tokens")
     if not isinstance(tokens, dict):
         raise InvalidInput(f"{INDEX} counts no tokens")
     return {
-        "kind": "tokens",
+        "kind": artifact_kinds.TOKENS,
         "documents": _count(report, "kept", REPORT),
         "tokens": sum(_count(tokens, split, INDEX) for split in tokens),
         "vocabulary_size": _count(index, "vocabulary_size", INDEX),
-        "tokenizer": spec.output_tokenizer,
+        "tokenizer": tokenizer,
     }
 
 

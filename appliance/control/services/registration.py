@@ -126,10 +126,11 @@ class Registration:
         """Every output, verified and signed, by slot."""
         spec = job_rows.spec_of(row)
         with self._database.read() as state:
-            rows = {found.kind: found for found in pending_of(state, row.uid)}
-            found = {kind: self._artifacts.read(state, each) for kind, each in rows.items()}
+            rows = {found.slot: found for found in pending_of(state, row.uid)}
+            found = {slot: self._artifacts.read(state, each) for slot, each in rows.items()}
         made: dict[str, Registered] = {}
-        for slot in job_specs.outputs_of(row.kind, spec):
+        wanted = job_specs.outputs_of(row.kind, spec)
+        for slot, output in wanted.items():
             version = found.get(slot)
             if version is None or not version.digest:
                 raise FailedPrecondition(f"the job ended well, but made no {slot}")
@@ -138,7 +139,7 @@ class Registration:
             except LeaseLost as error:
                 # Another epoch wrote it: here that is no question of time.
                 raise Tampered(error.message, object=version.uid) from error
-            facts = outputs.facts_of(slot, reader, row.kind, spec)
+            facts = outputs.facts_of(output.kind, reader, wanted.values())
             reader.read_through(self._looks(row))
             self._artifacts.sign(version, version.digest)
             made[slot] = (version, reader, facts)

@@ -174,4 +174,5 @@ def _key(version: Version, name: str) -> rpc.ArtifactKey:
         project=version.project,
         key=version.key,
         manifest_digest=version.digest,
+        slot=version.slot,
     )

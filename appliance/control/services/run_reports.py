@@ -258,7 +258,7 @@ class RunReports:
         return row
 
     def _note_outputs(self, transaction: Transaction, row: Row[Any], report: rpc.JobEnded) -> None:
-        waiting = {found.kind: found for found in pending_of(transaction, row.uid)}
+        waiting = {found.slot: found for found in pending_of(transaction, row.uid)}
         for output in report.outputs:
             if output.slot not in waiting or output.slot == CHECKPOINTS:
                 raise InvalidInput(f"a {row.kind} job makes no {output.slot[:40]!r}")

@@ -393,11 +393,13 @@ class Runs:
         spec = job_rows.spec_of(row)
         inputs = [name for name, _ in job_specs.inputs_of(row.kind, spec).values()]
         made = Made(row.creator, row.uid, tuple(inputs))
-        for slot, (_, name, kind) in job_specs.outputs_of(row.kind, spec).items():
-            artifact = Name.parse(name, kind).id
-            self._artifacts.allocate(transaction, row.project, slot, artifact, made)
+        for slot, output in job_specs.outputs_of(row.kind, spec).items():
+            name = Name.parse(output.name, output.resource)
+            of_slot = replace(made, slot=slot)
+            self._artifacts.allocate(transaction, row.project, name.kind, name.id, of_slot)
         series = checkpoint_rows.series_row(transaction, row.uid)
         if row.kind in CHECKPOINTED and series is None:
+            made = replace(made, slot=CHECKPOINTS)
             self._artifacts.allocate(transaction, row.project, CHECKPOINTS, row.uid, made)
 
     def _drop(

@@ -220,8 +220,10 @@ artifact = Table(
 
 # `state`: pending | complete. `uid` is the folder and the object identity bound into the
 # ciphertext. `wrapped_key` is the data key wrapped by version `key_version` of the project's key.
-# `job` is a job's uid, `inputs` resource names. `statement` is signed and says how it was made
-# (`appliance.crypto.statements`); empty of what 0.1.0 has registered.
+# `kind` is the resource that it is a version of; what it holds, `facts` say
+# (`core.artifact_kinds`). `job` is a job's uid, `slot` which of its outputs this is, `inputs`
+# resource names. `statement` is signed and says how it was made (`appliance.crypto.statements`);
+# empty of what 0.1.0 has registered.
 artifact_version = Table(
     "artifact_version",
     metadata,
@@ -240,6 +242,7 @@ artifact_version = Table(
     Column("size_bytes", BigInteger, nullable=False, default=0),
     Column("creator", Text, nullable=False),
     Column("job", Text, nullable=True, index=True),
+    Column("slot", Text, nullable=False, default="", server_default=text("''")),
     Column("inputs", JSON, nullable=False, default=list),
     Column("create_time", Moment, nullable=False),
     Column("complete_time", Moment, nullable=True),

@@ -103,7 +103,7 @@ class Context:
         return self._store().reader(artifact)
 
     def output(self, slot: str) -> OutputWriter:
-        """A writer for the output `model`, `dataset` or `tokenizer`.
+        """A writer for the output of a slot, such as `model`.
 
         With one writing rank, `finish(facts)`; when every rank writes files, all call
         `finish_together(rank, facts)`.

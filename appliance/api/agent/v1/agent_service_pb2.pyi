@@ -259,7 +259,7 @@ class ReleaseKeysResponse(_message.Message):
     def __init__(self, inputs: _Optional[_Iterable[_Union[ArtifactKey, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[ArtifactKey, _Mapping]]] = ..., resume_step: _Optional[int] = ..., resume_digest: _Optional[str] = ..., certificate: _Optional[str] = ..., resume_epoch: _Optional[int] = ...) -> None: ...
 
 class ArtifactKey(_message.Message):
-    __slots__ = ("name", "kind", "folder", "object", "project", "key", "manifest_digest")
+    __slots__ = ("name", "kind", "folder", "object", "project", "key", "manifest_digest", "slot")
     NAME_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     FOLDER_FIELD_NUMBER: _ClassVar[int]
@@ -267,6 +267,7 @@ class ArtifactKey(_message.Message):
     PROJECT_FIELD_NUMBER: _ClassVar[int]
     KEY_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    SLOT_FIELD_NUMBER: _ClassVar[int]
     name: str
     kind: str
     folder: str
@@ -274,7 +275,8 @@ class ArtifactKey(_message.Message):
     project: str
     key: bytes
     manifest_digest: str
-    def __init__(self, name: _Optional[str] = ..., kind: _Optional[str] = ..., folder: _Optional[str] = ..., object: _Optional[str] = ..., project: _Optional[str] = ..., key: _Optional[bytes] = ..., manifest_digest: _Optional[str] = ...) -> None: ...
+    slot: str
+    def __init__(self, name: _Optional[str] = ..., kind: _Optional[str] = ..., folder: _Optional[str] = ..., object: _Optional[str] = ..., project: _Optional[str] = ..., key: _Optional[bytes] = ..., manifest_digest: _Optional[str] = ..., slot: _Optional[str] = ...) -> None: ...
 
 class RenewCertificateRequest(_message.Message):
     __slots__ = ("certificate_request",)
