@@ -34,7 +34,7 @@ from appliance.api.jobs.v1 import job_pb2
 from appliance.jobs.train.model import llama_config
 from appliance.jobs.train.parallel.gradients import clip, settle
 from appliance.jobs.train.recipe import assemble
-from appliance.jobs.train.settings import Settings
+from appliance.kinds.train_settings import Settings
 from bench import trainer_peers as peers
 from bench.measure import AT_MOST, Bar, Contender, Outcome, at_least, compare, run
 

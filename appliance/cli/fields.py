@@ -1,8 +1,9 @@
 """Options that are fields of a request: what is typed, and the message that is made of it.
 
 `Field` says once what the flag is called, where its value goes and what it means; the help and the
-completion come from it. What a field is when it is not given, the help reads from the proto, and
-only when it is printed: importing protobuf takes longer than all else.
+completion come from it. Those of a job's spec are read from its proto (`fields_of`). What a field
+is when it is not given, the help reads from there too, and only when it is printed: importing
+protobuf takes longer than all else.
 
 Called by the commands that make jobs, endpoints and tokens.
 """
@@ -10,8 +11,9 @@ Called by the commands that make jobs, endpoints and tokens.
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import click
@@ -115,6 +117,50 @@ def default_text(message: str, path: str) -> str:
     return next(iter(value.words), "") if value is not None else ""
 
 
+def fields_of(descriptor: Any) -> tuple[Field, ...]:
+    """One field for each of a message, and of its parts, as its proto says."""
+    from appliance.core.values import value_of  # noqa: PLC0415 - as above
+
+    found: list[Field] = []
+    for field in descriptor.fields:
+        if field.message_type is not None:
+            inside = fields_of(field.message_type)
+            found += [replace(each, path=f"{field.name}.{each.path}") for each in inside]
+        elif (value := value_of(field)) is not None:
+            taken = value.names or _taken(field, value.words)
+            found.append(
+                Field(
+                    field.name,
+                    taken,
+                    value.help,
+                    required=value.required,
+                    many=field.is_repeated,
+                    otherwise=value.otherwise,
+                )
+            )
+    return tuple(found)
+
+
+def _taken(field: Any, words: Sequence[str]) -> Any:
+    """What a flag takes for a field that names no resource."""
+    if field.enum_type is not None:
+        prefix = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", field.enum_type.name).upper() + "_"
+        said = [each.name for each in field.enum_type.values if each.number]
+        return {name.removeprefix(prefix).lower().replace("_", "-"): name for name in said}
+    if words:
+        return tuple(words)
+    if field.cpp_type == field.CPPTYPE_BOOL:
+        return bool
+    if field.cpp_type in (field.CPPTYPE_DOUBLE, field.CPPTYPE_FLOAT):
+        return float
+    return "text" if field.cpp_type == field.CPPTYPE_STRING else int
+
+
+def was_typed(value: object) -> bool:
+    """Whether somebody gave an option. A zero that was asked for is a zero, and equals False."""
+    return not (value is None or value is False or value == ())
+
+
 _METAVARS = {
     "checkpoint": "JOB/CHECKPOINT",
     "dataset": "DATASET",
@@ -146,8 +192,7 @@ def message_of(
     made: dict[str, Any] = {}
     for field in fields:
         value = values[field.variable]
-        # A zero that was asked for is a zero, and equals False.
-        if value is None or value is False or value == ():
+        if not was_typed(value):
             continue
         if isinstance(field.kind, dict):
             value = field.kind[value]
@@ -160,3 +205,15 @@ def message_of(
         head, _, leaf = field.path.rpartition(".")
         (made.setdefault(head, {}) if head else made)[leaf] = value
     return made
+
+
+def numbers_of(text: str, flag: str, known: Sequence[str]) -> dict[str, int]:
+    """Numbers of `data=2,tensor=2`. Raises click.UsageError for anything else."""
+    found: dict[str, int] = {}
+    for part in text.split(","):
+        name, _, number = part.strip().partition("=")
+        if name not in known or name in found or not number.isdecimal():
+            example = ",".join(f"{each}=2" for each in known[:-1]) + f",{known[-1]}=1"
+            raise click.UsageError(f"{flag} {text}: write it like {example}")
+        found[name] = int(number)
+    return found

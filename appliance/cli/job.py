@@ -1,120 +1,56 @@
-"""`appliance job`: prepare data, train, quantize, evaluate, and follow the work."""
+"""`appliance job`: make data and models on nodes, and follow the work."""
 
 from __future__ import annotations
 
 import math
-import sys
-from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from appliance.cli import job_logs, job_specs
+from appliance.cli import job_logs
 from appliance.cli.command import command as make
-from appliance.cli.fields import FieldOption, message_of, options
+from appliance.cli.fields import FieldOption, numbers_of
 from appliance.cli.following import Duration, changes, timeout_option, wait_options
-from appliance.cli.job_view import COLUMNS, Lines, ended_well, view
-from appliance.cli.output import field, plain, safe
-from appliance.core.errors import ApplianceError, InvalidInput
+from appliance.cli.job_follow import check_ended_well, follow, hint_of
+from appliance.cli.job_view import COLUMNS, Lines, view
+from appliance.cli.output import field, plain
+from appliance.kinds import KINDS
 
 if TYPE_CHECKING:
     from appliance.cli.session import Session
 
-CREATE, WATCH = "JobService.CreateJob", "JobService.WatchJob"
+WATCH = "JobService.WatchJob"
 LOGS = "JobService.GetJobLogs"
 PAUSING = "STATE_PAUSING"
+AXES = ("data", "tensor", "pipeline")
 _PAUSED = ("STATE_PAUSED", "STATE_REGISTERING")
 """What a job that was to pause ends up in when all is well; or it was done before."""
 
-command = click.Group("job", help="Prepare data, train, quantize, evaluate.")
+
+class Jobs(click.Group):
+    """Lists the kinds of jobs without loading them: that takes protobuf."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Every command, sorted."""
+        return sorted([*super().list_commands(ctx), "create", *KINDS])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """One command; those that make jobs are loaded here."""
+        if cmd_name != "create" and cmd_name not in KINDS:
+            return super().get_command(ctx, cmd_name)
+        from appliance.cli import job_create  # noqa: PLC0415 - as said above
+
+        return job_create.create if cmd_name == "create" else job_create.command_of(cmd_name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list."""
+        lines = {**KINDS, "create": "Submit a job from a file."}
+        lines |= {name: each.get_short_help_str(100) for name, each in self.commands.items()}
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, lines[name]) for name in self.list_commands(ctx)])
 
 
-class JobFailed(ApplianceError):
-    """A job that was waited for did not succeed."""
-
-    code = "ABORTED"
-    reason = "JOB_FAILED"
-
-
-def _kind(name: str, text: str) -> Callable[[Callable[..., None]], click.Command]:
-    """A command that submits one kind of job."""
-
-    def decorate(function: Callable[..., None]) -> click.Command:
-        function = options(job_specs.MESSAGES[name], job_specs.KINDS[name])(function)
-        function = _validate_only(wait_options(function))
-        function = click.option(
-            "--on-lost",
-            type=job_specs.OnLost(),
-            metavar="wait|TIME",
-            help="Wait for a node that is silent, or start elsewhere after a time such as 300s."
-            "  [default: what the site says]",
-        )(function)
-        function = click.argument("job_id", metavar="JOB")(function)
-        return make(name, CREATE, WATCH, group=command, project=True, help=text)(function)
-
-    return decorate
-
-
-def _validate_only(function: Callable[..., Any]) -> Callable[..., Any]:
-    return click.option("--validate-only", is_flag=True, help="Check everything, change nothing.")(
-        function
-    )
-
-
-@_kind("prepare", "Clean text and turn it into tokens.")
-def prepare(session: Session, job_id: str, **values: Any) -> None:
-    """Submit a prepare job."""
-    _submit(session, job_id, "prepare", values)
-
-
-@_kind("train", "Train a model from scratch, or on from a checkpoint.")
-@click.option("--mesh", metavar="AXIS=N,...", help="All degrees at once: data=2,tensor=2.")
-def train(session: Session, job_id: str, mesh: str | None, **values: Any) -> None:
-    """Submit a train job."""
-    missing = [name for name in job_specs.SHAPE if values[name] is None]
-    if missing and not (values["from_checkpoint"] and len(missing) == len(job_specs.SHAPE)):
-        flags = ", ".join("--" + name.replace("_", "-") for name in missing)
-        raise click.UsageError(
-            f"Missing options {flags}: give the whole shape, or --from-checkpoint without any of it"
-        )
-    for axis, degree in (job_specs.mesh_of(mesh) if mesh else {}).items():
-        if values[axis] not in (None, degree):
-            raise click.UsageError(
-                f"--mesh {mesh} and --{axis} {values[axis]} contradict each other"
-            )
-        values[axis] = degree
-    _submit(session, job_id, "train", values)
-
-
-@_kind("quantize", "Make a smaller version of a model.")
-def quantize(session: Session, job_id: str, **values: Any) -> None:
-    """Submit a quantize job."""
-    _submit(session, job_id, "quantize", values)
-
-
-@_kind("evaluate", "Measure the perplexity of a model on held-out text.")
-def evaluate(session: Session, job_id: str, **values: Any) -> None:
-    """Submit an evaluate job."""
-    _submit(session, job_id, "evaluate", values)
-
-
-@make("create", CREATE, WATCH, group=command, project=True)
-@click.argument("job_id", metavar="JOB")
-@click.option(
-    "-f",
-    "--file",
-    "file",
-    required=True,
-    type=click.Path(exists=True, dir_okay=False, path_type=Path, allow_dash=True),
-    help="YAML or JSON of one spec, such as `train: {steps: 100, ...}`.",
-)
-@_validate_only
-@wait_options
-def create(session: Session, job_id: str, file: Path, **how: Any) -> None:
-    """Submit a job from a file."""
-    text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
-    _send(session, job_id, _parsed(text, str(file)), **how)
+command = Jobs("job", help="Make data and models on nodes, and follow the work.")
 
 
 @make("get", "JobService.GetJob", group=command, project=True)
@@ -124,7 +60,7 @@ def get(session: Session, name: str) -> None:
     job = session.call("JobService.GetJob", name=session.name("job", name))
     session.show(job)
     if job.has_logs:
-        click.echo(f"hint: {_hint(session, job.name)}", err=True)
+        click.echo(f"hint: {hint_of(session, job.name)}", err=True)
 
 
 @make("list", "JobService.ListJobs", group=command, project=True)
@@ -144,7 +80,7 @@ def watch(session: Session, name: str, timeout: float | None) -> None:
         for each in changes(session, WATCH, full, timeout):
             job = plain(each)
             show(job)
-    _check_ended_well(session, job)
+    check_ended_well(session, job)
 
 
 @make("logs", LOGS, group=command, project=True)
@@ -202,87 +138,19 @@ def pause(
                 break
     session.show(job, COLUMNS)
     if wait and job["state"] not in _PAUSED:
-        _check_ended_well(session, job)
+        check_ended_well(session, job)
 
 
 @make("resume", "JobService.ResumeJob", WATCH, group=command, project=True)
 @click.argument("name", metavar="JOB")
-@click.option("--mesh", metavar="AXIS=N,...", help="Another mesh for a train job: data=2,tensor=2.")
+@click.option(
+    "--mesh", metavar="AXIS=N,...", help="Another mesh for a job that has one: data=2,tensor=2."
+)
 @wait_options
 def resume(
     session: Session, name: str, *, mesh: str | None, wait: bool, timeout: float | None
 ) -> None:
     """Go on with a job that failed, was cancelled or is paused, from its newest checkpoint."""
-    more: dict[str, Any] = {"mesh": job_specs.mesh_of(mesh)} if mesh else {}
+    more: dict[str, Any] = {"mesh": numbers_of(mesh, "--mesh", AXES)} if mesh else {}
     made = session.call("JobService.ResumeJob", name=session.name("job", name), **more)
-    _follow(session, made, wait=wait, timeout=timeout)
-
-
-def _submit(session: Session, job_id: str, kind: str, values: dict[str, Any]) -> None:
-    how = {key: values.pop(key) for key in ("wait", "timeout", "validate_only")}
-    on_lost = values.pop("on_lost")
-    spec = message_of(job_specs.KINDS[kind], values, session.name)
-    _send(session, job_id, {kind: spec} | ({"on_lost": on_lost} if on_lost else {}), **how)
-
-
-def _send(
-    session: Session,
-    job_id: str,
-    job: dict[str, Any],
-    *,
-    wait: bool,
-    timeout: float | None,
-    validate_only: bool,
-) -> None:
-    """Submit, and with `wait` follow to the end: the result on stdout, the way there on stderr."""
-    made = session.call(
-        CREATE, parent=session.parent, job_id=job_id, job=job, validate_only=validate_only
-    )
-    _follow(session, made, wait=wait and not validate_only, timeout=timeout)
-
-
-def _follow(session: Session, made: Any, *, wait: bool, timeout: float | None) -> None:
-    """Show a job; with `wait` at its end, and the way there on stderr."""
-    final = plain(made)
-    if wait:
-        lines = Lines(err=True)
-        for each in changes(session, WATCH, made.name, timeout):
-            final = plain(each)
-            lines(final)
-    session.show(final, COLUMNS)
-    if wait:
-        _check_ended_well(session, final)
-
-
-def _check_ended_well(session: Session, job: dict[str, Any]) -> None:
-    if not ended_well(job):
-        state = job.get("state", "").removeprefix("STATE_").lower()
-        hint = _hint(session, str(job.get("name"))) if job.get("has_logs") else ""
-        why = safe(job.get("state_reason") or "no reason given")
-        raise JobFailed(f"{job.get('name')} {state}: {why}", hint=hint)
-
-
-def _hint(session: Session, name: str) -> str:
-    """What to type next; with the whole name when the context's project is another."""
-    typed = name if session.shared.project else name.rpartition("/")[2]
-    return f"`appliance job logs {typed}` prints the last output of its ranks"
-
-
-def _parsed(text: str, source: str) -> dict[str, Any]:
-    """What a YAML or JSON document (JSON is YAML) asks for. Raises InvalidInput."""
-    import yaml  # noqa: PLC0415 - only this command needs it
-    from google.protobuf.json_format import ParseDict, ParseError  # noqa: PLC0415 - as above
-
-    from appliance.api.jobs.v1 import job_pb2  # noqa: PLC0415 - as above
-
-    try:
-        document = yaml.safe_load(text)
-        job = ParseDict(document, job_pb2.Job())
-    except (yaml.YAMLError, ParseError, AttributeError, TypeError) as error:
-        said = " ".join(str(error).split())
-        raise InvalidInput(f"{source} is no job: {said}") from error
-    kind = job.WhichOneof("spec")
-    if kind is None:
-        raise InvalidInput(f"{source} has no spec: write one of {', '.join(job_specs.KINDS)}")
-    found = {kind: getattr(job, kind)}
-    return found | ({"on_lost": job.on_lost} if job.HasField("on_lost") else {})
+    follow(session, made, wait=wait, timeout=timeout)

@@ -11,15 +11,14 @@ from typing import Any
 import click
 
 from appliance.cli.output import field, last, safe, state
+from appliance.kinds import KINDS, kind_of
 
 Job = dict[str, Any]
-FIRST = ("loss", "tokens_per_second")
-SPECS = ("prepare", "train", "quantize", "evaluate")
 
 
-def kind_of(job: Job) -> str:
+def kind_name(job: Job) -> str:
     """Which spec the job has."""
-    return next((kind for kind in SPECS if kind in job), "")
+    return next((kind for kind in KINDS if kind in job), "")
 
 
 def step_of(job: Job) -> str:
@@ -32,14 +31,16 @@ def step_of(job: Job) -> str:
 def metrics_of(job: Job) -> str:
     """`loss 3.21, tokens per second 12000`."""
     found = (job.get("progress") or {}).get("metrics") or {}
-    order = [*(name for name in FIRST if name in found), *sorted(found.keys() - set(FIRST))]
+    kind = kind_name(job)
+    first = kind_of(kind).measures if kind and found else ()
+    order = [*(name for name in first if name in found), *sorted(found.keys() - set(first))]
     parts = [f"{name.replace('_', ' ')} {found[name]:.6g}" for name in order]
     return ", ".join(parts)
 
 
 COLUMNS = [
     ("JOB", last()),
-    ("KIND", kind_of),
+    ("KIND", kind_name),
     ("STATE", state()),
     ("STEP", step_of),
     ("RESTARTS", field("restarts")),

@@ -28,7 +28,7 @@ NOUNS = {
     "endpoint": "Serve models.",
     "gateway": "See and add gateways.",
     "init": "Make the data directory of a new appliance.",
-    "job": "Prepare data, train, quantize, evaluate.",
+    "job": "Make data and models on nodes, and follow the work.",
     "login": "Log in with password and authenticator.",
     "logout": "End the session.",
     "model": "Take in models; see their versions.",

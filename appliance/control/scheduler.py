@@ -19,7 +19,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from concurrent.futures import Executor
-from dataclasses import replace
 
 from appliance.control.events import NODES, QUEUE, Events
 from appliance.control.services.agents import Agents
@@ -37,7 +36,7 @@ from appliance.control.services.storage_tasks import StorageTasks
 from appliance.control.services.sweeper import Sweeper
 from appliance.control.services.upload_tasks import UploadTasks
 from appliance.core.errors import Exhausted
-from appliance.core.placement import NodeCapacity, place
+from appliance.core.placement import place
 
 PASS_SECONDS = 1.0
 _logger = logging.getLogger(__name__)
@@ -140,7 +139,7 @@ class Scheduler:
     def _place_replicas(self) -> None:
         for wanted in self._replicas.wanted():
             try:
-                placement = self._replicas.choose(wanted, self._capacities())
+                placement = self._replicas.choose(wanted, self._runs.capacities())
             except Exhausted as error:
                 self._replicas.wait(wanted, error.message)
                 continue
@@ -149,17 +148,8 @@ class Scheduler:
     def _place_jobs(self) -> None:
         for row, demand in self._runs.queued():
             try:
-                placements = place(demand, self._capacities())
+                placements = place(demand, self._runs.capacities())
             except Exhausted as error:
                 self._runs.wait(row, error.message)
                 continue
             self._runs.start(row, demand, placements)
-
-    def _capacities(self) -> list[NodeCapacity]:
-        return [
-            replace(
-                self._leases.capacity(facts.node, facts.devices, facts.memory_bytes),
-                lacks=facts.lacks,
-            )
-            for facts in self._fleet.nodes()
-        ]

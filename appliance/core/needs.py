@@ -1,7 +1,8 @@
 """What work needs of the Python of its node, and what to say of one that lacks it.
 
-A table: kind of work -> modules that it imports and the agent, which starts it, does not. A test
-compares it with the imports in the code.
+Which modules a kind of job imports, and the agent, which starts it, does not, the kind says
+(`appliance.kinds`); those of a replica stand here. A test compares them with the imports in the
+code.
 
 Called by the agent (which looks for them), by placement and by the leader of a job.
 """
@@ -15,13 +16,7 @@ from appliance.core.errors import FailedPrecondition
 REPLICA = "replica"
 """The kind of work that is no job: one replica of an endpoint."""
 
-NEEDS: Mapping[str, frozenset[str]] = {
-    "prepare": frozenset({"fsspec", "numpy", "re2", "rensa", "rfc8785", "tokenizers", "torch"}),
-    "train": frozenset({"fsspec", "numpy", "rfc8785", "tokenizers", "torch", "transformers"}),
-    "quantize": frozenset({"compressed_tensors", "fsspec", "rfc8785", "torch", "transformers"}),
-    "evaluate": frozenset({"fsspec", "rfc8785", "tokenizers", "torch", "transformers"}),
-    REPLICA: frozenset({"fsspec", "rfc8785", "torch", "uvloop", "vllm"}),
-}
+REPLICA_MODULES = frozenset({"fsspec", "rfc8785", "torch", "uvloop", "vllm"})
 
 REPAIR = "install the extra node-cpu or node-gpu, then start the node's agent again"
 LONGEST_SENTENCE = 500
@@ -30,15 +25,16 @@ LONGEST_SENTENCE = 500
 _PACKAGES = {"re2": "google-re2"}
 
 
-def lacking(missing: Mapping[str, str]) -> dict[str, str]:
+def lacking(needs: Mapping[str, frozenset[str]], missing: Mapping[str, str]) -> dict[str, str]:
     """What a node lacks for each kind of work, for a person; "" where it lacks nothing. Pure.
 
     Args:
+        needs: kind of work -> modules.
         missing: module -> why it cannot be imported, "" when it is not installed.
     """
     return {
-        kind: _sentence(sorted(needs & missing.keys()), missing)[:LONGEST_SENTENCE]
-        for kind, needs in NEEDS.items()
+        kind: _sentence(sorted(modules & missing.keys()), missing)[:LONGEST_SENTENCE]
+        for kind, modules in needs.items()
     }
 
 

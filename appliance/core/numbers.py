@@ -8,6 +8,9 @@ from __future__ import annotations
 import math
 from decimal import Decimal
 
+MIB = 1 << 20
+GIB = 1 << 30
+
 
 def written(value: float) -> str:
     """A number in digits, whatever its size: 65536 is `65,536`, 1e-06 is `0.000001`."""
@@ -20,6 +23,11 @@ def written(value: float) -> str:
 def typed(value: float) -> str:
     """The same as somebody types it: without commas."""
     return written(value).replace(",", "")
+
+
+def readable(size: int) -> str:
+    """Bytes for a person, such as `3.1 GiB`."""
+    return f"{size / GIB:.1f} GiB" if size >= GIB // 10 else f"{max(size // MIB, 1)} MiB"
 
 
 def span(least: float, most: float | None = None) -> str:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 
 from appliance.core.errors import Exhausted, FailedPrecondition, InvalidInput
 from appliance.core.needs import REPLICA
+from appliance.core.numbers import readable
 
 _GIB = 1 << 30
 _MOST_NAMED = 3
@@ -87,8 +88,8 @@ class Placement:
     device_indices: tuple[int, ...]
 
 
-def _room(demand: Demand, node: NodeCapacity) -> int:
-    """How many ranks of the demand fit on the node now."""
+def room(demand: Demand, node: NodeCapacity) -> int:
+    """How many ranks of a demand fit on a node now."""
     if node.refusal(demand):
         return 0
     room = len(node.free)
@@ -101,7 +102,7 @@ def _room(demand: Demand, node: NodeCapacity) -> int:
 
 def _choose(demand: Demand, nodes: Sequence[NodeCapacity]) -> list[Placement] | None:
     """The fewest nodes that hold all ranks, or None."""
-    rooms = {node.node: _room(demand, node) for node in nodes}
+    rooms = {node.node: room(demand, node) for node in nodes}
     left = demand.ranks
     remaining = sorted(nodes, key=lambda node: node.node)
     placements: list[Placement] = []
@@ -131,6 +132,21 @@ def _needs(demand: Demand) -> str:
     return text
 
 
+def why_none(demand: Demand, node: NodeCapacity) -> str:
+    """Why a node could not run one rank now, for a person; empty when it could."""
+    if room(demand, node):
+        return ""
+    if refusal := node.refusal(demand):
+        return refusal
+    if not node.free:
+        return f"all of its {node.devices_total} devices are taken"
+    free = node.memory_total - node.memory_used
+    return (
+        f"a rank needs {readable(demand.memory_per_rank)}, and of its {readable(node.memory_total)}"
+        f" {readable(max(free, 0))} are free"
+    )
+
+
 def place(demand: Demand, nodes: Sequence[NodeCapacity]) -> list[Placement]:
     """Places for all ranks of a demand.
 
@@ -140,7 +156,7 @@ def place(demand: Demand, nodes: Sequence[NodeCapacity]) -> list[Placement]:
     """
     placements = _choose(demand, nodes)
     if placements is None:
-        free = sum(_room(demand, node) for node in nodes)
+        free = sum(room(demand, node) for node in nodes)
         able = sum(not node.refusal(demand) for node in nodes)
         raise Exhausted(
             waiting(
@@ -189,7 +205,7 @@ def check_feasible(demand: Demand, nodes: Sequence[NodeCapacity]) -> None:
         raise FailedPrecondition("there is no node: join one with `appliance node`, then repeat")
     if _choose(demand, empty) is not None:
         return
-    most = sum(_room(demand, node) for node in empty)
+    most = sum(room(demand, node) for node in empty)
     largest = max(node.memory_total for node in empty)
     raise FailedPrecondition(
         f"the job needs {_needs(demand)}, but all nodes together can hold {most} of them when idle "

@@ -4,7 +4,7 @@ The option `(appliance.api.common.v1.value)` beside a field says it, and nothing
 kept here:
 * a zero that was asked for is a zero: a default stands for a field that was left out, and `x or
   default` cannot tell the two;
-* a default that depends on other fields has a function here, which everybody calls.
+* a default that depends on other fields has one function, of the kind of job that has the field.
 
 Pure: messages and their descriptors in, values out. Called by the control plane when it accepts,
 by ranks, by the help of the command, and by the test of the documentation's tables.
@@ -28,12 +28,16 @@ OPTION = "appliance.api.common.v1.value"
 
 
 class Value(Protocol):
-    """The option: `default`, `least` and `most` of a number, `words` of a text."""
+    """The option: see `proto/appliance/api/common/v1/value.proto`."""
 
     default: float
     least: float
     most: float
     words: Sequence[str]
+    help: str
+    required: bool
+    otherwise: str
+    names: str
 
     def HasField(self, field_name: str, /) -> bool:  # noqa: N802 - protobuf names it
         """Whether the option says it."""
@@ -133,19 +137,3 @@ def most_of(field: Field) -> float | None:
     """The most that a field may be; None when there is no end."""
     value = value_of(field)
     return value.most if value is not None and value.HasField("most") else None
-
-
-def microbatches(train: Message) -> int:
-    """Pieces that a data rank's share of the batch is cut into, of a TrainSpec."""
-    if train.HasField("microbatches"):
-        return int(cast("Any", train).microbatches)
-    pipeline = given(cast("Any", train).mesh, "pipeline")
-    return int(2 * pipeline if pipeline > 1 else 1)
-
-
-def pipeline_schedule(train: Message) -> str:
-    """The schedule of a TrainSpec's pipeline, where it has one."""
-    if asked := cast("Any", train).pipeline_schedule:
-        return str(asked)
-    value = value_of(train.DESCRIPTOR.fields_by_name["pipeline_schedule"])
-    return value.words[0] if value is not None else ""

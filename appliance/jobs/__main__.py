@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from appliance.jobs.runtime.kinds import KINDS
 from appliance.jobs.runtime.start import start
+from appliance.kinds import functions
 
 if __name__ == "__main__":
-    sys.exit(start(sys.argv[1:], KINDS))
+    sys.exit(start(sys.argv[1:], functions()))

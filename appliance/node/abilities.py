@@ -22,9 +22,11 @@ from pathlib import Path
 from typing import cast
 
 from appliance.api.nodes.v1 import node_pb2
-from appliance.core.needs import NEEDS, lacking
+from appliance.core.needs import lacking
 from appliance.core.process import signal_name
+from appliance.kinds import needs
 
+NEEDS = needs()
 MODULES = tuple(sorted(frozenset().union(*NEEDS.values())))
 # -P as for work: what lies in the folder it runs in is no module.
 COMMAND = (sys.executable, "-P", "-m", "appliance.node.importing")
@@ -143,5 +145,5 @@ def capabilities(missing: Mapping[str, str]) -> list[node_pb2.Capability]:
     """
     return [
         node_pb2.Capability(kind=kind, available=not reason, reason=reason)
-        for kind, reason in sorted(lacking(missing).items())
+        for kind, reason in sorted(lacking(NEEDS, missing).items())
     ]

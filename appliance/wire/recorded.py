@@ -7,7 +7,9 @@ Beside each RPC, in the same option as its access rule, stand the fields that it
 * a field that holds a secret, a document or a free text is refused by its name and type when the
   server starts;
 * of a text only what is shaped like a name goes into a record: whatever a caller puts into a field
-  that is recorded, neither a sentence nor the secret part of a token gets there.
+  that is recorded, neither a sentence nor the secret part of a token gets there;
+* a path to a oneof stands for what is set of it, and for the resources that this names: a further
+  member needs no further path.
 
 The attack: a right given or a thing made without a trace of which one; a secret that ends up in a
 log that is never deleted. Called by `appliance.wire.rules` at start and by the gate for each call.
@@ -16,7 +18,7 @@ log that is never deleted. Called by `appliance.wire.rules` at start and by the 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +27,7 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from appliance.core.log import redact
+from appliance.core.values import value_of
 
 NOTHING = "-"
 UNSHAPED = "(not a name)"
@@ -91,7 +94,23 @@ def _checked(message: Descriptor, paths: Sequence[str]) -> tuple[str, ...]:
         return ()
     for path in paths:
         _check(message, path)
-    return tuple(paths)
+    return tuple(each for path in paths for each in (path, *_named(message, path)))
+
+
+def _named(message: Descriptor, path: str) -> Iterator[str]:
+    """Of a path to a oneof of messages: the paths of fields in these that name resources."""
+    *folders, last = path.split(".")
+    inside: Descriptor | None = message
+    for part in folders:
+        inside = inside.fields_by_name[part].message_type if inside is not None else None
+    if inside is None or last not in inside.oneofs_by_name:
+        return
+    for member in inside.oneofs_by_name[last].fields:
+        for field in member.message_type.fields if member.message_type is not None else ():
+            if (value := value_of(field)) is not None and value.names:
+                named = ".".join((*folders, member.name, field.name))
+                _check(message, named)
+                yield named
 
 
 def _check(message: Descriptor, path: str) -> None:

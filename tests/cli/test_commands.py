@@ -25,6 +25,7 @@ from appliance.api.jobs.v1 import (
     checkpoint_service_pb2,
     job_log_pb2,
     job_pb2,
+    job_service_pb2,
 )
 from appliance.api.nodes.v1 import node_pb2, node_service_pb2
 from appliance.api.projects.v1 import project_pb2, project_service_pb2
@@ -733,8 +734,61 @@ def test_a_job_from_a_file(command: Run, logged_in: FakeApi, home: Path) -> None
 @pytest.mark.parametrize("text", ["", "[]", "name: x", "train: {wrong: 1}", "a: b: c", "train: 3"])
 def test_a_file_that_is_no_job_is_named(command: Run, logged_in: FakeApi, text: str) -> None:
     result = command("job", "create", "one", "-f", "-", stdin=text)
-    assert (result.code, result.err.startswith("error: - ")) == (1, True)
+    assert (result.code, result.err.startswith("error: standard input")) == (1, True)
     assert logged_in.calls == []
+
+
+def test_what_is_shown_of_a_job_makes_another(command: Run, logged_in: FakeApi) -> None:
+    spec = job_pb2.TrainSpec(dataset="d", steps=7, learning_rate=0.5, mesh=job_pb2.Mesh(data=2))
+    shown = job("FAILED")
+    shown.ClearField("spec")
+    shown.train.CopyFrom(spec)
+    logged_in.answers["JobService.GetJob"] = shown
+    logged_in.answers["JobService.CreateJob"] = job("QUEUED")
+    text = command("job", "get", "one", "-o", "yaml").out
+    assert command("job", "create", "two", "-f", "-", stdin=text).code == 0
+    request = logged_in.calls[-1].request
+    assert (request.job_id, request.job) == ("two", job_pb2.Job(train=spec))
+
+
+PLAN = job_service_pb2.JobPlan(
+    ranks=4,
+    host_memory_bytes=3 << 30,
+    device_memory_bytes=5 << 29,
+    modules=["numpy", "torch"],
+    nodes=[
+        job_service_pb2.NodePlan(node="nodes/n1", ranks=4),
+        job_service_pb2.NodePlan(node="nodes/n2", reason="all of its 2 devices are taken"),
+    ],
+)
+
+
+def test_a_dry_run_shows_what_a_job_needs_and_makes_none(command: Run, logged_in: FakeApi) -> None:
+    logged_in.answers["JobService.PlanJob"] = PLAN
+    shown = command(*TRAIN, "--on-lost", "wait", "--dry-run")
+    assert shown.code == 0, shown.err
+    assert shown.out.splitlines() == [
+        "ranks: 4",
+        (
+            "memory of each rank: 3.0 GiB set aside on its node, 2.5 GiB of it on a GPU where there"
+            " is one"
+        ),
+        "Python modules: numpy, torch",
+        "now: it would start",
+        "",
+        "NODE  RANKS NOW  WHY NOT",
+        "n1    4",
+        "n2    0          all of its 2 devices are taken",
+    ]
+    (call,) = logged_in.calls
+    assert call.request.job.train.dataset
+    assert call.request.job.on_lost.wait
+    text = "quantize: {model: m}"
+    found = json.loads(
+        command("job", "create", "one", "-f", "-", "--dry-run", "-o", "json", stdin=text).out
+    )
+    assert (found["ranks"], found["nodes"][1]["ranks"]) == (4, 0)
+    assert logged_in.calls[-1].request.job_id == "one"
 
 
 def test_an_endpoint_is_waited_for(command: Run, logged_in: FakeApi) -> None:

@@ -8,11 +8,13 @@ import pytest
 
 from appliance.api.jobs.v1 import job_pb2
 from appliance.cli import fields as options
-from appliance.cli import job_specs, naming, output
+from appliance.cli import naming, output
 from appliance.cli.following import Duration
+from appliance.cli.job import AXES
 from appliance.cli.job_view import line, view
 from appliance.core import values
 from appliance.core.errors import InvalidInput
+from appliance.kinds import KINDS
 from tests.fakes.command_line import Run
 
 
@@ -59,7 +61,7 @@ def test_a_short_name_needs_a_project() -> None:
     assert naming.complete("user", "alice", "") == "users/alice"
 
 
-@pytest.mark.parametrize("kind", list(job_specs.KINDS))
+@pytest.mark.parametrize("kind", list(KINDS))
 def test_every_field_of_a_spec_has_a_flag_and_nothing_else(kind: str) -> None:
     message = job_pb2.Job.DESCRIPTOR.fields_by_name[kind].message_type
     fields = set()
@@ -68,7 +70,8 @@ def test_every_field_of_a_spec_has_a_flag_and_nothing_else(kind: str) -> None:
             fields.add(field.name)
         else:
             fields |= {f"{field.name}.{part.name}" for part in field.message_type.fields}
-    assert {field.path for field in job_specs.KINDS[kind]} == fields
+    assert {field.path for field in options.fields_of(message)} == fields
+    assert all(field.help for field in options.fields_of(message))
 
 
 @pytest.mark.parametrize(
@@ -100,15 +103,14 @@ def shown(value: object) -> str:
 
 
 def test_a_spec_has_what_was_given_alone() -> None:
-    typed = {field.variable: None for field in job_specs.PREPARE} | {
+    fields = options.fields_of(job_pb2.PrepareSpec.DESCRIPTOR)
+    typed = {field.variable: None for field in fields} | {
         "dataset": ("docs/1", "more/2"),
         "output_dataset": "tokens",
         "seed": 0,
         "keep_personal_data": False,
     }
-    spec = options.message_of(
-        job_specs.PREPARE, typed, lambda kind, text: naming.complete(kind, text, "p")
-    )
+    spec = options.message_of(fields, typed, lambda kind, text: naming.complete(kind, text, "p"))
     assert spec == {
         "datasets": [
             "projects/p/datasets/docs/versions/1",
@@ -119,13 +121,18 @@ def test_a_spec_has_what_was_given_alone() -> None:
         "seed": 0,
     }
     quantize = {"model": "m/1", "output_model": "q", "scheme": "w8a8-int8"}
-    spec = options.message_of(job_specs.QUANTIZE, quantize, lambda _, text: text)
+    fields = options.fields_of(job_pb2.QuantizeSpec.DESCRIPTOR)
+    spec = options.message_of(fields, quantize, lambda _, text: text)
     assert job_pb2.QuantizeSpec(**spec).scheme == job_pb2.QuantizeSpec.SCHEME_W8A8_INT8
 
 
-@pytest.mark.parametrize("scheme", job_specs.SCHEMES.values())
-def test_every_scheme_is_one(scheme: str) -> None:
-    assert job_pb2.QuantizeSpec.Scheme.Value(scheme) > 0
+def test_words_of_an_enum_are_typed_in_small_letters() -> None:
+    (scheme,) = [
+        field.kind
+        for field in options.fields_of(job_pb2.QuantizeSpec.DESCRIPTOR)
+        if field.path == "scheme"
+    ]
+    assert scheme == {"w8a8-int8": "SCHEME_W8A8_INT8"}
 
 
 @pytest.mark.parametrize(
@@ -133,13 +140,13 @@ def test_every_scheme_is_one(scheme: str) -> None:
     [("data=2,tensor=4", {"data": 2, "tensor": 4}), ("pipeline=3", {"pipeline": 3})],
 )
 def test_a_mesh_in_one_word(text: str, expected: dict[str, int]) -> None:
-    assert job_specs.mesh_of(text) == expected
+    assert options.numbers_of(text, "--mesh", AXES) == expected
 
 
 @pytest.mark.parametrize("text", ["", "data", "data=two", "data=1,data=2", "depth=2"])
 def test_a_wrong_mesh_is_wrong_usage(text: str) -> None:
     with pytest.raises(click.UsageError):
-        job_specs.mesh_of(text)
+        options.numbers_of(text, "--mesh", AXES)
 
 
 @pytest.mark.parametrize(
@@ -165,7 +172,11 @@ def test_a_line_says_how_far_a_job_is() -> None:
         step=3, total=9, metrics={"grad_norm": 1.0, "loss": 2.5, "tokens_per_second": 1200}
     )
     job = job_pb2.Job(
-        name="projects/p/jobs/j", state="STATE_RUNNING", restarts=1, progress=progress
+        name="projects/p/jobs/j",
+        state="STATE_RUNNING",
+        restarts=1,
+        progress=progress,
+        train=job_pb2.TrainSpec(),
     )
     assert line(output.plain(job)) == (
         "j  RUNNING    step 3/9  loss 2.5, tokens per second 1200, grad norm 1  restarts 1"

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from appliance.api.jobs.v1 import job_pb2
-from appliance.core.needs import LONGEST_SENTENCE, NEEDS, REPAIR, REPLICA, lacking, unimportable
-from appliance.jobs.runtime.kinds import KINDS
+from appliance.core.needs import LONGEST_SENTENCE, REPAIR, REPLICA, lacking, unimportable
+from appliance.kinds import KINDS, functions, needs
 
 ROOT = Path(__file__).parents[2]
 ONLY_FOR_TYPES = {"_typeshed"}
@@ -49,19 +49,22 @@ def foreign(*starts: str) -> set[str]:
 def test_the_table_is_what_the_code_imports() -> None:
     agent = foreign("appliance.node.main")
     leader = "appliance.jobs.runtime.leader"
-    found = {kind: foreign(run.partition(":")[0], leader) - agent for kind, run in KINDS.items()}
+    found = {
+        kind: foreign(run.partition(":")[0], leader) - agent for kind, run in functions().items()
+    }
     worker = [f"appliance.worker.{path.stem}" for path in (ROOT / "appliance/worker").glob("*.py")]
     assert len(worker) > 10
-    assert {**found, REPLICA: foreign(*worker) - agent} == NEEDS
+    assert {**found, REPLICA: foreign(*worker) - agent} == needs()
 
 
 def test_every_kind_of_job_is_in_the_table() -> None:
     spec = job_pb2.Job.DESCRIPTOR.oneofs_by_name["spec"].fields
-    assert NEEDS.keys() == {field.name for field in spec} | {REPLICA}
+    assert KINDS.keys() == {field.name for field in spec}
+    assert needs().keys() == KINDS.keys() | {REPLICA}
 
 
 def test_this_python_has_all_of_it() -> None:
-    missing = [m for m in set().union(*NEEDS.values()) if importlib.util.find_spec(m) is None]
+    missing = [m for m in set().union(*needs().values()) if importlib.util.find_spec(m) is None]
     assert missing == []
 
 
@@ -83,13 +86,13 @@ def test_this_python_has_all_of_it() -> None:
     ],
 )
 def test_what_is_said(missing: dict[str, str], train: str, replica: str) -> None:
-    found = lacking(missing)
+    found = lacking(needs(), missing)
     assert (found["train"], found[REPLICA]) == (train, replica)
 
 
 def test_a_sentence_has_a_bound() -> None:
-    long = dict.fromkeys(set().union(*NEEDS.values()), "x" * 400)
-    assert {len(sentence) for sentence in lacking(long).values()} == {LONGEST_SENTENCE}
+    long = dict.fromkeys(set().union(*needs().values()), "x" * 400)
+    assert {len(sentence) for sentence in lacking(needs(), long).values()} == {LONGEST_SENTENCE}
 
 
 def test_an_import_error_names_the_package() -> None:

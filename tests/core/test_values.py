@@ -9,6 +9,7 @@ import pytest
 from appliance.api.jobs.v1.job_pb2 import EvaluateSpec, Mesh, PrepareSpec, QuantizeSpec, TrainSpec
 from appliance.api.serving.v1.endpoint_pb2 import Endpoint
 from appliance.core import values
+from appliance.kinds.train_settings import microbatches, pipeline_schedule
 
 SPECS = (PrepareSpec, TrainSpec, QuantizeSpec, EvaluateSpec)
 
@@ -43,12 +44,12 @@ def test_a_default_is_never_above_what_the_model_can_and_a_wish_is_kept() -> Non
 def test_a_field_without_a_default_must_be_asked_for_by_its_function() -> None:
     with pytest.raises(KeyError, match=r"TrainSpec\.microbatches has no default"):
         values.given(TrainSpec(), "microbatches")
-    assert values.microbatches(TrainSpec()) == 1
-    assert values.microbatches(TrainSpec(mesh=Mesh(pipeline=3))) == 6
-    assert values.microbatches(TrainSpec(mesh=Mesh(pipeline=3), microbatches=0)) == 0
-    assert values.pipeline_schedule(TrainSpec()) == "1F1B"
-    assert values.pipeline_schedule(TrainSpec(pipeline_schedule="GPipe")) == "GPipe"
-    assert values.pipeline_schedule(TrainSpec(pipeline_schedule="")) == "1F1B"
+    assert microbatches(TrainSpec()) == 1
+    assert microbatches(TrainSpec(mesh=Mesh(pipeline=3))) == 6
+    assert microbatches(TrainSpec(mesh=Mesh(pipeline=3), microbatches=0)) == 0
+    assert pipeline_schedule(TrainSpec()) == "1F1B"
+    assert pipeline_schedule(TrainSpec(pipeline_schedule="GPipe")) == "GPipe"
+    assert pipeline_schedule(TrainSpec(pipeline_schedule="")) == "1F1B"
 
 
 def test_what_is_filled_in_leaves_alone_what_was_asked_for() -> None:

@@ -411,11 +411,11 @@ class FakeAgent:
         """Write every output and end well; on other nodes than the first just end well."""
         outputs = [
             agent.OutputComplete(
-                slot=key.kind,
-                manifest_digest=write(self.writer(key, work.epoch), (files or {})[key.kind]),
+                slot=key.slot,
+                manifest_digest=write(self.writer(key, work.epoch), (files or {})[key.slot]),
             )
             for key in self.keys(work).outputs
-            if key.kind in (files or {})
+            if key.slot in (files or {})
         ]
         result = job_pb2.JobResult(values={"loss_last": 1.5})
         self.running.discard((work.work, work.epoch))

@@ -28,8 +28,8 @@ from appliance.jobs.runtime.checkpoints import CheckpointSeries
 from appliance.jobs.train.job import run
 from appliance.jobs.train.model import first_weights, llama_config
 from appliance.jobs.train.optimizer import learning_rate
-from appliance.jobs.train.settings import Settings
 from appliance.jobs.train.tokens import Batches, TokenIndex, TokenStream
+from appliance.kinds.train_settings import Settings
 from tests.fakes.job_context import FakeJob
 
 DATASET = "projects/p/datasets/d/versions/1"

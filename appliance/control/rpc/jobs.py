@@ -44,6 +44,10 @@ class JobRpc(Servicer, JobServiceServicer):
         """Accepts a job and queues it."""
         return await self._run(self._service.create, self.caller, request)
 
+    async def PlanJob(self, request: rpc.PlanJobRequest, context: Context) -> rpc.JobPlan:
+        """Says what a job would need, and where it would run."""
+        return await self._run(self._service.plan, self.caller, request)
+
     async def CancelJob(self, request: rpc.CancelJobRequest, context: Context) -> job_pb2.Job:
         """Ends a job on request."""
         return await self._run(self._service.cancel, self.caller, request)

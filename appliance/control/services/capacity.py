@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from sqlalchemy import select
 
 from appliance.control.services.certificates import EVICTED
-from appliance.control.services.memory import readable
 from appliance.control.store import tables
 from appliance.control.store.database import Reading
 from appliance.core.errors import FailedPrecondition
+from appliance.core.numbers import readable
 from appliance.core.placement import Demand, NodeCapacity, check_feasible
 
 

@@ -22,10 +22,8 @@ from appliance.control.events import QUEUE, ROUTING, Events
 from appliance.control.services import artifact_rows, capacity, paging, replicas
 from appliance.control.services.caller import Caller
 from appliance.control.services.change import Changes
-from appliance.control.services.job_specs import parse_name
-from appliance.control.services.problems import Problems
 from appliance.control.services.replicas import Replicas
-from appliance.control.services.resources import missing, timestamp
+from appliance.control.services.resources import missing, parse_name, timestamp
 from appliance.control.store import tables
 from appliance.control.store.database import Database, Reading, Transaction
 from appliance.control.store.objects import new_uid
@@ -34,6 +32,7 @@ from appliance.core.errors import AlreadyExists, FailedPrecondition, NotFound
 from appliance.core.families import Use
 from appliance.core.names import Name, shown
 from appliance.core.numbers import written
+from appliance.core.problems import Problems
 from appliance.core.values import given
 
 LENGTH = "max_sequence_length"

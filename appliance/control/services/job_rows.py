@@ -22,16 +22,17 @@ from sqlalchemy import ColumnElement, Row, or_, select, update
 
 from appliance.api.jobs.v1 import job_pb2
 from appliance.control.events import QUEUE, Events
-from appliance.control.services import artifact_rows, checkpoint_rows, job_specs, pause_rows
-from appliance.control.services.job_inputs import Input
+from appliance.control.services import artifact_rows, checkpoint_rows, pause_rows
 from appliance.control.services.resources import missing, timestamp
 from appliance.control.services.storage_tasks import TaskKind, why_waiting
 from appliance.control.store import tables
 from appliance.control.store.database import Reading, Transaction
-from appliance.core import names
+from appliance.core import artifact_kinds, names
 from appliance.core.errors import LeaseLost, NotFound
 from appliance.core.jobs import TERMINAL, JobState, move
 from appliance.core.names import Name
+from appliance.kinds import kind_of
+from appliance.kinds.kind import CHECKPOINT, Input
 
 _job = tables.job.c
 
@@ -58,7 +59,7 @@ def name_of(row: Row[Any]) -> str:
 
 def spec_of(row: Row[Any]) -> Message:
     """The message of a job's spec, as it was kept."""
-    return json_format.ParseDict(row.spec, job_specs.KINDS[row.kind]())
+    return json_format.ParseDict(row.spec, kind_of(row.kind).spec())
 
 
 def lost_seconds(row: Row[Any]) -> float | None:
@@ -85,9 +86,10 @@ def _reads(state: Reading, row: Row[Any]) -> dict[str, tuple[str, str]]:
 
     A job that has a checkpoint of its own does not read the one that it began with any more.
     """
-    found = job_specs.inputs_of(row.kind, spec_of(row))
-    if job_specs.BEGINNING in found and checkpoint_rows.newest(state, row.uid) is not None:
-        del found[job_specs.BEGINNING]
+    kind = kind_of(row.kind)
+    found = kind.inputs_of(spec_of(row))
+    if kind.beginning in found and checkpoint_rows.newest(state, row.uid) is not None:
+        del found[kind.beginning]
     return found
 
 
@@ -96,34 +98,44 @@ def begins(state: Reading, row: Row[Any]) -> str:
     newest = checkpoint_rows.newest(state, row.uid)
     if newest is not None:
         return f"goes on from step {newest.step}"
-    if job_specs.BEGINNING in job_specs.inputs_of(row.kind, spec_of(row)):
+    kind = kind_of(row.kind)
+    if kind.beginning in kind.inputs_of(spec_of(row)):
         return "goes on from the checkpoint that it began with"
     return "begins anew"
 
 
 def input_of(state: Reading, name: Name) -> Input:
     """Facts of a version or of a checkpoint. Raises NotFound."""
-    if name.kind != "checkpoint":
+    if name.kind != CHECKPOINT:
         version = artifact_rows.version_row(state, name)
-        return Input(version.kind, version.facts, version.size_bytes)
+        holds = artifact_kinds.kind_of(version.kind, version.facts)
+        return Input(holds, version.facts, version.size_bytes)
     job, row = checkpoint_rows.by_name(state, name)
     if row.state != checkpoint_rows.COMPLETE:
         raise missing(str(name))
-    facts: dict[str, Any] = {
+    facts = {
         "step": row.step,
+        "kind": job.kind,
         "spec": job.spec,
         "ended": job.state in TERMINAL,
+        "inputs": _facts_read(state, job),
     }
-    with contextlib.suppress(NotFound):
-        dataset = Name.parse(str(job.spec["dataset"]), "datasetVersion")
-        trained = artifact_rows.version_row(state, dataset).facts
-        facts |= {key: trained.get(key) for key in ("vocabulary_size", "tokenizer")}
-    return Input("checkpoint", facts, row.size_bytes)
+    return Input(CHECKPOINT, facts, row.size_bytes)
+
+
+def _facts_read(state: Reading, job: Row[Any]) -> dict[str, Any]:
+    """Path -> facts of the versions that a job reads, as far as they are still there."""
+    found: dict[str, Any] = {}
+    for path, (name, kind) in kind_of(job.kind).inputs_of(spec_of(job)).items():
+        if kind != CHECKPOINT:
+            with contextlib.suppress(NotFound):
+                found[path] = artifact_rows.version_row(state, Name.parse(name, kind)).facts
+    return found
 
 
 def digest_of(state: Reading, name: Name) -> str:
     """The digest on record of a version or of a checkpoint. Raises NotFound."""
-    if name.kind == "checkpoint":
+    if name.kind == CHECKPOINT:
         return str(checkpoint_rows.by_name(state, name)[1].digest)
     return str(artifact_rows.version_row(state, name).manifest_digest)
 
@@ -223,13 +235,11 @@ def _reason(state: Reading, row: Row[Any]) -> str:
 
 
 def _running_spec(state: Reading, row: Row[Any]) -> Message:
-    def inputs() -> dict[str, Input]:
-        try:
-            return inputs_of(state, row)
-        except NotFound:
-            return {}
-
-    return job_specs.filled(row.kind, spec_of(row), inputs)
+    try:
+        inputs = inputs_of(state, row)
+    except NotFound:
+        inputs = {}
+    return kind_of(row.kind).filled(spec_of(row), inputs)
 
 
 def _outputs(state: Reading, row: Row[Any]) -> list[str]:

@@ -1,9 +1,8 @@
 """Jobs: accepted, shown, paused, cancelled, resumed.
 
 Rules kept here:
-* a job is accepted only when everything that can be known before devices are taken is right: its
-  inputs exist in its own project, are of the right kind, and this caller may read them, and make
-  what it makes; its degrees divide what they split; some node could hold each of its ranks;
+* a job is accepted only when everything that can be known before devices are taken is right
+  (`services.job_checks`);
 * its row says what will run: every default is filled in when it is accepted;
 * accepting is one row in one transaction; the scheduler does the rest;
 * who resumes a job needs what accepting it needs, and it is checked in the same way;
@@ -14,7 +13,8 @@ Called by `rpc.jobs`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+import contextlib
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -28,44 +28,32 @@ from appliance.api.jobs.v1 import job_service_pb2 as rpc
 from appliance.control.auth.policy import PolicyStore
 from appliance.control.events import QUEUE, Events
 from appliance.control.services import (
-    artifact_rows,
-    capacity,
     checkpoint_rows,
+    job_plans,
     job_rows,
-    job_specs,
     paging,
 )
 from appliance.control.services.caller import Caller
 from appliance.control.services.change import Changes
-from appliance.control.services.job_inputs import Input
+from appliance.control.services.job_checks import JobChecks, check_on_lost, kind_asked
 from appliance.control.services.job_logs import JobLogs
 from appliance.control.services.pauses import Pauses
-from appliance.control.services.problems import Problems
 from appliance.control.services.resources import missing
 from appliance.control.services.runs import Runs
 from appliance.control.store import tables
 from appliance.control.store.database import Database, Reading, Transaction
 from appliance.control.store.objects import new_uid
 from appliance.core import names
-from appliance.core.artifact_kinds import ARTIFACT_KINDS
-from appliance.core.errors import AlreadyExists, FailedPrecondition, InvalidInput, NotFound
+from appliance.core.errors import AlreadyExists, FailedPrecondition, NotFound
 from appliance.core.jobs import TERMINAL, JobState
-from appliance.core.names import Name, shown
+from appliance.core.names import Name
+from appliance.core.placement import Demand
+from appliance.core.problems import Problems
 from appliance.core.values import given
+from appliance.kinds import kind_of
+from appliance.kinds.kind import Kind, flag_of
 
-_READ = {
-    "datasetVersion": "datasets.get",
-    "modelVersion": "models.get",
-    "checkpoint": "checkpoints.get",
-}
-_LISTED = {"datasetVersion": "versions", "modelVersion": "versions", "checkpoint": "checkpoints"}
 _READ_LOGS = "jobs.readLogs"
-_LESS_MEMORY = {
-    "train": "use more pipeline or tensor ranks, a smaller batch or more microbatches",
-    "prepare": "name fewer or smaller datasets",
-    "evaluate": "use a smaller window or a larger node",
-    "quantize": "use a larger node",
-}
 _RESUMED = frozenset({JobState.FAILED, JobState.CANCELLED, JobState.PAUSED})
 _job = tables.job.c
 
@@ -87,6 +75,7 @@ class Jobs:
         self._database = database
         self._changes = changes
         self._policies = policies
+        self._checks = JobChecks(policies)
         self._runs = runs
         self._pauses = pauses
         self._logs = logs
@@ -129,21 +118,8 @@ class Jobs:
         """
 
         def work(transaction: Transaction) -> job_pb2.Job:
-            project = Name.parse(request.parent, "project", field="parent").id
-            if (
-                transaction.first(select(tables.project).where(tables.project.c.id == project))
-                is None
-            ):
-                raise missing(request.parent)
-            identifier = names.check_id(request.job_id, "job_id")
-            kind = request.job.WhichOneof("spec")
-            if kind is None:
-                wrong = f"must hold one of {', '.join(job_specs.KINDS)}"
-                raise InvalidInput(f"job {wrong}", fields={"job": wrong})
-            problems = Problems()
-            job_specs.check_on_lost(request.job, problems)
-            asked = getattr(request.job, kind)
-            spec = self._checked(transaction, caller, project, kind, asked, problems)
+            project, identifier = _place(transaction, request.parent, request.job_id)
+            kind, spec, _ = self._asked(transaction, caller, project, request.job)
             uid = new_uid()
             try:
                 transaction.run(
@@ -151,7 +127,7 @@ class Jobs:
                         uid=uid,
                         project=project,
                         id=identifier,
-                        kind=kind,
+                        kind=kind.name,
                         spec=json_format.MessageToDict(spec),
                         on_lost=json_format.MessageToDict(request.job.on_lost),
                         state=JobState.QUEUED,
@@ -160,16 +136,31 @@ class Jobs:
                     )
                 )
             except IntegrityError as error:
-                name = names.job(project, identifier)
-                raise AlreadyExists(
-                    f"{name} exists already: choose another id", name=name
-                ) from error
+                raise _taken(Name.of("job", project, identifier)) from error
             transaction.after_commit(lambda: self._events.publish(QUEUE))
             return job_rows.resource(
                 transaction, job_rows.by_name(transaction, Name.of("job", project, identifier))
             )
 
         return self._changes.make(caller, request, job_pb2.Job, work)
+
+    def plan(self, caller: Caller, request: rpc.PlanJobRequest) -> rpc.JobPlan:
+        """What a job would need, and where it would run now.
+
+        Raises as `create` does.
+        """
+        with self._database.read() as state:
+            project, identifier = _place(state, request.parent, request.job_id)
+            name = Name.of("job", project, identifier)
+            with contextlib.suppress(NotFound):
+                job_rows.by_name(state, name)
+                raise _taken(name)
+            kind, spec, demand = self._asked(state, caller, project, request.job)
+        job = job_pb2.Job(name=str(name))
+        getattr(job, kind.name).CopyFrom(spec)
+        if request.job.HasField("on_lost"):
+            job.on_lost.CopyFrom(request.job.on_lost)
+        return job_plans.plan(job, kind, demand, self._runs.capacities())
 
     def cancel(self, caller: Caller, request: rpc.CancelJobRequest) -> job_pb2.Job:
         """End a job on request. Raises FailedPrecondition when it has ended."""
@@ -223,14 +214,14 @@ class Jobs:
             row = job_rows.by_name(transaction, name)
             if row.state not in _RESUMED:
                 raise FailedPrecondition(_why_not_resumed(transaction, row), state=row.state)
-            spec = job_rows.spec_of(row)
+            kind, spec = kind_of(row.kind), job_rows.spec_of(row)
             if request.HasField("mesh"):
-                spec = job_specs.with_mesh(spec, request.mesh)
+                spec = kind.on_another_mesh(spec, request.mesh)
             # One that has a checkpoint of its own no longer reads the one that it began with.
             own = checkpoint_rows.newest(transaction, row.uid) is not None
-            left_out = frozenset({job_specs.BEGINNING} if own else ())
-            spec = self._checked(
-                transaction, caller, row.project, row.kind, spec, Problems(), left_out=left_out
+            left_out = frozenset({kind.beginning} if own else ())
+            spec, _ = self._checks.checked(
+                transaction, caller, row.project, kind, spec, Problems(), left_out=left_out
             )
             job_rows.change(
                 transaction,
@@ -284,6 +275,15 @@ class Jobs:
             next_page_token=token,
         )
 
+    def _asked(
+        self, state: Reading, caller: Caller, project: str, job: job_pb2.Job
+    ) -> tuple[Kind, Message, Demand]:
+        """The kind of a job that is asked for, its spec as it will run, and what it needs."""
+        kind, problems = kind_asked(job), Problems()
+        check_on_lost(job, problems)
+        asked = getattr(job, kind.name)
+        return kind, *self._checks.checked(state, caller, project, kind, asked, problems)
+
     def _shown(
         self, state: Reading, caller: Caller, rows: Sequence[Row[Any]]
     ) -> Sequence[job_pb2.Job]:
@@ -296,91 +296,17 @@ class Jobs:
             job.has_logs = job.uid in kept
         return found
 
-    def _checked(  # noqa: PLR0913  # what one check needs
-        self,
-        state: Reading,
-        caller: Caller,
-        project: str,
-        kind: str,
-        asked: Message,
-        problems: Problems,
-        *,
-        left_out: Collection[str] = (),
-    ) -> Message:
-        """The spec as it will run, with every default filled in; inputs `left_out` are not read.
 
-        Raises InvalidInput with what is wrong, and with the `problems` that were found before.
-        """
-        inputs = self._inputs(state, caller, project, kind, asked, problems, left_out)
-        if job_specs.BEGINNING in problems.fields:
-            # Its shape and its tokens are not known: what follows would be wrong about them.
-            problems.raise_if_any()
-        asked = job_specs.completed(kind, asked, inputs)
-        self._check_outputs(state, caller, project, kind, asked, problems)
-        job_specs.check(kind, asked, inputs, problems)
-        problems.raise_if_any()
-        spec = job_specs.filled(kind, asked, lambda: inputs)
-        demand = job_specs.demand(kind, spec, inputs)
-        capacity.check(state, demand, "rank", _LESS_MEMORY[kind])
-        return spec
+def _place(state: Reading, parent: str, job_id: str) -> tuple[str, str]:
+    """The project and the id of a job that is asked for. Raises NotFound, InvalidInput."""
+    project = Name.parse(parent, "project", field="parent").id
+    if state.first(select(tables.project).where(tables.project.c.id == project)) is None:
+        raise missing(parent)
+    return project, names.check_id(job_id, "job_id")
 
-    def _inputs(  # noqa: PLR0913  # what one check needs
-        self,
-        state: Reading,
-        caller: Caller,
-        project: str,
-        kind: str,
-        spec: Message,
-        problems: Problems,
-        left_out: Collection[str],
-    ) -> dict[str, Input]:
-        """What the job reads, by field; what is wrong with the rest goes to `problems`."""
-        policy = self._policies.current()
-        found: dict[str, Input] = {}
-        for path, (text, pattern) in job_specs.inputs_of(kind, spec).items():
-            if path in left_out:
-                continue
-            name = job_specs.parse_name(text, pattern, path, project, problems)
-            if name is None:
-                continue
-            if not policy.allowed(caller.principal, project, _READ[pattern]):
-                problems.add(path, f"may not be read by {caller.principal.name}")
-                continue
-            try:
-                found[path] = job_rows.input_of(state, name)
-            except NotFound:
-                problems.add(
-                    path,
-                    f"names {shown(text)}, which does not exist or is not complete: "
-                    f"list the {_LISTED[pattern]} there are and name one of them",
-                )
-        return found
 
-    def _check_outputs(  # noqa: PLR0913  # what one check needs
-        self,
-        state: Reading,
-        caller: Caller,
-        project: str,
-        kind: str,
-        spec: Message,
-        problems: Problems,
-    ) -> None:
-        policy = self._policies.current()
-        for output in job_specs.outputs_of(kind, spec).values():
-            path, holds = output.path, ARTIFACT_KINDS[output.kind]
-            name = job_specs.parse_name(output.name, holds.resource, path, project, problems)
-            if name is None:
-                continue
-            if not policy.allowed(caller.principal, project, holds.make):
-                problems.add(path, f"may not be made by {caller.principal.name}")
-                continue
-            try:
-                names.check_id(name.id, path)
-            except InvalidInput as error:
-                problems.add(path, error.fields[path])
-                continue
-            taken = holds.once and _exists(state, name)
-            problems.check(path, holds=not taken, sentence="exists already; choose another name")
+def _taken(name: Name) -> AlreadyExists:
+    return AlreadyExists(f"{name} exists already: choose another id", name=str(name))
 
 
 def _why_not_resumed(state: Reading, row: Row[Any]) -> str:
@@ -393,14 +319,6 @@ def _why_not_resumed(state: Reading, row: Row[Any]) -> str:
         return "the job has succeeded: there is nothing to resume; create another job"
     name = checkpoint_rows.name_of(row, newest)
     return (
-        "the job has succeeded: there is nothing to resume. To train on, create another job with"
-        f" `appliance job train --from-checkpoint {name}`"
+        "the job has succeeded: there is nothing to resume. To go on, create another job with"
+        f" `appliance job {row.kind} {flag_of(kind_of(row.kind).beginning)} {name}`"
     )
-
-
-def _exists(state: Reading, name: Name) -> bool:
-    try:
-        artifact_rows.artifact_row(state, name)
-    except NotFound:
-        return False
-    return True

@@ -6,20 +6,23 @@ Called by `services.registration` before an output is registered.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from typing import Any
 
 from appliance.control.services import model_facts
-from appliance.control.services.job_specs import Output
 from appliance.core import artifact_kinds
 from appliance.core.errors import InvalidInput
 from appliance.crypto.artifacts import ArtifactReader
+from appliance.kinds.kind import Output
 
 INDEX = "index.json"
 REPORT = "report.json"
 TOKENIZER = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 _LARGEST_COUNT = 1 << 62
+_PART = re.compile(r"part-[0-9]{5}\.jsonl")
+_PIECE = 1 << 20
 
 
 def facts_of(kind: str, reader: ArtifactReader, outputs: Iterable[Output]) -> dict[str, Any]:
@@ -34,6 +37,8 @@ def facts_of(kind: str, reader: ArtifactReader, outputs: Iterable[Output]) -> di
         InvalidInput: it is not what this slot holds.
     """
     match kind:
+        case artifact_kinds.TEXT:
+            return _text(reader)
         case artifact_kinds.MODEL:
             return model_facts.inspect(reader)
         case artifact_kinds.TOKENS:
@@ -42,6 +47,18 @@ def facts_of(kind: str, reader: ArtifactReader, outputs: Iterable[Output]) -> di
         case artifact_kinds.TOKENIZER:
             return _tokenizer(reader)
     raise InvalidInput(f"this version cannot register a {kind}")
+
+
+def _text(reader: ArtifactReader) -> dict[str, Any]:
+    """Its lines are counted, one document each; whoever reads them checks what they say."""
+    if any(_PART.fullmatch(file) is None for file in reader.files()):
+        raise InvalidInput("text has files part-00000.jsonl and so on, and no others")
+    documents = 0
+    for file in reader.files():
+        with reader.open(file) as raw:
+            while piece := raw.read(_PIECE):
+                documents += piece.count(b"\n")
+    return {"kind": artifact_kinds.TEXT, "documents": documents, "tokens": 0}
 
 
 def _tokens(reader: ArtifactReader, tokenizer: str) -> dict[str, Any]:

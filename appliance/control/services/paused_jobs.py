@@ -18,7 +18,7 @@ from typing import Any
 
 from sqlalchemy import Row
 
-from appliance.control.services import checkpoint_rows, job_rows, job_specs
+from appliance.control.services import checkpoint_rows, job_rows
 from appliance.control.services.artifacts import Artifacts
 from appliance.control.services.checkpoint_folders import CheckpointFolders
 from appliance.control.services.pauses import Pauses, waits_for_space
@@ -28,6 +28,7 @@ from appliance.control.store.objects import ObjectStore
 from appliance.core.errors import StoreFull
 from appliance.core.numbers import written
 from appliance.crypto.folder import Folder
+from appliance.kinds import kind_of
 
 LEAST_BYTES = 64 << 20
 PROBE_BYTES = 16 << 20
@@ -91,6 +92,7 @@ def _need(state: Reading, row: Row[Any]) -> int:
     """Bytes that the next checkpoint of a job takes, about."""
     newest = checkpoint_rows.newest(state, row.uid)
     saved = newest.size_bytes if newest is not None else 0
-    inputs = job_rows.inputs_of(state, row)
-    reckoned = job_specs.checkpoint_bytes(row.kind, job_rows.spec_of(row), inputs)
+    of_one, reckoned = kind_of(row.kind).checkpoint_bytes, 0
+    if of_one is not None:
+        reckoned = of_one(job_rows.spec_of(row), job_rows.inputs_of(state, row))
     return max(saved, reckoned, LEAST_BYTES)

@@ -28,13 +28,14 @@ from appliance.control.services import job_rows, pause_rows
 from appliance.control.services.fleet import Fleet
 from appliance.control.services.leases import Leases, Share
 from appliance.control.services.run_orders import stop_order
-from appliance.control.services.runs import CHECKPOINTED, LEASED, Runs, shares_of
+from appliance.control.services.runs import LEASED, Runs, shares_of
 from appliance.control.services.storage_tasks import LONGEST_WAIT, StorageTasks, TaskKind
 from appliance.control.store import tables
 from appliance.control.store.database import Database, Transaction
 from appliance.core.errors import FailedPrecondition, Paused, StoreFull
 from appliance.core.jobs import TERMINAL, JobState
 from appliance.core.waiting import pause_after
+from appliance.kinds import kind_of
 
 FIRST_PAUSE = timedelta(minutes=1)
 """A job that pauses for a full store goes on no sooner, however much space there is; twice as late
@@ -177,11 +178,12 @@ class Pauses:
 
     def _ask_leased(self, transaction: Transaction, row: Row[Any], pause: dict[str, Any]) -> None:
         """Pause a job that nodes hold."""
-        if row.kind in CHECKPOINTED and pause["grace_seconds"] > 0:
+        keeps = kind_of(row.kind).checkpoint_bytes is not None
+        if keeps and pause["grace_seconds"] > 0:
             # The next pass, which this change wakes, tells the nodes.
             job_rows.change(transaction, self._events, row, JobState.PAUSING, pause=pause)
             return
-        if row.kind in CHECKPOINTED:
+        if keeps:
             then = job_rows.begins(transaction, row)
             why = pause_rows.unsaved(pause, "it was given no time to save one", then)
         else:

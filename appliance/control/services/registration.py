@@ -29,7 +29,7 @@ from sqlalchemy import Row
 
 from appliance.control.audit.system import Records
 from appliance.control.events import Events
-from appliance.control.services import job_rows, job_specs, outputs
+from appliance.control.services import job_rows, outputs
 from appliance.control.services.artifact_rows import pending_of
 from appliance.control.services.artifacts import Artifacts, Version
 from appliance.control.services.runs import WRONG, Runs
@@ -47,6 +47,7 @@ from appliance.core.errors import (
 from appliance.core.jobs import JobState
 from appliance.core.names import Name
 from appliance.crypto.artifacts import ArtifactReader
+from appliance.kinds import kind_of
 
 LOOK_SECONDS = 1.0
 """How often it is looked whether the job was cancelled while its output is read."""
@@ -124,12 +125,11 @@ class Registration:
 
     def _made(self, row: Row[Any]) -> dict[str, Registered]:
         """Every output, verified and signed, by slot."""
-        spec = job_rows.spec_of(row)
         with self._database.read() as state:
             rows = {found.slot: found for found in pending_of(state, row.uid)}
             found = {slot: self._artifacts.read(state, each) for slot, each in rows.items()}
         made: dict[str, Registered] = {}
-        wanted = job_specs.outputs_of(row.kind, spec)
+        wanted = kind_of(row.kind).outputs_of(job_rows.spec_of(row))
         for slot, output in wanted.items():
             version = found.get(slot)
             if version is None or not version.digest:
@@ -181,8 +181,7 @@ class Registration:
 
 def _origin(state: Reading, row: Row[Any]) -> dict[str, Any]:
     """What is stated of the outputs of a job: kind, inputs with their digests, spec, where."""
-    spec = job_rows.spec_of(row)
-    read = dict.fromkeys(job_specs.inputs_of(row.kind, spec).values())
+    read = dict.fromkeys(kind_of(row.kind).inputs_of(job_rows.spec_of(row)).values())
     return {
         "kind": row.kind,
         "job": {"name": job_rows.name_of(row), "uid": row.uid, "epoch": row.epoch},

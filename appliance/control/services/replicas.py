@@ -23,15 +23,16 @@ from sqlalchemy import Row, delete, select, update
 
 from appliance.api.agent.v1 import agent_service_pb2 as rpc
 from appliance.control.events import QUEUE, ROUTING, Events
-from appliance.control.services import memory
 from appliance.control.services.fleet import Fleet
 from appliance.control.services.leases import Leases, Share
+from appliance.control.services.memory import replica_device
 from appliance.control.services.run_orders import stop_order
 from appliance.control.store import tables
 from appliance.control.store.database import Database, Reading, Transaction
 from appliance.core import names
 from appliance.core.errors import Exhausted, InvalidInput, LeaseLost
 from appliance.core.needs import REPLICA
+from appliance.core.numbers import readable
 from appliance.core.placement import Demand, NodeCapacity, Placement, place, waiting
 from appliance.core.waiting import pause_after
 
@@ -127,7 +128,7 @@ class Replicas:
                 return place(wanted.demand, [node])[0]
             except Exhausted:
                 continue
-        need = memory.readable(wanted.demand.memory_per_rank)
+        need = readable(wanted.demand.memory_per_rank)
         free = f"{wanted.demand.ranks} free device(s) with {need} each on one node"
         raise Exhausted(waiting(wanted.demand, nodes, free))
 
@@ -370,7 +371,7 @@ def derive_state(
 def demand(facts: Any, tensor_parallel: int, cache_bytes: int) -> Demand:  # noqa: ANN401  # a JSON column
     """What a replica needs: its devices, and the memory on each."""
     weights = int(facts.get("weight_bytes", 0))
-    need = memory.replica_device(weights, tensor_parallel, cache_bytes)
+    need = replica_device(weights, tensor_parallel, cache_bytes)
     return Demand(tensor_parallel, memory_per_rank=need, kind=REPLICA)
 
 

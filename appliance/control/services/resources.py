@@ -6,7 +6,9 @@ from datetime import datetime
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from appliance.core.errors import NotFound
+from appliance.core.errors import InvalidInput, NotFound
+from appliance.core.names import Name
+from appliance.core.problems import Problems
 
 
 def missing(name: str) -> NotFound:
@@ -25,3 +27,20 @@ def timestamp(moment: datetime | None) -> Timestamp | None:
     stamp = Timestamp()
     stamp.FromDatetime(moment)
     return stamp
+
+
+def parse_name(text: str, kind: str, path: str, project: str, problems: Problems) -> Name | None:
+    """A resource name of a request's own project, or None with a problem noted."""
+    try:
+        name = Name.parse(text, kind, field=path)
+    except InvalidInput as error:
+        problems.add(path, error.fields[path])
+        return None
+    if name.project != project:
+        problems.add(
+            path,
+            f"is in project {name.project}; a job works inside its own project: name one of "
+            f"{project}",
+        )
+        return None
+    return name

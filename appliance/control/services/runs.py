@@ -29,7 +29,7 @@ from sqlalchemy import Row, select
 from appliance.api.agent.v1 import agent_service_pb2 as rpc
 from appliance.control.audit.system import Records
 from appliance.control.events import Events
-from appliance.control.services import checkpoint_rows, job_rows, job_specs, pause_rows
+from appliance.control.services import checkpoint_rows, job_rows, pause_rows
 from appliance.control.services.artifact_rows import PENDING, pending_of
 from appliance.control.services.artifacts import CHECKPOINTS, Artifacts, Made
 from appliance.control.services.fleet import Fleet
@@ -53,15 +53,14 @@ from appliance.core.errors import (
 )
 from appliance.core.jobs import TERMINAL, JobState
 from appliance.core.names import Name
-from appliance.core.placement import Demand, Placement
+from appliance.core.placement import Demand, NodeCapacity, Placement
 from appliance.core.waiting import pause_after
+from appliance.kinds import kind_of
 
 MAX_FAILURES = 3
 MAX_PAUSE = timedelta(minutes=30)
 PAUSE_GROWS = 5
 STOP_SECONDS = 5.0
-CHECKPOINTED = frozenset({"train"})
-"""Kinds of jobs that keep checkpoints."""
 LEASED = (JobState.STARTING, JobState.RUNNING, JobState.PAUSING)
 WRONG = (Tampered, InvalidInput, FailedPrecondition, NotFound, AlreadyExists)
 """Errors of a job itself; doing it again would not help. Others are of the moment."""
@@ -122,13 +121,23 @@ class Runs:
             try:
                 with self._database.read() as state:
                     inputs = job_rows.inputs_of(state, row)
-                need = job_specs.demand(row.kind, job_rows.spec_of(row), inputs)
+                need = kind_of(row.kind).demand(job_rows.spec_of(row), inputs)
                 found.append((row, replace(need, kind=row.kind)))
             except WRONG as error:
                 self.fail(row, error.reason, f"it cannot start any more: {error.message}")
             except ApplianceError as error:
                 _logger.warning("job %s cannot be looked at now: %s", row.uid, error.message)
         return found
+
+    def capacities(self) -> list[NodeCapacity]:
+        """What the nodes that are connected have, and what of it is taken now."""
+        return [
+            replace(
+                self._leases.capacity(facts.node, facts.devices, facts.memory_bytes),
+                lacks=facts.lacks,
+            )
+            for facts in self._fleet.nodes()
+        ]
 
     def wait(self, row: Row[Any], why: str) -> None:
         """Note why a queued job does not start yet."""
@@ -390,15 +399,15 @@ class Runs:
 
     def _allocate(self, transaction: Transaction, row: Row[Any]) -> None:
         """Pending versions for what this start makes; the checkpoints go on."""
-        spec = job_rows.spec_of(row)
-        inputs = [name for name, _ in job_specs.inputs_of(row.kind, spec).values()]
+        kind, spec = kind_of(row.kind), job_rows.spec_of(row)
+        inputs = [name for name, _ in kind.inputs_of(spec).values()]
         made = Made(row.creator, row.uid, tuple(inputs))
-        for slot, output in job_specs.outputs_of(row.kind, spec).items():
+        for slot, output in kind.outputs_of(spec).items():
             name = Name.parse(output.name, output.resource)
             of_slot = replace(made, slot=slot)
             self._artifacts.allocate(transaction, row.project, name.kind, name.id, of_slot)
         series = checkpoint_rows.series_row(transaction, row.uid)
-        if row.kind in CHECKPOINTED and series is None:
+        if kind.checkpoint_bytes is not None and series is None:
             made = replace(made, slot=CHECKPOINTS)
             self._artifacts.allocate(transaction, row.project, CHECKPOINTS, row.uid, made)
 

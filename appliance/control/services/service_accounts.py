@@ -21,7 +21,6 @@ from appliance.control.events import ACCESS, ROUTING, Events
 from appliance.control.services import paging
 from appliance.control.services.caller import Caller
 from appliance.control.services.change import Changes
-from appliance.control.services.problems import Problems
 from appliance.control.services.resources import missing, timestamp
 from appliance.control.store import tables
 from appliance.control.store.database import Database, Reading, Transaction
@@ -29,6 +28,7 @@ from appliance.core import names
 from appliance.core.errors import AlreadyExists
 from appliance.core.identity import Principal, PrincipalKind
 from appliance.core.names import Name
+from appliance.core.problems import Problems
 from appliance.core.values import given
 
 rpc = service_account_service_pb2

@@ -1,4 +1,7 @@
-"""Which function runs a kind of job. The one table; a kind is added here and in `proto/`."""
+"""Loads the function that runs a kind of job.
+
+Which one that is, the kind says (`appliance.kinds`).
+"""
 
 from __future__ import annotations
 
@@ -14,17 +17,9 @@ if TYPE_CHECKING:
 
 Run = Callable[["Context"], None]
 
-KINDS: Mapping[str, str] = {
-    "prepare": "appliance.jobs.prepare.job:run",
-    "train": "appliance.jobs.train.job:run",
-    "quantize": "appliance.jobs.compress.quantize:run",
-    "evaluate": "appliance.jobs.assess.evaluate:run",
-}
-"""Kind (member of the oneof `spec` of a job) -> `module:function`."""
-
 
 def load(kind: str, kinds: Mapping[str, str]) -> Run:
-    """The function of a kind.
+    """The function of a kind; `kinds`: kind -> `module:function`.
 
     Raises InvalidInput when this node does not know it, FailedPrecondition when it lacks a package.
     """

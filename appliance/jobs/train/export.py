@@ -33,8 +33,8 @@ from appliance.jobs.train.model import EMBEDDING, parameter_shapes
 from appliance.jobs.train.parallel.schedules import layers_of_stage, rank_of_stage
 from appliance.jobs.train.parallel.slices import cut_of, inside, local, shape_of
 from appliance.jobs.train.recipe import Assembly
-from appliance.jobs.train.settings import Settings
 from appliance.jobs.train.tensors import TensorWriter
+from appliance.kinds.train_settings import Settings
 
 DTYPE = torch.bfloat16
 LAYERS = "model.layers."

@@ -13,8 +13,8 @@ from appliance.jobs.train import export
 from appliance.jobs.train.loop import Loop
 from appliance.jobs.train.model import llama_config
 from appliance.jobs.train.recipe import assemble
-from appliance.jobs.train.settings import Settings
 from appliance.jobs.train.tokens import Batches, TokenIndex, TokenStream
+from appliance.kinds.train_settings import Settings
 
 
 def run(context: Context) -> None:
@@ -32,7 +32,7 @@ def run(context: Context) -> None:
     dataset, name = context.input(context.spec.dataset), context.spec.from_checkpoint
     index = TokenIndex.read(dataset)
     config = llama_config(settings.shape, index.vocabulary_size, index.end_of_text)
-    settings.check_vocabulary(config.vocab_size)
+    settings.check(context.world_size, config.vocab_size)
     context.mark("makes its part of the model")
     with TokenStream(dataset, index) as stream:
         batches = Batches(stream, settings.sequence_length, settings.batch_size, settings.seed)

@@ -22,7 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from appliance.jobs.train.parallel.slices import Box, Coordinate, cut_of, local, shape_of
-from appliance.jobs.train.settings import Shape
+from appliance.kinds.train_settings import Shape
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"

@@ -24,7 +24,7 @@ from appliance.jobs.train.parallel.schedules import (
     stages_of_rank,
 )
 from appliance.jobs.train.parallel.slices import DATA, PIPELINE, TENSOR
-from appliance.jobs.train.settings import Settings
+from appliance.kinds.train_settings import Settings
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from google.protobuf import json_format
 
 from appliance.api.jobs.v1 import job_pb2, job_service_pb2
 from appliance.control.auth.rules import Link
-from appliance.control.services import job_specs, memory
 from appliance.control.services.bindings import Bindings
 from appliance.control.services.caller import Caller
 from appliance.control.store import tables
@@ -21,6 +20,10 @@ from appliance.core.errors import (
     NotFound,
 )
 from appliance.core.identity import Principal, PrincipalKind
+from appliance.core.numbers import readable
+from appliance.kinds import KINDS
+from appliance.kinds.train import memory, parameters
+from appliance.kinds.train_settings import Degrees, Shape
 from tests.fakes.lab import ALICE, GIB, Lab, train_request
 
 UUID = "123e4567-e89b-42d3-a456-426614174000"
@@ -226,25 +229,26 @@ async def test_too_little_memory_is_one_sentence_with_what_to_do(lab: Lab) -> No
 
 
 def test_memory_falls_with_every_degree_and_rises_with_the_batch() -> None:
-    shape = memory.Shape(
+    shape = Shape(
         layers=16,
         hidden_size=2048,
         intermediate_size=8192,
         attention_heads=32,
         key_value_heads=8,
-        vocabulary_size=128256,
+        context_length=131072,
         tie_embeddings=True,
     )
     # Llama-3.2-1B has 1,235,814,400 parameters (its model card).
-    assert memory.parameters(shape) == 1_235_814_400
+    assert parameters(shape, 128256) == 1_235_814_400
 
     def need(**changes: int) -> int:
-        given = {"data": 1, "tensor": 1, "pipeline": 1, "sequences": 1, "length": 512}
-        return memory.train_rank(shape, **(given | changes))
+        given = {"data": 1, "tensor": 1, "pipeline": 1, "sequences": 1, "length": 512} | changes
+        sizes = {name: given.pop(name) for name in ("sequences", "length")}
+        return memory(shape, 128256, Degrees(**given), **sizes)
 
     assert need() > need(tensor=2) > need(tensor=2, data=2) > need(tensor=2, data=2, pipeline=2)
     assert need(sequences=4) > need()
-    assert (memory.readable(3 * GIB + GIB // 10), memory.readable(5 << 20)) == ("3.1 GiB", "5 MiB")
+    assert (readable(3 * GIB + GIB // 10), readable(5 << 20)) == ("3.1 GiB", "5 MiB")
 
 
 async def test_a_repeat_gets_the_first_answer_and_validate_only_changes_nothing(lab: Lab) -> None:
@@ -464,4 +468,4 @@ async def test_nonsense_from_an_agent_ends_its_own_work_alone(lab: Lab) -> None:
 
 def test_every_kind_of_job_has_a_message_in_the_proto() -> None:
     members = job_pb2.Job.DESCRIPTOR.oneofs_by_name["spec"].fields
-    assert {field.name for field in members} == set(job_specs.KINDS)
+    assert {field.name for field in members} == set(KINDS)

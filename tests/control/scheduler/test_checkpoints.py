@@ -197,7 +197,7 @@ async def test_what_is_at_work_or_has_succeeded_is_not_resumed(lab: Lab) -> None
     with pytest.raises(FailedPrecondition) as raised:
         resume(lab)
     assert raised.value.message == (
-        "the job has succeeded: there is nothing to resume. To train on, create another job with"
+        "the job has succeeded: there is nothing to resume. To go on, create another job with"
         f" `appliance job train --from-checkpoint {JOB}/checkpoints/e1-step-20`"
     )
 

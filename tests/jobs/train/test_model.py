@@ -24,7 +24,7 @@ from appliance.jobs.train.model import (
 )
 from appliance.jobs.train.parallel.pipeline import marked_loss
 from appliance.jobs.train.parallel.slices import Coordinate
-from appliance.jobs.train.settings import Degrees, Settings, Shape
+from appliance.kinds.train_settings import Degrees, Settings, Shape
 
 SHAPE = Shape(
     layers=4,

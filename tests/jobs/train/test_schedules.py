@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from appliance.jobs.train.parallel.schedules import (
-    STAGES_PER_RANK,
     layers_of_stage,
     rank_of_stage,
     stages_of_rank,
 )
+from appliance.kinds.train_settings import STAGES_PER_RANK
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,7 @@ from appliance.api.jobs.v1.job_pb2 import TrainSpec
 from appliance.core.checkpoints import LARGEST_STEP
 from appliance.core.errors import InvalidInput
 from appliance.jobs.train.job import run
-from appliance.jobs.train.parallel.schedules import STAGES_PER_RANK
-from appliance.jobs.train.settings import Degrees, Settings
+from appliance.kinds.train_settings import STAGES_PER_RANK, Degrees, Settings
 from tests.fakes.training import SPEC, training_job
 
 
@@ -55,102 +54,88 @@ WRONG: list[tuple[dict[str, Any], int, str, str]] = [
         3,
         "mesh",
         (
-            "The mesh data 1 x tensor 2 x pipeline 2 needs 4 ranks, but the job has 3;"
-            " make the product of the degrees the number of ranks."
+            "is data 1 x tensor 2 x pipeline 2, which needs 4 ranks, but the job has 3: make the"
+            " product of the degrees the number of ranks"
         ),
     ),
     (
         {"mesh": {"tensor": 4}},
         4,
         "mesh.tensor",
-        (
-            "The tensor degree 4 does not divide key and value heads (2);"
-            " choose a degree that divides them."
-        ),
+        "is 4, which does not divide the key and value heads of 2: use a divisor",
     ),
     (
         {"mesh": {"tensor": 3}},
         3,
         "mesh.tensor",
-        (
-            "The tensor degree 3 does not divide attention heads (4), key and value heads (2);"
-            " choose a degree that divides them."
-        ),
+        "is 3, which does not divide the attention heads of 4: use a divisor",
     ),
     (
         {"mesh": {"pipeline": 3}, "batch_size": 12},
         3,
         "mesh.pipeline",
-        (
-            "The pipeline degree 3 with schedule 1F1B makes 3 stages, which do not divide 4 layers;"
-            " choose a degree or a number of layers that divides."
-        ),
+        "needs 3 stages, which do not share 4 layers evenly: use a divisor",
     ),
     (
         {"mesh": {"pipeline": 4}, "pipeline_schedule": "ZBVZeroBubble"},
         4,
         "mesh.pipeline",
-        (
-            "The pipeline degree 4 with schedule ZBVZeroBubble makes 8 stages, which do not divide"
-            " 4 layers; choose a degree or a number of layers that divides."
-        ),
+        "needs 8 stages, which do not share 4 layers evenly: use a divisor",
     ),
     (
         {"mesh": {"data": 3}},
         3,
-        "mesh.data",
-        (
-            "The data degree 3 does not divide batch_size 8;"
-            " choose a multiple of the degree as batch_size."
-        ),
+        "batch_size",
+        "is 8, which 3 data ranks with 1 microbatches each do not share: use a multiple of 3",
     ),
     (
         {"mesh": {"data": 2}, "microbatches": 3},
         2,
-        "microbatches",
-        (
-            "3 microbatches do not divide the 4 sequences of a data rank;"
-            " make batch_size a multiple of 6."
-        ),
+        "batch_size",
+        "is 8, which 2 data ranks with 3 microbatches each do not share: use a multiple of 6",
     ),
     (
         {"mesh": {"pipeline": 2}, "microbatches": 1},
         2,
         "microbatches",
-        "1 microbatches cannot fill 2 pipeline ranks; choose at least 2, better 4.",
+        "must be at least the 2 pipeline ranks, or some would only wait",
     ),
     (
-        {"mesh": {"pipeline": 2}, "microbatches": 1, "pipeline_schedule": "Interleaved1F1B"},
+        {"mesh": {"pipeline": 2}, "microbatches": 4, "pipeline_schedule": "Nonesuch"},
+        2,
+        "pipeline_schedule",
+        "must be one of 1F1B, GPipe, Interleaved1F1B, ZBVZeroBubble",
+    ),
+    (
+        {
+            "mesh": {"pipeline": 2},
+            "batch_size": 9,
+            "microbatches": 3,
+            "pipeline_schedule": "Interleaved1F1B",
+        },
         2,
         "microbatches",
-        (
-            "1 microbatches are no multiple of the pipeline degree 2, which Interleaved1F1B needs;"
-            " choose a multiple, such as 4."
-        ),
+        "must be a multiple of the 2 pipeline ranks for this schedule",
     ),
     (
-        {"sequence_length": 64},
+        {"pipeline_schedule": "GPipe"},
         1,
-        "sequence_length",
-        "sequence_length 64 is longer than context_length 32; shorten one or lengthen the other.",
+        "pipeline_schedule",
+        "has no effect without a pipeline: leave it out, or make mesh.pipeline 2 or more",
     ),
-    (
-        {"warmup_steps": 99},
-        1,
-        "warmup_steps",
-        "warmup_steps 99 are more than the 10 steps; use fewer.",
-    ),
+    ({"sequence_length": 64}, 1, "sequence_length", "is longer than the context of 32"),
+    ({"warmup_steps": 99}, 1, "warmup_steps", "must be 0 to the 10 steps"),
     (
         {"architecture": SPEC["architecture"] | {"key_value_heads": 3}},
         1,
         "architecture.key_value_heads",
-        "3 key and value heads do not divide 4 attention heads; choose a divisor.",
+        "is 3, which does not divide the attention heads of 4: use a divisor",
     ),
     (
         {"architecture": SPEC["architecture"] | {"hidden_size": 36}},
         1,
         "architecture.attention_heads",
-        "hidden_size 36 is no multiple of twice the 4 attention heads; choose sizes that divide.",
+        "leave heads of odd width; rotary positions need an even one",
     ),
 ]
 
@@ -161,7 +146,7 @@ def test_what_cannot_work_is_one_sentence(
 ) -> None:
     with pytest.raises(InvalidInput) as caught:
         settings(**changes).check(ranks)
-    assert caught.value.message == sentence
+    assert caught.value.message == f"{field} {sentence}."
     assert caught.value.fields == {field: sentence}
 
 
@@ -180,7 +165,7 @@ def test_what_cannot_work_is_one_sentence(
         ),
         (
             {"batch_size": 0, "microbatches": -2},
-            "batch_size must be 1 to 1,048,576. microbatches must be 1 to 65,536.",
+            "batch_size must be 1 to 1,048,576; microbatches must be 1 to 65,536.",
         ),
     ],
 )
@@ -204,12 +189,11 @@ def test_the_name_of_a_checkpoint_holds_every_step_that_the_proto_allows() -> No
 
 def test_a_tensor_degree_must_divide_the_vocabulary() -> None:
     three = replace(settings(), degrees=Degrees(1, 3, 1))
-    three.check_vocabulary(192)
+    three.check(3, 192)
     with pytest.raises(InvalidInput) as caught:
-        three.check_vocabulary(64)
+        three.check(3, 64)
     assert caught.value.message == (
-        "The tensor degree 3 does not divide the 64 entries of the vocabulary;"
-        " choose a power of two."
+        "mesh.tensor is 3, which does not divide the padded vocabulary of 64: use a divisor."
     )
 
 

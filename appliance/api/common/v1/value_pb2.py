@@ -25,13 +25,13 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import descriptor_pb2 as google_dot_protobuf_dot_descriptor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#appliance/api/common/v1/value.proto\x12\x17\x61ppliance.api.common.v1\x1a google/protobuf/descriptor.proto\"r\n\x05Value\x12\x14\n\x07\x64\x65\x66\x61ult\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05least\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x11\n\x04most\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\r\n\x05words\x18\x04 \x03(\tB\n\n\x08_defaultB\x08\n\x06_leastB\x07\n\x05_most:N\n\x05value\x12\x1d.google.protobuf.FieldOptions\x18\xd1\x86\x03 \x01(\x0b\x32\x1e.appliance.api.common.v1.Valueb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#appliance/api/common/v1/value.proto\x12\x17\x61ppliance.api.common.v1\x1a google/protobuf/descriptor.proto\"\xb4\x01\n\x05Value\x12\x14\n\x07\x64\x65\x66\x61ult\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05least\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x11\n\x04most\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\r\n\x05words\x18\x04 \x03(\t\x12\x0c\n\x04help\x18\x05 \x01(\t\x12\x10\n\x08required\x18\x06 \x01(\x08\x12\x11\n\totherwise\x18\x07 \x01(\t\x12\r\n\x05names\x18\x08 \x01(\tB\n\n\x08_defaultB\x08\n\x06_leastB\x07\n\x05_most:N\n\x05value\x12\x1d.google.protobuf.FieldOptions\x18\xd1\x86\x03 \x01(\x0b\x32\x1e.appliance.api.common.v1.Valueb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'appliance.api.common.v1.value_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_VALUE']._serialized_start=98
-  _globals['_VALUE']._serialized_end=212
+  _globals['_VALUE']._serialized_start=99
+  _globals['_VALUE']._serialized_end=279
 # @@protoc_insertion_point(module_scope)

@@ -28,7 +28,7 @@ from appliance.api.jobs.v1 import job_pb2 as appliance_dot_api_dot_jobs_dot_v1_d
 from appliance.api.jobs.v1 import job_log_pb2 as appliance_dot_api_dot_jobs_dot_v1_dot_job__log__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'appliance/api/jobs/v1/job_service.proto\x12\x15\x61ppliance.api.jobs.v1\x1a$appliance/api/common/v1/access.proto\x1a#appliance/api/common/v1/value.proto\x1a\x1f\x61ppliance/api/jobs/v1/job.proto\x1a#appliance/api/jobs/v1/job_log.proto\"\x1d\n\rGetJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"H\n\x0fListJobsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"U\n\x10ListJobsResponse\x12(\n\x04jobs\x18\x01 \x03(\x0b\x32\x1a.appliance.api.jobs.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x86\x01\n\x10\x43reateJobRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0e\n\x06job_id\x18\x02 \x01(\t\x12\'\n\x03job\x18\x03 \x01(\x0b\x32\x1a.appliance.api.jobs.v1.Job\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\"4\n\x10\x43\x61ncelJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"\x82\x01\n\x0fPauseJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12;\n\rgrace_seconds\x18\x02 \x01(\x05\x42\x1f\x8a\xb5\x18\x1b\t\x00\x00\x00\x00\x00\xc0r@\x11\x00\x00\x00\x00\x00\x00\x00\x00\x19\x00\x00\x00\x00\x00\x18\xf5@H\x00\x88\x01\x01\x12\x12\n\nrequest_id\x18\x03 \x01(\tB\x10\n\x0e_grace_seconds\"_\n\x10ResumeJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12)\n\x04mesh\x18\x02 \x01(\x0b\x32\x1b.appliance.api.jobs.v1.Mesh\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"\x1f\n\x0fWatchJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"L\n\x15ListJobMetricsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"d\n\x16ListJobMetricsResponse\x12\x31\n\x07metrics\x18\x01 \x03(\x0b\x32 .appliance.api.jobs.v1.JobMetric\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"!\n\x11GetJobLogsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t2\xa0\n\n\nJobService\x12]\n\x06GetJob\x12$.appliance.api.jobs.v1.GetJobRequest\x1a\x1a.appliance.api.jobs.v1.Job\"\x11\x90\x02\x01\x8a\xb5\x18\n\n\x08jobs.get\x12o\n\x08ListJobs\x12&.appliance.api.jobs.v1.ListJobsRequest\x1a\'.appliance.api.jobs.v1.ListJobsResponse\"\x12\x90\x02\x01\x8a\xb5\x18\x0b\n\tjobs.list\x12\xec\x02\n\tCreateJob\x12\'.appliance.api.jobs.v1.CreateJobRequest\x1a\x1a.appliance.api.jobs.v1.Job\"\x99\x02\x90\x02\x02\x8a\xb5\x18\x91\x02\n\x0bjobs.create2\x08job.spec2\x14job.prepare.datasets2\x1ajob.prepare.output_dataset2\x1cjob.prepare.output_tokenizer2\x11job.train.dataset2\x16job.train.output_model2\x19job.train.from_checkpoint2\x12job.quantize.model2\x19job.quantize.output_model2\x12job.evaluate.model2\x14job.evaluate.dataset:\x04name:\x03uid\x12u\n\tCancelJob\x12\'.appliance.api.jobs.v1.CancelJobRequest\x1a\x1a.appliance.api.jobs.v1.Job\"#\x8a\xb5\x18\x1f\n\x0bjobs.cancel2\x04name:\x03uid:\x05state\x12\x82\x01\n\x08PauseJob\x12&.appliance.api.jobs.v1.PauseJobRequest\x1a\x1a.appliance.api.jobs.v1.Job\"2\x8a\xb5\x18.\n\x0bjobs.cancel2\x04name2\rgrace_seconds:\x03uid:\x05state\x12\x7f\n\tResumeJob\x12\'.appliance.api.jobs.v1.ResumeJobRequest\x1a\x1a.appliance.api.jobs.v1.Job\"-\x8a\xb5\x18)\n\x0bjobs.create2\x04name:\x03uid:\x0f\x63heckpoint_step\x12\x63\n\x08WatchJob\x12&.appliance.api.jobs.v1.WatchJobRequest\x1a\x1a.appliance.api.jobs.v1.Job\"\x11\x90\x02\x01\x8a\xb5\x18\n\n\x08jobs.get0\x01\x12\x80\x01\n\x0eListJobMetrics\x12,.appliance.api.jobs.v1.ListJobMetricsRequest\x1a-.appliance.api.jobs.v1.ListJobMetricsResponse\"\x11\x90\x02\x01\x8a\xb5\x18\n\n\x08jobs.get\x12n\n\nGetJobLogs\x12(.appliance.api.jobs.v1.GetJobLogsRequest\x1a\x1e.appliance.api.jobs.v1.JobLogs\"\x16\x90\x02\x01\x8a\xb5\x18\x0f\n\rjobs.readLogsb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'appliance/api/jobs/v1/job_service.proto\x12\x15\x61ppliance.api.jobs.v1\x1a$appliance/api/common/v1/access.proto\x1a#appliance/api/common/v1/value.proto\x1a\x1f\x61ppliance/api/jobs/v1/job.proto\x1a#appliance/api/jobs/v1/job_log.proto\"\x1d\n\rGetJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"H\n\x0fListJobsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"U\n\x10ListJobsResponse\x12(\n\x04jobs\x18\x01 \x03(\x0b\x32\x1a.appliance.api.jobs.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x86\x01\n\x10\x43reateJobRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0e\n\x06job_id\x18\x02 \x01(\t\x12\'\n\x03job\x18\x03 \x01(\x0b\x32\x1a.appliance.api.jobs.v1.Job\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\"Y\n\x0ePlanJobRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0e\n\x06job_id\x18\x02 \x01(\t\x12\'\n\x03job\x18\x03 \x01(\x0b\x32\x1a.appliance.api.jobs.v1.Job\"\xcd\x01\n\x07JobPlan\x12\'\n\x03job\x18\x01 \x01(\x0b\x32\x1a.appliance.api.jobs.v1.Job\x12\r\n\x05ranks\x18\x02 \x01(\x05\x12\x19\n\x11host_memory_bytes\x18\x03 \x01(\x03\x12\x1b\n\x13\x64\x65vice_memory_bytes\x18\x04 \x01(\x03\x12\x0f\n\x07modules\x18\x05 \x03(\t\x12.\n\x05nodes\x18\x06 \x03(\x0b\x32\x1f.appliance.api.jobs.v1.NodePlan\x12\x11\n\twaits_for\x18\x07 \x01(\t\"7\n\x08NodePlan\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\r\n\x05ranks\x18\x02 \x01(\x05\x12\x0e\n\x06reason\x18\x03 \x01(\t\"4\n\x10\x43\x61ncelJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"\x82\x01\n\x0fPauseJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12;\n\rgrace_seconds\x18\x02 \x01(\x05\x42\x1f\x8a\xb5\x18\x1b\t\x00\x00\x00\x00\x00\xc0r@\x11\x00\x00\x00\x00\x00\x00\x00\x00\x19\x00\x00\x00\x00\x00\x18\xf5@H\x00\x88\x01\x01\x12\x12\n\nrequest_id\x18\x03 \x01(\tB\x10\n\x0e_grace_seconds\"_\n\x10ResumeJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12)\n\x04mesh\x18\x02 \x01(\x0b\x32\x1b.appliance.api.jobs.v1.Mesh\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"\x1f\n\x0fWatchJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"L\n\x15ListJobMetricsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"d\n\x16ListJobMetricsResponse\x12\x31\n\x07metrics\x18\x01 \x03(\x0b\x32 .appliance.api.jobs.v1.JobMetric\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"!\n\x11GetJobLogsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t2\x96\t\n\nJobService\x12]\n\x06GetJob\x12$.appliance.api.jobs.v1.GetJobRequest\x1a\x1a.appliance.api.jobs.v1.Job\"\x11\x90\x02\x01\x8a\xb5\x18\n\n\x08jobs.get\x12o\n\x08ListJobs\x12&.appliance.api.jobs.v1.ListJobsRequest\x1a\'.appliance.api.jobs.v1.ListJobsResponse\"\x12\x90\x02\x01\x8a\xb5\x18\x0b\n\tjobs.list\x12{\n\tCreateJob\x12\'.appliance.api.jobs.v1.CreateJobRequest\x1a\x1a.appliance.api.jobs.v1.Job\")\x90\x02\x02\x8a\xb5\x18\"\n\x0bjobs.create2\x08job.spec:\x04name:\x03uid\x12\x66\n\x07PlanJob\x12%.appliance.api.jobs.v1.PlanJobRequest\x1a\x1e.appliance.api.jobs.v1.JobPlan\"\x14\x90\x02\x01\x8a\xb5\x18\r\n\x0bjobs.create\x12u\n\tCancelJob\x12\'.appliance.api.jobs.v1.CancelJobRequest\x1a\x1a.appliance.api.jobs.v1.Job\"#\x8a\xb5\x18\x1f\n\x0bjobs.cancel2\x04name:\x03uid:\x05state\x12\x82\x01\n\x08PauseJob\x12&.appliance.api.jobs.v1.PauseJobRequest\x1a\x1a.appliance.api.jobs.v1.Job\"2\x8a\xb5\x18.\n\x0bjobs.cancel2\x04name2\rgrace_seconds:\x03uid:\x05state\x12\x7f\n\tResumeJob\x12\'.appliance.api.jobs.v1.ResumeJobRequest\x1a\x1a.appliance.api.jobs.v1.Job\"-\x8a\xb5\x18)\n\x0bjobs.create2\x04name:\x03uid:\x0f\x63heckpoint_step\x12\x63\n\x08WatchJob\x12&.appliance.api.jobs.v1.WatchJobRequest\x1a\x1a.appliance.api.jobs.v1.Job\"\x11\x90\x02\x01\x8a\xb5\x18\n\n\x08jobs.get0\x01\x12\x80\x01\n\x0eListJobMetrics\x12,.appliance.api.jobs.v1.ListJobMetricsRequest\x1a-.appliance.api.jobs.v1.ListJobMetricsResponse\"\x11\x90\x02\x01\x8a\xb5\x18\n\n\x08jobs.get\x12n\n\nGetJobLogs\x12(.appliance.api.jobs.v1.GetJobLogsRequest\x1a\x1e.appliance.api.jobs.v1.JobLogs\"\x16\x90\x02\x01\x8a\xb5\x18\x0f\n\rjobs.readLogsb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,7 +42,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_JOBSERVICE'].methods_by_name['ListJobs']._loaded_options = None
   _globals['_JOBSERVICE'].methods_by_name['ListJobs']._serialized_options = b'\220\002\001\212\265\030\013\n\tjobs.list'
   _globals['_JOBSERVICE'].methods_by_name['CreateJob']._loaded_options = None
-  _globals['_JOBSERVICE'].methods_by_name['CreateJob']._serialized_options = b'\220\002\002\212\265\030\221\002\n\013jobs.create2\010job.spec2\024job.prepare.datasets2\032job.prepare.output_dataset2\034job.prepare.output_tokenizer2\021job.train.dataset2\026job.train.output_model2\031job.train.from_checkpoint2\022job.quantize.model2\031job.quantize.output_model2\022job.evaluate.model2\024job.evaluate.dataset:\004name:\003uid'
+  _globals['_JOBSERVICE'].methods_by_name['CreateJob']._serialized_options = b'\220\002\002\212\265\030\"\n\013jobs.create2\010job.spec:\004name:\003uid'
+  _globals['_JOBSERVICE'].methods_by_name['PlanJob']._loaded_options = None
+  _globals['_JOBSERVICE'].methods_by_name['PlanJob']._serialized_options = b'\220\002\001\212\265\030\r\n\013jobs.create'
   _globals['_JOBSERVICE'].methods_by_name['CancelJob']._loaded_options = None
   _globals['_JOBSERVICE'].methods_by_name['CancelJob']._serialized_options = b'\212\265\030\037\n\013jobs.cancel2\004name:\003uid:\005state'
   _globals['_JOBSERVICE'].methods_by_name['PauseJob']._loaded_options = None
@@ -63,20 +65,26 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTJOBSRESPONSE']._serialized_end=401
   _globals['_CREATEJOBREQUEST']._serialized_start=404
   _globals['_CREATEJOBREQUEST']._serialized_end=538
-  _globals['_CANCELJOBREQUEST']._serialized_start=540
-  _globals['_CANCELJOBREQUEST']._serialized_end=592
-  _globals['_PAUSEJOBREQUEST']._serialized_start=595
-  _globals['_PAUSEJOBREQUEST']._serialized_end=725
-  _globals['_RESUMEJOBREQUEST']._serialized_start=727
-  _globals['_RESUMEJOBREQUEST']._serialized_end=822
-  _globals['_WATCHJOBREQUEST']._serialized_start=824
-  _globals['_WATCHJOBREQUEST']._serialized_end=855
-  _globals['_LISTJOBMETRICSREQUEST']._serialized_start=857
-  _globals['_LISTJOBMETRICSREQUEST']._serialized_end=933
-  _globals['_LISTJOBMETRICSRESPONSE']._serialized_start=935
-  _globals['_LISTJOBMETRICSRESPONSE']._serialized_end=1035
-  _globals['_GETJOBLOGSREQUEST']._serialized_start=1037
-  _globals['_GETJOBLOGSREQUEST']._serialized_end=1070
-  _globals['_JOBSERVICE']._serialized_start=1073
-  _globals['_JOBSERVICE']._serialized_end=2385
+  _globals['_PLANJOBREQUEST']._serialized_start=540
+  _globals['_PLANJOBREQUEST']._serialized_end=629
+  _globals['_JOBPLAN']._serialized_start=632
+  _globals['_JOBPLAN']._serialized_end=837
+  _globals['_NODEPLAN']._serialized_start=839
+  _globals['_NODEPLAN']._serialized_end=894
+  _globals['_CANCELJOBREQUEST']._serialized_start=896
+  _globals['_CANCELJOBREQUEST']._serialized_end=948
+  _globals['_PAUSEJOBREQUEST']._serialized_start=951
+  _globals['_PAUSEJOBREQUEST']._serialized_end=1081
+  _globals['_RESUMEJOBREQUEST']._serialized_start=1083
+  _globals['_RESUMEJOBREQUEST']._serialized_end=1178
+  _globals['_WATCHJOBREQUEST']._serialized_start=1180
+  _globals['_WATCHJOBREQUEST']._serialized_end=1211
+  _globals['_LISTJOBMETRICSREQUEST']._serialized_start=1213
+  _globals['_LISTJOBMETRICSREQUEST']._serialized_end=1289
+  _globals['_LISTJOBMETRICSRESPONSE']._serialized_start=1291
+  _globals['_LISTJOBMETRICSRESPONSE']._serialized_end=1391
+  _globals['_GETJOBLOGSREQUEST']._serialized_start=1393
+  _globals['_GETJOBLOGSREQUEST']._serialized_end=1426
+  _globals['_JOBSERVICE']._serialized_start=1429
+  _globals['_JOBSERVICE']._serialized_end=2603
 # @@protoc_insertion_point(module_scope)

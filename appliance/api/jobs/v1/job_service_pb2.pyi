@@ -48,6 +48,44 @@ class CreateJobRequest(_message.Message):
     validate_only: bool
     def __init__(self, parent: _Optional[str] = ..., job_id: _Optional[str] = ..., job: _Optional[_Union[_job_pb2.Job, _Mapping]] = ..., request_id: _Optional[str] = ..., validate_only: _Optional[bool] = ...) -> None: ...
 
+class PlanJobRequest(_message.Message):
+    __slots__ = ("parent", "job_id", "job")
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    parent: str
+    job_id: str
+    job: _job_pb2.Job
+    def __init__(self, parent: _Optional[str] = ..., job_id: _Optional[str] = ..., job: _Optional[_Union[_job_pb2.Job, _Mapping]] = ...) -> None: ...
+
+class JobPlan(_message.Message):
+    __slots__ = ("job", "ranks", "host_memory_bytes", "device_memory_bytes", "modules", "nodes", "waits_for")
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    RANKS_FIELD_NUMBER: _ClassVar[int]
+    HOST_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MODULES_FIELD_NUMBER: _ClassVar[int]
+    NODES_FIELD_NUMBER: _ClassVar[int]
+    WAITS_FOR_FIELD_NUMBER: _ClassVar[int]
+    job: _job_pb2.Job
+    ranks: int
+    host_memory_bytes: int
+    device_memory_bytes: int
+    modules: _containers.RepeatedScalarFieldContainer[str]
+    nodes: _containers.RepeatedCompositeFieldContainer[NodePlan]
+    waits_for: str
+    def __init__(self, job: _Optional[_Union[_job_pb2.Job, _Mapping]] = ..., ranks: _Optional[int] = ..., host_memory_bytes: _Optional[int] = ..., device_memory_bytes: _Optional[int] = ..., modules: _Optional[_Iterable[str]] = ..., nodes: _Optional[_Iterable[_Union[NodePlan, _Mapping]]] = ..., waits_for: _Optional[str] = ...) -> None: ...
+
+class NodePlan(_message.Message):
+    __slots__ = ("node", "ranks", "reason")
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    RANKS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    node: str
+    ranks: int
+    reason: str
+    def __init__(self, node: _Optional[str] = ..., ranks: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+
 class CancelJobRequest(_message.Message):
     __slots__ = ("name", "request_id")
     NAME_FIELD_NUMBER: _ClassVar[int]

@@ -52,6 +52,11 @@ class JobServiceStub:
                 request_serializer=appliance_dot_api_dot_jobs_dot_v1_dot_job__service__pb2.CreateJobRequest.SerializeToString,
                 response_deserializer=appliance_dot_api_dot_jobs_dot_v1_dot_job__pb2.Job.FromString,
                 _registered_method=True)
+        self.PlanJob = channel.unary_unary(
+                '/appliance.api.jobs.v1.JobService/PlanJob',
+                request_serializer=appliance_dot_api_dot_jobs_dot_v1_dot_job__service__pb2.PlanJobRequest.SerializeToString,
+                response_deserializer=appliance_dot_api_dot_jobs_dot_v1_dot_job__service__pb2.JobPlan.FromString,
+                _registered_method=True)
         self.CancelJob = channel.unary_unary(
                 '/appliance.api.jobs.v1.JobService/CancelJob',
                 request_serializer=appliance_dot_api_dot_jobs_dot_v1_dot_job__service__pb2.CancelJobRequest.SerializeToString,
@@ -104,6 +109,14 @@ class JobServiceServicer:
 
     def CreateJob(self, request, context):
         """Accepts a job and queues it. Watch it with `WatchJob`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PlanJob(self, request, context):
+        """Says what a job would need, and where it would run at this moment, after the checks that `CreateJob` makes. Nothing is written, and nothing is
+        kept free for it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -172,6 +185,11 @@ def add_JobServiceServicer_to_server(servicer, server):
                     servicer.CreateJob,
                     request_deserializer=appliance_dot_api_dot_jobs_dot_v1_dot_job__service__pb2.CreateJobRequest.FromString,
                     response_serializer=appliance_dot_api_dot_jobs_dot_v1_dot_job__pb2.Job.SerializeToString,
+            ),
+            'PlanJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.PlanJob,
+                    request_deserializer=appliance_dot_api_dot_jobs_dot_v1_dot_job__service__pb2.PlanJobRequest.FromString,
+                    response_serializer=appliance_dot_api_dot_jobs_dot_v1_dot_job__service__pb2.JobPlan.SerializeToString,
             ),
             'CancelJob': grpc.unary_unary_rpc_method_handler(
                     servicer.CancelJob,
@@ -286,6 +304,33 @@ class JobService:
             '/appliance.api.jobs.v1.JobService/CreateJob',
             appliance_dot_api_dot_jobs_dot_v1_dot_job__service__pb2.CreateJobRequest.SerializeToString,
             appliance_dot_api_dot_jobs_dot_v1_dot_job__pb2.Job.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PlanJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.api.jobs.v1.JobService/PlanJob',
+            appliance_dot_api_dot_jobs_dot_v1_dot_job__service__pb2.PlanJobRequest.SerializeToString,
+            appliance_dot_api_dot_jobs_dot_v1_dot_job__service__pb2.JobPlan.FromString,
             options,
             channel_credentials,
             insecure,

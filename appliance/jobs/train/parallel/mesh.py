@@ -14,7 +14,7 @@ import torch
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from appliance.jobs.train.parallel.slices import DATA, PIPELINE, TENSOR, Coordinate
-from appliance.jobs.train.settings import Degrees
+from appliance.kinds.train_settings import Degrees
 
 
 @dataclass(frozen=True)

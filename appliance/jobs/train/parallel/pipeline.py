@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from appliance.core.errors import Internal
 from appliance.jobs.train.model import Stage
-from appliance.jobs.train.settings import Settings
+from appliance.kinds.train_settings import Settings
 
 
 def next_token_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -1,18 +1,16 @@
 """Who computes which layers, and in which order: the arithmetic of pipeline schedules.
 
-Pure: numbers in, numbers out, so that settings can be checked before torch is touched.
+Pure: numbers in, numbers out. How many stages a rank holds: `kinds.train_settings`.
 
 * 1F1B (PipeDream-flush, arXiv 2104.04473) and GPipe (arXiv 1811.06965): one stage per rank.
 * Interleaved1F1B (arXiv 2104.04473 section 2.2): rank r holds stages r and r + ranks.
 * ZBVZeroBubble (arXiv 2401.10241 section 6): a V; rank r holds stages r and 2 x ranks - 1 - r, so
   the first rank has both the first and the last stage.
 
-Called by `appliance.jobs.train.settings` and `appliance.jobs.train.recipe`.
+Called by `appliance.jobs.train.recipe` and `appliance.jobs.train.export`.
 """
 
 from __future__ import annotations
-
-STAGES_PER_RANK = {"1F1B": 1, "GPipe": 1, "Interleaved1F1B": 2, "ZBVZeroBubble": 2}
 
 
 def rank_of_stage(schedule: str, stage: int, ranks: int) -> int:

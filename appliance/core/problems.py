@@ -1,16 +1,18 @@
 """What is wrong with a request: every field at once, one sentence each.
 
-Called by the services that accept requests with many fields.
+Called by the services that accept requests with many fields, and by the kinds of jobs.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-
-from google.protobuf.message import Message
+from typing import TYPE_CHECKING
 
 from appliance.core import values
 from appliance.core.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
 
 
 @dataclass

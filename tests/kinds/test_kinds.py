@@ -1,0 +1,39 @@
+"""What every kind says of itself fits its message."""
+
+from __future__ import annotations
+
+import pytest
+
+from appliance.core.artifact_kinds import ARTIFACT_KINDS
+from appliance.core.names import PATTERNS
+from appliance.core.values import value_of
+from appliance.kinds import KINDS, kind_of
+from appliance.kinds.kind import CHECKPOINT
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_what_a_kind_reads_and_makes_is_what_its_fields_name(name: str) -> None:
+    kind = kind_of(name)
+    options = {field.name: value_of(field) for field in kind.spec.DESCRIPTOR.fields}
+    names = {field: value.names for field, value in options.items() if value and value.names}
+    said = {each.field for each in kind.reads} | {each.field for each in kind.makes}
+    assert said == names.keys()
+    assert set(names.values()) <= PATTERNS.keys()
+    for read in kind.reads:
+        for artifact in read.kinds:
+            if artifact == CHECKPOINT:
+                assert names[read.field] == CHECKPOINT
+            else:
+                assert (
+                    names[read.field].removesuffix("Version") == ARTIFACT_KINDS[artifact].resource
+                )
+    for made in kind.makes:
+        assert names[made.field] == ARTIFACT_KINDS[made.kind].resource
+    assert len({made.slot for made in kind.makes}) == len(kind.makes)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_kind_that_keeps_checkpoints_says_how_many_are_kept(name: str) -> None:
+    kind = kind_of(name)
+    has_rule = {"keep_last", "keep_every"} <= {field.name for field in kind.spec.DESCRIPTOR.fields}
+    assert (kind.checkpoint_bytes is not None) is has_rule
