@@ -46,6 +46,8 @@ def read(file: str) -> dict[str, Any]:
     """
     source = "standard input" if file == STDIN else file
     try:
+        if file == STDIN and sys.stdin is None:
+            raise InvalidInput("standard input is closed: name a file")
         if file == STDIN:
             data = sys.stdin.buffer.read(MAX_BYTES + 1)
         else:

@@ -182,13 +182,15 @@ class Kind:
     def note_problems(self, spec: Message, inputs: Inputs, problems: Problems) -> None:
         """Note everything that is wrong with a spec."""
         problems.take(spec, f"job.{self.name}")
-        for each in self.reads:
-            path = self.path(each.field)
-            for at, item in inputs.items():
-                if at.partition("[")[0] == path and item.kind not in each.kinds:
-                    wanted = " or ".join(each.kinds)
-                    problems.add(at, f"holds {item.kind}; name a version of {wanted}")
-        self.check(spec, inputs, problems)
+        kinds = {self.path(each.field): each.kinds for each in self.reads}
+        fitting = dict(inputs)
+        for at, item in inputs.items():
+            wanted = kinds[at.partition("[")[0]]
+            if item.kind not in wanted:
+                problems.add(at, f"holds {item.kind}; name a version of {' or '.join(wanted)}")
+                # Its facts are others than the kind knows.
+                del fitting[at]
+        self.check(spec, fitting, problems)
 
     def filled(self, spec: Message, inputs: Inputs) -> Message:
         """A copy of a checked spec that says what runs: every field that has a default is set."""

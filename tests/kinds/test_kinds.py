@@ -6,9 +6,10 @@ import pytest
 
 from appliance.core.artifact_kinds import ARTIFACT_KINDS
 from appliance.core.names import PATTERNS
+from appliance.core.problems import Problems
 from appliance.core.values import value_of
 from appliance.kinds import KINDS, kind_of
-from appliance.kinds.kind import CHECKPOINT
+from appliance.kinds.kind import CHECKPOINT, Input
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -37,3 +38,17 @@ def test_a_kind_that_keeps_checkpoints_says_how_many_are_kept(name: str) -> None
     kind = kind_of(name)
     has_rule = {"keep_last", "keep_every"} <= {field.name for field in kind.spec.DESCRIPTOR.fields}
     assert (kind.checkpoint_bytes is not None) is has_rule
+
+
+def test_what_holds_something_else_is_said_and_not_looked_at() -> None:
+    """Facts of another artifact kind are others: a check that reads them would fail."""
+    kind, problems = kind_of("evaluate"), Problems()
+    inputs = {
+        kind.path("model"): Input("adapter", {}, 1),
+        kind.path("dataset"): Input("text", {}, 1),
+    }
+    kind.note_problems(kind.spec(), inputs, problems)
+    assert problems.fields == {
+        "job.evaluate.model": "holds adapter; name a version of model",
+        "job.evaluate.dataset": "holds text; name a version of tokens",
+    }
