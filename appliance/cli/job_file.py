@@ -29,7 +29,8 @@ from appliance.kinds import KINDS
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
-MAX_BYTES = 1 << 20
+MAX_BYTES = 1 << 18
+"""A hundred names of datasets take 20 KiB. PyYAML takes seconds for a file of this size."""
 MAX_DEPTH = 16
 MAX_SAID = 20
 """Mistakes that are named; a file that is something else altogether has thousands."""
@@ -65,7 +66,7 @@ def parse(data: bytes, source: str) -> dict[str, Any]:
     from appliance.api.jobs.v1 import job_pb2  # noqa: PLC0415 - protobuf, which the help saves
 
     if len(data) > MAX_BYTES:
-        raise InvalidInput(f"{source} has more than {MAX_BYTES >> 20} MiB: that is no job")
+        raise InvalidInput(f"{source} has more than {MAX_BYTES >> 10} KiB: that is no job")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -15,6 +15,7 @@ from appliance.cli import job_file, output
 from appliance.core import values
 from appliance.core.errors import InvalidInput
 from appliance.kinds import KINDS, kind_of
+from tests.fakes.pages import ROOT
 
 TRAIN = """\
 train:
@@ -125,7 +126,7 @@ BOMB = "a: &a [x]\nb: &b [*a, *a]\ntrain: {dataset: *b}\n"
         (b"train: {}\n---\ntrain: {}", "job line 2: holds several documents"),
         (b"train: " + b"[" * 5000, "job line 1: is nested more than 16 deep"),
         (b"train: {steps: 1" + b"0" * 5000 + b"}", "which is no number"),
-        (b" " * ((1 << 20) + 1), "job has more than 1 MiB: that is no job"),
+        (b" " * ((1 << 18) + 1), "job has more than 256 KiB: that is no job"),
         (b"quantize: {scheme: SCHEME_W4}", "must be one of SCHEME_W8A8_INT8"),
         (b"train: {dataset: 2026-11-28x, steps: .nan}", "train.steps is nan, and must be a whole"),
     ],
@@ -143,6 +144,11 @@ def test_many_mistakes_are_counted() -> None:
     with pytest.raises(InvalidInput, match="and 4980 more") as caught:
         job_file.parse(text.encode(), "job")
     assert len(caught.value.message) < 20 * 600
+
+
+def test_the_page_says_the_limits() -> None:
+    said = f"At most {job_file.MAX_BYTES >> 10} KiB, UTF-8, {job_file.MAX_DEPTH} levels"
+    assert said in (ROOT / "docs/cli.md").read_text()
 
 
 def test_a_date_is_a_text() -> None:
