@@ -42,6 +42,7 @@ LIMITS = {
     "audit_start": 30 * 60,
     "state_rows": 10 * 60,
     "upload": 20 * 60,
+    "download": 10 * 60,
     "flood": 75 * 60,
 }
 """Every bench, in the order in which they run, and its seconds."""

@@ -34,6 +34,7 @@ REPEATABLE = frozenset(
         "GatewayService.EvictGateway",
         "NodeService.EvictNode",
         "ProjectService.CreateProject",
+        "ProjectService.UpdateProject",
         "ServiceAccountService.CreateServiceAccount",
         "UserService.CreateUser",
         "UserService.EndUserSessions",

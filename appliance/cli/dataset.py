@@ -1,4 +1,4 @@
-"""`appliance dataset`: text goes in, and what was made of it can be judged."""
+"""`appliance dataset`: text goes in, and what was made of it can be judged, or taken out."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from appliance.cli import sending
+from appliance.cli import downloading, sending
 from appliance.cli.command import command as make
 from appliance.cli.output import field, last, plain, state
 from appliance.cli.progress import bytes_bar
@@ -47,7 +47,7 @@ SCRIPTS = [
     ("KEPT", field("kept")),
 ]
 
-command = click.Group("dataset", help="Upload text; see what was made of it.")
+command = click.Group("dataset", help="Upload and download text; see what was made of it.")
 
 
 @make("create", "DatasetService.CreateDataset", group=command, project=True)
@@ -97,6 +97,23 @@ def upload(
         cut = parts.text_parts(texts.documents(found, advance))
         version = sending.send(session, begun, cut, lambda _: None)
     sending.show(session, version, "DatasetService.GetDatasetVersion", VERSIONS)
+
+
+@make("download", "DownloadService.DownloadDatasetVersion", group=command, project=True)
+@click.argument("name", metavar="DATASET/VERSION")
+@downloading.into_folder
+def download(session: Session, name: str, folder: Path, *, force: bool) -> None:
+    """Take a version out of the appliance, decrypted, into FOLDER.
+
+    Text comes as JSON lines, as `dataset upload` takes them; tokens come as they are stored.
+    The project must allow it, and you need a role with datasets.download, which no built-in role
+    has.
+
+    What came is kept when this is interrupted: the same command goes on.
+    """
+    full = session.name("datasetVersion", name)
+    rpc = "DownloadService.DownloadDatasetVersion"
+    downloading.download(session, rpc, full, folder, force=force)
 
 
 @make(

@@ -1,4 +1,4 @@
-"""`appliance model`: take in models; see their versions. Weights never come out again."""
+"""`appliance model`: take in models; see and download their versions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from appliance.cli import model_plan, sending
+from appliance.cli import downloading, model_plan, sending
 from appliance.cli.command import command as make
 from appliance.cli.output import field, last, safe
 from appliance.cli.progress import bytes_bar
@@ -31,7 +31,7 @@ VERSIONS = [
     ("MADE BY", lambda row: row["job"] or row["creator"]),
 ]
 
-command = click.Group("model", help="Take in models; see their versions.")
+command = click.Group("model", help="Take in models; see and download their versions.")
 
 
 @make("create", "ModelService.CreateModel", group=command, project=True)
@@ -81,6 +81,21 @@ def import_(
         cut = parts.model_parts(folder, begun.upload)
         version = sending.send(session, begun, cut, advance)
     sending.show(session, version, "ModelService.GetModelVersion", VERSIONS)
+
+
+@make("download", "DownloadService.DownloadModelVersion", group=command, project=True)
+@click.argument("name", metavar="MODEL/VERSION")
+@downloading.into_folder
+def download(session: Session, name: str, folder: Path, *, force: bool) -> None:
+    """Take a version out of the appliance, decrypted, into FOLDER.
+
+    The project must allow it, and you need a role with models.download, which no built-in role has.
+
+    What came is kept when this is interrupted: the same command goes on.
+    """
+    full = session.name("modelVersion", name)
+    rpc = "DownloadService.DownloadModelVersion"
+    downloading.download(session, rpc, full, folder, force=force)
 
 
 @make(

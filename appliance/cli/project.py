@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 COLUMNS = [
     ("PROJECT", last()),
     ("DESCRIPTION", field("description")),
+    ("DOWNLOADS", lambda row: "allowed" if row["allow_downloads"] else "no"),
     ("CREATED", field("create_time")),
 ]
 
@@ -45,3 +46,22 @@ def get(session: Session, name: str) -> None:
 def list_(session: Session) -> None:
     """List the projects you hold a role in."""
     session.show(session.list("ProjectService.ListProjects", "projects"), COLUMNS)
+
+
+@make("update", "ProjectService.UpdateProject", group=command)
+@click.argument("name", metavar="PROJECT")
+@click.option(
+    "--allow-downloads/--no-allow-downloads",
+    default=None,
+    help="Whether models and datasets of it may be downloaded, by whoever holds that permission.",
+)
+def update(session: Session, name: str, *, allow_downloads: bool | None) -> None:
+    """Allow or forbid that what is in a project leaves the appliance."""
+    if allow_downloads is None:
+        raise click.UsageError("say what to change: --allow-downloads or --no-allow-downloads")
+    made = session.call(
+        "ProjectService.UpdateProject",
+        name=session.name("project", name),
+        allow_downloads=allow_downloads,
+    )
+    session.show(made, COLUMNS)

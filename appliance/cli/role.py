@@ -1,4 +1,4 @@
-"""`appliance role`: the built-in roles."""
+"""`appliance role`: the built-in roles, and the site's own."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 COLUMNS = [
     ("ROLE", last()),
     ("FOR PEOPLE", field("assignable")),
+    ("OF THIS SITE", field("site")),
     ("WHERE", lambda row: ", ".join(row["scopes"])),
     ("DESCRIPTION", field("description")),
 ]
@@ -26,7 +27,7 @@ PERMISSIONS = [
     ("WHAT IT DOES", field("summary")),
 ]
 
-command = click.Group("role", help="See the built-in roles.")
+command = click.Group("role", help="See the roles.")
 
 
 @make("get", "RoleService.GetRole", group=command)

@@ -24,6 +24,7 @@ SERVICES = {
     "BindingService": "access.v1.binding_service",
     "CheckpointService": "jobs.v1.checkpoint_service",
     "DatasetService": "data.v1.dataset_service",
+    "DownloadService": "data.v1.download_service",
     "EndpointService": "serving.v1.endpoint_service",
     "GatewayService": "serving.v1.gateway_service",
     "InferenceService": "inference.v1.inference_service",

@@ -90,10 +90,14 @@ class Access:
             if rule.permission in role.permissions and role.assignable and role.fits(domain)
         ]
         who = caller.principal.name or "nobody"
+        giving = givers(domain)
+        if rule.permission in self._policies.roles.set_aside:
+            giving = "an administrator of the platform and of all projects"
+            roles = roles or ["none that is built in: this site can make one"]
         return Denied(
             f"{who} may not do this: it needs {rule.permission} {words(domain)} "
             f"(in role {', '.join(sorted(roles)) or 'of the appliance itself'}), which "
-            f"{givers(domain)} can give",
+            f"{giving} can give",
             permission=rule.permission,
             scope=scopes.name(domain),
             principal=caller.principal.name,

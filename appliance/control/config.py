@@ -139,6 +139,10 @@ class ControlConfig:
         default="",
         metadata=doc("fsspec URL of sealed objects; folder `objects` of the data directory"),
     )
+    roles: Path | None = field(
+        default=None,
+        metadata=doc("file with roles of this site's own ([access](access.md#roles-of-a-site))"),
+    )
     threads: Annotated[int, Meta(ge=1)] = field(
         default=16, metadata=doc("threads that work on calls")
     )

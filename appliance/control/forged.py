@@ -70,6 +70,10 @@ def _lock_owner(transaction: Transaction, table: Table, this: Where, _now: datet
     transaction.run(user.update().where(user.c.id == owner).values(locked=True))
 
 
+def _forbid(transaction: Transaction, table: Table, this: Where, _now: datetime) -> None:
+    transaction.run(table.update().where(this).values(allow_downloads=False))
+
+
 def _evict(transaction: Transaction, table: Table, this: Where, _now: datetime) -> None:
     transaction.run(table.update().where(this).values(state=EVICTED))
 
@@ -90,6 +94,7 @@ CLOSING: dict[str, tuple[str, Close]] = {
     "user": ("locked", _lock),
     "service_account": ("locked", _lock),
     "totp": ("its user is locked", _lock_owner),
+    "project": ("its downloads are forbidden", _forbid),
     "node": ("evicted", _evict),
     "gateway": ("evicted", _evict),
     "job": ("cancelled", _end),

@@ -51,7 +51,7 @@ class Foundation:
         self.records = SystemRecords(opened.log)
         self.events = Events()
         self.changes = Changes(self.database, clock)
-        self.policies = PolicyStore(self.database, Roles.load())
+        self.policies = PolicyStore(self.database, Roles.load().with_site(settings.roles))
         self.keys = Keys(self.keyring)
         self.certificates = Certificates(
             self.database, self.keyring, self.policies, self.events, clock

@@ -2,8 +2,9 @@
 
 Rules kept here:
 * what may wait for the object store (uploads, keys of work, tokenizers) has threads of its own, and
-  so have heartbeats, reports of agents, the scheduler, and the queue of the object store: none can
-  take the threads of another, so a store that hangs stops what needs it and nothing else;
+  so have downloads, heartbeats, reports of agents, the scheduler, and the queue of the object
+  store: none can take the threads of another, so a store that hangs stops what needs it and
+  nothing else;
 * services run where their caller belongs, decided when the work begins; however many log-ins wait
   for their hash, a known caller's work finds its threads free;
 * turns of strangers go round their sources: a log-in waits for one piece of work of each other
@@ -32,6 +33,8 @@ T = TypeVar("T")
 STRANGER_THREADS = 4
 STORAGE_THREADS = 16
 """Uploads, imports and starts of work at a time."""
+DOWNLOAD_THREADS = 4
+"""Pieces of downloads that are read at a time."""
 AGENT_THREADS = 8
 PASS_THREADS = 2
 TASK_THREADS = 4
@@ -85,6 +88,7 @@ class CallPool(Executor):
 
     Attributes:
         storage: for calls that read or write the object store.
+        downloads: for reading what leaves the appliance, a piece at a time.
         agents: for heartbeats of agents, which write nothing.
         reports: for what else agents say: who they are, what happened to their work.
         passes: for what runs again and again by itself and needs the state alone.
@@ -95,6 +99,7 @@ class CallPool(Executor):
         self._known = ThreadPoolExecutor(threads, thread_name_prefix="call")
         self._strangers = InTurn(STRANGER_THREADS)
         self.storage = ThreadPoolExecutor(STORAGE_THREADS, thread_name_prefix="storage")
+        self.downloads = ThreadPoolExecutor(DOWNLOAD_THREADS, thread_name_prefix="download")
         self.agents = ThreadPoolExecutor(AGENT_THREADS, thread_name_prefix="agent")
         self.reports = ThreadPoolExecutor(AGENT_THREADS, thread_name_prefix="report")
         self.passes = ThreadPoolExecutor(PASS_THREADS, thread_name_prefix="pass")
@@ -115,6 +120,6 @@ class CallPool(Executor):
         for pool in (self._known, self.agents, self.reports, self.passes):
             pool.shutdown(wait, cancel_futures=cancel_futures)
         # What has not begun to wait for the store need not.
-        for pool in (self.storage, self.tasks):
+        for pool in (self.storage, self.downloads, self.tasks):
             pool.shutdown(wait, cancel_futures=True)
         self._strangers.shutdown(wait=wait)

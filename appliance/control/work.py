@@ -18,6 +18,7 @@ from appliance.control.pools import CallPool
 from appliance.control.rpc.agents import AgentRpc
 from appliance.control.rpc.checkpoints import CheckpointRpc
 from appliance.control.rpc.datasets import DatasetRpc
+from appliance.control.rpc.downloads import DownloadRpc
 from appliance.control.rpc.endpoints import EndpointRpc
 from appliance.control.rpc.jobs import JobRpc
 from appliance.control.rpc.models import ModelRpc
@@ -32,6 +33,7 @@ from appliance.control.services.checkpoint_folders import CheckpointFolders
 from appliance.control.services.checkpoint_tasks import CheckpointTasks
 from appliance.control.services.checkpoints import Checkpoints
 from appliance.control.services.datasets import Datasets
+from appliance.control.services.downloads import Downloads
 from appliance.control.services.endpoints import Endpoints
 from appliance.control.services.enrolment import Enrolment
 from appliance.control.services.fleet import Fleet
@@ -65,6 +67,7 @@ from appliance.core.data_directory import DataDirectory
 API: tuple[type[Servicer], ...] = (
     CheckpointRpc,
     DatasetRpc,
+    DownloadRpc,
     EndpointRpc,
     JobRpc,
     ModelRpc,
@@ -233,6 +236,7 @@ class Work:
             DatasetRpc(
                 Datasets(base.database, base.changes, self.artifacts, base.clock), pool, events
             ),
+            DownloadRpc(Downloads(base.database, self.artifacts), pool, events),
             EndpointRpc(
                 Endpoints(
                     base.database, base.changes, base.policies, self.replicas, events, base.clock

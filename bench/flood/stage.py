@@ -129,7 +129,10 @@ def _invented() -> str:
 
 @contextlib.contextmanager
 def stage(
-    folder: Path, surroundings: dict[str, str] | None = None, settings: str = ""
+    folder: Path,
+    surroundings: dict[str, str] | None = None,
+    settings: str = "",
+    roles: Path | None = None,
 ) -> Iterator[Stage]:
     """Make an appliance, start its control plane and its gateway, log in; end both afterwards.
 
@@ -137,6 +140,7 @@ def stage(
         folder: of its data directory.
         surroundings: more environment variables of the control plane.
         settings: more lines of `control.toml`.
+        roles: file with roles of the site's own.
     """
     ports = {name: _free_port() for name in PORTS}
     password = secrets.token_urlsafe(18)
@@ -145,9 +149,11 @@ def stage(
     made = Stage(data, ports, {}, surroundings or {}, password)
     with contextlib.ExitStack() as stack:
         # The caller is timed 30 times a second for minutes: more than one may ask by default.
-        with (data / "control.toml").open("a") as file:
-            file.write(f"\n[callers]\nreads_per_second = 100.0\n{settings}")
-        _start(made, stack, "control", data / "control.toml")
+        config = data / "control.toml"
+        own = f'roles = "{roles}"\n' if roles else ""
+        callers = f"\n[callers]\nreads_per_second = 100.0\n{settings}"
+        config.write_text(own + config.read_text() + callers)
+        _start(made, stack, "control", config)
         _enter(made, password)
         _start(made, stack, "gateway", data / "gateway" / "gateway.toml")
         # It has its view a moment after it listens.

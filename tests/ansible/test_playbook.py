@@ -25,6 +25,7 @@ VALUES = {
     "control_address": "10.0.0.1",
     "control_cluster_id": "0123456789abcdef",
     "control_objects": "/srv/objects",
+    "control_roles_file": "",
     "gateway_address": "10.0.0.1",
     "gateway_cluster_id": "0123456789abcdef",
     "gateway_ca_fingerprint": FINGERPRINT,
@@ -77,6 +78,15 @@ def test_the_processes_read_what_is_written_and_find_each_other(tmp_path: Path) 
     assert node.objects == control.objects_url == "file:///srv/objects"
     assert node.control.ca_fingerprint == FINGERPRINT
     assert node.devices.count == 2
+
+
+def test_roles_of_the_site_are_named_when_there_are_some(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert loaded(ControlConfig, "control", "control.toml", tmp_path).roles is None
+    monkeypatch.setitem(VALUES, "control_roles_file", "files/roles.yaml")
+    control = loaded(ControlConfig, "control", "control.toml", tmp_path)
+    assert control.roles == Path("/var/lib/appliance-control/roles.yaml")
 
 
 def test_files_of_the_release_before_and_of_the_sites_pki_are_named_when_they_are_there(

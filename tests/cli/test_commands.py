@@ -68,8 +68,9 @@ def test_a_resource_as_table_json_and_yaml(command: Run, logged_in: FakeApi) -> 
         name="projects/p", description="d"
     )
     create = ("project", "create", "p", "--description", "d")
-    assert command(*create).out.split() == ["PROJECT", "DESCRIPTION", "CREATED", "p", "d"]
-    expected = {"name": "projects/p", "description": "d"}
+    headings = ["PROJECT", "DESCRIPTION", "DOWNLOADS", "CREATED"]
+    assert command(*create).out.split() == [*headings, "p", "d", "no"]
+    expected = {"name": "projects/p", "description": "d", "allow_downloads": False}
     assert json.loads(command(*create, "-o", "json").out) == expected
     assert yaml.safe_load(command(*create, "-o", "yaml").out) == expected
     request = logged_in.calls[0].request

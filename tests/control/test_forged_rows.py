@@ -280,6 +280,7 @@ def test_what_is_accepted_opens_nothing(copy: Path, table: str) -> None:
         "node": "SELECT state = 'EVICTED' FROM node",
         "gateway": "SELECT state = 'EVICTED' FROM gateway",
         "job": "SELECT state = 'CANCELLED' FROM job",
+        "project": "SELECT allow_downloads = 0 FROM project",
     }.get(table, f"SELECT count(*) = 0 FROM {table}")
     with attacker.somebody(copy / "state.db") as raw:
         right = raw.execute(closed).fetchone() == (1,)

@@ -28,6 +28,7 @@ from appliance.control.services.artifacts import Made
 from appliance.control.services.caller import Caller
 from appliance.control.services.checkpoints import Checkpoints
 from appliance.control.services.datasets import Datasets
+from appliance.control.services.downloads import Downloads
 from appliance.control.services.endpoints import Endpoints
 from appliance.control.services.fleet import Session
 from appliance.control.services.jobs import Jobs
@@ -84,6 +85,7 @@ class Lab:
         self.datasets = Datasets(base.database, base.changes, work.artifacts, base.clock)
         self.models = Models(base.database, base.changes, work.artifacts, base.clock)
         self.uploads = work.uploads()
+        self.downloads = Downloads(base.database, work.artifacts, self.time.monotonic)
         self.jobs = Jobs(
             base.database,
             base.changes,
@@ -158,6 +160,10 @@ class Lab:
                 )
             )
             self.base.keys.create_project_key(transaction, name, self.time.wall())
+
+    def allow_downloads(self, *, allow: bool = True) -> None:
+        with self.database.write() as transaction:
+            transaction.run(tables.project.update().values(allow_downloads=allow))
 
     def version(self, kind: str, name: str, files: Mapping[str, bytes], facts: Any) -> str:
         """A complete, signed version made outside of any job; its resource name."""

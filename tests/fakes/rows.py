@@ -163,6 +163,7 @@ CHANGES: dict[str, tuple[str, Any]] = {
     "recovery_code": ("digest", b"mine"),
     "device": ("user", "mallory"),
     "session": ("user", "mallory"),
+    "project": ("allow_downloads", 1),
     "project_key": ("wrapped_key", b"mine"),
     "service_account": ("project", "other"),
     "token": ("digest", b"mine"),

@@ -1,4 +1,4 @@
-"""What is in a model that an appliance holds: weights never come out by any call, so by its keys.
+"""What is in a model that an appliance holds, by its keys: no call gives it out, but a download.
 
 Every version is sealed under a key of its own. Two of the same content differ on disk in each byte;
 what was sealed is compared.

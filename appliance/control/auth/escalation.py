@@ -2,6 +2,8 @@
 
 Rules kept here (Kubernetes' `escalate`, `bind` and `impersonate`):
 * to give a role somewhere, or to take it away, one holds each of its permissions there;
+* what no built-in role holds (to take data out of the appliance) nobody could give first: it is
+  given by administrators of everything, who may give roles on the platform and in all projects;
 * whatever lets one act as another (a new password or second factor of a person, a token of an
   application) needs each permission that the other holds, wherever the other holds it;
 * a server gets keys of the work of every project, so letting one in needs `nodes.createJoinToken`
@@ -23,6 +25,7 @@ from appliance.core.identity import Principal
 
 SHOWN_PERMISSIONS = 5
 JOIN = "nodes.createJoinToken"
+GIVE = "bindings.create"
 JOIN_GATEWAY = "gateways.createJoinToken"
 
 
@@ -43,7 +46,7 @@ def lacks(
 
     Args:
         policy: in force.
-        roles: the built-in roles.
+        roles: all there are.
         caller: who wants to give or to act.
         held: (role, domain) pairs.
     """
@@ -53,8 +56,14 @@ def lacks(
             for role, domain in held
             for permission in roles.given(role, domain)
             if not policy.allowed(caller, domain, permission)
+            and not (permission in roles.set_aside and _gives_everywhere(policy, caller))
         }
     )
+
+
+def _gives_everywhere(policy: Decides, caller: Principal) -> bool:
+    """Whether a caller may give roles on the platform and in all projects."""
+    return all(policy.allowed(caller, domain, GIVE) for domain in (PLATFORM, EVERYWHERE))
 
 
 def check_gives(policy: Decides, roles: Roles, caller: Principal, role: str, domain: str) -> None:

@@ -184,7 +184,9 @@ def _wrong_link(link: Link, homes: Mapping[str, str], roles: Roles) -> str:
     role = roles.roles.get(link.role)
     if why or role is None:
         return (
-            why or f"there is no role {shown(link.role)}; roles: {', '.join(sorted(roles.roles))}"
+            why
+            or f"there is no role {shown(link.role)}; roles: {', '.join(sorted(roles.roles))}. A "
+            "role of this site's own stays in its file as long as it is bound"
         )
     holder = parse_subject(link.subject)
     kind = holder.kind

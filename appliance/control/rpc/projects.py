@@ -41,3 +41,9 @@ class ProjectRpc(Servicer, ProjectServiceServicer):
     ) -> project_pb2.Project:
         """Creates a project and its key."""
         return await self._run(self._service.create, self.caller, request)
+
+    async def UpdateProject(
+        self, request: rpc.UpdateProjectRequest, context: Context
+    ) -> project_pb2.Project:
+        """Changes what is set in the request."""
+        return await self._run(self._service.update, self.caller, request)

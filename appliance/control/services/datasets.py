@@ -2,8 +2,8 @@
 
 Rules kept here:
 * a version appears whole or not at all: an upload that is cut leaves neither a row nor a file;
-* text goes in and does not come out, but for the excerpts of a prepare report, which has a
-  permission of its own.
+* text comes out by `services.downloads` alone, but for the excerpts of a prepare report, which has
+  a permission of its own.
 
 Called by `rpc.datasets`.
 """

@@ -3,7 +3,7 @@
 Rules kept here:
 * files from outside are checked while they come in (`model_intake`); what could hold code is
   refused by its name, before its bytes;
-* a version appears whole or not at all, and weights never come out again.
+* a version appears whole or not at all; weights come out by `services.downloads` alone.
 
 Called by `rpc.models`.
 """

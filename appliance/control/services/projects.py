@@ -1,4 +1,10 @@
-"""Projects: the tenants. Each has a key of its own from its first moment."""
+"""Projects: the tenants.
+
+Rules kept here: each has a key of its own from its first moment; nothing of a new one may be
+downloaded, and whether it may is changed by a call of its own alone, with a fresh second factor.
+
+Called by `rpc.projects`.
+"""
 
 from __future__ import annotations
 
@@ -100,10 +106,32 @@ class Projects:
 
         return self._changes.make(caller, request, project_pb2.Project, work)
 
+    def update(
+        self, caller: Caller, request: project_service_pb2.UpdateProjectRequest
+    ) -> project_pb2.Project:
+        """Allow or forbid downloads.
+
+        Raises NotFound; InvalidInput when the request changes nothing.
+        """
+        name, projects = Name.parse(request.name, "project"), tables.project
+        if not request.HasField("allow_downloads"):
+            wrong = "is not set, and nothing else can be changed"
+            raise InvalidInput(f"allow_downloads {wrong}", fields={"allow_downloads": wrong})
+
+        def work(transaction: Transaction) -> project_pb2.Project:
+            this = projects.c.id == name["project"]
+            wanted = projects.update().where(this).values(allow_downloads=request.allow_downloads)
+            if not transaction.run(wanted):
+                raise missing(request.name)
+            return _resource(transaction.first(projects.select().where(this)))
+
+        return self._changes.make(caller, request, project_pb2.Project, work)
+
 
 def _resource(row: Any) -> project_pb2.Project:  # noqa: ANN401  # a row of SQLAlchemy
     return project_pb2.Project(
         name=names.project(row.id),
         description=row.description,
         create_time=timestamp(row.create_time),
+        allow_downloads=row.allow_downloads,
     )

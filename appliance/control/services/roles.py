@@ -1,4 +1,4 @@
-"""The built-in roles, as they were read from `policies/`."""
+"""The roles: those that are built in, and the site's own."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class RoleService:
     """Shows roles.
 
     Args:
-        built_in: the roles of this appliance.
+        known: the roles of this appliance.
     """
 
-    def __init__(self, built_in: roles.Roles) -> None:
-        self._roles = built_in
+    def __init__(self, known: roles.Roles) -> None:
+        self._roles = known
 
     def get(self, caller: Caller, name: str) -> role_pb2.Role:
         """One role."""
@@ -60,4 +60,5 @@ def _resource(role: roles.Role) -> role_pb2.Role:
         permissions=role.permissions,
         assignable=role.assignable,
         scopes=[_SCOPES[scope] for scope in sorted(role.scopes)],
+        site=role.site,
     )

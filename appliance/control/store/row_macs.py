@@ -82,6 +82,7 @@ SIGNED: Columns = {
         "pause",
         "on_lost",
     ),
+    "project": ("id", "create_time", "allow_downloads"),
     "endpoint": ("uid", "project", "id", "model_version", "creator", "create_time"),
     "upload": (
         "uid",

@@ -149,6 +149,7 @@ project = Table(
     Column("id", Text, primary_key=True),
     Column("description", Text, nullable=False),
     Column("create_time", Moment, nullable=False),
+    Column("allow_downloads", Boolean, nullable=False, default=False, server_default=false()),
 )
 
 # The project's key-encryption key, wrapped by the keyring's master key. The highest version wraps

@@ -1,6 +1,7 @@
 """Nobody takes over a right that he does not hold himself."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -98,3 +99,25 @@ def test_who_lets_a_server_in_administers_the_platform_and_all_projects(
     with pytest.raises(Denied, match="gets keys of the work of every project") as refused:
         escalation.check_lets_in(policy, ALICE)
     assert f"nodes.createJoinToken {words(lacking)}." in refused.value.message
+
+
+@pytest.mark.attack
+def test_what_no_built_in_role_holds_is_given_by_administrators_of_everything(
+    tmp_path: Path, roles: Roles
+) -> None:
+    file = tmp_path / "roles.yaml"
+    file.write_text(
+        "exporter: {description: Out., scopes: [project], permissions: [models.download]}"
+    )
+    file.chmod(0o644)
+    known = roles.with_site(file)
+    both = [Link("user:alice", "administrator", where) for where in (PLATFORM, EVERYWHERE)]
+    escalation.check_gives(policy_of(known, *both), known, ALICE, "exporter", "red")
+    for held in (both[:1], both[1:], [Link("user:alice", "owner", "red")]):
+        with pytest.raises(Denied, match=r"you lack models\.download in projects/red"):
+            escalation.check_gives(policy_of(known, *held), known, ALICE, "exporter", "red")
+    # Who holds it hands it on where they may give roles at all: nothing new comes of that.
+    holder = policy_of(known, Link("user:bob", "exporter", "red"))
+    escalation.check_gives(holder, known, BOB, "exporter", "red")
+    with pytest.raises(Denied, match="you lack models"):
+        escalation.check_gives(holder, known, BOB, "exporter", "blue")

@@ -1,4 +1,4 @@
-"""The built-in roles and permissions: complete, in words, the same as in the protos."""
+"""Roles and permissions: complete, in words, the same as in the protos; and roles of a site."""
 
 import importlib
 from collections.abc import Iterable
@@ -40,7 +40,7 @@ def test_the_roles(roles: Roles) -> None:
         for role in roles.roles.values()
     }
     assert found == {
-        "administrator": (True, "everywhere platform", 60),
+        "administrator": (True, "everywhere platform", 61),
         "auditor": (True, "everywhere platform", 12),
         "owner": (True, "everywhere project", 36),
         "developer": (True, "everywhere project", 28),
@@ -62,7 +62,7 @@ def test_a_viewer_reads_no_text(roles: Roles) -> None:
 
 def test_an_administrator_may_do_what_people_can_do_and_no_machine_s_work(roles: Roles) -> None:
     people = {name for name in roles.permissions if name.partition(".")[0] not in MACHINES}
-    assert set(roles.roles["administrator"].permissions) == people
+    assert set(roles.roles["administrator"].permissions) == people - roles.set_aside
 
 
 def test_where_permissions_are_decided(roles: Roles) -> None:
@@ -91,9 +91,73 @@ def test_where_permissions_are_decided(roles: Roles) -> None:
     }
 
 
-def test_no_permission_is_in_no_role(roles: Roles) -> None:
+def test_only_what_takes_data_out_is_in_no_role(roles: Roles) -> None:
     given = {item for role in roles.roles.values() for item in role.permissions}
-    assert set(roles.permissions) - given == set()
+    assert set(roles.permissions) - given == roles.set_aside
+    assert roles.set_aside == {"models.download", "datasets.download"}
+
+
+EXPORTER = """
+exporter:
+  description: Takes models out.
+  scopes: [project]
+  permissions: [models.download, models.get]
+"""
+
+
+def site_file(folder: Path, text: str = EXPORTER) -> Path:
+    file = folder / "roles.yaml"
+    file.write_text(text)
+    file.chmod(0o644)
+    return file
+
+
+def test_a_site_has_roles_of_its_own(tmp_path: Path, roles: Roles) -> None:
+    both = roles.with_site(site_file(tmp_path))
+    exporter = both.roles["exporter"]
+    assert (exporter.site, exporter.assignable) == (True, True)
+    assert both.given("exporter", "demo") == ["models.download", "models.get"]
+    # What no built-in role holds is still that.
+    assert both.set_aside == roles.set_aside
+    assert roles.with_site(None) is roles
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize(
+    ("old", "new", "why"),
+    [
+        ("exporter:", "viewer:", "viewer is a built-in role"),
+        ("models.get", "agent.releaseKeys", "unknown or doubled"),
+        ("models.get", "workers.attach", "unknown or doubled"),
+        ("models.get", "models.*", "unknown or doubled"),
+        ("models.get", "[models.get]", "unknown or doubled"),
+        ("models.get", "nodes.get", "where it gives nothing"),
+        ("[project]", "[[project]]", "scopes are not some of"),
+        ("  scopes", "  assignable: false\n  scopes", "needs exactly"),
+        (EXPORTER, "- a", "not a mapping"),
+    ],
+)
+def test_a_role_of_a_site_gives_no_machine_s_rights(
+    old: str, new: str, why: str, tmp_path: Path, roles: Roles
+) -> None:
+    with pytest.raises(FailedPrecondition, match=rf"roles\.yaml is refused: .*{why}"):
+        roles.with_site(site_file(tmp_path, EXPORTER.replace(old, new)))
+
+
+@pytest.mark.attack
+def test_roles_that_others_could_write_are_refused(tmp_path: Path, roles: Roles) -> None:
+    file = site_file(tmp_path)
+    for mode in (0o664, 0o646):
+        file.chmod(mode)
+        with pytest.raises(FailedPrecondition, match=r"others could write it.*chmod 644"):
+            roles.with_site(file)
+    file.chmod(0o644)
+    link = tmp_path / "link.yaml"
+    link.symlink_to(file)
+    with pytest.raises(FailedPrecondition, match="no regular file"):
+        roles.with_site(link)
+    with pytest.raises(FailedPrecondition, match="cannot be read"):
+        roles.with_site(tmp_path / "none.yaml")
 
 
 def test_roles_below_owner_give_no_roles_and_no_tokens(roles: Roles) -> None:

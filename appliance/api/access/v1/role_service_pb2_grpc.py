@@ -27,7 +27,7 @@ if _version_not_supported:
 
 
 class RoleServiceStub:
-    """Shows the built-in roles.
+    """Shows the roles: those that are built in, and the site's own.
     """
 
     def __init__(self, channel):
@@ -49,7 +49,7 @@ class RoleServiceStub:
 
 
 class RoleServiceServicer:
-    """Shows the built-in roles.
+    """Shows the roles: those that are built in, and the site's own.
     """
 
     def GetRole(self, request, context):
@@ -88,7 +88,7 @@ def add_RoleServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class RoleService:
-    """Shows the built-in roles.
+    """Shows the roles: those that are built in, and the site's own.
     """
 
     @staticmethod

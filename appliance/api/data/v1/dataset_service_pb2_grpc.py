@@ -27,7 +27,7 @@ if _version_not_supported:
 
 
 class DatasetServiceStub:
-    """Manages datasets. Text goes in; it never comes out again through this service.
+    """Manages datasets. Text goes in; it comes out through DownloadService alone, where a project allows it.
     """
 
     def __init__(self, channel):
@@ -74,7 +74,7 @@ class DatasetServiceStub:
 
 
 class DatasetServiceServicer:
-    """Manages datasets. Text goes in; it never comes out again through this service.
+    """Manages datasets. Text goes in; it comes out through DownloadService alone, where a project allows it.
     """
 
     def GetDataset(self, request, context):
@@ -173,7 +173,7 @@ def add_DatasetServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class DatasetService:
-    """Manages datasets. Text goes in; it never comes out again through this service.
+    """Manages datasets. Text goes in; it comes out through DownloadService alone, where a project allows it.
     """
 
     @staticmethod

@@ -27,7 +27,7 @@ if _version_not_supported:
 
 
 class ModelServiceStub:
-    """Manages models. Weights go in; they never come out again through this service.
+    """Manages models. Weights go in; they come out through DownloadService alone, where a project allows it.
     """
 
     def __init__(self, channel):
@@ -69,7 +69,7 @@ class ModelServiceStub:
 
 
 class ModelServiceServicer:
-    """Manages models. Weights go in; they never come out again through this service.
+    """Manages models. Weights go in; they come out through DownloadService alone, where a project allows it.
     """
 
     def GetModel(self, request, context):
@@ -157,7 +157,7 @@ def add_ModelServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ModelService:
-    """Manages models. Weights go in; they never come out again through this service.
+    """Manages models. Weights go in; they come out through DownloadService alone, where a project allows it.
     """
 
     @staticmethod

@@ -41,3 +41,15 @@ class CreateProjectRequest(_message.Message):
     request_id: str
     validate_only: bool
     def __init__(self, project_id: _Optional[str] = ..., project: _Optional[_Union[_project_pb2.Project, _Mapping]] = ..., request_id: _Optional[str] = ..., validate_only: _Optional[bool] = ...) -> None: ...
+
+class UpdateProjectRequest(_message.Message):
+    __slots__ = ("name", "allow_downloads", "request_id", "validate_only")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ALLOW_DOWNLOADS_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    VALIDATE_ONLY_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    allow_downloads: bool
+    request_id: str
+    validate_only: bool
+    def __init__(self, name: _Optional[str] = ..., allow_downloads: _Optional[bool] = ..., request_id: _Optional[str] = ..., validate_only: _Optional[bool] = ...) -> None: ...

@@ -51,6 +51,11 @@ class ProjectServiceStub:
                 request_serializer=appliance_dot_api_dot_projects_dot_v1_dot_project__service__pb2.CreateProjectRequest.SerializeToString,
                 response_deserializer=appliance_dot_api_dot_projects_dot_v1_dot_project__pb2.Project.FromString,
                 _registered_method=True)
+        self.UpdateProject = channel.unary_unary(
+                '/appliance.api.projects.v1.ProjectService/UpdateProject',
+                request_serializer=appliance_dot_api_dot_projects_dot_v1_dot_project__service__pb2.UpdateProjectRequest.SerializeToString,
+                response_deserializer=appliance_dot_api_dot_projects_dot_v1_dot_project__pb2.Project.FromString,
+                _registered_method=True)
 
 
 class ProjectServiceServicer:
@@ -78,6 +83,13 @@ class ProjectServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpdateProject(self, request, context):
+        """Changes what is set in the request. Running downloads end within seconds when they are not allowed any more.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ProjectServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -94,6 +106,11 @@ def add_ProjectServiceServicer_to_server(servicer, server):
             'CreateProject': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateProject,
                     request_deserializer=appliance_dot_api_dot_projects_dot_v1_dot_project__service__pb2.CreateProjectRequest.FromString,
+                    response_serializer=appliance_dot_api_dot_projects_dot_v1_dot_project__pb2.Project.SerializeToString,
+            ),
+            'UpdateProject': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateProject,
+                    request_deserializer=appliance_dot_api_dot_projects_dot_v1_dot_project__service__pb2.UpdateProjectRequest.FromString,
                     response_serializer=appliance_dot_api_dot_projects_dot_v1_dot_project__pb2.Project.SerializeToString,
             ),
     }
@@ -178,6 +195,33 @@ class ProjectService:
             target,
             '/appliance.api.projects.v1.ProjectService/CreateProject',
             appliance_dot_api_dot_projects_dot_v1_dot_project__service__pb2.CreateProjectRequest.SerializeToString,
+            appliance_dot_api_dot_projects_dot_v1_dot_project__pb2.Project.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateProject(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.api.projects.v1.ProjectService/UpdateProject',
+            appliance_dot_api_dot_projects_dot_v1_dot_project__service__pb2.UpdateProjectRequest.SerializeToString,
             appliance_dot_api_dot_projects_dot_v1_dot_project__pb2.Project.FromString,
             options,
             channel_credentials,
