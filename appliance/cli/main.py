@@ -35,6 +35,7 @@ NOUNS = {
     "node": "See and add servers.",
     "password": "Change your own password.",
     "project": "Manage projects.",
+    "report": "Read and download what jobs have found.",
     "role": "See the roles.",
     "service-account": "Manage applications and their tokens.",
     "session": "See and end your own log-ins.",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -86,9 +86,15 @@ def _table(rows: Iterable[Value], columns: Sequence[Column]) -> None:
     """Columns as wide as their longest cell; control characters never reach the terminal."""
     cells = [[heading for heading, _ in columns]]
     cells += [[safe(cell(row)) for _, cell in columns] for row in rows]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    for line in table_lines(cells):
+        click.echo(line)
+
+
+def table_lines(cells: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Rows of equal length as lines, their columns as wide as the longest cell."""
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for line in cells:
-        click.echo("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip())
+        yield "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip()
 
 
 def _lines(value: dict[str, Value], indent: str = "") -> None:

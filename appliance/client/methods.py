@@ -32,6 +32,7 @@ SERVICES = {
     "ModelService": "models.v1.model_service",
     "NodeService": "nodes.v1.node_service",
     "ProjectService": "projects.v1.project_service",
+    "ReportService": "reports.v1.report_service",
     "RoleService": "access.v1.role_service",
     "ServiceAccountService": "access.v1.service_account_service",
     "SystemService": "system.v1.system_service",

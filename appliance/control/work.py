@@ -22,6 +22,7 @@ from appliance.control.rpc.downloads import DownloadRpc
 from appliance.control.rpc.endpoints import EndpointRpc
 from appliance.control.rpc.jobs import JobRpc
 from appliance.control.rpc.models import ModelRpc
+from appliance.control.rpc.reports import ReportRpc
 from appliance.control.rpc.routing import RoutingRpc
 from appliance.control.rpc.servicer import Servicer
 from appliance.control.rpc.tokenizers import TokenizerRpc
@@ -47,6 +48,7 @@ from appliance.control.services.pauses import Pauses
 from appliance.control.services.registration import Registration
 from appliance.control.services.release import Release
 from appliance.control.services.replicas import Replicas
+from appliance.control.services.reports import Reports
 from appliance.control.services.routing import Routing
 from appliance.control.services.run_reports import RunReports
 from appliance.control.services.runs import Runs
@@ -71,6 +73,7 @@ API: tuple[type[Servicer], ...] = (
     EndpointRpc,
     JobRpc,
     ModelRpc,
+    ReportRpc,
     TokenizerRpc,
     UploadRpc,
 )
@@ -259,6 +262,7 @@ class Work:
                 events,
             ),
             ModelRpc(Models(base.database, base.changes, self.artifacts, base.clock), pool, events),
+            ReportRpc(Reports(base.database, self.artifacts), pool, events),
             TokenizerRpc(Tokenizers(base.database), pool, events),
             UploadRpc(self.uploads(), pool, events),
         ]

@@ -50,7 +50,7 @@ ARTIFACT_KINDS: Mapping[str, ArtifactKind] = {
     TOKENIZER: ArtifactKind("tokenizer", "datasets.get", "datasets.upload", once=True),
     MODEL: _WEIGHTS,
     ADAPTER: _WEIGHTS,
-    REPORT: ArtifactKind("report", "reports.get", "reports.create", once=True),
+    REPORT: ArtifactKind("report", "reports.get", "jobs.create", once=True),
 }
 
 ONCE = frozenset(kind.resource for kind in ARTIFACT_KINDS.values() if kind.once)

@@ -33,6 +33,7 @@ PATTERNS: dict[str, str] = {
     "datasetVersion": "projects/{project}/datasets/{dataset}/versions/{version}",
     "upload": "projects/{project}/uploads/{upload}",
     "tokenizer": "projects/{project}/tokenizers/{tokenizer}",
+    "report": "projects/{project}/reports/{report}",
     "model": "projects/{project}/models/{model}",
     "modelVersion": "projects/{project}/models/{model}/versions/{version}",
     "job": "projects/{project}/jobs/{job}",
@@ -249,6 +250,11 @@ def upload(project_id: str, upload_id: str) -> str:
 def tokenizer(project_id: str, tokenizer_id: str) -> str:
     """`projects/{project}/tokenizers/{tokenizer}`."""
     return str(Name.of("tokenizer", project_id, tokenizer_id))
+
+
+def report(project_id: str, report_id: str) -> str:
+    """`projects/{project}/reports/{report}`."""
+    return str(Name.of("report", project_id, report_id))
 
 
 def model(project_id: str, model_id: str) -> str:

@@ -34,6 +34,8 @@ def version_name(project: str, kind: str, artifact: str, number: int) -> str:
         return names.model_version(project, artifact, number)
     if kind == "tokenizer":
         return names.tokenizer(project, artifact)
+    if kind == "report":
+        return names.report(project, artifact)
     return f"checkpoints/{artifact}"
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from appliance.control.services import model_facts
 from appliance.core import artifact_kinds
 from appliance.core.errors import InvalidInput
+from appliance.core.report_content import check_report, check_sizes
 from appliance.crypto.artifacts import ArtifactReader
 from appliance.kinds.kind import Output
 
@@ -46,6 +47,8 @@ def facts_of(kind: str, reader: ArtifactReader, outputs: Iterable[Output]) -> di
             return _tokens(reader, next(names, ""))
         case artifact_kinds.TOKENIZER:
             return _tokenizer(reader)
+        case artifact_kinds.REPORT:
+            return _report(reader)
     raise InvalidInput(f"this version cannot register a {kind}")
 
 
@@ -85,6 +88,16 @@ def _tokenizer(reader: ArtifactReader) -> dict[str, Any]:
         raise InvalidInput(f"{TOKENIZER} has no vocabulary")
     words = set(vocabulary) | {str(token.get("content")) for token in added}
     return {"vocabulary_size": len(words)}
+
+
+def _report(reader: ArtifactReader) -> dict[str, Any]:
+    check_sizes({file: reader.entry(file).plain_size for file in reader.files()})
+    content = check_report({file: reader.read_bytes(file) for file in reader.files()})
+    return {
+        "kind": artifact_kinds.REPORT,
+        "title": content["title"],
+        "pictures": len(reader.files()) - 1,
+    }
 
 
 def _need(reader: ArtifactReader, *files: str) -> None:

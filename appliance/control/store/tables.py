@@ -204,9 +204,9 @@ binding = Table(
     UniqueConstraint("subject", "role", "domain"),
 )
 
-# `kind`: dataset | tokenizer | model | checkpoints. `id` of checkpoints is the job's uid. `origin`
-# is the uid of the job or of the first version that it came to be with, and goes with when nothing
-# comes of that; null for what a person has created.
+# `kind`: dataset | tokenizer | model | report | checkpoints. `id` of checkpoints is the job's uid.
+# `origin` is the uid of the job or of the first version that it came to be with, and goes with when
+# nothing comes of that; null for what a person has created.
 artifact = Table(
     "artifact",
     metadata,

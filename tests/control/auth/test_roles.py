@@ -40,11 +40,11 @@ def test_the_roles(roles: Roles) -> None:
         for role in roles.roles.values()
     }
     assert found == {
-        "administrator": (True, "everywhere platform", 61),
+        "administrator": (True, "everywhere platform", 63),
         "auditor": (True, "everywhere platform", 12),
-        "owner": (True, "everywhere project", 36),
-        "developer": (True, "everywhere project", 28),
-        "viewer": (True, "everywhere project", 13),
+        "owner": (True, "everywhere project", 38),
+        "developer": (True, "everywhere project", 30),
+        "viewer": (True, "everywhere project", 15),
         "inference": (True, "everywhere project", 2),
         "node": (False, "platform", 3),
         "gateway": (False, "platform", 4),
@@ -87,7 +87,7 @@ def test_where_permissions_are_decided(roles: Roles) -> None:
             "nodes",
             "projects",
         ),
-        *("serviceAccounts", "tokenizers", "uploads"),
+        *("reports", "serviceAccounts", "tokenizers", "uploads"),
     }
 
 
@@ -164,8 +164,8 @@ def test_roles_below_owner_give_no_roles_and_no_tokens(roles: Roles) -> None:
     for name in ("developer", "viewer", "inference"):
         nouns = {item.partition(".")[0] for item in roles.roles[name].permissions}
         assert nouns <= {
-            *("checkpoints", "datasets", "endpoints", "jobs", "models", "projects", "tokenizers"),
-            "uploads",
+            *("checkpoints", "datasets", "endpoints", "jobs", "models", "projects", "reports"),
+            *("tokenizers", "uploads"),
         }
 
 

@@ -1,0 +1,53 @@
+"""`appliance report`: what jobs have found, to be read here or kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from appliance.cli import downloading
+from appliance.cli.command import command as make
+from appliance.cli.output import field, last, plain
+from appliance.cli.report_view import show_report
+
+if TYPE_CHECKING:
+    from appliance.cli.session import Session
+
+COLUMNS = [
+    ("REPORT", last()),
+    ("TITLE", field("title")),
+    ("PICTURES", field("pictures")),
+    ("MADE BY", last("job")),
+    ("CREATED", field("create_time")),
+]
+
+command = click.Group("report", help="Read and download what jobs have found.")
+
+
+@make("list", "ReportService.ListReports", group=command, project=True)
+def list_(session: Session) -> None:
+    """List the reports of a project."""
+    rows = session.list("ReportService.ListReports", "reports", parent=session.parent)
+    session.show(rows, COLUMNS)
+
+
+@make("get", "ReportService.GetReport", group=command, project=True)
+@click.argument("name", metavar="REPORT")
+def get(session: Session, name: str) -> None:
+    """Read a report: texts, numbers and tables; `report download` has its pictures."""
+    found = plain(session.call("ReportService.GetReport", name=session.name("report", name)))
+    if session.shared.output == "table":
+        show_report(found)
+    else:
+        session.show(found)
+
+
+@make("download", "ReportService.DownloadReport", group=command, project=True)
+@click.argument("name", metavar="REPORT")
+@downloading.into_folder
+def download(session: Session, name: str, folder: Path, *, force: bool) -> None:
+    """Put the files of a report, report.json and its PNG pictures, into FOLDER."""
+    full = session.name("report", name)
+    downloading.download(session, "ReportService.DownloadReport", full, folder, force=force)
