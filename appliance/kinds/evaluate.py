@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from appliance.api.jobs.v1 import job_pb2
 from appliance.core import families
-from appliance.core.artifact_kinds import MODEL, TOKENS
+from appliance.core.artifact_kinds import MODEL, REPORT, TOKENS
 from appliance.core.families import Use
 from appliance.core.numbers import GIB, written
 from appliance.core.placement import Demand
 from appliance.core.problems import Problems
 from appliance.core.values import given
-from appliance.kinds.kind import FLOAT, TORCH_PROCESS, Inputs, Kind, Reads
+from appliance.kinds.kind import FLOAT, TORCH_PROCESS, Inputs, Kind, Makes, Reads
 
 _LOGITS = 3
 """The output's values, their logarithms, and what is made of those."""
@@ -53,6 +53,7 @@ KIND = Kind(
     run="appliance.jobs.assess.evaluate:run",
     modules=frozenset({"fsspec", "rfc8785", "tokenizers", "torch", "transformers"}),
     reads=(Reads("model", (MODEL,)), Reads("dataset", (TOKENS,))),
+    makes=(Makes("report", "output_report", REPORT),),
     demand=_demand,
     less_memory="use a smaller window or a larger node",
     check=_check,

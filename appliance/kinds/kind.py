@@ -167,10 +167,11 @@ class Kind:
         return found
 
     def outputs_of(self, spec: Message) -> dict[str, Output]:
-        """Slot -> what a job makes there."""
+        """Slot -> what a job makes there; without those that are not named and need not be."""
         return {
             each.slot: Output(self.path(each.field), getattr(spec, each.field), each.kind)
             for each in self.makes
+            if getattr(spec, each.field) or self._required(each.field)
         }
 
     def completed(self, spec: Message, inputs: Inputs) -> Message:

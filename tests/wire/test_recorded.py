@@ -71,6 +71,7 @@ def test_the_test_above_plants_where_it_matters() -> None:
         "job.spec": "evaluate",
         "job.evaluate.model": UNSHAPED,
         "job.evaluate.dataset": UNSHAPED,
+        "job.evaluate.output_report": UNSHAPED,
     }
 
 

@@ -25,8 +25,10 @@ from appliance.core import families
 from appliance.core.errors import FailedPrecondition, InvalidInput
 from appliance.core.values import given
 from appliance.crypto.artifacts import ArtifactReader
+from appliance.jobs.assess.evaluation_report import SLOT, Course, report_of
 from appliance.jobs.runtime import weights
 from appliance.jobs.runtime.context import Context
+from appliance.jobs.runtime.reports import write_report
 from appliance.jobs.runtime.weights import Weights
 
 HELD_OUT = "validation.jsonl"
@@ -44,7 +46,7 @@ class Total:
 
 
 def run(context: Context) -> None:
-    """Measure the model of an `EvaluateSpec`; the numbers are the job's result.
+    """Measure the model of an `EvaluateSpec`; the numbers are the job's result, and its report.
 
     Raises:
         InvalidInput: there is no held-out text, or too little.
@@ -61,7 +63,7 @@ def run(context: Context) -> None:
     ids, size = held_out_tokens(dataset, tokenizer, given(spec, "max_tokens"))
     context.report.progress(0, len(ids), "loading weights")
     model = load(source, config).to(context.device)
-    total = Total()
+    total, course = Total(), Course()
     for begin in range(0, len(ids), window):
         context.fence()
         piece = torch.tensor(ids[begin : begin + window], device=context.device)
@@ -70,6 +72,7 @@ def run(context: Context) -> None:
             total.tokens += len(piece) - 1
         nll = total.likelihood / max(total.tokens, 1)
         measured = perplexity(nll)
+        course.add(begin + len(piece), measured)
         context.report.progress(begin + len(piece), len(ids), "measuring", perplexity=measured)
     mean = total.likelihood / total.tokens
     if not math.isfinite(perplexity(mean)):
@@ -77,14 +80,15 @@ def run(context: Context) -> None:
             f"The model's loss is {mean:.6g} nats per token, for which no perplexity can be written"
             " down: its weights are broken. Evaluate the version it was made from."
         )
-    context.report.result(
-        {
-            "perplexity": perplexity(mean),
-            "nll_per_token": mean,
-            "tokens": total.tokens,
-            "bits_per_byte": mean * len(ids) / (size * math.log(2)),
-        }
-    )
+    result = {
+        "perplexity": perplexity(mean),
+        "nll_per_token": mean,
+        "tokens": total.tokens,
+        "bits_per_byte": mean * len(ids) / (size * math.log(2)),
+    }
+    if spec.output_report:
+        write_report(context.output(SLOT), *report_of(spec, window, result, course))
+    context.report.result(result)
 
 
 def perplexity(nll: float) -> float:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from appliance.api.jobs.v1 import job_pb2, job_service_pb2
 from appliance.api.reports.v1 import report_service_pb2 as rpc
 from appliance.control.services import outputs
 from appliance.control.services.artifacts import Made
@@ -131,3 +132,60 @@ def test_a_report_that_was_changed_is_not_shown(lab: Lab, reports: Reports) -> N
     path.write_bytes(data)
     with pytest.raises(Tampered):
         reports.get(ALICE, name)
+
+
+def evaluation(lab: Lab, name: str, **spec: str) -> job_service_pb2.CreateJobRequest:
+    wanted = job_pb2.EvaluateSpec(
+        model=lab.model(f"m-{name}"), dataset=lab.tokens(f"d-{name}"), **spec
+    )
+    return job_service_pb2.CreateJobRequest(
+        parent="projects/demo", job_id=name, job=job_pb2.Job(evaluate=wanted)
+    )
+
+
+async def test_a_job_makes_a_report_and_appears_with_it(lab: Lab, reports: Reports) -> None:
+    node = lab.node("n1")
+    node.say_lacks({"evaluate": ""})
+    await node.connect()
+    name = "projects/demo/reports/quality"
+    lab.jobs.create(ALICE, evaluation(lab, "e1", output_report=name))
+    lab.look()
+    await node.take()
+    with pytest.raises(NotFound):
+        reports.get(ALICE, name)
+    node.succeed(node.started[0].work, {"report": FILES})
+    job = lab.job("e1")
+    assert (job.state, list(job.outputs)) == (job.STATE_SUCCEEDED, [name])
+    found = reports.get(ALICE, name)
+    assert (found.title, found.job) == (CONTENT["title"], "projects/demo/jobs/e1")
+    assert (found.creator, len(found.inputs)) == ("users/alice", 2)
+    with pytest.raises(InvalidInput, match="exists already; choose another name"):
+        lab.jobs.create(ALICE, evaluation(lab, "e2", output_report=name))
+
+
+@pytest.mark.attack
+async def test_a_job_whose_report_is_none_fails_and_leaves_none(lab: Lab, reports: Reports) -> None:
+    node = lab.node("n1")
+    node.say_lacks({"evaluate": ""})
+    await node.connect()
+    name = "projects/demo/reports/quality"
+    lab.jobs.create(ALICE, evaluation(lab, "e1", output_report=name))
+    lab.look()
+    await node.take()
+    node.succeed(node.started[0].work, {"report": FILES | {"curve.png": b"<svg/>"}})
+    job = lab.job("e1")
+    assert job.state == job.STATE_FAILED
+    assert "an output is refused: curve.png is no PNG picture" in job.state_reason
+    with pytest.raises(NotFound):
+        reports.get(ALICE, name)
+
+
+async def test_a_report_is_made_only_where_one_is_wanted(lab: Lab) -> None:
+    node = lab.node("n1")
+    node.say_lacks({"evaluate": ""})
+    await node.connect()
+    lab.jobs.create(ALICE, evaluation(lab, "e1"))
+    lab.look()
+    await node.take()
+    node.succeed(node.started[0].work)
+    assert lab.job("e1").state == job_pb2.Job.STATE_SUCCEEDED

@@ -258,13 +258,15 @@ class QuantizeSpec(_message.Message):
     def __init__(self, model: _Optional[str] = ..., output_model: _Optional[str] = ..., scheme: _Optional[_Union[QuantizeSpec.Scheme, str]] = ...) -> None: ...
 
 class EvaluateSpec(_message.Message):
-    __slots__ = ("model", "dataset", "max_tokens", "window")
+    __slots__ = ("model", "dataset", "max_tokens", "window", "output_report")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     DATASET_FIELD_NUMBER: _ClassVar[int]
     MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
     WINDOW_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_REPORT_FIELD_NUMBER: _ClassVar[int]
     model: str
     dataset: str
     max_tokens: int
     window: int
-    def __init__(self, model: _Optional[str] = ..., dataset: _Optional[str] = ..., max_tokens: _Optional[int] = ..., window: _Optional[int] = ...) -> None: ...
+    output_report: str
+    def __init__(self, model: _Optional[str] = ..., dataset: _Optional[str] = ..., max_tokens: _Optional[int] = ..., window: _Optional[int] = ..., output_report: _Optional[str] = ...) -> None: ...
