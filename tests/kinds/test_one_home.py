@@ -28,6 +28,9 @@ OTHER_WORDS = {
     ("appliance/control/__main__.py", "prepare"): "the option that starts others with this process",
     ("appliance/control/starting.py", "prepare"): "what that option does",
     ("appliance/cli/supervisor.py", "prepare"): "what a child does before it becomes a program",
+    ("appliance/core/families.py", "evaluate"): "what can be done with models of a family",
+    ("appliance/core/families.py", "quantize"): "the same",
+    ("appliance/core/families.py", "train"): "the same",
 }
 _PATH = re.compile(rf"\bjob\.({'|'.join(KINDS)})\b|\b({'|'.join(KINDS)}) jobs?\b")
 
