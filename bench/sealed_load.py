@@ -12,7 +12,9 @@ import tempfile
 from pathlib import Path
 
 from appliance.crypto.keys import new_key
-from appliance.crypto.sealed import Place, SealedReader, SealedWriter
+from appliance.crypto.place import Place
+from appliance.crypto.sealed_reader import SealedReader
+from appliance.crypto.sealed_writer import SealedWriter
 from bench.measure import Contender, Outcome, at_least, compare, run, timed
 
 NAME = "sealed_load"

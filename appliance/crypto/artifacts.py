@@ -41,7 +41,9 @@ from appliance.crypto.manifest import (
     manifest_digest,
     tampered,
 )
-from appliance.crypto.sealed import Place, SealedReader, SealedWriter
+from appliance.crypto.place import Place
+from appliance.crypto.sealed_reader import SealedReader
+from appliance.crypto.sealed_writer import SealedWriter
 
 __all__ = ["ArtifactReader", "ArtifactWriter", "FileEntry", "manifest_digest"]
 

@@ -15,7 +15,8 @@ Rules kept here:
 * OpenSSL writes the plaintext before it has checked the tag. Whoever opens a segment gets zeros
   when the check fails.
 
-Called by `appliance.crypto.sealed`, which gives a stream its place in the store.
+Called by `appliance.crypto.sealed_writer`, `sealed_reader` and `sealed_values`, which say what a
+stream belongs to.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ from appliance.core.errors import AlreadyExists, FailedPrecondition, Tampered
 from appliance.core.files import read_secret, sync_dir
 from appliance.crypto.certs import Authority
 from appliance.crypto.floe import KEY_SIZE, check_key
-from appliance.crypto.sealed import open_field, seal_field
+from appliance.crypto.sealed_values import open_field, seal_field
 from appliance.crypto.signing import SigningKey
 
 KEYRING_MAGIC = b"SLK1"

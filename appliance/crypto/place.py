@@ -1,9 +1,12 @@
-"""Where a ciphertext belongs: the name that a sealed file is bound to.
+"""Where a sealed file belongs: the project, object and file name that it is bound to.
+
+A sealed file is `SLE1 | header length (4 bytes, big endian) | header | FLOE stream`. The header is
+RFC 8785 JSON `{"file", "object", "project"}`, its SHA-256 the associated data of the stream.
 
 Rule kept here: a place is compared as bytes. The header of a stored file is never parsed, so there
 is nothing in it that an attacker could make a reader believe.
 
-Called by `appliance.crypto.sealed` and `appliance.crypto.artifacts`.
+Called by `appliance.crypto.sealed_writer`, `sealed_reader` and `artifacts`.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from appliance.core import strict_json
 from appliance.core.errors import InvalidInput
 from appliance.core.names import shown
 from appliance.core.numbers import written
-from appliance.crypto.sealed import SealedReader
+from appliance.crypto.sealed_reader import SealedReader
 
 LENGTH_SIZE = 8
 LARGEST_HEADER = 16 << 20

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import torch
 
 from appliance.core.errors import InvalidInput
-from appliance.crypto.sealed import SealedReader
+from appliance.crypto.sealed_reader import SealedReader
 from appliance.crypto.tensors import Entry, read_entries
 
 DTYPES: dict[str, torch.dtype] = {

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from appliance.crypto.sealed import Place
+from appliance.crypto.place import Place
 
 HERE = Path(__file__).parent
 

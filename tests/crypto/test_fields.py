@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from appliance.core.errors import Tampered
-from appliance.crypto.sealed import open_field, seal_field
+from appliance.crypto.sealed_values import open_field, seal_field
 
 KEY = bytes(range(32))
 AAD: dict[str, str | int] = {"table": "totp", "row": "alice", "column": "seed", "version": 1}

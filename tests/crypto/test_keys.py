@@ -10,7 +10,7 @@ import pytest
 
 from appliance.core.errors import AlreadyExists, FailedPrecondition, InvalidInput, Tampered
 from appliance.crypto.keys import Keyring, RootKey, derive_key, new_key, unwrap, wrap
-from appliance.crypto.sealed import open_field, seal_field
+from appliance.crypto.sealed_values import open_field, seal_field
 
 CONTEXT: dict[str, str | int] = {"project": "research", "object": "4f1c", "version": 3}
 

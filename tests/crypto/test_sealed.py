@@ -17,13 +17,9 @@ from hypothesis import strategies as st
 
 from appliance.core.errors import FailedPrecondition, InvalidInput, Stale, Tampered
 from appliance.crypto.floe import OVERHEAD, SEGMENT_SIZE
-from appliance.crypto.sealed import (
-    Place,
-    SealedReader,
-    SealedWriter,
-    open_bytes,
-    seal_bytes,
-)
+from appliance.crypto.place import Place
+from appliance.crypto.sealed_reader import SealedReader, open_bytes
+from appliance.crypto.sealed_writer import SealedWriter, seal_bytes
 from tests.crypto import reference_floe
 from tests.fakes.files import CountingFile, FullDisk, SmallPieces
 

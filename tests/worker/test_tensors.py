@@ -9,7 +9,9 @@ import torch
 from safetensors.torch import save
 
 from appliance.core.errors import InvalidInput, Tampered
-from appliance.crypto.sealed import Place, SealedReader, seal_bytes
+from appliance.crypto.place import Place
+from appliance.crypto.sealed_reader import SealedReader
+from appliance.crypto.sealed_writer import seal_bytes
 from appliance.crypto.tensors import SIZES
 from appliance.worker.tensors import DTYPES, read_tensors
 

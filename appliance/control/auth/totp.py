@@ -29,7 +29,7 @@ from appliance.control.auth.moments import TOLERANCE
 from appliance.control.store.database import Reading, Transaction
 from appliance.control.store.tables import recovery_code, totp
 from appliance.core.errors import FailedPrecondition
-from appliance.crypto.sealed import open_field, seal_field
+from appliance.crypto.sealed_values import open_field, seal_field
 from appliance.crypto.signing import hmac_sha256
 
 ISSUER = "appliance"

@@ -22,7 +22,7 @@ from appliance.core.errors import Exhausted, InvalidInput
 from appliance.core.names import shown
 from appliance.core.numbers import written
 from appliance.crypto.artifacts import ArtifactWriter
-from appliance.crypto.sealed import SealedWriter
+from appliance.crypto.sealed_writer import SealedWriter
 
 PART_BYTES = 64 << 20
 LARGEST_TEXT = 3 << 20

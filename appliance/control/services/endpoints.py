@@ -9,6 +9,7 @@ Called by `rpc.endpoints`; replicas live in `services.replicas`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
@@ -19,7 +20,7 @@ from appliance.api.serving.v1 import endpoint_pb2
 from appliance.api.serving.v1 import endpoint_service_pb2 as rpc
 from appliance.control.auth.policy import PolicyStore
 from appliance.control.events import QUEUE, ROUTING, Events
-from appliance.control.services import artifact_rows, capacity, paging, replicas
+from appliance.control.services import artifact_rows, capacity, endpoint_specs, paging, replicas
 from appliance.control.services.caller import Caller
 from appliance.control.services.change import Changes
 from appliance.control.services.replicas import Replicas
@@ -27,17 +28,11 @@ from appliance.control.services.resources import missing, parse_name, timestamp
 from appliance.control.store import tables
 from appliance.control.store.database import Database, Reading, Transaction
 from appliance.control.store.objects import new_uid
-from appliance.core import families, names
+from appliance.core import names
 from appliance.core.errors import AlreadyExists, FailedPrecondition, NotFound
-from appliance.core.families import Use
 from appliance.core.names import Name, shown
-from appliance.core.numbers import written
 from appliance.core.problems import Problems
-from appliance.core.values import given
 
-LENGTH = "max_sequence_length"
-HEAD_WIDTHS = frozenset({32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512})
-"""Widths of an attention head that the engine's kernels serve on every kind of device."""
 _endpoint = tables.endpoint.c
 _replica = tables.replica.c
 
@@ -163,58 +158,12 @@ class Endpoints:
         """The columns of an acceptable endpoint, defaults filled in."""
         problems = Problems()
         model = self._model(state, caller, project, endpoint.model, problems)
-        problems.take(endpoint, "endpoint")
-        problems.raise_if_any()
-        count, degree = given(endpoint, "replicas"), given(endpoint, "tensor_parallel")
-        cache = given(endpoint, "cache_bytes")
         facts = model.facts if model is not None else {}
-        context = int(facts.get("context_length", given(endpoint_pb2.Endpoint(), LENGTH)))
-        length = given(endpoint, LENGTH, most=context)
-        problems.check(
-            "endpoint.max_sequence_length",
-            holds=2 <= length <= context,
-            sentence=f"must be 2 to the model's context of {written(context)} tokens",
-        )
-        for member in (
-            "attention_heads",
-            "key_value_heads",
-            "intermediate_size",
-            "vocabulary_size",
-        ):
-            size = int(facts.get(member, degree))
-            problems.check(
-                "endpoint.tensor_parallel",
-                holds=size % degree == 0,
-                sentence=f"is {degree}, which does not divide the {member} of {size}: "
-                "use a divisor",
-            )
-        architecture = str(facts.get("architecture", ""))
-        why = families.refusal(architecture, Use.TEXT)
-        problems.check("endpoint.model", holds=not why, sentence=why)
-        spread = families.refusal(architecture, Use.SPREAD)
-        problems.check(
-            "endpoint.tensor_parallel",
-            holds=degree == 1 or not spread,
-            sentence=f"is {degree}, but the model {spread}",
-        )
-        head = facts.get("head_dim")
-        problems.check(
-            "endpoint.model",
-            holds=head is None or head in HEAD_WIDTHS,
-            sentence=f"has attention heads of width {head}, which the engine cannot serve: train "
-            f"with hidden_size / attention_heads of {', '.join(map(str, sorted(HEAD_WIDTHS)))}",
-        )
-        problems.raise_if_any()
-        need = replicas.demand(facts, degree, cache)
+        spec = endpoint_specs.check(endpoint, facts, problems)
+        need = replicas.demand(facts, spec.tensor_parallel, spec.cache_bytes)
         advice = "use a smaller cache, a quantized version or more devices per replica"
         capacity.check_one_node(state, need, "device", advice)
-        return {
-            "model_version": model.uid if model is not None else "",
-            "replicas": count,
-            "tensor_parallel": degree,
-            "max_sequence_length": length,
-            "cache_bytes": cache,
-        }
+        return {"model_version": model.uid if model is not None else "", **asdict(spec)}
 
     def _model(
         self, state: Reading, caller: Caller, project: str, text: str, problems: Problems

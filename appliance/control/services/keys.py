@@ -22,7 +22,7 @@ from appliance.control.store import tables
 from appliance.control.store.database import Reading, Transaction
 from appliance.core import names
 from appliance.crypto.keys import Keyring, derive_key, new_key, unwrap, wrap
-from appliance.crypto.sealed import open_field, seal_field
+from appliance.crypto.sealed_values import open_field, seal_field
 
 _FIELDS = "fields of a project"
 

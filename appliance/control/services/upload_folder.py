@@ -23,7 +23,8 @@ from appliance.control.store.objects import ObjectStore
 from appliance.core.errors import NotFound
 from appliance.crypto.artifacts import ArtifactWriter
 from appliance.crypto.folder import Folder
-from appliance.crypto.sealed import Place, SealedReader
+from appliance.crypto.place import Place
+from appliance.crypto.sealed_reader import SealedReader
 
 
 class UploadFolder:

@@ -21,7 +21,7 @@ from appliance.control.store.document_ids import DocumentIds
 from appliance.core.errors import Exhausted, Unavailable
 from appliance.core.files import make_private_dir
 from appliance.crypto.keys import derive_key
-from appliance.crypto.sealed import SealedReader
+from appliance.crypto.sealed_reader import SealedReader
 
 PURPOSE = "ids of documents on their way in"
 _SUFFIX = ".ids"

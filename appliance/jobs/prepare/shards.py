@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from appliance.crypto.artifacts import ArtifactWriter
-from appliance.crypto.sealed import SealedWriter
+from appliance.crypto.sealed_writer import SealedWriter
 
 
 def dtype_for(vocabulary_size: int) -> np.dtype[Any]:

@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 
 from appliance.core.errors import Internal, InvalidInput, Tampered
-from appliance.crypto.sealed import SealedReader
+from appliance.crypto.sealed_reader import SealedReader
 from appliance.crypto.tensors import header, read_entries
 from appliance.jobs.runtime.weights import NAMES, finite_bytes, read_tensor
 from appliance.jobs.train.parallel.slices import Box, inside, shape_of

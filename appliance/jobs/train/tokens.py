@@ -29,7 +29,7 @@ import torch
 
 from appliance.core.errors import InvalidInput
 from appliance.crypto.artifacts import ArtifactReader
-from appliance.crypto.sealed import SealedReader
+from appliance.crypto.sealed_reader import SealedReader
 
 INDEX = "index.json"
 TYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}

@@ -30,7 +30,7 @@ from appliance.core.errors import (
 from appliance.crypto import statements
 from appliance.crypto.artifacts import ArtifactReader
 from appliance.crypto.folder import Folder, NewFile
-from appliance.crypto.sealed import SealedReader
+from appliance.crypto.sealed_reader import SealedReader
 from tests.fakes import tiny_model
 from tests.fakes.lab import ALICE, GIB, PROJECT, Lab, write
 

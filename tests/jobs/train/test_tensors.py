@@ -10,7 +10,9 @@ import torch
 from safetensors.torch import load, save
 
 from appliance.core.errors import FailedPrecondition, Internal, Tampered
-from appliance.crypto.sealed import Place, SealedReader, SealedWriter, seal_bytes
+from appliance.crypto.place import Place
+from appliance.crypto.sealed_reader import SealedReader
+from appliance.crypto.sealed_writer import SealedWriter, seal_bytes
 from appliance.jobs.train.tensors import TensorReader, TensorWriter
 
 KEY = b"k" * 32

@@ -1,186 +1,31 @@
-"""Sealed files and sealed values: what the appliance stores goes through here.
-
-A sealed file is `SLE1 | header length (4 bytes, big endian) | header | FLOE stream`. The header is
-RFC 8785 JSON `{"file", "object", "project"}`, its SHA-256 the associated data of the stream. A
-sealed value (a database column, a wrapped key) is the byte 1 and a FLOE stream whose associated
-data is RFC 8785 JSON of what it belongs to.
+"""Read sealed files, from anywhere in them.
 
 The attack: somebody can read and write the storage. They copy, edit, cut, extend, swap, join or
-roll back files and rows. Rules kept here:
+roll back files. The format is described in `appliance.crypto.place`. Rules kept here:
 * the *reader* says which place it expects. The header of the file is compared with it, never
   believed or parsed;
 * opening proves key and place before a segment is read, and proves the last segment, hence the
   size, before any read;
 * no byte of a segment that fails its check reaches the caller: the target holds zeros instead;
-* a file whose writer did not close has no last segment and cannot be opened;
 * `expect_tag` pins one writing of a file: an older authentic one is `Stale`.
 
-Called by `appliance.crypto.artifacts` for files, by `appliance.crypto.keys` and the store for
-values.
+Called by `appliance.crypto.artifacts`, and by whoever is given a reader of one of its files.
 """
 
 from __future__ import annotations
 
 import hmac
 import io
-from collections.abc import Mapping
-from types import TracebackType
-from typing import TYPE_CHECKING, BinaryIO, Protocol, Self
+from typing import TYPE_CHECKING, BinaryIO
 
-import rfc8785
-
-from appliance.core.errors import FailedPrecondition, InvalidInput, Stale, Tampered
-from appliance.crypto.floe import (
-    HEADER_SIZE,
-    OVERHEAD,
-    SEGMENT_SIZE,
-    Geometry,
-    Parameters,
-    Stream,
-    floe_decrypt,
-    floe_encrypt,
-)
+from appliance.core.errors import InvalidInput, Stale, Tampered
+from appliance.crypto.floe import HEADER_SIZE, OVERHEAD, Geometry, Stream
 from appliance.crypto.place import MAGIC, Place
 
 if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer, WriteableBuffer
+    from _typeshed import WriteableBuffer
 
-__all__ = [
-    "Place",
-    "SealedReader",
-    "SealedWriter",
-    "floe_decrypt",
-    "floe_encrypt",
-    "open_bytes",
-    "open_field",
-    "seal_bytes",
-    "seal_field",
-]
-
-FIELD_VERSION = b"\x01"
-FIELD_SEGMENT = 1 << 16
 PEEK_SIZE = 8192
-
-
-class Sink(Protocol):
-    """What a sealed file is written to: any writable binary file."""
-
-    def write(self, data: memoryview, /) -> int:
-        """Take some or all of the bytes; returns how many."""
-
-
-class SealedWriter:
-    """Encrypts a file while it is written; memory: two segments, whatever the size of the file.
-
-    Leaving a `with` block closes it; leaving by an exception aborts it, and what was written can
-    never be opened. The writer does not close `raw`.
-
-    Args:
-        raw: a writable binary file, at the position where the sealed file begins.
-        key: 32 bytes.
-        place: where the file belongs.
-        segment_size: bytes of a sealed segment.
-
-    After `close`: `plain_size` and `sealed_size` in bytes, and `tag`, which names this writing of
-    the file (hex).
-    """
-
-    def __init__(
-        self, raw: Sink, key: bytes, place: Place, *, segment_size: int = SEGMENT_SIZE
-    ) -> None:
-        self.place = place
-        self.plain_size = 0
-        self.sealed_size = 0
-        self._raw = raw
-        self._stream = Stream.create(key, place.aad(), Parameters(segment_size))
-        self.tag = self._stream.tag.hex()
-        self._step = self._stream.parameters.plain_segment
-        self._held = bytearray()
-        self._sealed = memoryview(bytearray())
-        self._position = 0
-        self._closed = False
-        self._whole = True
-        self._put(place.prefix() + self._stream.header)
-
-    def write(self, data: ReadableBuffer) -> int:
-        """Append bytes (any contiguous buffer); returns how many, which is always all of them."""
-        if self._closed:
-            raise FailedPrecondition(
-                f"The {self.place} is closed; nothing more can be written to it."
-            )
-        view = memoryview(data)
-        if view.nbytes == 0:
-            return 0
-        view = view.cast("B")
-        size = len(view)
-        # A full segment waits until more follows, because the last segment is marked as the last.
-        while view:
-            if len(self._held) == self._step:
-                self._emit(self._held, last=False)
-                self._held.clear()
-            if not self._held and len(view) > self._step:
-                piece, view = view[: self._step], view[self._step :]
-                self._emit(piece, last=False)
-            else:
-                room = self._step - len(self._held)
-                self._held += view[:room]
-                view = view[room:]
-        self.plain_size += size
-        return size
-
-    def close(self) -> None:
-        """Write the last segment; without it the file cannot be opened. A second call does nothing.
-
-        Raises:
-            FailedPrecondition: an earlier write failed, so the file is not whole.
-        """
-        if self._closed:
-            return
-        self._closed = True
-        if not self._whole:
-            raise FailedPrecondition(f"The {self.place} was not written whole; write it again.")
-        self._emit(self._held, last=True)
-        self._held.clear()
-
-    def abort(self) -> None:
-        """Stop without a last segment. A second call, or one after `close`, does nothing."""
-        self._closed = True
-        self._held.clear()
-
-    def __enter__(self) -> Self:
-        """The writer itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Close, or abort when the block failed."""
-        if kind is None:
-            self.close()
-        else:
-            self.abort()
-
-    def _emit(self, plain: bytearray | memoryview, *, last: bool) -> None:
-        length = len(plain) + OVERHEAD
-        if len(self._sealed) < length:
-            self._sealed = memoryview(bytearray(length))
-        out = self._sealed[:length]
-        self._stream.seal_into(self._position, plain, out, last=last)
-        self._position += 1
-        self._put(out)
-
-    def _put(self, data: bytes | memoryview) -> None:
-        self._whole = False
-        view = memoryview(data)
-        while view:
-            # An unbuffered file may take less than it is given.
-            written = self._raw.write(view)
-            self.sealed_size += written
-            view = view[written:]
-        self._whole = True
 
 
 class SealedReader(io.RawIOBase):
@@ -367,50 +212,7 @@ class SealedReader(io.RawIOBase):
         return filled
 
 
-def seal_bytes(data: bytes, key: bytes, place: Place) -> bytes:
-    """A whole sealed file in memory."""
-    raw = io.BytesIO()
-    with SealedWriter(raw, key, place) as writer:
-        writer.write(data)
-    return raw.getvalue()
-
-
 def open_bytes(blob: bytes, key: bytes, place: Place) -> bytes:
     """The plaintext of a whole sealed file in memory; raises as `SealedReader` does."""
     with SealedReader(io.BytesIO(blob), key, place) as reader:
         return reader.read()
-
-
-def seal_field(data: bytes, key: bytes, aad: Mapping[str, str | int]) -> bytes:
-    """Seal a small value, such as a database column, so that it opens only where it belongs.
-
-    Args:
-        data: the value.
-        key: 32 bytes; may seal any number of values, since each has its own derived keys.
-        aad: what the value belongs to, for instance table, row, column and version; JSON values.
-    """
-    return FIELD_VERSION + floe_encrypt(
-        key, rfc8785.dumps(dict(aad)), data, segment_size=FIELD_SEGMENT
-    )
-
-
-def open_field(blob: bytes, key: bytes, aad: Mapping[str, str | int]) -> bytes:
-    """Open what `seal_field` made.
-
-    Raises:
-        Tampered: it was changed, moved to another place or sealed by another key.
-    """
-    try:
-        return floe_decrypt(key, rfc8785.dumps(dict(aad)), _field_stream(blob))
-    except Tampered as error:
-        where = ", ".join(f"{name} {value}" for name, value in sorted(aad.items()))
-        raise Tampered(
-            f"The sealed value of {where} is refused: {error}. Restore it from a backup.",
-            object=where,
-        ) from error
-
-
-def _field_stream(blob: bytes) -> bytes:
-    if blob[:1] != FIELD_VERSION:
-        raise Tampered("it is not a sealed value")
-    return blob[1:]
