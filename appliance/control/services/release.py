@@ -10,8 +10,7 @@ Rules kept here:
 * nothing that a node says of itself, such as its address, is in a certificate.
 
 The attacks: a compromised node asks for the keys of other work, or of work it has lost; it calls
-itself by the address of the gateway and lets a replica pose as that. Called by `rpc.agents`, and
-for `identity_of` by `routing`.
+itself by the address of the gateway and lets a replica pose as that. Called by `rpc.agents`.
 """
 
 from __future__ import annotations
@@ -29,6 +28,7 @@ from appliance.control.services.checkpoint_rows import point_of
 from appliance.control.services.checkpoint_tasks import CheckpointTasks
 from appliance.control.services.endpoints import model_name
 from appliance.control.services.leases import Leases
+from appliance.control.services.replicas import identity_of
 from appliance.control.services.resources import missing
 from appliance.control.services.runs import LEASED
 from appliance.control.store import tables
@@ -36,7 +36,6 @@ from appliance.control.store.database import Database, Reading
 from appliance.control.store.objects import ObjectStore
 from appliance.core.checkpoints import CheckpointPoint
 from appliance.core.errors import LeaseLost, Unavailable
-from appliance.core.identity import Principal, PrincipalKind
 from appliance.core.names import Name
 from appliance.crypto.certs import Authority
 
@@ -158,11 +157,6 @@ class Release:
             client=False,
             lifetime=None,
         )
-
-
-def identity_of(row: Row[Any]) -> Principal:
-    """Who one start of a replica is; `row` of the table `replica`."""
-    return Principal(PrincipalKind.REPLICA, f"{row.endpoint}-{row.id}-{row.epoch}")
 
 
 def _key(version: Version, name: str) -> rpc.ArtifactKey:

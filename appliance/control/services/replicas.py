@@ -31,6 +31,7 @@ from appliance.control.store import tables
 from appliance.control.store.database import Database, Reading, Transaction
 from appliance.core import names
 from appliance.core.errors import Exhausted, InvalidInput, LeaseLost
+from appliance.core.identity import Principal, PrincipalKind
 from appliance.core.needs import REPLICA
 from appliance.core.numbers import readable
 from appliance.core.placement import Demand, NodeCapacity, Placement, place, waiting
@@ -366,6 +367,11 @@ def derive_state(
     if state == FAILED:
         return FAILED, reason
     return STARTING, why
+
+
+def identity_of(row: Row[Any]) -> Principal:
+    """Who one start of a replica is; `row` of the table `replica`."""
+    return Principal(PrincipalKind.REPLICA, f"{row.endpoint}-{row.id}-{row.epoch}")
 
 
 def demand(facts: Any, tensor_parallel: int, cache_bytes: int) -> Demand:  # noqa: ANN401  # a JSON column

@@ -28,7 +28,7 @@ from appliance.control.services import served_tokenizers
 from appliance.control.services.artifacts import Artifacts
 from appliance.control.services.caller import Caller
 from appliance.control.services.endpoints import replica_resource
-from appliance.control.services.release import identity_of
+from appliance.control.services.replicas import identity_of
 from appliance.control.services.resources import missing, timestamp
 from appliance.control.services.routing_view import Held, Key, key_of
 from appliance.control.store import tables
