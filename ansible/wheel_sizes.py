@@ -27,7 +27,7 @@ from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 
 TIMEOUT = 60.0
 AT_ONCE = 16
-LARGEST_SHOWN = 15
+MAX_SHOWN = 15
 _PLATFORMS = [
     *(f"manylinux_2_{minor}_x86_64" for minor in range(41, 4, -1)),
     *("manylinux2014_x86_64", "manylinux2010_x86_64", "manylinux1_x86_64", "linux_x86_64"),
@@ -114,9 +114,9 @@ def main() -> int:
         else:
             sizes.append((int(file.get("size") or 0), f"{name}=={version}"))
     print(f"{options.lock}: {len(sizes)} packages, {_readable(sum(size for size, _ in sizes))}")
-    for size, name in sorted(sizes, reverse=True)[:LARGEST_SHOWN]:
+    for size, name in sorted(sizes, reverse=True)[:MAX_SHOWN]:
         print(f"  {_readable(size):>10}  {name}")
-    rest = sorted(sizes, reverse=True)[LARGEST_SHOWN:]
+    rest = sorted(sizes, reverse=True)[MAX_SHOWN:]
     if rest:
         print(f"  {_readable(sum(size for size, _ in rest)):>10}  {len(rest)} others")
     for name in missing:

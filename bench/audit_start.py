@@ -23,18 +23,18 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from appliance.control.audit.record import Entry, line_of, prepare
+from appliance.control.audit.record import AuditEntry, line_of, prepare
 from appliance.control.audit.segments import SEGMENT_RECORDS
 from appliance.crypto.chain import CHECKPOINTS, FIRST_PREVIOUS, segment_name
 from appliance.crypto.merkle import Tree, leaf_hash
-from appliance.crypto.proofs import PROOF_SUFFIX, Proof
+from appliance.crypto.proofs import PROOF_SUFFIX, SegmentProof
 from appliance.crypto.signing import SignedNote, SigningKey
 from bench.measure import AT_LEAST, AT_MOST, ROOT, Bar, Outcome, run
 
 NAME = "audit_start"
 KEY = SigningKey(b"\x07" * 32)
 ORIGIN = "appliance/bench/audit"
-ENTRY = Entry(
+ENTRY = AuditEntry(
     "result",
     request_id="0a1b2c3d4e5f60718293a4b5c6d7e8f9",
     principal="users/alice",
@@ -73,10 +73,10 @@ log.close()
 _VERIFY = """
 import json, sys, time
 from pathlib import Path
-from appliance.cli.audit_folder import Parts
+from appliance.cli.audit_folder import AuditParts
 from appliance.crypto.signing import SigningKey
 begin = time.perf_counter()
-parts = Parts()
+parts = AuditParts()
 parts.add_folder(Path(sys.argv[1]))
 found, _ = parts.verify(SigningKey(bytes([7]) * 32).verify_key, None)
 print(json.dumps({"seconds": time.perf_counter() - begin, "records": found.size}))
@@ -210,7 +210,7 @@ def make(folder: Path, log: Log) -> Path:
                     notes.append(SignedNote(ORIGIN, tree.size, tree.root()).sign(KEY))
         if closed:
             kept = notes if number == 0 else notes[1:]
-            proof = Proof.of(first, path.stat().st_size, tree, kept)
+            proof = SegmentProof.of(first, path.stat().st_size, tree, kept)
             path.with_suffix(PROOF_SUFFIX).write_bytes(proof.dumps())
     (folder / CHECKPOINTS).write_bytes(b"".join(note + b"\n" for note in notes))
     for path in folder.iterdir():

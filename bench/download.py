@@ -3,8 +3,8 @@
 A real control plane and the real command: text of 20 and 200 MB is uploaded once, and downloaded in
 turn with `cp` of the same bytes and `sync` of the copy, because a download is on the disk, and was
 read back from there, when the command ends. Peaks of memory as in `bench.upload`. The bars: the
-command stays below `MOST_COMMAND` at both sizes, the control plane does not grow with the bytes,
-and the larger download reaches `LEAST_RATE` of `cp`.
+command stays below `MAX_COMMAND` at both sizes, the control plane does not grow with the bytes,
+and the larger download reaches `MIN_RATE` of `cp`.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ NAME = "download"
 SIZES = (10_000, 100_000)
 """Documents of 2 kB."""
 ROUNDS = 5
-MOST_COMMAND = 100.0
+MAX_COMMAND = 100.0
 """MB of the command, whatever it downloads."""
-MOST_GROWTH = 32.0
+MAX_GROWTH = 32.0
 """MB that ten times the bytes may cost the control plane more."""
-LEAST_RATE = 0.02
+MIN_RATE = 0.02
 """Of `cp`: opened, checked, hashed on both sides, synced and read back, by two cores."""
 ROLE = """
 exporter:
@@ -146,9 +146,9 @@ def judged(
     )
     worst = max(row["command"] for row in rows)
     bars = [
-        Bar("memory of the command, at its worst size", worst, "MB", AT_MOST, MOST_COMMAND, ROUNDS),
-        Bar("control plane, ten times the bytes", growth, "MB", AT_MOST, MOST_GROWTH, ROUNDS),
-        Bar("download / cp", rows[-1]["of_copy"], "times", AT_LEAST, LEAST_RATE, ROUNDS),
+        Bar("memory of the command, at its worst size", worst, "MB", AT_MOST, MAX_COMMAND, ROUNDS),
+        Bar("control plane, ten times the bytes", growth, "MB", AT_MOST, MAX_GROWTH, ROUNDS),
+        Bar("download / cp", rows[-1]["of_copy"], "times", AT_LEAST, MIN_RATE, ROUNDS),
     ]
     return Outcome(bars, {"downloads": rows})
 

@@ -4,7 +4,7 @@ Documents that were made to be slow, 3 MiB each, through the steps that decide a
 that stay (the shortest text is no rule here) also through learning a tokenizer and writing tokens.
 What is judged is processor time: a document waits for nothing.
 
-The bars: `MOST_SECONDS` to decide about each, and at most `MOST_GROWTH` times as much for twice the
+The bars: `MAX_SECONDS` to decide about each, and at most `MAX_GROWTH` times as much for twice the
 size, which linear time with a little cache is and the square is not; the same growth for what comes
 after. Beside it the two patterns of version 0.1.0, on documents so much smaller that they end.
 """
@@ -21,18 +21,18 @@ from typing import Any
 
 from appliance.jobs.prepare import vocabulary
 from appliance.jobs.prepare.corpus import Document
-from appliance.jobs.prepare.job import DROPPED, Judge, Settings
+from appliance.jobs.prepare.job import DROPPED, Judge, PrepareSettings
 from appliance.jobs.prepare.normalize import normalize
 from appliance.jobs.prepare.personal_data import redact
 from bench.measure import AT_MOST, Bar, Contender, Outcome, compare, run, timed
 
 NAME = "hostile_text"
 SIZE = 3 << 20
-MOST_SECONDS = 2.0
-MOST_GROWTH = 2.2
+MAX_SECONDS = 2.0
+MAX_GROWTH = 2.2
 ROUNDS = 5
 CLOCK = 1e-3
-_SETTINGS = Settings(
+_SETTINGS = PrepareSettings(
     vocabulary_size=512,
     threshold=0.8,
     validation_fraction=0.0,
@@ -156,15 +156,15 @@ def measure() -> Outcome:
             max(row["decided"] for row in rows),
             "s",
             AT_MOST,
-            MOST_SECONDS,
+            MAX_SECONDS,
             ROUNDS,
         )
     ]
     for what in ("decided", "written"):
         # Below a tenth of a second the clock and the first touch of memory are what is measured.
-        growth = [row[f"{what}_growth"] for row in rows if row[what] >= MOST_SECONDS / 20]
+        growth = [row[f"{what}_growth"] for row in rows if row[what] >= MAX_SECONDS / 20]
         name = f"time {what}, twice the size"
-        bars.append(Bar(name, max(growth), "times", AT_MOST, MOST_GROWTH, ROUNDS))
+        bars.append(Bar(name, max(growth), "times", AT_MOST, MAX_GROWTH, ROUNDS))
     return Outcome(bars, {"results": rows, "alternatives": alternatives})
 
 

@@ -7,7 +7,7 @@ two threads beside it; on the tensor axis against the tensor parallel of transfo
 axis has no like there and stands beside the plain loop.
 
 All train the same weights on the same batches, and the tables count only when every loss of every
-contender is that of the plain loop, to `MOST_APART`.
+contender is that of the plain loop, to `MAX_APART`.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from appliance.api.jobs.v1 import job_pb2
 from appliance.jobs.train.model import llama_config
-from appliance.jobs.train.parallel.gradients import clip, settle
-from appliance.jobs.train.recipe import assemble
-from appliance.kinds.train_settings import Settings
+from appliance.jobs.train.parallel.gradients import clip, redistribute_like_parameters
+from appliance.jobs.train.recipe import build_training_state
+from appliance.kinds.train_settings import TrainSettings
 from bench import trainer_peers as peers
 from bench.measure import AT_MOST, Bar, Contender, Outcome, at_least, compare, run
 
@@ -43,7 +43,7 @@ VOCABULARY = 2048
 BATCH, LENGTH = 8, 128
 STEPS, WARM_UP = 12, 3
 ROUNDS = 5
-MOST_APART = 1e-4
+MAX_APART = 1e-4
 CPU = torch.device("cpu")
 PLAIN_1, PLAIN_2 = "plain loop, one thread", "plain loop, two threads"
 FSDP, DDP, TP = "transformers FSDP2", "torch DDP", "transformers tensor parallel"
@@ -89,9 +89,7 @@ def measure() -> Outcome:
         at_least(one, PLAIN_1, 0.9),
         at_least(tables["data"], FSDP, 1.0),
         at_least(tables["tensor"], TP, 0.95),
-        Bar(
-            "losses apart from the plain loop's", trainers.apart(), "", AT_MOST, MOST_APART, ROUNDS
-        ),
+        Bar("losses apart from the plain loop's", trainers.apart(), "", AT_MOST, MAX_APART, ROUNDS),
     ]
     return Outcome(bars, {"tables": [one, *tables.values()], "losses": trainers.losses})
 
@@ -176,8 +174,8 @@ def ours(mesh: dict[str, int]) -> Rank:
 
 
 def _ours(mesh: dict[str, int], rank: int, ranks: int, _: Path) -> peers.Step:
-    settings = Settings.from_spec(_spec(mesh))
-    assembly = assemble(settings, _config(), rank, CPU)
+    settings = TrainSettings.from_spec(_spec(mesh))
+    assembly = build_training_state(settings, _config(), rank, CPU)
     compute, at = assembly.forward_backward, assembly.mesh.at
     rows = settings.rows_per_rank
     mine = slice(at.data * rows, (at.data + 1) * rows)
@@ -188,7 +186,7 @@ def _ours(mesh: dict[str, int], rank: int, ranks: int, _: Path) -> peers.Step:
             inputs[mine] if compute.reads_inputs else None,
             targets[mine] if compute.reads_targets else None,
         )
-        settle(assembly.parameters)
+        redistribute_like_parameters(assembly.parameters)
         clip(assembly.parameters, at, settings.gradient_clip, tied=False)
         assembly.optimizer.update(peers.RATE)
         total = torch.zeros(()) if loss is None else loss / settings.degrees.data
@@ -221,12 +219,12 @@ def _spec(mesh: dict[str, int]) -> job_pb2.TrainSpec:
 
 
 def _config() -> LlamaConfig:
-    return llama_config(Settings.from_spec(_spec({})).shape, VOCABULARY, 0)
+    return llama_config(TrainSettings.from_spec(_spec({})).shape, VOCABULARY, 0)
 
 
 def _save(folder: Path) -> None:
     """The first weights of the trainer, as a model that others load."""
-    assembly = assemble(Settings.from_spec(_spec({})), _config(), 0, CPU)
+    assembly = build_training_state(TrainSettings.from_spec(_spec({})), _config(), 0, CPU)
     model = LlamaForCausalLM(_config())
     model.load_state_dict({name: value.detach() for name, value in assembly.parameters.items()})
     model.save_pretrained(folder)

@@ -4,7 +4,7 @@ Ours and its alternatives run in turn, several rounds, medians, ratios. Machines
 noisy: a single time says little; the median ratio of interleaved rounds says which is faster, and
 by how much.
 
-A bench returns its bars, each a figure and what it has to be, judged on at least `LEAST_ROUNDS`
+A bench returns its bars, each a figure and what it has to be, judged on at least `MIN_ROUNDS`
 alternations, and whatever else it found. `run` gives it its time, prints the bars and writes
 build/bench/NAME.json.
 """
@@ -27,7 +27,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "build" / "bench"
-LEAST_ROUNDS = 5
+MIN_ROUNDS = 5
 LIMITS = {
     "sealed_load": 5 * 60,
     "gateway_relay": 10 * 60,
@@ -74,7 +74,7 @@ class Bar:
     @property
     def holds(self) -> bool:
         """Whether the figure is there, is of enough rounds and is what it has to be."""
-        if self.why or not math.isfinite(self.value) or self.rounds < LEAST_ROUNDS:
+        if self.why or not math.isfinite(self.value) or self.rounds < MIN_ROUNDS:
             return False
         if self.relation == AT_MOST:
             return self.value <= self.limit
@@ -138,15 +138,15 @@ def run(name: str, work: Callable[[], Outcome]) -> int:
 
 def did_not_end(why: str, limit_seconds: float) -> Bar:
     """The bar of a bench that gave no figures."""
-    return Bar("ends by itself", math.nan, "s", AT_MOST, limit_seconds, LEAST_ROUNDS, why)
+    return Bar("ends by itself", math.nan, "s", AT_MOST, limit_seconds, MIN_ROUNDS, why)
 
 
 def line_of(bar: dict[str, Any]) -> str:
     """One bar for a person."""
     value = f"{bar['value']:.4g} {bar['unit']}" if bar["value"] is not None else "none"
     verdict = "holds" if bar["holds"] else "MISSED"
-    if not bar["holds"] and bar["rounds"] < LEAST_ROUNDS:
-        verdict += f" (of {bar['rounds']} rounds, {LEAST_ROUNDS} are needed)"
+    if not bar["holds"] and bar["rounds"] < MIN_ROUNDS:
+        verdict += f" (of {bar['rounds']} rounds, {MIN_ROUNDS} are needed)"
     if bar.get("why"):
         verdict += f" ({bar['why']})"
     return f"{bar['name']:62}{value:>18}  {bar['goal']:12}{verdict}"

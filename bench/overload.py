@@ -28,17 +28,17 @@ from appliance.client.inference import AsyncInference
 from appliance.core.errors import ApplianceError, Exhausted
 from appliance.gateway import pipeline
 from appliance.gateway.ask import Ask
-from appliance.gateway.breaker import Breaker, State
-from appliance.gateway.config import Limits
-from appliance.gateway.load import Load
-from appliance.gateway.places import Places
-from bench.measure import AT_MOST, LEAST_ROUNDS, Bar, Outcome, run
+from appliance.gateway.breaker import Breaker, BreakerState
+from appliance.gateway.config import GatewayLimits
+from appliance.gateway.load import ReplicaLoad
+from appliance.gateway.slots import ReplicaSlots
+from bench.measure import AT_MOST, MIN_ROUNDS, Bar, Outcome, run
 from tests.fakes.gateway import QUICK, Stage, stage
 from tests.fakes.wire import authority
 from tests.fakes.worker import Script, Worker
 
 NAME = "overload"
-ROUNDS = LEAST_ROUNDS
+ROUNDS = MIN_ROUNDS
 SECONDS = 8.0
 SLOTS = 8
 STEP_SECONDS = 0.02
@@ -57,7 +57,7 @@ ROUTING = dataclasses.replace(
     stall_seconds=5.0,
     retry_share=0.1,
 )
-LIMITS = Limits(calls=192, calls_per_caller=64)
+LIMITS = GatewayLimits(calls=192, calls_per_caller=64)
 OURS, BEFORE = "with it", "without it"
 COUNTS = ("breakers opened", "answers cut", "well: refused", "well: answered", "busy: answered")
 
@@ -185,16 +185,16 @@ def as_before() -> Iterator[None]:
     """The rules of version 0.1.0 in the places where they were."""
 
     def failed(breaker: Any, now: float, _: float) -> bool:  # noqa: ANN401 - a breaker
-        if breaker.state is not State.CLOSED:
+        if breaker.state is not BreakerState.CLOSED:
             return False
         breaker._failures += 1  # noqa: SLF001 - as it was
         if breaker._failures < breaker._most:  # noqa: SLF001
             return False
-        breaker.state = State.OPEN
+        breaker.state = BreakerState.OPEN
         breaker._due = now + breaker._pause  # noqa: SLF001
         return True
 
-    check_room = Places._check_room  # noqa: SLF001 - what it was before is put in its place
+    check_room = ReplicaSlots._check_room  # noqa: SLF001 - what it was before is put in its place
 
     def full(places: Any, ask: Ask, line: Any) -> None:  # noqa: ANN401 - what it was
         if places._fleet.has_ready(ask.endpoint):  # noqa: SLF001
@@ -204,11 +204,11 @@ def as_before() -> Iterator[None]:
     with ExitStack() as stack:
         for owner, name, rule in (
             (Breaker, "failed", failed),
-            (Load, "may_wait", lambda *_: False),
-            (Load, "is_full", lambda _, answers, most: answers >= most),
-            (Load, "has_slot", lambda *_: True),
-            (Places, "_check_room", full),
-            (Places, "make_way", lambda *_, **__: False),
+            (ReplicaLoad, "may_wait", lambda *_: False),
+            (ReplicaLoad, "is_full", lambda _, answers, most: answers >= most),
+            (ReplicaLoad, "has_slot", lambda *_: True),
+            (ReplicaSlots, "_check_room", full),
+            (ReplicaSlots, "make_way", lambda *_, **__: False),
             (pipeline, "may_enter", lambda held, _, __, places: sum(held.values()) < places),
         ):
             stack.enter_context(patch.object(owner, name, rule))

@@ -26,13 +26,12 @@ import casbin
 from appliance.api.access.v1 import binding_pb2
 from appliance.api.access.v1 import binding_service_pb2 as rpc
 from appliance.api.access.v1.binding_service_pb2_grpc import BindingServiceStub
-from appliance.control import cross_check
-from appliance.control.auth import rules
+from appliance.control.auth import cross_check, rules
 from appliance.control.auth.roles import Roles
-from appliance.control.auth.rules import ROLE_PREFIX, Link
+from appliance.control.auth.rules import ROLE_PREFIX, RoleLink
 from appliance.control.store import tables
 from appliance.core.identity import PrincipalKind, parse_name
-from appliance.gateway.view import Control as GatewayControl
+from appliance.gateway.view import ControlClient as GatewayControl
 from appliance.gateway.view import View
 from appliance.wire.tls import channel
 from bench.measure import AT_LEAST, AT_MOST, Bar, Outcome, run
@@ -99,14 +98,14 @@ async def _measure(folder: Path, bindings: int) -> Outcome:
     return Outcome(bars, {"bindings": bindings, "seconds_of": dict(rows)})
 
 
-def _links(count: int) -> Iterator[Link]:
+def _links(count: int) -> Iterator[RoleLink]:
     """Five roles each in other projects, for so many people."""
     for number in range(count):
         person, place = divmod(number, 5)
-        yield Link(f"user:u{person}", "developer", f"p{(person + place) % PROJECTS}")
+        yield RoleLink(f"user:u{person}", "developer", f"p{(person + place) % PROJECTS}")
 
 
-def _fill(appliance: Appliance, links: list[Link]) -> None:
+def _fill(appliance: Appliance, links: list[RoleLink]) -> None:
     now = appliance.clock()
     base = appliance.control.base
     with base.database.write() as transaction:
@@ -204,7 +203,7 @@ def _check_in_force(appliance: Appliance, who: str, *, held: bool) -> None:
 class _Filled(casbin.persist.Adapter):  # type: ignore[misc]  # casbin is untyped
     """Fills Casbin's tables as version 0.1.0 did."""
 
-    def __init__(self, links: list[Link]) -> None:
+    def __init__(self, links: list[RoleLink]) -> None:
         self._links = links
 
     def load_policy(self, model: casbin.Model) -> None:
@@ -214,7 +213,7 @@ class _Filled(casbin.persist.Adapter):  # type: ignore[misc]  # casbin is untype
         )
 
 
-def _as_before(roles: Roles, links: list[Link]) -> float:
+def _as_before(roles: Roles, links: list[RoleLink]) -> float:
     """Seconds of one change as version 0.1.0 made it: check all rows, fill one graph of roles."""
     began = time.perf_counter()
     rules.check_links(links, {}, roles)

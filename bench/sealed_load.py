@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 from appliance.crypto.keys import new_key
-from appliance.crypto.place import Place
+from appliance.crypto.sealed_place import SealedPlace
 from appliance.crypto.sealed_reader import SealedReader
 from appliance.crypto.sealed_writer import SealedWriter
 from bench.measure import Contender, Outcome, at_least, compare, run, timed
@@ -20,7 +20,7 @@ from bench.measure import Contender, Outcome, at_least, compare, run, timed
 NAME = "sealed_load"
 SIZE = 256 << 20
 FRESH = "plain read() into fresh memory"
-PLACE = Place(project="bench", object="object", file="weights")
+PLACE = SealedPlace(project="bench", object="object", file="weights")
 
 
 def main() -> int:

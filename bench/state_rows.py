@@ -22,7 +22,7 @@ from pathlib import Path
 
 from appliance.control.store import migrate, tables
 from appliance.control.store.database import Database
-from appliance.control.store.rows import Rows
+from appliance.control.store.rows import RowMacs
 from bench.measure import AT_MOST, ROOT, Bar, Outcome, run
 
 NAME = "state_rows"
@@ -37,12 +37,12 @@ import json, sys, time
 from pathlib import Path
 from appliance.control.store import migrate
 from appliance.control.store.database import Database
-from appliance.control.store.rows import Rows
+from appliance.control.store.rows import RowMacs
 def kibibytes(name):
     text = Path("/proc/self/status").read_text()
     return int(text.split(name + ":", 1)[1].split()[0])
 before, begin = kibibytes("VmRSS"), time.perf_counter()
-found = migrate.check(Database(Path(sys.argv[1])), Rows(b"r" * 32), "bench", signed=True)
+found = migrate.check(Database(Path(sys.argv[1])), RowMacs(b"r" * 32), "bench", signed=True)
 seconds = time.perf_counter() - begin
 print(json.dumps({"seconds": seconds, "mebibytes": (kibibytes("VmRSS") - before) / 1024}))
 assert not found
@@ -93,7 +93,7 @@ def _made(folder: Path, protected: bool) -> Database:  # noqa: FBT001 - one of t
     folder.mkdir()
     now = datetime.now(UTC)
     database = Database(folder / "state.db")
-    migrate.create(database, Rows(KEY), "bench", now)
+    migrate.create(database, RowMacs(KEY), "bench", now)
     if not protected:
         database.close()
         database = Database(database.path)

@@ -6,8 +6,8 @@ disk when it is answered. At each size the peak memory of the command is what th
 that of the control plane is the largest that its metrics said during the upload.
 
 Beside it a folder of 100 thousand small text files, which cost the command a name each. All files
-are in the page cache. The bars: the command stays below `MOST_COMMAND` at every size, the control
-plane does not grow with the documents, and the largest upload reaches `LEAST_RATE` of `cp`.
+are in the page cache. The bars: the command stays below `MAX_COMMAND` at every size, the control
+plane does not grow with the documents, and the largest upload reaches `MIN_RATE` of `cp`.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ SIZES = (1_000, 10_000, 100_000)
 FILES = 100_000
 TEXT = 2_000
 ROUNDS = 5
-MOST_COMMAND = 100.0
+MAX_COMMAND = 100.0
 """MB of the command, whatever it uploads."""
-MOST_GROWTH = 32.0
+MAX_GROWTH = 32.0
 """MB that ten times the documents may cost the control plane more; four parts come at a time."""
-LEAST_RATE = 0.02
+MIN_RATE = 0.02
 """Of `cp`: a copy that is checked, sealed, synced part by part and recorded, by one core."""
 MEGABYTE = 1e6
 SAMPLE_SECONDS = 0.02
@@ -114,16 +114,16 @@ def judged(
     worst = max(float(str(row["command"])) for row in rows)
     rate = next(float(str(row["of_copy"])) for row in rows if row["documents"] == large)
     bars = [
-        Bar("memory of the command, at its worst size", worst, "MB", AT_MOST, MOST_COMMAND, ROUNDS),
+        Bar("memory of the command, at its worst size", worst, "MB", AT_MOST, MAX_COMMAND, ROUNDS),
         Bar(
             "control plane, 100,000 documents more than 10,000",
             growth,
             "MB",
             AT_MOST,
-            MOST_GROWTH,
+            MAX_GROWTH,
             ROUNDS,
         ),
-        Bar("upload of 100,000 documents / cp", rate, "times", AT_LEAST, LEAST_RATE, ROUNDS),
+        Bar("upload of 100,000 documents / cp", rate, "times", AT_LEAST, MIN_RATE, ROUNDS),
     ]
     return Outcome(bars, {"uploads": rows})
 

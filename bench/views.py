@@ -17,20 +17,20 @@ from pathlib import Path
 from typing import TypeVar
 
 from appliance.api.serving.v1 import routing_service_pb2 as rpc
-from appliance.control.auth.rules import Link
+from appliance.control.auth.rules import RoleLink
 from appliance.control.store import tables
 from appliance.core.identity import parse_name
 from appliance.core.names import Name
 from appliance.gateway.view import View
-from bench.measure import AT_LEAST, AT_MOST, LEAST_ROUNDS, Bar, Outcome, run
+from bench.measure import AT_LEAST, AT_MOST, MIN_ROUNDS, Bar, Outcome, run
 from tests.fakes.appliance import make_data_directory
 from tests.fakes.crowd import fill, project_of
 from tests.fakes.lab import Lab
 
 NAME = "views"
 PRINCIPALS, ENDPOINTS = 10_000, 200
-ROUNDS = LEAST_ROUNDS
-LARGEST_MESSAGE = 72 << 10
+ROUNDS = MIN_ROUNDS
+MAX_MESSAGE = 72 << 10
 CHANGE_BYTES = 1000
 FASTER, SMALLER = 5.0, 1000.0
 _HEAD = 2
@@ -83,7 +83,7 @@ def _measure(lab: Lab) -> Outcome:
         print(f"  {words:32}{1e3 * seconds:>12,.2f} ms{size:>14,.0f} bytes", flush=True)
     faster, smaller = medians["0.1.0"] / medians["made"], before_bytes / medians["bytes"]
     bars = [
-        Bar("largest message of the whole", largest, "B", AT_MOST, LARGEST_MESSAGE, ROUNDS),
+        Bar("largest message of the whole", largest, "B", AT_MOST, MAX_MESSAGE, ROUNDS),
         Bar("a change, largest", max(rows["bytes"]), "B", AT_MOST, CHANGE_BYTES, ROUNDS),
         Bar("0.1.0 / a change, bytes", smaller, "times", AT_LEAST, SMALLER, ROUNDS),
         Bar("0.1.0 / a change, time to make", faster, "times", AT_LEAST, FASTER, ROUNDS),
@@ -109,10 +109,10 @@ def _take(view: View, messages: list[rpc.RoutingView]) -> None:
 
 def _take_away(lab: Lab, number: int) -> None:
     """Take an application's role away."""
-    link = Link(f"svc:app{number}", "inference", project_of(number))
+    link = RoleLink(f"svc:app{number}", "inference", project_of(number))
     with lab.database.write() as transaction:
         transaction.run(tables.binding.delete().where(tables.binding.c.subject == link.subject))
-        lab.base.policies.took(transaction, link)
+        lab.base.policies.after_revoking(transaction, link)
 
 
 def _as_before(lab: Lab, view: View) -> int:

@@ -13,7 +13,7 @@ from appliance.cli.output import plain, safe
 from appliance.core.files import read_secret
 
 if TYPE_CHECKING:
-    from appliance.cli.session import Session
+    from appliance.cli.session import CommandSession
 
 
 @make("ask", "SystemService.GetSystem", "InferenceService.Generate", project=True)
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 @click.option("--no-stream", is_flag=True, help="Print the answer when it is complete.")
 @click.option("--token-file", metavar="FILE", help="Ask as the application of this token.")
 def command(
-    session: Session,
+    session: CommandSession,
     endpoint: str,
     prompt: str,
     system: str | None,
@@ -63,7 +63,7 @@ def command(
     _print(session, session.stream("InferenceService.Generate", at=gateway, **request), whole=whole)
 
 
-def _print(session: Session, pieces: Any, *, whole: bool) -> None:
+def _print(session: CommandSession, pieces: Any, *, whole: bool) -> None:
     """Print the answer piece by piece, or whole as text or as an object."""
     texts: list[str] = []
     final = None

@@ -18,7 +18,7 @@ from appliance.core.errors import BY_REASON, InvalidInput
 from appliance.core.identity import parse_name
 
 if TYPE_CHECKING:
-    from appliance.cli.session import Session
+    from appliance.cli.session import CommandSession
     from appliance.crypto.chain import Verified
 
 EXPORT_SECONDS = 3600.0
@@ -88,7 +88,7 @@ command = click.Group("audit", help="Read, verify and archive the audit chain.")
     show_default=True,
     help="Newest records to show; 0 for all.",
 )
-def list_(session: Session, limit: int, principal: str, outcome: str, resource: str) -> None:
+def list_(session: CommandSession, limit: int, principal: str, outcome: str, resource: str) -> None:
     """List records, newest first."""
     only = {
         "principal": _principal(session, principal),
@@ -105,7 +105,7 @@ def list_(session: Session, limit: int, principal: str, outcome: str, resource: 
     session.show(rows, COLUMNS)
 
 
-def _principal(session: Session, text: str) -> str:
+def _principal(session: CommandSession, text: str) -> str:
     """The name of a caller as records have it; a word alone is a person."""
     if text in {"", SYSTEM}:
         return text
@@ -123,7 +123,7 @@ def _resource(text: str) -> str:
 
 @make("export", "AuditService.ExportRecords", "AuditService.ListSegments", group=command)
 @click.option("--out", required=True, type=FILE, help="File for the records.")
-def export(session: Session, out: Path) -> None:
+def export(session: CommandSession, out: Path) -> None:
     """Write the chain to a file of yours alone, as it is stored, but for what is archived.
 
     What says that earlier records were archived is written beside it, for `verify`.
@@ -145,7 +145,7 @@ def export(session: Session, out: Path) -> None:
 @make("checkpoint", "AuditService.GetCheckpoint", group=command)
 @click.option("--out", type=FILE, help="File for the signed checkpoint.")
 @click.option("--public-key-out", type=FILE, help="File for the key to verify it with.")
-def checkpoint(session: Session, out: Path | None, public_key_out: Path | None) -> None:
+def checkpoint(session: CommandSession, out: Path | None, public_key_out: Path | None) -> None:
     """Show the newest signed checkpoint; keep it elsewhere to notice a replaced chain."""
     found = session.call("AuditService.GetCheckpoint")
     if out is not None:
@@ -185,10 +185,10 @@ def verify(
         raise click.UsageError("give one of --records and --data-dir")
     if records is None and data_dir is None and not archives:
         raise click.UsageError("give --records, --data-dir or --archive")
-    from appliance.cli.audit_folder import Parts  # noqa: PLC0415 - imports cryptography
+    from appliance.cli.audit_folder import AuditParts  # noqa: PLC0415 - imports cryptography
     from appliance.crypto.signing import VerifyKey  # noqa: PLC0415 - as above
 
-    parts = Parts()
+    parts = AuditParts()
     for folder in archives:
         parts.add_archive(folder)
     if data_dir is not None:
@@ -240,7 +240,7 @@ def _show(proved: Verified, origin: str, form: str) -> None:
     help="Only segments whose last record is at least so many days old.",
 )
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def archive(session: Session, out: Path, *, days: int, yes: bool) -> None:
+def archive(session: CommandSession, out: Path, *, days: int, yes: bool) -> None:
     """Move closed segments of the chain into a folder here, each proved before it is deleted there.
 
     A segment has 65,536 records. The newest closed one and the open one stay.
@@ -261,7 +261,7 @@ def archive(session: Session, out: Path, *, days: int, yes: bool) -> None:
     help="Segments whose last record is at least so many days old are deleted.",
 )
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def prune(session: Session, folder: Path, *, days: int, yes: bool) -> None:
+def prune(session: CommandSession, folder: Path, *, days: int, yes: bool) -> None:
     """Delete the oldest segments of an archive by their age; that is signed and recorded."""
     from appliance.cli.audit_archive import prune_archive  # noqa: PLC0415 - as above
 

@@ -21,19 +21,19 @@ import click
 from appliance.cli.audit import EXPORT_SECONDS
 from appliance.cli.audit_folder import ArchiveFolder, begins_of
 from appliance.cli.prompts import agree
-from appliance.cli.session import Session
+from appliance.cli.session import CommandSession
 from appliance.core.errors import FailedPrecondition
 from appliance.crypto.merkle import Tree
-from appliance.crypto.proofs import PRUNED, Proof
+from appliance.crypto.proofs import PRUNED, SegmentProof
 from appliance.crypto.signing import VerifyKey
 
 CALL_SECONDS = 60.0
 
 
-def archive_segments(session: Session, out: Path, days: int, *, yes: bool) -> None:
+def archive_segments(session: CommandSession, out: Path, days: int, *, yes: bool) -> None:
     """Archive what is older than so many days."""
     segments, archived = _listed(session)
-    begins = begins_of(archived, (Proof.loads(each.proof, "segment") for each in segments))
+    begins = begins_of(archived, (SegmentProof.loads(each.proof, "segment") for each in segments))
     until = datetime.now(UTC) - timedelta(days=days)
     # The newest closed one stays; what is deleted has no gap.
     old = itertools.takewhile(
@@ -76,7 +76,7 @@ def archive_segments(session: Session, out: Path, days: int, *, yes: bool) -> No
     session.show({"archived": len(chosen), "first_record": int(done.first_record)})
 
 
-def prune_archive(session: Session, folder: Path, days: int, *, yes: bool) -> None:
+def prune_archive(session: CommandSession, folder: Path, days: int, *, yes: bool) -> None:
     """Delete what is older than so many days from an archive."""
     archive = ArchiveFolder(folder)
     found, statement = archive.proofs(), archive.pruned()
@@ -85,7 +85,7 @@ def prune_archive(session: Session, folder: Path, days: int, *, yes: bool) -> No
     key, origin, now = _known(session)
     begin = Tree()
     if statement:
-        before = Proof.loads(statement, PRUNED)
+        before = SegmentProof.loads(statement, PRUNED)
         before.check(key, f"{origin}/{PRUNED}")
         # The pruning of before may not have come to its end.
         archive.finish_pruning(before)
@@ -114,14 +114,14 @@ def prune_archive(session: Session, folder: Path, days: int, *, yes: bool) -> No
         older_than_days=days,
         timeout=CALL_SECONDS,
     )
-    signed = Proof.loads(done.statement, PRUNED)
+    signed = SegmentProof.loads(done.statement, PRUNED)
     signed.check(key, f"{origin}/{PRUNED}")
     if (signed.size, signed.peaks) != (last.size, last.peaks):
         raise FailedPrecondition("the server signed something else: nothing was deleted")
     session.show({"pruned": archive.prune(done.statement), "first_record": last.size})
 
 
-def _listed(session: Session) -> tuple[list[Any], bytes]:
+def _listed(session: CommandSession) -> tuple[list[Any], bytes]:
     """All closed segments of the server, and what it says of those before."""
     segments: list[Any] = []
     archived, token = b"", ""
@@ -133,14 +133,14 @@ def _listed(session: Session) -> tuple[list[Any], bytes]:
             return segments, archived
 
 
-def _known(session: Session) -> tuple[VerifyKey, str, datetime]:
+def _known(session: CommandSession) -> tuple[VerifyKey, str, datetime]:
     """The key of the server's checkpoints, the name of its log, and its time."""
     found = session.call("AuditService.GetCheckpoint")
     origin = found.checkpoint.note.partition("\n")[0]
     return VerifyKey.from_pem(found.public_key.encode()), origin, found.time.ToDatetime(UTC)
 
 
-def _pieces(session: Session, proof: Proof) -> Iterator[bytes]:
+def _pieces(session: CommandSession, proof: SegmentProof) -> Iterator[bytes]:
     span: dict[str, Any] = {"from_sequence": proof.first, "to_sequence": proof.size}
     for piece in session.stream("AuditService.ExportRecords", timeout=EXPORT_SECONDS, **span):
         yield piece.lines

@@ -32,7 +32,7 @@ from appliance.core.files import (
 from appliance.crypto import chain, proofs
 from appliance.crypto.chain import CHECKPOINTS, LOG_SUFFIX, Verified
 from appliance.crypto.merkle import Tree
-from appliance.crypto.proofs import ARCHIVED, PROOF_SUFFIX, PRUNED, Proof
+from appliance.crypto.proofs import ARCHIVED, PROOF_SUFFIX, PRUNED, SegmentProof
 from appliance.crypto.signing import VerifyKey
 
 
@@ -51,24 +51,24 @@ class ArchiveFolder:
 
     def pruned_size(self) -> int:
         """How many records the log had at the end of what was pruned."""
-        return Proof.loads(data, PRUNED).size if (data := self.pruned()) else 0
+        return SegmentProof.loads(data, PRUNED).size if (data := self.pruned()) else 0
 
-    def proofs(self) -> list[Proof]:
+    def proofs(self) -> list[SegmentProof]:
         """Of its segments, oldest first, but what was pruned. Raises Tampered for what is none."""
         gone = self.pruned_size()
         paths = sorted(self.folder.glob(f"*{PROOF_SUFFIX}"))
-        found = [Proof.loads(path.read_bytes(), path.name) for path in paths]
+        found = [SegmentProof.loads(path.read_bytes(), path.name) for path in paths]
         return [proof for proof in found if proof.size > gone]
 
-    def path_of(self, proof: Proof) -> Path:
+    def path_of(self, proof: SegmentProof) -> Path:
         """Where the records of a segment are."""
         return self.folder / chain.segment_name(proof.first)
 
-    def proof_path_of(self, proof: Proof) -> Path:
+    def proof_path_of(self, proof: SegmentProof) -> Path:
         """Where its proof is."""
         return self.path_of(proof).with_suffix(PROOF_SUFFIX)
 
-    def holds(self, proof: Proof, begin: Tree) -> bool:
+    def holds(self, proof: SegmentProof, begin: Tree) -> bool:
         """Whether a segment is here and is what its proof says.
 
         Args:
@@ -81,7 +81,7 @@ class ArchiveFolder:
         if not proof_path.exists():
             return False
         try:
-            there = Proof.loads(proof_path.read_bytes(), proof_path.name)
+            there = SegmentProof.loads(proof_path.read_bytes(), proof_path.name)
         except Tampered:
             # It is damaged, and so proves nothing: all of it is copied again.
             return False
@@ -101,7 +101,7 @@ class ArchiveFolder:
             write_durably(proof_path, proof.dumps())
         return True
 
-    def take_in(self, proof: Proof, begin: Tree, pieces: Iterable[bytes]) -> None:
+    def take_in(self, proof: SegmentProof, begin: Tree, pieces: Iterable[bytes]) -> None:
         """Write a segment, and prove it. What does not come to its end leaves nothing.
 
         Args:
@@ -128,7 +128,7 @@ class ArchiveFolder:
                 )
         write_durably(self.proof_path_of(proof), proof.dumps())
 
-    def last_time(self, proof: Proof) -> datetime:
+    def last_time(self, proof: SegmentProof) -> datetime:
         """When the last record of a segment was written, as it says."""
         path = self.path_of(proof)
         try:
@@ -139,13 +139,13 @@ class ArchiveFolder:
                 f"the last record of {path} cannot be read: look with `appliance audit verify`"
             ) from error
 
-    def finish_pruning(self, statement: Proof) -> None:
+    def finish_pruning(self, statement: SegmentProof) -> None:
         """Delete what is left of what was pruned.
 
         Raises FailedPrecondition when it is something else that lies there.
         """
         paths = sorted(self.folder.glob(f"*{PROOF_SUFFIX}"))
-        found = [Proof.loads(path.read_bytes(), path.name) for path in paths]
+        found = [SegmentProof.loads(path.read_bytes(), path.name) for path in paths]
         left = [proof for proof in found if proof.size <= statement.size]
         if not left:
             return
@@ -158,7 +158,7 @@ class ArchiveFolder:
 
     def prune(self, statement: bytes) -> int:
         """Delete what a signed statement covers, also what is left of it; how many segments."""
-        size = Proof.loads(statement, PRUNED).size
+        size = SegmentProof.loads(statement, PRUNED).size
         write_durably(self.folder / PRUNED, statement)
         gone = [
             path
@@ -175,7 +175,7 @@ class ArchiveFolder:
 
 
 @dataclass
-class Parts:
+class AuditParts:
     """What a verification reads."""
 
     segments: dict[str, Path] = field(default_factory=dict)
@@ -206,7 +206,7 @@ class Parts:
 
     def _add_folder(self, folder: Path, statement: str) -> None:
         for path in sorted(folder.glob(f"*{PROOF_SUFFIX}")):
-            self.notes += Proof.loads(path.read_bytes(), path.name).notes
+            self.notes += SegmentProof.loads(path.read_bytes(), path.name).notes
         paths = sorted(path for path in folder.glob(f"*{LOG_SUFFIX}") if path.stem.isdecimal())
         if statement == PRUNED:
             # One without its proof is not in the archive: copying it did not come to its end.
@@ -225,7 +225,7 @@ class Parts:
         Raises FailedPrecondition when an archive holds its first records.
         """
         with path.open("rb") as stream:
-            line = stream.readline(chain.LONGEST_LINE).rstrip(b"\n")
+            line = stream.readline(chain.MAX_LINE).rstrip(b"\n")
         first = chain.parsed(line, 0)["sequence"] if line else 0
         if chain.segment_name(first) in self.segments:
             raise FailedPrecondition(
@@ -236,7 +236,10 @@ class Parts:
         self.goes_on = True
         beside = statement_beside(path)
         # Left by another export, it says nothing of this one.
-        if beside.exists() and Proof.loads(data := beside.read_bytes(), beside.name).size == first:
+        if (
+            beside.exists()
+            and SegmentProof.loads(data := beside.read_bytes(), beside.name).size == first
+        ):
             self.statements.append((ARCHIVED, data))
 
     def verify(self, key: VerifyKey, older: bytes | None) -> tuple[Verified, str]:
@@ -290,7 +293,7 @@ class Parts:
         """The tree of the records before the first to be verified."""
         base = Tree()
         for name, data in self.statements:
-            statement = Proof.loads(data, name)
+            statement = SegmentProof.loads(data, name)
             statement.check(key, f"{origin}/{name}")
             # Beside its archive a log goes back to what was pruned: nothing else may be missing.
             counts = name == PRUNED or not self.archives
@@ -304,7 +307,7 @@ def statement_beside(export: Path) -> Path:
     return export.with_name(f"{export.name}.{ARCHIVED}")
 
 
-def begins_of(archived: bytes, listed: Iterable[Proof]) -> list[tuple[Proof, Tree]]:
+def begins_of(archived: bytes, listed: Iterable[SegmentProof]) -> list[tuple[SegmentProof, Tree]]:
     """Each proof with the tree of the records before it.
 
     Args:
@@ -313,7 +316,7 @@ def begins_of(archived: bytes, listed: Iterable[Proof]) -> list[tuple[Proof, Tre
 
     Raises FailedPrecondition when they do not follow each other.
     """
-    tree = Proof.loads(archived, ARCHIVED).tree() if archived else Tree()
+    tree = SegmentProof.loads(archived, ARCHIVED).tree() if archived else Tree()
     found = []
     for proof in listed:
         if proof.first != tree.size:

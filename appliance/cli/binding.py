@@ -13,7 +13,7 @@ from appliance.cli.output import field, last
 from appliance.core.errors import NotFound
 
 if TYPE_CHECKING:
-    from appliance.cli.session import Session
+    from appliance.cli.session import CommandSession
 
 PLATFORM, EVERYWHERE = "platform", "projects/-"
 WHERE = {PLATFORM: "the platform", EVERYWHERE: "all projects"}
@@ -40,7 +40,7 @@ def scoped(function: Command) -> Command:
     return platform(everywhere(function))
 
 
-def scope(session: Session, *, everywhere: bool, platform: bool) -> str:
+def scope(session: CommandSession, *, everywhere: bool, platform: bool) -> str:
     """The scope that is said. Raises click.UsageError when two are."""
     typed = click.get_current_context().get_parameter_source("project")
     if (typed is ParameterSource.COMMANDLINE) + everywhere + platform > 1:
@@ -67,7 +67,7 @@ def scope(session: Session, *, everywhere: bool, platform: bool) -> str:
 @click.option("--role", required=True, metavar="ROLE", help="One of `appliance role list`.")
 @scoped
 def create(
-    session: Session, principal: str, role: str, *, everywhere: bool, platform: bool
+    session: CommandSession, principal: str, role: str, *, everywhere: bool, platform: bool
 ) -> None:
     """Give a role in a project, in all projects or on the platform."""
     if "/" not in principal:
@@ -91,7 +91,7 @@ def create(
     session.show(made, COLUMNS)
 
 
-def _of_project(session: Session, principal: str) -> str:
+def _of_project(session: CommandSession, principal: str) -> str:
     """`serviceAccounts/app` as the application `app` of the chosen project; others as they are."""
     collection, _, account = principal.partition("/")
     if collection != "serviceAccounts" or not session.project:
@@ -101,7 +101,7 @@ def _of_project(session: Session, principal: str) -> str:
 
 @make("list", "BindingService.ListBindings", group=command, project=True)
 @scoped
-def list_(session: Session, *, everywhere: bool, platform: bool) -> None:
+def list_(session: CommandSession, *, everywhere: bool, platform: bool) -> None:
     """List the bindings of a project, of the platform, or of all projects and each of them."""
     where = scope(session, everywhere=everywhere, platform=platform)
     session.show(session.list("BindingService.ListBindings", "bindings", scope=where), COLUMNS)
@@ -109,6 +109,6 @@ def list_(session: Session, *, everywhere: bool, platform: bool) -> None:
 
 @make("delete", "BindingService.DeleteBinding", group=command)
 @click.argument("name", metavar="BINDING")
-def delete(session: Session, name: str) -> None:
+def delete(session: CommandSession, name: str) -> None:
     """Take a role away; it stops to hold before this returns."""
     session.show(session.call("BindingService.DeleteBinding", name=session.name("binding", name)))

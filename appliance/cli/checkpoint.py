@@ -10,7 +10,7 @@ from appliance.cli.command import command as make
 from appliance.cli.output import field, last, state
 
 if TYPE_CHECKING:
-    from appliance.cli.session import Session
+    from appliance.cli.session import CommandSession
 
 COLUMNS = [
     ("CHECKPOINT", last()),
@@ -27,7 +27,7 @@ command = click.Group("checkpoint", help="See and delete the checkpoints of jobs
 
 @make("list", "CheckpointService.ListCheckpoints", group=command, project=True)
 @click.argument("job", metavar="JOB")
-def list_(session: Session, job: str) -> None:
+def list_(session: CommandSession, job: str) -> None:
     """List the checkpoints of a job, newest first."""
     parent = session.name("job", job)
     rows = session.list("CheckpointService.ListCheckpoints", "checkpoints", parent=parent)
@@ -36,7 +36,7 @@ def list_(session: Session, job: str) -> None:
 
 @make("get", "CheckpointService.GetCheckpoint", group=command, project=True)
 @click.argument("name", metavar="JOB/CHECKPOINT")
-def get(session: Session, name: str) -> None:
+def get(session: CommandSession, name: str) -> None:
     """Show one checkpoint."""
     full = session.name("checkpoint", name)
     session.show(session.call("CheckpointService.GetCheckpoint", name=full))
@@ -44,7 +44,7 @@ def get(session: Session, name: str) -> None:
 
 @make("delete", "CheckpointService.DeleteCheckpoint", group=command, project=True)
 @click.argument("name", metavar="JOB/CHECKPOINT")
-def delete(session: Session, name: str) -> None:
+def delete(session: CommandSession, name: str) -> None:
     """Delete a checkpoint."""
     full = session.name("checkpoint", name)
     session.show(session.call("CheckpointService.DeleteCheckpoint", name=full), COLUMNS)

@@ -59,7 +59,7 @@ class Shared:
     methods: tuple[str, ...] = ()
 
 
-class Calls(click.Command):
+class ServerCommand(click.Command):
     """A command that calls a server; `methods` are the RPCs it may call."""
 
     methods: tuple[str, ...] = ()
@@ -72,7 +72,7 @@ def command(
     project: bool = False,
     **settings: Any,
 ) -> Callable[[Function], click.Command]:
-    """Make a command of a function that takes a `Session` and its own options.
+    """Make a command of a function that takes a `CommandSession` and its own options.
 
     Args:
         name: what is typed.
@@ -85,7 +85,7 @@ def command(
     def decorate(function: Function) -> click.Command:
         @functools.wraps(function)
         def run(**values: Any) -> None:
-            from appliance.cli.session import Session  # noqa: PLC0415 - imports gRPC
+            from appliance.cli.session import CommandSession  # noqa: PLC0415 - imports gRPC
 
             shared = Shared(
                 output=values.pop("output"),
@@ -95,10 +95,10 @@ def command(
                 code_file=values.pop("code_file"),
                 methods=methods,
             )
-            with Session(shared) as session:
+            with CommandSession(shared) as session:
                 function(session, **values)
 
-        made = click.command(name, cls=Calls, **settings)(run)
+        made = click.command(name, cls=ServerCommand, **settings)(run)
         made.methods = methods
         made.params += _shared_options(methods, project=project)
         if group is not None:

@@ -13,7 +13,7 @@ from appliance.cli.output import field, last, plain, state
 from appliance.cli.progress import bytes_bar
 
 if TYPE_CHECKING:
-    from appliance.cli.session import Session
+    from appliance.cli.session import CommandSession
 
 COLUMNS = [
     ("DATASET", last()),
@@ -53,7 +53,7 @@ command = click.Group("dataset", help="Upload and download text; see what was ma
 @make("create", "DatasetService.CreateDataset", group=command, project=True)
 @click.argument("dataset_id", metavar="DATASET")
 @click.option("--description", default="", help="What is in it.")
-def create(session: Session, dataset_id: str, description: str) -> None:
+def create(session: CommandSession, dataset_id: str, description: str) -> None:
     """Create an empty dataset."""
     made = session.call(
         "DatasetService.CreateDataset",
@@ -70,7 +70,7 @@ def create(session: Session, dataset_id: str, description: str) -> None:
 @click.option("--hidden", is_flag=True, help="Take hidden files and folders too.")
 @sending.resumable
 def upload(
-    session: Session,
+    session: CommandSession,
     name: str,
     paths: tuple[Path, ...],
     *,
@@ -102,7 +102,7 @@ def upload(
 @make("download", "DownloadService.DownloadDatasetVersion", group=command, project=True)
 @click.argument("name", metavar="DATASET/VERSION")
 @downloading.into_folder
-def download(session: Session, name: str, folder: Path, *, force: bool) -> None:
+def download(session: CommandSession, name: str, folder: Path, *, force: bool) -> None:
     """Take a version out of the appliance, decrypted, into FOLDER.
 
     Text comes as JSON lines, as `dataset upload` takes them; tokens come as they are stored.
@@ -124,7 +124,7 @@ def download(session: Session, name: str, folder: Path, *, force: bool) -> None:
     project=True,
 )
 @click.argument("name", metavar="DATASET[/VERSION]")
-def get(session: Session, name: str) -> None:
+def get(session: CommandSession, name: str) -> None:
     """Show one dataset, or one version of it."""
     full = session.either(name, "dataset", "datasetVersion")
     method = "GetDatasetVersion" if full.kind == "datasetVersion" else "GetDataset"
@@ -132,7 +132,7 @@ def get(session: Session, name: str) -> None:
 
 
 @make("list", "DatasetService.ListDatasets", group=command, project=True)
-def list_(session: Session) -> None:
+def list_(session: CommandSession) -> None:
     """List the datasets of a project."""
     rows = session.list("DatasetService.ListDatasets", "datasets", parent=session.parent)
     session.show(rows, COLUMNS)
@@ -140,7 +140,7 @@ def list_(session: Session) -> None:
 
 @make("versions", "DatasetService.ListDatasetVersions", group=command, project=True)
 @click.argument("name", metavar="DATASET")
-def versions(session: Session, name: str) -> None:
+def versions(session: CommandSession, name: str) -> None:
     """List the versions of a dataset, newest first."""
     parent = session.name("dataset", name)
     method = "DatasetService.ListDatasetVersions"
@@ -150,7 +150,7 @@ def versions(session: Session, name: str) -> None:
 @make("report", "DatasetService.GetPrepareReport", group=command, project=True)
 @click.argument("name", metavar="DATASET/VERSION")
 @click.option("--examples", is_flag=True, help="Show dropped documents too.")
-def report(session: Session, name: str, *, examples: bool) -> None:
+def report(session: CommandSession, name: str, *, examples: bool) -> None:
     """Show what a prepare job kept and dropped, step by step."""
     full = session.name("datasetVersion", name)
     found = plain(session.call("DatasetService.GetPrepareReport", name=full))

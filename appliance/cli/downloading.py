@@ -16,7 +16,7 @@ from appliance.cli.progress import growing_bar
 from appliance.core.errors import ApplianceError
 
 if TYPE_CHECKING:
-    from appliance.cli.session import Session
+    from appliance.cli.session import CommandSession
 
 COLUMNS = [
     ("DOWNLOADED", field("name")),
@@ -37,7 +37,7 @@ def into_folder(function: Callable[..., None]) -> Callable[..., None]:
     return _FOLDER(_FORCE(function))
 
 
-def download(session: Session, rpc: str, name: str, folder: Path, *, force: bool) -> None:
+def download(session: CommandSession, rpc: str, name: str, folder: Path, *, force: bool) -> None:
     """Get a version into a folder, and show what came.
 
     Args:

@@ -15,7 +15,7 @@ from appliance.cli.output import field, last, plain, state
 from appliance.core.errors import FailedPrecondition, NotFound
 
 if TYPE_CHECKING:
-    from appliance.cli.session import Session
+    from appliance.cli.session import CommandSession
 
 READY, STOPPING, FAILED = "STATE_READY", "STATE_STOPPING", "STATE_FAILED"
 
@@ -61,7 +61,7 @@ command = click.Group("endpoint", help="Serve models.")
 @options(MESSAGE, SHAPE)
 @wait_options
 def create(
-    session: Session,
+    session: CommandSession,
     endpoint_id: str,
     *,
     wait: bool,
@@ -85,13 +85,13 @@ def create(
 
 @make("get", "EndpointService.GetEndpoint", group=command, project=True)
 @click.argument("name", metavar="ENDPOINT")
-def get(session: Session, name: str) -> None:
+def get(session: CommandSession, name: str) -> None:
     """Show one endpoint with its replicas."""
     session.show(session.call("EndpointService.GetEndpoint", name=session.name("endpoint", name)))
 
 
 @make("list", "EndpointService.ListEndpoints", group=command, project=True)
-def list_(session: Session) -> None:
+def list_(session: CommandSession) -> None:
     """List the endpoints of a project."""
     rows = session.list("EndpointService.ListEndpoints", "endpoints", parent=session.parent)
     session.show(rows, COLUMNS)
@@ -99,7 +99,7 @@ def list_(session: Session) -> None:
 
 @make("watch", "EndpointService.WatchEndpoint", group=command, project=True)
 @click.argument("name", metavar="ENDPOINT")
-def watch(session: Session, name: str) -> None:
+def watch(session: CommandSession, name: str) -> None:
     """Print each change of an endpoint until it is deleted; Ctrl-C ends the watching alone."""
     for row in _follow(session, session.name("endpoint", name), None):
         as_json = session.shared.output == "json"
@@ -115,7 +115,7 @@ def watch(session: Session, name: str) -> None:
 )
 @click.argument("name", metavar="ENDPOINT")
 @wait_options
-def delete(session: Session, name: str, *, wait: bool, timeout: float | None) -> None:
+def delete(session: CommandSession, name: str, *, wait: bool, timeout: float | None) -> None:
     """Drain the replicas and take an endpoint down."""
     full = session.name("endpoint", name)
     session.call("EndpointService.DeleteEndpoint", name=full)
@@ -125,7 +125,7 @@ def delete(session: Session, name: str, *, wait: bool, timeout: float | None) ->
     session.show({"name": full, "deleted": wait})
 
 
-def _until_ready(session: Session, name: str, timeout: float | None) -> dict[str, Any]:
+def _until_ready(session: CommandSession, name: str, timeout: float | None) -> dict[str, Any]:
     row: dict[str, Any] = {}
     said = ""
     for row in _follow(session, name, timeout):
@@ -137,7 +137,7 @@ def _until_ready(session: Session, name: str, timeout: float | None) -> dict[str
     raise NotFound(f"{name} was deleted while it was waited for")
 
 
-def _follow(session: Session, name: str, timeout: float | None) -> Iterator[dict[str, Any]]:
+def _follow(session: CommandSession, name: str, timeout: float | None) -> Iterator[dict[str, Any]]:
     """Each change of an endpoint; the end of it is the end of the endpoint."""
     try:
         for endpoint in changes(session, "EndpointService.WatchEndpoint", name, timeout):

@@ -17,7 +17,7 @@ from appliance.cli.failures import WaitTimedOut
 from appliance.core.errors import Unavailable
 
 if TYPE_CHECKING:
-    from appliance.cli.session import Session
+    from appliance.cli.session import CommandSession
 
 PATIENCE = 60.0
 """Seconds for which a server may be away."""
@@ -58,7 +58,9 @@ def wait_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return option(timeout_option(function))
 
 
-def changes(session: Session, method: str, name: str, timeout: float | None) -> Iterator[Any]:
+def changes(
+    session: CommandSession, method: str, name: str, timeout: float | None
+) -> Iterator[Any]:
     """The resource now and each time it changes, until the server ends the stream.
 
     Raises:

@@ -13,7 +13,7 @@ from appliance.cli.output import field, last, state
 from appliance.cli.prompts import agree
 
 if TYPE_CHECKING:
-    from appliance.cli.session import Session
+    from appliance.cli.session import CommandSession
 
 COLUMNS = [
     ("GATEWAY", last()),
@@ -27,7 +27,7 @@ command = click.Group("gateway", help="See and add gateways.")
 
 
 @make("list", "GatewayService.ListGateways", group=command)
-def list_(session: Session) -> None:
+def list_(session: CommandSession) -> None:
     """List every gateway: one that is READY may call, whether it runs now or not."""
     session.show(session.list("GatewayService.ListGateways", "gateways"), COLUMNS)
 
@@ -43,7 +43,7 @@ def list_(session: Session) -> None:
 )
 @token_out
 def create_join_token(
-    session: Session, gateway_id: str, hosts: tuple[str, ...], out: Path | None
+    session: CommandSession, gateway_id: str, hosts: tuple[str, ...], out: Path | None
 ) -> None:
     """Make a token with which one gateway may join once, within ten minutes.
 
@@ -67,7 +67,7 @@ def create_join_token(
 @make("evict", "GatewayService.EvictGateway", group=command)
 @click.argument("name", metavar="GATEWAY")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def evict(session: Session, name: str, *, yes: bool) -> None:
+def evict(session: CommandSession, name: str, *, yes: bool) -> None:
     """Refuse a gateway from now on; its streams to replicas end within ten seconds."""
     full = session.name("gateway", name)
     if not yes:

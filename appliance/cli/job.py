@@ -12,12 +12,12 @@ from appliance.cli.command import command as make
 from appliance.cli.fields import FieldOption, numbers_of
 from appliance.cli.following import Duration, changes, timeout_option, wait_options
 from appliance.cli.job_follow import check_ended_well, follow, hint_of
-from appliance.cli.job_view import COLUMNS, Lines, view
+from appliance.cli.job_view import COLUMNS, JobLines, view
 from appliance.cli.output import field, plain
 from appliance.kinds import KINDS
 
 if TYPE_CHECKING:
-    from appliance.cli.session import Session
+    from appliance.cli.session import CommandSession
 
 WATCH = "JobService.WatchJob"
 LOGS = "JobService.GetJobLogs"
@@ -27,7 +27,7 @@ _PAUSED = ("STATE_PAUSED", "STATE_REGISTERING")
 """What a job that was to pause ends up in when all is well; or it was done before."""
 
 
-class Jobs(click.Group):
+class JobGroup(click.Group):
     """Lists the kinds of jobs without loading them: that takes protobuf."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -50,12 +50,12 @@ class Jobs(click.Group):
             formatter.write_dl([(name, lines[name]) for name in self.list_commands(ctx)])
 
 
-command = Jobs("job", help="Make data and models on nodes, and follow the work.")
+command = JobGroup("job", help="Make data and models on nodes, and follow the work.")
 
 
 @make("get", "JobService.GetJob", group=command, project=True)
 @click.argument("name", metavar="JOB")
-def get(session: Session, name: str) -> None:
+def get(session: CommandSession, name: str) -> None:
     """Show one job."""
     job = session.call("JobService.GetJob", name=session.name("job", name))
     session.show(job)
@@ -64,7 +64,7 @@ def get(session: Session, name: str) -> None:
 
 
 @make("list", "JobService.ListJobs", group=command, project=True)
-def list_(session: Session) -> None:
+def list_(session: CommandSession) -> None:
     """List the jobs of a project, newest first."""
     session.show(session.list("JobService.ListJobs", "jobs", parent=session.parent), COLUMNS)
 
@@ -72,7 +72,7 @@ def list_(session: Session) -> None:
 @make("watch", WATCH, group=command, project=True)
 @click.argument("name", metavar="JOB")
 @timeout_option
-def watch(session: Session, name: str, timeout: float | None) -> None:
+def watch(session: CommandSession, name: str, timeout: float | None) -> None:
     """Show a job while it works; Ctrl-C ends the watching, not the job."""
     full = session.name("job", name)
     job: dict[str, Any] = {}
@@ -85,7 +85,7 @@ def watch(session: Session, name: str, timeout: float | None) -> None:
 
 @make("logs", LOGS, group=command, project=True)
 @click.argument("name", metavar="JOB")
-def logs(session: Session, name: str) -> None:
+def logs(session: CommandSession, name: str) -> None:
     """Print the last output of the ranks of a job that did not succeed."""
     found = plain(session.call(LOGS, name=session.name("job", name)))
     if session.shared.output == "table":
@@ -96,7 +96,7 @@ def logs(session: Session, name: str) -> None:
 
 @make("metrics", "JobService.ListJobMetrics", group=command, project=True)
 @click.argument("name", metavar="JOB")
-def metrics(session: Session, name: str) -> None:
+def metrics(session: CommandSession, name: str) -> None:
     """List the measurements of a job, step by step."""
     rows = session.list("JobService.ListJobMetrics", "metrics", name=session.name("job", name))
     names = sorted({key for row in rows for key in row["values"]})
@@ -106,7 +106,7 @@ def metrics(session: Session, name: str) -> None:
 
 @make("cancel", "JobService.CancelJob", group=command, project=True)
 @click.argument("name", metavar="JOB")
-def cancel(session: Session, name: str) -> None:
+def cancel(session: CommandSession, name: str) -> None:
     """End a job now; its checkpoints stay, and `job resume` goes on from them."""
     session.show(session.call("JobService.CancelJob", name=session.name("job", name)), COLUMNS)
 
@@ -123,14 +123,14 @@ def cancel(session: Session, name: str) -> None:
 )
 @wait_options
 def pause(
-    session: Session, name: str, *, grace: float | None, wait: bool, timeout: float | None
+    session: CommandSession, name: str, *, grace: float | None, wait: bool, timeout: float | None
 ) -> None:
     """Let a job save a checkpoint and give its devices back, until it is resumed."""
     more = {} if grace is None else {"grace_seconds": math.ceil(grace)}
     made = session.call("JobService.PauseJob", name=session.name("job", name), **more)
     job = plain(made)
     if wait and job["state"] == PAUSING:
-        lines = Lines(err=True)
+        lines = JobLines(err=True)
         for each in changes(session, WATCH, made.name, timeout):
             job = plain(each)
             lines(job)
@@ -148,7 +148,7 @@ def pause(
 )
 @wait_options
 def resume(
-    session: Session, name: str, *, mesh: str | None, wait: bool, timeout: float | None
+    session: CommandSession, name: str, *, mesh: str | None, wait: bool, timeout: float | None
 ) -> None:
     """Go on with a job that failed, was cancelled or is paused, from its newest checkpoint."""
     more: dict[str, Any] = {"mesh": numbers_of(mesh, "--mesh", AXES)} if mesh else {}

@@ -20,7 +20,7 @@ from appliance.cli.job_follow import follow
 from appliance.kinds import KINDS, kind_of
 
 if TYPE_CHECKING:
-    from appliance.cli.session import Session
+    from appliance.cli.session import CommandSession
 
 CREATE, PLAN, WATCH = "JobService.CreateJob", "JobService.PlanJob", "JobService.WatchJob"
 _HOW = ("wait", "timeout", "validate_only", "dry_run")
@@ -49,7 +49,7 @@ def command_of(name: str) -> click.Command:
     descriptor = kind.spec.DESCRIPTOR
     fields, parts = fields_of(descriptor), _parts(descriptor)
 
-    def submit(session: Session, job_id: str, **values: Any) -> None:
+    def submit(session: CommandSession, job_id: str, **values: Any) -> None:
         how = {key: values.pop(key) for key in _HOW}
         on_lost = values.pop("on_lost")
         typed = {each.path for each in fields if was_typed(values[each.variable])}
@@ -87,7 +87,7 @@ def command_of(name: str) -> click.Command:
     type=click.Path(exists=True, dir_okay=False, allow_dash=True),
     help="YAML or JSON of a job, as `job get -o yaml` prints it; `-` is standard input.",
 )
-def _create(session: Session, job_id: str, file: str, **how: Any) -> None:
+def _create(session: CommandSession, job_id: str, file: str, **how: Any) -> None:
     """Submit a job from a file."""
     _send(session, job_id, job_file.read(file), **how)
 
@@ -133,7 +133,7 @@ def _help(field: Any) -> str:
 
 
 def _send(
-    session: Session,
+    session: CommandSession,
     job_id: str,
     job: dict[str, Any],
     *,

@@ -35,7 +35,7 @@ MAX_DEPTH = 16
 MAX_SAID = 20
 """Mistakes that are named; a file that is something else altogether has thousands."""
 STDIN = "-"
-_LONGEST_VALUE = 60
+_MAX_VALUE = 60
 _TEXTS = frozenset({"str", "timestamp", "value"})
 """What YAML takes a text for, without a tag: a date and `=` are texts here."""
 
@@ -73,7 +73,7 @@ def parse(data: bytes, source: str) -> dict[str, Any]:
         line = data.count(b"\n", 0, error.start) + 1
         raise InvalidInput(f"{source} line {line}: is not UTF-8; convert it") from error
     root = _root(text, source)
-    job, reader = job_pb2.Job(), _Reader()
+    job, reader = job_pb2.Job(), _JobFileReader()
     reader.message(root, job, "")
     _check_specs(root, reader)
     if reader.problems:
@@ -121,7 +121,7 @@ def _root(text: str, source: str) -> Any:
 
 
 @dataclass
-class _Reader:
+class _JobFileReader:
     """Fills messages from nodes; notes what is wrong by line."""
 
     problems: list[tuple[int, str]] = field(default_factory=list)
@@ -182,7 +182,7 @@ class _Reader:
             names = [name for name in names if name in {*KINDS, "on_lost"}]
         close = difflib.get_close_matches(key, names, 1)
         hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"
-        self._note(node, at[:_LONGEST_VALUE], f"is no field: {hint}")
+        self._note(node, at[:_MAX_VALUE], f"is no field: {hint}")
 
     def _note(self, node: Any, at: str, sentence: str) -> None:
         self.problems.append((node.start_mark.line + 1, f"{at} {sentence}".strip()))
@@ -198,7 +198,7 @@ def _asked(descriptor: Any) -> set[str]:
     return {each.name for each in descriptor.oneofs_by_name["spec"].fields} | {"on_lost"}
 
 
-def _check_specs(root: Any, reader: _Reader) -> None:
+def _check_specs(root: Any, reader: _JobFileReader) -> None:
     """A job has one spec."""
     said = [str(key.value) for key, _ in root.value if str(key.value) in KINDS]
     line = root.start_mark.line + 1
@@ -244,4 +244,4 @@ def _wanted(named: Any) -> str:
 
 def _shown(value: object) -> str:
     text = ascii(value)
-    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."
+    return text if len(text) <= _MAX_VALUE else f"{text[:_MAX_VALUE]}..."

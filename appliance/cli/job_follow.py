@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from appliance.cli.following import changes
-from appliance.cli.job_view import COLUMNS, Lines, ended_well
+from appliance.cli.job_view import COLUMNS, JobLines, ended_well
 from appliance.cli.output import plain, safe
 from appliance.core.errors import ApplianceError
 
 if TYPE_CHECKING:
-    from appliance.cli.session import Session
+    from appliance.cli.session import CommandSession
 
 WATCH = "JobService.WatchJob"
 
@@ -22,11 +22,11 @@ class JobFailed(ApplianceError):
     reason = "JOB_FAILED"
 
 
-def follow(session: Session, made: Any, *, wait: bool, timeout: float | None) -> None:
+def follow(session: CommandSession, made: Any, *, wait: bool, timeout: float | None) -> None:
     """Show a job; with `wait` at its end, and the way there on stderr."""
     final = plain(made)
     if wait:
-        lines = Lines(err=True)
+        lines = JobLines(err=True)
         for each in changes(session, WATCH, made.name, timeout):
             final = plain(each)
             lines(final)
@@ -35,7 +35,7 @@ def follow(session: Session, made: Any, *, wait: bool, timeout: float | None) ->
         check_ended_well(session, final)
 
 
-def check_ended_well(session: Session, job: dict[str, Any]) -> None:
+def check_ended_well(session: CommandSession, job: dict[str, Any]) -> None:
     """Raise JobFailed unless a job has succeeded."""
     if not ended_well(job):
         state = job.get("state", "").removeprefix("STATE_").lower()
@@ -44,7 +44,7 @@ def check_ended_well(session: Session, job: dict[str, Any]) -> None:
         raise JobFailed(f"{job.get('name')} {state}: {why}", hint=hint)
 
 
-def hint_of(session: Session, name: str) -> str:
+def hint_of(session: CommandSession, name: str) -> str:
     """What to type next; with the whole name when the context's project is another."""
     typed = name if session.shared.project else name.rpartition("/")[2]
     return f"`appliance job logs {typed}` prints the last output of its ranks"

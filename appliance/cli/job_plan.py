@@ -11,7 +11,7 @@ from appliance.cli.output import show as print_table
 from appliance.core.numbers import readable
 
 if TYPE_CHECKING:
-    from appliance.cli.session import Session
+    from appliance.cli.session import CommandSession
 
 NODES = [
     ("NODE", last("node")),
@@ -20,7 +20,7 @@ NODES = [
 ]
 
 
-def show(session: Session, plan: Any) -> None:
+def show(session: CommandSession, plan: Any) -> None:
     """Print a plan as the command was asked to."""
     found = plain(plan)
     if session.shared.output != "table":

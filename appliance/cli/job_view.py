@@ -69,7 +69,7 @@ def line(job: Job) -> str:
     return safe("  ".join(parts))
 
 
-class Lines:
+class JobLines:
     """Prints a line for each change, not the same one twice."""
 
     def __init__(self, *, err: bool) -> None:
@@ -98,7 +98,7 @@ def view(form: str) -> Iterator[Callable[[Job], None]]:
         with _live() as show:
             yield show
     else:
-        yield Lines(err=False)
+        yield JobLines(err=False)
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ from appliance.core.errors import (
 )
 
 if TYPE_CHECKING:
-    from appliance.cli.session import Session
+    from appliance.cli.session import CommandSession
 
 COMPLETE, VERIFY, ENROLL, CHANGE = 1, 2, 3, 4  # SessionStep
 
@@ -48,7 +48,7 @@ COMPLETE, VERIFY, ENROLL, CHANGE = 1, 2, 3, 4  # SessionStep
     help="Your next password, when the present one was chosen by somebody else.",
 )
 def command(
-    session: Session,
+    session: CommandSession,
     user: str | None,
     password_file: str | None,
     recovery_code_file: str | None,
@@ -85,7 +85,7 @@ def command(
         _replace(session, user, password, new_password_file)
 
 
-def _replace(session: Session, user: str, password: str, source: str | None) -> None:
+def _replace(session: CommandSession, user: str, password: str, source: str | None) -> None:
     """Replace a password that somebody else chose; nothing else is allowed before."""
     if source is None and not prompts.interactive():
         raise PasswordChangeRequired(
@@ -128,7 +128,7 @@ def _show_secret(uri: str) -> None:
     click.echo(picture.getvalue() + uri, err=True)
 
 
-def _prove(session: Session, token: str, recovery_code: str) -> Any:
+def _prove(session: CommandSession, token: str, recovery_code: str) -> Any:
     """Prove the second factor; a person may mistype it."""
     if recovery_code:
         try:
@@ -156,7 +156,7 @@ def _prove(session: Session, token: str, recovery_code: str) -> Any:
             click.echo(error.message, err=True)
 
 
-def _finish(session: Session, user: str, done: Any) -> None:
+def _finish(session: CommandSession, user: str, done: Any) -> None:
     facts = {
         "token_expire_time": done.expire_time.ToJsonString(),
         "recovery_codes": list(done.recovery_codes),

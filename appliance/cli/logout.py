@@ -10,11 +10,11 @@ from appliance.cli.command import command as make
 from appliance.core.errors import Unauthenticated
 
 if TYPE_CHECKING:
-    from appliance.cli.session import Session
+    from appliance.cli.session import CommandSession
 
 
 @make("logout", "AuthService.Logout")
-def command(session: Session) -> None:
+def command(session: CommandSession) -> None:
     """End the session."""
     if not session.token:
         click.echo("you were not logged in", err=True)

@@ -13,7 +13,7 @@ from appliance.cli.output import field, last, safe
 from appliance.cli.progress import bytes_bar
 
 if TYPE_CHECKING:
-    from appliance.cli.session import Session
+    from appliance.cli.session import CommandSession
 
 COLUMNS = [
     ("MODEL", last()),
@@ -37,7 +37,7 @@ command = click.Group("model", help="Take in models; see and download their vers
 @make("create", "ModelService.CreateModel", group=command, project=True)
 @click.argument("model_id", metavar="MODEL")
 @click.option("--description", default="", help="What it is for.")
-def create(session: Session, model_id: str, description: str) -> None:
+def create(session: CommandSession, model_id: str, description: str) -> None:
     """Create a model without versions."""
     made = session.call(
         "ModelService.CreateModel",
@@ -56,7 +56,13 @@ def create(session: Session, model_id: str, description: str) -> None:
 )
 @sending.resumable
 def import_(
-    session: Session, name: str, folder: Path, *, dry_run: bool, resume: bool, upload: str | None
+    session: CommandSession,
+    name: str,
+    folder: Path,
+    *,
+    dry_run: bool,
+    resume: bool,
+    upload: str | None,
 ) -> None:
     """Take in a model as a new sealed version; the model is created when it is missing.
 
@@ -86,7 +92,7 @@ def import_(
 @make("download", "DownloadService.DownloadModelVersion", group=command, project=True)
 @click.argument("name", metavar="MODEL/VERSION")
 @downloading.into_folder
-def download(session: Session, name: str, folder: Path, *, force: bool) -> None:
+def download(session: CommandSession, name: str, folder: Path, *, force: bool) -> None:
     """Take a version out of the appliance, decrypted, into FOLDER.
 
     The project must allow it, and you need a role with models.download, which no built-in role has.
@@ -106,7 +112,7 @@ def download(session: Session, name: str, folder: Path, *, force: bool) -> None:
     project=True,
 )
 @click.argument("name", metavar="MODEL[/VERSION]")
-def get(session: Session, name: str) -> None:
+def get(session: CommandSession, name: str) -> None:
     """Show one model, or one version of it."""
     full = session.either(name, "model", "modelVersion")
     method = "GetModelVersion" if full.kind == "modelVersion" else "GetModel"
@@ -114,7 +120,7 @@ def get(session: Session, name: str) -> None:
 
 
 @make("list", "ModelService.ListModels", group=command, project=True)
-def list_(session: Session) -> None:
+def list_(session: CommandSession) -> None:
     """List the models of a project."""
     rows = session.list("ModelService.ListModels", "models", parent=session.parent)
     session.show(rows, COLUMNS)
@@ -122,7 +128,7 @@ def list_(session: Session) -> None:
 
 @make("versions", "ModelService.ListModelVersions", group=command, project=True)
 @click.argument("name", metavar="MODEL")
-def versions(session: Session, name: str) -> None:
+def versions(session: CommandSession, name: str) -> None:
     """List the versions of a model, newest first."""
     parent = session.name("model", name)
     session.show(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from appliance.core import families
-from appliance.core.families import Use
+from appliance.core.families import FamilyUse
 
 if TYPE_CHECKING:
     from appliance.client.model_folder import ModelFolder
@@ -23,10 +23,10 @@ def of(found: ModelFolder) -> dict[str, Any]:
         "size_bytes": found.size,
         "files": [{"file": file, "size_bytes": size} for file, size in found.files],
         "left_out": [{"file": file, "reason": why} for file, why in found.left_out.items()],
-        "works": [use.value for use in Use if use in works],
+        "works": [use.value for use in FamilyUse if use in works],
         "does_not_work": [
             {"what": use.value, "reason": families.reason(config.family, use)}
-            for use in Use
+            for use in FamilyUse
             if use not in works
         ],
     }

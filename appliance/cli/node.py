@@ -13,7 +13,7 @@ from appliance.cli.output import field, last, state
 from appliance.cli.prompts import agree
 
 if TYPE_CHECKING:
-    from appliance.cli.session import Session
+    from appliance.cli.session import CommandSession
 
 
 def _memory(row: dict[str, Any]) -> str:
@@ -57,14 +57,14 @@ command = click.Group("node", help="See and add servers.")
 
 
 @make("list", "NodeService.ListNodes", group=command)
-def list_(session: Session) -> None:
+def list_(session: CommandSession) -> None:
     """List every node."""
     session.show(session.list("NodeService.ListNodes", "nodes"), COLUMNS)
 
 
 @make("get", "NodeService.GetNode", group=command)
 @click.argument("name", metavar="NODE")
-def get(session: Session, name: str) -> None:
+def get(session: CommandSession, name: str) -> None:
     """Show one node."""
     session.show(session.call("NodeService.GetNode", name=session.name("node", name)))
 
@@ -72,7 +72,7 @@ def get(session: Session, name: str) -> None:
 @make("create-join-token", "NodeService.CreateJoinToken", group=command)
 @click.argument("node_id", metavar="NODE")
 @token_out
-def create_join_token(session: Session, node_id: str, out: Path | None) -> None:
+def create_join_token(session: CommandSession, node_id: str, out: Path | None) -> None:
     """Make a token with which one server may join once, within ten minutes."""
 
     def make_token() -> dict[str, str]:
@@ -88,14 +88,14 @@ def create_join_token(session: Session, node_id: str, out: Path | None) -> None:
 
 
 @make("list-join-tokens", "NodeService.ListJoinTokens", group=command)
-def list_join_tokens(session: Session) -> None:
+def list_join_tokens(session: CommandSession) -> None:
     """List the join tokens that can still be used."""
     session.show(session.list("NodeService.ListJoinTokens", "join_tokens"), JOIN_TOKENS)
 
 
 @make("revoke-join-token", "NodeService.RevokeJoinToken", group=command)
 @click.argument("token_id", metavar="ID")
-def revoke_join_token(session: Session, token_id: str) -> None:
+def revoke_join_token(session: CommandSession, token_id: str) -> None:
     """End a join token; no server can join with it once this returns."""
     session.call("NodeService.RevokeJoinToken", token_id=token_id)
     click.echo("revoked", err=True)
@@ -104,7 +104,7 @@ def revoke_join_token(session: Session, token_id: str) -> None:
 @make("evict", "NodeService.EvictNode", group=command)
 @click.argument("name", metavar="NODE")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def evict(session: Session, name: str, *, yes: bool) -> None:
+def evict(session: CommandSession, name: str, *, yes: bool) -> None:
     """Refuse a node from now on; its work starts elsewhere."""
     full = session.name("node", name)
     if not yes:

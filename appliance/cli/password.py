@@ -11,7 +11,7 @@ from appliance.cli import prompts
 from appliance.cli.command import command as make
 
 if TYPE_CHECKING:
-    from appliance.cli.session import Session
+    from appliance.cli.session import CommandSession
 
 command = click.Group("password", help="Change your own password.")
 
@@ -19,7 +19,9 @@ command = click.Group("password", help="Change your own password.")
 @make("change", "AuthService.ChangePassword", group=command)
 @click.option("--password-file", metavar="FILE", help="Present password; `-` is standard input.")
 @click.option("--new-password-file", metavar="FILE", help="New password; `-` is standard input.")
-def change_(session: Session, password_file: str | None, new_password_file: str | None) -> None:
+def change_(
+    session: CommandSession, password_file: str | None, new_password_file: str | None
+) -> None:
     """Change your password: every other session of yours ends, other devices are forgotten."""
     user = session.profile.user
     session.profiles.check_writable()
@@ -28,7 +30,7 @@ def change_(session: Session, password_file: str | None, new_password_file: str 
     change(session, user, present, new)
 
 
-def change(session: Session, user: str, present: str, new: str) -> None:
+def change(session: CommandSession, user: str, present: str, new: str) -> None:
     """Change the password of the session's user; the session goes on under a new token."""
     done = session.call("AuthService.ChangePassword", password=present, new_password=new)
     profile = replace(session.profile, user=user)

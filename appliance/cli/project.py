@@ -10,7 +10,7 @@ from appliance.cli.command import command as make
 from appliance.cli.output import field, last
 
 if TYPE_CHECKING:
-    from appliance.cli.session import Session
+    from appliance.cli.session import CommandSession
 
 COLUMNS = [
     ("PROJECT", last()),
@@ -25,7 +25,7 @@ command = click.Group("project", help="Manage projects.")
 @make("create", "ProjectService.CreateProject", group=command)
 @click.argument("project_id", metavar="PROJECT")
 @click.option("--description", default="", help="What it is for.")
-def create(session: Session, project_id: str, description: str) -> None:
+def create(session: CommandSession, project_id: str, description: str) -> None:
     """Create a project and its key."""
     made = session.call(
         "ProjectService.CreateProject",
@@ -37,13 +37,13 @@ def create(session: Session, project_id: str, description: str) -> None:
 
 @make("get", "ProjectService.GetProject", group=command)
 @click.argument("name", metavar="PROJECT")
-def get(session: Session, name: str) -> None:
+def get(session: CommandSession, name: str) -> None:
     """Show one project."""
     session.show(session.call("ProjectService.GetProject", name=session.name("project", name)))
 
 
 @make("list", "ProjectService.ListProjects", group=command)
-def list_(session: Session) -> None:
+def list_(session: CommandSession) -> None:
     """List the projects you hold a role in."""
     session.show(session.list("ProjectService.ListProjects", "projects"), COLUMNS)
 
@@ -55,7 +55,7 @@ def list_(session: Session) -> None:
     default=None,
     help="Whether models and datasets of it may be downloaded, by whoever holds that permission.",
 )
-def update(session: Session, name: str, *, allow_downloads: bool | None) -> None:
+def update(session: CommandSession, name: str, *, allow_downloads: bool | None) -> None:
     """Allow or forbid that what is in a project leaves the appliance."""
     if allow_downloads is None:
         raise click.UsageError("say what to change: --allow-downloads or --no-allow-downloads")

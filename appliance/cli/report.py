@@ -13,7 +13,7 @@ from appliance.cli.output import field, last, plain
 from appliance.cli.report_view import show_report
 
 if TYPE_CHECKING:
-    from appliance.cli.session import Session
+    from appliance.cli.session import CommandSession
 
 COLUMNS = [
     ("REPORT", last()),
@@ -27,7 +27,7 @@ command = click.Group("report", help="Read and download what jobs have found.")
 
 
 @make("list", "ReportService.ListReports", group=command, project=True)
-def list_(session: Session) -> None:
+def list_(session: CommandSession) -> None:
     """List the reports of a project."""
     rows = session.list("ReportService.ListReports", "reports", parent=session.parent)
     session.show(rows, COLUMNS)
@@ -35,7 +35,7 @@ def list_(session: Session) -> None:
 
 @make("get", "ReportService.GetReport", group=command, project=True)
 @click.argument("name", metavar="REPORT")
-def get(session: Session, name: str) -> None:
+def get(session: CommandSession, name: str) -> None:
     """Read a report: texts, numbers and tables; `report download` has its pictures."""
     found = plain(session.call("ReportService.GetReport", name=session.name("report", name)))
     if session.shared.output == "table":
@@ -47,7 +47,7 @@ def get(session: Session, name: str) -> None:
 @make("download", "ReportService.DownloadReport", group=command, project=True)
 @click.argument("name", metavar="REPORT")
 @downloading.into_folder
-def download(session: Session, name: str, folder: Path, *, force: bool) -> None:
+def download(session: CommandSession, name: str, folder: Path, *, force: bool) -> None:
     """Put the files of a report, report.json and its PNG pictures, into FOLDER."""
     full = session.name("report", name)
     downloading.download(session, "ReportService.DownloadReport", full, folder, force=force)

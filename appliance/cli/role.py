@@ -10,7 +10,7 @@ from appliance.cli.command import command as make
 from appliance.cli.output import field, last, plain
 
 if TYPE_CHECKING:
-    from appliance.cli.session import Session
+    from appliance.cli.session import CommandSession
 
 COLUMNS = [
     ("ROLE", last()),
@@ -32,19 +32,19 @@ command = click.Group("role", help="See the roles.")
 
 @make("get", "RoleService.GetRole", group=command)
 @click.argument("name", metavar="ROLE")
-def get(session: Session, name: str) -> None:
+def get(session: CommandSession, name: str) -> None:
     """Show one role with its permissions."""
     session.show(session.call("RoleService.GetRole", name=session.name("role", name)))
 
 
 @make("list", "RoleService.ListRoles", group=command)
-def list_(session: Session) -> None:
+def list_(session: CommandSession) -> None:
     """List every role."""
     session.show(session.list("RoleService.ListRoles", "roles"), COLUMNS)
 
 
 @make("permissions", "SystemService.ListPermissions", group=command)
-def permissions(session: Session) -> None:
+def permissions(session: CommandSession) -> None:
     """List every call with the permission it needs."""
     found = plain(session.call("SystemService.ListPermissions"))
     session.show(found["methods"], PERMISSIONS)

@@ -30,8 +30,8 @@ from appliance.core.errors import (
 
 if TYPE_CHECKING:
     from appliance.api.data.v1.upload_pb2 import Upload
-    from appliance.cli.session import Session
-    from appliance.client.parts import Part
+    from appliance.cli.session import CommandSession
+    from appliance.client.parts import OutgoingPart
 
 CALLS = (
     "UploadService.CreateUpload",
@@ -70,7 +70,7 @@ def resumable(function: Callable[..., None]) -> Callable[..., None]:
 
 
 @dataclass(frozen=True)
-class Begun:
+class BegunUpload:
     """The upload that a command sends to.
 
     Attributes:
@@ -83,13 +83,13 @@ class Begun:
 
 
 def begin(
-    session: Session,
+    session: CommandSession,
     artifact: str,
     files: Iterable[tuple[str, int]] = (),
     *,
     resume: bool,
     upload: str | None,
-) -> Begun:
+) -> BegunUpload:
     """The caller's upload to go on with, or a new one.
 
     Raises NotFound when there is none to go on with, FailedPrecondition when there are several, or
@@ -106,10 +106,10 @@ def begin(
             f"{found.name} failed, and what was sent is gone: {found.message}. Leave out --upload "
             "to begin another one"
         )
-    return Begun(found, mine=False)
+    return BegunUpload(found, mine=False)
 
 
-def _open_one(session: Session, artifact: str) -> str:
+def _open_one(session: CommandSession, artifact: str) -> str:
     """The name of the one upload that is open, or was committed last."""
     parent = "/".join(artifact.split("/")[:2])
     rows = session.list("UploadService.ListUploads", "uploads", parent=parent)
@@ -126,18 +126,20 @@ def _open_one(session: Session, artifact: str) -> str:
     return str(wanted[0]["name"])
 
 
-def _create(session: Session, artifact: str, files: Iterable[tuple[str, int]]) -> Begun:
+def _create(
+    session: CommandSession, artifact: str, files: Iterable[tuple[str, int]]
+) -> BegunUpload:
     listed = [{"file": file, "size_bytes": size} for file, size in files]
     parent = "/".join(artifact.split("/")[:2])
     upload = {"artifact": artifact, "files": listed}
     made: Upload = session.call("UploadService.CreateUpload", parent=parent, upload=upload)
     if not session.shared.request_id:
-        return Begun(made, mine=True)
+        return BegunUpload(made, mine=True)
     # A repeat gets the first answer; how far it is by now is another question.
-    return Begun(session.call("UploadService.GetUpload", name=made.name), mine=False)
+    return BegunUpload(session.call("UploadService.GetUpload", name=made.name), mine=False)
 
 
-def again(session: Session, upload: Upload) -> str:
+def again(session: CommandSession, upload: Upload) -> str:
     """The command line with which an upload is gone on with: this one, and which upload."""
     context = click.get_current_context()
     words: list[str] = []
@@ -154,9 +156,9 @@ def again(session: Session, upload: Upload) -> str:
 
 
 def send(
-    session: Session,
-    begun: Begun,
-    parts: Iterable[Part],
+    session: CommandSession,
+    begun: BegunUpload,
+    parts: Iterable[OutgoingPart],
     advance: Callable[[int], None],
 ) -> str:
     """Send what is missing and commit; the version's name. Says how to go on when it ends early.
@@ -182,7 +184,7 @@ def send(
 
     calls = None
     try:
-        calls = part_upload.Calls(connect, lambda what: click.echo(what, err=True))
+        calls = part_upload.UploadCalls(connect, lambda what: click.echo(what, err=True))
         return part_upload.complete(calls, upload, parts, advance)
     except KeyboardInterrupt:
         _say_again(session, upload)
@@ -217,17 +219,17 @@ def _helps(upload: Upload, error: ApplianceError) -> bool:
     return upload.state == upload.STATE_OPEN or not isinstance(error, InvalidInput)
 
 
-def _say_again(session: Session, upload: Upload) -> None:
+def _say_again(session: CommandSession, upload: Upload) -> None:
     click.echo(f"what was sent is kept for days: go on with `{again(session, upload)}`", err=True)
 
 
-def _abort(session: Session, upload: Upload) -> None:
+def _abort(session: CommandSession, upload: Upload) -> None:
     """Leave nothing open with nothing in it; else it expires."""
     with contextlib.suppress(ApplianceError):
         session.call("UploadService.AbortUpload", name=upload.name)
 
 
-def show(session: Session, version: str, method: str, columns: Any) -> None:
+def show(session: CommandSession, version: str, method: str, columns: Any) -> None:
     """Show a version; its name alone when the session has ended meanwhile."""
     try:
         session.read_token_again()

@@ -13,7 +13,7 @@ from appliance.cli.options import made_token, token_out
 from appliance.cli.output import field, last
 
 if TYPE_CHECKING:
-    from appliance.cli.session import Session
+    from appliance.cli.session import CommandSession
 
 COLUMNS = [
     ("SERVICE ACCOUNT", last()),
@@ -36,7 +36,7 @@ command = click.Group("service-account", help="Manage applications and their tok
 
 @make("create", "ServiceAccountService.CreateServiceAccount", group=command, project=True)
 @click.argument("account", metavar="ACCOUNT")
-def create(session: Session, account: str) -> None:
+def create(session: CommandSession, account: str) -> None:
     """Create a service account in a project."""
     made = session.call(
         "ServiceAccountService.CreateServiceAccount",
@@ -48,21 +48,21 @@ def create(session: Session, account: str) -> None:
 
 @make("get", "ServiceAccountService.GetServiceAccount", group=command, project=True)
 @click.argument("name", metavar="ACCOUNT")
-def get(session: Session, name: str) -> None:
+def get(session: CommandSession, name: str) -> None:
     """Show one service account and its live tokens."""
     full = session.name("serviceAccount", name)
     session.show(session.call("ServiceAccountService.GetServiceAccount", name=full))
 
 
 @make("list", "ServiceAccountService.ListServiceAccounts", group=command, project=True)
-def list_(session: Session) -> None:
+def list_(session: CommandSession) -> None:
     """List the service accounts of a project."""
     method = "ServiceAccountService.ListServiceAccounts"
     session.show(session.list(method, "service_accounts", parent=session.parent), COLUMNS)
 
 
 @make("list-tokens", "ServiceAccountService.ListServiceAccounts", group=command, project=True)
-def list_tokens(session: Session) -> None:
+def list_tokens(session: CommandSession) -> None:
     """List the live tokens of a project's applications, and who made them."""
     method = "ServiceAccountService.ListServiceAccounts"
     accounts = session.list(method, "service_accounts", parent=session.parent)
@@ -82,7 +82,7 @@ def list_tokens(session: Session) -> None:
     help="Days until it ends.",
 )
 @token_out
-def create_token(session: Session, name: str, days: int | None, out: Path | None) -> None:
+def create_token(session: CommandSession, name: str, days: int | None, out: Path | None) -> None:
     """Make a token; it is shown once and never stored."""
     full = session.name("serviceAccount", name)
 
@@ -102,7 +102,7 @@ def create_token(session: Session, name: str, days: int | None, out: Path | None
 @make("revoke-token", "ServiceAccountService.RevokeToken", group=command, project=True)
 @click.argument("name", metavar="ACCOUNT")
 @click.argument("token_id", metavar="ID")
-def revoke_token(session: Session, name: str, token_id: str) -> None:
+def revoke_token(session: CommandSession, name: str, token_id: str) -> None:
     """End a token; it stops to work before this returns."""
     full = session.name("serviceAccount", name)
     session.show(session.call("ServiceAccountService.RevokeToken", name=full, token_id=token_id))

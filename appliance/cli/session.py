@@ -31,7 +31,7 @@ TOKEN_FILE = "APPLIANCE_TOKEN_FILE"  # noqa: S105 - names a variable
 _VERIFY = "AuthService.VerifyTotp"
 
 
-class Session:
+class CommandSession:
     """Calls a server for one command; a `with` block closes its connections."""
 
     def __init__(self, shared: Shared) -> None:

@@ -10,7 +10,7 @@ from appliance.cli.command import command as make
 from appliance.cli.output import field, plain, state
 
 if TYPE_CHECKING:
-    from appliance.cli.session import Session
+    from appliance.cli.session import CommandSession
 
 COLUMNS = [
     ("SESSION", field("id")),
@@ -26,7 +26,7 @@ command = click.Group("session", help="See and end your own log-ins.")
 
 
 @make("list", "AuthService.ListSessions", group=command)
-def list_(session: Session) -> None:
+def list_(session: CommandSession) -> None:
     """List your live sessions, the newest first."""
     session.show(_own(session), COLUMNS)
 
@@ -34,7 +34,7 @@ def list_(session: Session) -> None:
 @make("end", "AuthService.ListSessions", "AuthService.EndSession", group=command)
 @click.argument("session_id", metavar="ID", required=False)
 @click.option("--others", is_flag=True, help="End every session but the one of this command.")
-def end(session: Session, session_id: str | None, *, others: bool) -> None:
+def end(session: CommandSession, session_id: str | None, *, others: bool) -> None:
     """End one of your sessions; it stops to work before this returns."""
     if bool(session_id) == others:
         raise click.UsageError("name a session by its ID, or give --others")
@@ -46,5 +46,5 @@ def end(session: Session, session_id: str | None, *, others: bool) -> None:
     click.echo(f"ended {len(ids)} session{'' if len(ids) == 1 else 's'}", err=True)
 
 
-def _own(session: Session) -> list[dict[str, Any]]:
+def _own(session: CommandSession) -> list[dict[str, Any]]:
     return [plain(each) for each in session.call("AuthService.ListSessions").sessions]

@@ -12,11 +12,11 @@ from appliance.cli.output import plain
 from appliance.core.errors import Denied, Unauthenticated, UnknownMethod
 
 if TYPE_CHECKING:
-    from appliance.cli.session import Session
+    from appliance.cli.session import CommandSession
 
 
 @make("status", "SystemService.GetSystem", "SystemService.ListExpirations")
-def command(session: Session) -> None:
+def command(session: CommandSession) -> None:
     """Say what the server is, where it answers, and what ends that somebody must see to."""
     from appliance.client.health import check  # noqa: PLC0415 - imports gRPC
 
@@ -33,7 +33,7 @@ def command(session: Session) -> None:
     session.show(facts)
 
 
-def _system(session: Session) -> dict[str, object]:
+def _system(session: CommandSession) -> dict[str, object]:
     found: dict[str, object] = plain(session.call("SystemService.GetSystem"))
     # Whoever may not see what ends sees the rest; and who asks an older server.
     with contextlib.suppress(Denied, UnknownMethod):

@@ -44,7 +44,7 @@ GRACE_SECONDS = 20.0
 LOG_SECONDS = 60.0
 """Time between two looks at how large the logs are."""
 STEADY_SECONDS = 60.0
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
+FIRST_PAUSE, MAX_PAUSE = 1.0, 30.0
 SIGNALS = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 Say = Callable[[str], None]
 
@@ -198,7 +198,7 @@ class Supervisor:
         kill_below(os.getpid(), keep=self._running())
         steady = time.monotonic() - child.started > STEADY_SECONDS
         child.failures = 0 if steady else child.failures + 1
-        pause = grown(max(child.failures, 1), FIRST_PAUSE, LONGEST_PAUSE)
+        pause = grown(max(child.failures, 1), FIRST_PAUSE, MAX_PAUSE)
         child.restart_at = time.monotonic() + pause
         self._say(f"{self._last_words(child)}; starting it again in {pause:.0f} s")
 

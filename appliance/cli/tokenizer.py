@@ -10,7 +10,7 @@ from appliance.cli.command import command as make
 from appliance.cli.output import field, last
 
 if TYPE_CHECKING:
-    from appliance.cli.session import Session
+    from appliance.cli.session import CommandSession
 
 COLUMNS = [
     ("TOKENIZER", last()),
@@ -24,14 +24,14 @@ command = click.Group("tokenizer", help="See tokenizers.")
 
 @make("get", "TokenizerService.GetTokenizer", group=command, project=True)
 @click.argument("name", metavar="TOKENIZER")
-def get(session: Session, name: str) -> None:
+def get(session: CommandSession, name: str) -> None:
     """Show one tokenizer."""
     full = session.name("tokenizer", name)
     session.show(session.call("TokenizerService.GetTokenizer", name=full))
 
 
 @make("list", "TokenizerService.ListTokenizers", group=command, project=True)
-def list_(session: Session) -> None:
+def list_(session: CommandSession) -> None:
     """List the tokenizers of a project."""
     rows = session.list("TokenizerService.ListTokenizers", "tokenizers", parent=session.parent)
     session.show(rows, COLUMNS)

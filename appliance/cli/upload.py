@@ -10,7 +10,7 @@ from appliance.cli.command import command as make
 from appliance.cli.output import field, last, state
 
 if TYPE_CHECKING:
-    from appliance.cli.session import Session
+    from appliance.cli.session import CommandSession
 
 COLUMNS = [
     ("UPLOAD", last()),
@@ -26,7 +26,7 @@ command = click.Group("upload", help="See your uploads; abort those that are ope
 
 
 @make("list", "UploadService.ListUploads", group=command, project=True)
-def list_(session: Session) -> None:
+def list_(session: CommandSession) -> None:
     """List your uploads in a project, newest first."""
     rows = session.list("UploadService.ListUploads", "uploads", parent=session.parent)
     session.show(rows, COLUMNS)
@@ -34,14 +34,14 @@ def list_(session: Session) -> None:
 
 @make("get", "UploadService.GetUpload", group=command, project=True)
 @click.argument("name", metavar="UPLOAD")
-def get(session: Session, name: str) -> None:
+def get(session: CommandSession, name: str) -> None:
     """Show one of your uploads."""
     session.show(session.call("UploadService.GetUpload", name=session.name("upload", name)))
 
 
 @make("abort", "UploadService.AbortUpload", group=command, project=True)
 @click.argument("name", metavar="UPLOAD")
-def abort(session: Session, name: str) -> None:
+def abort(session: CommandSession, name: str) -> None:
     """Forget an upload and all that was sent."""
     full = session.name("upload", name)
     session.call("UploadService.AbortUpload", name=full)

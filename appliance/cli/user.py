@@ -12,7 +12,7 @@ from appliance.cli.output import field, last
 from appliance.cli.prompts import agree
 
 if TYPE_CHECKING:
-    from appliance.cli.session import Session
+    from appliance.cli.session import CommandSession
 
 COLUMNS = [
     ("USER", last()),
@@ -28,7 +28,7 @@ command = click.Group("user", help="Manage people.")
 @make("create", "UserService.CreateUser", group=command)
 @click.argument("user_id", metavar="USER")
 @click.option("--password-file", metavar="FILE", help="First password; `-` is standard input.")
-def create(session: Session, user_id: str, password_file: str | None) -> None:
+def create(session: CommandSession, user_id: str, password_file: str | None) -> None:
     """Create a user with a first password, to be replaced at the first log-in."""
     password = prompts.password(password_file, f"First password of {user_id}", twice=True)
     made = session.call("UserService.CreateUser", user_id=user_id, password=password)
@@ -37,27 +37,27 @@ def create(session: Session, user_id: str, password_file: str | None) -> None:
 
 @make("get", "UserService.GetUser", group=command)
 @click.argument("name", metavar="USER")
-def get(session: Session, name: str) -> None:
+def get(session: CommandSession, name: str) -> None:
     """Show one user."""
     session.show(session.call("UserService.GetUser", name=session.name("user", name)))
 
 
 @make("list", "UserService.ListUsers", group=command)
-def list_(session: Session) -> None:
+def list_(session: CommandSession) -> None:
     """List every user."""
     session.show(session.list("UserService.ListUsers", "users"), COLUMNS)
 
 
 @make("lock", "UserService.LockUser", group=command)
 @click.argument("name", metavar="USER")
-def lock(session: Session, name: str) -> None:
+def lock(session: CommandSession, name: str) -> None:
     """Lock a user: live sessions stop at once, devices are forgotten."""
     session.show(session.call("UserService.LockUser", name=session.name("user", name)), COLUMNS)
 
 
 @make("unlock", "UserService.UnlockUser", group=command)
 @click.argument("name", metavar="USER")
-def unlock(session: Session, name: str) -> None:
+def unlock(session: CommandSession, name: str) -> None:
     """Unlock a user and clear failed attempts."""
     session.show(session.call("UserService.UnlockUser", name=session.name("user", name)), COLUMNS)
 
@@ -66,7 +66,9 @@ def unlock(session: Session, name: str) -> None:
 @click.argument("name", metavar="USER")
 @click.option("--password-file", metavar="FILE", help="Next password; `-` is standard input.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def reset_password(session: Session, name: str, password_file: str | None, *, yes: bool) -> None:
+def reset_password(
+    session: CommandSession, name: str, password_file: str | None, *, yes: bool
+) -> None:
     """Give a user another password, to be replaced at the next log-in; live sessions stop."""
     full = session.name("user", name)
     if not yes:
@@ -79,7 +81,7 @@ def reset_password(session: Session, name: str, password_file: str | None, *, ye
 @make("reset-factor", "UserService.ResetFactor", group=command)
 @click.argument("name", metavar="USER")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def reset_factor(session: Session, name: str, *, yes: bool) -> None:
+def reset_factor(session: CommandSession, name: str, *, yes: bool) -> None:
     """Take a user's authenticator and recovery codes away; the next log-in enrols another one."""
     full = session.name("user", name)
     if not yes:
@@ -90,6 +92,6 @@ def reset_factor(session: Session, name: str, *, yes: bool) -> None:
 
 @make("end-sessions", "UserService.EndUserSessions", group=command)
 @click.argument("name", metavar="USER")
-def end_sessions(session: Session, name: str) -> None:
+def end_sessions(session: CommandSession, name: str) -> None:
     """End every session of a user; they stop to work before this returns."""
     session.show(session.call("UserService.EndUserSessions", name=session.name("user", name)))

@@ -16,7 +16,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from appliance.core.errors import InvalidInput
 from appliance.core.numbers import span
 from appliance.core.strict_json import is_text
-from appliance.wire.rules import Rule, rules_of
+from appliance.wire.rules import AccessRule, rules_of
 
 SERVICES = {
     "AuditService": "audit.v1.audit_service",
@@ -53,7 +53,7 @@ class Method:
     name: str
     stub: Any
     request: Any
-    rule: Rule
+    rule: AccessRule
 
     @property
     def short(self) -> str:

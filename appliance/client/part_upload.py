@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 from appliance.api.data.v1 import upload_pb2, upload_service_pb2_grpc
 from appliance.api.data.v1 import upload_service_pb2 as rpc
 from appliance.client.connection import Connection
-from appliance.client.parts import Part
+from appliance.client.parts import OutgoingPart
 from appliance.core.errors import (
     PROGRESS,
     ApplianceError,
@@ -59,7 +59,7 @@ class UploadFailed(InvalidInput):
     """What was sent cannot become a version, and is gone."""
 
 
-class Calls:
+class UploadCalls:
     """Calls about one upload, with its own token.
 
     Args:
@@ -91,7 +91,7 @@ class Calls:
             lambda connection: connection.call(getattr(_stub(connection), short), request)
         )
 
-    def send(self, name: str, part: Part) -> None:
+    def send(self, name: str, part: OutgoingPart) -> None:
         """One part."""
 
         def messages() -> Iterator[rpc.UploadPartRequest]:
@@ -179,9 +179,9 @@ def _pause(error: ApplianceError, backoff: Backoff) -> float:
 
 
 def complete(
-    calls: Calls,
+    calls: UploadCalls,
     upload: upload_pb2.Upload,
-    parts: Iterable[Part],
+    parts: Iterable[OutgoingPart],
     advance: Callable[[int], None] = lambda _: None,
 ) -> str:
     """Send what is missing of an upload, commit it, and wait; the name of its version.
@@ -205,11 +205,11 @@ def complete(
 
 
 def _sent(
-    calls: Calls,
+    calls: UploadCalls,
     upload: upload_pb2.Upload,
-    parts: Iterable[Part],
+    parts: Iterable[OutgoingPart],
     advance: Callable[[int], None],
-) -> Iterator[Part]:
+) -> Iterator[OutgoingPart]:
     """Each part, handed to a thread when it is not there; all are there at the end."""
     if upload.state not in {upload.STATE_OPEN, upload.STATE_UNSPECIFIED}:
         yield from parts  # What it became is compared by its digest.
@@ -228,7 +228,7 @@ def _sent(
                 _collect(running, advance, most=IN_FLIGHT - 1)
                 running[pool.submit(calls.send, upload.name, part)] = part.size
             # Its content is not held beyond that.
-            yield Part(part.number, part.digest, part.size, tuple)
+            yield OutgoingPart(part.number, part.digest, part.size, tuple)
         _collect(running, advance, most=0)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
@@ -242,7 +242,7 @@ def _collect(running: dict[Future[None], int], advance: Callable[[int], None], m
             done.result()
 
 
-def _there(calls: Calls, upload: upload_pb2.Upload) -> Iterator[upload_pb2.UploadedPart]:
+def _there(calls: UploadCalls, upload: upload_pb2.Upload) -> Iterator[upload_pb2.UploadedPart]:
     """The parts that are there, by number."""
     request = rpc.ListUploadPartsRequest(parent=upload.name, page_size=PAGE)
     while upload.parts:
@@ -255,7 +255,9 @@ def _there(calls: Calls, upload: upload_pb2.Upload) -> Iterator[upload_pb2.Uploa
         )
 
 
-def _check_same(upload: upload_pb2.Upload, part: Part, known: upload_pb2.UploadedPart) -> None:
+def _check_same(
+    upload: upload_pb2.Upload, part: OutgoingPart, known: upload_pb2.UploadedPart
+) -> None:
     if known.sha256 != part.digest.hex():
         raise FailedPrecondition(
             f"part {part.number} of {upload.name} is there with another content: files have "
@@ -265,7 +267,7 @@ def _check_same(upload: upload_pb2.Upload, part: Part, known: upload_pb2.Uploade
         )
 
 
-def _version(calls: Calls, upload: upload_pb2.Upload) -> str:
+def _version(calls: UploadCalls, upload: upload_pb2.Upload) -> str:
     """The name of the version, once it is there."""
     pause, said = LOOK_FIRST, ""
     while upload.state == upload.STATE_COMMITTING:

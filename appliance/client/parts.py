@@ -26,7 +26,7 @@ PART_DOCUMENTS = 20_000
 
 
 @dataclass(frozen=True)
-class Part:
+class OutgoingPart:
     """One part.
 
     Attributes:
@@ -42,7 +42,7 @@ class Part:
     pieces: Callable[[], Iterable[bytes]]
 
 
-def text_parts(documents: Iterable[data.Document]) -> Iterator[Part]:
+def text_parts(documents: Iterable[data.Document]) -> Iterator[OutgoingPart]:
     """Documents as parts of at most 4 MiB; a larger document has one of its own."""
     number, batch = 0, _Batch()
     for document in documents:
@@ -78,11 +78,11 @@ class _Batch:
         self._size += len(content)
         self.count += 1
 
-    def part(self, number: int) -> Part:
+    def part(self, number: int) -> OutgoingPart:
         """All of it; nothing is held here after that."""
         self._end_piece()
         pieces, self._pieces = self._pieces, []
-        return Part(number, self._digest.digest(), self._size, lambda: pieces)
+        return OutgoingPart(number, self._digest.digest(), self._size, lambda: pieces)
 
     def _end_piece(self) -> None:
         self._digest.update(self._last)
@@ -103,7 +103,7 @@ def check_same(folder: Path, upload: upload_pb2.Upload) -> None:
             )
 
 
-def model_parts(folder: Path, upload: upload_pb2.Upload) -> Iterator[Part]:
+def model_parts(folder: Path, upload: upload_pb2.Upload) -> Iterator[OutgoingPart]:
     """The files of a model as the parts that the control plane expects.
 
     Args:
@@ -123,7 +123,7 @@ def model_parts(folder: Path, upload: upload_pb2.Upload) -> Iterator[Part]:
             number += 1
 
 
-def _model_part(number: int, path: Path, start: int, size: int) -> Part:
+def _model_part(number: int, path: Path, start: int, size: int) -> OutgoingPart:
     def pieces() -> Iterator[bytes]:
         left = size
         try:
@@ -140,4 +140,4 @@ def _model_part(number: int, path: Path, start: int, size: int) -> Part:
     digest = hashlib.sha256()
     for piece in pieces():
         digest.update(piece)
-    return Part(number, digest.digest(), size, pieces)
+    return OutgoingPart(number, digest.digest(), size, pieces)

@@ -3,7 +3,7 @@
 Rules kept here:
 * memory does not grow with what is found: files are found again, in the same order, each time they
   are asked for, and what is held is the names of one folder and of those above it, one line of a
-  .jsonl file, and otherwise a text of at most `LARGEST_DOCUMENT`;
+  .jsonl file, and otherwise a text of at most `MAX_DOCUMENT`;
 * in a folder, what its owner may not mean is left out, and said.
 """
 
@@ -23,7 +23,7 @@ from appliance.core import strict_json
 from appliance.core.errors import InvalidInput
 from appliance.core.names import shown
 
-LARGEST_DOCUMENT = 3 << 20
+MAX_DOCUMENT = 3 << 20
 """Bytes of one document that the control plane takes; a longer text becomes several."""
 PART_CHARACTERS = 1 << 18
 """Of each of them: at most 1 MiB, whatever the characters are."""
@@ -33,12 +33,12 @@ _WANTED = (*TEXT_SUFFIXES, LINES_SUFFIX)
 _NAMES = ", ".join(_WANTED)
 LINKS, HIDDEN = "links", "hidden"
 _HINTS = {LINKS: " (name what they lead to)", HIDDEN: " (--hidden takes them)"}
-_MOST_SAID = 10
+_MAX_SAID = 10
 """Kinds of what was left out that are named."""
-LONGEST_ID = 256
-LONGEST_SOURCE = 1024
+MAX_ID = 256
+MAX_SOURCE = 1024
 """Characters of them that the control plane takes."""
-LONGEST_LINE = 1 << 24
+MAX_LINE = 1 << 24
 """Bytes of a line of a .jsonl file, which is held as a whole."""
 Advance = Callable[[int], None]
 
@@ -89,8 +89,8 @@ class Found:
     def sentence(self) -> str:
         """What was left out, for a person; empty when nothing was."""
         order = sorted(self.left_out.items(), key=_rank)
-        said = [f"{what}: {count}{_HINTS.get(what, '')}" for what, count in order[:_MOST_SAID]]
-        if others := sum(count for _, count in order[_MOST_SAID:]):
+        said = [f"{what}: {count}{_HINTS.get(what, '')}" for what, count in order[:_MAX_SAID]]
+        if others := sum(count for _, count in order[_MAX_SAID:]):
             said.append(f"others: {others}")
         return ", ".join(said)
 
@@ -230,7 +230,7 @@ def _printed(path: Path | str) -> str:
 
 def _texts(file: Path, name: str, text: TextIO) -> Iterator[data.Document]:
     source = _printed(file.name)
-    if file.stat().st_size <= LARGEST_DOCUMENT:
+    if file.stat().st_size <= MAX_DOCUMENT:
         yield _document(_printed(file), name, _checked(file, text.read()), source)
     else:
         read: Callable[[int], str] = lambda count: _checked(file, text.read(count))  # noqa: E731
@@ -239,14 +239,14 @@ def _texts(file: Path, name: str, text: TextIO) -> Iterator[data.Document]:
 
 def _document(where: str, identity: str, text: str, source: str) -> data.Document:
     """A document. Raises InvalidInput for what the control plane would refuse; says where it is."""
-    if not 0 < len(identity) <= LONGEST_ID or not identity.isprintable():
+    if not 0 < len(identity) <= MAX_ID or not identity.isprintable():
         raise InvalidInput(
-            f"{where} has the id {shown(identity)}, which is not 1 to {LONGEST_ID} printable "
+            f"{where} has the id {shown(identity)}, which is not 1 to {MAX_ID} printable "
             "characters: give it another one (that of a file is its path)."
         )
-    if len(source) > LONGEST_SOURCE:
+    if len(source) > MAX_SOURCE:
         raise InvalidInput(
-            f"{where} has a `source` of more than {LONGEST_SOURCE:,} characters: shorten it."
+            f"{where} has a `source` of more than {MAX_SOURCE:,} characters: shorten it."
         )
     return data.Document(id=identity, text=text, source=source)
 
@@ -286,13 +286,13 @@ def _checked(file: Path, text: str) -> str:
 
 def _lines(file: Path, name: str, lines: BinaryIO) -> Iterator[data.Document]:
     for number in itertools.count(1):
-        raw = lines.readline(LONGEST_LINE + 1)
+        raw = lines.readline(MAX_LINE + 1)
         if not raw:
             return
         where = f"{_printed(file)} line {number}"
-        if len(raw) > LONGEST_LINE:
+        if len(raw) > MAX_LINE:
             raise InvalidInput(
-                f"{where} has more than {LONGEST_LINE:,} bytes: make several documents of it."
+                f"{where} has more than {MAX_LINE:,} bytes: make several documents of it."
             )
         line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
         del raw
@@ -301,11 +301,11 @@ def _lines(file: Path, name: str, lines: BinaryIO) -> Iterator[data.Document]:
         value = strict_json.read_value(where, line)
         del line
         if not isinstance(value, dict) or not isinstance(value.get("text"), str):
-            raise InvalidInput(f"{where} is no JSON object with a `text`: mend it.")
+            raise InvalidInput(f"{where} is no JSON object with a `text`: fix it.")
         identity = _word(where, value, "id", f"{name}:{number}")
         source = _word(where, value, "source", _printed(file.name))
         text = value["text"]
-        if len(text) <= LARGEST_DOCUMENT and len(text.encode()) <= LARGEST_DOCUMENT:
+        if len(text) <= MAX_DOCUMENT and len(text.encode()) <= MAX_DOCUMENT:
             yield _document(where, identity, text, source)
         else:
             yield from _parts(where, identity, source, _reader_of(text))
@@ -329,5 +329,5 @@ def _word(where: str, value: dict[str, Any], key: str, default: str) -> str:
     if found is None:
         return default
     if isinstance(found, bool) or not isinstance(found, str | int | float):
-        raise InvalidInput(f"{where} has a `{key}` that is no text: mend it.")
+        raise InvalidInput(f"{where} has a `{key}` that is no text: fix it.")
     return str(found)

@@ -28,10 +28,10 @@ from pathlib import Path
 
 import uvloop
 
-from appliance.control import inviting, joining, rescuing, setup, starting
+from appliance.control.bootstrap import inviting, joining, rescuing, setup, starting
+from appliance.control.bootstrap.opening import Opened
 from appliance.control.config import ControlConfig
-from appliance.control.main import Control
-from appliance.control.opening import Opened
+from appliance.control.main import ControlPlane
 from appliance.core import config, log, names
 from appliance.core.data_directory import DataDirectory
 from appliance.core.errors import ApplianceError, InvalidInput
@@ -95,7 +95,7 @@ def _settings(file: Path) -> ControlConfig:
 
 
 async def _serve(settings: ControlConfig, machines: Sequence[str]) -> None:
-    control = Control.build(settings, _now, functools.partial(_prepare, machines))
+    control = ControlPlane.build(settings, _now, functools.partial(_prepare, machines))
     settle_memory()
     try:
         await control.run()
@@ -124,7 +124,7 @@ def _init(parsed: argparse.Namespace) -> int:
         ports[name] = int(number)
     site = Site(parsed.listen, parsed.address, ports)
     site.check_listen()
-    plan = setup.Plan(
+    plan = setup.InitPlan(
         data=parsed.data_dir,
         administrator=parsed.admin,
         site=site,

@@ -12,17 +12,17 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from appliance.control.audit.growing import LEAST_RESERVE
+from appliance.control.audit.growing_file import MIN_RESERVE
 from appliance.core.config import doc
 from appliance.wire.admission import CallerLimits, StrangerLimits
 
-LEAST_SILENCE = 15
+MIN_SILENCE = 15
 MAX_RETRY_SECONDS = 1800
 MAX_DAYS = 36_500
 
 
 @dataclass(frozen=True)
-class Listen:
+class ControlListen:
     """Addresses the control plane answers on."""
 
     api: str = field(
@@ -51,7 +51,7 @@ class GatewayAddresses:
 
 
 @dataclass(frozen=True)
-class Limits:
+class RequestLimits:
     """How much callers may ask for."""
 
     anonymous_per_second: Annotated[float, Meta(ge=0)] = field(
@@ -67,7 +67,7 @@ class Limits:
 class Scheduling:
     """When work is given up on a node."""
 
-    node_lost_seconds: Annotated[float, Meta(ge=LEAST_SILENCE)] = field(
+    node_lost_seconds: Annotated[float, Meta(ge=MIN_SILENCE)] = field(
         default=300.0,
         metadata=doc("silence of a node after which its work starts elsewhere; 15 or more"),
     )
@@ -112,7 +112,7 @@ class Uploading:
 class AuditSettings:
     """What the disk of the audit log keeps free."""
 
-    reserve_bytes: Annotated[int, Meta(ge=LEAST_RESERVE)] = field(
+    reserve_bytes: Annotated[int, Meta(ge=MIN_RESERVE)] = field(
         default=64 << 20,
         metadata=doc(
             "room that is kept on the disk for results and alarms when it is full: 4 MiB or more;"
@@ -146,9 +146,9 @@ class ControlConfig:
     threads: Annotated[int, Meta(ge=1)] = field(
         default=16, metadata=doc("threads that work on calls")
     )
-    listen: Listen = field(default_factory=Listen)
+    listen: ControlListen = field(default_factory=ControlListen)
     gateway: GatewayAddresses = field(default_factory=GatewayAddresses)
-    limits: Limits = field(default_factory=Limits)
+    limits: RequestLimits = field(default_factory=RequestLimits)
     scheduling: Scheduling = field(default_factory=Scheduling)
     uploads: Uploading = field(default_factory=Uploading)
     audit: AuditSettings = field(default_factory=AuditSettings)

@@ -30,8 +30,8 @@ ROUTING = "routing"
 """Endpoints, replicas or who may ask them."""
 
 
-class Watch:
-    """One watcher's ear: set by any topic it listens to, cleared each time it wakes."""
+class Subscription:
+    """One subscription to topics: set by any of them, cleared each time its owner wakes."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -58,7 +58,7 @@ class Events:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._watches: dict[str, set[Watch]] = {}
+        self._watches: dict[str, set[Subscription]] = {}
 
     def publish(self, *topics: str) -> None:
         """Wake everybody who listens to one of these topics. From any thread."""
@@ -68,9 +68,9 @@ class Events:
             watch.wake()
 
     @contextlib.contextmanager
-    def watch(self, *topics: str) -> Iterator[Watch]:
+    def watch(self, *topics: str) -> Iterator[Subscription]:
         """Listen to topics. Inside the event loop; read the state after entering, not before."""
-        watch = Watch()
+        watch = Subscription()
         with self._lock:
             for topic in topics:
                 self._watches.setdefault(topic, set()).add(watch)

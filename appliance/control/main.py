@@ -19,29 +19,30 @@ from concurrent.futures import ThreadPoolExecutor
 
 from prometheus_client import CollectorRegistry
 
-from appliance.control import cross_check, parts
-from appliance.control.access import Access
 from appliance.control.audit.checking import AuditMetrics, Checking
-from appliance.control.audit.room import Room
+from appliance.control.audit.disk_space import DiskSpaceWatch
+from appliance.control.auth import cross_check
+from appliance.control.bootstrap import parts
+from appliance.control.bootstrap.foundation import Clock, Foundation, People
+from appliance.control.bootstrap.opening import Opened, open_data
+from appliance.control.bootstrap.row_checks import RowChecks, RowMetrics
+from appliance.control.bootstrap.work_parts import WorkParts
 from appliance.control.config import ControlConfig
-from appliance.control.expiry_metrics import ExpiryMetrics
-from appliance.control.foundation import Clock, Foundation, People
-from appliance.control.gate import Gate, GateLimits
-from appliance.control.identify import ByCertificate, ByToken, Identify
-from appliance.control.journal import RECORD_SECONDS, Journal
-from appliance.control.opening import Opened, open_data
-from appliance.control.pools import TASK_THREADS, CallPool
-from appliance.control.row_checks import RowChecks, RowMetrics
+from appliance.control.door.access import Access
+from appliance.control.door.gate import Gate, GateLimits
+from appliance.control.door.identify import ByCertificate, ByToken, Identify
+from appliance.control.door.journal import RECORD_SECONDS, Journal
+from appliance.control.door.resource_scopes import ResourceScopes
+from appliance.control.metrics.expiry_metrics import ExpiryMetrics
+from appliance.control.metrics.task_metrics import TaskMetrics
+from appliance.control.metrics.work_metrics import WorkMetrics
+from appliance.control.rpc.pools import TASK_THREADS, CallPool
 from appliance.control.rpc.servicer import Servicer, descriptor_of, service_of
-from appliance.control.services.places import Places
-from appliance.control.task_metrics import TaskMetrics
-from appliance.control.work import Work
-from appliance.control.work_metrics import WorkMetrics
 from appliance.core.errors import ApplianceError
 from appliance.wire.admission import Rates, Refusals, SourceLimit
 from appliance.wire.budgets import Admission
 from appliance.wire.metrics import CallMetrics
-from appliance.wire.rules import Rule, rules_of
+from appliance.wire.rules import AccessRule, rules_of
 from appliance.wire.server import Listener, Server
 from appliance.wire.tls import swapped_server_credentials
 
@@ -52,7 +53,7 @@ DOOR_THREADS = 4
 HEALTH_SECONDS = 0.25
 
 
-class Control:
+class ControlPlane:
     """A whole control plane; make it with `build` inside a running event loop."""
 
     def __init__(self, opened: Opened, settings: ControlConfig, clock: Clock) -> None:
@@ -72,14 +73,14 @@ class Control:
         )
         # A policy that cannot be made stops the start, not the first call.
         self.base.policies.current()
-        self.work = Work(self.base, self.people, time.monotonic)
+        self.work = WorkParts(self.base, self.people, time.monotonic)
         registry.register(TaskMetrics(self.work.tasks))
         registry.register(WorkMetrics(self.base.database, self.work.leases, clock))
         # Before an agent can call: what was under way when the last process ended.
         self.work.scheduler.recover()
         records = self.base.records
         self._checking = Checking(opened.log, records)
-        self._room = Room(opened.log.folder, settings.audit.warning_bytes, records)
+        self._room = DiskSpaceWatch(opened.log.folder, settings.audit.warning_bytes, records)
         registry.register(AuditMetrics(opened.log, self._checking))
         self._row_checks = RowChecks(opened.database, records)
         registry.register(RowMetrics(opened.database))
@@ -106,7 +107,7 @@ class Control:
         settings: ControlConfig,
         clock: Clock,
         first: Callable[[Opened], None] = lambda _: None,
-    ) -> Control:
+    ) -> ControlPlane:
         """Open the data directory, do what comes `first`, build everything, take the ports.
 
         Raises FailedPrecondition, Tampered or RuleMissing with a sentence that says what to do;
@@ -185,7 +186,7 @@ class Control:
         """At once, and once a minute."""
         while True:
             with contextlib.suppress(OSError):  # a folder that is gone closes the log
-                await asyncio.to_thread(self._room.look)
+                await asyncio.to_thread(self._room.check)
             await asyncio.sleep(RECORD_SECONDS)
 
     async def record_refusals(self) -> None:
@@ -224,11 +225,13 @@ class Control:
     ) -> Listener:
         """One address: its credentials, its gate, its services."""
         authority, settings = self.base.keyring.ca.certificate_pem, self.base.settings
-        served: Mapping[str, Rule] = rules_of([descriptor_of(type(each)) for each in servicers])
+        served: Mapping[str, AccessRule] = rules_of(
+            [descriptor_of(type(each)) for each in servicers]
+        )
         gate = Gate(
             served,
             identify=identify,
-            access=Access(self.base.policies, Places(self.base.database), self.base.clock),
+            access=Access(self.base.policies, ResourceScopes(self.base.database), self.base.clock),
             journal=self._journal,
             limits=self._limits,
             pool=self._door_pool,

@@ -20,7 +20,7 @@ from appliance.core.errors import FailedPrecondition, InvalidInput
 
 _LABEL = r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _NAME = re.compile(rf"{_LABEL}(\.{_LABEL})*\.?")
-LONGEST_NAME = 253
+MAX_NAME = 253
 MEETING_PORT = 29400
 """The first port at which ranks of several nodes meet."""
 PORTS_TRIED = 1000
@@ -52,7 +52,7 @@ def is_host(text: str) -> bool:
     try:
         return "%" not in str(ipaddress.ip_address(text))
     except ValueError:
-        return len(text) <= LONGEST_NAME and _NAME.fullmatch(text) is not None
+        return len(text) <= MAX_NAME and _NAME.fullmatch(text) is not None
 
 
 def check_free(address: str, setting: str) -> None:

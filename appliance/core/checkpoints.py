@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from appliance.core.errors import InvalidInput
 
-LARGEST_STEP = 10**8 - 1
+MAX_STEP = 10**8 - 1
 _EPOCH = re.compile(r"e([1-9][0-9]{0,17})")
 _STEP = re.compile(r"step-([0-9]{8})")
 _ID = re.compile(r"e(0|[1-9][0-9]{0,17})-step-([1-9][0-9]{0,7})")
@@ -34,8 +34,8 @@ class CheckpointPoint:
 
     def __post_init__(self) -> None:
         """Refuse a step that the name cannot hold."""
-        if not 0 <= self.step <= LARGEST_STEP:
-            raise InvalidInput(f"a checkpoint has a step from 0 to {LARGEST_STEP}, not {self.step}")
+        if not 0 <= self.step <= MAX_STEP:
+            raise InvalidInput(f"a checkpoint has a step from 0 to {MAX_STEP}, not {self.step}")
 
     @property
     def name(self) -> str:

@@ -25,7 +25,7 @@ from appliance.core.family_tensors import Sizes, Tensors
 Shapes = Callable[[Sizes, Members], Tensors]
 
 
-class Use(StrEnum):
+class FamilyUse(StrEnum):
     """What can be done with a model; the value is what a person reads."""
 
     IMPORT = "import"
@@ -41,16 +41,16 @@ class Use(StrEnum):
 
 
 _TRAINING = "train jobs make models of the Llama family"
-_NOT_YET: Mapping[Use, str] = {
-    Use.EVALUATE: "evaluate jobs measure how well a model continues a text",
-    Use.QUANTIZE: "quantize jobs know the linear layers of the families that resemble Llama",
-    Use.TRAIN: _TRAINING,
-    Use.TENSOR_PLAN: _TRAINING,
-    Use.PIPELINE_CUT: _TRAINING,
-    Use.PRUNE: "there is no kind of job that prunes",
-    Use.TEXT: "the engine of this version does not serve it",
-    Use.SPREAD: "its engine was not tried on more than one device; say --tensor-parallel 1",
-    Use.EMBEDDINGS: "replicas of this version answer with text alone",
+_NOT_YET: Mapping[FamilyUse, str] = {
+    FamilyUse.EVALUATE: "evaluate jobs measure how well a model continues a text",
+    FamilyUse.QUANTIZE: "quantize jobs know the linear layers of the families that resemble Llama",
+    FamilyUse.TRAIN: _TRAINING,
+    FamilyUse.TENSOR_PLAN: _TRAINING,
+    FamilyUse.PIPELINE_CUT: _TRAINING,
+    FamilyUse.PRUNE: "there is no kind of job that prunes",
+    FamilyUse.TEXT: "the engine of this version does not serve it",
+    FamilyUse.SPREAD: "its engine was not tried on more than one device; say --tensor-parallel 1",
+    FamilyUse.EMBEDDINGS: "replicas of this version answer with text alone",
 }
 """Why something does not work, where a row has no reason of its own."""
 
@@ -74,7 +74,7 @@ class Names:
 
 
 @dataclass(frozen=True)
-class Engine:
+class EngineCode:
     """Where vLLM's code of a family is: a module below `vllm.model_executor.models`, a class."""
 
     module: str
@@ -105,7 +105,7 @@ class Family:
     name: str
     model_type: str
     classes: Mapping[str, Shapes]
-    works: frozenset[Use]
+    works: frozenset[FamilyUse]
     names: Names = Names()
     optional: frozenset[str] = frozenset({"head_dim"})
     four_widths: bool = False
@@ -114,14 +114,16 @@ class Family:
     buffers: tuple[str, ...] = (".inv_freq",)
     prefix: str = ""
     renamed: Mapping[str, str] = field(default_factory=dict)
-    engine: Engine | None = None
-    reasons: Mapping[Use, str] = field(default_factory=dict)
+    engine: EngineCode | None = None
+    reasons: Mapping[FamilyUse, str] = field(default_factory=dict)
 
 
-_LLAMA = frozenset(Use) - {Use.PRUNE, Use.EMBEDDINGS}
-_LLAMA_LIKE = frozenset({Use.IMPORT, Use.EVALUATE, Use.QUANTIZE, Use.TEXT, Use.SPREAD})
-_DECODER = frozenset({Use.IMPORT, Use.EVALUATE, Use.TEXT, Use.SPREAD})
-_ENCODER = frozenset({Use.IMPORT})
+_LLAMA = frozenset(FamilyUse) - {FamilyUse.PRUNE, FamilyUse.EMBEDDINGS}
+_LLAMA_LIKE = frozenset(
+    {FamilyUse.IMPORT, FamilyUse.EVALUATE, FamilyUse.QUANTIZE, FamilyUse.TEXT, FamilyUse.SPREAD}
+)
+_DECODER = frozenset({FamilyUse.IMPORT, FamilyUse.EVALUATE, FamilyUse.TEXT, FamilyUse.SPREAD})
+_ENCODER = frozenset({FamilyUse.IMPORT})
 _EQUAL_HEADS = Names(key_value_heads="", head_dim="")
 _HEADS = frozenset({"num_key_value_heads", "head_dim"})
 
@@ -132,14 +134,14 @@ FAMILIES: tuple[Family, ...] = (
         classes={"LlamaForCausalLM": family_tensors.llama},
         works=_LLAMA,
         optional=_HEADS,
-        engine=Engine("llama", "LlamaForCausalLM"),
+        engine=EngineCode("llama", "LlamaForCausalLM"),
     ),
     Family(
         name="Qwen2",
         model_type="qwen2",
         classes={"Qwen2ForCausalLM": family_tensors.qwen2},
         works=_LLAMA_LIKE,
-        engine=Engine("qwen2", "Qwen2ForCausalLM"),
+        engine=EngineCode("qwen2", "Qwen2ForCausalLM"),
     ),
     Family(
         name="Qwen3",
@@ -147,14 +149,14 @@ FAMILIES: tuple[Family, ...] = (
         classes={"Qwen3ForCausalLM": family_tensors.qwen3},
         works=_LLAMA_LIKE,
         optional=frozenset(),
-        engine=Engine("qwen3", "Qwen3ForCausalLM"),
+        engine=EngineCode("qwen3", "Qwen3ForCausalLM"),
     ),
     Family(
         name="Mistral",
         model_type="mistral",
         classes={"MistralForCausalLM": family_tensors.mistral},
         works=_LLAMA_LIKE,
-        engine=Engine("mistral", "MistralForCausalLM"),
+        engine=EngineCode("mistral", "MistralForCausalLM"),
     ),
     Family(
         name="Gemma 2",
@@ -163,7 +165,7 @@ FAMILIES: tuple[Family, ...] = (
         works=_LLAMA_LIKE,
         optional=frozenset(),
         tied=True,
-        engine=Engine("gemma2", "Gemma2ForCausalLM"),
+        engine=EngineCode("gemma2", "Gemma2ForCausalLM"),
     ),
     Family(
         name="Gemma 3 (text)",
@@ -172,7 +174,7 @@ FAMILIES: tuple[Family, ...] = (
         works=_LLAMA_LIKE,
         optional=frozenset(),
         tied=True,
-        engine=Engine("gemma3", "Gemma3ForCausalLM"),
+        engine=EngineCode("gemma3", "Gemma3ForCausalLM"),
     ),
     Family(
         name="Phi-3",
@@ -180,7 +182,7 @@ FAMILIES: tuple[Family, ...] = (
         classes={"Phi3ForCausalLM": family_tensors.phi3},
         works=_LLAMA_LIKE,
         optional=_HEADS,
-        engine=Engine("phi3", "Phi3ForCausalLM"),
+        engine=EngineCode("phi3", "Phi3ForCausalLM"),
     ),
     Family(
         name="GPT-2",
@@ -200,7 +202,7 @@ FAMILIES: tuple[Family, ...] = (
         tied=True,
         buffers=(".attn.bias", ".attn.masked_bias"),
         prefix="transformer.",
-        engine=Engine("gpt2", "GPT2LMHeadModel"),
+        engine=EngineCode("gpt2", "GPT2LMHeadModel"),
     ),
     Family(
         name="GPT-NeoX",
@@ -211,14 +213,14 @@ FAMILIES: tuple[Family, ...] = (
         tied_names=frozenset({"embed_out.weight", "lm_head.weight"}),
         buffers=(".inv_freq", ".attention.bias", ".attention.masked_bias"),
         renamed={"embed_out.weight": "lm_head.weight"},
-        engine=Engine("transformers", "TransformersForCausalLM"),
+        engine=EngineCode("transformers", "TransformersForCausalLM"),
     ),
     Family(
         name="Falcon-H1",
         model_type="falcon_h1",
         classes={"FalconH1ForCausalLM": family_tensors.falcon_h1},
         works=_DECODER,
-        engine=Engine("falcon_h1", "FalconH1ForCausalLM"),
+        engine=EngineCode("falcon_h1", "FalconH1ForCausalLM"),
     ),
     Family(
         name="Granite 4 hybrid",
@@ -226,7 +228,7 @@ FAMILIES: tuple[Family, ...] = (
         classes={"GraniteMoeHybridForCausalLM": family_tensors.granite_moe_hybrid},
         works=_DECODER,
         optional=_HEADS,
-        engine=Engine("granitemoehybrid", "GraniteMoeHybridForCausalLM"),
+        engine=EngineCode("granitemoehybrid", "GraniteMoeHybridForCausalLM"),
     ),
     Family(
         name="BERT",
@@ -279,12 +281,12 @@ FAMILIES: tuple[Family, ...] = (
 BY_CLASS: Mapping[str, Family] = {name: row for row in FAMILIES for name in row.classes}
 
 
-def reason(family: Family, use: Use) -> str:
+def reason(family: Family, use: FamilyUse) -> str:
     """Why something does not work with a family."""
     return family.reasons.get(use, _NOT_YET.get(use, "it is not built in"))
 
 
-def refusal(architecture: str, use: Use) -> str:
+def refusal(architecture: str, use: FamilyUse) -> str:
     """Why something cannot be done with a model; "" when it can.
 
     Args:

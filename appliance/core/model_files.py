@@ -25,15 +25,15 @@ from appliance.core.names import shown
 from appliance.core.numbers import written
 from appliance.core.strict_json import read_object
 from appliance.core.token_ids import CONFIGS, TOKENIZER, token_ids
-from appliance.core.tokenizers import LARGEST_TEMPLATE, LARGEST_TOKENIZER
+from appliance.core.tokenizers import MAX_TEMPLATE, MAX_TOKENIZER
 
 INDEX = "model.safetensors.index.json"
 """Says which of several weight files holds which tensor."""
-LARGEST_JSON = 64 << 20
-LARGEST_CONFIG = 1 << 20
-_LARGEST = dict.fromkeys(CONFIGS, LARGEST_CONFIG) | {
-    TOKENIZER: LARGEST_TOKENIZER,
-    "chat_template.jinja": LARGEST_TEMPLATE,
+MAX_JSON = 64 << 20
+MAX_CONFIG = 1 << 20
+_LARGEST = dict.fromkeys(CONFIGS, MAX_CONFIG) | {
+    TOKENIZER: MAX_TOKENIZER,
+    "chat_template.jinja": MAX_TEMPLATE,
 }
 
 _JSON = CONFIGS | {
@@ -227,10 +227,10 @@ def _check_templates(file: str, found: object) -> None:
     """No chat template that a gateway would not take; there may be several, each with a name."""
     named = found if isinstance(found, list) else [{"template": found}]
     for template in (each.get("template") for each in named if isinstance(each, dict)):
-        if isinstance(template, str) and len(template.encode(errors="replace")) > LARGEST_TEMPLATE:
+        if isinstance(template, str) and len(template.encode(errors="replace")) > MAX_TEMPLATE:
             raise _wrong(
                 file,
-                f"has a chat template of more than {written(LARGEST_TEMPLATE)} bytes, so no gateway"
+                f"has a chat template of more than {written(MAX_TEMPLATE)} bytes, so no gateway"
                 " could serve the model: make it shorter, then import again",
             )
 
@@ -269,7 +269,7 @@ def check_index(index: Mapping[str, Any], files: Mapping[str, Iterable[str]]) ->
 
 def largest(file: str) -> int:
     """Most bytes that a file other than weights may have."""
-    return _LARGEST.get(file, LARGEST_JSON)
+    return _LARGEST.get(file, MAX_JSON)
 
 
 def _wrong(file: str, why: str) -> InvalidInput:

@@ -47,7 +47,7 @@ _ID = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _NUMBER = re.compile(r"[1-9][0-9]{0,8}")
 _NUMBERED = frozenset({"version"})
 _SHOWN = 80
-LONGEST_ID = 63
+MAX_ID = 63
 ACCOUNT_MARK = "--"
 
 
@@ -201,8 +201,8 @@ def new_service_account_id(project_id: str, account: str) -> str:
         wrong = f"{shown(short)} holds {ACCOUNT_MARK}, which ends the project's part of the name"
         raise InvalidInput(f"{field}: {wrong}", fields={field: wrong})
     found = f"{project_id}{ACCOUNT_MARK}{short}"
-    if len(found) > LONGEST_ID:
-        wrong = f"is too long: {found} may have {LONGEST_ID} characters"
+    if len(found) > MAX_ID:
+        wrong = f"is too long: {found} may have {MAX_ID} characters"
         raise InvalidInput(f"{field} {wrong}", fields={field: wrong})
     return found
 

@@ -19,7 +19,7 @@ REPLICA = "replica"
 REPLICA_MODULES = frozenset({"fsspec", "rfc8785", "torch", "uvloop", "vllm"})
 
 REPAIR = "install the extra node-cpu or node-gpu, then start the node's agent again"
-LONGEST_SENTENCE = 500
+MAX_SENTENCE = 500
 """Characters of what a node says that it lacks."""
 
 _PACKAGES = {"re2": "google-re2"}
@@ -33,7 +33,7 @@ def lacking(needs: Mapping[str, frozenset[str]], missing: Mapping[str, str]) -> 
         missing: module -> why it cannot be imported, "" when it is not installed.
     """
     return {
-        kind: _sentence(sorted(modules & missing.keys()), missing)[:LONGEST_SENTENCE]
+        kind: _sentence(sorted(modules & missing.keys()), missing)[:MAX_SENTENCE]
         for kind, modules in needs.items()
     }
 

@@ -22,7 +22,7 @@ from appliance.core.needs import REPLICA
 from appliance.core.numbers import readable
 
 _GIB = 1 << 30
-_MOST_NAMED = 3
+_MAX_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ def waiting(demand: Demand, nodes: Sequence[NodeCapacity], needs: str) -> str:
 
 
 def _named(nodes: Sequence[str]) -> str:
-    shown = [*sorted(nodes)[:_MOST_NAMED], *(["others"] if len(nodes) > _MOST_NAMED else [])]
+    shown = [*sorted(nodes)[:_MAX_NAMED], *(["others"] if len(nodes) > _MAX_NAMED else [])]
     return f"node{'s' if len(nodes) > 1 else ''} {', '.join(shown)}"
 
 

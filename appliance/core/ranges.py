@@ -1,6 +1,6 @@
 """A set of whole numbers that mostly follow each other, kept as ranges. Pure.
 
-Called by `appliance.control.services.usage`.
+Called by `appliance.control.services.serving.usage`.
 """
 
 from __future__ import annotations

@@ -25,8 +25,8 @@ from appliance.core.errors import InvalidInput
 
 MAX_DEPTH = 64
 """Objects and lists within each other; JSON that people and programs write has a dozen at most."""
-MOST_DIGITS = 1000
-LONGEST_KEY_IN_PATH = 40
+MAX_DIGITS = 1000
+MAX_KEY_IN_PATH = 40
 _TOO_DEEP = f"is nested more than {MAX_DEPTH} deep"
 
 # Only an escape can bring half a pair into text that was decoded strictly.
@@ -63,8 +63,8 @@ def read_value(file: str, data: bytes | str) -> Any:  # noqa: ANN401 - JSON of a
         raise _wrong(file, f"has {text} where a number belongs")
 
     def whole(text: str) -> int:
-        if len(text) > MOST_DIGITS:
-            raise _wrong(file, f"has a number of {len(text)} digits, {MOST_DIGITS} are allowed")
+        if len(text) > MAX_DIGITS:
+            raise _wrong(file, f"has a number of {len(text)} digits, {MAX_DIGITS} are allowed")
         return int(text)
 
     try:
@@ -116,7 +116,7 @@ def _members(value: object, path: str) -> Iterator[tuple[object, str]]:
 
 def plain(key: str) -> str:
     """A key as it may stand in a path: printable, short, without quotes."""
-    short = key if len(key) <= LONGEST_KEY_IN_PATH else key[:LONGEST_KEY_IN_PATH] + "..."
+    short = key if len(key) <= MAX_KEY_IN_PATH else key[:MAX_KEY_IN_PATH] + "..."
     return ascii(short)[1:-1]
 
 

@@ -16,11 +16,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import pairwise
 
-MOST_POINTS = 2048
+MAX_POINTS = 2048
 """Points of one series; between half of that and all of it once there were more."""
 
 
-def thin(steps: Iterable[int], most: int = MOST_POINTS) -> list[int]:
+def thin(steps: Iterable[int], most: int = MAX_POINTS) -> list[int]:
     """Those of some steps that are kept, in ascending order: `most` (4 or more) at most.
 
     The older half of what is kept is as far apart as the newer one, also when it was thinned before

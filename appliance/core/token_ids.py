@@ -12,7 +12,7 @@ from typing import Any, TypeGuard
 
 TOKENIZER = "tokenizer.json"
 CONFIGS = frozenset({"config.json", "generation_config.json"})
-_MOST_DIGITS = 18
+_MAX_DIGITS = 18
 """Of a token id that is written as a text."""
 
 # Members of a configuration whose numbers are token ids, beside those named *_token_id.
@@ -38,7 +38,7 @@ def token_ids(file: str, value: Mapping[str, Any]) -> Iterator[int]:
     elif file == "tokenizer_config.json":
         added = value.get("added_tokens_decoder")
         if isinstance(added, dict):
-            yield from (int(key) for key in added if key.isdecimal() and len(key) <= _MOST_DIGITS)
+            yield from (int(key) for key in added if key.isdecimal() and len(key) <= _MAX_DIGITS)
     elif file == TOKENIZER:
         yield from _of_tokenizer(value)
 

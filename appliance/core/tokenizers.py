@@ -5,7 +5,7 @@ Called by `appliance.core.model_files` and `appliance.gateway.received`.
 
 from __future__ import annotations
 
-LARGEST_TOKENIZER = 64 << 20
+MAX_TOKENIZER = 64 << 20
 """Bytes of `tokenizer.json`."""
-LARGEST_TEMPLATE = 4 << 20
+MAX_TEMPLATE = 4 << 20
 """Bytes of a chat template, as UTF-8."""

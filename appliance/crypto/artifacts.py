@@ -34,14 +34,14 @@ from appliance.core.errors import (
 from appliance.crypto.floe import check_key
 from appliance.crypto.folder import PARTIAL, Folder, Moved, NewFile
 from appliance.crypto.manifest import (
-    LARGEST_MANIFEST,
+    MAX_MANIFEST,
     FileEntry,
     Manifest,
     check_file_name,
     manifest_digest,
     tampered,
 )
-from appliance.crypto.place import Place
+from appliance.crypto.sealed_place import SealedPlace
 from appliance.crypto.sealed_reader import SealedReader
 from appliance.crypto.sealed_writer import SealedWriter
 
@@ -107,11 +107,11 @@ class ArtifactWriter:
             raise AlreadyExists(
                 f"The artifact {self.object} already has a file {file}.", object=self.object
             )
-        place = Place(self.project, self.object, check_file_name(file))
+        place = SealedPlace(self.project, self.object, check_file_name(file))
         self._check_epoch()
         new = self._folder.create(file)
         try:
-            writer = _ArtifactFile(new, self._key, place, self._check_epoch, self._settle)
+            writer = _ArtifactFile(new, self._key, place, self._check_epoch, self._note_closed)
         except BaseException:
             new.discard()
             raise
@@ -165,7 +165,7 @@ class ArtifactWriter:
             what = f"{', '.join(sorted(self._open))} still open" if self._open else "no files"
             raise FailedPrecondition(f"The artifact {self.object} cannot be finished with {what}.")
         self._check_epoch()
-        self._tidy()
+        self._check_folder()
         files = tuple(self.entries())
         content = Manifest(self.project, self.object, self.epoch, files, extra or {})
         manifest = content.encode(self._key)
@@ -178,13 +178,13 @@ class ArtifactWriter:
             raise
         return manifest
 
-    def _settle(self, file: str, entry: FileEntry | None) -> None:
+    def _note_closed(self, file: str, entry: FileEntry | None) -> None:
         """A file was closed, and has an entry, or was given up."""
         self._open.discard(file)
         if entry is not None:
             self._entries[file] = entry
 
-    def _tidy(self) -> None:
+    def _check_folder(self) -> None:
         """Make sure that the folder holds the files of the artifact and nothing else."""
         found = self._folder.list()
         for entry in self.entries():
@@ -223,7 +223,7 @@ class _ArtifactFile(SealedWriter):
     """A sealed file that takes its name when it is closed."""
 
     def __init__(
-        self, new: NewFile, key: bytes, place: Place, fence: Fence, settle: Settle
+        self, new: NewFile, key: bytes, place: SealedPlace, fence: Fence, settle: Settle
     ) -> None:
         self._new = new
         self._fence = fence
@@ -344,7 +344,7 @@ class ArtifactReader:
             raw = self._folder.open(file)
         except NotFound as error:
             raise tampered(self.project, self.object, f"the file {file} is missing") from error
-        place = Place(self.project, self.object, file)
+        place = SealedPlace(self.project, self.object, file)
         try:
             return SealedReader(raw, self._key, place, expect_tag=entry.tag, closes_raw=True)
         except BaseException:
@@ -389,7 +389,7 @@ class ArtifactReader:
 
 def _read_manifest(folder: Folder) -> bytes:
     parts = []
-    left = LARGEST_MANIFEST + 1
+    left = MAX_MANIFEST + 1
     with folder.open(MANIFEST) as file:
         # An unbuffered file may give less than it is asked for.
         while left and (part := file.read(left)):

@@ -29,7 +29,7 @@ from appliance.core.errors import InvalidInput
 from appliance.core.identity import SERVER_ZONE, Principal, spiffe_id
 from appliance.crypto.reading import (
     CLOCK_SKEW,
-    LARGEST_PEM,
+    MAX_PEM,
     PURPOSES,
     UNREADABLE,
     check_public,
@@ -56,7 +56,7 @@ def make_csr(key_pem: bytes) -> bytes:
 
 def public_key_of(csr_pem: bytes) -> ec.EllipticCurvePublicKey:
     """The public key of a request whose signature holds; `InvalidInput` otherwise."""
-    if len(csr_pem) > LARGEST_PEM:
+    if len(csr_pem) > MAX_PEM:
         raise InvalidInput("The certificate request is too long.")
     try:
         request = x509.load_pem_x509_csr(csr_pem)

@@ -30,7 +30,7 @@ from appliance.crypto.signing import SignedNote, VerifyKey
 FIRST_PREVIOUS = "0" * 64
 LOG_SUFFIX = ".log"
 CHECKPOINTS = "checkpoints"
-LONGEST_LINE = 1 << 20
+MAX_LINE = 1 << 20
 
 
 def segment_name(first: int) -> str:
@@ -81,7 +81,7 @@ def lines_of(segments: Segments, first: int = 0) -> Iterator[bytes]:
     for name, stream in segments:
         if name != segment_name(sequence):
             raise bad_record(sequence, f"{segment_name(sequence)} is missing; found {name}")
-        while line := stream.readline(LONGEST_LINE):
+        while line := stream.readline(MAX_LINE):
             if not line.endswith(b"\n"):
                 break
             yield line[:-1]

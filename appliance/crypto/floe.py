@@ -35,8 +35,8 @@ from appliance.core.errors import InvalidInput, Tampered
 
 KEY_SIZE = 32
 SEGMENT_SIZE = 1 << 20
-SMALLEST_SEGMENT = 64
-LARGEST_SEGMENT = 16 << 20
+MIN_SEGMENT = 64
+MAX_SEGMENT = 16 << 20
 IV_SIZE = 32
 TAG_SIZE = 32
 MARKER_SIZE = 4
@@ -45,7 +45,7 @@ GCM_TAG_SIZE = 16
 OVERHEAD = MARKER_SIZE + NONCE_SIZE + GCM_TAG_SIZE
 NOT_LAST = b"\xff" * MARKER_SIZE
 ROTATION_BITS = 20
-MOST_SEGMENTS = 1 << 40
+MAX_SEGMENTS = 1 << 40
 
 _PARAMETERS = struct.Struct(">BBII")
 _SEGMENT_AAD = struct.Struct(">QB")
@@ -66,10 +66,9 @@ class Parameters:
 
     def __post_init__(self) -> None:
         """Refuse useless segment sizes, and those that let a forged header ask for much memory."""
-        if not SMALLEST_SEGMENT <= self.segment_size <= LARGEST_SEGMENT:
+        if not MIN_SEGMENT <= self.segment_size <= MAX_SEGMENT:
             raise InvalidInput(
-                f"A segment has {SMALLEST_SEGMENT} to {LARGEST_SEGMENT} bytes,"
-                f" not {self.segment_size}."
+                f"A segment has {MIN_SEGMENT} to {MAX_SEGMENT} bytes, not {self.segment_size}."
             )
 
     @property
@@ -104,7 +103,7 @@ class Geometry:
         """A body has at least one segment, a segment at least its overhead; all else was cut."""
         if self.body_size < OVERHEAD or self.span(self.count - 1)[1] < OVERHEAD:
             raise Tampered("it was cut short")
-        if self.count > MOST_SEGMENTS:
+        if self.count > MAX_SEGMENTS:
             raise Tampered("it is longer than the format allows")
 
     @property
@@ -123,7 +122,7 @@ class Geometry:
         return offset, min(self.segment_size, self.body_size - offset)
 
 
-class Stream:
+class FloeStream:
     """The keys of one FLOE stream: seals and opens its segments, into buffers of the caller.
 
     Args:
@@ -144,12 +143,12 @@ class Stream:
         self._cipher = AESGCM(bytes(KEY_SIZE))
 
     @classmethod
-    def create(cls, key: bytes, aad: bytes, parameters: Parameters) -> Stream:
+    def create(cls, key: bytes, aad: bytes, parameters: Parameters) -> FloeStream:
         """A new stream with a fresh random IV."""
         return cls(key, aad, parameters, os.urandom(IV_SIZE))
 
     @classmethod
-    def open(cls, key: bytes, aad: bytes, header: bytes) -> Stream:
+    def open(cls, key: bytes, aad: bytes, header: bytes) -> FloeStream:
         """The stream that `header` (74 bytes) begins.
 
         Raises:
@@ -169,7 +168,7 @@ class Stream:
         self, position: int, plain: bytes | bytearray | memoryview, out: memoryview, *, last: bool
     ) -> None:
         """Seal one segment into `out`: `len(plain) + OVERHEAD` bytes, apart from `plain`."""
-        if position >= MOST_SEGMENTS:
+        if position >= MAX_SEGMENTS:
             raise InvalidInput("A sealed file cannot be longer than 2**40 segments; split it.")
         nonce = os.urandom(NONCE_SIZE)
         out[:MARKER_SIZE] = len(out).to_bytes(MARKER_SIZE, "big") if last else NOT_LAST
@@ -216,7 +215,7 @@ def floe_encrypt(
     key: bytes, aad: bytes, plain: bytes, *, segment_size: int = SEGMENT_SIZE
 ) -> bytes:
     """Encrypt a value in memory; returns header and segments."""
-    stream = Stream.create(key, aad, Parameters(segment_size))
+    stream = FloeStream.create(key, aad, Parameters(segment_size))
     step = stream.parameters.plain_segment
     count = max(1, -(-len(plain) // step))
     sealed = bytearray(len(plain) + OVERHEAD * count)
@@ -231,7 +230,7 @@ def floe_encrypt(
 
 def floe_decrypt(key: bytes, aad: bytes, sealed: bytes) -> bytes:
     """Decrypt what `floe_encrypt`, or any FLOE with these algorithms, made; else `Tampered`."""
-    stream = Stream.open(key, aad, sealed[:HEADER_SIZE])
+    stream = FloeStream.open(key, aad, sealed[:HEADER_SIZE])
     body = memoryview(sealed)[HEADER_SIZE:]
     geometry = Geometry(stream.parameters.segment_size, len(body))
     plain = bytearray(geometry.plain_size)

@@ -29,7 +29,7 @@ from appliance.crypto.signing import equal, hmac_sha256
 
 FORMAT = "sealed-artifact-1"
 MAC_PURPOSE = "artifact manifest 1"
-LARGEST_MANIFEST = 64 << 20
+MAX_MANIFEST = 64 << 20
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 TAG = re.compile(r"[0-9a-f]{64}")
 
@@ -141,7 +141,7 @@ class Manifest:
 
 def _canonical(raw: bytes, project: str, uid: str) -> dict[str, Any]:
     try:
-        document = json.loads(raw) if len(raw) <= LARGEST_MANIFEST else None
+        document = json.loads(raw) if len(raw) <= MAX_MANIFEST else None
         canonical = isinstance(document, dict) and rfc8785.dumps(document) == raw
     except (ValueError, RecursionError, rfc8785.CanonicalizationError) as error:
         raise tampered(project, uid, "its manifest cannot be read") from error

@@ -63,7 +63,7 @@ def thinned(notes: Iterable[bytes], first: int, size: int) -> list[bytes]:
 
 
 @dataclass(frozen=True)
-class Proof:
+class SegmentProof:
     """What is known of a closed segment without its records.
 
     Attributes:
@@ -81,7 +81,7 @@ class Proof:
     notes: tuple[bytes, ...]
 
     @classmethod
-    def of(cls, first: int, length: int, tree: Tree, notes: Sequence[bytes]) -> Proof:
+    def of(cls, first: int, length: int, tree: Tree, notes: Sequence[bytes]) -> SegmentProof:
         """The proof of a segment whose end is the end of this tree."""
         return cls(first, tree.size, length, tree.peaks, tuple(notes))
 
@@ -89,10 +89,10 @@ class Proof:
         """The tree at the end of the segment."""
         return Tree(self.size, self.peaks)
 
-    def signed_as(self, what: str, key: SigningKey, origin: str) -> Proof:
+    def signed_as(self, what: str, key: SigningKey, origin: str) -> SegmentProof:
         """That the segments up to the end of this one were archived or pruned."""
         note = SignedNote(f"{origin}/{what}", self.size, self.tree().root()).sign(key)
-        return Proof(self.first, self.size, self.length, self.peaks, (note,))
+        return SegmentProof(self.first, self.size, self.length, self.peaks, (note,))
 
     def check(self, key: VerifyKey, origin: str) -> None:
         """Raise Tampered unless its last checkpoint is signed, and over this very tree."""
@@ -116,7 +116,7 @@ class Proof:
         return text + b"\n" + b"".join(note + b"\n" for note in self.notes)
 
     @classmethod
-    def loads(cls, data: bytes, name: str) -> Proof:
+    def loads(cls, data: bytes, name: str) -> SegmentProof:
         """Read a proof; `name` is of its file. Raises Tampered when it is none."""
         head, _, rest = data.partition(b"\n")
         try:

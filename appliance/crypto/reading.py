@@ -29,7 +29,7 @@ RENEW_AFTER = timedelta(days=1)
 CLOCK_SKEW = timedelta(minutes=5)
 SHOWN_EARLY = timedelta(days=1)
 """So long before it was made a certificate that servers show begins: others' clocks judge it."""
-LARGEST_PEM = 1 << 16
+MAX_PEM = 1 << 16
 PURPOSES = {
     "client": ExtendedKeyUsageOID.CLIENT_AUTH,
     "server": ExtendedKeyUsageOID.SERVER_AUTH,
@@ -162,7 +162,7 @@ def _public(certificate: x509.Certificate) -> object:
 
 
 def _load_peer(cert_pem: bytes) -> x509.Certificate:
-    if len(cert_pem) > LARGEST_PEM:
+    if len(cert_pem) > MAX_PEM:
         raise _refused("is too long")
     try:
         return _load(cert_pem)

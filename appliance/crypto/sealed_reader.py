@@ -1,7 +1,7 @@
 """Read sealed files, from anywhere in them.
 
 The attack: somebody can read and write the storage. They copy, edit, cut, extend, swap, join or
-roll back files. The format is described in `appliance.crypto.place`. Rules kept here:
+roll back files. The format is described in `appliance.crypto.sealed_place`. Rules kept here:
 * the *reader* says which place it expects. The header of the file is compared with it, never
   believed or parsed;
 * opening proves key and place before a segment is read, and proves the last segment, hence the
@@ -19,8 +19,8 @@ import io
 from typing import TYPE_CHECKING, BinaryIO
 
 from appliance.core.errors import InvalidInput, Stale, Tampered
-from appliance.crypto.floe import HEADER_SIZE, OVERHEAD, Geometry, Stream
-from appliance.crypto.place import MAGIC, Place
+from appliance.crypto.floe import HEADER_SIZE, OVERHEAD, FloeStream, Geometry
+from appliance.crypto.sealed_place import MAGIC, SealedPlace
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -51,7 +51,7 @@ class SealedReader(io.RawIOBase):
         self,
         raw: BinaryIO,
         key: bytes,
-        place: Place,
+        place: SealedPlace,
         *,
         expect_tag: str | None = None,
         closes_raw: bool = False,
@@ -156,7 +156,7 @@ class SealedReader(io.RawIOBase):
         self._plain = memoryview(b"")
         super().close()
 
-    def _open_header(self, key: bytes) -> Stream:
+    def _open_header(self, key: bytes) -> FloeStream:
         prefix = self.place.prefix()
         found = self._take(len(prefix))
         if found[: len(MAGIC)] != MAGIC:
@@ -164,7 +164,7 @@ class SealedReader(io.RawIOBase):
         if found != prefix:
             raise self.place.tampered("it was sealed for another place, or its header was changed")
         try:
-            return Stream.open(key, self.place.aad(), self._take(HEADER_SIZE))
+            return FloeStream.open(key, self.place.aad(), self._take(HEADER_SIZE))
         except Tampered as error:
             raise self.place.tampered(error) from error
 
@@ -212,7 +212,7 @@ class SealedReader(io.RawIOBase):
         return filled
 
 
-def open_bytes(blob: bytes, key: bytes, place: Place) -> bytes:
+def open_bytes(blob: bytes, key: bytes, place: SealedPlace) -> bytes:
     """The plaintext of a whole sealed file in memory; raises as `SealedReader` does."""
     with SealedReader(io.BytesIO(blob), key, place) as reader:
         return reader.read()

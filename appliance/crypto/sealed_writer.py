@@ -1,6 +1,6 @@
 """Write sealed files: what the appliance stores is encrypted while it is written.
 
-The format is described in `appliance.crypto.place`. Rules kept here:
+The format is described in `appliance.crypto.sealed_place`. Rules kept here:
 * a file whose writer did not close has no last segment and cannot be opened;
 * a write that failed half way makes the file unusable: `close` raises.
 
@@ -14,14 +14,14 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
 from appliance.core.errors import FailedPrecondition
-from appliance.crypto.floe import OVERHEAD, SEGMENT_SIZE, Parameters, Stream
-from appliance.crypto.place import Place
+from appliance.crypto.floe import OVERHEAD, SEGMENT_SIZE, FloeStream, Parameters
+from appliance.crypto.sealed_place import SealedPlace
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 
-class Sink(Protocol):
+class SealedSink(Protocol):
     """What a sealed file is written to: any writable binary file."""
 
     def write(self, data: memoryview, /) -> int:
@@ -45,13 +45,13 @@ class SealedWriter:
     """
 
     def __init__(
-        self, raw: Sink, key: bytes, place: Place, *, segment_size: int = SEGMENT_SIZE
+        self, raw: SealedSink, key: bytes, place: SealedPlace, *, segment_size: int = SEGMENT_SIZE
     ) -> None:
         self.place = place
         self.plain_size = 0
         self.sealed_size = 0
         self._raw = raw
-        self._stream = Stream.create(key, place.aad(), Parameters(segment_size))
+        self._stream = FloeStream.create(key, place.aad(), Parameters(segment_size))
         self.tag = self._stream.tag.hex()
         self._step = self._stream.parameters.plain_segment
         self._held = bytearray()
@@ -142,7 +142,7 @@ class SealedWriter:
         self._whole = True
 
 
-def seal_bytes(data: bytes, key: bytes, place: Place) -> bytes:
+def seal_bytes(data: bytes, key: bytes, place: SealedPlace) -> bytes:
     """A whole sealed file in memory."""
     raw = io.BytesIO()
     with SealedWriter(raw, key, place) as writer:

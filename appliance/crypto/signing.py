@@ -25,7 +25,7 @@ ROOT_SIZE = 32
 NOTE_ALGORITHM = b"\x01"
 NOTE_KEY_ID_SIZE = 4
 SIGNATURE_PREFIX = "\N{EM DASH} "
-LARGEST_NOTE = 1 << 16
+MAX_NOTE = 1 << 16
 
 
 def hmac_sha256(key: bytes, data: bytes) -> bytes:
@@ -195,7 +195,7 @@ class SignedNote:
 
 
 def _checked_text(note: bytes, name: str, key: VerifyKey) -> str:
-    if len(note) > LARGEST_NOTE:
+    if len(note) > MAX_NOTE:
         raise Tampered("it is too long")
     text, found, signatures = note.decode().rpartition("\n\n")
     text += "\n"

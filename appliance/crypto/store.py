@@ -41,7 +41,7 @@ class Artifact:
 
 
 @dataclass(frozen=True)
-class ObjectStore:
+class ArtifactStore:
     """A file system and the folder on it under which all artifacts lie.
 
     Attributes:
@@ -55,7 +55,7 @@ class ObjectStore:
     moved: Moved | None = None
 
     @classmethod
-    def at(cls, url: str, moved: Moved | None = None) -> ObjectStore:
+    def at(cls, url: str, moved: Moved | None = None) -> ArtifactStore:
         """The store behind an fsspec URL such as `file:///srv/objects`."""
         try:
             fs, root = fsspec.core.url_to_fs(url)

@@ -29,8 +29,8 @@ from appliance.core.numbers import written
 from appliance.crypto.sealed_reader import SealedReader
 
 LENGTH_SIZE = 8
-LARGEST_HEADER = 16 << 20
-MOST_TENSORS = 1 << 16
+MAX_HEADER = 16 << 20
+MAX_TENSORS = 1 << 16
 SIZES: Mapping[str, int] = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1,
     "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
@@ -40,12 +40,12 @@ SIZES: Mapping[str, int] = {
 
 _METADATA = "__metadata__"
 _ALIGNMENT = 8
-_MOST_AXES = 8
-_LARGEST_AXIS = 1 << 40
+_MAX_AXES = 8
+_MAX_AXIS = 1 << 40
 
 
 @dataclass(frozen=True)
-class Entry:
+class TensorEntry:
     """One tensor of a file: type, shape, and where its bytes begin and end in the file."""
 
     name: str
@@ -56,10 +56,10 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Layout:
+class TensorLayout:
     """What a header says: the tensors in the order of their bytes, and the size of the file."""
 
-    entries: tuple[Entry, ...]
+    entries: tuple[TensorEntry, ...]
     size: int
 
 
@@ -89,12 +89,12 @@ def header_length(file: str, prefix: bytes) -> int:
     Raises InvalidInput naming the file when no header is as short or as long.
     """
     length = int.from_bytes(prefix, "little")
-    if not 2 <= length <= LARGEST_HEADER:
+    if not 2 <= length <= MAX_HEADER:
         raise refused(file, "is not a safetensors file: its header has an impossible length")
     return length
 
 
-def parse_header(file: str, text: bytes) -> Layout:
+def parse_header(file: str, text: bytes) -> TensorLayout:
     """What a header says.
 
     Args:
@@ -105,8 +105,8 @@ def parse_header(file: str, text: bytes) -> Layout:
         InvalidInput: it is not what the format says; names the file and the tensor.
     """
     # A tensor takes an object and two lists, and no spelling of a bracket hides it from this count.
-    if text.count(b"{") + text.count(b"[") > 3 * MOST_TENSORS + 2:
-        raise refused(file, f"has more than {written(MOST_TENSORS)} tensors")
+    if text.count(b"{") + text.count(b"[") > 3 * MAX_TENSORS + 2:
+        raise refused(file, f"has more than {written(MAX_TENSORS)} tensors")
     values = strict_json.read_object(file, text)
     metadata = values.pop(_METADATA, {})
     if not isinstance(metadata, dict) or not all(
@@ -123,10 +123,10 @@ def parse_header(file: str, text: bytes) -> Layout:
                 f"has tensors that overlap or leave a hole between them at {shown(entry.name)}",
             )
         position = entry.end
-    return Layout(tuple(found), position)
+    return TensorLayout(tuple(found), position)
 
 
-def check_size(file: str, layout: Layout | None, size: int) -> Layout:
+def check_size(file: str, layout: TensorLayout | None, size: int) -> TensorLayout:
     """The layout of a file of `size` bytes, None when it ended before its header did.
 
     Raises InvalidInput naming the file unless the size is what the header says.
@@ -140,7 +140,7 @@ def check_size(file: str, layout: Layout | None, size: int) -> Layout:
     return layout
 
 
-def read_entries(reader: SealedReader) -> tuple[Entry, ...]:
+def read_entries(reader: SealedReader) -> tuple[TensorEntry, ...]:
     """The tensors of a sealed file, in the order of their bytes.
 
     Raises:
@@ -162,23 +162,23 @@ def refused(file: str, why: str) -> InvalidInput:
     return InvalidInput(f"{file} {why}.", fields={file: why})
 
 
-def _entry(file: str, name: str, value: object, start: int) -> Entry:
+def _entry(file: str, name: str, value: object, start: int) -> TensorEntry:
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
         raise refused(file, f"has a malformed entry {shown(name)}")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str) or dtype not in SIZES:
         raise refused(file, f"has an unknown number format in {shown(name)}")
-    if not _whole_numbers(shape, _MOST_AXES) or not _whole_numbers(offsets, 2):
+    if not _whole_numbers(shape, _MAX_AXES) or not _whole_numbers(offsets, 2):
         raise refused(file, f"has an impossible shape or range in {shown(name)}")
     begin, end = offsets if len(offsets) == 2 else (1, 0)
     if end - begin != math.prod(shape) * SIZES[dtype]:
         raise refused(file, f"has a range in {shown(name)} that is not the size of its tensor")
-    return Entry(name, dtype, tuple(shape), start + begin, start + end)
+    return TensorEntry(name, dtype, tuple(shape), start + begin, start + end)
 
 
 def _whole_numbers(value: object, most: int) -> bool:
     return (
         isinstance(value, list)
         and len(value) <= most
-        and all(type(item) is int and 0 <= item <= _LARGEST_AXIS for item in value)
+        and all(type(item) is int and 0 <= item <= _MAX_AXIS for item in value)
     )

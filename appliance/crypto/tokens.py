@@ -20,7 +20,7 @@ from enum import StrEnum
 from appliance.core.errors import Unauthenticated
 from appliance.crypto.signing import equal, hmac_sha256
 
-LONGEST = 128
+MAX_LENGTH = 128
 _SHAPE = re.compile(r"(sla_([a-z]{3,4})_([0-9a-f]{16})_([a-z2-7]{52}))_([0-9a-f]{8})")
 
 
@@ -51,7 +51,7 @@ def text_of(token: Parsed) -> str:
 
 def parse(text: str, *kinds: TokenKind) -> Parsed:
     """Take a token of one of `kinds` apart; Unauthenticated for anything else."""
-    match = _SHAPE.fullmatch(text) if len(text) <= LONGEST else None
+    match = _SHAPE.fullmatch(text) if len(text) <= MAX_LENGTH else None
     if match is None or match[5] != _checksum(match[1]) or match[2] not in list(kinds):
         raise refused()
     return Parsed(TokenKind(match[2]), match[3], match[4])

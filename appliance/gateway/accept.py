@@ -21,7 +21,7 @@ import struct
 from collections.abc import Callable
 
 from appliance.core.errors import Exhausted
-from appliance.gateway.connections import Connections, Place
+from appliance.gateway.connections import Connections, ConnectionSlot
 from appliance.wire.admission import source_of
 
 logger = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class Acceptor:
         listening: socket.socket,
         context: Callable[[], ssl.SSLContext],
         connections: Connections,
-        protocol: Callable[[Place], asyncio.Protocol],
+        protocol: Callable[[ConnectionSlot], asyncio.Protocol],
         refused: Refused,
     ) -> None:
         self._listening = listening
@@ -63,7 +63,7 @@ class Acceptor:
         self._connections = connections
         self._protocol = protocol
         self._refused = refused
-        self._opening: dict[asyncio.Task[None], Place] = {}
+        self._opening: dict[asyncio.Task[None], ConnectionSlot] = {}
         self._loop = asyncio.get_running_loop()
         self._pause: asyncio.TimerHandle | None = None
 
@@ -116,7 +116,7 @@ class Acceptor:
         self._opening[task] = place
         task.add_done_callback(functools.partial(self._opened, connection, place))
 
-    async def _open(self, connection: socket.socket, place: Place) -> None:
+    async def _open(self, connection: socket.socket, place: ConnectionSlot) -> None:
         """Complete the handshake; afterwards the protocol has the connection."""
         protocol = self._protocol(place)
         try:
@@ -134,7 +134,9 @@ class Acceptor:
             self._refused(place.source, "HANDSHAKE")
             connection.close()
 
-    def _opened(self, connection: socket.socket, place: Place, task: asyncio.Task[None]) -> None:
+    def _opened(
+        self, connection: socket.socket, place: ConnectionSlot, task: asyncio.Task[None]
+    ) -> None:
         """The handshake is over; when somebody else got the place, maybe before it began."""
         del self._opening[task]
         if task.cancelled():

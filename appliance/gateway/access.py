@@ -16,7 +16,7 @@ from appliance.core.errors import NotFound, Unauthenticated
 from appliance.core.names import shown
 from appliance.crypto import tokens
 from appliance.crypto.tokens import TokenKind
-from appliance.gateway.snapshot import Route, Snapshot
+from appliance.gateway.snapshot import Route, RoutingSnapshot
 
 _BEARER = "bearer "
 _NOBODY = bytes(32)
@@ -32,7 +32,7 @@ def bearer(authorization: str | bytes | None) -> str:
     return authorization[len(_BEARER) :].strip()
 
 
-def identify(snapshot: Snapshot, token: str, now: float) -> tuple[str, str]:
+def identify(snapshot: RoutingSnapshot, token: str, now: float) -> tuple[str, str]:
     """Whose token it is (`users/alice`), and the token's id. Raises Unauthenticated.
 
     `now` is in seconds since 1970.
@@ -45,7 +45,9 @@ def identify(snapshot: Snapshot, token: str, now: float) -> tuple[str, str]:
     return found.principal, parsed.id
 
 
-def still(snapshot: Snapshot, credential: str, principal: str, endpoint: str, now: float) -> None:
+def recheck(
+    snapshot: RoutingSnapshot, credential: str, principal: str, endpoint: str, now: float
+) -> None:
     """Judge a running answer again by the id of its token. Raises like `identify` and `route`."""
     found = snapshot.credentials.get(credential)
     if found is None or found.principal != principal or now >= found.expires:
@@ -53,7 +55,7 @@ def still(snapshot: Snapshot, credential: str, principal: str, endpoint: str, no
     route(snapshot, principal, endpoint)
 
 
-def route(snapshot: Snapshot, principal: str, endpoint: str) -> Route:
+def route(snapshot: RoutingSnapshot, principal: str, endpoint: str) -> Route:
     """The route of an endpoint that the principal may ask. Raises NotFound for all others."""
     found = snapshot.routes.get(endpoint)
     if found is None or not snapshot.may(principal, found.project, INFER):
@@ -65,7 +67,7 @@ def route(snapshot: Snapshot, principal: str, endpoint: str) -> Route:
     return found
 
 
-def allowed(snapshot: Snapshot, principal: str) -> list[str]:
+def allowed(snapshot: RoutingSnapshot, principal: str) -> list[str]:
     """Endpoints the principal may ask, sorted."""
     return sorted(
         endpoint

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from appliance.api.inference.v1 import generation_pb2
 from appliance.gateway.links import Submit
-from appliance.gateway.snapshot import Place
+from appliance.gateway.snapshot import ReplicaAddress
 
 STOP = generation_pb2.FINISH_REASON_STOP
 LENGTH = generation_pb2.FINISH_REASON_LENGTH
@@ -51,7 +51,7 @@ class Ask:
     generated: list[int] = field(default_factory=list)
     continuations: int = 0
     retries: int = 0
-    tried: set[Place] = field(default_factory=set)
+    tried: set[ReplicaAddress] = field(default_factory=set)
 
     @property
     def begun(self) -> bool:

@@ -20,7 +20,7 @@ from pathlib import Path
 from google.protobuf.message import DecodeError
 
 from appliance.api.serving.v1 import routing_service_pb2
-from appliance.gateway.frames import Kind, frames_of, length_of
+from appliance.gateway.frames import FrameKind, frames_of, length_of
 
 logger = logging.getLogger(__name__)
 
@@ -121,14 +121,14 @@ def recovered(name: str, paths: list[Path]) -> Boot:
         boot.files.append(file)
         for frame in frames_of(data):
             entry = Entry(number=frame.number)
-            part = entry.refusals if frame.kind is Kind.REFUSALS else entry.usage
+            part = entry.refusals if frame.kind is FrameKind.REFUSALS else entry.usage
             try:
                 part.ParseFromString(frame.message)
             except DecodeError:
                 file.damaged = True
                 continue
             file.pending.add(frame.number)
-            if frame.kind is Kind.BEGIN:
+            if frame.kind is FrameKind.BEGIN:
                 begun[frame.number] = frame.message
                 continue
             begun.pop(frame.number, None)

@@ -23,11 +23,11 @@ from enum import Enum
 from appliance.core.waiting import grown
 
 FIRST_PAUSE = 1.0
-LONGEST_PAUSE = 30.0
+MAX_PAUSE = 30.0
 MEMORY = 60.0
 
 
-class State(Enum):
+class BreakerState(Enum):
     """What a breaker lets through."""
 
     CLOSED = "closed"
@@ -51,12 +51,12 @@ class Breaker:
         self._failed = -math.inf
         self._probes = 0
         self._due = 0.0
-        self.state = State.CLOSED
+        self.state = BreakerState.CLOSED
         self.paid = True
 
     def succeeded(self) -> None:
         """An answer ended well."""
-        if self.state is State.CLOSED:
+        if self.state is BreakerState.CLOSED:
             self._failures = 0
 
     def failed(self, now: float, sent: float, *, dead: bool = False) -> bool:
@@ -69,7 +69,7 @@ class Breaker:
 
         Returns whether this opened the breaker.
         """
-        if self.state is not State.CLOSED or (not dead and sent <= self._failed):
+        if self.state is not BreakerState.CLOSED or (not dead and sent <= self._failed):
             return False
         if not dead and sent - self._failed > MEMORY:
             self._failures = 0
@@ -79,31 +79,31 @@ class Breaker:
         self._failed = now
         if self._failures < self._most:
             return False
-        self.state = State.OPEN
+        self.state = BreakerState.OPEN
         self._probes = 0
         self._wait(now)
         return True
 
     def probe_due(self, now: float) -> bool:
         """Whether a probe may go out now."""
-        return self.state is State.OPEN and now >= self._due
+        return self.state is BreakerState.OPEN and now >= self._due
 
     def probe_sent(self) -> None:
         """A probe is on its way; there is one at a time."""
-        self.state = State.HALF_OPEN
+        self.state = BreakerState.HALF_OPEN
 
     def probed(self, now: float, *, well: bool) -> None:
         """The probe ended: well closes the breaker, otherwise the pause doubles."""
         if well:
-            self.state = State.CLOSED
+            self.state = BreakerState.CLOSED
             self._failures = 0
             return
-        self.state = State.OPEN
+        self.state = BreakerState.OPEN
         self._wait(now)
 
     def _wait(self, now: float) -> None:
         self._probes += 1
-        self._due = now + grown(self._probes, FIRST_PAUSE, LONGEST_PAUSE)
+        self._due = now + grown(self._probes, FIRST_PAUSE, MAX_PAUSE)
 
 
 class Budget:

@@ -17,7 +17,7 @@ from appliance.wire.admission import StrangerLimits
 
 
 @dataclass(frozen=True)
-class Listen:
+class GatewayListen:
     """Where callers reach the gateway."""
 
     grpc: str = field(
@@ -29,7 +29,7 @@ class Listen:
 
 
 @dataclass(frozen=True)
-class Limits:
+class GatewayLimits:
     """What one caller, and all together, may take."""
 
     calls: Annotated[int, Meta(ge=0)] = field(
@@ -81,7 +81,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Routing:
+class RoutingSettings:
     """How replicas are chosen, watched and replaced."""
 
     wait_seconds: Annotated[float, Meta(ge=0)] = field(
@@ -223,7 +223,7 @@ class GatewayConfig:
         default=None, metadata=doc("of a gateway of 0.1.0: the certificate of that key")
     )
     front: FrontFiles = field(default_factory=FrontFiles)
-    listen: Listen = field(default_factory=Listen)
+    listen: GatewayListen = field(default_factory=GatewayListen)
     metrics: str = field(default="127.0.0.1:8445", metadata=doc("loopback address of the metrics"))
     stale_view_seconds: Annotated[float, Meta(ge=0)] = field(
         default=900.0,
@@ -232,9 +232,9 @@ class GatewayConfig:
             " is heard, that is ten seconds"
         ),
     )
-    limits: Limits = field(default_factory=Limits)
+    limits: GatewayLimits = field(default_factory=GatewayLimits)
     strangers: StrangerLimits = field(default_factory=StrangerLimits)
-    routing: Routing = field(default_factory=Routing)
+    routing: RoutingSettings = field(default_factory=RoutingSettings)
 
     @property
     def api(self) -> str:

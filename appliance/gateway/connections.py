@@ -30,7 +30,7 @@ def _nothing() -> None:
     """Stand in for the end of a connection that has none yet."""
 
 
-class Place:
+class ConnectionSlot:
     """One connection's place.
 
     Attributes:
@@ -61,11 +61,11 @@ class Connections:
         self._per_source = min(per_source, total)
         self._rates = rates
         self._held: Counter[str] = Counter()
-        self._strangers: dict[str, dict[Place, None]] = {}
+        self._strangers: dict[str, dict[ConnectionSlot, None]] = {}
         """Places of strangers by source, the oldest first."""
-        self._told: dict[Place, None] = {}
+        self._told: dict[ConnectionSlot, None] = {}
         """Places beyond the total, the oldest first."""
-        self._open: set[Place] = set()
+        self._open: set[ConnectionSlot] = set()
         self.ended = 0
         """Connections that are over, of all times."""
 
@@ -73,7 +73,7 @@ class Connections:
         """Open connections."""
         return len(self._open)
 
-    def enter(self, source: str) -> tuple[Place, Place | None]:
+    def enter(self, source: str) -> tuple[ConnectionSlot, ConnectionSlot | None]:
         """A place for a new connection, and the place that has to be ended for it.
 
         Raises Exhausted when there is none: close the connection.
@@ -81,7 +81,7 @@ class Connections:
         wait = self._rates.wait(source)
         if wait:
             raise Exhausted("too many new connections from this address", retry_after=wait)
-        leaving: Place | None = None
+        leaving: ConnectionSlot | None = None
         if self._held[source] >= self._per_source:
             leaving = self._oldest(source)
             if leaving is None:
@@ -98,8 +98,8 @@ class Connections:
             self.leave(leaving)
         return self._place(source), leaving
 
-    def _place(self, source: str) -> Place:
-        place = Place(source, is_full=len(self._open) >= self._total)
+    def _place(self, source: str) -> ConnectionSlot:
+        place = ConnectionSlot(source, is_full=len(self._open) >= self._total)
         self._open.add(place)
         self._held[source] += 1
         if place.is_full:
@@ -108,12 +108,12 @@ class Connections:
             self._strangers.setdefault(source, {})[place] = None
         return place
 
-    def know(self, place: Place) -> None:
+    def mark_authenticated(self, place: ConnectionSlot) -> None:
         """A valid token came over this connection."""
         place.is_known = True
         self._forget(place)
 
-    def leave(self, place: Place) -> None:
+    def leave(self, place: ConnectionSlot) -> None:
         """The connection is over; said twice, it is over once."""
         if place not in self._open:
             return
@@ -124,7 +124,7 @@ class Connections:
             del self._held[place.source]
         self._forget(place)
 
-    def _forget(self, place: Place) -> None:
+    def _forget(self, place: ConnectionSlot) -> None:
         """Take a place out of those that may have to go."""
         self._told.pop(place, None)
         mine = self._strangers.get(place.source, {})
@@ -132,7 +132,7 @@ class Connections:
         if not mine:
             self._strangers.pop(place.source, None)
 
-    def _oldest(self, source: str) -> Place | None:
+    def _oldest(self, source: str) -> ConnectionSlot | None:
         return next(iter(self._strangers.get(source, ())), None)
 
     def _largest(self) -> str:

@@ -22,7 +22,7 @@ _LOOKING = (
 )
 
 
-class Content(str):
+class VeiledText(str):
     """A veiled text.
 
     Args:
@@ -78,11 +78,11 @@ class Content(str):
 
 def _looking(method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
-    def looking(self: Content, *others: object) -> Any:  # noqa: ANN401 - as the method
+    def looking(self: VeiledText, *others: object) -> Any:  # noqa: ANN401 - as the method
         return self._kept(method(self, *map(self._hidden, others)))
 
     return looking
 
 
 for _name in _LOOKING:
-    setattr(Content, _name, _looking(getattr(str, _name)))
+    setattr(VeiledText, _name, _looking(getattr(str, _name)))

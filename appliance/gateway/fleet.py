@@ -21,23 +21,23 @@ from functools import partial
 
 import grpc.aio
 
-from appliance.gateway.config import Routing
-from appliance.gateway.links import Link
-from appliance.gateway.snapshot import Place, Snapshot
+from appliance.gateway.config import RoutingSettings
+from appliance.gateway.links import ReplicaLink
+from appliance.gateway.snapshot import ReplicaAddress, RoutingSnapshot
 
 TICK_SECONDS = 0.1
 _OWN_PAUSE = 0.2
 """A tick that is later than this was late by this process' own fault."""
 
-Connect = Callable[[Place], grpc.aio.Channel]
+Connect = Callable[[ReplicaAddress], grpc.aio.Channel]
 
 
 def choose(
-    candidates: Iterable[Place],
-    tried: Collection[Place],
+    candidates: Iterable[ReplicaAddress],
+    tried: Collection[ReplicaAddress],
     turns: Mapping[tuple[str, str], int],
-    slotless: Collection[Place] = (),
-) -> Place | None:
+    slotless: Collection[ReplicaAddress] = (),
+) -> ReplicaAddress | None:
     """The place whose replica had its last turn longest ago. Pure.
 
     Untried ones come first, and among them those that are not `slotless`.
@@ -58,7 +58,7 @@ def _nobody(_: str | None) -> None:
     """Stand in for who hears of changes."""
 
 
-class Fleet:
+class ReplicaLinks:
     """The links to all replicas of the view.
 
     Args:
@@ -68,19 +68,22 @@ class Fleet:
     """
 
     def __init__(
-        self, connect: Connect, settings: Routing, clock: Callable[[], float] = time.monotonic
+        self,
+        connect: Connect,
+        settings: RoutingSettings,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._connect = connect
         self._settings = settings
         self._clock = clock
-        self._links: dict[Place, Link] = {}
-        self._of: dict[str, dict[Place, Link]] = {}
+        self._links: dict[ReplicaAddress, ReplicaLink] = {}
+        self._of: dict[str, dict[ReplicaAddress, ReplicaLink]] = {}
         """The same, by endpoint."""
-        self._coming: dict[Place, Link] = {}
+        self._coming: dict[ReplicaAddress, ReplicaLink] = {}
         """Links under a new identity, each until it is connected and takes the other's place."""
-        self._leaving: list[Link] = []
+        self._leaving: list[ReplicaLink] = []
         """Links whose place was taken, until their answers have ended."""
-        self._snapshot: Snapshot | None = None
+        self._snapshot: RoutingSnapshot | None = None
         self._turns: dict[tuple[str, str], int] = {}
         self._turn = 0
         self.changed: Callable[[str | None], None] = _nobody
@@ -88,7 +91,7 @@ class Fleet:
         set by the router."""
 
     @property
-    def links(self) -> list[Link]:
+    def links(self) -> list[ReplicaLink]:
         """Every link, also those that are on their way out."""
         return [*self._links.values(), *self._leaving]
 
@@ -100,22 +103,22 @@ class Fleet:
                 self._leave(before)
             self._coming[place] = self._open(place)
 
-    def _open(self, place: Place) -> Link:
+    def _open(self, place: ReplicaAddress) -> ReplicaLink:
         channel = self._connect(place)
         changed = partial(self._notify, place.endpoint)
-        return Link(place, channel, self._settings, changed, self._clock)
+        return ReplicaLink(place, channel, self._settings, changed, self._clock)
 
-    def _put(self, link: Link) -> None:
+    def _put(self, link: ReplicaLink) -> None:
         self._links[link.place] = link
         self._of.setdefault(link.place.endpoint, {})[link.place] = link
 
-    def _drop(self, place: Place) -> None:
+    def _drop(self, place: ReplicaAddress) -> None:
         del self._links[place]
         del self._of[place.endpoint][place]
         if not self._of[place.endpoint]:
             del self._of[place.endpoint]
 
-    def _leave(self, link: Link) -> None:
+    def _leave(self, link: ReplicaLink) -> None:
         link.retired = True
         self._leaving.append(link)
 
@@ -131,7 +134,7 @@ class Fleet:
                 self._leave(before)
         self._leaving = [link for link in self._leaving if not link.closed]
 
-    def apply(self, snapshot: Snapshot) -> None:
+    def apply(self, snapshot: RoutingSnapshot) -> None:
         """Open what is new in a snapshot, retire what is no longer there."""
         self._snapshot = snapshot
         wanted = {place for route in snapshot.routes.values() for place in route.places}
@@ -168,7 +171,7 @@ class Fleet:
         # Also for what nothing else tells of, such as a writer that has caught up.
         self._notify()
 
-    def take_turn(self, endpoint: str, tried: Collection[Place]) -> Link | None:
+    def take_turn(self, endpoint: str, tried: Collection[ReplicaAddress]) -> ReplicaLink | None:
         """The link for the next answer of an endpoint; None when none can take one."""
         ready = {link.place: link for link in self._all(endpoint) if link.ready and not link.full}
         slotless = [place for place, link in ready.items() if not link.has_slot]
@@ -179,7 +182,7 @@ class Fleet:
         self._turns[endpoint, place.id] = self._turn
         return ready[place]
 
-    def has_other(self, endpoint: str, tried: Collection[Place]) -> bool:
+    def has_other(self, endpoint: str, tried: Collection[ReplicaAddress]) -> bool:
         """Whether an untried replica can take an answer now."""
         return any(
             link.ready and not link.full and link.place not in tried for link in self._all(endpoint)
@@ -220,7 +223,7 @@ class Fleet:
         self._coming.clear()
         self._leaving.clear()
 
-    def _all(self, endpoint: str) -> Iterable[Link]:
+    def _all(self, endpoint: str) -> Iterable[ReplicaLink]:
         return self._of.get(endpoint, {}).values()
 
     def _notify(self, endpoint: str | None = None) -> None:

@@ -26,7 +26,7 @@ _LENGTHS = struct.Struct(">II")
 _HEAD = struct.Struct(">BQ")
 
 
-class Kind(IntEnum):
+class FrameKind(IntEnum):
     """What a frame says."""
 
     BEGIN = 1
@@ -40,7 +40,7 @@ class Kind(IntEnum):
 class Frame(NamedTuple):
     """One frame."""
 
-    kind: Kind
+    kind: FrameKind
     number: int
     message: bytes
 
@@ -58,10 +58,10 @@ def frames_of(data: bytes) -> Iterator[Frame]:
         place += _LENGTHS.size
         body = data[place : place + length]
         known = len(body) == length >= _HEAD.size and zlib.crc32(body) == checksum
-        if not known or body[0] not in set(Kind):
+        if not known or body[0] not in set(FrameKind):
             return
         kind, number = _HEAD.unpack_from(body)
-        yield Frame(Kind(kind), number, body[_HEAD.size :])
+        yield Frame(FrameKind(kind), number, body[_HEAD.size :])
         place += length
 
 

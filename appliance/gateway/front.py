@@ -161,7 +161,7 @@ class Front:
         own_time = asyncio.get_running_loop().time
         ask_at, wanted = own_time(), False
         while True:
-            self.look()
+            self.reload_site_files()
             now = own_time()
             if self._soon.is_set():
                 self._soon.clear()
@@ -181,7 +181,7 @@ class Front:
             except TimeoutError:
                 continue
 
-    def look(self) -> None:
+    def reload_site_files(self) -> None:
         """Show the site's files, when they are others than at the last look."""
         if self._site is None:
             return

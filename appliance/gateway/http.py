@@ -32,21 +32,21 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from appliance.core.addresses import check_free, split_address
 from appliance.gateway import openai_answer as answers
 from appliance.gateway.accept import Acceptor, Refused
-from appliance.gateway.connections import Connections, Place
+from appliance.gateway.connections import Connections, ConnectionSlot
 from appliance.wire.admission import Rates
 
 SETTING = "listen.openai"
 KEEP_ALIVE_SECONDS = 75
 HEAD_SECONDS = 10.0
 """Time for the head of a request to come, whole."""
-LONGEST_HEAD = 16 << 10
-LONGEST_REST = 4 << 20
+MAX_HEAD = 16 << 10
+MAX_REST = 4 << 20
 """Bytes of a body taken after its answer, so that its sender gets to read the answer."""
 BACKLOG = 1024
 
 
 @dataclass(frozen=True)
-class Admission:
+class ConnectionLimits:
     """How connections are shared out.
 
     Attributes:
@@ -62,13 +62,13 @@ class Admission:
     send_seconds: float
 
 
-class Link:
+class ConnectionInfo:
     """What the application knows of the connection that a request came by.
 
     In the state of its scope under the name `link`.
     """
 
-    def __init__(self, connections: Connections, place: Place) -> None:
+    def __init__(self, connections: Connections, place: ConnectionSlot) -> None:
         self._connections = connections
         self._place = place
 
@@ -82,9 +82,9 @@ class Link:
         """Whether this caller is only let in to hear that all connections are taken."""
         return self._place.is_full
 
-    def know(self) -> None:
+    def mark_authenticated(self) -> None:
         """Its caller showed a valid token: the connection makes way for nobody any more."""
-        self._connections.know(self._place)
+        self._connections.mark_authenticated(self._place)
 
     def begin(self, end: Callable[[], None]) -> None:
         """It is made, and this ends it."""
@@ -128,12 +128,14 @@ class _Protocol(H11Protocol):
         known: what the server's own protocol takes.
     """
 
-    def __init__(self, *, link: Link, send_seconds: float, refused: Refused, **known: Any) -> None:
+    def __init__(
+        self, *, link: ConnectionInfo, send_seconds: float, refused: Refused, **known: Any
+    ) -> None:
         super().__init__(app_state={"link": link}, **known)
         self._link = link
         self._send_seconds = send_seconds
         self._refused = refused
-        self._rest = LONGEST_REST
+        self._rest = MAX_REST
         self._head: asyncio.TimerHandle | None = None
         self._stuck: asyncio.TimerHandle | None = None
 
@@ -160,7 +162,7 @@ class _Protocol(H11Protocol):
         super().data_received(data)
         if self.cycle is not None and not self.cycle.response_complete:
             self._have_head()
-            self._rest = LONGEST_REST
+            self._rest = MAX_REST
         elif self._head is None:
             self._expect_head()
 
@@ -185,7 +187,7 @@ class _Protocol(H11Protocol):
         is_long = hint == 431
         body = answers.encoded(
             answers.object_of(
-                f"the head of a request may have {LONGEST_HEAD} bytes: send fewer or shorter fields"
+                f"the head of a request may have {MAX_HEAD} bytes: send fewer or shorter fields"
                 if is_long
                 else "this is no HTTP request: send one as the API describes it",
                 "invalid_request_error",
@@ -256,7 +258,7 @@ class HttpFront:
         address: str,
         context: Callable[[], ssl.SSLContext],
         *,
-        admission: Admission,
+        admission: ConnectionLimits,
         refused: Refused,
         grace: float,
         clock: Callable[[], float] = time.monotonic,
@@ -285,18 +287,18 @@ class HttpFront:
             proxy_headers=False,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=int(grace),
-            h11_max_incomplete_event_size=LONGEST_HEAD,
+            h11_max_incomplete_event_size=MAX_HEAD,
         )
         settings.load()
         self._context = context
         self._server = _Server(settings, self._acceptor)
 
     def _acceptor(self, server: _Server) -> Acceptor:
-        def protocol(place: Place) -> _Protocol:
+        def protocol(place: ConnectionSlot) -> _Protocol:
             return _Protocol(
                 config=server.config,
                 server_state=server.server_state,
-                link=Link(self.connections, place),
+                link=ConnectionInfo(self.connections, place),
                 send_seconds=self._admission.send_seconds,
                 refused=self._refused,
             )

@@ -27,7 +27,7 @@ from appliance.crypto.reading import fingerprint, not_after, peer_identity
 from appliance.gateway.config import GatewayConfig
 from appliance.gateway.front import Front
 from appliance.machine import kinds
-from appliance.machine.control_plane import Control
+from appliance.machine.control_plane import ControlAddress
 from appliance.machine.identity import Identity, IdentityStore
 from appliance.machine.joining import Joining
 from appliance.machine.keeping import Keeper
@@ -74,7 +74,7 @@ async def begin(config: GatewayConfig) -> tuple[Keeper, Front]:
         front.keep(before)
     if not front.load():
         await _wait_for(front, keeper)
-    front.look()
+    front.reload_site_files()
     return keeper, front
 
 
@@ -88,7 +88,7 @@ async def _wait_for(front: Front, keeper: Keeper) -> None:
             await front.renew()
         except ApplianceError as error:
             logger.warning("there is no certificate to show to callers yet: %s", error)
-            await keeper.settle(error)
+            await keeper.recover_from(error)
         except OSError as error:
             logger.warning("a certificate to show cannot be stored: %s", error.strerror)
             await asyncio.sleep(STORE_AGAIN_SECONDS)
@@ -96,13 +96,13 @@ async def _wait_for(front: Front, keeper: Keeper) -> None:
             return
 
 
-def _control(config: GatewayConfig) -> Control:
+def _control(config: GatewayConfig) -> ControlAddress:
     """Where the control plane is; its authority is the file's, unless a fingerprint is given."""
     try:
         announced = config.ca_fingerprint or fingerprint(config.ca.read_bytes())
     except OSError as error:
         raise FailedPrecondition(f"{error.filename}: {error.strerror}") from error
-    return Control(config.ca, config.api, config.control, announced)
+    return ControlAddress(config.ca, config.api, config.control, announced)
 
 
 async def _before(config: GatewayConfig, store: IdentityStore) -> ServerPair | None:

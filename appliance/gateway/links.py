@@ -31,10 +31,10 @@ from appliance.api.inference.v1.worker_service_pb2_grpc import WorkerServiceStub
 from appliance.core.errors import ApplianceError, Cancelled, Unavailable
 from appliance.core.waiting import Backoff
 from appliance.gateway.attempts import Attempt
-from appliance.gateway.breaker import Breaker, State
-from appliance.gateway.config import Routing
-from appliance.gateway.load import Load
-from appliance.gateway.snapshot import Place
+from appliance.gateway.breaker import Breaker, BreakerState
+from appliance.gateway.config import RoutingSettings
+from appliance.gateway.load import ReplicaLoad
+from appliance.gateway.snapshot import ReplicaAddress
 from appliance.wire.status import from_rpc_error
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ PROBE_SECONDS = 10.0
 LOOK_SECONDS = 1.0
 """So often who waits for a token looks whether the call may go on."""
 FIRST_PAUSE = 0.1
-LONGEST_PAUSE = 1.0
+MAX_PAUSE = 1.0
 _RECENT_STEPS = 64
 _STALL_STEPS, _STALL_MOST = 8.0, 3.0
 """A step may take so many times the longest recent one before it counts as a stall, and so many
@@ -63,7 +63,7 @@ def stall_limit(seconds: float, longest: float) -> float:
     return min(max(seconds, _STALL_STEPS * longest), _STALL_MOST * seconds)
 
 
-class Link:
+class ReplicaLink:
     """The stream to one start of one replica.
 
     Args:
@@ -76,9 +76,9 @@ class Link:
 
     def __init__(
         self,
-        place: Place,
+        place: ReplicaAddress,
         channel: grpc.aio.Channel,
-        settings: Routing,
+        settings: RoutingSettings,
         changed: Callable[[], None],
         clock: Callable[[], float],
     ) -> None:
@@ -100,7 +100,7 @@ class Link:
         self._stepped = clock()
         self._token = -math.inf
         self._gaps: deque[float] = deque(maxlen=_RECENT_STEPS)
-        self._load = Load()
+        self._load = ReplicaLoad()
         self._ticked = clock()
         self.broken_at = clock()
         self._probe: asyncio.Task[None] | None = None
@@ -114,7 +114,7 @@ class Link:
             and not self.draining
             and not self.retired
             and not self.doubtful
-            and self.breaker.state is State.CLOSED
+            and self.breaker.state is BreakerState.CLOSED
         )
 
     @property
@@ -258,7 +258,7 @@ class Link:
 
     async def _run(self) -> None:
         """Keep a stream open until the link is retired or closed."""
-        backoff = Backoff(FIRST_PAUSE, LONGEST_PAUSE)
+        backoff = Backoff(FIRST_PAUSE, MAX_PAUSE)
         try:
             while not self.retired:
                 error, spoke = await self._attach()
@@ -279,7 +279,7 @@ class Link:
             self.broken_at = self._clock()
         self.connected = False
         self.doubtful = False
-        self._load = Load()
+        self._load = ReplicaLoad()
         lost, self.attempts = self.attempts, {}
         for attempt in lost.values():
             attempt.lost = error
@@ -332,7 +332,7 @@ class Link:
                 if attempt.first:
                     # Its turn has come, whatever the last tick said.
                     attempt.first = attempt.expired = False
-                    self._load.came(attempt, now)
+                    self._load.note_first_token(attempt, now)
                 attempt.since = now
             if output.busy:
                 attempt.busy = self._load.busy = True
@@ -349,7 +349,7 @@ class Link:
             self._steps = beat.steps
             self._stepped = now
         was_full = self.full
-        self._load.heard(beat)
+        self._load.note_heartbeat(beat)
         better = not self.connected or (self.doubtful and not self._is_stalled(now))
         better = better or (was_full and not self.full)
         if beat.draining and not self.draining:

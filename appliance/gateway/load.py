@@ -22,7 +22,7 @@ LEAD_SHARE = 8
 """One answer more for so many slots of an engine, for its next step."""
 
 
-class Load:
+class ReplicaLoad:
     """What is known of a replica's queue. It works on answers in the order in which they came.
 
     Attributes:
@@ -53,12 +53,12 @@ class Load:
         """Whether a further answer finds a free slot."""
         return not self.waiting and (not self.slots or answers < self.slots)
 
-    def heard(self, beat: worker_service_pb2.Heartbeat) -> None:
+    def note_heartbeat(self, beat: worker_service_pb2.Heartbeat) -> None:
         """A heartbeat came."""
         self.slots, self.running = max(0, beat.slots), beat.running
         self.waiting, self.busy = max(0, beat.waiting), False
 
-    def came(self, attempt: Attempt, now: float) -> None:
+    def note_first_token(self, attempt: Attempt, now: float) -> None:
         """The first token of an answer came."""
         if attempt.id > self._newest:
             self._newest, self._came = attempt.id, now

@@ -22,22 +22,22 @@ from appliance.core.process import give_back_memory, harden, settle_memory
 from appliance.crypto.reading import (
     not_after,
 )
-from appliance.gateway.config import GatewayConfig, Limits
-from appliance.gateway.fleet import Fleet
+from appliance.gateway.config import GatewayConfig, GatewayLimits
+from appliance.gateway.fleet import ReplicaLinks
 from appliance.gateway.front import Front
-from appliance.gateway.http import Admission, HttpFront
+from appliance.gateway.http import ConnectionLimits, HttpFront
 from appliance.gateway.identity import begin
 from appliance.gateway.metrics import GatewayMetrics, ReplicaStates
-from appliance.gateway.models import Models
+from appliance.gateway.models import ServedModels
 from appliance.gateway.openai import OpenAi
-from appliance.gateway.pipeline import Parts, Pipeline
+from appliance.gateway.pipeline import InferencePipeline, PipelineParts
 from appliance.gateway.router import Router
 from appliance.gateway.service import GatewayDoor, InferenceService, admission_of
-from appliance.gateway.snapshot import Place, Snapshot
+from appliance.gateway.snapshot import ReplicaAddress, RoutingSnapshot
 from appliance.gateway.spool import END_BYTES, FILE_BYTES, Spool
 from appliance.gateway.tokenize import Desk
 from appliance.gateway.usage import UsageReports
-from appliance.gateway.view import Control, View
+from appliance.gateway.view import ControlClient, View
 from appliance.machine.keeping import Keeper
 from appliance.wire.admission import Refusals
 from appliance.wire.metrics import CallMetrics
@@ -116,15 +116,17 @@ class Gateway:
         registry = CollectorRegistry()
         self._metrics = GatewayMetrics(registry)
         self.view = View(config.stale_view_seconds)
-        self._control = Control(
-            lambda: keeper.store.machines(keeper.identity), self.view, keeper.settle
+        self._control = ControlClient(
+            lambda: keeper.store.machines(keeper.identity), self.view, keeper.recover_from
         )
-        self.fleet = Fleet(self._connect, config.routing)
+        self.fleet = ReplicaLinks(self._connect, config.routing)
         registry.register(
             ReplicaStates(lambda: [link for link in self.fleet.links if not link.retired])
         )
         self._desk = Desk.new()
-        self._models = Models(self._control.tokenizer, self._desk, config.routing.wait_seconds)
+        self._models = ServedModels(
+            self._control.tokenizer, self._desk, config.routing.wait_seconds
+        )
         self.refusals = Refusals()
         # Room for the ends of all calls that may be in work, many times over.
         spool = _spool(
@@ -133,8 +135,8 @@ class Gateway:
         self._usage = UsageReports(self._control.report, self.refusals, spool)
         router = Router(self.fleet, config.routing, moved=self._metrics.moved)
         self._places = router.places
-        self.pipeline = Pipeline(
-            Parts(
+        self.pipeline = InferencePipeline(
+            PipelineParts(
                 self.view,
                 self._models,
                 router,
@@ -162,7 +164,7 @@ class Gateway:
         self.refusals.count(source, reason, "connection")
         self._metrics.connections_refused.labels(reason).inc()
 
-    def _connect(self, place: Place) -> grpc.aio.Channel:
+    def _connect(self, place: ReplicaAddress) -> grpc.aio.Channel:
         mine = self.keeper.identity
         return channel(
             place.address,
@@ -208,7 +210,7 @@ class Gateway:
             self._say_health(),
             self.keeper.run(),
             self.front.run(),
-            self._mind_memory(),
+            self._return_memory(),
         ]
         await self._server.set_serving(serving=False)
         await self._server.start()
@@ -247,7 +249,7 @@ class Gateway:
         self.pipeline.draining = True
         await asyncio.gather(self._server.stop(), self.http.stop())
 
-    def _changed(self, snapshot: Snapshot) -> None:
+    def _changed(self, snapshot: RoutingSnapshot) -> None:
         self.fleet.apply(snapshot)
         self._models.apply(snapshot)
 
@@ -264,7 +266,7 @@ class Gateway:
         else:
             logger.error("the last word of the control plane is too old: new calls are refused")
 
-    async def _mind_memory(self) -> None:
+    async def _return_memory(self) -> None:
         """Give back what a crowd of connections took, when it has gone."""
         seen = 0
         while True:
@@ -298,8 +300,8 @@ class Gateway:
             self._metrics.expiry.labels(what).set((end - now).total_seconds())
 
 
-def _admission(limits: Limits) -> Admission:
-    return Admission(
+def _admission(limits: GatewayLimits) -> ConnectionLimits:
+    return ConnectionLimits(
         connections=limits.connections,
         connections_per_source=limits.connections_per_source,
         per_second=limits.connections_per_second,

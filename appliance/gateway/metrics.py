@@ -8,8 +8,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from appliance.gateway.breaker import State
-from appliance.gateway.links import Link
+from appliance.gateway.breaker import BreakerState
+from appliance.gateway.links import ReplicaLink
 
 _FIRST_TOKEN = (0.005, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 120)
 _BETWEEN = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 5)
@@ -99,7 +99,7 @@ class GatewayMetrics:
 class ReplicaStates(Collector):
     """Counts replicas by what their link is; reads them when asked."""
 
-    def __init__(self, links: Callable[[], Iterable[Link]]) -> None:
+    def __init__(self, links: Callable[[], Iterable[ReplicaLink]]) -> None:
         self._links = links
 
     def collect(self) -> Iterable[Metric]:
@@ -113,12 +113,12 @@ class ReplicaStates(Collector):
         breakers = GaugeMetricFamily(
             "appliance_gateway_breakers", "Breakers by state.", labels=["state"]
         )
-        for kind in State:
+        for kind in BreakerState:
             breakers.add_metric([kind.value], sum(link.breaker.state is kind for link in links))
         return [states, breakers]
 
 
-def _state(link: Link) -> str:
+def _state(link: ReplicaLink) -> str:
     if not link.connected:
         return "disconnected"
     if link.draining or link.retired:

@@ -25,7 +25,7 @@ from weakref import WeakValueDictionary
 from appliance.api.serving.v1 import routing_service_pb2
 from appliance.core.errors import Exhausted, Unavailable
 from appliance.gateway.fetching import Fetched
-from appliance.gateway.snapshot import Route, Snapshot
+from appliance.gateway.snapshot import Route, RoutingSnapshot
 from appliance.gateway.tokenize import Desk, ServedModel
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ Key = tuple[str, str]
 """Endpoint and model version."""
 
 
-class Models:
+class ServedModels:
     """Served models by route, read once each.
 
     Args:
@@ -71,7 +71,7 @@ class Models:
         self._fetching = asyncio.Semaphore(FETCHES)
         self._preparing = asyncio.Lock()
 
-    def apply(self, snapshot: Snapshot) -> None:
+    def apply(self, snapshot: RoutingSnapshot) -> None:
         """Forget models that are no longer served; read those that can be asked for now."""
         served = {(route.endpoint, route.model) for route in snapshot.routes.values()}
         for key in self._models.keys() - served:

@@ -41,12 +41,12 @@ from appliance.core.numbers import written
 from appliance.core.waiting import in_seconds
 from appliance.gateway import openai_answer as answers
 from appliance.gateway import openai_request as requests
-from appliance.gateway.config import Limits
+from appliance.gateway.config import GatewayLimits
+from appliance.gateway.hidden_errors import hiding_errors
 from appliance.gateway.openai_answer import Form
-from appliance.gateway.openai_request import Parse, Request
+from appliance.gateway.openai_request import OpenAiRequest, Parse
 from appliance.gateway.openai_sender import Sender, kept_alive
-from appliance.gateway.pipeline import Call, Piece, Pipeline, meaning
-from appliance.gateway.unsaid import unsaid
+from appliance.gateway.pipeline import AnswerPiece, InferenceCall, InferencePipeline, meaning
 from appliance.gateway.usage import INFERENCE
 from appliance.wire.admission import Rates, Shares
 from appliance.wire.door import UNKNOWN
@@ -91,7 +91,9 @@ Work = Callable[["Visit"], Awaitable[None]]
 class Visit:
     """One request on its way: what came, what is known of it, how to answer."""
 
-    def __init__(self, call: Call, http: HttpRequest, receive: Receive, sender: Sender) -> None:
+    def __init__(
+        self, call: InferenceCall, http: HttpRequest, receive: Receive, sender: Sender
+    ) -> None:
         self.call = call
         self.http = http
         self.receive = receive
@@ -111,7 +113,7 @@ class OpenAi:
         limits: of bodies, and of requests a second.
     """
 
-    def __init__(self, pipeline: Pipeline, limits: Limits) -> None:
+    def __init__(self, pipeline: InferencePipeline, limits: GatewayLimits) -> None:
         self._pipeline = pipeline
         self._rates = Rates(limits.calls_per_second, limits.call_burst, time.monotonic)
         self._bodies = bodies = Shares(
@@ -138,7 +140,7 @@ class OpenAi:
         call = self._pipeline.begin(FRONT, request_id, "", _source(http), method)
         error: ApplianceError | None = None
         try:
-            with unsaid(request_id):
+            with hiding_errors(request_id):
                 await self._serve(Visit(call, http, receive, sender), allowed, work)
         except ApplianceError as refused:
             error = refused
@@ -151,16 +153,16 @@ class OpenAi:
             if error is not None:
                 # What was not sent in time is not waited for either.
                 sender.closes |= isinstance(error, BodyTooSlow)
-                with unsaid(request_id):
+                with hiding_errors(request_id):
                     await sender.fail(error)
         finally:
             # It knows the frame that knows it, and both would stay until somebody searches.
             del error
 
-    def _end(self, call: Call, error: ApplianceError | None) -> ApplianceError | None:
+    def _end(self, call: InferenceCall, error: ApplianceError | None) -> ApplianceError | None:
         """End the call, whose own faults do not reach its caller either."""
         try:
-            with unsaid(call.request_id):
+            with hiding_errors(call.request_id):
                 self._pipeline.end(call, error)
         except ApplianceError as fault:
             return fault
@@ -189,7 +191,7 @@ class OpenAi:
             visit.sender.closes = True
             raise
         visit.call.principal = principal
-        link.know()
+        link.mark_authenticated()
         wait = self._rates.wait(principal)
         if wait:
             raise Exhausted(
@@ -221,7 +223,13 @@ class Completions:
     """Answers one kind of request for an answer."""
 
     def __init__(
-        self, pipeline: Pipeline, limits: Limits, bodies: Shares, parse: Parse, *, chat: bool
+        self,
+        pipeline: InferencePipeline,
+        limits: GatewayLimits,
+        bodies: Shares,
+        parse: Parse,
+        *,
+        chat: bool,
     ) -> None:
         self._pipeline = pipeline
         self._limits = limits
@@ -277,7 +285,7 @@ class Completions:
             more = message.get("more_body", False)
         return bytes(body)
 
-    async def _answer(self, call: Call, request: Request, sender: Sender) -> None:
+    async def _answer(self, call: InferenceCall, request: OpenAiRequest, sender: Sender) -> None:
         form = Form(call, request.model, chat=self._chat)
         answer = self._pipeline.answer(call, request.question)
         async with contextlib.aclosing(answer) as pieces:
@@ -288,7 +296,9 @@ class Completions:
                 await _whole(call, form, pieces, sender)
 
 
-async def _whole(call: Call, form: Form, pieces: AsyncIterator[Piece], sender: Sender) -> None:
+async def _whole(
+    call: InferenceCall, form: Form, pieces: AsyncIterator[AnswerPiece], sender: Sender
+) -> None:
     text: list[str] = []
     async for piece in pieces:
         text.append(piece.text)
@@ -299,7 +309,7 @@ async def _whole(call: Call, form: Form, pieces: AsyncIterator[Piece], sender: S
 
 
 async def _stream(
-    request: Request, form: Form, pieces: AsyncIterator[Piece], sender: Sender
+    request: OpenAiRequest, form: Form, pieces: AsyncIterator[AnswerPiece], sender: Sender
 ) -> None:
     async for piece in pieces:
         data = form.piece(piece.text, piece.finish)

@@ -13,7 +13,7 @@ from typing import Any
 
 from appliance.api.inference.v1 import generation_pb2
 from appliance.core.errors import ApplianceError
-from appliance.gateway.pipeline import Call
+from appliance.gateway.pipeline import InferenceCall
 
 DONE = b"data: [DONE]\n\n"
 COMMENT = b": waits for a replica\n\n"
@@ -89,7 +89,7 @@ def event(value: object) -> bytes:
     return b"data: " + encoded(value) + b"\n\n"
 
 
-def usage_of(call: Call) -> dict[str, int]:
+def usage_of(call: InferenceCall) -> dict[str, int]:
     """What an answer took."""
     return {
         "prompt_tokens": call.prompt_tokens,
@@ -106,7 +106,7 @@ class Form:
         model: as the caller wrote it.
     """
 
-    def __init__(self, call: Call, model: str, *, chat: bool) -> None:
+    def __init__(self, call: InferenceCall, model: str, *, chat: bool) -> None:
         self._call = call
         self._chat = chat
         kind = "chatcmpl" if chat else "cmpl"

@@ -17,10 +17,10 @@ from appliance.core.errors import InvalidInput
 from appliance.core.numbers import span
 from appliance.core.strict_json import plain, read_object
 from appliance.gateway.pipeline import Question
-from appliance.wire.sampling import LARGEST_SEED
+from appliance.wire.sampling import MAX_SEED
 
 _SHORT = re.compile(r"([^/]+)/([^/]+)")
-_MOST_TOKENS = (1 << 31) - 1
+_MAX_TOKENS = (1 << 31) - 1
 
 # What a client may send that changes nothing here: whose call it is, how it is stored or billed.
 _WITHOUT_EFFECT = frozenset(
@@ -79,13 +79,13 @@ _LONGEST: Mapping[str, int] = {
     "safety_identifier": 512,
     "user": 512,
 }
-_MOST_METADATA, _LONGEST_METADATA_KEY, _LONGEST_METADATA = 16, 64, 512
+_MAX_METADATA, _MAX_METADATA_KEY, _MAX_METADATA_VALUE = 16, 64, 512
 _CHAT = COMMON | {"messages", "max_completion_tokens"}
 _COMPLETION = COMMON | {"prompt"}
 
 
 @dataclass(frozen=True)
-class Request:
+class OpenAiRequest:
     """One request of either kind.
 
     Attributes:
@@ -119,15 +119,15 @@ def document(body: bytes) -> dict[str, Any]:
 
 
 def _check_metadata(metadata: Mapping[str, Any]) -> None:
-    if len(metadata) > _MOST_METADATA:
-        raise _wrong("metadata", f"may have {_MOST_METADATA} entries")
+    if len(metadata) > _MAX_METADATA:
+        raise _wrong("metadata", f"may have {_MAX_METADATA} entries")
     for key, text in metadata.items():
-        if len(key) > _LONGEST_METADATA_KEY or (
-            isinstance(text, str) and len(text) > _LONGEST_METADATA
+        if len(key) > _MAX_METADATA_KEY or (
+            isinstance(text, str) and len(text) > _MAX_METADATA_VALUE
         ):
             raise _wrong(
                 f"metadata.{plain(key)}",
-                f"may have {_LONGEST_METADATA_KEY} characters, its value {_LONGEST_METADATA}",
+                f"may have {_MAX_METADATA_KEY} characters, its value {_MAX_METADATA_VALUE}",
             )
 
 
@@ -139,7 +139,7 @@ def model_of(body: Mapping[str, Any]) -> str:
     return model
 
 
-def chat(body: Mapping[str, Any]) -> Request:
+def chat(body: Mapping[str, Any]) -> OpenAiRequest:
     """A request of `/v1/chat/completions`. Raises InvalidInput naming the field."""
     _check_known(body, _CHAT)
     messages = body.get("messages")
@@ -150,7 +150,7 @@ def chat(body: Mapping[str, Any]) -> Request:
     return _request(body, Question(_sampling(body, most or "max_tokens"), messages=parsed))
 
 
-def completion(body: Mapping[str, Any]) -> Request:
+def completion(body: Mapping[str, Any]) -> OpenAiRequest:
     """A request of `/v1/completions`. Raises InvalidInput naming the field."""
     _check_known(body, _COMPLETION)
     # The API's own default; a chat answers as long as the context allows.
@@ -210,14 +210,14 @@ def _part(part: object, at: str) -> str:
 
 def _sampling(body: Mapping[str, Any], most: str) -> generation_pb2.Sampling:
     sampling = generation_pb2.Sampling(
-        max_tokens=_whole(body, most, 1, _MOST_TOKENS),
+        max_tokens=_whole(body, most, 1, _MAX_TOKENS),
         temperature=_number(body, "temperature", 1.0),
         top_p=_number(body, "top_p", 1.0),
-        top_k=max(0, _whole(body, "top_k", -1, _MOST_TOKENS) or 0),
+        top_k=max(0, _whole(body, "top_k", -1, _MAX_TOKENS) or 0),
         stop=_stops(body.get("stop")),
         ignore_end=_flag(body, "ignore_eos"),
     )
-    seed = _whole(body, "seed", -LARGEST_SEED, LARGEST_SEED)
+    seed = _whole(body, "seed", -MAX_SEED, MAX_SEED)
     if seed is not None:
         sampling.seed = seed
     return sampling
@@ -236,7 +236,7 @@ def _number(body: Mapping[str, Any], field: str, default: float) -> float:
     value = body.get(field)
     if value is None:
         return default
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or abs(value) > _MOST_TOKENS:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or abs(value) > _MAX_TOKENS:
         raise _wrong(field, "must be a number")
     return float(value)
 
@@ -255,11 +255,11 @@ def _stops(value: object) -> list[str]:
     return stops
 
 
-def _request(body: Mapping[str, Any], question: Question) -> Request:
+def _request(body: Mapping[str, Any], question: Question) -> OpenAiRequest:
     options = body.get("stream_options")
     if options is not None and not isinstance(options, dict):
         raise _wrong("stream_options", "must be an object")
-    return Request(
+    return OpenAiRequest(
         model=model_of(body),
         question=question,
         stream=_flag(body, "stream"),
@@ -267,4 +267,4 @@ def _request(body: Mapping[str, Any], question: Question) -> Request:
     )
 
 
-Parse = Callable[[Mapping[str, Any]], Request]
+Parse = Callable[[Mapping[str, Any]], OpenAiRequest]

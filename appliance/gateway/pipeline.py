@@ -40,10 +40,11 @@ from appliance.core.errors import (
 )
 from appliance.gateway import access
 from appliance.gateway.ask import STOP, Ask
-from appliance.gateway.config import Limits
+from appliance.gateway.config import GatewayLimits
 from appliance.gateway.encode import too_long
+from appliance.gateway.hidden_errors import hiding_errors
 from appliance.gateway.metrics import GatewayMetrics
-from appliance.gateway.models import Models
+from appliance.gateway.models import ServedModels
 from appliance.gateway.rendering import Message
 from appliance.gateway.router import Router
 from appliance.gateway.sampling import check_sampling
@@ -52,12 +53,11 @@ from appliance.gateway.snapshot import Route
 from appliance.gateway.text import Detokenizer
 from appliance.gateway.tokenize import ServedModel, room
 from appliance.gateway.turns import Asker
-from appliance.gateway.unsaid import unsaid
 from appliance.gateway.usage import INFERENCE, UsageReports
 from appliance.gateway.view import View
 from appliance.wire.admission import Rates, Refusals, SourceLimit, source_of
 
-_LONGEST_NAME = 200
+_MAX_NAME = 200
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Question:
     messages: Sequence[Message] | None = field(default=None, repr=False)
 
 
-class Piece(NamedTuple):
+class AnswerPiece(NamedTuple):
     """Text and tokens since the piece before; `finish` is set on the last one."""
 
     text: str
@@ -79,7 +79,7 @@ class Piece(NamedTuple):
 
 
 @dataclass
-class Call:
+class InferenceCall:
     """One call and what becomes of it.
 
     Attributes:
@@ -112,24 +112,24 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Parts:
+class PipelineParts:
     """What the pipeline works with."""
 
     view: View
-    models: Models
+    models: ServedModels
     router: Router
     usage: UsageReports
     metrics: GatewayMetrics
-    limits: Limits
+    limits: GatewayLimits
     refusals: Refusals = field(default_factory=Refusals)
     clock: Callable[[], float] = time.monotonic
     wall: Callable[[], float] = time.time
 
 
-class Pipeline:
+class InferencePipeline:
     """Admits, answers and ends calls."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: PipelineParts) -> None:
         self._parts = parts
         self._running: Counter[str] = Counter()
         self._held: Counter[str] = Counter()
@@ -149,10 +149,10 @@ class Pipeline:
 
     def begin(
         self, front: str, request_id: str, endpoint: str, source: str, method: str = INFERENCE
-    ) -> Call:
+    ) -> InferenceCall:
         """A call came; the caller of this ends it, whatever happens."""
         now, wall = self._parts.clock(), self._parts.wall()
-        return Call(front, request_id, endpoint, source, now, wall, method)
+        return InferenceCall(front, request_id, endpoint, source, now, wall, method)
 
     def identify(self, authorization: str | bytes | None, source: str) -> tuple[str, str]:
         """Principal and token id of a caller.
@@ -173,7 +173,7 @@ class Pipeline:
         """Endpoints a caller may ask. Raises Unavailable."""
         return access.allowed(self._parts.view.current(), principal)
 
-    def admit(self, call: Call, authorization: str | bytes | None) -> None:
+    def admit(self, call: InferenceCall, authorization: str | bytes | None) -> None:
         """Decide whether the call goes on, and take its slot.
 
         Raises:
@@ -197,7 +197,7 @@ class Pipeline:
         self._total += 1
         self._parts.metrics.running.set(self._total)
 
-    def _find_place(self, call: Call, endpoints: int) -> None:
+    def _find_place(self, call: InferenceCall, endpoints: int) -> None:
         """Whether the call fits; one that only waits elsewhere makes way. Raises Exhausted."""
         limits, places = self._parts.limits, self._parts.router.places
         mine = own(limits.calls, endpoints)
@@ -219,22 +219,24 @@ class Pipeline:
             retry_after=1.0,
         )
 
-    def recheck(self, call: Call) -> None:
+    def recheck(self, call: InferenceCall) -> None:
         """Judge a running call again; raises when it must end."""
         snapshot = self._parts.view.last
         if snapshot is None:
             return
-        access.still(snapshot, call.credential, call.principal, call.endpoint, self._parts.wall())
+        access.recheck(snapshot, call.credential, call.principal, call.endpoint, self._parts.wall())
         call.version = snapshot.version
         now = self._parts.clock()
         if call.blocked and now - call.blocked > self._parts.limits.send_seconds:
             raise Exhausted("the answer ends, because its caller does not read it")
 
-    async def answer(self, call: Call, question: Question) -> AsyncGenerator[Piece, None]:
+    async def answer(
+        self, call: InferenceCall, question: Question
+    ) -> AsyncGenerator[AnswerPiece, None]:
         """Stream the answer of an admitted call; closing the generator ends it everywhere."""
         if call.route is None:
             raise InvalidInput("the call was not admitted")
-        with unsaid(call.request_id):
+        with hiding_errors(call.request_id):
             text, ask = await self._prepare(call, call.route, question)
             ask.check = partial(self._check, call)
             ask.turned_away = partial(self._free_place, call)
@@ -248,14 +250,14 @@ class Pipeline:
                         shown += text.flush()
                     finish = STOP if text.stopped else step.finish
                     call.blocked = self._parts.clock()
-                    yield Piece(shown, step.tokens, finish)
+                    yield AnswerPiece(shown, step.tokens, finish)
                     call.blocked = 0.0
                     if finish:
                         return
                     self._check(call)
 
     async def _prepare(
-        self, call: Call, route: Route, question: Question
+        self, call: InferenceCall, route: Route, question: Question
     ) -> tuple[Detokenizer, Ask]:
         """What is asked of a replica, and what makes text of its answer."""
         sampling = question.sampling
@@ -272,7 +274,7 @@ class Pipeline:
         ask.until = call.started + self._parts.limits.answer_seconds
         return text, ask
 
-    def _count(self, call: Call, ask: Ask, tokens: int) -> None:
+    def _count(self, call: InferenceCall, ask: Ask, tokens: int) -> None:
         now = self._parts.clock()
         if tokens and not call.completion_tokens:
             call.first_token = now - call.started
@@ -280,7 +282,7 @@ class Pipeline:
         call.completion_tokens += tokens
         call.continuations = ask.continuations
 
-    def _check(self, call: Call) -> None:
+    def _check(self, call: InferenceCall) -> None:
         """End an answer that takes too long, or whose right has ended."""
         if self._parts.clock() - call.started > self._parts.limits.answer_seconds:
             raise Unavailable("the answer took longer than an answer may: ask for fewer tokens")
@@ -288,7 +290,7 @@ class Pipeline:
         if snapshot is not None and snapshot.version != call.version:
             self.recheck(call)
 
-    def end(self, call: Call, error: ApplianceError | None) -> None:
+    def end(self, call: InferenceCall, error: ApplianceError | None) -> None:
         """The call is over: free its slot, count it, report it."""
         self._free_place(call)
         self._measure(call, error.reason if error else "")
@@ -298,7 +300,7 @@ class Pipeline:
         elif call.method == INFERENCE:
             self._parts.usage.end(self._usage(call, error), call.recorded)
 
-    def _free_place(self, call: Call) -> None:
+    def _free_place(self, call: InferenceCall) -> None:
         """Somebody else may have the call's place; said twice, it is free once."""
         if not call.holds_place:
             return
@@ -309,17 +311,19 @@ class Pipeline:
                 del counter[key]
         self._total -= 1
 
-    def _is_counted(self, call: Call) -> bool:
+    def _is_counted(self, call: InferenceCall) -> bool:
         """Whether a refused call becomes one of a count, and no record of its own."""
         if not call.principal or call.method != INFERENCE:
             return True
         return self._denials.wait(call.principal) > 0
 
-    def _usage(self, call: Call, error: ApplianceError | None) -> routing_service_pb2.Usage:
+    def _usage(
+        self, call: InferenceCall, error: ApplianceError | None
+    ) -> routing_service_pb2.Usage:
         usage = routing_service_pb2.Usage(
             request_id=call.request_id,
             principal=call.principal,
-            endpoint=call.endpoint[:_LONGEST_NAME],
+            endpoint=call.endpoint[:_MAX_NAME],
             reason=error.reason if error else "",
             prompt_tokens=call.prompt_tokens,
             completion_tokens=call.completion_tokens,
@@ -332,7 +336,7 @@ class Pipeline:
         usage.start_time.FromNanoseconds(int(call.came * 1e9))
         return usage
 
-    def _measure(self, call: Call, reason: str) -> None:
+    def _measure(self, call: InferenceCall, reason: str) -> None:
         metrics = self._parts.metrics
         metrics.running.set(self._total)
         metrics.requests.labels(call.front, reason).inc()

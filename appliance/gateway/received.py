@@ -15,7 +15,7 @@ import hashlib
 
 from appliance.api.serving.v1 import routing_service_pb2
 from appliance.core.errors import Unavailable
-from appliance.core.tokenizers import LARGEST_TEMPLATE, LARGEST_TOKENIZER
+from appliance.core.tokenizers import MAX_TEMPLATE, MAX_TOKENIZER
 
 
 class Received:
@@ -29,10 +29,10 @@ class Received:
 
     def __init__(self, first: routing_service_pb2.ServedTokenizerPart) -> None:
         sizes = first.tokenizer_json_size, first.chat_template_size
-        if not 0 <= sizes[0] <= LARGEST_TOKENIZER or not 0 <= sizes[1] <= LARGEST_TEMPLATE:
+        if not 0 <= sizes[0] <= MAX_TOKENIZER or not 0 <= sizes[1] <= MAX_TEMPLATE:
             raise Unavailable(
                 f"the model's tokenizer has {sizes[0]} bytes and its chat template {sizes[1]}, more"
-                f" than the {LARGEST_TOKENIZER} and {LARGEST_TEMPLATE} that a gateway takes: import"
+                f" than the {MAX_TOKENIZER} and {MAX_TEMPLATE} that a gateway takes: import"
                 " the model again with smaller ones"
             )
         self.content = first.content

@@ -31,18 +31,18 @@ from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from appliance.core.process import harden
-from appliance.gateway.content import Content
+from appliance.gateway.content import VeiledText
 
 CPU_SECONDS = 1.0
 MEMORY_BYTES = 768 << 20
 LENGTH = struct.Struct(">I")
 """Before each message of either side: its length."""
-LONGEST_PROBLEM = 200
-MOST_CHARACTERS = 8 << 20
+MAX_PROBLEM = 200
+MAX_CHARACTERS = 8 << 20
 
-_LARGEST_FACTOR = 1 << 31
-_LARGEST_POWER = 8
-_MOST_ROUNDS = 100_000
+_MAX_FACTOR = 1 << 31
+_MAX_POWER = 8
+_MAX_ROUNDS = 100_000
 _FILES = 16
 
 
@@ -64,17 +64,16 @@ class _Sandbox(ImmutableSandboxedEnvironment):
     ) -> Any:  # noqa: ANN401
         """One of the intercepted operations. Raises SecurityError for large ones."""
         small = all(
-            isinstance(value, (int, float)) and abs(value) <= _LARGEST_FACTOR
-            for value in (left, right)
+            isinstance(value, (int, float)) and abs(value) <= _MAX_FACTOR for value in (left, right)
         )
-        if not small or (operator == "**" and right > _LARGEST_POWER):
+        if not small or (operator == "**" and right > _MAX_POWER):
             raise SecurityError("a template may multiply small numbers only")
         return super().call_binop(context, operator, left, right)
 
 
 def _limited_range() -> Callable[..., range]:
     """`range` for one rendering, whose loops may go round so often altogether."""
-    left = _MOST_ROUNDS
+    left = _MAX_ROUNDS
 
     def limited(*bounds: int) -> range:
         nonlocal left
@@ -123,7 +122,7 @@ def rendered(asked: Mapping[str, Any]) -> dict[str, str]:
             return {"text": ""}
         text = template.render(
             messages=[
-                {"role": message["role"], "content": Content(message["content"], asked["veil"])}
+                {"role": message["role"], "content": VeiledText(message["content"], asked["veil"])}
                 for message in asked["messages"]
             ],
             add_generation_prompt=True,
@@ -138,8 +137,8 @@ def rendered(asked: Mapping[str, Any]) -> dict[str, str]:
     # A template is a program that somebody imported: it can raise whatever Python can.
     except Exception as error:  # noqa: BLE001
         told = isinstance(error, jinja2.TemplateError)
-        return {"problem": str(error)[:LONGEST_PROBLEM] if told else "it fails"}
-    if len(text) > MOST_CHARACTERS:
+        return {"problem": str(error)[:MAX_PROBLEM] if told else "it fails"}
+    if len(text) > MAX_CHARACTERS:
         return {"problem": "it makes too long a text"}
     return {"text": text}
 

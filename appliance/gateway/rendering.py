@@ -26,7 +26,7 @@ from typing import Any
 from appliance.core.errors import InvalidInput, Unavailable
 from appliance.gateway import renderer
 from appliance.gateway.turns import KEPT, TEMPLATES
-from appliance.gateway.vocabulary import Control
+from appliance.gateway.vocabulary import ControlToken
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ Message = Mapping[str, str]
 class Marks:
     """Finds control tokens that a template wrote, and veils those that it did not write."""
 
-    def __init__(self, controls: Sequence[Control]) -> None:
+    def __init__(self, controls: Sequence[ControlToken]) -> None:
         known = [control for control in controls if control.added]
         self._names = {control.text: control.name for control in known}
         shown = [text.strip() for text in self._names]
@@ -81,7 +81,7 @@ def _veiled(text: str, veil: Mapping[str, str]) -> str:
     return text
 
 
-def _pattern(control: Control) -> str:
+def _pattern(control: ControlToken) -> str:
     text = re.escape(control.text)
     return rf"(?<!\w){text}(?!\w)" if control.whole_word else text
 
@@ -96,7 +96,7 @@ class ChatTemplate:
         self,
         renderers: Renderers,
         template: str,
-        controls: Sequence[Control],
+        controls: Sequence[ControlToken],
         bos: str = "",
         eos: str = "",
     ) -> None:

@@ -12,7 +12,7 @@ Rules kept here (`docs/gateway.md` explains them):
   may be gone;
 * whoever leaves an answer ends it in the replica at once.
 
-Called by `appliance.gateway.pipeline`; where an answer waits is `appliance.gateway.places`.
+Called by `appliance.gateway.pipeline`; where an answer waits is `appliance.gateway.slots`.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from appliance.core.errors import ApplianceError, Exhausted, InvalidInput, Unava
 from appliance.gateway.ask import Ask
 from appliance.gateway.attempts import Attempt
 from appliance.gateway.breaker import Budget
-from appliance.gateway.config import Routing
-from appliance.gateway.fleet import Fleet
-from appliance.gateway.links import Link
-from appliance.gateway.places import RETRY_SECONDS, Places
+from appliance.gateway.config import RoutingSettings
+from appliance.gateway.fleet import ReplicaLinks
+from appliance.gateway.links import ReplicaLink
+from appliance.gateway.slots import RETRY_SECONDS, ReplicaSlots
 
 logger = logging.getLogger(__name__)
 
 
-class Step(NamedTuple):
+class AnswerStep(NamedTuple):
     """Tokens since the step before; `finish` is set on the last one."""
 
     tokens: list[int]
@@ -52,8 +52,8 @@ class Router:
 
     def __init__(
         self,
-        fleet: Fleet,
-        settings: Routing,
+        fleet: ReplicaLinks,
+        settings: RoutingSettings,
         *,
         moved: Callable[[bool], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
@@ -63,9 +63,9 @@ class Router:
         self._budget = Budget(settings.retry_share)
         self._moved = moved
         self._clock = clock
-        self.places = Places(fleet, settings, clock)
+        self.places = ReplicaSlots(fleet, settings, clock)
 
-    async def answer(self, ask: Ask) -> AsyncGenerator[Step, None]:
+    async def answer(self, ask: Ask) -> AsyncGenerator[AnswerStep, None]:
         """Stream the answer; closing the generator ends it in the replica.
 
         Raises:
@@ -78,7 +78,7 @@ class Router:
         while True:
             finish = ask.finished()
             if finish:
-                yield Step([], finish)
+                yield AnswerStep([], finish)
                 return
             link, attempt = await self.places.place(ask)
             try:
@@ -96,7 +96,9 @@ class Router:
             ask.tried.add(link.place)
             self._go_on(ask, link, attempt.lost)
 
-    async def _steps(self, ask: Ask, link: Link, attempt: Attempt) -> AsyncGenerator[Step, None]:
+    async def _steps(
+        self, ask: Ask, link: ReplicaLink, attempt: Attempt
+    ) -> AsyncGenerator[AnswerStep, None]:
         """What one replica makes of an answer; ends without a finish when it has to go on."""
         tried = {*ask.tried, link.place}
         while True:
@@ -109,7 +111,7 @@ class Router:
             if finish:
                 link.succeeded()
             if tokens or finish:
-                yield Step(tokens, finish)
+                yield AnswerStep(tokens, finish)
             if finish:
                 return
             if attempt.refused:
@@ -127,7 +129,7 @@ class Router:
             if link.doubtful and self._fleet.has_other(ask.endpoint, tried):
                 return
 
-    def _go_on(self, ask: Ask, link: Link, lost: ApplianceError | None) -> None:
+    def _go_on(self, ask: Ask, link: ReplicaLink, lost: ApplianceError | None) -> None:
         """Decide whether a lost answer may go on. Raises Unavailable."""
         begun = ask.begun
         logger.warning(

@@ -23,20 +23,20 @@ from appliance.core.errors import ApplianceError, Internal, Unauthenticated
 from appliance.core.identity import Principal, parse_name
 from appliance.gateway import pipeline as way
 from appliance.gateway.config import GatewayConfig
-from appliance.gateway.pipeline import Pipeline, Question
-from appliance.gateway.unsaid import fault
+from appliance.gateway.hidden_errors import fault
+from appliance.gateway.pipeline import InferencePipeline, Question
 from appliance.gateway.usage import INFERENCE
 from appliance.wire.admission import CallerLimits
 from appliance.wire.budgets import Admission
 from appliance.wire.door import UNKNOWN, Call, Door
 from appliance.wire.metrics import CallMetrics
-from appliance.wire.rules import Rule
+from appliance.wire.rules import AccessRule
 
 FRONT = "grpc"
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
-_current: ContextVar[way.Call] = ContextVar("inference_call")
+_current: ContextVar[way.InferenceCall] = ContextVar("inference_call")
 
 
 def admission_of(config: GatewayConfig) -> Admission:
@@ -50,13 +50,13 @@ def admission_of(config: GatewayConfig) -> Admission:
     return Admission(config.strangers, callers)
 
 
-class GatewayDoor(Door[way.Call]):
+class GatewayDoor(Door[way.InferenceCall]):
     """Admits callers of inference by the gateway's view."""
 
     def __init__(
         self,
-        rules: Mapping[str, Rule],
-        pipeline: Pipeline,
+        rules: Mapping[str, AccessRule],
+        pipeline: InferencePipeline,
         metrics: CallMetrics | None = None,
         admission: Admission | None = None,
     ) -> None:
@@ -72,20 +72,20 @@ class GatewayDoor(Door[way.Call]):
         )
         return parse_name(begun.principal)
 
-    async def enter(self, call: Call) -> way.Call:
+    async def enter(self, call: Call) -> way.InferenceCall:
         """Decide, and take a slot."""
         begun = _current.get()
         begun.endpoint = call.resource
         self._pipeline.admit(begun, call.metadata.get("authorization"))
         return begun
 
-    async def recheck(self, call: Call, entered: way.Call) -> None:
+    async def recheck(self, call: Call, entered: way.InferenceCall) -> None:
         """Judge again."""
         del call  # the pipeline's has all
         self._pipeline.recheck(entered)
 
     async def leave(
-        self, call: Call, entered: way.Call | None, error: ApplianceError | None
+        self, call: Call, entered: way.InferenceCall | None, error: ApplianceError | None
     ) -> None:
         """End the call; one that never came to `enter` is reported too."""
         begun = entered or _current.get(None) or self._begin(call)
@@ -95,7 +95,7 @@ class GatewayDoor(Door[way.Call]):
         """As everywhere in the gateway: a bug's words may be a caller's text, and stay unsaid."""
         return fault(bug, call.request_id)
 
-    def _begin(self, call: Call) -> way.Call:
+    def _begin(self, call: Call) -> way.InferenceCall:
         method = INFERENCE if call.rule.method in self.rules else UNKNOWN
         return self._pipeline.begin(FRONT, call.request_id, call.resource, call.peer, method)
 
@@ -103,7 +103,7 @@ class GatewayDoor(Door[way.Call]):
 class InferenceService(InferenceServiceServicer):
     """Translates between gRPC's messages and the pipeline's."""
 
-    def __init__(self, pipeline: Pipeline) -> None:
+    def __init__(self, pipeline: InferencePipeline) -> None:
         self._pipeline = pipeline
 
     async def Generate(  # noqa: N802 - the proto names it
@@ -142,7 +142,7 @@ def question_of(request: inference_service_pb2.GenerateRequest) -> Question:
     return Question(request.sampling)
 
 
-def _totals(call: way.Call) -> inference_service_pb2.Totals:
+def _totals(call: way.InferenceCall) -> inference_service_pb2.Totals:
     return inference_service_pb2.Totals(
         prompt_tokens=call.prompt_tokens,
         completion_tokens=call.completion_tokens,

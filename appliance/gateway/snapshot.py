@@ -36,7 +36,7 @@ class Credential:
 
 
 @dataclass(frozen=True, order=True)
-class Place:
+class ReplicaAddress:
     """One start of one replica. `id` stays the same over restarts, `epoch` rises with each.
 
     `server_name` is in the certificate of this start and of no other.
@@ -66,13 +66,13 @@ class Route:
     project: str
     model: str
     max_sequence_length: int
-    places: tuple[Place, ...]
+    places: tuple[ReplicaAddress, ...]
     coming: bool
     failed: bool = False
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class RoutingSnapshot:
     """One view of the control plane.
 
     Attributes:
@@ -93,7 +93,7 @@ class Snapshot:
     total: int = field(repr=False)
 
     @classmethod
-    def of(cls, view: routing_service_pb2.RoutingView) -> Snapshot:
+    def of(cls, view: routing_service_pb2.RoutingView) -> RoutingSnapshot:
         """The snapshot of a whole view of one message."""
         draft = Draft(None, view)
         draft.add(view)
@@ -115,7 +115,9 @@ class Draft:
         first: the first of its messages.
     """
 
-    def __init__(self, base: Snapshot | None, first: routing_service_pb2.RoutingView) -> None:
+    def __init__(
+        self, base: RoutingSnapshot | None, first: routing_service_pb2.RoutingView
+    ) -> None:
         self.base = base
         self.version = first.version
         self._token_key = base.token_key if base else first.token_key
@@ -144,13 +146,13 @@ class Draft:
         self._drop("right", ((right.principal, right.project) for right in message.gone_rights))
         self._drop("route", ((name,) for name in message.gone_routes))
 
-    def finished(self, last: routing_service_pb2.RoutingView) -> Snapshot:
+    def finished(self, last: routing_service_pb2.RoutingView) -> RoutingSnapshot:
         """The snapshot after the last message. Raises Internal when it is not what was meant."""
         if routing.digest(self._total) != last.digest:
             raise Internal(
                 f"version {self.version} of the view is not what the control plane holds"
             )
-        return Snapshot(
+        return RoutingSnapshot(
             version=self.version,
             token_key=self._token_key,
             credentials=self._credentials,
@@ -180,7 +182,9 @@ class Draft:
 
 def _route(route: routing_service_pb2.Route) -> Route:
     places = tuple(
-        Place(route.endpoint, replica.id, replica.epoch, replica.address, replica.server_name)
+        ReplicaAddress(
+            route.endpoint, replica.id, replica.epoch, replica.address, replica.server_name
+        )
         for replica in route.replicas
         if replica.state in _READY and replica.address
     )

@@ -17,7 +17,7 @@ Rules kept here:
 
 Written and read by this user alone: names, times and numbers, never text. There is no signature:
 whoever can write here can take the gateway's identity beside it; entries that are missing are
-noticed by their numbers (`control.services.usage`).
+noticed by their numbers (`control.services.serving.usage`).
 
 The attack: kill the gateway in order to have asked unseen. Called by `usage`.
 """
@@ -48,7 +48,7 @@ from appliance.gateway.boots import (
     left_in,
     recovered,
 )
-from appliance.gateway.frames import Frame, FrameFile, Kind
+from appliance.gateway.frames import Frame, FrameFile, FrameKind
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +129,7 @@ class Spool:
         """A call goes to a replica; its number. Raises AuditUnavailable: then it must not."""
         self.check()
         number, message = self._boot.newest + 1, usage.SerializeToString()
-        frame = Frame(Kind.BEGIN, number, message).packed()
+        frame = Frame(FrameKind.BEGIN, number, message).packed()
         if not self._has_room(len(frame) + END_BYTES):
             raise AuditUnavailable(
                 "the disk of the gateway has no room to record calls: repeat the request later",
@@ -144,7 +144,7 @@ class Spool:
         """A call has ended; `call` is what `begin` gave."""
         del self._begun[call]
         self._boot.waiting[call] = Entry(number=call, usage=usage)
-        frame = Frame(Kind.END, call, usage.SerializeToString()).packed()
+        frame = Frame(FrameKind.END, call, usage.SerializeToString()).packed()
         try:
             self._write(call, frame)
         except AuditUnavailable as error:
@@ -155,7 +155,7 @@ class Spool:
         number = self._boot.newest + 1
         usage = entry.HasField("usage")
         message = (entry.usage if usage else entry.refusals).SerializeToString()
-        frame = Frame(Kind.END if usage else Kind.REFUSALS, number, message).packed()
+        frame = Frame(FrameKind.END if usage else FrameKind.REFUSALS, number, message).packed()
         if self._failed or not self._has_room(len(frame)):
             return False
         try:
@@ -167,7 +167,7 @@ class Spool:
         return True
 
     @property
-    def roomy(self) -> bool:
+    def has_ample_room(self) -> bool:
         """Whether there is room for some hundred entries."""
         return not self._failed and self._has_room(64 * END_BYTES)
 
@@ -308,7 +308,7 @@ class Spool:
             raise AuditUnavailable(self._failed or "there is no room")
         # Those that go on: what the files before have of them may be deleted, later.
         carried = {} if file.used else dict(self._begun)
-        begun = [Frame(Kind.BEGIN, *each).packed() for each in carried.items()]
+        begun = [Frame(FrameKind.BEGIN, *each).packed() for each in carried.items()]
         try:
             file.write(b"".join([*begun, frame]))
         except OSError as error:

@@ -24,7 +24,7 @@ from typing import Protocol
 
 from tokenizers import Tokenizer
 
-from appliance.gateway.vocabulary import Control
+from appliance.gateway.vocabulary import ControlToken
 
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 _TAIL = 32
@@ -45,7 +45,7 @@ _LETTERS = _byte_letters()
 class Decoding:
     """What is known of a tokenizer for turning ids into text; one for all answers of a model."""
 
-    def __init__(self, tokenizer: Tokenizer, controls: Sequence[Control] = ()) -> None:
+    def __init__(self, tokenizer: Tokenizer, controls: Sequence[ControlToken] = ()) -> None:
         self._tokenizer = tokenizer
         self.byte_level = _is_byte_level(tokenizer)
         self._special = {
@@ -116,7 +116,7 @@ def _bytes(token: str) -> bytes:
         return token.encode()
 
 
-class Stream(Protocol):
+class TextStream(Protocol):
     """Ids of one answer in, its text out."""
 
     def add(self, identifier: int) -> str:
@@ -189,7 +189,7 @@ def context_of(decoding: Decoding, prompt: Sequence[int]) -> list[int]:
     return []
 
 
-def stream_of(decoding: Decoding, prompt: Sequence[int]) -> Stream:
+def stream_of(decoding: Decoding, prompt: Sequence[int]) -> TextStream:
     """A stream for one answer to a prompt."""
     if decoding.byte_level:
         return _Bytes(decoding)

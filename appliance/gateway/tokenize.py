@@ -124,14 +124,14 @@ class ServedModel:
 
 
 @dataclass(frozen=True)
-class Room:
+class ContextRoom:
     """What a prompt leaves of the context."""
 
     prompt: int
     max_tokens: int
 
 
-def room(prompt: int, wanted: int | None, longest: int) -> Room:
+def room(prompt: int, wanted: int | None, longest: int) -> ContextRoom:
     """Most tokens to answer with; `wanted` None means all that is left.
 
     Raises ContextExceeded; InvalidInput for an empty prompt.
@@ -141,4 +141,4 @@ def room(prompt: int, wanted: int | None, longest: int) -> Room:
     left = longest - prompt
     if left < 1:
         raise too_long(prompt, longest, whole=True)
-    return Room(prompt, left if wanted is None else min(wanted, left))
+    return ContextRoom(prompt, left if wanted is None else min(wanted, left))

@@ -44,7 +44,7 @@ ANYBODY = Asker()
 Waiting = dict[str, deque[asyncio.Future[None]]]
 
 
-class Turns:
+class FairTurns:
     """Lets so many go on at a time, one endpoint and one caller after the other.
 
     Args:
@@ -129,7 +129,11 @@ class Threads:
 
     def __init__(self) -> None:
         long = max(1, (os.cpu_count() or 1) // 2)
-        self._short, self._long, self._templates = Turns(SHORT), Turns(long), Turns(TEMPLATES)
+        self._short, self._long, self._templates = (
+            FairTurns(SHORT),
+            FairTurns(long),
+            FairTurns(TEMPLATES),
+        )
         self._pool = ThreadPoolExecutor(SHORT + long + TEMPLATES + 3 * KEPT, "prompts")
 
     async def run(
@@ -150,7 +154,7 @@ class Threads:
         """The result of asking a process that renders templates."""
         return await self._run(self._templates, asker, lambda: function(*args, **kwargs))
 
-    async def _run(self, turns: Turns, asker: Asker, work: Callable[[], T]) -> T:
+    async def _run(self, turns: FairTurns, asker: Asker, work: Callable[[], T]) -> T:
         async with turns.turn(asker):
             task = asyncio.get_running_loop().run_in_executor(self._pool, work)
             try:

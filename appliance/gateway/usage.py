@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 EACH_SECONDS = 0.5
 BATCH = 500
-MOST_WAITING = 20_000
+MAX_WAITING = 20_000
 PAUSE_SECONDS = 1.0
 COUNT_SECONDS = 60.0
 """Time between two reports of what was counted."""
@@ -60,7 +60,7 @@ class UsageReports:
         refusals: Refusals,
         spool: Spool,
         *,
-        most: int = MOST_WAITING,
+        most: int = MAX_WAITING,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._report = report
@@ -143,7 +143,7 @@ class UsageReports:
         due = self._clock() - self._counted_at >= COUNT_SECONDS or self._stopping.is_set()
         if not due or self._spool.waits(self._counted):
             return
-        if not self._spool.roomy:
+        if not self._spool.has_ample_room:
             # They stay in their table, which has a fixed size.
             return
         self._counted_at = self._clock()

@@ -29,7 +29,7 @@ from appliance.api.serving.v1 import routing_service_pb2
 from appliance.api.serving.v1.routing_service_pb2_grpc import RoutingServiceStub
 from appliance.core.errors import ApplianceError, Internal, Unavailable
 from appliance.gateway.fetching import Fetched, fetch
-from appliance.gateway.snapshot import Draft, Snapshot
+from appliance.gateway.snapshot import Draft, RoutingSnapshot
 from appliance.wire.routing import FORM
 from appliance.wire.status import from_rpc_error
 
@@ -59,7 +59,7 @@ class View:
     def __init__(self, stale_seconds: float, clock: Callable[[], float] = boot_seconds) -> None:
         self._limit = stale_seconds or HEARD_SECONDS
         self._clock = clock
-        self._snapshot: Snapshot | None = None
+        self._snapshot: RoutingSnapshot | None = None
         self._draft: Draft | None = None
         self._heard = 0.0
 
@@ -116,11 +116,11 @@ class View:
         return self._clock() - self._heard
 
     @property
-    def last(self) -> Snapshot | None:
+    def last(self) -> RoutingSnapshot | None:
         """The newest snapshot, however old: for what is decided already."""
         return self._snapshot
 
-    def current(self) -> Snapshot:
+    def current(self) -> RoutingSnapshot:
         """The snapshot to decide by. Raises Unavailable when there is none young enough."""
         if self._snapshot is None or not self.decides:
             since = "since it started" if self._snapshot is None else f"for {self.age:.0f} s"
@@ -137,7 +137,7 @@ async def _wait(error: ApplianceError) -> None:
     await asyncio.sleep(RETRY_SECONDS)
 
 
-class Control:
+class ControlClient:
     """Calls the control plane over mTLS.
 
     Args:
@@ -173,7 +173,7 @@ class Control:
             task.cancel()
         await self._channel.close(None)
 
-    async def watch(self, changed: Callable[[Snapshot], None]) -> None:
+    async def watch(self, changed: Callable[[RoutingSnapshot], None]) -> None:
         """Follow the view for ever; `changed` gets each new snapshot. Reopens what breaks."""
         while True:
             try:
@@ -188,7 +188,7 @@ class Control:
                 logger.warning("the control plane is followed anew: %s", error or "it was silent")
             await asyncio.sleep(RETRY_SECONDS)
 
-    async def _stream(self) -> AsyncIterator[Snapshot]:
+    async def _stream(self) -> AsyncIterator[RoutingSnapshot]:
         """Snapshots of one stream, until it ends or another channel is there."""
         self._view.begin()
         stub = self._stub

@@ -31,11 +31,11 @@ _BYTES = 256
 # How many bytes of a text one byte of its normal form can stand for, at most: a character of up to
 # four parts, each of up to four bytes, becomes one of at least two (UAX 15).
 _COMPOSED = 8
-_SMALLEST_LETTER = 3
+_MIN_LETTER = 3
 
 
 @dataclass(frozen=True)
-class Control:
+class ControlToken:
     """A token that is none of a caller's words.
 
     Attributes:
@@ -65,7 +65,7 @@ class Vocabulary:
     """
 
     document: dict[str, Any]
-    controls: tuple[Control, ...]
+    controls: tuple[ControlToken, ...]
     size: int
     longest: int | None
     cuts: str
@@ -136,7 +136,7 @@ def _controls(
     template: str,
     others: set[str],
     ends: set[int],
-) -> Iterator[Control]:
+) -> Iterator[ControlToken]:
     added = {token["content"]: token for token in document.get("added_tokens") or ()}
     special = {text for text, token in added.items() if token.get("special") and text.strip()}
     written = {text for text in added if text in template and _MARK.fullmatch(text)}
@@ -146,7 +146,7 @@ def _controls(
     for text in sorted(special | written | bracketed | ended | known):
         name = f"<|{secrets.token_hex(16)}|>"
         whole_word = bool(added.get(text, {}).get("single_word", False))
-        yield Control(ids[text], text, name, text in added, whole_word)
+        yield ControlToken(ids[text], text, name, text in added, whole_word)
 
 
 def _rename(document: dict[str, Any], names: Mapping[str, str]) -> None:
@@ -252,7 +252,7 @@ def _shrinking(parts: Iterable[Mapping[str, Any]]) -> int | None:
         if kind in ("NFC", "NFKC"):
             factor *= _COMPOSED
         elif kind == "Lowercase":
-            factor *= _SMALLEST_LETTER
+            factor *= _MIN_LETTER
         elif kind == "Replace" and pattern and part["content"]:
             factor *= max(1, -(-len(pattern.encode()) // len(part["content"].encode())))
         elif kind != "Prepend":

@@ -8,7 +8,7 @@ Rules kept here:
 * one who has at least two fewer waiting than that comes into a full line in its stead.
 
 The attack: one caller's flood in front of everybody's answers. Called by
-`appliance.gateway.places`.
+`appliance.gateway.slots`.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from dataclasses import dataclass, field
 
 from appliance.gateway.ask import Ask
 from appliance.gateway.attempts import Attempt
-from appliance.gateway.links import Link
+from appliance.gateway.links import ReplicaLink
 
-Placed = tuple[Link, Attempt]
+Placed = tuple[ReplicaLink, Attempt]
 
 
 @dataclass(eq=False)
@@ -41,7 +41,7 @@ class Waiter:
         return self.ask.begun
 
 
-class Line:
+class WaitingLine:
     """The answers that wait for one endpoint."""
 
     def __init__(self) -> None:

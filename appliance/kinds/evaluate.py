@@ -8,7 +8,7 @@ from __future__ import annotations
 from appliance.api.jobs.v1 import job_pb2
 from appliance.core import families
 from appliance.core.artifact_kinds import MODEL, REPORT, TOKENS
-from appliance.core.families import Use
+from appliance.core.families import FamilyUse
 from appliance.core.numbers import GIB, written
 from appliance.core.placement import Demand
 from appliance.core.problems import Problems
@@ -26,7 +26,7 @@ def memory(parameters: int, window: int, vocabulary: int) -> int:
 
 def _check(spec: job_pb2.EvaluateSpec, inputs: Inputs, problems: Problems) -> None:
     if model := inputs.get(KIND.path("model")):
-        why = families.refusal(str(model.facts.get("architecture", "")), Use.EVALUATE)
+        why = families.refusal(str(model.facts.get("architecture", "")), FamilyUse.EVALUATE)
         problems.check(KIND.path("model"), holds=not why, sentence=why)
         context = int(model.facts["context_length"])
         problems.check(

@@ -70,7 +70,7 @@ class Makes:
 
 
 @dataclass(frozen=True)
-class Output:
+class SlotOutput:
     """What one job makes in one slot: path of the field, name of the resource, artifact kind."""
 
     path: str
@@ -166,10 +166,10 @@ class Kind:
                 found[path] = (said, names)
         return found
 
-    def outputs_of(self, spec: Message) -> dict[str, Output]:
+    def outputs_of(self, spec: Message) -> dict[str, SlotOutput]:
         """Slot -> what a job makes there; without those that are not named and need not be."""
         return {
-            each.slot: Output(self.path(each.field), getattr(spec, each.field), each.kind)
+            each.slot: SlotOutput(self.path(each.field), getattr(spec, each.field), each.kind)
             for each in self.makes
             if getattr(spec, each.field) or self._required(each.field)
         }

@@ -8,7 +8,7 @@ from __future__ import annotations
 from appliance.api.jobs.v1 import job_pb2
 from appliance.core import families
 from appliance.core.artifact_kinds import MODEL
-from appliance.core.families import Use
+from appliance.core.families import FamilyUse
 from appliance.core.numbers import MIB
 from appliance.core.placement import Demand
 from appliance.core.problems import Problems
@@ -31,7 +31,7 @@ def _check(spec: job_pb2.QuantizeSpec, inputs: Inputs, problems: Problems) -> No
     )
     at = KIND.path("model")
     if item := inputs.get(at):
-        why = families.refusal(str(item.facts.get("architecture", "")), Use.QUANTIZE)
+        why = families.refusal(str(item.facts.get("architecture", "")), FamilyUse.QUANTIZE)
         problems.check(at, holds=not why, sentence=why)
         problems.check(
             at,

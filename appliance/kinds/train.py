@@ -28,8 +28,8 @@ from appliance.kinds.kind import (
     flag_of,
 )
 from appliance.kinds.train_settings import (
+    DecoderShape,
     Degrees,
-    Shape,
     check_degrees,
     check_order,
     check_shape,
@@ -79,7 +79,8 @@ def _check(spec: job_pb2.TrainSpec, inputs: Inputs, problems: Problems) -> None:
     if not problems.fields and tokens:
         problems.check(
             KIND.path("architecture"),
-            holds=parameters(Shape.of(spec.architecture), _vocabulary(tokens)) <= _MAX_PARAMETERS,
+            holds=parameters(DecoderShape.of(spec.architecture), _vocabulary(tokens))
+            <= _MAX_PARAMETERS,
             sentence="has more parameters than can be trained",
         )
 
@@ -149,21 +150,23 @@ def _check_beginning(spec: job_pb2.TrainSpec, inputs: Inputs, problems: Problems
 # --- what it needs ----------------------------------------------------------------------------
 
 
-def parameters(shape: Shape, vocabulary: int) -> int:
+def parameters(shape: DecoderShape, vocabulary: int) -> int:
     """Parameters of a Llama-style decoder."""
     embedding = vocabulary * shape.hidden_size
     ends = embedding if shape.tie_embeddings else 2 * embedding
     return shape.layers * _layer(shape) + ends + shape.hidden_size
 
 
-def _layer(shape: Shape) -> int:
+def _layer(shape: DecoderShape) -> int:
     """Parameters of one decoder layer."""
     head = shape.hidden_size // shape.attention_heads
     attention = shape.hidden_size * head * (2 * shape.attention_heads + 2 * shape.key_value_heads)
     return attention + 3 * shape.hidden_size * shape.intermediate_size + 2 * shape.hidden_size
 
 
-def memory(shape: Shape, vocabulary: int, cut: Degrees, *, sequences: int, length: int) -> int:
+def memory(
+    shape: DecoderShape, vocabulary: int, cut: Degrees, *, sequences: int, length: int
+) -> int:
     """Bytes of one rank, a little too high rather than too low.
 
     Args:
@@ -196,7 +199,7 @@ def _vocabulary(tokens: Input) -> int:
 def _demand(spec: job_pb2.TrainSpec, inputs: Inputs) -> Demand:
     cut = Degrees.of(spec.mesh)
     need = memory(
-        Shape.of(spec.architecture),
+        DecoderShape.of(spec.architecture),
         _vocabulary(inputs[KIND.path("dataset")]),
         cut,
         sequences=max(spec.batch_size // (cut.data * microbatches(spec)), 1),
@@ -209,7 +212,7 @@ def _demand(spec: job_pb2.TrainSpec, inputs: Inputs) -> Demand:
 def _checkpoint_bytes(spec: job_pb2.TrainSpec, inputs: Inputs) -> int:
     """Weights and both moments as 32-bit numbers."""
     vocabulary = _vocabulary(inputs[KIND.path("dataset")])
-    return _SAVED_BYTES * parameters(Shape.of(spec.architecture), vocabulary)
+    return _SAVED_BYTES * parameters(DecoderShape.of(spec.architecture), vocabulary)
 
 
 # --- what fills it ----------------------------------------------------------------------------

@@ -22,7 +22,7 @@ MAX_RANKS = 4096
 
 
 @dataclass(frozen=True)
-class Shape:
+class DecoderShape:
     """Shape of a Llama-style decoder; the fields mean what they mean in `Architecture`."""
 
     layers: int
@@ -34,7 +34,7 @@ class Shape:
     tie_embeddings: bool
 
     @classmethod
-    def of(cls, architecture: job_pb2.Architecture) -> Shape:
+    def of(cls, architecture: job_pb2.Architecture) -> DecoderShape:
         """Read a shape."""
         return cls(**{name: getattr(architecture, name) for name in cls.__dataclass_fields__})
 
@@ -63,14 +63,14 @@ class Degrees:
 
 
 @dataclass(frozen=True)
-class Settings:
+class TrainSettings:
     """One training run, with every default filled in.
 
     `batch_size` counts sequences per optimiser step over all data ranks, `sequence_length` tokens
     per sequence, `microbatches` pieces of one data rank's part of the batch.
     """
 
-    shape: Shape
+    shape: DecoderShape
     degrees: Degrees
     schedule: str
     steps: int
@@ -85,7 +85,7 @@ class Settings:
     checkpoint_interval: int
 
     @classmethod
-    def from_spec(cls, spec: job_pb2.TrainSpec) -> Settings:
+    def from_spec(cls, spec: job_pb2.TrainSpec) -> TrainSettings:
         """Read a spec; what was left out has its default.
 
         Raises:
@@ -100,7 +100,7 @@ class Settings:
         problems.raise_if_any()
         defaulted = ("learning_rate", "warmup_steps", "weight_decay", "gradient_clip", "seed")
         return cls(
-            shape=Shape.of(spec.architecture),
+            shape=DecoderShape.of(spec.architecture),
             degrees=Degrees.of(spec.mesh),
             schedule=pipeline_schedule(spec),
             steps=spec.steps,

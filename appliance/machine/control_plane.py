@@ -9,7 +9,7 @@ from appliance.core.config import doc
 
 
 @dataclass(frozen=True)
-class Control:
+class ControlAddress:
     """Where the control plane is, and how to recognise it."""
 
     ca: Path = field(metadata=doc("CA certificate of the appliance, PEM"))

@@ -42,8 +42,8 @@ from appliance.crypto.reading import (
     renew_time,
 )
 from appliance.crypto.signing import equal
-from appliance.machine.control_plane import Control
-from appliance.machine.kinds import CALL_SECONDS, Kind
+from appliance.machine.control_plane import ControlAddress
+from appliance.machine.kinds import CALL_SECONDS, MachineKind
 from appliance.wire.status import from_rpc_error
 from appliance.wire.tls import channel
 
@@ -130,9 +130,9 @@ class IdentityStore:
         now: the time, aware.
     """
 
-    kind: Kind
+    kind: MachineKind
     folder: Path
-    control: Control
+    control: ControlAddress
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
 
     @property

@@ -29,7 +29,7 @@ from appliance.machine.identity import Identity, IdentityStore
 LOOK_SECONDS = 0.5
 """How often a waiting process looks whether somebody has put a token there."""
 FIRST_PAUSE = 0.5
-LONGEST_PAUSE = 60.0
+MAX_PAUSE = 60.0
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class Joining:
         Raises FailedPrecondition when the authority is not the one that was announced: a token
         must not be sent to it.
         """
-        backoff = Backoff(FIRST_PAUSE, LONGEST_PAUSE)
+        backoff = Backoff(FIRST_PAUSE, MAX_PAUSE)
         while True:
             held, why = None, "this server has not joined"
             if self.store.exists():

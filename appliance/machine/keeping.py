@@ -17,7 +17,7 @@ from collections.abc import Callable
 from appliance.core.errors import ApplianceError, Unauthenticated
 from appliance.core.waiting import Backoff
 from appliance.machine.identity import Identity
-from appliance.machine.joining import FIRST_PAUSE, LONGEST_PAUSE, Joining
+from appliance.machine.joining import FIRST_PAUSE, MAX_PAUSE, Joining
 
 RENEW_AGAIN_SECONDS = 60.0
 SETTLED_SECONDS = 3600.0
@@ -42,7 +42,7 @@ class Keeper:
         self.changed = changed
         self._identity = identity
         self._changing = asyncio.Lock()
-        self._backoff = Backoff(FIRST_PAUSE, LONGEST_PAUSE)
+        self._backoff = Backoff(FIRST_PAUSE, MAX_PAUSE)
 
     @property
     def identity(self) -> Identity:
@@ -96,7 +96,7 @@ class Keeper:
         # Asked all the same: it is this clock that may be wrong.
         return self.store.useless(self._identity)
 
-    async def settle(self, error: ApplianceError) -> None:
+    async def recover_from(self, error: ApplianceError) -> None:
         """After a call that failed: get another identity, if that is why; wait before the next.
 
         Longer and longer while nobody takes this one, but not longer than until there is a token.

@@ -33,7 +33,7 @@ class Joined:
 
 
 @dataclass(frozen=True)
-class Kind:
+class MachineKind:
     """One kind of machine.
 
     Attributes:
@@ -86,5 +86,5 @@ async def _renew_gateway(connection: grpc.aio.Channel, request: str) -> str:
     return str(answer.certificate)
 
 
-NODE = Kind(PrincipalKind.NODE, _join_node, _renew_node, "appliance-agent")
-GATEWAY = Kind(PrincipalKind.GATEWAY, _join_gateway, _renew_gateway, "appliance-gateway")
+NODE = MachineKind(PrincipalKind.NODE, _join_node, _renew_node, "appliance-agent")
+GATEWAY = MachineKind(PrincipalKind.GATEWAY, _join_gateway, _renew_gateway, "appliance-gateway")

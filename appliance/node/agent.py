@@ -39,9 +39,9 @@ from appliance.core.errors import ApplianceError, Unavailable
 from appliance.core.heartbeat import HEARTBEAT_SECONDS
 from appliance.core.waiting import Backoff
 from appliance.machine.identity import Identity
-from appliance.machine.joining import LONGEST_PAUSE, Joining
+from appliance.machine.joining import MAX_PAUSE, Joining
 from appliance.machine.keeping import Keeper
-from appliance.node.documents import Place
+from appliance.node.documents import NodeEnvironment
 from appliance.node.launcher import Launcher
 from appliance.node.metrics import NodeMetrics
 from appliance.node.works import Commands, Works
@@ -51,7 +51,7 @@ REPORT_SECONDS = 0.25
 NEWS_SECONDS = 1.0
 SILENCE_SECONDS = 10.0
 FIRST_BACKOFF = 0.2
-LONGEST_BACKOFF = 5.0
+MAX_BACKOFF = 5.0
 PORTS_SECONDS = 2.0
 FIRST_PORTS_SECONDS = 2.0
 CALL_SECONDS = 20.0
@@ -72,7 +72,7 @@ class Rhythm:
     news: float = NEWS_SECONDS
     silence: float = SILENCE_SECONDS
     first_backoff: float = FIRST_BACKOFF
-    longest_backoff: float = LONGEST_BACKOFF
+    longest_backoff: float = MAX_BACKOFF
 
 
 class Agent:
@@ -96,7 +96,7 @@ class Agent:
         joining: Joining,
         identity: Identity,
         hello: rpc.Hello,
-        place: Place,
+        place: NodeEnvironment,
         launcher: Launcher,
         commands: Commands,
         *,
@@ -133,7 +133,7 @@ class Agent:
         """Who this node is now."""
         return self._keeper.identity
 
-    def tell(self, capabilities: Sequence[node_pb2.Capability]) -> None:
+    def announce(self, capabilities: Sequence[node_pb2.Capability]) -> None:
         """Say what this node can run: in the next hello, which comes now if it is news."""
         if list(self._hello.capabilities) != list(capabilities):
             del self._hello.capabilities[:]
@@ -185,7 +185,7 @@ class Agent:
             joined = await self._keeper.try_again(refused) if refused else False
             if self._heard.is_set() or joined:
                 backoff.reset()
-            pause = backoff.failed(LONGEST_PAUSE if refused else None)
+            pause = backoff.failed(MAX_PAUSE if refused else None)
             await self._keeper.joining.wait(pause)
 
     async def _connect(self) -> str:
@@ -284,7 +284,7 @@ class Agent:
 
     async def _read_heard(self, call: Any) -> None:  # noqa: ANN401  # gRPC's stream has no type
         while (answer := await call.read()) is not _END:
-            self.works.outbox.heard(answer.number)
+            self.works.outbox.acknowledge(answer.number)
         raise Unavailable("it ended the stream")
 
     async def _read_all(self, call: Any) -> None:  # noqa: ANN401  # gRPC's stream has no type
@@ -301,7 +301,7 @@ class Agent:
                 self._on_connected(True)
                 self._metrics.connected.set(1)
                 logger.info("connected to %s", self._store.control.machines)
-            self.works.obey(order)
+            self.works.carry_out(order)
 
     async def _keep_ports(self) -> None:
         """Know on which ports nobody listens."""

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from appliance.core.config import doc
-from appliance.machine.control_plane import Control
+from appliance.machine.control_plane import ControlAddress
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class NodeConfig:
     """The agent of one node."""
 
     objects: str = field(metadata=doc("object store that all nodes share, an fsspec URL"))
-    control: Control
+    control: ControlAddress
     join_token: Path = field(
         metadata=doc("file with the one-use join token; removed when the node has joined")
     )

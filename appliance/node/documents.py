@@ -19,12 +19,12 @@ from appliance.core.addresses import host_port
 from appliance.core.errors import InvalidInput, NotFound
 from appliance.core.names import Name
 
-_SHORTEST_SECRET = 16
+_MIN_SECRET = 16
 """Characters; what is shorter is no key, and would be found in many texts."""
 
 
 @dataclass(frozen=True)
-class Place:
+class NodeEnvironment:
     """What the documents need to know of this node.
 
     The object store, its own address, the kind of its devices, and the file that says which
@@ -38,7 +38,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Credentials:
+class ReplicaCredentials:
     """Of a replica: key, certificate and authority, PEM, and the cluster's id."""
 
     key_pem: bytes
@@ -47,7 +47,9 @@ class Credentials:
     cluster: str
 
 
-def job(order: rpc.StartJob, keys: rpc.ReleaseKeysResponse, place: Place) -> dict[str, Any]:
+def job(
+    order: rpc.StartJob, keys: rpc.ReleaseKeysResponse, place: NodeEnvironment
+) -> dict[str, Any]:
     """The orders of this node's part of a job. Raises InvalidInput when the job has no spec."""
     kind = order.job.WhichOneof("spec")
     if kind is None:
@@ -94,8 +96,8 @@ def _own_name(order: rpc.StartJob) -> str:
 def replica(
     order: rpc.StartReplica,
     keys: rpc.ReleaseKeysResponse,
-    place: Place,
-    credentials: Credentials,
+    place: NodeEnvironment,
+    credentials: ReplicaCredentials,
 ) -> dict[str, Any]:
     """The orders of a worker. Raises NotFound when no model came with the keys."""
     model = next((key for key in keys.inputs if key.kind == "model"), None)
@@ -132,7 +134,7 @@ def secrets(document: Mapping[str, Any]) -> list[str]:
         shown = repr(key)[2:-1]
         # As base64, hexadecimal, Python's own form, and that inside a line of JSON.
         found += [place["key"], key.hex(), shown, json.dumps(shown)[1:-1]]
-    return [each for each in found if len(each) >= _SHORTEST_SECRET]
+    return [each for each in found if len(each) >= _MIN_SECRET]
 
 
 def _artifact(key: rpc.ArtifactKey) -> dict[str, Any]:

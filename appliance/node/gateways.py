@@ -14,35 +14,35 @@ from datetime import UTC, timedelta
 
 from appliance.api.agent.v1 import agent_service_pb2 as rpc
 from appliance.core.errors import ApplianceError
-from appliance.wire.accepted import Accepted, AcceptedFile
+from appliance.wire.accepted import AcceptedFile, AcceptedSerials
 
 REFRESH = timedelta(seconds=10)
 
 logger = logging.getLogger(__name__)
 
 
-class Gateways:
+class GatewayCertificates:
     """Keeps the file; one for each agent."""
 
     def __init__(self, file: AcceptedFile) -> None:
         self._file = file
-        self._written: Accepted | None = None
+        self._written: AcceptedSerials | None = None
         self._writing: asyncio.Task[None] | None = None
 
     def hear(self, said: rpc.GatewayCertificates) -> None:
         """Take in what counts now; the file follows."""
-        accepted = Accepted(frozenset(said.serials), said.as_of.ToDatetime(UTC))
+        accepted = AcceptedSerials(frozenset(said.serials), said.as_of.ToDatetime(UTC))
         if self._writing is None and self._is_news(accepted):
             self._writing = asyncio.create_task(self._write(accepted))
 
-    def _is_news(self, accepted: Accepted) -> bool:
+    def _is_news(self, accepted: AcceptedSerials) -> bool:
         last = self._written
         if last is None or last.serials != accepted.serials:
             return True
         # Also when the clock of the control plane was set back.
         return not timedelta() <= accepted.as_of - last.as_of < REFRESH
 
-    async def _write(self, accepted: Accepted) -> None:
+    async def _write(self, accepted: AcceptedSerials) -> None:
         try:
             await asyncio.to_thread(self._file.write, accepted)
             self._written = accepted

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from appliance.core.process import die_with_parent
 
 NICENESS = 10
-LONGEST_DETAIL = 500
+MAX_DETAIL = 500
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -43,7 +43,7 @@ def _import(module: str) -> tuple[str, str]:
     try:
         importlib.import_module(module)
     except BaseException as error:  # noqa: BLE001  # whatever it is, a job would meet it too
-        return type(error).__name__[:80], str(error)[:LONGEST_DETAIL]
+        return type(error).__name__[:80], str(error)[:MAX_DETAIL]
     return "", ""
 
 

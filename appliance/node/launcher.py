@@ -39,7 +39,7 @@ from appliance.core.files import make_private_dir
 from appliance.core.process import blocked, signal_name
 from appliance.core.process_tree import Process, kill_tree, tree
 from appliance.node.cgroup import Cgroup
-from appliance.node.logs import CHUNK_BYTES, CappedLog, LastOutput, Output
+from appliance.node.logs import CHUNK_BYTES, CappedLog, LastOutput, WorkOutput
 
 LOOK_SECONDS = 1.0
 REPORTS_LIMIT = 1 << 16
@@ -180,7 +180,7 @@ class Launcher:
                 launch,
                 scratch=scratch,
                 group=group,
-                output=Output(log, self._disk),
+                output=WorkOutput(log, self._disk),
                 on_line=on_line,
                 on_end=ended,
             )
@@ -196,7 +196,7 @@ class Launcher:
         group = None
         if not preparing.cancelled() and preparing.exception() is None:
             log, group = preparing.result()
-            await Output(log, self._disk).close()
+            await WorkOutput(log, self._disk).close()
         await asyncio.to_thread(_tidy, self._folders.scratch / name, group)
         self._running.discard(name)
 
@@ -248,7 +248,7 @@ class Running:
         *,
         scratch: Path,
         group: Cgroup | None,
-        output: Output,
+        output: WorkOutput,
         on_line: Callable[[dict[str, Any]], None],
         on_end: Callable[[Ended], None],
     ) -> None:
@@ -352,7 +352,7 @@ class Running:
         """End all of it now."""
         if self._group is not None:
             self._group.kill()
-        await self._look()
+        await self._remember_tree()
         # Needs no /proc, which a hardened unit may hide; the root has not been collected yet.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
@@ -385,7 +385,7 @@ class Running:
     async def _follow(self, ended: asyncio.Event) -> None:
         """Watch until the first process ends, clear away what it left, and tell."""
         while not ended.is_set():
-            await self._look()
+            await self._remember_tree()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(ended.wait(), LOOK_SECONDS)
         if self._stopping is not None:
@@ -413,7 +413,7 @@ class Running:
         for task in late:
             task.cancel()
 
-    async def _look(self) -> None:
+    async def _remember_tree(self) -> None:
         """Remember who belongs to the tree, so that nobody gets lost who leaves it later.
 
         In a thread: a busy server has thousands of processes, and orders must not wait for that.

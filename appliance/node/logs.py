@@ -34,8 +34,8 @@ LAST_BYTES = 8 << 10
 CHUNK_BYTES = 1 << 16
 """Bytes of output that are written at once; a reader with this limit holds twice as many more."""
 
-_LONGEST_LINE = 1 << 16
-_LONGEST_SECRET = 1 << 10
+_MAX_LINE = 1 << 16
+_MAX_SECRET = 1 << 10
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class CappedLog:
         text = self._rest + self._decoder.decode(chunk)
         lines, newline, self._rest = text.rpartition("\n")
         self._keep(self._clean(lines + newline))
-        if len(self._rest) > _LONGEST_LINE:
+        if len(self._rest) > _MAX_LINE:
             place = self._between_secrets(self._rest)
             self._keep(self._clean(self._rest[:place]))
             self._rest = self._rest[place:]
@@ -94,11 +94,11 @@ class CappedLog:
 
     def _between_secrets(self, text: str) -> int:
         """Where a text is cut so that a secret is on one side, also one whose end is to come."""
-        place = len(text) - _LONGEST_SECRET
+        place = len(text) - _MAX_SECRET
         begins = [place]
         for secret in (*self._secrets, TOKEN_BEGIN):
             # Those that begin before the place; a token is at most as long as any secret.
-            length = _LONGEST_SECRET if secret == TOKEN_BEGIN else len(secret)
+            length = _MAX_SECRET if secret == TOKEN_BEGIN else len(secret)
             found = text.find(secret, place - length + 1, place + len(secret) - 1)
             begins += [found] if found >= 0 else []
         return min(begins)
@@ -136,7 +136,7 @@ class CappedLog:
         self._size += len(data)
 
 
-class Output:
+class WorkOutput:
     """Brings what the processes of one work write into its log; for the event loop.
 
     Args:

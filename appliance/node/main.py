@@ -27,7 +27,7 @@ from appliance.node.abilities import MODULES, Abilities, capabilities
 from appliance.node.agent import Agent
 from appliance.node.config import NodeConfig
 from appliance.node.devices import Offer
-from appliance.node.documents import Place
+from appliance.node.documents import NodeEnvironment
 from appliance.node.launcher import Folders, Launcher
 from appliance.node.metrics import NodeMetrics
 from appliance.node.replica_metrics import ReplicaMetrics
@@ -87,7 +87,9 @@ async def serve(config: NodeConfig, commands: Commands) -> None:
             joining,
             await joining.begin(),
             _hello(config, offered, missing),
-            Place(config.objects, config.address, offered.kind, config.state / accepted.FILE),
+            NodeEnvironment(
+                config.objects, config.address, offered.kind, config.state / accepted.FILE
+            ),
             launcher,
             commands,
             metrics=NodeMetrics(registry),
@@ -132,7 +134,7 @@ async def _check(agent: Agent, able: Abilities, missing: Mapping[str, str] | Non
     if missing is None:
         return
     broken = await able.check([module for module in MODULES if module not in missing])
-    agent.tell(capabilities({**missing, **broken}))
+    agent.announce(capabilities({**missing, **broken}))
 
 
 def _offer(config: NodeConfig) -> Offer:

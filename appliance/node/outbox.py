@@ -4,7 +4,7 @@ Rules kept here:
 * reports of a stream are numbered from 1 on; one that was answered is forgotten, with those before;
 * a stream that dies takes along what was written into it: that is said again on the next one, in
   its order;
-* of each work `MOST_CHECKPOINTS` checkpoints are kept; the control plane finds older ones in the
+* of each work `MAX_CHECKPOINTS` checkpoints are kept; the control plane finds older ones in the
   object store. Progress, with its steps, is never given up for them: `works` sends more only when
   all that it sent was answered;
 * the last word on a work is kept until it was answered, however much else is said, and its work
@@ -22,7 +22,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from appliance.api.agent.v1 import agent_service_pb2 as rpc
-from appliance.node.reports import MOST_CHECKPOINTS
+from appliance.node.reports import MAX_CHECKPOINTS
 
 Work = tuple[str, int]
 """A piece of work and its epoch."""
@@ -37,7 +37,7 @@ class _LastWord:
     heard: bool = False
 
 
-class Outbox:
+class ReportOutbox:
     """The reports of one node."""
 
     def __init__(self) -> None:
@@ -70,8 +70,8 @@ class Outbox:
         """The last word on a work."""
         self._words[work] = _LastWord(reports)
 
-    def last_words(self) -> list[rpc.ReportRequest]:
-        """Last words that this stream has not carried yet."""
+    def unsent_ends(self) -> list[rpc.ReportRequest]:
+        """Ends of work that this stream has not carried yet."""
         said: list[rpc.ReportRequest] = []
         for word in self._words.values():
             if word.number is None and not word.heard:
@@ -79,7 +79,7 @@ class Outbox:
                 word.number = self._number
         return said
 
-    def heard(self, number: int) -> None:
+    def acknowledge(self, number: int) -> None:
         """The control plane has taken in the reports up to this one."""
         while self._sent and self._sent[0][0] <= number:
             self._sent.popleft()
@@ -87,7 +87,7 @@ class Outbox:
             if word.number is not None and word.number <= number:
                 word.heard = True
 
-    def unheard(self) -> list[Work]:
+    def unacknowledged_ends(self) -> list[Work]:
         """Work that has ended without the control plane knowing it."""
         return [work for work, word in self._words.items() if not word.heard]
 
@@ -103,10 +103,10 @@ class Outbox:
 
     def _forget_checkpoints(self) -> None:
         """Forget the oldest checkpoints of each work of which too many have no answer."""
-        if len(self._sent) <= MOST_CHECKPOINTS:
+        if len(self._sent) <= MAX_CHECKPOINTS:
             return
         works = [_checkpoint_of(report) for _, report in self._sent]
-        over = {work: count - MOST_CHECKPOINTS for work, count in Counter(works).items()}
+        over = {work: count - MAX_CHECKPOINTS for work, count in Counter(works).items()}
         kept: deque[tuple[int, rpc.ReportRequest]] = deque()
         for work, sent in zip(works, self._sent, strict=True):
             if work is not None and over[work] > 0:

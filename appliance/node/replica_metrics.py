@@ -4,7 +4,7 @@ Rules kept here:
 * a replica is asked at the port of 127.0.0.1 that it said when it was ready, when somebody asks the
   agent; all of them together for `ASK_SECONDS` at most, and once in that time. Each has its share
   of what is left, so that one that hangs hides no other;
-* what it answers is not trusted: of `MOST_BYTES` the numbers called `appliance_worker_…` are shown,
+* what it answers is not trusted: of `MAX_BYTES` the numbers called `appliance_worker_…` are shown,
   under the names of the endpoint and the replica that were ordered, whatever it says itself.
 
 The attack: a replica that was taken over, and points the agent to another port of the server, fills
@@ -25,8 +25,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 ASK_SECONDS = 2.0
-MOST_BYTES = 1 << 18
-MOST_SAMPLES = 100
+MAX_BYTES = 1 << 18
+MAX_SAMPLES = 100
 """Of one replica."""
 _NAME = re.compile(r"appliance_worker_[a-z_]{1,40}")
 _ADDRESS = re.compile(r"127\.0\.0\.1:([1-9][0-9]{0,4})")
@@ -97,7 +97,7 @@ def _read(address: str, end: float, clock: Callable[[], float]) -> Iterator[tupl
     count = 0
     for family in families:
         for sample in family.samples:
-            if count < MOST_SAMPLES and not sample.labels and _NAME.fullmatch(sample.name):
+            if count < MAX_SAMPLES and not sample.labels and _NAME.fullmatch(sample.name):
                 count += 1
                 yield sample.name, family.documentation[:200], sample.value
 
@@ -113,12 +113,12 @@ def _get(port: int, end: float, clock: Callable[[], float]) -> str:
     with socket.create_connection(("127.0.0.1", port), left()) as connection:
         connection.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
         answer = b""
-        while len(answer) <= MOST_BYTES:
+        while len(answer) <= MAX_BYTES:
             connection.settimeout(left())
             if not (part := connection.recv(1 << 16)):
                 break
             answer += part
     head, _, body = answer.partition(b"\r\n\r\n")
-    if len(answer) > MOST_BYTES or b" 200 " not in head.split(b"\r\n", 1)[0]:
+    if len(answer) > MAX_BYTES or b" 200 " not in head.split(b"\r\n", 1)[0]:
         raise ValueError("it does not answer as expected")
     return body.decode()

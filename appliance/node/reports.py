@@ -2,9 +2,9 @@
 
 Rules kept here:
 * how far a job is, what it measured and what happened to it go together, as one report of what is
-  new: of its state and of what happened the newest, of its steps all, `MOST_TOGETHER` at a time;
+  new: of its state and of what happened the newest, of its steps all, `MAX_TOGETHER` at a time;
 * steps that wait are thinned as those are that the control plane keeps (`core.thinning`), so an
-  absence costs memory for `MOST_POINTS` of them at most, and resolution after that;
+  absence costs memory for `MAX_POINTS` of them at most, and resolution after that;
 * of errors the first counts: what follows is its consequence;
 * a job has succeeded only when its process ended with code 0; if it has not, the end of what its
   ranks wrote goes with the last word;
@@ -22,15 +22,15 @@ from typing import Any
 from appliance.api.agent.v1 import agent_service_pb2 as rpc
 from appliance.api.jobs.v1 import job_pb2
 from appliance.core.errors import Paused
-from appliance.core.thinning import MOST_POINTS, thin
+from appliance.core.thinning import MAX_POINTS, thin
 from appliance.node.launcher import Ended
 
 _PROGRESS = ("step", "total", "message", "metrics")
-MOST_CHECKPOINTS = 1000
+MAX_CHECKPOINTS = 1000
 """Checkpoints that wait at most; a control plane that is away for longer misses the oldest, and
 finds them in the object store."""
-MOST_OUTPUTS = 16
-MOST_TOGETHER = 256
+MAX_OUTPUTS = 16
+MAX_TOGETHER = 256
 """Measured steps of one report."""
 
 
@@ -47,13 +47,13 @@ class Measured:
         """One more step."""
         self._steps.pop(metric.step, None)
         self._steps[metric.step] = metric
-        if len(self._steps) > MOST_POINTS:
+        if len(self._steps) > MAX_POINTS:
             kept = set(thin(self._steps))
             self._steps = {step: each for step, each in self._steps.items() if step in kept}
 
     def take(self) -> list[job_pb2.JobMetric]:
-        """The oldest `MOST_TOGETHER`, which wait no more."""
-        steps = list(self._steps)[:MOST_TOGETHER]
+        """The oldest `MAX_TOGETHER`, which wait no more."""
+        steps = list(self._steps)[:MAX_TOGETHER]
         return [self._steps.pop(step) for step in steps]
 
 
@@ -89,7 +89,7 @@ class JobReports:
                 self._add(rpc.ReportRequest(checkpoint=self.checkpoint))
             case "output":
                 slot = str(line["slot"])
-                if slot not in self.outputs and len(self.outputs) >= MOST_OUTPUTS:
+                if slot not in self.outputs and len(self.outputs) >= MAX_OUTPUTS:
                     raise ValueError("no job makes so many outputs")
                 self.outputs[slot] = rpc.OutputComplete(
                     slot=slot,
@@ -196,7 +196,7 @@ class JobReports:
 
     def _add(self, message: rpc.ReportRequest) -> None:
         self._waiting.append(message)
-        if len(self._waiting) > MOST_CHECKPOINTS:
+        if len(self._waiting) > MAX_CHECKPOINTS:
             del self._waiting[0]
 
 

@@ -34,11 +34,11 @@ from appliance.core.files import FULL_DISK
 from appliance.crypto.certs import make_csr, new_private_key
 from appliance.machine.identity import Identity
 from appliance.node import documents
-from appliance.node.documents import Credentials, Place
-from appliance.node.gateways import Gateways
+from appliance.node.documents import NodeEnvironment, ReplicaCredentials
+from appliance.node.gateways import GatewayCertificates
 from appliance.node.launcher import Ended, Launch, Launcher, Running
 from appliance.node.metrics import NodeMetrics
-from appliance.node.outbox import Outbox, Work
+from appliance.node.outbox import ReportOutbox, Work
 from appliance.node.replica_metrics import Source
 from appliance.node.reports import JobReports, ReplicaReports
 from appliance.wire.accepted import AcceptedFile
@@ -61,7 +61,7 @@ class Commands:
 
 
 @dataclass
-class _Entry:
+class _Work:
     """One piece of work under one lease."""
 
     work: Work
@@ -97,22 +97,22 @@ class Works:
 
     launcher: Launcher
     commands: Commands
-    place: Place
+    place: NodeEnvironment
     release: Release
     identity: Callable[[], Identity]
     metrics: NodeMetrics
     news_seconds: float
     clock: Callable[[], float] = time.monotonic
-    _entries: dict[Work, _Entry] = field(default_factory=dict)
-    outbox: Outbox = field(default_factory=Outbox)
+    _entries: dict[Work, _Work] = field(default_factory=dict)
+    outbox: ReportOutbox = field(default_factory=ReportOutbox)
 
     def __post_init__(self) -> None:
         self._news_due = self.clock()
-        self._gateways = Gateways(AcceptedFile(self.place.gateways))
+        self._gateways = GatewayCertificates(AcceptedFile(self.place.gateways))
 
     def running(self) -> list[rpc.WorkEpoch]:
         """Work that this node holds: starting, started, or ended and that not heard yet."""
-        held = [*self._entries, *self.outbox.unheard()]
+        held = [*self._entries, *self.outbox.unacknowledged_ends()]
         return [rpc.WorkEpoch(work=work, epoch=epoch) for work, epoch in held]
 
     def replicas(self) -> list[Source]:
@@ -145,7 +145,7 @@ class Works:
             # That a replica is ready is said on each stream anyway.
             keep = isinstance(entry.reports, JobReports)
             said += self.outbox.send(entry.reports.drain(), keep=keep)
-        return said + self._news() + self.outbox.last_words()
+        return said + self._news() + self.outbox.unsent_ends()
 
     def _news(self) -> list[rpc.ReportRequest]:
         """How far jobs are, when that is due."""
@@ -158,7 +158,7 @@ class Works:
             self._news_due = self.clock() + self.news_seconds
         return self.outbox.send(news, keep=True)
 
-    def obey(self, order: rpc.ConnectResponse) -> None:
+    def carry_out(self, order: rpc.ConnectResponse) -> None:
         """Carry out one order; what takes time goes on by itself."""
         match order.WhichOneof("order"):
             case "start_job":
@@ -203,14 +203,16 @@ class Works:
                 )
                 keys = await self._keys(entry, request)
                 identity = self.identity()
-                credentials = Credentials(key, keys.certificate, identity.ca_pem, identity.cluster)
+                credentials = ReplicaCredentials(
+                    key, keys.certificate, identity.ca_pem, identity.cluster
+                )
                 return documents.replica(order, keys, self.place, credentials)
 
             self._launch(entry, self.commands.replica, document)
 
     def _admit(
         self, order: rpc.WorkEpoch, reports: JobReports | ReplicaReports, memory_bytes: int
-    ) -> _Entry | None:
+    ) -> _Work | None:
         """Take an order in; None when it is not to be carried out."""
         work = (order.work, order.epoch)
         epochs = [
@@ -222,21 +224,21 @@ class Works:
         older = [entry for entry in self._entries.values() if entry.work[0] == order.work]
         for old in older:
             self._end_silently(old, 0)
-        entry = _Entry(work, reports, memory_bytes, after=[old.over for old in older])
+        entry = _Work(work, reports, memory_bytes, after=[old.over for old in older])
         self._entries[work] = entry
         self.metrics.running.labels(entry.kind).inc()
         return entry
 
     def _launch(
         self,
-        entry: _Entry,
+        entry: _Work,
         command: Sequence[str],
         document: Callable[[], Awaitable[dict[str, Any]]],
     ) -> None:
         entry.starting = asyncio.create_task(self._begin(entry, command, document))
         entry.starting.add_done_callback(lambda task: self._called_off(entry, task))
 
-    def _called_off(self, entry: _Entry, task: asyncio.Task[None]) -> None:
+    def _called_off(self, entry: _Work, task: asyncio.Task[None]) -> None:
         """A start has ended: when it was called off, nothing of it is left."""
         if task.cancelled():
             self._finish(entry, Ended(1))
@@ -246,7 +248,7 @@ class Works:
 
     async def _begin(
         self,
-        entry: _Entry,
+        entry: _Work,
         command: Sequence[str],
         document: Callable[[], Awaitable[dict[str, Any]]],
     ) -> None:
@@ -273,9 +275,7 @@ class Works:
         else:
             logger.info("started %s epoch %s as process %s", name, epoch, entry.running.pid)
 
-    async def _keys(
-        self, entry: _Entry, request: rpc.ReleaseKeysRequest
-    ) -> rpc.ReleaseKeysResponse:
+    async def _keys(self, entry: _Work, request: rpc.ReleaseKeysRequest) -> rpc.ReleaseKeysResponse:
         """Ask for keys, again while the control plane is away; an order to stop ends it."""
         while True:
             try:
@@ -285,7 +285,7 @@ class Works:
                 # Each question is in the audit log; whoever answers says when to ask again.
                 await asyncio.sleep(error.retry_after or RELEASE_AGAIN_SECONDS)
 
-    def _finish(self, entry: _Entry, how: Ended) -> None:
+    def _finish(self, entry: _Work, how: Ended) -> None:
         """A work is over and nothing of it is left."""
         if self._entries.pop(entry.work, None) is None:
             return
@@ -309,7 +309,7 @@ class Works:
         why = "it had not begun" if order.save else "the node was told to stop this work"
         self._end(entry, order.grace_seconds, why)
 
-    def _save(self, entry: _Entry, running: Running, grace_seconds: float) -> None:
+    def _save(self, entry: _Work, running: Running, grace_seconds: float) -> None:
         """Let a job save a checkpoint and end; the order is repeated, and the first one counts."""
         if entry.saving is None:
             running.save()
@@ -318,16 +318,16 @@ class Works:
                 grace_seconds, self._end, entry, UNSAVED_SECONDS, why
             )
 
-    def _end(self, entry: _Entry, grace_seconds: float, why: str) -> None:
+    def _end(self, entry: _Work, grace_seconds: float, why: str) -> None:
         """End a work; what it says itself about its end counts no more."""
         entry.reports.take({"type": "error", "reason": LeaseLost.reason, "message": why})
         self._stop_or_cancel(entry, grace_seconds)
 
-    def _end_silently(self, entry: _Entry, grace_seconds: float) -> None:
+    def _end_silently(self, entry: _Work, grace_seconds: float) -> None:
         entry.silent = True
         self._stop_or_cancel(entry, grace_seconds)
 
-    def _stop_or_cancel(self, entry: _Entry, grace_seconds: float) -> None:
+    def _stop_or_cancel(self, entry: _Work, grace_seconds: float) -> None:
         if entry.running is not None:
             entry.running.stop(grace_seconds)
         elif entry.starting is not None and not entry.starting.cancelling():

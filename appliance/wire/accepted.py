@@ -30,7 +30,7 @@ ISSUING = timedelta(seconds=10)
 
 
 @dataclass(frozen=True)
-class Accepted:
+class AcceptedSerials:
     """Serial numbers (hexadecimal) that counted `as_of` a time (aware)."""
 
     serials: frozenset[str]
@@ -50,7 +50,7 @@ class Accepted:
         return json.dumps(members).encode()
 
     @classmethod
-    def parse(cls, document: bytes) -> Accepted:
+    def parse(cls, document: bytes) -> AcceptedSerials:
         """Read what `document` made. Raises ValueError, KeyError or TypeError."""
         members = json.loads(document)
         return cls(frozenset(members["serials"]), datetime.fromisoformat(members["as_of"]))
@@ -62,7 +62,7 @@ class AcceptedFile:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def write(self, accepted: Accepted) -> None:
+    def write(self, accepted: AcceptedSerials) -> None:
         """Replace it in one step. Raises Exhausted or OSError; the one before stays then."""
         write_durably(self.path, accepted.document())
 
@@ -72,7 +72,7 @@ class AcceptedFile:
         Reads the disk.
         """
         try:
-            accepted = Accepted.parse(self.path.read_bytes())
+            accepted = AcceptedSerials.parse(self.path.read_bytes())
         except FileNotFoundError:
             return
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -119,7 +119,7 @@ class Shares:
             self.release(source)
 
 
-class Place:
+class StrangerSlot:
     """A place of a call that waits for its caller; `end` takes it away from it."""
 
     def __init__(self, source: str, end: Callable[[], None]) -> None:
@@ -127,7 +127,7 @@ class Place:
         self.end = end
 
 
-class Places:
+class StrangerSlots:
     """Places for strangers who are waited for: who waits longest goes for who comes.
 
     In a full share, and when all places are taken, the call that has waited longest ends, of the
@@ -149,21 +149,21 @@ class Places:
         self._total = total
         self._per_source = per_source
         self._sentence = sentence
-        self._held: dict[str, dict[Place, None]] = {}
+        self._held: dict[str, dict[StrangerSlot, None]] = {}
         """Every place by source, the oldest first."""
-        self._settled: set[Place] = set()
+        self._settled: set[StrangerSlot] = set()
         self._count = 0
 
     def __len__(self) -> int:
         """Places taken now."""
         return self._count
 
-    def enter(self, source: str, end: Callable[[], None]) -> Place:
+    def enter(self, source: str, end: Callable[[], None]) -> StrangerSlot:
         """A place for a call; whoever has to go for it is ended.
 
         Raises Exhausted when every place that could be given is one that stays.
         """
-        leaving: Place | None = None
+        leaving: StrangerSlot | None = None
         if len(self._held.get(source, ())) >= self._per_source:
             leaving = self._oldest(source)
             is_full = True
@@ -176,16 +176,16 @@ class Places:
             leaving.end()
         elif is_full:
             raise self.refusal()
-        place = Place(source, end)
+        place = StrangerSlot(source, end)
         self._held.setdefault(source, {})[place] = None
         self._count += 1
         return place
 
-    def settle(self, place: Place) -> None:
+    def keep_for_good(self, place: StrangerSlot) -> None:
         """The call has said what it wants: from now on it goes for nobody."""
         self._settled.add(place)
 
-    def leave(self, place: Place) -> None:
+    def leave(self, place: StrangerSlot) -> None:
         """The call is over, or was ended; said twice, it is over once."""
         mine = self._held.get(place.source, {})
         if place not in mine:
@@ -206,7 +206,7 @@ class Places:
     def _waiting(self, source: str) -> int:
         return sum(place not in self._settled for place in self._held[source])
 
-    def _oldest(self, source: str) -> Place | None:
+    def _oldest(self, source: str) -> StrangerSlot | None:
         mine = self._held[source]
         return next((place for place in mine if place not in self._settled), None)
 

@@ -23,8 +23,8 @@ from enum import StrEnum
 from appliance.core.errors import Exhausted
 from appliance.core.identity import Principal, PrincipalKind
 from appliance.core.waiting import in_seconds
-from appliance.wire.admission import CallerLimits, Places, Rates, Shares, StrangerLimits
-from appliance.wire.rules import Rule
+from appliance.wire.admission import CallerLimits, Rates, Shares, StrangerLimits, StrangerSlots
+from appliance.wire.rules import AccessRule
 
 MAX_SEATS = 8192
 """Seats of one class for all callers together: a far backstop, below it each has its own."""
@@ -50,7 +50,7 @@ class MethodClass(StrEnum):
     WATCH = "watch"
 
 
-def class_of(rule: Rule) -> MethodClass:
+def class_of(rule: AccessRule) -> MethodClass:
     """The class of a rule's method, by what streams and whether it changes anything."""
     if rule.anonymous:
         return MethodClass.LOG_IN
@@ -116,7 +116,7 @@ class Seats:
             yield
 
 
-class Turns:
+class IdentifyTurns:
     """Turns of callers who are being identified: so many of a source at a time, the rest in order.
 
     Identifying waits for us alone, so whoever waits here is served within moments; a source that
@@ -164,6 +164,6 @@ class Admission:
         self.first_message_seconds = strangers.first_message_seconds
         # Apart: who identifies itself waits for us alone, in turn; the others wait for what a
         # stranger sends.
-        self.identifying = Turns()
-        self.anonymous = Places(total, per_source)
+        self.identifying = IdentifyTurns()
+        self.anonymous = StrangerSlots(total, per_source)
         self.seats = Seats(callers or CallerLimits(), clock)

@@ -59,7 +59,7 @@ from appliance.wire.handlers import (
     receiving_bytes,
 )
 from appliance.wire.metrics import CallMetrics
-from appliance.wire.rules import HEALTH_SERVICE, Rule, resource_of
+from appliance.wire.rules import HEALTH_SERVICE, AccessRule, resource_of
 from appliance.wire.sending import end_with, forget, serve
 from appliance.wire.status import to_status
 
@@ -96,7 +96,7 @@ class Call:
         answer: what the service answered, once it has; of a stream of answers None.
     """
 
-    rule: Rule
+    rule: AccessRule
     request: Message | None
     metadata: Mapping[str, str | bytes]
     request_id: str
@@ -122,7 +122,7 @@ class Door(grpc.aio.ServerInterceptor, Generic[Entered]):  # type: ignore[type-a
 
     def __init__(
         self,
-        rules: Mapping[str, Rule],
+        rules: Mapping[str, AccessRule],
         *,
         admission: Admission | None = None,
         metrics: CallMetrics | None = None,
@@ -200,7 +200,7 @@ class Door(grpc.aio.ServerInterceptor, Generic[Entered]):  # type: ignore[type-a
 
         `method` is a name of ours: what a caller made up is free text, which no record takes.
         """
-        rule = Rule(method, permission="")
+        rule = AccessRule(method, permission="")
 
         async def refuse(_: object, context: Context) -> None:
             call = _call(rule, context)
@@ -219,7 +219,7 @@ class Door(grpc.aio.ServerInterceptor, Generic[Entered]):  # type: ignore[type-a
 
         return refuse
 
-    def _guarding(self, rule: Rule, handler: Handler) -> Behaviour:
+    def _guarding(self, rule: AccessRule, handler: Handler) -> Behaviour:
         """Behaviour of a method behind the door."""
         behaviour, parse = behaviour_of(handler), parser_of(handler)
 
@@ -295,7 +295,7 @@ class Door(grpc.aio.ServerInterceptor, Generic[Entered]):  # type: ignore[type-a
             found = await self._first(call, incoming)
         except TimeoutError as error:
             raise anonymous.refusal() from error
-        anonymous.settle(place)
+        anonymous.keep_for_good(place)
         return found
 
     async def _identify_in_turn(self, call: Call) -> Principal:
@@ -366,7 +366,7 @@ class Door(grpc.aio.ServerInterceptor, Generic[Entered]):  # type: ignore[type-a
             del work
 
 
-def _call(rule: Rule, context: Context) -> Call:
+def _call(rule: AccessRule, context: Context) -> Call:
     """The call before anything of it was read; from here on the log carries its id."""
     metadata = {key.lower(): value for key, value in context.invocation_metadata() or ()}
     asked = metadata.get("x-request-id")

@@ -27,7 +27,7 @@ import grpc.aio
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from appliance.core.errors import ApplianceError, NotFound
-from appliance.wire.admission import Places, source_of
+from appliance.wire.admission import StrangerSlots, source_of
 from appliance.wire.handlers import Context, Handler, Incoming, receiving_bytes
 from appliance.wire.rules import HEALTH_SERVICE
 from appliance.wire.sending import end_with, send
@@ -50,8 +50,8 @@ class Health:
         self._ending = False
         self._changed = asyncio.Event()
         """Set, and replaced, at each change."""
-        self._checks = Places(CHECKS, CHECKS_PER_SOURCE)
-        self._watches = Places(WATCHES, WATCHES_PER_SOURCE)
+        self._checks = StrangerSlots(CHECKS, CHECKS_PER_SOURCE)
+        self._watches = StrangerSlots(WATCHES, WATCHES_PER_SOURCE)
 
     def register(self, server: grpc.aio.Server) -> None:
         """Answer for health on a server.
@@ -111,7 +111,7 @@ class Health:
     async def _answer(
         self,
         name: str,
-        places: Places,
+        places: StrangerSlots,
         behaviour: Callable[[Any, Context], Awaitable[object]],
         raw: AsyncIterator[bytes],
         context: Context,
@@ -130,7 +130,7 @@ class Health:
 
     @contextlib.asynccontextmanager
     async def _place(
-        self, places: Places, context: Context, until: asyncio.Timeout
+        self, places: StrangerSlots, context: Context, until: asyncio.Timeout
     ) -> AsyncIterator[None]:
         """A place until the call ends; it may be ended for another one's."""
         now = asyncio.get_running_loop().time

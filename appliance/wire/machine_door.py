@@ -24,7 +24,7 @@ from appliance.crypto.reading import peer_identity
 from appliance.wire.admission import Rates
 from appliance.wire.door import RECHECK_SECONDS, Call, Door, caller
 from appliance.wire.metrics import CallMetrics
-from appliance.wire.rules import Rule
+from appliance.wire.rules import AccessRule
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class MachineDoor(Door[Principal]):
 
     def __init__(  # noqa: PLR0913 - three facts, and four that have defaults
         self,
-        rules: Mapping[str, Rule],
+        rules: Mapping[str, AccessRule],
         cluster: str,
         allowed: Collection[PrincipalKind],
         *,

@@ -51,7 +51,7 @@ class RuleMissing(ApplianceError):
 
 
 @dataclass(frozen=True)
-class Rule:
+class AccessRule:
     """What one RPC needs.
 
     Attributes:
@@ -90,12 +90,12 @@ class Rule:
         return self.request_streaming or self.response_streaming
 
 
-def rules_of(services: Iterable[ServiceDescriptor]) -> dict[str, Rule]:
+def rules_of(services: Iterable[ServiceDescriptor]) -> dict[str, AccessRule]:
     """The rule of every RPC of the services, by full path.
 
     Raises RuleMissing naming all RPCs without a usable rule, and why.
     """
-    rules: dict[str, Rule] = {}
+    rules: dict[str, AccessRule] = {}
     wrong: list[str] = []
     for service in services:
         for method in service.methods:
@@ -112,7 +112,7 @@ def rules_of(services: Iterable[ServiceDescriptor]) -> dict[str, Rule]:
     return rules
 
 
-def _rule(path: str, method: MethodDescriptor) -> Rule:
+def _rule(path: str, method: MethodDescriptor) -> AccessRule:
     """One method's rule. Raises ValueError with what is wrong."""
     options = method.GetOptions()
     # The generated stub declares a plain field descriptor, protobuf's own stub wants another type.
@@ -129,7 +129,7 @@ def _rule(path: str, method: MethodDescriptor) -> Rule:
         raise ValueError("only what concerns the caller itself is open to an unfinished session")
     if access.granted and not access.permission:
         raise ValueError("the token of an upload needs a permission of its owner")
-    return Rule(
+    return AccessRule(
         method=path,
         permission=access.permission,
         fresh_mfa=access.fresh_mfa,
@@ -173,7 +173,7 @@ def _summary(method: MethodDescriptor) -> str:
     return " ".join((text or "").split())
 
 
-def resource_of(rule: Rule, request: Message | None) -> str:
+def resource_of(rule: AccessRule, request: Message | None) -> str:
     """Name of the resource a request is about; empty for the whole appliance.
 
     Of a stream, `request` is the first message, or None when the caller sent none.

@@ -13,7 +13,7 @@ from appliance.core.errors import InvalidInput
 from appliance.core.numbers import span
 
 HOTTEST = 2.0
-LARGEST_SEED = (1 << 63) - 1
+MAX_SEED = (1 << 63) - 1
 
 Rules = Mapping[str, tuple[bool, str]]
 """Field -> whether it is as it must be, and how that is."""
@@ -36,7 +36,7 @@ def check_choice(sampling: generation_pb2.Sampling) -> None:
                 sampling.max_tokens >= 1 or not sampling.HasField("max_tokens"),
                 "must be at least 1: leave it out for as many as the context leaves",
             ),
-            "seed": (abs(sampling.seed) <= LARGEST_SEED, "is too large"),
+            "seed": (abs(sampling.seed) <= MAX_SEED, "is too large"),
         }
     )
 

@@ -35,7 +35,7 @@ from appliance.core.addresses import check_free, split_address
 from appliance.core.errors import FailedPrecondition, InvalidInput
 from appliance.wire.health import Health
 from appliance.wire.metrics import ProcessState
-from appliance.wire.rules import Rule, RuleMissing
+from appliance.wire.rules import AccessRule, RuleMissing
 from appliance.wire.tls import SERVER_OPTIONS
 
 logger = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ class Listener:
     credentials: grpc.ServerCredentials
     interceptors: Sequence[grpc.aio.ServerInterceptor[Any, Any]]
     services: Sequence[Service]
-    rules: Mapping[str, Rule]
+    rules: Mapping[str, AccessRule]
     options: Sequence[tuple[str, int]] = ()
 
 

@@ -45,9 +45,9 @@ REQUEST_ID = "x-request-id"
 """Trailer of every error: the id under which the server's log and records have the call."""
 # Bytes. The message crosses twice, once percent-encoded (three times its size), the details in
 # base64: together they stay below the 8 KiB of metadata that gRPC accepts by default.
-_LONGEST_MESSAGE = 800
-_LONGEST_KEY = 100
-_LONGEST_VALUE = 300
+_MAX_MESSAGE = 800
+_MAX_KEY = 100
+_MAX_VALUE = 300
 _METADATA_BUDGET = 1000
 _FIELDS_BUDGET = 1500
 
@@ -88,7 +88,7 @@ def _entries(values: dict[str, str], budget: int) -> dict[str, str]:
     """The first entries that fit into `budget` bytes together."""
     entries: dict[str, str] = {}
     for key, value in values.items():
-        short_key, short_value = _cut(key, _LONGEST_KEY), _cut(value, _LONGEST_VALUE)
+        short_key, short_value = _cut(key, _MAX_KEY), _cut(value, _MAX_VALUE)
         budget -= len(short_key.encode()) + len(short_value.encode())
         if budget < 0:
             break
@@ -126,7 +126,7 @@ def to_status(error: ApplianceError, request_id: str) -> grpc.Status:
         details.append(_pack(error_details_pb2.RetryInfo(retry_delay=delay)))
     code: int = grpc.StatusCode[error.code].value[0]
     status = status_pb2.Status(
-        code=code, message=_cut(error.message, _LONGEST_MESSAGE), details=details
+        code=code, message=_cut(error.message, _MAX_MESSAGE), details=details
     )
     found = rpc_status.to_status(status)
     # Beside the details also in plain text, for clients and proxies that do not read them.

@@ -17,7 +17,7 @@ from typing import Any
 
 from appliance.core import families, model_config, model_files
 from appliance.core.errors import FailedPrecondition, InvalidInput
-from appliance.core.families import Engine, Use
+from appliance.core.families import EngineCode, FamilyUse
 from appliance.core.family_tensors import Sizes
 from appliance.core.model_config import CONFIG, ORIGIN
 
@@ -39,7 +39,7 @@ class Admitted:
 
     config: dict[str, Any]
     architecture: str
-    engine: Engine
+    engine: EngineCode
     sizes: Sizes
     dtype: str
 
@@ -72,7 +72,7 @@ def checked_config(config: object) -> Admitted:
         raise InvalidInput("the model's config.json is not a JSON object")
     model_config.check_members(CONFIG, config, paths=True)
     found = model_config.check_config(config)
-    why = families.refusal(found.architecture, Use.TEXT)
+    why = families.refusal(found.architecture, FamilyUse.TEXT)
     if why or found.family.engine is None:
         raise InvalidInput(f"the model {why}", fields={"config.json.architectures": why})
     return Admitted(
@@ -131,6 +131,6 @@ def check_ranks(model: Admitted, ranks: int) -> None:
             "keys): choose a number that divides both",
             fields={"tensor_parallel": "does not divide the model's heads"},
         )
-    why = families.refusal(model.architecture, Use.SPREAD)
+    why = families.refusal(model.architecture, FamilyUse.SPREAD)
     if ranks > 1 and why:
         raise InvalidInput(f"the model {why}", fields={"tensor_parallel": why})

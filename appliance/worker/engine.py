@@ -36,18 +36,18 @@ from appliance.core.errors import Unavailable
 from appliance.worker.admission import Admitted
 from appliance.worker.loader import LOAD_FORMAT, register
 from appliance.worker.mask import MISSING, TokensOnly
-from appliance.worker.outputs import LENGTH, STOP, Output, Pulse
-from appliance.worker.requests import Limits, Request
+from appliance.worker.outputs import LENGTH, STOP, EngineActivity, Output
+from appliance.worker.requests import EngineLimits, EngineRequest
 from appliance.worker.vocabulary import Ranges
 
-MOST_RUNNING = 128
+MAX_RUNNING = 128
 """Answers in one step; more wait."""
 LOOK_AGAIN_SECONDS = 50e-6
 """Between two looks of a waiting rank; a step of the smallest model takes dozens of them."""
 
 
 @dataclass(frozen=True)
-class Settings:
+class EngineSettings:
     """How to start an engine.
 
     Attributes:
@@ -70,14 +70,14 @@ class Settings:
 class _StepLogger(StatLoggerBase):  # type: ignore[misc]  # vLLM has no types that mypy follows
     """vLLM's own way to hear of each step."""
 
-    def __init__(self, pulse: Pulse) -> None:
-        self._pulse = pulse
+    def __init__(self, activity: EngineActivity) -> None:
+        self._activity = activity
 
     def record(self, scheduler_stats: Any, *_: Any, **__: Any) -> None:  # noqa: ANN401  # vLLM's own signature
         """A step ended."""
         if scheduler_stats is not None:
             waiting = scheduler_stats.num_waiting_reqs + scheduler_stats.num_skipped_waiting_reqs
-            self._pulse.beat(scheduler_stats.num_running_reqs, waiting)
+            self._activity.note_step(scheduler_stats.num_running_reqs, waiting)
 
     def log_engine_initialized(self) -> None:
         """Nothing to say."""
@@ -109,10 +109,10 @@ class Engine:
     Raises whatever vLLM raises; why a rank failed is in the family's `fault`.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: EngineSettings) -> None:
         register()
         _know_architecture(settings.model)
-        self.pulse = Pulse()
+        self.activity = EngineActivity()
         config = _engine_args(settings).create_engine_config()
         # vLLM asks for new interpreters on CPUs; forked ranks are what this worker is built on.
         os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
@@ -121,17 +121,17 @@ class Engine:
             _wait_asleep()
         self._llm = AsyncLLM.from_vllm_config(
             config,
-            stat_loggers=[lambda *_: _StepLogger(self.pulse)],
+            stat_loggers=[lambda *_: _StepLogger(self.activity)],
             disable_log_stats=True,
         )
-        self.limits = Limits(
+        self.limits = EngineLimits(
             sequence_length=config.model_config.max_model_len,
             vocabulary=config.model_config.get_vocab_size(),
-            slots=MOST_RUNNING,
+            slots=MAX_RUNNING,
         )
 
     async def submit(
-        self, identifier: str, request: Request, sink: Callable[[Output], None]
+        self, identifier: str, request: EngineRequest, sink: Callable[[Output], None]
     ) -> None:
         """Start an answer; `sink` gets its outputs, one a step, and must not wait.
 
@@ -166,7 +166,7 @@ def _output_of(output: RequestOutput | Exception) -> Output:
     return Output(list(made.token_ids), finish, failed=finish not in ("", STOP, LENGTH))
 
 
-def _sampling_of(request: Request) -> SamplingParams:
+def _sampling_of(request: EngineRequest) -> SamplingParams:
     return SamplingParams(
         max_tokens=request.max_tokens,
         temperature=request.temperature,
@@ -181,7 +181,7 @@ def _sampling_of(request: Request) -> SamplingParams:
     )
 
 
-def _engine_args(settings: Settings) -> AsyncEngineArgs:
+def _engine_args(settings: EngineSettings) -> AsyncEngineArgs:
     cpu = current_platform.is_cpu()
     # Looked at by name in each rank; imported here, before the fork.
     mask = [f"{TokensOnly.__module__}:{TokensOnly.__name__}"] if settings.missing else None
@@ -194,7 +194,7 @@ def _engine_args(settings: Settings) -> AsyncEngineArgs:
         generation_config="vllm",
         dtype=settings.model.dtype,
         max_model_len=settings.sequence_length,
-        max_num_seqs=MOST_RUNNING,
+        max_num_seqs=MAX_RUNNING,
         tensor_parallel_size=settings.tensor_parallel,
         distributed_executor_backend="mp",
         kv_cache_memory_bytes=settings.cache_bytes // settings.tensor_parallel,

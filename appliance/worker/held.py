@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from appliance.core.errors import FailedPrecondition
 from appliance.crypto.store import Artifact
-from appliance.worker.family import Family
+from appliance.worker.children import Children
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class SealedModel:
 
     objects: str
     source: Artifact
-    family: Family
+    family: Children
 
 
 class Holder:

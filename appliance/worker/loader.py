@@ -23,7 +23,7 @@ from vllm.model_executor.model_loader import (
 from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 
 from appliance.core.errors import ApplianceError, InvalidInput
-from appliance.crypto.store import ObjectStore
+from appliance.crypto.store import ArtifactStore
 from appliance.worker.admission import weight_files
 from appliance.worker.held import HOLDER, SealedModel
 from appliance.worker.tensors import read_tensors
@@ -61,7 +61,7 @@ class SealedLoader(BaseModelLoader):  # type: ignore[misc]  # vLLM has no types 
 
 
 def _weights(held: SealedModel) -> Iterator[tuple[str, torch.Tensor]]:
-    artifact = ObjectStore.at(held.objects).reader(held.source)
+    artifact = ArtifactStore.at(held.objects).reader(held.source)
     for file in weight_files(artifact.files()):
         with artifact.open(file) as reader:
             yield from read_tensors(reader)

@@ -31,12 +31,12 @@ from appliance.core import log
 from appliance.core.errors import ApplianceError, FailedPrecondition, InvalidInput, Unavailable
 from appliance.core.process import die_with_parent, harden
 from appliance.crypto.artifacts import ArtifactReader
-from appliance.crypto.store import ObjectStore
-from appliance.worker import admission, environment, family, orders, server, vocabulary
+from appliance.crypto.store import ArtifactStore
+from appliance.worker import admission, children, environment, orders, server, vocabulary
 from appliance.worker.admission import Admitted
 from appliance.worker.held import HOLDER, SealedModel
 from appliance.worker.private import PrivateFolder
-from appliance.worker.reports import Reports
+from appliance.worker.reports import WorkerReports
 from appliance.worker.vocabulary import Ranges
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     parser.add_argument("--reports-fd", type=int, required=True)
     given = parser.parse_args(arguments)
     log.configure("worker")
-    code = Worker(given.orders_fd, Reports(given.reports_fd)).run()
+    code = Worker(given.orders_fd, WorkerReports(given.reports_fd)).run()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 class Worker:
     """One run of the process."""
 
-    def __init__(self, orders_descriptor: int, reports: Reports) -> None:
+    def __init__(self, orders_descriptor: int, reports: WorkerReports) -> None:
         self._orders_descriptor = orders_descriptor
         self._reports = reports
         self._private: PrivateFolder | None = None
@@ -95,7 +95,7 @@ class Worker:
         signal.signal(signal.SIGTERM, _stop_early)
         harden()
         die_with_parent(os.getppid())
-        relatives = family.Family(self._reports.descriptor)
+        relatives = children.Children(self._reports.descriptor)
         wanted = orders.parse(orders.read(self._orders_descriptor))
         model = check_model(wanted)
         private = self._private = PrivateFolder()
@@ -140,7 +140,7 @@ class Model:
     missing: Ranges
 
 
-def check_model(wanted: orders.Orders) -> Model:
+def check_model(wanted: orders.ReplicaOrders) -> Model:
     """The model, after all that can be refused without starting anything was.
 
     Raises:
@@ -148,7 +148,7 @@ def check_model(wanted: orders.Orders) -> Model:
         InvalidInput: the model may not be served, or not so.
         FailedPrecondition: the cache is too small for one sequence.
     """
-    artifact = ObjectStore.at(wanted.objects).reader(wanted.model)
+    artifact = ArtifactStore.at(wanted.objects).reader(wanted.model)
     admission.weight_files(artifact.files())
     model = admission.checked_config(artifact.read_json("config.json"))
     admission.check_ranks(model, wanted.tensor_parallel)
@@ -172,7 +172,7 @@ def missing_tokens(artifact: ArtifactReader, rows: int) -> Ranges:
         ) from error
 
 
-def surroundings(wanted: orders.Orders, private: PrivateFolder) -> dict[str, str]:
+def surroundings(wanted: orders.ReplicaOrders, private: PrivateFolder) -> dict[str, str]:
     """The environment of the engine; on CPUs this process is bound to the replica's cores, too."""
     if not _on_cpus():
         return environment.on_gpus(wanted.devices, private.path)
@@ -191,10 +191,10 @@ def _on_cpus() -> bool:
 
 
 def start_engine(
-    wanted: orders.Orders,
+    wanted: orders.ReplicaOrders,
     model: Model,
     private: PrivateFolder,
-    relatives: family.Family,
+    relatives: children.Children,
 ) -> Engine:
     """Import vLLM, which reads the environment when it is imported, and start the engine.
 
@@ -203,11 +203,11 @@ def start_engine(
     # Its thousands of modules stay: looking through them for garbage would take a fifth of the
     # time, and after the fork would copy the pages that the processes share.
     gc.disable()
-    from appliance.worker.engine import Engine, Settings  # noqa: PLC0415  # see the docstring
+    from appliance.worker.engine import Engine, EngineSettings  # noqa: PLC0415  # see the docstring
 
     gc.freeze()
     gc.enable()
-    settings = Settings(
+    settings = EngineSettings(
         folder=private.path,
         model=model.admitted,
         tensor_parallel=wanted.tensor_parallel,

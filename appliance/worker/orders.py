@@ -22,12 +22,12 @@ from typing import Any
 from appliance.core.errors import InvalidInput
 from appliance.crypto.store import Artifact
 
-LARGEST_ORDERS = 1 << 20
+MAX_ORDERS = 1 << 20
 KEY_SIZE = 32
 
 
 @dataclass(frozen=True)
-class Orders:
+class ReplicaOrders:
     """One replica to serve.
 
     Attributes:
@@ -68,13 +68,13 @@ def read(descriptor: int) -> bytes:
     Raises InvalidInput when it is empty or too large.
     """
     with os.fdopen(descriptor, "rb") as pipe:
-        document = pipe.read(LARGEST_ORDERS + 1)
-    if not document or len(document) > LARGEST_ORDERS:
-        raise InvalidInput(f"the orders must have 1 to {LARGEST_ORDERS} bytes, not {len(document)}")
+        document = pipe.read(MAX_ORDERS + 1)
+    if not document or len(document) > MAX_ORDERS:
+        raise InvalidInput(f"the orders must have 1 to {MAX_ORDERS} bytes, not {len(document)}")
     return document
 
 
-def parse(document: bytes) -> Orders:
+def parse(document: bytes) -> ReplicaOrders:
     """The orders in a document. Raises InvalidInput naming the member that is missing or wrong."""
     try:
         value = json.loads(document)
@@ -82,7 +82,7 @@ def parse(document: bytes) -> Orders:
         # The decoder's message may quote the document, and the document holds keys.
         raise InvalidInput("the orders are not a JSON document") from error.with_traceback(None)
     members = _Members(value, "")
-    orders = Orders(
+    orders = ReplicaOrders(
         work=members.text("work"),
         epoch=members.whole("epoch", least=0),
         endpoint=members.text("endpoint"),

@@ -16,7 +16,7 @@ BUSY = "the replica has as many answers in work as it may: repeat the request la
 """For gateways that take it for a refusal."""
 
 
-class Outbox:
+class StreamOutbox:
     """Outputs that wait, in the order in which their answers first had one."""
 
     def __init__(self) -> None:

@@ -24,7 +24,7 @@ class Output:
     failed: bool = False
 
 
-class Pulse:
+class EngineActivity:
     """How the engine is, as of its last step."""
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class Pulse:
         self.waiting = 0
         self._last = time.monotonic()
 
-    def beat(self, running: int, waiting: int) -> None:
+    def note_step(self, running: int, waiting: int) -> None:
         """A step ended."""
         self.steps += 1
         self.running = running

@@ -14,11 +14,11 @@ import os
 
 from appliance.core.errors import ApplianceError, Internal
 
-LARGEST_LINE = 4096
-LARGEST_MESSAGE = 1500
+MAX_LINE = 4096
+MAX_MESSAGE = 1500
 
 
-class Reports:
+class WorkerReports:
     """The writing end of the reports pipe."""
 
     def __init__(self, descriptor: int) -> None:
@@ -48,17 +48,17 @@ def error_line(error: ApplianceError) -> dict[str, object]:
     line: dict[str, object] = {
         "type": "error",
         "reason": error.reason,
-        "message": error.message[:LARGEST_MESSAGE],
+        "message": error.message[:MAX_MESSAGE],
     }
     if "object" in error.metadata:
-        line["object"] = error.metadata["object"][:LARGEST_MESSAGE]
+        line["object"] = error.metadata["object"][:MAX_MESSAGE]
     return line
 
 
 def encode(line: dict[str, object]) -> bytes:
     """One line with its newline, short enough for one write to a pipe."""
     data = json.dumps(line, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
-    if len(data) > LARGEST_LINE:
+    if len(data) > MAX_LINE:
         shorter = {k: v[:300] if isinstance(v, str) else v for k, v in line.items()}
         data = json.dumps(shorter, separators=(",", ":")).encode() + b"\n"
     return data

@@ -13,11 +13,11 @@ from appliance.api.inference.v1 import generation_pb2, worker_service_pb2
 from appliance.core.errors import InvalidInput
 from appliance.wire.sampling import check_choice
 
-MOST_END_TOKENS = 64
+MAX_END_TOKENS = 64
 
 
 @dataclass(frozen=True)
-class Limits:
+class EngineLimits:
     """What the engine can.
 
     Attributes:
@@ -32,7 +32,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Request:
+class EngineRequest:
     """One answer to make.
 
     Attributes:
@@ -55,7 +55,7 @@ class Request:
     end_token_ids: list[int]
 
 
-def request_of(submit: worker_service_pb2.Submit, limits: Limits) -> Request:
+def request_of(submit: worker_service_pb2.Submit, limits: EngineLimits) -> EngineRequest:
     """The request of a message. Raises InvalidInput with a sentence for the caller."""
     prompt = list(submit.prompt_token_ids)
     ends = list(submit.end_token_ids)
@@ -73,11 +73,11 @@ def request_of(submit: worker_service_pb2.Submit, limits: Limits) -> Request:
             f"a token id is not in the model's vocabulary of {limits.vocabulary}: the prompt was "
             "made with another tokenizer"
         )
-    if len(ends) > MOST_END_TOKENS:
-        raise InvalidInput(f"there are more than {MOST_END_TOKENS} end tokens")
+    if len(ends) > MAX_END_TOKENS:
+        raise InvalidInput(f"there are more than {MAX_END_TOKENS} end tokens")
     _check_sampling(sampling)
     nothing_to_choose = sampling.HasField("top_p") and sampling.top_p == 0
-    return Request(
+    return EngineRequest(
         prompt=prompt,
         max_tokens=min(sampling.max_tokens, left) if sampling.HasField("max_tokens") else left,
         temperature=0.0 if nothing_to_choose else sampling.temperature,

@@ -26,11 +26,11 @@ from appliance.wire.rules import rules_of
 from appliance.wire.server import Listener, Server, Service
 from appliance.wire.tls import server_credentials
 from appliance.worker import metrics
-from appliance.worker.orders import Orders
+from appliance.worker.orders import ReplicaOrders
 from appliance.worker.outputs import Output
-from appliance.worker.reports import Reports
-from appliance.worker.requests import Request
-from appliance.worker.service import Generator, Load, WorkerService
+from appliance.worker.reports import WorkerReports
+from appliance.worker.requests import EngineRequest
+from appliance.worker.service import Generator, WorkerLoad, WorkerService
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ async def prove(engine: Generator) -> None:
         if not done.done():
             done.set_result(output)
 
-    request = Request([0], 1, 0.0, 1.0, 0, None, [])
+    request = EngineRequest([0], 1, 0.0, 1.0, 0, None, [])
     await engine.submit("proof", request, sink)
     try:
         async with asyncio.timeout(FIRST_TOKEN_SECONDS):
@@ -70,7 +70,7 @@ async def prove(engine: Generator) -> None:
         raise Unavailable("the engine failed at its first token")
 
 
-async def serve(orders: Orders, engine: Generator, reports: Reports) -> None:
+async def serve(orders: ReplicaOrders, engine: Generator, reports: WorkerReports) -> None:
     """Serve until SIGTERM or SIGINT, then drain.
 
     Raises:
@@ -78,10 +78,10 @@ async def serve(orders: Orders, engine: Generator, reports: Reports) -> None:
         FailedPrecondition: the address cannot be listened on.
     """
     await prove(engine)
-    load = Load()
+    load = WorkerLoad()
     registry = CollectorRegistry()
     server = Server(metrics_address="127.0.0.1:0", registry=registry, grace=CLOSE_SECONDS)
-    metrics.show(registry, engine.pulse, load)
+    metrics.show(registry, engine.activity, load)
     rules = rules_of(worker_service_pb2.DESCRIPTOR.services_by_name.values())
     calls = CallMetrics(registry)
     port = server.bind(
@@ -129,7 +129,7 @@ def _stop_signal() -> asyncio.Event:
 
 
 async def drain(
-    load: Load, *, least: float = DRAIN_LEAST_SECONDS, most: float = DRAIN_MOST_SECONDS
+    load: WorkerLoad, *, least: float = DRAIN_LEAST_SECONDS, most: float = DRAIN_MOST_SECONDS
 ) -> None:
     """Let what is in work end: for `least` seconds at least and `most` at most."""
     load.draining = True

@@ -26,16 +26,16 @@ import grpc.aio
 from appliance.api.inference.v1 import generation_pb2, worker_service_pb2, worker_service_pb2_grpc
 from appliance.core.errors import ApplianceError, InvalidInput, Unavailable
 from appliance.wire.sending import send
-from appliance.worker.outbox import Outbox
-from appliance.worker.outputs import LENGTH, STOP, Output, Pulse
-from appliance.worker.requests import Limits, Request, request_of
+from appliance.worker.outbox import StreamOutbox
+from appliance.worker.outputs import LENGTH, STOP, EngineActivity, Output
+from appliance.worker.requests import EngineLimits, EngineRequest, request_of
 
 logger = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 0.25
 SEND_SECONDS = 10.0
 """A gateway that takes no message for so long is gone: its answers go on elsewhere."""
-MOST_ANSWERS = 1024
+MAX_ANSWERS = 1024
 """Answers in work for all gateways; a gateway's own limits are far below."""
 
 _FINISH = {
@@ -50,11 +50,11 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class Generator(Protocol):
     """What is asked of `appliance.worker.engine.Engine`."""
 
-    pulse: Pulse
-    limits: Limits
+    activity: EngineActivity
+    limits: EngineLimits
 
     async def submit(
-        self, identifier: str, request: Request, sink: Callable[[Output], None]
+        self, identifier: str, request: EngineRequest, sink: Callable[[Output], None]
     ) -> None:
         """Start an answer."""
 
@@ -62,7 +62,7 @@ class Generator(Protocol):
         """Forget answers."""
 
 
-class Load:
+class WorkerLoad:
     """Answers in work over all streams, and whether the worker drains."""
 
     def __init__(self) -> None:
@@ -74,7 +74,7 @@ class Load:
 class WorkerService(worker_service_pb2_grpc.WorkerServiceServicer):
     """Serves `Attach` with one engine."""
 
-    def __init__(self, engine: Generator, load: Load) -> None:
+    def __init__(self, engine: Generator, load: WorkerLoad) -> None:
         self._engine = engine
         self._load = load
         self._streams = 0
@@ -107,11 +107,11 @@ class WorkerService(worker_service_pb2_grpc.WorkerServiceServicer):
 class _Stream:
     """One gateway's answers."""
 
-    def __init__(self, engine: Generator, load: Load, name: str) -> None:
+    def __init__(self, engine: Generator, load: WorkerLoad, name: str) -> None:
         self._engine = engine
         self._load = load
         self._name = name
-        self._outbox = Outbox()
+        self._outbox = StreamOutbox()
         self._answers: set[int] = set()
 
     async def read(self, orders: AsyncIterator[worker_service_pb2.AttachRequest]) -> None:
@@ -129,7 +129,7 @@ class _Stream:
         identifier = submit.id
         if identifier in self._answers:
             raise InvalidInput(f"two answers of the stream have the id {identifier}")
-        if self._load.answers >= MOST_ANSWERS:
+        if self._load.answers >= MAX_ANSWERS:
             self._outbox.busy(identifier)
             return
         try:
@@ -191,13 +191,13 @@ class _Stream:
                 raise Unavailable("the gateway takes no messages; attach again") from error
 
     def _heartbeat(self) -> worker_service_pb2.Heartbeat:
-        pulse = self._engine.pulse
+        activity = self._engine.activity
         return worker_service_pb2.Heartbeat(
-            steps=pulse.steps,
-            running=pulse.running,
-            waiting=pulse.waiting,
+            steps=activity.steps,
+            running=activity.running,
+            waiting=activity.waiting,
             draining=self._load.draining,
-            step_age_seconds=pulse.age,
+            step_age_seconds=activity.age,
             slots=self._engine.limits.slots,
         )
 

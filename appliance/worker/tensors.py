@@ -14,7 +14,7 @@ import torch
 
 from appliance.core.errors import InvalidInput
 from appliance.crypto.sealed_reader import SealedReader
-from appliance.crypto.tensors import Entry, read_entries
+from appliance.crypto.tensors import TensorEntry, read_entries
 
 DTYPES: dict[str, torch.dtype] = {
     "BF16": torch.bfloat16,
@@ -36,7 +36,7 @@ DTYPES: dict[str, torch.dtype] = {
 """All types of `appliance.crypto.tensors.SIZES`."""
 
 
-def read_tensor(reader: SealedReader, entry: Entry) -> torch.Tensor:
+def read_tensor(reader: SealedReader, entry: TensorEntry) -> torch.Tensor:
     """One tensor, on the CPU. Raises Tampered when its bytes are not what was sealed."""
     # On the CPU whatever the default device is: the loader runs with the engine's.
     raw = torch.empty(entry.end - entry.begin, dtype=torch.uint8, device="cpu")

@@ -46,8 +46,8 @@ WARM_UP = 2
 """Rounds before those that count: memory after them is held against memory at the end."""
 STRANGER, NEIGHBOUR = "127.0.0.2", "127.0.0.1"
 """The flooder's address: one of its own, or the caller's."""
-MOST_RATIO, MOST_RECORDS, MOST_GROWTH, MOST_LOG = 3.0, 100, 1.1, 100_000
-MOST_LATE = 10
+MAX_RATIO, MAX_RECORDS, MAX_GROWTH, MAX_LOG = 3.0, 100, 1.1, 100_000
+MAX_LATE = 10
 """Records of the minute after all floods: one for each process and source that was counted."""
 SLACK = {"tasks": 2, "threads": 2, "descriptors": 2}
 """What may be more afterwards: the connection that asks, and a call that is under way."""
@@ -98,11 +98,11 @@ def bars(rows: Sequence[Row], late: int, rounds: int) -> list[Bar]:
     """The worst row of each figure, and the records that came late."""
     found = []
     figures: tuple[tuple[str, str, float, Callable[[Row], float]], ...] = (
-        ("p99 of others, with / without it", "times", MOST_RATIO, lambda row: row["ratio"]),
+        ("p99 of others, with / without it", "times", MAX_RATIO, lambda row: row["ratio"]),
         ("calls of others lost", "calls", 0, lambda row: row["lost"]),
-        ("records", "records", MOST_RECORDS, lambda row: row["records"]),
-        ("memory afterwards / before", "times", MOST_GROWTH, lambda row: row["growth"]),
-        ("log", "bytes", MOST_LOG, lambda row: row["log_bytes"]),
+        ("records", "records", MAX_RECORDS, lambda row: row["records"]),
+        ("memory afterwards / before", "times", MAX_GROWTH, lambda row: row["growth"]),
+        ("log", "bytes", MAX_LOG, lambda row: row["log_bytes"]),
         *((f"{name} more", name, slack, partial(_more, name)) for name, slack in SLACK.items()),
     )
     for what, unit, limit, value in figures:
@@ -110,7 +110,7 @@ def bars(rows: Sequence[Row], late: int, rounds: int) -> list[Bar]:
         place = f"{what}: {worst['flood']} {worst['listener']}"
         found.append(Bar(place, value(worst), unit, AT_MOST, limit, rounds))
     # Counted once for all floods, over all their rounds.
-    found.append(Bar("records of the minute after", late, "records", AT_MOST, MOST_LATE, rounds))
+    found.append(Bar("records of the minute after", late, "records", AT_MOST, MAX_LATE, rounds))
     return found
 
 
@@ -121,7 +121,7 @@ def _more(name: str, row: Row) -> float:
 def misses(rows: Sequence[Row], late: int) -> list[str]:
     """All bars that are missed: those of the rows, and that of the records that came late."""
     found = [f"{row['flood']} {row['listener']}: {bar}" for row in rows for bar in row["missed"]]
-    if late > MOST_LATE:
+    if late > MAX_LATE:
         found.append(f"{late} records in the minute after the last flood")
     return found
 
@@ -212,11 +212,11 @@ def _missed(row: Row) -> list[str]:
     """The bars that a row misses."""
     ratio = row["flooded_p99"] / row["quiet_p99"]
     bars = {
-        f"p99 {ratio:.1f} times": ratio > MOST_RATIO,
+        f"p99 {ratio:.1f} times": ratio > MAX_RATIO,
         f"{row['lost']} calls lost": row["lost"] > 0,
-        f"{row['records']} records": row["records"] > MOST_RECORDS,
-        f"memory {row['growth']:.2f} times": row["growth"] > MOST_GROWTH,
-        f"{row['log_bytes']} bytes of log": row["log_bytes"] > MOST_LOG,
+        f"{row['records']} records": row["records"] > MAX_RECORDS,
+        f"memory {row['growth']:.2f} times": row["growth"] > MAX_GROWTH,
+        f"{row['log_bytes']} bytes of log": row["log_bytes"] > MAX_LOG,
     }
     for name, slack in SLACK.items():
         bars[f"{name} {row['before'][name]} to {row['after'][name]}"] = (

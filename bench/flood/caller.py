@@ -26,7 +26,7 @@ PACE = 30.0
 """Calls a second."""
 FRESH = 10
 """Each so manieth call comes over a new connection."""
-LONGEST_SECONDS = 5.0
+MAX_SECONDS = 5.0
 """Time after which a call counts as lost."""
 
 
@@ -54,14 +54,14 @@ class Caller:
 
     async def _timed(self, due: float, *, fresh: bool) -> float:
         try:
-            async with asyncio.timeout(LONGEST_SECONDS):
+            async with asyncio.timeout(MAX_SECONDS):
                 await self.call(fresh=fresh)
         except (OSError, TimeoutError, ValueError, EOFError) as error:
             self.lost.append(f"{type(error).__name__}: {error}"[:120])
-            return LONGEST_SECONDS
+            return MAX_SECONDS
         except grpc.aio.AioRpcError as error:
             self.lost.append(f"{error.code().name}: {error.details()}"[:120])
-            return LONGEST_SECONDS
+            return MAX_SECONDS
         return time.perf_counter() - due
 
 

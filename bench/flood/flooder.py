@@ -2,7 +2,7 @@
 
 It opens connections from a source of its own, sends what the flood says, reads what it is told and
 forgets it. Bounded: `Flood.most` acts in one burst, and the burst ends when its parent says so or
-after `LONGEST_SECONDS`; then every connection is closed.
+after `MAX_SECONDS`; then every connection is closed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import uvloop
 
 from bench.flood import frames
 
-LONGEST_SECONDS = 60.0
+MAX_SECONDS = 60.0
 CONNECTIONS = 4
 """Connections that a flood of calls goes over, in turn."""
 DRIP_SECONDS = 1.0
@@ -226,7 +226,7 @@ async def burst(
     running: set[asyncio.Task[None]] = set()
     dripped = started
     tally = attacker.tally
-    while not stopped() and time.monotonic() - started < LONGEST_SECONDS:
+    while not stopped() and time.monotonic() - started < MAX_SECONDS:
         due = min(most, int((time.monotonic() - started) * rate))
         # What was late is made up for, but never more than a tenth of a second at once.
         for _ in range(min(due - tally.acts, max(1, int(rate / 10)))):

@@ -34,7 +34,7 @@ from appliance.api.auth.v1 import auth_service_pb2_grpc as auth_grpc
 from appliance.api.projects.v1 import project_service_pb2 as projects
 from appliance.api.projects.v1 import project_service_pb2_grpc as projects_grpc
 from appliance.client.connection import Connection
-from appliance.control import setup
+from appliance.control.bootstrap import setup
 from appliance.core.errors import ApplianceError
 from appliance.core.site import PORTS, Site
 from appliance.crypto.tokens import Parsed, TokenKind, text_of
@@ -145,7 +145,7 @@ def stage(
     ports = {name: _free_port() for name in PORTS}
     password = secrets.token_urlsafe(18)
     data = folder / "data"
-    setup.init(setup.Plan(data, ADMINISTRATOR, Site(ports=ports)), password)
+    setup.init(setup.InitPlan(data, ADMINISTRATOR, Site(ports=ports)), password)
     made = Stage(data, ports, {}, surroundings or {}, password)
     with contextlib.ExitStack() as stack:
         # The caller is timed 30 times a second for minutes: more than one may ask by default.

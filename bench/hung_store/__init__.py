@@ -5,8 +5,8 @@ given more work for that store than it has threads for: keys of work, uploads, o
 Meanwhile a person lists and logs in, and a node sends heartbeats. The same is measured without the
 hang, in turn.
 
-The bars: lists and heartbeats stay below `MOST_MILLISECONDS` at the 99th percentile, and log-ins
-within `MOST_TIMES` of their own without the hang, in the median round.
+The bars: lists and heartbeats stay below `MAX_MILLISECONDS` at the 99th percentile, and log-ins
+within `MAX_TIMES` of their own without the hang, in the median round.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ from bench.flood.stage import PROJECT, Stage, stage
 from bench.measure import AT_MOST, Bar, Outcome, run
 
 NAME = "hung_store"
-MOST_MILLISECONDS = 100.0
-MOST_TIMES = 1.2
+MAX_MILLISECONDS = 100.0
+MAX_TIMES = 1.2
 ROUNDS = 5
-LONGEST_SECONDS = 60.0
+MAX_SECONDS = 60.0
 LISTS = 100
 BEATS = 100
 LOG_INS = 25
@@ -102,13 +102,11 @@ def _judged(rows: Sequence[dict[str, float]]) -> Outcome:
     bars = [
         Bar(f"{what}, 99th percentile while it hangs", value, "ms", AT_MOST, limit, len(rows))
         for what, value, limit in (
-            ("lists", statistics.median(row["list_hung"] for row in rows), MOST_MILLISECONDS),
-            ("heartbeats", statistics.median(row["beat_hung"] for row in rows), MOST_MILLISECONDS),
+            ("lists", statistics.median(row["list_hung"] for row in rows), MAX_MILLISECONDS),
+            ("heartbeats", statistics.median(row["beat_hung"] for row in rows), MAX_MILLISECONDS),
         )
     ]
-    bars.append(
-        Bar("log-ins, while it hangs / not", ratio, "times", AT_MOST, MOST_TIMES, len(rows))
-    )
+    bars.append(Bar("log-ins, while it hangs / not", ratio, "times", AT_MOST, MAX_TIMES, len(rows)))
     return Outcome(bars, {"rounds": list(rows)})
 
 
@@ -211,7 +209,7 @@ class Node:
         self._answers[number] = asyncio.get_running_loop().create_future()
         heartbeat = agent.AgentHeartbeat(sequence=number, running=self._running.values())
         self._sent.put_nowait(agent.ConnectRequest(heartbeat=heartbeat))
-        async with asyncio.timeout(LONGEST_SECONDS):
+        async with asyncio.timeout(MAX_SECONDS):
             await self._answers[number]
 
     async def stay(self) -> None:
@@ -229,7 +227,7 @@ class Node:
         ended = agent.JobEnded(work=order.work, succeeded=True, outputs=outputs)
         call = self._stub.Report()
         await call.write(agent.ReportRequest(number=1, job_ended=ended))
-        async with asyncio.timeout(LONGEST_SECONDS):
+        async with asyncio.timeout(MAX_SECONDS):
             await call.read()
         await call.done_writing()
         del self._running[order.work.work]
@@ -284,7 +282,7 @@ async def _round(person: Person, node: Node, flag: Path, number: int) -> dict[st
     names = [f"r{number}-{job}" for job in range(2 * JOBS)]
     for name in names:
         await person.prepare(name)
-    async with asyncio.timeout(LONGEST_SECONDS):
+    async with asyncio.timeout(MAX_SECONDS):
         orders = [await node.orders.get() for _ in names]
     quiet = await _measured(person, node)
     flag.touch()  # noqa: ASYNC240  # a moment, while nothing is measured

@@ -37,7 +37,7 @@ from appliance.api.serving.v1 import (
 from appliance.api.system.v1 import system_service_pb2
 from appliance.cli import ask
 from appliance.cli.command import Shared
-from appliance.cli.session import Session
+from appliance.cli.session import CommandSession
 from appliance.client.profiles import Profiles
 from appliance.core.errors import (
     AlreadyExists,
@@ -880,6 +880,6 @@ def test_names_from_the_server_cannot_steer_a_terminal(command: Run, logged_in: 
 
 
 def test_a_command_calls_only_what_it_says() -> None:
-    session = Session(Shared(methods=("ProjectService.GetProject",)))
+    session = CommandSession(Shared(methods=("ProjectService.GetProject",)))
     with pytest.raises(KeyError):
         session.call("ProjectService.CreateProject")

@@ -325,7 +325,7 @@ def test_interrupting_says_what_goes_on(
     monkeypatch.setattr("click.termui.visible_prompt_func", interrupt)
     monkeypatch.setattr("click.termui.hidden_prompt_func", interrupt)
     if where == "call":
-        monkeypatch.setattr("appliance.cli.session.Session.call", interrupt)
+        monkeypatch.setattr("appliance.cli.session.CommandSession.call", interrupt)
         result = command(*LOG_IN, stdin="pass\n123456\n")
     else:
         result = command("login")

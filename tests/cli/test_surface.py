@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from appliance.cli.command import REPEATABLE, Calls
+from appliance.cli.command import REPEATABLE, ServerCommand
 from appliance.cli.main import NOUNS, appliance
 from appliance.client.methods import SERVICES
 from tests.fakes.command_line import Run
@@ -38,7 +38,7 @@ def line(path: str, command: click.Command) -> str:
         if isinstance(param, click.Argument)
     ]
     flags = {flag for option in options for flag in option.opts}
-    if isinstance(command, Calls):
+    if isinstance(command, ServerCommand):
         assert flags >= SHARED
         return " ".join([path, *words, *sorted(flags - SHARED), "(calls)"])
     return " ".join([path, *words, *sorted(flags)])
@@ -99,14 +99,16 @@ def test_permissions_are_shown_without_a_server(command: Run) -> None:
 
 def test_every_command_that_calls_can_show_its_permissions(command: Run) -> None:
     for path, each in commands():
-        if isinstance(each, Calls):
+        if isinstance(each, ServerCommand):
             shown = command(*path.split()[1:], "-o", "json", "--show-permission")
             assert shown.code == 0, (path, shown.err)
             assert "/appliance.api." in shown.out, path
 
 
 def test_every_call_of_people_has_a_command() -> None:
-    used = {name for _, each in commands() if isinstance(each, Calls) for name in each.methods}
+    used = {
+        name for _, each in commands() if isinstance(each, ServerCommand) for name in each.methods
+    }
     there = set()
     for service, path in SERVICES.items():
         module = importlib.import_module(f"appliance.api.{path}_pb2")
@@ -129,7 +131,7 @@ def test_only_what_can_be_repeated_takes_a_request_id() -> None:
                 there.add(f"{service}.{method.name}")
     assert there == REPEATABLE
     for path, each in commands():
-        if isinstance(each, Calls):
+        if isinstance(each, ServerCommand):
             flags = {flag for option in each.params for flag in option.opts}
             assert ("--request-id" in flags) == bool(there.intersection(each.methods)), path
 

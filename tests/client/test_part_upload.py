@@ -11,7 +11,7 @@ from appliance.core.errors import Unavailable
 def test_what_several_calls_wait_for_is_said_once() -> None:
     said: list[str] = []
     connection: Any = object()
-    calls = part_upload.Calls(lambda: connection, said.append)
+    calls = part_upload.UploadCalls(lambda: connection, said.append)
     fails = [True, True]
 
     def work(_: Any) -> int:

@@ -19,7 +19,7 @@ def documents(count: int, size: int) -> Iterator[Document]:
     return (Document(id=f"d{number}", text="x" * size) for number in range(count))
 
 
-def ids(part: parts.Part) -> list[str]:
+def ids(part: parts.OutgoingPart) -> list[str]:
     batches = [upload_pb2.DocumentBatch.FromString(piece) for piece in part.pieces()]
     return [each.id for batch in batches for each in batch.documents]
 
@@ -41,7 +41,7 @@ def test_a_part_has_a_bounded_number_of_documents() -> None:
 
 
 def test_the_largest_documents_have_parts_of_their_own() -> None:
-    cut = list(parts.text_parts(documents(3, texts.LARGEST_DOCUMENT)))
+    cut = list(parts.text_parts(documents(3, texts.MAX_DOCUMENT)))
     assert [ids(part) for part in cut] == [["d0"], ["d1"], ["d2"]]
     assert all(len(piece) < 4 << 20 for part in cut for piece in part.pieces())
 

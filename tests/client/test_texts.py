@@ -81,7 +81,7 @@ def test_a_file_that_becomes_a_link_is_not_followed(tmp_path: Path) -> None:
 def test_a_line_without_an_end_is_refused_before_it_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(texts, "LONGEST_LINE", 100)
+    monkeypatch.setattr(texts, "MAX_LINE", 100)
     file = tmp_path / "a.jsonl"
     file.write_text('{"text": "ok"}\n' + " " * 101)
     with pytest.raises(InvalidInput, match="line 2 has more than 100 bytes"):

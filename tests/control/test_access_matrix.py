@@ -22,14 +22,14 @@ from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
-from appliance.control import parts
-from appliance.control.auth.rules import Link
+from appliance.control.auth.rules import RoleLink
 from appliance.control.auth.scopes import EVERYWHERE, PLATFORM
+from appliance.control.bootstrap import parts
 from appliance.control.rpc.servicer import descriptor_of
 from appliance.control.store import tables
 from appliance.core.identity import PrincipalKind
 from appliance.crypto import possession
-from appliance.wire.rules import Rule
+from appliance.wire.rules import AccessRule
 from appliance.wire.status import from_rpc_error
 from tests.fakes.appliance import ADMINISTRATOR, Appliance, Machine, bearer
 
@@ -59,7 +59,7 @@ def expected() -> dict[tuple[str, str], str]:
     return found
 
 
-def methods() -> dict[str, tuple[Rule, MethodDescriptor, bool]]:
+def methods() -> dict[str, tuple[AccessRule, MethodDescriptor, bool]]:
     """Every RPC: its rule, its descriptor, and whether it is on the machine listener."""
     rules = parts.rules()
     found = {}
@@ -115,9 +115,9 @@ class Cast:
         return cls(
             appliance,
             {
-                "": appliance.bind(Link("user:bound", "viewer", "mine")),
-                "platform": appliance.bind(Link("user:bound", "auditor", PLATFORM)),
-                "projects/-": appliance.bind(Link("user:bound", "viewer", EVERYWHERE)),
+                "": appliance.bind(RoleLink("user:bound", "viewer", "mine")),
+                "platform": appliance.bind(RoleLink("user:bound", "auditor", PLATFORM)),
+                "projects/-": appliance.bind(RoleLink("user:bound", "viewer", EVERYWHERE)),
             },
         )
 
@@ -171,7 +171,7 @@ ABSENT_CHECKPOINT = f"{ABSENT_JOB}/checkpoints/e1-step-1"
 
 
 def request_for(
-    rule: Rule,
+    rule: AccessRule,
     method: MethodDescriptor,
     bindings: dict[str, str],
     scope: str,
@@ -208,7 +208,7 @@ def request_for(
     return request
 
 
-async def call(channel: grpc.aio.Channel, rule: Rule, request: Message, metadata: Any) -> str:
+async def call(channel: grpc.aio.Channel, rule: AccessRule, request: Message, metadata: Any) -> str:
     """Make a call, leave a stream after its first message; the reason of its error."""
     kinds = {
         (False, False): channel.unary_unary,

@@ -18,9 +18,9 @@ from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
-from appliance.control import parts
+from appliance.control.bootstrap import parts
 from appliance.control.rpc.servicer import descriptor_of
-from appliance.wire.rules import Rule
+from appliance.wire.rules import AccessRule
 from appliance.wire.status import from_rpc_error
 from tests.fakes.appliance import ADMINISTRATOR, Appliance, bearer
 
@@ -106,7 +106,7 @@ def message_of(descriptor: Any, dice: random.Random, depth: int = 4) -> Message:
     return message
 
 
-async def reason_of(channel: Any, rule: Rule, messages: list[Message], metadata: Any) -> str:
+async def reason_of(channel: Any, rule: AccessRule, messages: list[Message], metadata: Any) -> str:
     """What a call with these messages ends with."""
     serializer = type(messages[0]).SerializeToString
 
@@ -137,7 +137,7 @@ async def reason_of(channel: Any, rule: Rule, messages: list[Message], metadata:
     return "OK"
 
 
-def served() -> list[tuple[Rule, MethodDescriptor, bool]]:
+def served() -> list[tuple[AccessRule, MethodDescriptor, bool]]:
     rules = parts.rules()
     return [
         (rules[f"/{service.full_name}/{method.name}"], method, kinds is parts.MACHINES)

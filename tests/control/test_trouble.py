@@ -14,7 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from appliance.api.projects.v1 import project_service_pb2 as rpc
 from appliance.api.projects.v1 import project_service_pb2_grpc
 from appliance.control.audit import log as log_module
-from appliance.control.main import Control
+from appliance.control.main import ControlPlane
 from appliance.control.store import tables
 from appliance.core.data_directory import DataDirectory
 from appliance.core.errors import ApplianceError, AuditUnavailable, FailedPrecondition
@@ -170,7 +170,7 @@ async def test_a_part_that_ends_with_an_error_ends_the_process(
     copy: Path, part: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It would go on without its records or its health, and nobody would know."""
-    control = Control.build(settings_of(copy), MovingClock())
+    control = ControlPlane.build(settings_of(copy), MovingClock())
 
     async def fail() -> None:
         raise RuntimeError("injected")
@@ -185,7 +185,7 @@ async def test_a_part_that_ends_with_an_error_ends_the_process(
 
 
 async def test_what_runs_beside_the_server_ends_with_it(copy: Path) -> None:
-    control = Control.build(settings_of(copy), MovingClock())
+    control = ControlPlane.build(settings_of(copy), MovingClock())
     try:
         before = asyncio.all_tasks()
         serving = asyncio.create_task(control.run())
@@ -199,7 +199,7 @@ async def test_what_runs_beside_the_server_ends_with_it(copy: Path) -> None:
 
 
 async def test_passwords_in_work_do_not_stop_the_loop_at_the_end(copy: Path) -> None:
-    control = Control.build(settings_of(copy), MovingClock())
+    control = ControlPlane.build(settings_of(copy), MovingClock())
     goes_on, loop = threading.Event(), asyncio.get_running_loop()
     shut_down = control.people.hasher.close
 

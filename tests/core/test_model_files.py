@@ -9,7 +9,7 @@ import pytest
 
 from appliance.core import model_config, model_files
 from appliance.core.errors import InvalidInput
-from appliance.core.tokenizers import LARGEST_TEMPLATE, LARGEST_TOKENIZER
+from appliance.core.tokenizers import MAX_TEMPLATE, MAX_TOKENIZER
 from tests.fakes import tiny_model
 
 pytestmark = pytest.mark.attack
@@ -240,7 +240,7 @@ def test_an_index_must_say_exactly_which_file_holds_which_tensor() -> None:
 
 @pytest.mark.parametrize(
     "template",
-    ["x" * (LARGEST_TEMPLATE + 1), "é" * (LARGEST_TEMPLATE // 2 + 1)],
+    ["x" * (MAX_TEMPLATE + 1), "é" * (MAX_TEMPLATE // 2 + 1)],
     ids=["bytes", "letters"],
 )
 @pytest.mark.parametrize("named", [False, True])
@@ -253,12 +253,12 @@ def test_a_template_that_no_gateway_takes_is_refused_at_the_import(
 
 
 @pytest.mark.parametrize(
-    "template", ["x" * LARGEST_TEMPLATE, None, 5, [], [5], [{"name": "x"}], [{"template": 5}]]
+    "template", ["x" * MAX_TEMPLATE, None, 5, [], [5], [{"name": "x"}], [{"template": 5}]]
 )
 def test_other_templates_are_taken(template: object) -> None:
     assert highest_id("tokenizer_config.json", {"chat_template": template}) == -1
 
 
 def test_what_an_import_takes_is_what_a_gateway_takes() -> None:
-    assert model_files.largest("chat_template.jinja") == LARGEST_TEMPLATE
-    assert model_files.largest("tokenizer.json") == LARGEST_TOKENIZER
+    assert model_files.largest("chat_template.jinja") == MAX_TEMPLATE
+    assert model_files.largest("tokenizer.json") == MAX_TOKENIZER

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from appliance.api.jobs.v1 import job_pb2
-from appliance.core.needs import LONGEST_SENTENCE, REPAIR, REPLICA, lacking, unimportable
+from appliance.core.needs import MAX_SENTENCE, REPAIR, REPLICA, lacking, unimportable
 from appliance.kinds import KINDS, functions, needs
 
 ROOT = Path(__file__).parents[2]
@@ -92,7 +92,7 @@ def test_what_is_said(missing: dict[str, str], train: str, replica: str) -> None
 
 def test_a_sentence_has_a_bound() -> None:
     long = dict.fromkeys(set().union(*needs().values()), "x" * 400)
-    assert {len(sentence) for sentence in lacking(needs(), long).values()} == {LONGEST_SENTENCE}
+    assert {len(sentence) for sentence in lacking(needs(), long).values()} == {MAX_SENTENCE}
 
 
 def test_an_import_error_names_the_package() -> None:

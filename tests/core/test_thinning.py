@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from appliance.core.thinning import MOST_POINTS, thin
+from appliance.core.thinning import MAX_POINTS, thin
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ SPACINGS = [
 
 @pytest.mark.parametrize("steps", SPACINGS)
 def test_every_point_is_kept_until_there_are_too_many(steps: Sequence[int]) -> None:
-    for few in (steps[:100], steps[:MOST_POINTS]):
+    for few in (steps[:100], steps[:MAX_POINTS]):
         assert thin(few) == list(few)
 
 
@@ -62,7 +62,7 @@ def test_however_far_apart_steps_are_half_of_the_bound_and_all_of_it_is_kept(
     kept: list[int] = []
     for few in _batches(steps, together):
         kept = thin([*kept, *few])
-    assert MOST_POINTS // 2 <= len(kept) <= MOST_POINTS
+    assert MAX_POINTS // 2 <= len(kept) <= MAX_POINTS
     assert (kept[0], kept[-1]) == (steps[0], steps[-1])
 
 

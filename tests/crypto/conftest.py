@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from appliance.crypto.place import Place
+from appliance.crypto.sealed_place import SealedPlace
 
 HERE = Path(__file__).parent
 
@@ -17,8 +17,8 @@ def key() -> bytes:
 
 
 @pytest.fixture
-def place() -> Place:
-    return Place("research", "4f1c", "part-00000.jsonl")
+def place() -> SealedPlace:
+    return SealedPlace("research", "4f1c", "part-00000.jsonl")
 
 
 @pytest.fixture(scope="session")

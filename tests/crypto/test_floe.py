@@ -8,13 +8,13 @@ import pytest
 from appliance.core.errors import InvalidInput, Tampered
 from appliance.crypto.floe import (
     HEADER_SIZE,
-    LARGEST_SEGMENT,
-    MOST_SEGMENTS,
+    MAX_SEGMENT,
+    MAX_SEGMENTS,
+    MIN_SEGMENT,
     OVERHEAD,
-    SMALLEST_SEGMENT,
+    FloeStream,
     Geometry,
     Parameters,
-    Stream,
     floe_decrypt,
     floe_encrypt,
 )
@@ -45,10 +45,10 @@ def test_a_second_implementation_agrees_both_ways(key: bytes, size: int) -> None
 
 
 def test_the_segment_key_changes_every_2_to_the_20_segments(key: bytes) -> None:
-    stream = Stream.create(key, b"aad", Parameters(64))
+    stream = FloeStream.create(key, b"aad", Parameters(64))
     reference = reference_floe.Reference(key, b"aad", 64, stream.header[10:42])
     turn = 1 << 20
-    for position in (0, 1, turn - 1, turn, turn + 1, 0, 5 * turn, MOST_SEGMENTS - 1, turn - 1):
+    for position in (0, 1, turn - 1, turn, turn + 1, 0, 5 * turn, MAX_SEGMENTS - 1, turn - 1):
         sealed = memoryview(bytearray(64))
         stream.seal_into(position, b"x" * 32, sealed, last=False)
 
@@ -59,15 +59,15 @@ def test_the_segment_key_changes_every_2_to_the_20_segments(key: bytes) -> None:
 
 
 def test_no_segment_behind_the_last_possible_one(key: bytes) -> None:
-    stream = Stream.create(key, b"", Parameters(64))
+    stream = FloeStream.create(key, b"", Parameters(64))
     with pytest.raises(InvalidInput):
-        stream.seal_into(MOST_SEGMENTS, b"", memoryview(bytearray(OVERHEAD)), last=True)
+        stream.seal_into(MAX_SEGMENTS, b"", memoryview(bytearray(OVERHEAD)), last=True)
 
 
 @pytest.mark.attack
 def test_a_failed_segment_leaves_zeros_in_the_target(key: bytes) -> None:
     # The library below leaves the unchecked plaintext in the buffer.
-    stream = Stream.create(key, b"", Parameters(1024))
+    stream = FloeStream.create(key, b"", Parameters(1024))
     sealed = bytearray(500 + OVERHEAD)
     stream.seal_into(0, b"secret!!!!" * 50, memoryview(sealed), last=True)
     sealed[-1] ^= 1
@@ -81,24 +81,24 @@ def test_a_failed_segment_leaves_zeros_in_the_target(key: bytes) -> None:
 
 @pytest.mark.attack
 def test_every_changed_bit_of_a_header_is_refused(key: bytes) -> None:
-    header = Stream.create(key, b"aad", Parameters()).header
+    header = FloeStream.create(key, b"aad", Parameters()).header
     assert len(header) == HEADER_SIZE
     for bit in range(8 * HEADER_SIZE):
         changed = bytearray(header)
         changed[bit // 8] ^= 1 << bit % 8
         with pytest.raises(Tampered):
-            Stream.open(key, b"aad", bytes(changed))
+            FloeStream.open(key, b"aad", bytes(changed))
 
 
 @pytest.mark.attack
 def test_another_key_or_context_is_refused_at_the_header(key: bytes) -> None:
-    header = Stream.create(key, b"aad", Parameters()).header
+    header = FloeStream.create(key, b"aad", Parameters()).header
     for other_key, aad in ((bytes(32), b"aad"), (key, b"aae"), (key, b"")):
         with pytest.raises(Tampered, match="the key does not open it"):
-            Stream.open(other_key, aad, header)
+            FloeStream.open(other_key, aad, header)
 
 
-@pytest.mark.parametrize("size", [0, SMALLEST_SEGMENT - 1, LARGEST_SEGMENT + 1])
+@pytest.mark.parametrize("size", [0, MIN_SEGMENT - 1, MAX_SEGMENT + 1])
 def test_segment_sizes_have_limits(size: int) -> None:
     with pytest.raises(InvalidInput):
         Parameters(size)
@@ -129,13 +129,13 @@ def test_geometry_refuses_lengths_that_no_stream_has(body: int) -> None:
 
 
 def test_geometry_refuses_more_segments_than_there_are_positions() -> None:
-    assert Geometry(64, 64 * MOST_SEGMENTS).count == MOST_SEGMENTS
+    assert Geometry(64, 64 * MAX_SEGMENTS).count == MAX_SEGMENTS
     with pytest.raises(Tampered, match="longer than the format allows"):
-        Geometry(64, 64 * MOST_SEGMENTS + OVERHEAD)
+        Geometry(64, 64 * MAX_SEGMENTS + OVERHEAD)
 
 
 def test_no_header_and_no_nonce_comes_twice(key: bytes) -> None:
-    streams = [Stream.create(key, b"", Parameters(64)) for _ in range(2000)]
+    streams = [FloeStream.create(key, b"", Parameters(64)) for _ in range(2000)]
     nonces = []
     for stream in streams[:20]:
         for position in range(500):

@@ -39,14 +39,14 @@ def test_published_answers_are_opened(name: str) -> None:
 
 @pytest.mark.parametrize("name", SHORT)
 def test_a_full_and_an_empty_last_segment(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(floe, "SMALLEST_SEGMENT", 40)
+    monkeypatch.setattr(floe, "MIN_SEGMENT", 40)
     sealed, plain = published(name)
     assert floe_decrypt(KEY, AAD, sealed) == plain
 
 
 @pytest.mark.parametrize("name", ROTATING)
 def test_keys_of_segments_change_as_published(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(floe, "SMALLEST_SEGMENT", 40)
+    monkeypatch.setattr(floe, "MIN_SEGMENT", 40)
     monkeypatch.setattr(floe, "ROTATION_BITS", 2)
     sealed, plain = published(name)
     assert floe_decrypt(KEY, AAD, sealed) == plain

@@ -9,7 +9,7 @@ import pytest
 
 from appliance.core.errors import InvalidInput, Tampered
 from appliance.crypto.merkle import Tree, leaf_hash
-from appliance.crypto.proofs import ARCHIVED, PRUNED, Proof, notes_of, size_of, thinned
+from appliance.crypto.proofs import ARCHIVED, PRUNED, SegmentProof, notes_of, size_of, thinned
 from appliance.crypto.signing import SignedNote, SigningKey
 from tests.fakes.audit import KEY, ORIGIN
 
@@ -28,7 +28,7 @@ def note(size: int, key: SigningKey = KEY, origin: str = ORIGIN) -> bytes:
     return SignedNote(origin, tree.size, tree.root()).sign(key)
 
 
-PROOF = Proof.of(4, 1234, tree_of(11), [note(8), note(11)])
+PROOF = SegmentProof.of(4, 1234, tree_of(11), [note(8), note(11)])
 
 
 def test_a_tree_goes_on_from_its_peaks() -> None:
@@ -50,7 +50,7 @@ def test_peaks_that_do_not_belong_to_a_size_are_refused(size: int, peaks: list[b
 
 
 def test_a_proof_is_read_as_it_was_written() -> None:
-    again = Proof.loads(PROOF.dumps(), "p")
+    again = SegmentProof.loads(PROOF.dumps(), "p")
     assert again == PROOF
     again.check(KEY.verify_key, ORIGIN)
     assert notes_of(PROOF.dumps().partition(b"\n")[2]) == [note(8), note(11)]
@@ -63,14 +63,14 @@ def test_no_changed_byte_makes_another_tree() -> None:
     for place in range(len(data)):
         changed = data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
         try:
-            found = Proof.loads(changed, "p")
+            found = SegmentProof.loads(changed, "p")
             found.check(KEY.verify_key, ORIGIN)
         except Tampered:
             continue
         assert (found.size, found.peaks, found.notes[-1]) == (11, PROOF.peaks, PROOF.notes[-1])
     for cut in range(len(data)):
         with pytest.raises(Tampered):
-            Proof.loads(data[:cut], "p").check(KEY.verify_key, ORIGIN)
+            SegmentProof.loads(data[:cut], "p").check(KEY.verify_key, ORIGIN)
 
 
 @pytest.mark.attack
@@ -90,12 +90,12 @@ def test_no_changed_byte_makes_another_tree() -> None:
 )
 def test_what_is_no_proof_is_refused(head: bytes) -> None:
     with pytest.raises(Tampered):
-        Proof.loads(head + b"\n", "p")
+        SegmentProof.loads(head + b"\n", "p")
 
 
 @pytest.mark.attack
 def test_a_proof_is_believed_only_by_its_own_signature_and_name() -> None:
-    forged = Proof.of(4, 1234, tree_of(11), [note(11, OTHER)])
+    forged = SegmentProof.of(4, 1234, tree_of(11), [note(11, OTHER)])
     for wrong in (
         forged,
         dataclasses.replace(PROOF, notes=()),

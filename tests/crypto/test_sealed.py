@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 
 from appliance.core.errors import FailedPrecondition, InvalidInput, Stale, Tampered
 from appliance.crypto.floe import OVERHEAD, SEGMENT_SIZE
-from appliance.crypto.place import Place
+from appliance.crypto.sealed_place import SealedPlace
 from appliance.crypto.sealed_reader import SealedReader, open_bytes
 from appliance.crypto.sealed_writer import SealedWriter, seal_bytes
 from tests.crypto import reference_floe
 from tests.fakes.files import CountingFile, FullDisk, SmallPieces
 
 KEY = bytes(range(32))
-PLACE = Place("research", "4f1c", "part-00000.jsonl")
+PLACE = SealedPlace("research", "4f1c", "part-00000.jsonl")
 PREFIX = len(PLACE.prefix())
 BODY = PREFIX + 74
 SMALL = 64
@@ -33,7 +33,7 @@ BIG_STEP = SEGMENT_SIZE - OVERHEAD
 
 
 def seal(
-    plain: bytes, *, key: bytes = KEY, place: Place = PLACE, segment_size: int = SMALL
+    plain: bytes, *, key: bytes = KEY, place: SealedPlace = PLACE, segment_size: int = SMALL
 ) -> bytes:
     raw = io.BytesIO()
     with SealedWriter(raw, key, place, segment_size=segment_size) as writer:
@@ -60,7 +60,7 @@ def test_what_was_sealed_is_opened(size: int) -> None:
 
 def test_known_answer_opens(known_answers: dict[str, Any]) -> None:
     answer = known_answers["file"]
-    place = Place(answer["project"], answer["object"], answer["file"])
+    place = SealedPlace(answer["project"], answer["object"], answer["file"])
 
     plain = open_bytes(bytes.fromhex(answer["sealed"]), bytes.fromhex(answer["key"]), place)
 
@@ -273,7 +273,7 @@ def test_no_key_in_a_repr() -> None:
 # Attacks
 
 
-def refused(blob: bytes, key: bytes = KEY, place: Place = PLACE) -> None:
+def refused(blob: bytes, key: bytes = KEY, place: SealedPlace = PLACE) -> None:
     """Reading all of it is refused, and what came out before is not of the failed segment."""
     with pytest.raises(Tampered) as caught:
         open_bytes(blob, key, place)
@@ -325,9 +325,9 @@ def strangers() -> Iterator[bytes]:
     yield seal(text(3 * STEP, seed=1))
     yield seal(plain)
     for other in (
-        Place("research", "4f1c", "part-00001.jsonl"),
-        Place("research", "4f1d", "part-00000.jsonl"),
-        Place("sales", "4f1c", "part-00000.jsonl"),
+        SealedPlace("research", "4f1c", "part-00001.jsonl"),
+        SealedPlace("research", "4f1d", "part-00000.jsonl"),
+        SealedPlace("sales", "4f1c", "part-00000.jsonl"),
     ):
         yield seal(plain, place=other)
     yield seal(plain, key=bytes(32))
@@ -462,12 +462,12 @@ def test_another_key_fails_before_a_segment_is_read() -> None:
 @pytest.mark.parametrize(
     "place",
     [
-        Place("research", "4f1c", "part-00001.jsonl"),
-        Place("research", "4f1d", "part-00000.jsonl"),
-        Place("researc", "4f1c", "part-00000.jsonl"),
+        SealedPlace("research", "4f1c", "part-00001.jsonl"),
+        SealedPlace("research", "4f1d", "part-00000.jsonl"),
+        SealedPlace("researc", "4f1c", "part-00000.jsonl"),
     ],
 )
-def test_a_moved_file_is_refused_and_named(place: Place) -> None:
+def test_a_moved_file_is_refused_and_named(place: SealedPlace) -> None:
     raw = CountingFile(seal(b"text"))
     with pytest.raises(Tampered, match="sealed for another place") as caught:
         SealedReader(raw, KEY, place)
@@ -489,8 +489,12 @@ def test_an_older_authentic_writing_is_stale() -> None:
 
 @pytest.mark.attack
 def test_a_place_cannot_be_split_in_two_ways() -> None:
-    places = [Place("a", "b/c", "d"), Place("a/b", "c", "d"), Place("a", "b", "c/d")]
-    places += [Place('a","b', "c", "d"), Place("a", 'b","c', "d")]
+    places = [
+        SealedPlace("a", "b/c", "d"),
+        SealedPlace("a/b", "c", "d"),
+        SealedPlace("a", "b", "c/d"),
+    ]
+    places += [SealedPlace('a","b', "c", "d"), SealedPlace("a", 'b","c', "d")]
 
     assert len({place.prefix() for place in places}) == len(places)
 
@@ -500,7 +504,7 @@ def test_a_place_cannot_be_split_in_two_ways() -> None:
 )
 def test_an_incomplete_place_is_refused(names: tuple[str, str, str]) -> None:
     with pytest.raises(InvalidInput):
-        Place(*names)
+        SealedPlace(*names)
 
 
 @pytest.mark.attack

@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from appliance.core.errors import InvalidInput, Tampered
 from appliance.crypto.certs import new_private_key
 from appliance.crypto.signing import (
-    LARGEST_NOTE,
+    MAX_NOTE,
     SignedNote,
     SigningKey,
     VerifyKey,
@@ -173,7 +173,7 @@ def test_a_signature_of_another_key_under_the_same_name_is_ignored(signer: Signi
 
 @pytest.mark.attack
 def test_a_long_note_is_refused_though_it_is_signed(signer: SigningKey) -> None:
-    room = LARGEST_NOTE - len(sign_note("\n", "log", signer))
+    room = MAX_NOTE - len(sign_note("\n", "log", signer))
     longest = "x" * room + "\n"
 
     assert open_note(sign_note(longest, "log", signer), "log", signer.verify_key) == longest

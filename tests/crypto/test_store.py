@@ -11,13 +11,13 @@ from appliance.core.errors import InvalidInput, NotFound, Stale
 from appliance.crypto import folder
 from appliance.crypto.artifacts import ArtifactWriter, manifest_digest
 from appliance.crypto.floe import SEGMENT_SIZE
-from appliance.crypto.store import Artifact, ObjectStore
+from appliance.crypto.store import Artifact, ArtifactStore
 
 KEY = bytes(range(32))
 
 
 def sealed(root: Path) -> Artifact:
-    store = ObjectStore.at(f"file://{root}/")
+    store = ArtifactStore.at(f"file://{root}/")
     writer = ArtifactWriter(store.fs, store.path("p/u"), KEY, "p", "u")
     writer.write_json("config.json", {"a": 1})
     return Artifact("p/u", "u", "p", KEY, manifest_digest(writer.finish()))
@@ -25,7 +25,7 @@ def sealed(root: Path) -> Artifact:
 
 def test_an_artifact_is_opened_with_the_digest_on_record(tmp_path: Path) -> None:
     artifact = sealed(tmp_path)
-    store = ObjectStore.at(f"file://{tmp_path}")
+    store = ArtifactStore.at(f"file://{tmp_path}")
     assert store.reader(artifact).read_json("config.json") == {"a": 1}
     with pytest.raises(Stale):
         store.reader(Artifact("p/u", "u", "p", KEY, "0" * 64))
@@ -36,7 +36,7 @@ def test_an_artifact_is_opened_with_the_digest_on_record(tmp_path: Path) -> None
 @pytest.mark.parametrize("url", ["file://{}", "memory://{}"])
 def test_who_watches_a_store_hears_of_every_segment_that_moves(tmp_path: Path, url: str) -> None:
     moved: list[int] = []
-    store = ObjectStore.at(url.format(tmp_path), moved=lambda: moved.append(1))
+    store = ArtifactStore.at(url.format(tmp_path), moved=lambda: moved.append(1))
     writer = ArtifactWriter(store.fs, store.path("p/u"), KEY, "p", "u", moved=store.moved)
     before = len(moved)
     with writer.create("data.bin") as file:
@@ -57,7 +57,7 @@ def test_what_is_written_for_somebody_who_watches_is_synced_on_the_way(
     monkeypatch.setattr(folder, "SYNC_BYTES", SEGMENT_SIZE)
     sync = os.fdatasync
     monkeypatch.setattr(os, "fdatasync", lambda file: (order.append("sync"), sync(file)))
-    store = ObjectStore.at(f"file://{tmp_path}", moved=lambda: order.append("moved"))
+    store = ArtifactStore.at(f"file://{tmp_path}", moved=lambda: order.append("moved"))
     for moved, syncs in ((store.moved, 4), (None, 0)):
         order.clear()
         writer = ArtifactWriter(store.fs, store.path("p/u"), KEY, "p", "u", moved=moved)
@@ -78,9 +78,9 @@ def test_a_key_is_not_shown() -> None:
 @pytest.mark.parametrize("folder", ["../other", "p/../../etc", "p//x", "/etc", ".", "p/.", ""])
 def test_a_folder_outside_the_store_is_refused(tmp_path: Path, folder: str) -> None:
     with pytest.raises(InvalidInput, match="not a folder of the object store"):
-        ObjectStore.at(f"file://{tmp_path}").path(folder)
+        ArtifactStore.at(f"file://{tmp_path}").path(folder)
 
 
 def test_a_store_of_an_unknown_kind_is_refused() -> None:
     with pytest.raises(InvalidInput, match="nowhere://x cannot be used"):
-        ObjectStore.at("nowhere://x")
+        ArtifactStore.at("nowhere://x")

@@ -13,11 +13,13 @@ from safetensors.numpy import save
 
 from appliance.core.errors import InvalidInput
 from appliance.core.model_files import is_weights
-from appliance.crypto.sealed import Place, SealedReader, seal_bytes
+from appliance.crypto.sealed_place import SealedPlace
+from appliance.crypto.sealed_reader import SealedReader
+from appliance.crypto.sealed_writer import seal_bytes
 from appliance.crypto.tensors import (
-    MOST_TENSORS,
+    MAX_TENSORS,
     SIZES,
-    Entry,
+    TensorEntry,
     header,
     parse_header,
     read_entries,
@@ -25,7 +27,7 @@ from appliance.crypto.tensors import (
 )
 
 KEY = bytes(32)
-PLACE = Place(project="p", object="o", file="model.safetensors")
+PLACE = SealedPlace(project="p", object="o", file="model.safetensors")
 
 
 def sealed(data: bytes) -> SealedReader:
@@ -50,8 +52,8 @@ def test_a_header_of_ours_is_read_back() -> None:
     found = read_entries(sealed(start + bytes(11)))
     base = len(start)
     assert found == (
-        Entry("x", "BF16", (2, 2), base, base + 8),
-        Entry("y", "I8", (3,), base + 8, base + 11),
+        TensorEntry("x", "BF16", (2, 2), base, base + 8),
+        TensorEntry("y", "I8", (3,), base + 8, base + 11),
     )
 
 
@@ -162,10 +164,10 @@ def test_a_header_of_too_many_entries_is_refused_before_it_is_parsed(key: str) -
         return ("{" + '"__metadata__":{"format":"pt"},' + ",".join(entries) + "}").encode()
 
     with pytest.raises(InvalidInput, match="more than 65,536 tensors") as caught:
-        parse_header("model.safetensors", text(MOST_TENSORS + 1))
+        parse_header("model.safetensors", text(MAX_TENSORS + 1))
     assert list(caught.value.fields) == ["model.safetensors"]
-    layout = parse_header("model.safetensors", text(MOST_TENSORS))
-    assert len(layout.entries) == MOST_TENSORS
+    layout = parse_header("model.safetensors", text(MAX_TENSORS))
+    assert len(layout.entries) == MAX_TENSORS
 
 
 @pytest.mark.attack

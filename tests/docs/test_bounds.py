@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from appliance.cli.local import Local
-from appliance.control import setup
 from appliance.control.audit import closed
-from appliance.control.opening import open_data
+from appliance.control.bootstrap import setup
+from appliance.control.bootstrap.opening import open_data
 from appliance.control.store import tables
 from appliance.core.data_directory import DataDirectory
 from appliance.crypto import chain
@@ -48,7 +48,7 @@ def test_each_table_is_on_the_page_once_and_no_other() -> None:
 def made_by_a_new_one(folder: Path) -> Iterator[str]:
     """What `init` and the first start of a control plane leave."""
     data = folder / "data"
-    setup.init(setup.Plan(data, "ada"), PASSWORD)
+    setup.init(setup.InitPlan(data, "ada"), PASSWORD)
     open_data(settings_of(data), MovingClock()).close()
     for path in data.rglob("*"):
         if path.is_file():

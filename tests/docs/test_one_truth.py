@@ -28,7 +28,11 @@ _WORDS = {1.0: "every second", 6.0: "six seconds"}
     [
         ("docs/nodes.md", HEARTBEAT_SECONDS, "a heartbeat {}"),
         ("docs/jobs.md", SILENT_SECONDS, "has been silent for {} gets no new work"),
-        ("appliance/control/services/fleet.py", SILENT_SECONDS, "has been silent for {} gets"),
+        (
+            "appliance/control/services/fleet/connected_agents.py",
+            SILENT_SECONDS,
+            "has been silent for {} gets",
+        ),
         (
             "proto/appliance/api/agent/v1/agent_service.proto",
             HEARTBEAT_SECONDS,

@@ -12,7 +12,7 @@ from pathlib import Path
 from appliance.api.agent.v1 import agent_service_pb2 as rpc
 from appliance.core import process_tree
 from appliance.machine import kinds
-from appliance.machine.control_plane import Control
+from appliance.machine.control_plane import ControlAddress
 from appliance.machine.identity import IdentityStore
 from appliance.node.agent import Agent, Rhythm
 from appliance.node.works import Commands
@@ -46,7 +46,7 @@ class Said(logging.Handler):
 
 
 def store(control: FakeControlPlane, folder: Path) -> IdentityStore:
-    addresses = Control(
+    addresses = ControlAddress(
         join=f"127.0.0.1:{control.join_port}",
         machines=f"127.0.0.1:{control.machine_port}",
         ca=control.ca_file,

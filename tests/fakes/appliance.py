@@ -20,16 +20,16 @@ import grpc
 import grpc.aio
 import pyotp
 
-from appliance.control import setup
-from appliance.control.audit.growing import LEAST_RESERVE
+from appliance.control.audit.growing_file import MIN_RESERVE
 from appliance.control.auth import tokens
-from appliance.control.auth.rules import Link
+from appliance.control.auth.rules import RoleLink
 from appliance.control.auth.sessions import COMPLETE, VERIFY_TOTP
 from appliance.control.auth.tokens import TokenKind
-from appliance.control.config import AuditSettings, ControlConfig, Limits, Listen
-from appliance.control.main import Control
+from appliance.control.bootstrap import setup
+from appliance.control.config import AuditSettings, ControlConfig, ControlListen, RequestLimits
+from appliance.control.main import ControlPlane
 from appliance.control.rpc.servicer import Servicer
-from appliance.control.services.bindings import Bindings
+from appliance.control.services.access.bindings import Bindings
 from appliance.control.store import tables
 from appliance.core import config
 from appliance.core.data_directory import DataDirectory
@@ -63,7 +63,7 @@ class MovingClock:
 
 def make_data_directory(folder: Path) -> Path:
     """A new appliance; slow enough (0.5 s) to be made once and copied."""
-    setup.init(setup.Plan(folder, ADMINISTRATOR), PASSWORD)
+    setup.init(setup.InitPlan(folder, ADMINISTRATOR), PASSWORD)
     return folder
 
 
@@ -73,9 +73,11 @@ def settings_of(folder: Path, **changes: Any) -> ControlConfig:
         loaded,
         **{
             "threads": 4,
-            "audit": AuditSettings(reserve_bytes=LEAST_RESERVE),
-            "listen": Listen(api="127.0.0.1:0", machines="127.0.0.1:0", metrics="127.0.0.1:0"),
-            "limits": Limits(anonymous_per_second=1e6, anonymous_burst=1_000_000),
+            "audit": AuditSettings(reserve_bytes=MIN_RESERVE),
+            "listen": ControlListen(
+                api="127.0.0.1:0", machines="127.0.0.1:0", metrics="127.0.0.1:0"
+            ),
+            "limits": RequestLimits(anonymous_per_second=1e6, anonymous_burst=1_000_000),
             **changes,
         },
     )
@@ -94,7 +96,7 @@ class Appliance:
     """A running control plane and what a test needs to call it."""
 
     folder: Path
-    control: Control
+    control: ControlPlane
     clock: MovingClock
     stage_port: int = 0
     _channels: dict[object, grpc.aio.Channel] = field(default_factory=dict)
@@ -179,7 +181,7 @@ class Appliance:
             )
         principal = Principal(PrincipalKind.USER, name)
         for role, domain in roles:
-            self.bind(Link(principal.subject, role, domain))
+            self.bind(RoleLink(principal.subject, role, domain))
         if enrolled:
             self.enrol(name)
         return principal.name
@@ -194,7 +196,7 @@ class Appliance:
         assert isinstance(found, pyotp.TOTP)
         return found
 
-    def bind(self, link: Link) -> str:
+    def bind(self, link: RoleLink) -> str:
         """A new binding; its name."""
         base = self.control.base
         bindings = Bindings(base.database, base.changes, base.policies, base.events, base.clock)
@@ -228,7 +230,7 @@ class Appliance:
                     expire_time=now + timedelta(days=1),
                 )
             )
-        self.bind(Link(f"svc:{name}", role, project))
+        self.bind(RoleLink(f"svc:{name}", role, project))
         return minted.text
 
     def node(self, name: str, *, state: str = "LOST") -> Machine:
@@ -296,7 +298,7 @@ async def error_of(call: Any) -> ApplianceError:
     raise AssertionError("the call went well")
 
 
-Stage = Callable[[Control], Sequence[Servicer]]
+Stage = Callable[[ControlPlane], Sequence[Servicer]]
 
 
 @asynccontextmanager
@@ -314,7 +316,7 @@ async def running(
     """
     shutil.copytree(template, folder)
     clock = clock or MovingClock()
-    control = Control.build(settings(folder), clock)
+    control = ControlPlane.build(settings(folder), clock)
     appliance = Appliance(folder, control, clock)
     if stage is not None:
         identify, _ = control._identities()

@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from appliance.cli.audit_folder import Parts
+from appliance.cli.audit_folder import AuditParts
 from appliance.control.audit.log import AuditLog
-from appliance.control.audit.record import Entry
+from appliance.control.audit.record import AuditEntry
 from appliance.crypto.chain import CHECKPOINTS, Verified
 from appliance.crypto.signing import SigningKey, VerifyKey
 from tests.fakes.state import StandingClock
 
 KEY = SigningKey(b"\x07" * 32)
 ORIGIN = "appliance/lab/audit"
-ENTRY = Entry("intent", principal="users/alice", method="/x.Jobs/CreateJob")
+ENTRY = AuditEntry("intent", principal="users/alice", method="/x.Jobs/CreateJob")
 
 
 def opened(folder: Path, **more: Any) -> AuditLog:
@@ -34,7 +34,7 @@ def verified(
     *folders: Path, older: bytes | None = None, key: VerifyKey = KEY.verify_key
 ) -> Verified:
     """What `appliance audit verify` proves of archives and, when it has checkpoints, a log."""
-    parts = Parts()
+    parts = AuditParts()
     for folder in folders:
         add = parts.add_folder if (folder / CHECKPOINTS).exists() else parts.add_archive
         add(folder)

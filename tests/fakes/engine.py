@@ -5,20 +5,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from appliance.worker.outputs import Output, Pulse
-from appliance.worker.requests import Limits, Request
+from appliance.worker.outputs import EngineActivity, Output
+from appliance.worker.requests import EngineLimits, EngineRequest
 
 
 class FakeEngine:
     def __init__(self) -> None:
-        self.pulse = Pulse()
-        self.limits = Limits(sequence_length=100, vocabulary=50, slots=4)
+        self.activity = EngineActivity()
+        self.limits = EngineLimits(sequence_length=100, vocabulary=50, slots=4)
         self.sinks: dict[str, Callable[[Output], None]] = {}
         self.aborted: list[str] = []
         self._changed = asyncio.Event()
 
     async def submit(
-        self, identifier: int, request: Request, sink: Callable[[Output], None]
+        self, identifier: int, request: EngineRequest, sink: Callable[[Output], None]
     ) -> None:
         self.sinks[identifier] = sink
         self._changed.set()
@@ -36,6 +36,6 @@ class FakeEngine:
 
     def step(self, made: dict[str, Output]) -> None:
         """One engine step: an output for each of these answers."""
-        self.pulse.beat(len(made), 0)
+        self.activity.note_step(len(made), 0)
         for identifier, output in made.items():
             self.sinks[identifier](output)

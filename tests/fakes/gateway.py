@@ -15,14 +15,14 @@ from typing import Any
 from appliance.client.inference import AsyncInference
 from appliance.core.identity import Principal, PrincipalKind
 from appliance.crypto.certs import make_csr, new_private_key
-from appliance.gateway.config import GatewayConfig, Limits, Listen, Routing
+from appliance.gateway.config import GatewayConfig, GatewayLimits, GatewayListen, RoutingSettings
 from appliance.gateway.identity import begin
 from appliance.gateway.main import Gateway
 from tests.fakes.routing import Control
 from tests.fakes.wire import CLUSTER, authority
 from tests.fakes.worker import Worker
 
-QUICK = Routing(
+QUICK = RoutingSettings(
     wait_seconds=1.0,
     settle_seconds=0.3,
     silent_seconds=0.4,
@@ -57,9 +57,9 @@ def configuration(folder: Path, control: int, **changes: Any) -> GatewayConfig:
         key=folder / "key.pem",
         certificate=folder / "cert.pem",
         ca=folder / "ca.pem",
-        listen=Listen("127.0.0.1:0", "127.0.0.1:0"),
+        listen=GatewayListen("127.0.0.1:0", "127.0.0.1:0"),
         metrics="127.0.0.1:0",
-        limits=Limits(),
+        limits=GatewayLimits(),
         routing=QUICK,
     )
     return dataclasses.replace(made, **changes)

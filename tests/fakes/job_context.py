@@ -21,9 +21,9 @@ from typing import Any
 import torch
 
 from appliance.crypto.artifacts import ArtifactReader, ArtifactWriter, manifest_digest
-from appliance.crypto.store import ObjectStore
+from appliance.crypto.store import ArtifactStore
 from appliance.jobs.runtime.context import Context
-from appliance.jobs.runtime.orders import Orders
+from appliance.jobs.runtime.orders import JobOrders
 from appliance.jobs.runtime.reporter import Reporter
 from appliance.jobs.runtime.signs import Signs
 
@@ -40,7 +40,7 @@ class FakeJob:
         self.stop = False
         self.save_on: int | None = None
         """The rank that is told to save and end."""
-        self.store = ObjectStore.at(f"file://{folder}/objects")
+        self.store = ArtifactStore.at(f"file://{folder}/objects")
         self.reports = folder / "reports.jsonl"
         self.scratch = folder / "scratch"
         self.scratch.mkdir(parents=True, exist_ok=True)
@@ -107,7 +107,7 @@ class FakeJob:
         """The context of one rank in this process (no process group)."""
         descriptor = os.open(self.reports, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         return Context(
-            orders=Orders.parse(self.document()),
+            orders=JobOrders.parse(self.document()),
             rank=rank,
             local_rank=rank,
             device=torch.device("cpu"),

@@ -20,25 +20,25 @@ from sqlalchemy import select
 from appliance.api.agent.v1 import agent_service_pb2 as agent
 from appliance.api.jobs.v1 import job_pb2, job_service_pb2
 from appliance.api.nodes.v1 import node_pb2
-from appliance.control.foundation import Foundation, People
-from appliance.control.opening import open_data
-from appliance.control.parts import enrolment
-from appliance.control.services import artifact_rows
-from appliance.control.services.artifacts import Made
-from appliance.control.services.caller import Caller
-from appliance.control.services.checkpoints import Checkpoints
-from appliance.control.services.datasets import Datasets
-from appliance.control.services.downloads import Downloads
-from appliance.control.services.endpoints import Endpoints
-from appliance.control.services.fleet import Session
-from appliance.control.services.jobs import Jobs
-from appliance.control.services.models import Models
-from appliance.control.services.nodes import Nodes
-from appliance.control.services.release import Release
-from appliance.control.services.routing import Routing
-from appliance.control.services.served import MAX_STEP
+from appliance.control.bootstrap.foundation import Foundation, People
+from appliance.control.bootstrap.opening import open_data
+from appliance.control.bootstrap.parts import enrolment
+from appliance.control.bootstrap.work_parts import WorkParts
+from appliance.control.services.agent.release import Release
+from appliance.control.services.common.caller import Caller
+from appliance.control.services.data import artifact_rows
+from appliance.control.services.data.artifacts import Provenance
+from appliance.control.services.data.datasets import Datasets
+from appliance.control.services.data.downloads import Downloads
+from appliance.control.services.data.models import Models
+from appliance.control.services.fleet.connected_agents import AgentSession
+from appliance.control.services.fleet.nodes import Nodes
+from appliance.control.services.fleet.served_clock import MAX_STEP
+from appliance.control.services.serving.endpoints import Endpoints
+from appliance.control.services.serving.routing import Routing
+from appliance.control.services.work.checkpoints import Checkpoints
+from appliance.control.services.work.jobs import Jobs
 from appliance.control.store import tables
-from appliance.control.work import Work
 from appliance.core.checkpoints import CheckpointPoint
 from appliance.core.identity import Principal, PrincipalKind
 from appliance.core.names import Name
@@ -77,7 +77,7 @@ class Lab:
         settings = settings_of(self.folder)
         self.base = Foundation(open_data(settings, self.time.wall), settings, self.time.wall)
         people = self.people = People(self.base)
-        self.work = Work(self.base, people, self.time.monotonic)
+        self.work = WorkParts(self.base, people, self.time.monotonic)
         self.work.scheduler.recover()
         self.work.storage.do_all()
         base, work = self.base, self.work
@@ -129,7 +129,7 @@ class Lab:
         self.base.opened.close()
 
     def look(self) -> None:
-        self.work.scheduler.look()
+        self.work.scheduler.run_pass()
 
     def forward(self, seconds: float, *, served: bool = True) -> None:
         """Let time pass; the control plane serves meanwhile, or stands still as one that hangs."""
@@ -169,7 +169,9 @@ class Lab:
         """A complete, signed version made outside of any job; its resource name."""
         artifacts = self.work.artifacts
         with self.database.write() as transaction:
-            version = artifacts.allocate(transaction, PROJECT, kind, name, Made("users/alice"))
+            version = artifacts.allocate(
+                transaction, PROJECT, kind, name, Provenance("users/alice")
+            )
         digest = write(artifacts.writer(version), files)
         reader = artifacts.verify(version, digest)
         artifacts.sign(version, digest)
@@ -308,7 +310,7 @@ class FakeAgent:
         """Whether this is an agent of 0.1.0, which knows no order to save."""
         self.leases: list[agent.Leases] = []
         self.free_ports: list[int] = []
-        self.session: Session | None = None
+        self.session: AgentSession | None = None
         self.cut = False
         self.storage_works = True
 
@@ -327,7 +329,9 @@ class FakeAgent:
         self.hello.ClearField("free_ports")
         self.hello.free_ports.extend(self.free_ports)
         agents = self.lab.work.agents
-        self.session = Session(agents.facts_of(self.caller, agent.ConnectRequest(hello=self.hello)))
+        self.session = AgentSession(
+            agents.facts_of(self.caller, agent.ConnectRequest(hello=self.hello))
+        )
         agents.connect(self.caller, self.hello, self.session)
         await self.take()
 

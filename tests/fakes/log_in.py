@@ -8,7 +8,7 @@ import pyotp
 import pytest
 from sqlalchemy import delete, insert, select
 
-from appliance.control.auth.credentials import Credentials, Proof
+from appliance.control.auth.credentials import Credentials, ProvenIdentity
 from appliance.control.auth.log_in import Completed, LogIn, Started
 from appliance.control.auth.sessions import Sessions
 from appliance.control.auth.totp import Totp
@@ -84,10 +84,10 @@ class House:
     def prove(self, token: str) -> Completed:
         return self.log_in.verify_totp(token, code=self.device.at(self.clock()))
 
-    def identify(self, token: str) -> Proof:
+    def identify(self, token: str) -> ProvenIdentity:
         return self.credentials.identify(f"Bearer {token}")
 
-    def check(self, proof: Proof) -> None:
+    def check(self, proof: ProvenIdentity) -> None:
         """Look at a credential again, as a change that gives something away does."""
         with self.state.read() as reading:
             self.credentials.check(reading, proof.principal, proof.credential)

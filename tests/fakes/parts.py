@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from appliance.api.data.v1 import dataset_service_pb2, upload_pb2
 from appliance.api.data.v1 import upload_service_pb2 as rpc
-from appliance.control.services.caller import Caller
+from appliance.control.services.common.caller import Caller
 from tests.fakes.lab import ALICE, PROJECT, Lab
 
 DATASET = f"projects/{PROJECT}/datasets/raw"

@@ -6,11 +6,11 @@ from collections.abc import Iterable
 
 import casbin
 
-from appliance.control.auth.rules import ROLE_PREFIX, Link, Rule
+from appliance.control.auth.rules import ROLE_PREFIX, PolicyRule, RoleLink
 
 
 class _Rows(casbin.persist.Adapter):  # type: ignore[misc]  # casbin is untyped
-    def __init__(self, rules: Iterable[Rule], links: Iterable[Link]) -> None:
+    def __init__(self, rules: Iterable[PolicyRule], links: Iterable[RoleLink]) -> None:
         self._rules, self._links = rules, links
 
     def load_policy(self, model: casbin.Model) -> None:
@@ -22,7 +22,9 @@ class _Rows(casbin.persist.Adapter):  # type: ignore[misc]  # casbin is untyped
         )
 
 
-def plain_casbin(model_text: str, rules: Iterable[Rule], links: Iterable[Link]) -> casbin.Enforcer:
+def plain_casbin(
+    model_text: str, rules: Iterable[PolicyRule], links: Iterable[RoleLink]
+) -> casbin.Enforcer:
     """An enforcer that decides by these rules and links."""
     model = casbin.Model()
     model.load_model_from_text(model_text)

@@ -11,7 +11,7 @@ from typing import Any
 
 from appliance.api.serving.v1 import endpoint_pb2, routing_service_pb2, routing_service_pb2_grpc
 from appliance.control.auth import tokens
-from appliance.control.services import fronts
+from appliance.control.services.fleet import front_certificates
 from appliance.core.errors import Unavailable
 from appliance.core.identity import Principal, PrincipalKind
 from appliance.crypto.reading import serial_of
@@ -206,7 +206,7 @@ class Control(routing_service_pb2_grpc.RoutingServiceServicer):
         if self.broken:
             raise Unavailable("the audit log cannot be written")
         self.fronts += 1
-        certificate = fronts.issue(
+        certificate = front_certificates.issue(
             authority(), GATEWAY, [], request.certificate_request, datetime.now(UTC)
         )
         return routing_service_pb2.RenewFrontCertificateResponse(certificate=certificate.decode())

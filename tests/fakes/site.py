@@ -18,8 +18,8 @@ from pathlib import Path
 from appliance.api.nodes.v1 import node_service_pb2, node_service_pb2_grpc
 from appliance.client.profiles import Profile, Profiles
 from appliance.control.events import NODES
-from appliance.control.pools import TASK_THREADS
-from appliance.control.services.artifacts import Made
+from appliance.control.rpc.pools import TASK_THREADS
+from appliance.control.services.data.artifacts import Provenance
 from tests.fakes.appliance import ADMINISTRATOR, Appliance, bearer, make_data_directory, running
 from tests.fakes.gang import ROOT
 from tests.fakes.lab import write
@@ -62,7 +62,7 @@ class Site:
         """A version of tokens, as a prepare job makes it; its resource name."""
         base, artifacts = self.appliance.control.base, self.appliance.control.work.artifacts
         with base.database.write() as transaction:
-            made = Made(f"users/{ADMINISTRATOR}")
+            made = Provenance(f"users/{ADMINISTRATOR}")
             version = artifacts.allocate(transaction, PROJECT, "dataset", name, made)
         digest = write(artifacts.writer(version), {"index.json": b"{}"})
         reader = artifacts.verify(version, digest)

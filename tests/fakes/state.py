@@ -15,7 +15,7 @@ from sqlalchemy import insert
 from appliance.control.auth.passwords import Passwords
 from appliance.control.store import migrate, tables
 from appliance.control.store.database import Database, Transaction
-from appliance.control.store.rows import Rows
+from appliance.control.store.rows import RowMacs
 from appliance.core.data_directory import DataDirectory
 from appliance.core.errors import Exhausted
 from appliance.core.files import read_secret
@@ -51,7 +51,7 @@ class FastPasswords(Passwords):
 def make_state(folder: Path, now: datetime = START) -> Database:
     """A new, initialised state database."""
     database = Database(folder / "state.db")
-    migrate.create(database, Rows(ROW_KEY), CLUSTER, now)
+    migrate.create(database, RowMacs(ROW_KEY), CLUSTER, now)
     return database
 
 
@@ -62,7 +62,7 @@ def as_control(folder: Path) -> Iterator[Database]:
     cluster = tomllib.loads(data.config.read_text())["cluster_id"]
     keyring = Keyring.open(read_secret(data.keyring), RootKey.read(data.root_key), cluster)
     database = Database(data.state)
-    assert migrate.check(database, Rows(keyring.row_key()), cluster, signed=True) == []
+    assert migrate.check(database, RowMacs(keyring.row_key()), cluster, signed=True) == []
     try:
         yield database
     finally:

@@ -14,7 +14,7 @@ from typing import Any
 
 from sqlalchemy import select
 
-from appliance.control.services.artifacts import Made
+from appliance.control.services.data.artifacts import Provenance
 from appliance.control.store import tables
 from tests.fakes.lab import write
 from tests.fakes.site import AGENT, PROJECT, Site, new_site
@@ -31,7 +31,9 @@ def add_text(site: Site) -> None:
     base, artifacts = site.appliance.control.base, site.appliance.control.work.artifacts
     lines = [json.dumps({"id": str(number), "text": "Hello."}) for number in range(DOCUMENTS)]
     with base.database.write() as transaction:
-        version = artifacts.allocate(transaction, PROJECT, "dataset", "raw", Made("users/alice"))
+        version = artifacts.allocate(
+            transaction, PROJECT, "dataset", "raw", Provenance("users/alice")
+        )
     content = "".join(f"{line}\n" for line in lines).encode()
     digest = write(artifacts.writer(version), {"part-00000.jsonl": content})
     reader = artifacts.verify(version, digest)

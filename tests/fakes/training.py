@@ -29,7 +29,7 @@ from appliance.jobs.train.job import run
 from appliance.jobs.train.model import first_weights, llama_config
 from appliance.jobs.train.optimizer import learning_rate
 from appliance.jobs.train.tokens import Batches, TokenIndex, TokenStream
-from appliance.kinds.train_settings import Settings
+from appliance.kinds.train_settings import TrainSettings
 from tests.fakes.job_context import FakeJob
 
 DATASET = "projects/p/datasets/d/versions/1"
@@ -123,10 +123,10 @@ def continued(folder: Path, other: FakeJob, **changes: object) -> FakeJob:
     return job
 
 
-def settings_of(job: FakeJob) -> Settings:
+def settings_of(job: FakeJob) -> TrainSettings:
     """The settings as the job will see them."""
     spec: TrainSpec = job.context().spec
-    return Settings.from_spec(spec)
+    return TrainSettings.from_spec(spec)
 
 
 def measured(job: FakeJob, name: str) -> list[float]:

@@ -20,7 +20,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from appliance.core.identity import SERVER_ZONE, Principal, PrincipalKind
 from appliance.crypto.certs import Authority, make_csr, new_private_key
 from appliance.wire import tls
-from appliance.wire.rules import Rule
+from appliance.wire.rules import AccessRule
 from appliance.wire.server import Listener, Server, Service
 
 CLUSTER = "c1"
@@ -124,7 +124,7 @@ class Running:
 async def serving(
     doors: list[Any],
     services: list[Service],
-    rules: dict[str, Rule],
+    rules: dict[str, AccessRule],
     *,
     require_client: bool = True,
     options: tuple[tuple[str, int], ...] = (),

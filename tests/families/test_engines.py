@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from appliance.api.inference.v1 import worker_service_pb2_grpc
-from appliance.core.families import BY_CLASS, Use
+from appliance.core.families import BY_CLASS, FamilyUse
 from appliance.core.identity import PrincipalKind
 from appliance.crypto.artifacts import ArtifactReader
 from appliance.jobs.assess import evaluate
@@ -24,8 +24,8 @@ from tests.families.test_quantize import QUANTIZED, quantized
 
 pytestmark = [pytest.mark.families, pytest.mark.engine, pytest.mark.timeout(400)]
 
-SERVED = [name for name in tiny_family.CLASSES if Use.TEXT in BY_CLASS[name].works]
-SPREAD = [name for name in tiny_family.CLASSES if Use.SPREAD in BY_CLASS[name].works]
+SERVED = [name for name in tiny_family.CLASSES if FamilyUse.TEXT in BY_CLASS[name].works]
+SPREAD = [name for name in tiny_family.CLASSES if FamilyUse.SPREAD in BY_CLASS[name].works]
 PROMPTS = [[3, 5, 8, 13], list(range(100, 140))]
 """The second one is longer than the sliding windows."""
 COUNT = 16

@@ -15,7 +15,7 @@ from appliance.api.models.v1 import model_pb2, model_service_pb2
 from appliance.api.serving.v1 import endpoint_pb2, endpoint_service_pb2
 from appliance.control.store import tables
 from appliance.core.errors import InvalidInput
-from appliance.core.families import BY_CLASS, Use
+from appliance.core.families import BY_CLASS, FamilyUse
 from appliance.crypto.artifacts import ArtifactReader
 from appliance.jobs.assess import evaluate
 from appliance.jobs.runtime.weights import Weights
@@ -69,7 +69,7 @@ def test_a_model_comes_in_and_is_the_same(lab: Lab, tiny: Folder, architecture: 
     assert (version.format, version.context_length) == ("float32", 512)
     reader = sealed(lab, version)
     works = BY_CLASS[architecture].works
-    if Use.EVALUATE in works:
+    if FamilyUse.EVALUATE in works:
         mine = evaluate.load(reader, reader.read_json("config.json"))
         loss = evaluate.negative_log_likelihood(mine, IDS)
         theirs = torch.nn.functional.cross_entropy(
@@ -90,8 +90,8 @@ def test_gpt2_as_it_was_first_published_gives_the_same_loss(
     assert loss == pytest.approx(evaluate.negative_log_likelihood(model, IDS), rel=1e-6)
 
 
-def job(model: str, dataset: str, kind: Use) -> job_service_pb2.CreateJobRequest:
-    if kind is Use.QUANTIZE:
+def job(model: str, dataset: str, kind: FamilyUse) -> job_service_pb2.CreateJobRequest:
+    if kind is FamilyUse.QUANTIZE:
         spec = job_pb2.QuantizeSpec(model=model, output_model="projects/demo/models/small")
         spec.scheme = job_pb2.QuantizeSpec.SCHEME_W8A8_INT8
         made = job_pb2.Job(quantize=spec)
@@ -100,8 +100,10 @@ def job(model: str, dataset: str, kind: Use) -> job_service_pb2.CreateJobRequest
     return job_service_pb2.CreateJobRequest(parent="projects/demo", job=made)
 
 
-@pytest.mark.parametrize("kind", [Use.QUANTIZE, Use.EVALUATE])
-def test_a_job_for_a_family_without_it_is_refused_with_the_reason(lab: Lab, kind: Use) -> None:
+@pytest.mark.parametrize("kind", [FamilyUse.QUANTIZE, FamilyUse.EVALUATE])
+def test_a_job_for_a_family_without_it_is_refused_with_the_reason(
+    lab: Lab, kind: FamilyUse
+) -> None:
     dataset = lab.tokens(f"d-{kind.value}")
     for number, architecture in enumerate(tiny_family.CLASSES):
         name = f"{kind.value}-{number}"
@@ -129,13 +131,13 @@ def test_an_endpoint_for_a_family_that_is_not_served_is_refused_with_the_reason(
 
     for number, architecture in enumerate(tiny_family.CLASSES):
         works = BY_CLASS[architecture].works
-        for degree, use in ((1, Use.TEXT), (2, Use.SPREAD)):
+        for degree, use in ((1, FamilyUse.TEXT), (2, FamilyUse.SPREAD)):
             if use in works:
                 create(f"s{degree}-{number}", degree)
                 continue
             with pytest.raises(InvalidInput, match=f"for which `{use}` does not work: "):
                 create(f"s{degree}-{number}", degree)
     assert len(lab.rows(tables.endpoint)) == sum(
-        (Use.TEXT in row.works) + (Use.SPREAD in row.works)
+        (FamilyUse.TEXT in row.works) + (FamilyUse.SPREAD in row.works)
         for row in (BY_CLASS[name] for name in tiny_family.CLASSES)
     )

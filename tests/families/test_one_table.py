@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 
-from appliance.core.families import BY_CLASS, FAMILIES, Use, reason, refusal
+from appliance.core.families import BY_CLASS, FAMILIES, FamilyUse, reason, refusal
 from tests.fakes.pages import ROOT
 
 KNOWN = {"appliance/core/families.py", "appliance/jobs/train/model.py"}
@@ -23,12 +23,12 @@ def test_no_other_module_names_an_architecture() -> None:
 def test_whatever_does_not_work_has_a_reason() -> None:
     for family in FAMILIES:
         for architecture in family.classes:
-            works = {use for use in Use if not refusal(architecture, use)}
+            works = {use for use in FamilyUse if not refusal(architecture, use)}
             assert works == family.works
-        assert all(len(reason(family, use)) > 20 for use in Use if use not in family.works)
-        assert Use.TEXT not in family.works or family.engine is not None
+        assert all(len(reason(family, use)) > 20 for use in FamilyUse if use not in family.works)
+        assert FamilyUse.TEXT not in family.works or family.engine is not None
 
 
 def test_a_version_of_a_release_that_knew_one_family_is_of_that() -> None:
-    assert refusal("", Use.TEXT) == ""
-    assert "not built in" in refusal("Evil", Use.TEXT)
+    assert refusal("", FamilyUse.TEXT) == ""
+    assert "not built in" in refusal("Evil", FamilyUse.TEXT)

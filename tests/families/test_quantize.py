@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from appliance.control.services import model_facts
-from appliance.core.families import BY_CLASS, Use
+from appliance.control.services.data import model_facts
+from appliance.core.families import BY_CLASS, FamilyUse
 from appliance.jobs.assess import evaluate
 from appliance.jobs.compress import quantize
 from tests.fakes import tiny_family
@@ -17,7 +17,7 @@ from tests.families.test_import import IDS
 
 MODEL = "projects/p/models/m/versions/1"
 SMALL = "projects/p/models/small"
-QUANTIZED = [name for name in tiny_family.CLASSES if Use.QUANTIZE in BY_CLASS[name].works]
+QUANTIZED = [name for name in tiny_family.CLASSES if FamilyUse.QUANTIZE in BY_CLASS[name].works]
 
 
 def quantized(folder: Path, source: Path) -> FakeJob:

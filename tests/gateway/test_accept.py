@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from appliance.gateway import accept, main
-from appliance.gateway.config import Limits
-from appliance.gateway.connections import Place
+from appliance.gateway.config import GatewayLimits
+from appliance.gateway.connections import ConnectionSlot
 from tests.fakes.gateway import Stage, stage, until
 from tests.fakes.worker import Worker
 
@@ -62,7 +62,7 @@ class Dialler:
 
 @contextlib.asynccontextmanager
 async def dialling(folder: Path, **limits: Any) -> AsyncIterator[tuple[Stage, Dialler]]:
-    async with stage(folder, Worker("a"), limits=Limits(**limits)) as found:
+    async with stage(folder, Worker("a"), limits=GatewayLimits(**limits)) as found:
         dialler = Dialler(found)
         try:
             yield found, dialler
@@ -140,7 +140,7 @@ async def test_who_makes_way_as_its_handshake_ends_is_closed_whole(tmp_path: Pat
         acceptor = found.gateway.http._server.servers[0]
         real = acceptor._protocol
 
-        def leaving(place: Place) -> Any:
+        def leaving(place: ConnectionSlot) -> Any:
             made = real(place)
             begin = made.connection_made
 
@@ -167,7 +167,7 @@ async def test_a_fault_while_a_connection_opens_keeps_neither_place_nor_socket(
         acceptor = found.gateway.http._server.servers[0]
         real = acceptor._protocol
 
-        def broken(_: Place) -> Any:
+        def broken(_: ConnectionSlot) -> Any:
             raise ValueError("no protocol")
 
         acceptor._protocol = broken

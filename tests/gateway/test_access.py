@@ -11,7 +11,7 @@ from appliance.control.auth import tokens
 from appliance.core.errors import Internal, NotFound, Unauthenticated, Unavailable
 from appliance.crypto.tokens import Parsed, TokenKind, text_of
 from appliance.gateway import access
-from appliance.gateway.snapshot import Snapshot
+from appliance.gateway.snapshot import RoutingSnapshot
 from appliance.gateway.view import View
 from tests.fakes.routing import ENDPOINT, KEY, Control, seal
 
@@ -28,14 +28,14 @@ def made() -> tuple[Control, str]:
 
 def test_a_token_says_who() -> None:
     control, token = made()
-    principal, _ = access.identify(Snapshot.of(seal(control.view)), token, time.time())
+    principal, _ = access.identify(RoutingSnapshot.of(seal(control.view)), token, time.time())
     assert principal == "serviceAccounts/app"
 
 
 @pytest.mark.attack
 def test_what_is_not_a_live_token_is_refused() -> None:
     control, token = made()
-    snapshot = Snapshot.of(seal(control.view))
+    snapshot = RoutingSnapshot.of(seal(control.view))
     minted = tokens.mint(TokenKind.SERVICE, KEY).text
     parts = token.split("_")
     swapped = text_of(Parsed(TokenKind.SERVICE, parts[2], minted.split("_")[3]))
@@ -49,7 +49,7 @@ def test_what_is_not_a_live_token_is_refused() -> None:
 def test_a_token_ends() -> None:
     control = Control()
     token = control.issue(expires=1000)
-    snapshot = Snapshot.of(seal(control.view))
+    snapshot = RoutingSnapshot.of(seal(control.view))
     assert access.identify(snapshot, token, 999.9)[0] == "serviceAccounts/app"
     with pytest.raises(Unauthenticated):
         access.identify(snapshot, token, 1000)
@@ -61,24 +61,24 @@ def test_an_answer_runs_on_only_while_its_token_its_owner_and_the_right_are_ther
     token = control.issue(expires=1000)
     control.serve()
     control.serve(endpoint=OTHER)
-    snapshot = Snapshot.of(seal(control.view))
+    snapshot = RoutingSnapshot.of(seal(control.view))
     principal, credential = access.identify(snapshot, token, 1)
-    access.still(snapshot, credential, principal, ENDPOINT, 999.9)
+    access.recheck(snapshot, credential, principal, ENDPOINT, 999.9)
     for credential_, principal_, now in (
         (credential, principal, 1000),
         (credential, "serviceAccounts/other", 1),
         ("0" * 16, principal, 1),
     ):
         with pytest.raises(Unauthenticated):
-            access.still(snapshot, credential_, principal_, ENDPOINT, now)
+            access.recheck(snapshot, credential_, principal_, ENDPOINT, now)
     with pytest.raises(NotFound):
-        access.still(snapshot, credential, principal, OTHER, 1)
+        access.recheck(snapshot, credential, principal, OTHER, 1)
 
 
 @pytest.mark.attack
 def test_no_right_and_no_endpoint_look_the_same() -> None:
     control, _ = made()
-    snapshot = Snapshot.of(seal(control.view))
+    snapshot = RoutingSnapshot.of(seal(control.view))
     said = []
     for name in (OTHER, "projects/q/endpoints/nothere"):
         with pytest.raises(NotFound) as raised:
@@ -101,7 +101,7 @@ def test_the_scheme_is_not_case_sensitive() -> None:
 
 def test_secrets_are_in_no_repr() -> None:
     control, _ = made()
-    shown = repr(Snapshot.of(seal(control.view)))
+    shown = repr(RoutingSnapshot.of(seal(control.view)))
     assert str(KEY) not in shown
     assert "digest" not in shown
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from appliance.gateway.breaker import Breaker, Budget, State
+from appliance.gateway.breaker import Breaker, BreakerState, Budget
 
 
 def opened(at: float = 100.0) -> Breaker:
@@ -22,7 +22,7 @@ def fail(breaker: Breaker, at: float) -> bool:
 def test_failures_in_a_row_open_it() -> None:
     breaker = Breaker(3)
     assert [fail(breaker, at) for at in (0, 1, 2)] == [False, False, True]
-    assert breaker.state is State.OPEN
+    assert breaker.state is BreakerState.OPEN
 
 
 def test_a_success_between_keeps_it_closed() -> None:
@@ -31,7 +31,7 @@ def test_a_success_between_keeps_it_closed() -> None:
         fail(breaker, 2 * at)
         fail(breaker, 2 * at + 1)
         breaker.succeeded()
-    assert breaker.state is State.CLOSED
+    assert breaker.state is BreakerState.CLOSED
 
 
 def test_what_was_sent_before_a_failure_counts_with_it_once() -> None:
@@ -39,7 +39,7 @@ def test_what_was_sent_before_a_failure_counts_with_it_once() -> None:
     # A stream with a hundred answers is lost, and what was late beside them comes a little later.
     assert not any(breaker.failed(10.0, sent / 10) for sent in range(100))
     assert not any(breaker.failed(10.5, 9.9) for _ in range(100))
-    assert breaker.state is State.CLOSED
+    assert breaker.state is BreakerState.CLOSED
     assert [breaker.failed(11.0, 10.6), breaker.failed(12.0, 11.5)] == [False, True]
 
 
@@ -68,7 +68,7 @@ def test_answers_that_end_while_it_is_open_change_nothing() -> None:
     breaker = opened()
     breaker.succeeded()
     assert fail(breaker, 100.5) is False
-    assert breaker.state is State.OPEN
+    assert breaker.state is BreakerState.OPEN
     assert breaker.probe_due(101.0)
 
 
@@ -80,7 +80,7 @@ def test_pauses_double_up_to_half_a_minute() -> None:
         pauses.append(pause)
         now += pause
         breaker.probe_sent()
-        assert breaker.state is State.HALF_OPEN
+        assert breaker.state is BreakerState.HALF_OPEN
         assert not breaker.probe_due(now + 1000)
         breaker.probed(now, well=False)
     assert pauses == [1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 30.0]
@@ -90,7 +90,7 @@ def test_one_good_probe_closes_it_and_forgets() -> None:
     breaker = opened()
     breaker.probe_sent()
     breaker.probed(101.0, well=True)
-    assert breaker.state is State.CLOSED
+    assert breaker.state is BreakerState.CLOSED
     assert [fail(breaker, 102.0), fail(breaker, 103.0)] == [False, False]
 
 

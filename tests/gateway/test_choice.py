@@ -6,11 +6,11 @@ import random
 from collections import Counter
 
 from appliance.gateway.fleet import choose
-from appliance.gateway.snapshot import Place
+from appliance.gateway.snapshot import ReplicaAddress
 
 
-def place(name: str, epoch: int = 1) -> Place:
-    return Place("projects/p/endpoints/e", name, epoch, f"127.0.0.1:{ord(name[0])}", name)
+def place(name: str, epoch: int = 1) -> ReplicaAddress:
+    return ReplicaAddress("projects/p/endpoints/e", name, epoch, f"127.0.0.1:{ord(name[0])}", name)
 
 
 A, B, C = place("a"), place("b"), place("c")
@@ -23,7 +23,9 @@ class Turns:
         self.turns: dict[tuple[str, str], int] = {}
         self.count = 0
 
-    def take(self, candidates: list[Place], tried: set[Place] | None = None) -> Place | None:
+    def take(
+        self, candidates: list[ReplicaAddress], tried: set[ReplicaAddress] | None = None
+    ) -> ReplicaAddress | None:
         chosen = choose(candidates, tried or set(), self.turns)
         if chosen is not None:
             self.count += 1
@@ -70,7 +72,7 @@ def test_a_flapping_neighbour_shifts_nothing() -> None:
 
 
 def test_turns_are_of_an_endpoint() -> None:
-    other = Place("projects/p/endpoints/f", "a", 1, "127.0.0.1:1", "a")
+    other = ReplicaAddress("projects/p/endpoints/f", "a", 1, "127.0.0.1:1", "a")
     turns = Turns()
     assert turns.take([A, B]) == A
     assert turns.take([other]) == other

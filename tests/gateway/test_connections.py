@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from appliance.core.errors import Exhausted
-from appliance.gateway.connections import Connections, Place
+from appliance.gateway.connections import Connections, ConnectionSlot
 from appliance.wire.admission import Rates
 
 
@@ -16,7 +16,7 @@ def places(
     return Connections(total, per_source, Rates(1.0, burst, lambda: clock[0]))
 
 
-def enter(made: Connections, source: str, count: int = 1) -> list[Place]:
+def enter(made: Connections, source: str, count: int = 1) -> list[ConnectionSlot]:
     return [made.enter(source)[0] for _ in range(count)]
 
 
@@ -62,17 +62,17 @@ def test_many_sources_cannot_keep_a_newcomer_out() -> None:
 def test_a_known_caller_keeps_its_connection_whatever_comes() -> None:
     made = places(4, 4)
     mine = enter(made, "a")[0]
-    made.know(mine)
+    made.mark_authenticated(mine)
     left = [made.enter("a")[1] for _ in range(50)]
     assert mine not in left
-    made.know(mine)
+    made.mark_authenticated(mine)
     made.leave(mine)
 
 
 def test_a_share_full_of_known_callers_takes_nobody_more() -> None:
     made = places(10, 2)
     for place in enter(made, "a", 2):
-        made.know(place)
+        made.mark_authenticated(place)
     with pytest.raises(Exhausted, match="as many connections as one may") as refused:
         made.enter("a")
     assert refused.value.retry_after == 1.0
@@ -83,7 +83,7 @@ def test_a_share_full_of_known_callers_takes_nobody_more() -> None:
 def test_when_known_callers_hold_all_places_a_few_are_told_so() -> None:
     made = places(32, 32)
     for place in enter(made, "a", 32):
-        made.know(place)
+        made.mark_authenticated(place)
     assert [place.is_full for place in enter(made, "b", 2)] == [True, True]
     told, leaving = made.enter("c")
     assert (told.is_full, len(made)) == (True, 34)
@@ -95,7 +95,7 @@ def test_when_all_are_known_and_told_the_next_one_is_closed() -> None:
     made = places(16, 16)
     for source, count in (("a", 16), ("b", 1)):
         for place in enter(made, source, count):
-            made.know(place)
+            made.mark_authenticated(place)
     with pytest.raises(Exhausted, match="all connections are taken"):
         made.enter("c")
 

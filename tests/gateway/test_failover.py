@@ -12,9 +12,9 @@ import pytest
 
 from appliance.api.serving.v1 import endpoint_pb2
 from appliance.core.errors import InvalidInput, NotFound, Unavailable
-from appliance.gateway.breaker import State
-from appliance.gateway.config import Limits
-from appliance.gateway.links import Link, stall_limit
+from appliance.gateway.breaker import BreakerState
+from appliance.gateway.config import GatewayLimits
+from appliance.gateway.links import ReplicaLink, stall_limit
 from tests.fakes.gateway import QUICK, Stage, stage, until
 from tests.fakes.routing import ENDPOINT
 from tests.fakes.worker import END, Script, Worker, story, tokenizer
@@ -112,7 +112,7 @@ async def test_doubt_never_takes_the_last_replica(tmp_path: Path) -> None:
         only.script = Script(seconds=0.0)
         ids, _, moves = await answer
         assert (ids, moves) == (story(COUNT, 40), 0)
-        assert link.breaker.state is State.CLOSED
+        assert link.breaker.state is BreakerState.CLOSED
 
 
 async def test_a_new_answer_waits_for_the_last_replica_in_doubt(tmp_path: Path) -> None:
@@ -191,7 +191,7 @@ async def test_an_endpoint_that_crashes_at_each_start_takes_no_slots(tmp_path: P
 
 async def test_an_answer_that_waits_ends_with_the_time_of_its_call(tmp_path: Path) -> None:
     only = Worker("a", Script(seconds=0.01))
-    limits = Limits(answer_seconds=1.5)
+    limits = GatewayLimits(answer_seconds=1.5)
     async with stage(tmp_path, only, limits=limits) as found:
         found.control.view.routes[0].replicas.add(id="b", state="STATE_STARTING", epoch=1)
         found.control.publish()
@@ -294,20 +294,20 @@ async def test_a_broken_replica_leaves_rotation_and_comes_back(tmp_path: Path) -
         for _ in range(12):
             await found.ready_again(dies)
             assert (await ask(found, 5))[0] == story(COUNT, 5)
-            if breaker(found, "a") is not State.CLOSED:
+            if breaker(found, "a") is not BreakerState.CLOSED:
                 break
-        assert breaker(found, "a") is not State.CLOSED
+        assert breaker(found, "a") is not BreakerState.CLOSED
         seen = len(dies.submits)
         for _ in range(5):
             await ask(found, 5)
         assert [s for s in dies.submits[seen:] if s.sampling.max_tokens == 5] == []
         dies.script = Script()
-        await until(lambda: breaker(found, "a") is State.CLOSED, 8)
+        await until(lambda: breaker(found, "a") is BreakerState.CLOSED, 8)
         probes = [submit for submit in dies.submits if submit.sampling.max_tokens == 1]
         assert probes
 
 
-def breaker(found: Stage, replica: str) -> State:
+def breaker(found: Stage, replica: str) -> BreakerState:
     return next(
         link.breaker.state for link in found.gateway.fleet.links if link.place.id == replica
     )
@@ -368,7 +368,7 @@ async def test_a_replica_that_moves_keeps_its_answers_where_they_are(tmp_path: P
     await new.stop()
 
 
-def links(found: Stage) -> list[Link]:
+def links(found: Stage) -> list[ReplicaLink]:
     return found.gateway.fleet.links
 
 

@@ -9,16 +9,16 @@ from typing import Any
 
 from appliance.api.inference.v1 import generation_pb2
 from appliance.gateway.ask import Ask
-from appliance.gateway.config import Routing
-from appliance.gateway.fleet import Fleet
-from appliance.gateway.places import Places
-from appliance.gateway.snapshot import Place, Route, Snapshot
+from appliance.gateway.config import RoutingSettings
+from appliance.gateway.fleet import ReplicaLinks
+from appliance.gateway.slots import ReplicaSlots
+from appliance.gateway.snapshot import ReplicaAddress, Route, RoutingSnapshot
 
 
 class Full:
     """A link to a replica that is full; counts who looks whether it is."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: ReplicaAddress) -> None:
         self.place = place
         self.looks = 0
         self.closed = self.connected = self.retired = False
@@ -40,14 +40,14 @@ class Full:
         """Nothing is open."""
 
 
-class Replicas(Fleet):
+class Replicas(ReplicaLinks):
     """A fleet whose replicas are all full."""
 
     def __init__(self) -> None:
-        super().__init__(lambda _: SimpleNamespace(), Routing())
+        super().__init__(lambda _: SimpleNamespace(), RoutingSettings())
         self.opened: list[Full] = []
 
-    def _open(self, place: Place) -> Any:
+    def _open(self, place: ReplicaAddress) -> Any:
         self.opened.append(Full(place))
         return self.opened[-1]
 
@@ -60,7 +60,7 @@ class Replicas(Fleet):
         )
 
 
-def view(**replicas: int) -> Snapshot:
+def view(**replicas: int) -> RoutingSnapshot:
     """A view of endpoints with so many replicas each."""
     routes = {
         name: Route(
@@ -68,17 +68,17 @@ def view(**replicas: int) -> Snapshot:
             "projects/p",
             "m",
             100,
-            tuple(Place(name, str(each), 1, "127.0.0.1:1", "x") for each in range(count)),
+            tuple(ReplicaAddress(name, str(each), 1, "127.0.0.1:1", "x") for each in range(count)),
             coming=False,
         )
         for name, count in replicas.items()
     }
-    return Snapshot(1, b"", {}, {}, routes, {}, 0)
+    return RoutingSnapshot(1, b"", {}, {}, routes, {}, 0)
 
 
 async def test_a_change_at_a_link_is_looked_at_by_who_waits_for_its_endpoint() -> None:
     fleet = Replicas()
-    places = Places(fleet, Routing(), time.monotonic)
+    places = ReplicaSlots(fleet, RoutingSettings(), time.monotonic)
     fleet.apply(view(a=2, b=2, c=2))
     asks = [Ask(name, [1], generation_pb2.Sampling(), [], 10) for name in "abc"]
     asking = [asyncio.create_task(places.place(ask)) for ask in asks]

@@ -51,7 +51,7 @@ class Desk:
         self.files.key.chmod(mode)
 
     def shows_site(self) -> bool:
-        self.front.look()
+        self.front.reload_site_files()
         return self.front.context is self.front._theirs
 
 

@@ -11,7 +11,7 @@ import pytest
 from appliance.core.errors import Exhausted, Internal
 from appliance.core.identity import PrincipalKind
 from appliance.gateway import service
-from appliance.gateway.config import Limits
+from appliance.gateway.config import GatewayLimits
 from appliance.wire.status import from_rpc_error
 from tests.fakes.gateway import Stage, stage, until
 from tests.fakes.routing import ENDPOINT
@@ -78,7 +78,7 @@ async def test_what_a_known_caller_calls_that_is_none_is_no_inference(tmp_path: 
 
 @pytest.mark.attack
 async def test_a_known_caller_makes_so_many_calls_a_second(tmp_path: Path) -> None:
-    limits = Limits(calls_per_second=0.001, call_burst=2)
+    limits = GatewayLimits(calls_per_second=0.001, call_burst=2)
     async with stage(tmp_path, Worker("a"), limits=limits) as found, found.client() as client:
         for _ in range(2):
             async for _ in client.generate(ENDPOINT, prompt="Hallo", max_tokens=1):

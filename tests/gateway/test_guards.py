@@ -30,7 +30,7 @@ from appliance.core.errors import (
 )
 from appliance.core.identity import PrincipalKind
 from appliance.gateway import view
-from appliance.gateway.config import Limits
+from appliance.gateway.config import GatewayLimits
 from appliance.gateway.main import VIEW
 from tests.fakes.gateway import QUICK, Stage, stage, until
 from tests.fakes.routing import ENDPOINT
@@ -184,7 +184,7 @@ async def test_while_the_control_plane_is_away_its_last_word_decides(
 
 @pytest.mark.attack
 async def test_one_caller_cannot_take_all_slots(tmp_path: Path) -> None:
-    limits = Limits(calls=5, calls_per_caller=3)
+    limits = GatewayLimits(calls=5, calls_per_caller=3)
     worker = Worker("a", Script(seconds=0.02))
     async with stage(tmp_path, worker, limits=limits) as found:
         other = found.control.issue("users/other")
@@ -217,7 +217,7 @@ async def test_without_an_audit_there_is_no_answer(tmp_path: Path) -> None:
 @pytest.mark.attack
 async def test_a_caller_that_reads_nothing_is_left(tmp_path: Path) -> None:
     worker = Worker("a")
-    async with stage(tmp_path, worker, limits=Limits(send_seconds=0.3)) as found:
+    async with stage(tmp_path, worker, limits=GatewayLimits(send_seconds=0.3)) as found:
         found.control.serve(worker, longest=400_000)
         found.control.publish()
         await until(lambda: (last := found.gateway.view.last) is not None and last.version == 2)

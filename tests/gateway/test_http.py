@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from appliance.gateway.http import Admission, HttpFront
+from appliance.gateway.http import ConnectionLimits, HttpFront
 from appliance.gateway.identity import begin
 from tests.fakes.gateway import configuration
 
-ADMISSION = Admission(
+ADMISSION = ConnectionLimits(
     connections=10, connections_per_source=10, per_second=1e6, burst=1000, send_seconds=0.3
 )
 CHUNK = bytes(1 << 20)

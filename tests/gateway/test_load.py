@@ -6,12 +6,12 @@ import pytest
 
 from appliance.api.inference.v1 import worker_service_pb2
 from appliance.gateway.attempts import Attempt
-from appliance.gateway.load import Load
+from appliance.gateway.load import ReplicaLoad
 
 
-def load(slots: int, waiting: int = 0) -> Load:
-    made = Load()
-    made.heard(worker_service_pb2.Heartbeat(slots=slots, waiting=waiting, running=1))
+def load(slots: int, waiting: int = 0) -> ReplicaLoad:
+    made = ReplicaLoad()
+    made.note_heartbeat(worker_service_pb2.Heartbeat(slots=slots, waiting=waiting, running=1))
     return made
 
 
@@ -61,18 +61,18 @@ def test_an_answer_waits_until_one_that_came_later_begins() -> None:
     made = load(1, waiting=2)
     first, second = Attempt(1, 0.0, 99.0), Attempt(2, 0.0, 99.0)
     assert made.may_wait(first)
-    made.came(second, 5.0)
+    made.note_first_token(second, 5.0)
     assert not made.may_wait(first)
     # Put back for want of memory after its token at 6: it may wait, until somebody overtakes it.
     second.since = 6.0
     assert made.may_wait(second)
-    made.came(Attempt(3, 0.0, 99.0), 7.0)
+    made.note_first_token(Attempt(3, 0.0, 99.0), 7.0)
     assert not made.may_wait(second)
 
 
 def test_nobody_waits_for_a_replica_that_works_on_nothing() -> None:
     made = load(1, waiting=2)
-    made.heard(worker_service_pb2.Heartbeat(slots=1, waiting=2, running=0))
+    made.note_heartbeat(worker_service_pb2.Heartbeat(slots=1, waiting=2, running=0))
     assert not made.may_wait(Attempt(1, 0.0, 99.0))
 
 

@@ -17,8 +17,8 @@ from appliance.api.serving.v1 import routing_service_pb2
 from appliance.core.errors import Exhausted, Unavailable, UnknownMethod
 from appliance.gateway import models
 from appliance.gateway.fetching import Fetched
-from appliance.gateway.models import Models
-from appliance.gateway.snapshot import Route, Snapshot
+from appliance.gateway.models import ServedModels
+from appliance.gateway.snapshot import Route, RoutingSnapshot
 from appliance.gateway.tokenize import Desk, ServedModel
 from tests.fakes.gateway import stage, until
 from tests.fakes.routing import ENDPOINT, Control
@@ -26,7 +26,7 @@ from tests.fakes.worker import Worker, story, tokenizer
 
 SERVED = routing_service_pb2.ServedTokenizer(tokenizer_json=tokenizer().to_str().encode())
 ROUTE = Route("projects/p/endpoints/e", "projects/p", "m", 10, (), coming=False)
-NOTHING = Snapshot(1, b"", {}, {}, {}, {}, 0)
+NOTHING = RoutingSnapshot(1, b"", {}, {}, {}, {}, 0)
 
 
 class Source:
@@ -49,8 +49,8 @@ class Source:
             raise self.error
         return self.content, None if self.content in held else self.served
 
-    def models(self, desk: Desk) -> Models:
-        return Models(self.fetch, desk, self.seconds, lambda: self.now)
+    def models(self, desk: Desk) -> ServedModels:
+        return ServedModels(self.fetch, desk, self.seconds, lambda: self.now)
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +162,7 @@ async def test_no_more_are_in_memory_before_they_are_prepared_than_may(
         return endpoint, made
 
     monkeypatch.setattr(models, "ServedModel", slow)
-    found = Models(fetch, cast("Any", None), 60.0)
+    found = ServedModels(fetch, cast("Any", None), 60.0)
     routes = [
         dataclasses.replace(ROUTE, endpoint=f"e{number}", model=f"m{number}")
         for number in range(3 * models.FETCHES)

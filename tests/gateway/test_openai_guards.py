@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from appliance.gateway import http, openai_sender
-from appliance.gateway.config import Limits
+from appliance.gateway.config import GatewayLimits
 from tests.fakes.gateway import Stage, stage, until
 from tests.fakes.worker import Script, Worker
 
@@ -99,7 +99,7 @@ async def test_a_body_too_large_is_refused_told_or_not(
 
 async def test_too_many_at_once_is_429_and_cut_off_is_503(tmp_path: Path) -> None:
     slow = Worker("a", Script(seconds=0.05))
-    limits = Limits(calls_per_caller=1)
+    limits = GatewayLimits(calls_per_caller=1)
     async with stage(tmp_path, slow, limits=limits, stale_view_seconds=0.6) as found:
         headers = {"authorization": f"Bearer {found.token}"}
         async with httpx.AsyncClient(

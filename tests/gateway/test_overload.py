@@ -17,9 +17,9 @@ from appliance.api.inference.v1 import worker_service_pb2
 from appliance.core.errors import ApplianceError, Exhausted, Unavailable
 from appliance.gateway import links
 from appliance.gateway.attempts import Attempt
-from appliance.gateway.breaker import State
-from appliance.gateway.config import Limits
-from appliance.gateway.links import Link
+from appliance.gateway.breaker import BreakerState
+from appliance.gateway.config import GatewayLimits
+from appliance.gateway.links import ReplicaLink
 from appliance.gateway.rendering import ChatTemplate, Message
 from appliance.gateway.turns import TEMPLATES
 from tests.fakes.gateway import QUICK, Stage, stage, until
@@ -47,7 +47,7 @@ async def outcome(asking: asyncio.Task[list[int]]) -> list[int] | ApplianceError
         return error
 
 
-def link_of(found: Stage, replica: str = "a") -> Link:
+def link_of(found: Stage, replica: str = "a") -> ReplicaLink:
     return next(link for link in found.gateway.fleet.links if link.place.id == replica)
 
 
@@ -72,7 +72,7 @@ async def test_ten_times_more_callers_than_slots_are_all_answered(
     async with stage(tmp_path, Worker("a", script), routing=tight) as found:
         answers = await asyncio.gather(*(ask(found, 25) for _ in range(20)))
         assert answers == [story(COUNT, 25)] * 20
-        assert link_of(found).breaker.state is State.CLOSED
+        assert link_of(found).breaker.state is BreakerState.CLOSED
         assert (counted(found, "retries"), counted(found, "continuations")) == (0, 0)
 
 
@@ -166,7 +166,7 @@ async def test_whose_turn_does_not_come_in_time_hears_so_and_nobody_else(
         assert [each for each in ended if isinstance(each, list)] == [story(COUNT, 100)]
         refused = [each for each in ended if not isinstance(each, list)]
         assert [(type(each), each.retry_after) for each in refused] == [(Exhausted, 5.0)] * 3
-        assert link_of(found).breaker.state is State.CLOSED
+        assert link_of(found).breaker.state is BreakerState.CLOSED
         assert counted(found, "retries") == 0
         # Those that waited in the replica left it, too.
         await until(lambda: worker.running == 0)
@@ -179,10 +179,10 @@ async def test_a_probe_that_is_late_ends(tmp_path: Path) -> None:
     async with stage(tmp_path, worker, routing=tight) as found:
         with pytest.raises(Unavailable):
             await ask(found, 5)
-        await until(lambda: link_of(found).breaker.state is State.HALF_OPEN)
-        await until(lambda: link_of(found).breaker.state is State.OPEN)
+        await until(lambda: link_of(found).breaker.state is BreakerState.HALF_OPEN)
+        await until(lambda: link_of(found).breaker.state is BreakerState.OPEN)
         worker.script = Script()
-        await until(lambda: link_of(found).breaker.state is State.CLOSED, 8)
+        await until(lambda: link_of(found).breaker.state is BreakerState.CLOSED, 8)
         assert await ask(found, 5) == story(COUNT, 5)
 
 
@@ -197,8 +197,8 @@ async def test_a_probe_that_waits_behind_others_proves_that_the_replica_works(
         link = link_of(found)
         for number in range(PATIENT.failures):
             link.failed(Attempt(0, link._clock() + number, math.inf))
-        assert link.breaker.state is State.OPEN
-        await until(lambda: link.breaker.state is State.CLOSED)
+        assert link.breaker.state is BreakerState.OPEN
+        await until(lambda: link.breaker.state is BreakerState.CLOSED)
         assert not any(task.done() for task in asking)
         assert await asyncio.gather(*asking) == [story(COUNT, 100)] * 2
 
@@ -211,7 +211,7 @@ async def test_a_replica_that_works_on_nothing_leaves_rotation(tmp_path: Path) -
         for _ in range(tight.failures):
             with pytest.raises(Unavailable):
                 await ask(found, 5)
-        assert link_of(found).breaker.state is not State.CLOSED
+        assert link_of(found).breaker.state is not BreakerState.CLOSED
 
 
 async def test_a_replica_that_makes_no_token_leaves_rotation_when_the_first_are_late(
@@ -223,7 +223,7 @@ async def test_a_replica_that_makes_no_token_leaves_rotation_when_the_first_are_
     async with stage(tmp_path, worker, routing=tight) as found, asyncio.timeout(20):
         asking = [asyncio.create_task(ask(found, 5)) for _ in range(tight.failures)]
         assert {type(await outcome(task)) for task in asking} == {Unavailable}
-        assert link_of(found).breaker.state is not State.CLOSED
+        assert link_of(found).breaker.state is not BreakerState.CLOSED
         assert len(worker.submits) == tight.failures
 
 
@@ -233,8 +233,8 @@ async def test_a_probe_that_is_not_taken_proves_that_the_replica_works(tmp_path:
         link = link_of(found)
         for number in range(PATIENT.failures):
             link.failed(Attempt(0, link._clock() + number, math.inf))
-        assert link.breaker.state is State.OPEN
-        await until(lambda: link.breaker.state is State.CLOSED)
+        assert link.breaker.state is BreakerState.OPEN
+        await until(lambda: link.breaker.state is BreakerState.CLOSED)
         assert len(worker.submits) == 1
 
 
@@ -258,7 +258,7 @@ async def test_what_a_full_replica_does_not_take_waits_for_its_turn(tmp_path: Pa
     async with stage(tmp_path, worker, routing=PATIENT) as found:
         answers = await asyncio.gather(*(ask(found, 20) for _ in range(3)))
         assert answers == [story(COUNT, 20)] * 3
-        assert link_of(found).breaker.state is State.CLOSED
+        assert link_of(found).breaker.state is BreakerState.CLOSED
         assert counted(found, "retries") == 0
 
 
@@ -272,7 +272,7 @@ async def test_a_lost_stream_with_many_answers_is_one_failure(tmp_path: Path) ->
         await until(lambda: not link_of(found).connected)
         worker.script = Script()
         assert await asyncio.gather(*asking) == [story(COUNT, 20)] * 15
-        assert link_of(found).breaker.state is State.CLOSED
+        assert link_of(found).breaker.state is BreakerState.CLOSED
 
 
 @pytest.mark.parametrize("comes_back", ["at once", "later"])
@@ -356,7 +356,7 @@ LIAR = Script(hang_after=3, waiting=5, running=1, empty_steps=True)
 async def test_an_answer_stays_no_longer_in_a_replica_than_its_call_may_take(
     tmp_path: Path,
 ) -> None:
-    limits = Limits(answer_seconds=1.0)
+    limits = GatewayLimits(answer_seconds=1.0)
     async with stage(tmp_path, Worker("a", LIAR), routing=PATIENT, limits=limits) as found:
         asking = asyncio.create_task(ask(found, 20))
         async with asyncio.timeout(10):
@@ -397,7 +397,7 @@ async def test_a_right_that_is_taken_away_ends_an_answer_that_gets_no_token(
 async def test_a_dead_endpoint_takes_no_place_of_a_healthy_one(tmp_path: Path) -> None:
     """Its callers fill the gateway and wait; those of the other endpoint are answered at once."""
     patient = dataclasses.replace(PATIENT, wait_seconds=60.0)
-    limits = Limits(calls=8, calls_per_caller=100)
+    limits = GatewayLimits(calls=8, calls_per_caller=100)
     async with stage(
         tmp_path, Worker("a", Script(seconds=0.01)), routing=patient, limits=limits
     ) as found:
@@ -429,7 +429,7 @@ async def test_a_callers_own_waiting_answers_make_way_for_what_can_be_answered(
     tmp_path: Path,
 ) -> None:
     patient = dataclasses.replace(PATIENT, wait_seconds=60.0)
-    limits = Limits(calls_per_caller=3)
+    limits = GatewayLimits(calls_per_caller=3)
     async with stage(tmp_path, Worker("a"), routing=patient, limits=limits) as found:
         await serve_dead(found)
         asking = [asyncio.create_task(ask(found, 5, DEAD)) for _ in range(3)]
@@ -449,7 +449,9 @@ async def test_nothing_makes_way_for_an_answer_that_would_wait_too(tmp_path: Pat
     """The only slot is taken: one more is sent there ahead of time, and waits there."""
     patient = dataclasses.replace(PATIENT, wait_seconds=60.0)
     worker = Worker("a", Script(hang_after=1, slots=1))
-    async with stage(tmp_path, worker, routing=patient, limits=Limits(calls_per_caller=3)) as found:
+    async with stage(
+        tmp_path, worker, routing=patient, limits=GatewayLimits(calls_per_caller=3)
+    ) as found:
         await serve_dead(found)
         other = found.control.issue(principal="serviceAccounts/other")
         found.control.publish()
@@ -472,7 +474,7 @@ async def test_no_waiting_answer_is_given_up_for_one_that_is_refused_all_the_sam
     """Its caller has as many as it may, and so has its endpoint: one that goes must free both."""
     patient = dataclasses.replace(PATIENT, wait_seconds=60.0)
     worker = Worker("a", Script(hang_after=1, slots=16))
-    limits = Limits(calls=8, calls_per_caller=3)
+    limits = GatewayLimits(calls=8, calls_per_caller=3)
     async with stage(tmp_path, worker, routing=patient, limits=limits) as found:
         await serve_dead(found)
         x, y, z = (found.control.issue(principal=f"serviceAccounts/{name}") for name in "xyz")

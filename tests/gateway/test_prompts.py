@@ -16,7 +16,7 @@ from appliance.core.errors import ContextExceeded, Internal, InvalidInput
 from appliance.gateway.pipeline import Question, tokens_of
 from appliance.gateway.text import Detokenizer
 from appliance.gateway.tokenize import ServedModel
-from appliance.gateway.turns import ANYBODY, KEPT, Asker, Turns
+from appliance.gateway.turns import ANYBODY, KEPT, Asker, FairTurns
 from tests.fakes.gateway import stage, until
 from tests.fakes.routing import ENDPOINT
 from tests.fakes.worker import END, Script, Worker, tokenizer
@@ -107,7 +107,7 @@ async def test_token_ids_are_counted_before_they_are_looked_at() -> None:
 
 
 async def _hold(
-    turns: Turns, caller: str, order: list[str], done: asyncio.Event, endpoint: str = ""
+    turns: FairTurns, caller: str, order: list[str], done: asyncio.Event, endpoint: str = ""
 ) -> None:
     async with turns.turn(Asker(endpoint, caller)):
         order.append(caller)
@@ -116,7 +116,7 @@ async def _hold(
 
 @pytest.mark.attack
 async def test_turns_go_round_among_callers() -> None:
-    turns, order, done = Turns(1), list[str](), asyncio.Event()
+    turns, order, done = FairTurns(1), list[str](), asyncio.Event()
     asked = ["first", *["many"] * 5, "one", "other"]
     tasks = [asyncio.create_task(_hold(turns, name, order, done)) for name in asked]
     await asyncio.sleep(0)
@@ -128,7 +128,7 @@ async def test_turns_go_round_among_callers() -> None:
 @pytest.mark.attack
 async def test_an_endpoint_whose_prompts_never_end_holds_nobody_elses_turn() -> None:
     """A slow template, and a thousand callers of it."""
-    turns, order, never, done = Turns(2), list[str](), asyncio.Event(), asyncio.Event()
+    turns, order, never, done = FairTurns(2), list[str](), asyncio.Event(), asyncio.Event()
     slow = [
         asyncio.create_task(_hold(turns, f"slow-{number}", order, never, "slow"))
         for number in range(1000)
@@ -148,7 +148,7 @@ async def test_an_endpoint_whose_prompts_never_end_holds_nobody_elses_turn() -> 
 
 @pytest.mark.attack
 async def test_turns_go_round_among_endpoints_before_callers() -> None:
-    turns, order, done = Turns(1), list[str](), asyncio.Event()
+    turns, order, done = FairTurns(1), list[str](), asyncio.Event()
     asked = [("a", "a1"), ("b", "b1"), *[("a", f"a{n}") for n in range(2, 6)], ("b", "b2")]
     tasks = [
         asyncio.create_task(_hold(turns, name, order, done, endpoint)) for endpoint, name in asked
@@ -162,7 +162,7 @@ async def test_turns_go_round_among_endpoints_before_callers() -> None:
 
 @pytest.mark.attack
 async def test_who_leaves_gives_up_the_turn() -> None:
-    turns, order, done = Turns(1), list[str](), asyncio.Event()
+    turns, order, done = FairTurns(1), list[str](), asyncio.Event()
     tasks = [asyncio.create_task(_hold(turns, name, order, done)) for name in "abc"]
     await asyncio.sleep(0)
     tasks[1].cancel()

@@ -9,7 +9,7 @@ import pytest
 
 from appliance.api.serving.v1 import routing_service_pb2
 from appliance.core.errors import Unavailable
-from appliance.core.tokenizers import LARGEST_TEMPLATE, LARGEST_TOKENIZER
+from appliance.core.tokenizers import MAX_TEMPLATE, MAX_TOKENIZER
 from appliance.gateway.received import Received
 
 Part = routing_service_pb2.ServedTokenizerPart
@@ -65,9 +65,7 @@ def test_what_is_not_whole_is_not_used(change: Callable[[list[Part]], list[Part]
 
 
 @pytest.mark.attack
-@pytest.mark.parametrize(
-    "sizes", [(LARGEST_TOKENIZER + 1, 0), (0, LARGEST_TEMPLATE + 1), (-1, 5), (5, -1)]
-)
+@pytest.mark.parametrize("sizes", [(MAX_TOKENIZER + 1, 0), (0, MAX_TEMPLATE + 1), (-1, 5), (5, -1)])
 def test_what_is_announced_too_large_is_not_begun(sizes: tuple[int, int]) -> None:
     with pytest.raises(Unavailable, match="more than the"):
         Received(Part(tokenizer_json_size=sizes[0], chat_template_size=sizes[1]))

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from appliance.gateway import openai as front
-from appliance.gateway.config import Limits
+from appliance.gateway.config import GatewayLimits
 from appliance.wire.admission import Refused
 from tests.fakes.gateway import Stage, stage, until
 from tests.fakes.worker import Worker
@@ -96,7 +96,7 @@ async def test_strangers_are_counted_on_every_path_and_leave_no_record_each(foun
 
 @pytest.mark.attack
 async def test_who_guesses_tokens_is_slowed_down_and_nobody_else(tmp_path: Path) -> None:
-    limits = Limits(refused_per_second=0.001, refused_burst=3)
+    limits = GatewayLimits(refused_per_second=0.001, refused_burst=3)
     async with stage(tmp_path, Worker("a"), limits=limits) as found:
         async with client_of(found, "sla_svc_x") as guesser, client_of(found) as caller:
             codes = [(await guesser.get("/v1/models")).status_code for _ in range(5)]
@@ -115,7 +115,7 @@ async def test_who_guesses_tokens_is_slowed_down_and_nobody_else(tmp_path: Path)
 
 @pytest.mark.attack
 async def test_a_known_caller_is_recorded_by_the_call_up_to_a_budget(tmp_path: Path) -> None:
-    limits = Limits(refused_per_second=0.001, refused_burst=3)
+    limits = GatewayLimits(refused_per_second=0.001, refused_burst=3)
     async with stage(tmp_path, Worker("a"), limits=limits) as found:
         async with client_of(found) as client:
             for _ in range(10):
@@ -131,7 +131,7 @@ async def test_a_known_caller_is_recorded_by_the_call_up_to_a_budget(tmp_path: P
 
 @pytest.mark.attack
 async def test_a_known_caller_makes_so_many_requests_a_second(tmp_path: Path) -> None:
-    limits = Limits(calls_per_second=0.001, call_burst=3)
+    limits = GatewayLimits(calls_per_second=0.001, call_burst=3)
     async with stage(tmp_path, Worker("a"), limits=limits) as found:
         other = found.control.issue("serviceAccounts/other")
         found.control.publish()
@@ -365,7 +365,7 @@ async def test_a_body_that_comes_byte_by_byte_is_refused(
 
 @pytest.mark.attack
 async def test_one_caller_sends_so_many_bodies_at_a_time(tmp_path: Path) -> None:
-    limits = Limits(calls_per_caller=2)
+    limits = GatewayLimits(calls_per_caller=2)
     async with stage(tmp_path, Worker("a"), limits=limits) as found:
         head = (
             "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n"

@@ -19,7 +19,7 @@ from appliance.api.serving.v1 import routing_service_pb2
 from appliance.core.errors import AuditUnavailable, FailedPrecondition
 from appliance.gateway import boots, frames, spool
 from appliance.gateway.boots import INTERRUPTED, Entry, Usage
-from appliance.gateway.frames import Frame, Kind, frames_of
+from appliance.gateway.frames import Frame, FrameKind, frames_of
 from appliance.gateway.spool import Spool
 from tests.fakes.disk import filled, small_disk
 
@@ -365,7 +365,7 @@ async def test_a_power_cut_takes_what_was_written_in_the_last_hundred_millisecon
 
 @pytest.mark.parametrize("damage", [b"", b"\0" * 40, b"\xff" * 40, b"\0\0\0\x20abcd" + b"x" * 32])
 def test_frames_are_read_up_to_the_first_that_is_not_whole(damage: bytes) -> None:
-    some = [Frame(Kind.END, number, b"m" * number) for number in range(1, 6)]
+    some = [Frame(FrameKind.END, number, b"m" * number) for number in range(1, 6)]
     data = b"".join(frame.packed() for frame in some)
     assert list(frames_of(data + damage)) == some
     for cut in range(len(data)):
@@ -376,7 +376,7 @@ def test_frames_are_read_up_to_the_first_that_is_not_whole(damage: bytes) -> Non
 
 @pytest.mark.attack
 def test_a_changed_byte_ends_the_reading(tmp_path: Path) -> None:
-    some = [Frame(Kind.END, number, b"abc") for number in range(1, 4)]
+    some = [Frame(FrameKind.END, number, b"abc") for number in range(1, 4)]
     data = b"".join(frame.packed() for frame in some)
     for place in range(len(data)):
         changed = data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]

@@ -7,14 +7,14 @@ import random
 import pytest
 
 from appliance.api.serving.v1 import routing_service_pb2 as rpc
-from appliance.control.services import routing_view
-from appliance.control.services.routing_view import Held, key_of
+from appliance.control.services.serving import routing_view
+from appliance.control.services.serving.routing_view import HeldView, key_of
 from appliance.core.errors import Internal
 from appliance.gateway.view import View
 from appliance.wire.routing import ViewEntry
 
 KEY = bytes(32)
-START = Held(1, KEY, {})
+START = HeldView(1, KEY, {})
 
 
 def credential(number: int, *, ends: int = 1000) -> rpc.Credential:
@@ -32,11 +32,11 @@ def route(number: int, length: int = 128) -> rpc.Route:
     return rpc.Route(endpoint=name, project="projects/p", max_sequence_length=length)
 
 
-def held(before: Held, *entries: ViewEntry) -> Held:
+def held(before: HeldView, *entries: ViewEntry) -> HeldView:
     return before.followed_by(before.version + 1, {key_of(entry): entry for entry in entries})
 
 
-def follow(view: View, before: Held | None, now: Held) -> None:
+def follow(view: View, before: HeldView | None, now: HeldView) -> None:
     for message in now.since(before):
         view.take(message)
 

@@ -6,7 +6,7 @@ import asyncio
 
 from appliance.api.inference.v1 import generation_pb2
 from appliance.gateway.ask import Ask
-from appliance.gateway.waiting import Line, Waiter
+from appliance.gateway.waiting import Waiter, WaitingLine
 
 
 def waiter(caller: str, *, begun: bool = False) -> Waiter:
@@ -15,7 +15,7 @@ def waiter(caller: str, *, begun: bool = False) -> Waiter:
     return Waiter(ask, asyncio.get_running_loop().create_future())
 
 
-def order(line: Line) -> list[str]:
+def order(line: WaitingLine) -> list[str]:
     """Everybody's turn."""
     found = []
     while (following := line.next()) is not None:
@@ -24,8 +24,8 @@ def order(line: Line) -> list[str]:
     return found
 
 
-def filled(*waiters: Waiter) -> Line:
-    line = Line()
+def filled(*waiters: Waiter) -> WaitingLine:
+    line = WaitingLine()
     for each in waiters:
         line.add(each)
     return line

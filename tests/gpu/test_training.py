@@ -23,7 +23,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU"),
 ]
 
-LARGEST_LOSS_DIFFERENCE = 0.05
+MAX_LOSS_DIFFERENCE = 0.05
 
 
 def on_gpu(folder: Path, **changes: object) -> FakeJob:
@@ -47,7 +47,7 @@ def test_a_gpu_learns_what_a_cpu_learns(tmp_path: Path, *, tie: bool) -> None:
     losses = measured(job, "loss")
     assert len(losses) == len(plain.losses)
     assert max(abs(a - b) for a, b in zip(losses, plain.losses, strict=True)) < (
-        LARGEST_LOSS_DIFFERENCE
+        MAX_LOSS_DIFFERENCE
     )
 
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from appliance.control.services import fleet, leases
+from appliance.control.services.fleet import connected_agents, leases
 from appliance.core import heartbeat
 from appliance.gateway import view
 from appliance.node import agent
 
 SILENT = 4 * max(
     *(agent.SILENCE_SECONDS, view.HEARD_SECONDS, view.SILENT_SECONDS),
-    *(leases.UNNAMED_SECONDS, fleet.DEAD_SECONDS, heartbeat.SILENT_SECONDS),
+    *(leases.UNNAMED_SECONDS, connected_agents.DEAD_SECONDS, heartbeat.SILENT_SECONDS),
 )
 """Seconds: four times each time that something waits for a word of somebody else's.
 

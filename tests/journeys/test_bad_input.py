@@ -127,7 +127,7 @@ def test_an_unknown_role_or_person(appliance: Appliance) -> None:
         (
             "broken.jsonl",
             b'{"text": "fine"}\n{"text": 5}\n',
-            "line 2 is no JSON object with a `text`: mend it.",
+            "line 2 is no JSON object with a `text`: fix it.",
         ),
         ("missing.txt", None, "does not exist: check how it is written."),
     ],

@@ -16,7 +16,7 @@ from appliance.api.inference.v1 import worker_service_pb2 as rpc
 from appliance.api.inference.v1 import worker_service_pb2_grpc
 from appliance.core.identity import PrincipalKind
 from appliance.machine import kinds
-from appliance.machine.control_plane import Control
+from appliance.machine.control_plane import ControlAddress
 from appliance.machine.identity import Identity, IdentityStore
 from appliance.wire.accepted import ISSUING
 from appliance.wire.tls import sync_channel
@@ -37,7 +37,9 @@ def joined(two: Two, folder: Path) -> Identity:
         *("--out", str(token)),
     )
     machines = two.settings["listen"]["machines"]
-    control = Control(data / "ca.pem", two.appliance.server, machines, made["ca_fingerprint"])
+    control = ControlAddress(
+        data / "ca.pem", two.appliance.server, machines, made["ca_fingerprint"]
+    )
     return asyncio.run(IdentityStore(kinds.GATEWAY, folder, control).join(token))
 
 

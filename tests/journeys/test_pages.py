@@ -29,7 +29,7 @@ SESSIONS = [
     for block in blocks(page)
     if block.language in {"sh", "console"} and not block.not_run
 ]
-LONGEST_SECONDS = 600
+MAX_SECONDS = 600
 _UP = (
     "import fcntl,socket,struct;s=socket.socket();fcntl.ioctl(s,0x8914,struct.pack('16sh',b'lo',1))"
 )
@@ -58,7 +58,7 @@ class Shell:
                     r"secret=([A-Z2-7]+)",
                     r"[Cc]ode[^\n]*: ?$",
                 ],
-                timeout=LONGEST_SECONDS,
+                timeout=MAX_SECONDS,
             )
             printed += self.child.before
             if what == 0:

@@ -22,7 +22,7 @@ from tests.fakes import moved_clock
 from tests.journeys import running
 from tests.journeys.running import PROGRAM, PROJECT, Appliance, code_of, texts, wait_for
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.timeout(240), pytest.mark.long]
 
 NODE, GATEWAY = "nodes/node-1", "gateways/gateway-1"
 ADVICE = "`appliance node create-join-token node-1 --out join.token`"

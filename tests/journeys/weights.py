@@ -11,7 +11,7 @@ import tomllib
 
 from fsspec.implementations.local import LocalFileSystem
 
-from appliance.control.services.keys import Keys
+from appliance.control.services.common.keys import Keys
 from appliance.control.store import tables
 from appliance.control.store.database import Database
 from appliance.core.data_directory import DataDirectory

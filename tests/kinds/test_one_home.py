@@ -26,7 +26,7 @@ OTHER_WORDS = {
     ("appliance/control/audit/log.py", "prepare"): "make a record ready to be written",
     ("appliance/control/audit/record.py", "prepare"): "the same",
     ("appliance/control/__main__.py", "prepare"): "the option that starts others with this process",
-    ("appliance/control/starting.py", "prepare"): "what that option does",
+    ("appliance/control/bootstrap/starting.py", "prepare"): "what that option does",
     ("appliance/cli/supervisor.py", "prepare"): "what a child does before it becomes a program",
     ("appliance/core/families.py", "evaluate"): "what can be done with models of a family",
     ("appliance/core/families.py", "quantize"): "the same",

@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 from appliance.api.agent.v1 import agent_service_pb2 as rpc
 from appliance.machine.joining import Joining
 from appliance.node.agent import Agent
-from appliance.node.documents import Place
+from appliance.node.documents import NodeEnvironment
 from appliance.node.launcher import Folders, Launcher
 from appliance.node.metrics import NodeMetrics
 from tests.fakes.agent import COMMANDS, FAST, Said, Start, store, token_file
@@ -48,7 +48,9 @@ async def start(control: FakeControlPlane, tmp_path: Path) -> AsyncIterator[Star
             joining,
             await joining.begin(),
             rpc.Hello(devices=2, device_kind="cpu", address="127.0.0.1"),
-            Place(f"file://{tmp_path}/objects", "127.0.0.1", "cpu", tmp_path / "gateways.json"),
+            NodeEnvironment(
+                f"file://{tmp_path}/objects", "127.0.0.1", "cpu", tmp_path / "gateways.json"
+            ),
             launcher,
             COMMANDS,
             metrics=NodeMetrics(CollectorRegistry()),

@@ -10,7 +10,9 @@ from appliance.api.agent.v1 import agent_service_pb2 as rpc
 from appliance.api.jobs.v1 import job_pb2
 from appliance.node import documents
 
-PLACE = documents.Place("file:///objects", "10.0.0.2", "cpu", Path("/state/gateways.json"))
+PLACE = documents.NodeEnvironment(
+    "file:///objects", "10.0.0.2", "cpu", Path("/state/gateways.json")
+)
 
 
 @pytest.mark.parametrize(

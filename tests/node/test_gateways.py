@@ -11,8 +11,8 @@ import pytest
 
 from appliance.api.agent.v1 import agent_service_pb2 as rpc
 from appliance.core import files
-from appliance.node.gateways import Gateways
-from appliance.wire.accepted import Accepted, AcceptedFile
+from appliance.node.gateways import GatewayCertificates
+from appliance.wire.accepted import AcceptedFile, AcceptedSerials
 
 NOW = datetime(2026, 11, 27, 12, tzinfo=UTC)
 
@@ -22,9 +22,9 @@ class Node:
 
     def __init__(self, folder: Path) -> None:
         self.file = AcceptedFile(folder / "gateways.json")
-        self.gateways = Gateways(self.file)
+        self.gateways = GatewayCertificates(self.file)
 
-    async def hear(self, *serials: str, after: float = 0) -> Accepted | None:
+    async def hear(self, *serials: str, after: float = 0) -> AcceptedSerials | None:
         """Hear these, so many seconds after; what the file says then."""
         said = rpc.GatewayCertificates(serials=serials)
         said.as_of.FromDatetime(NOW + timedelta(seconds=after))
@@ -33,8 +33,10 @@ class Node:
             await writing
         return self.found()
 
-    def found(self) -> Accepted | None:
-        return Accepted.parse(self.file.path.read_bytes()) if self.file.path.exists() else None
+    def found(self) -> AcceptedSerials | None:
+        return (
+            AcceptedSerials.parse(self.file.path.read_bytes()) if self.file.path.exists() else None
+        )
 
 
 @pytest.fixture
@@ -42,8 +44,8 @@ def node(tmp_path: Path) -> Node:
     return Node(tmp_path)
 
 
-def accepted(*serials: str, after: float = 0) -> Accepted:
-    return Accepted(frozenset(serials), NOW + timedelta(seconds=after))
+def accepted(*serials: str, after: float = 0) -> AcceptedSerials:
+    return AcceptedSerials(frozenset(serials), NOW + timedelta(seconds=after))
 
 
 async def test_it_is_written_when_it_is_news_and_every_ten_seconds(node: Node) -> None:
@@ -77,7 +79,7 @@ async def test_a_disk_that_hangs_holds_nothing_up(
     goes_on, loop = asyncio.Event(), asyncio.get_running_loop()
     write, written = node.file.write, []
 
-    def slow(said: Accepted) -> None:
+    def slow(said: AcceptedSerials) -> None:
         asyncio.run_coroutine_threadsafe(goes_on.wait(), loop).result()
         written.append(said)
         write(said)

@@ -201,7 +201,7 @@ async def test_nothing_is_left_when_the_first_process_ends(tmp_path: Path) -> No
     await work.said.wait()
     left = work.lines[0]["pid"]
     gone = os.pidfd_open(left)
-    await running._look()
+    await running._remember_tree()
     os.kill(running.pid, signal.SIGKILL)
     async with asyncio.timeout(20):
         await running.wait()

@@ -11,11 +11,11 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from appliance.node.replica_metrics import MOST_BYTES, MOST_SAMPLES, ReplicaMetrics, Source
+from appliance.node.replica_metrics import MAX_BYTES, MAX_SAMPLES, ReplicaMetrics, Source
 from appliance.wire.server import Server
 from appliance.worker import metrics
-from appliance.worker.outputs import Pulse
-from appliance.worker.service import Load
+from appliance.worker.outputs import EngineActivity
+from appliance.worker.service import WorkerLoad
 
 ENDPOINT = "projects/p/endpoints/e"
 
@@ -56,7 +56,7 @@ def page(body: str) -> bytes:
 
 async def test_the_numbers_of_real_workers_are_shown_by_replica() -> None:
     registry = CollectorRegistry()
-    metrics.show(registry, Pulse(), Load())
+    metrics.show(registry, EngineActivity(), WorkerLoad())
     server = Server(metrics_address="127.0.0.1:0", registry=registry)
     server._start_metrics()
     try:
@@ -86,7 +86,7 @@ def test_one_that_does_not_answer_is_left_out() -> None:
         "process_cpu_seconds_total 1\n",
         "appliance_worker_steps{ 7\n",
         "\x00\x01",
-        "x" * (MOST_BYTES + 1),
+        "x" * (MAX_BYTES + 1),
     ],
 )
 def test_what_a_replica_makes_up_is_not_shown(body: str) -> None:
@@ -98,7 +98,7 @@ def test_what_a_replica_makes_up_is_not_shown(body: str) -> None:
 def test_a_replica_shows_so_many_numbers() -> None:
     names = (f"appliance_worker_{a}{b}" for a in "abcdefghijklmnop" for b in "abcdefghijklmnop")
     with answering(page("".join(f"{name} 1\n" for name in names))) as address:
-        assert len(shown(address)) == MOST_SAMPLES
+        assert len(shown(address)) == MAX_SAMPLES
 
 
 @pytest.mark.attack

@@ -5,10 +5,10 @@ import itertools
 import pytest
 
 from appliance.api.agent.v1 import agent_service_pb2 as rpc
-from appliance.core.thinning import MOST_POINTS
+from appliance.core.thinning import MAX_POINTS
 from appliance.node.launcher import Ended
 from appliance.node.logs import LastOutput
-from appliance.node.reports import MOST_CHECKPOINTS, MOST_TOGETHER, JobReports, ReplicaReports
+from appliance.node.reports import MAX_CHECKPOINTS, MAX_TOGETHER, JobReports, ReplicaReports
 
 WORK = rpc.WorkEpoch(work="ab", epoch=2)
 
@@ -63,9 +63,9 @@ def test_a_control_plane_that_is_away_for_long_misses_resolution_and_not_time() 
     for step in range(1, 100_001):
         reports.take(progress(step, loss=1.0))
     said = [report.job_progress for report in reports.rest()]
-    assert {len(each.measured) for each in said[:-1]} == {MOST_TOGETHER}
+    assert {len(each.measured) for each in said[:-1]} == {MAX_TOGETHER}
     steps = [metric.step for each in said for metric in each.measured]
-    assert MOST_POINTS // 2 <= len(steps) <= MOST_POINTS
+    assert MAX_POINTS // 2 <= len(steps) <= MAX_POINTS
     assert (steps[0], steps[-1]) == (1, 100_000)
     apart = [b - a for a, b in itertools.pairwise(steps[1:-1])]
     assert max(apart) <= 64
@@ -74,11 +74,11 @@ def test_a_control_plane_that_is_away_for_long_misses_resolution_and_not_time() 
 
 def test_checkpoints_that_nobody_hears_are_bounded() -> None:
     reports = JobReports(WORK)
-    for step in range(MOST_CHECKPOINTS + 5):
+    for step in range(MAX_CHECKPOINTS + 5):
         reports.take({"type": "checkpoint", "step": step, "digest": "ab"})
     waiting = reports.drain()
-    assert len(waiting) == MOST_CHECKPOINTS
-    assert waiting[-1].checkpoint.step == MOST_CHECKPOINTS + 4
+    assert len(waiting) == MAX_CHECKPOINTS
+    assert waiting[-1].checkpoint.step == MAX_CHECKPOINTS + 4
 
 
 def test_a_restart_is_told_with_its_numbers() -> None:

@@ -13,7 +13,7 @@ from appliance.api.nodes.v1 import node_pb2
 from appliance.core import process_tree
 from appliance.node.agent import Agent
 from appliance.node.logs import LAST_BYTES
-from appliance.wire.accepted import Accepted, AcceptedFile
+from appliance.wire.accepted import AcceptedFile, AcceptedSerials
 from tests.fakes.agent import Said, Start, first_processes, serve, until
 from tests.fakes.control_plane import FakeControlPlane, Session
 from tests.fakes.toy_kind import FULL, QUIET, SLOW, STEPS, TEXT
@@ -161,7 +161,7 @@ async def test_heartbeats_and_orders_wait_for_no_report(
     control.taking.clear()
     order = toy_order(control, tmp_path, QUIET)
     session.send(start_job=order)
-    await until(lambda: bool(agent.works.outbox.unheard()))
+    await until(lambda: bool(agent.works.outbox.unacknowledged_ends()))
     # It has ended, and nobody has taken that in: the node does not say that it runs nothing.
     await session.beats(5)
     assert list(session.of("heartbeat")[-1].running) == [order.work]
@@ -200,13 +200,13 @@ async def test_what_it_can_run_is_said_in_the_hello_and_again_when_it_is_news(
     (hello,) = first.of("hello")
     assert list(hello.capabilities) == []
     lacks = [node_pb2.Capability(kind="train", reason="torch is not installed")]
-    agent.tell(lacks)
+    agent.announce(lacks)
     second = await control.session()
     (hello,) = [await second.until("hello")]
     assert list(hello.capabilities) == lacks
     # Work goes on meanwhile.
     assert [work.epoch for work in hello.running] == [1]
-    agent.tell(lacks)
+    agent.announce(lacks)
     await second.beats(3)
     assert control.sessions.empty()
 
@@ -230,4 +230,4 @@ async def test_which_gateways_count_is_kept_for_the_workers(
 
 
 def _named(file: AcceptedFile) -> list[str]:
-    return sorted(Accepted.parse(file.path.read_bytes()).serials)
+    return sorted(AcceptedSerials.parse(file.path.read_bytes()).serials)

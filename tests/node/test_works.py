@@ -16,12 +16,12 @@ from prometheus_client import CollectorRegistry
 
 from appliance.api.agent.v1 import agent_service_pb2 as rpc
 from appliance.core import process_tree
-from appliance.core.thinning import MOST_POINTS
+from appliance.core.thinning import MAX_POINTS
 from appliance.node.agent import NEWS_SECONDS, REPORT_SECONDS
-from appliance.node.documents import Place
+from appliance.node.documents import NodeEnvironment
 from appliance.node.metrics import NodeMetrics
 from appliance.node.reports import JobReports
-from appliance.node.works import Works, _Entry
+from appliance.node.works import Works, _Work
 from tests.fakes.agent import COMMANDS, Start, first_processes, serve
 from tests.fakes.control_plane import FakeControlPlane
 from tests.fakes.toy_kind import QUIET, SLOW, STEPS
@@ -277,7 +277,7 @@ class Told:
         self.works = Works(
             None,  # type: ignore[arg-type]  # nothing is started
             COMMANDS,
-            Place("file:///objects", "127.0.0.1", "cpu", Path("/nowhere")),
+            NodeEnvironment("file:///objects", "127.0.0.1", "cpu", Path("/nowhere")),
             None,  # type: ignore[arg-type]  # nobody asks for keys
             None,  # type: ignore[arg-type]
             NodeMetrics(CollectorRegistry()),
@@ -285,7 +285,7 @@ class Told:
             lambda: self.now,
         )
         self.reports = JobReports(rpc.WorkEpoch(work="ab", epoch=1))
-        self.works._entries["ab", 1] = _Entry(("ab", 1), self.reports, 0)
+        self.works._entries["ab", 1] = _Work(("ab", 1), self.reports, 0)
         self.said: list[rpc.ReportRequest] = []
 
     def train(self, first: int, steps: int) -> None:
@@ -299,7 +299,7 @@ class Told:
             said = self.works.drain()
             self.said += said
             if answers and said:
-                self.works.outbox.heard(said[-1].number)
+                self.works.outbox.acknowledge(said[-1].number)
 
     def measured(self) -> list[int]:
         return [m.step for each in self.said for m in each.job_progress.measured]
@@ -315,13 +315,13 @@ def test_a_backlog_goes_in_bounded_reports_one_at_a_time() -> None:
         told.train(first, 1000)
         told.wait(1, answers=False)
     assert len(told.said) == 1
-    told.works.outbox.heard(1)
+    told.works.outbox.acknowledge(1)
     told.said.clear()
     told.wait(9, answers=True)
     assert len(told.said) <= 9
     assert max(each.ByteSize() for each in told.said) < 64 << 10
     steps = told.measured()
-    assert MOST_POINTS // 2 < len(steps) <= MOST_POINTS
+    assert MAX_POINTS // 2 < len(steps) <= MAX_POINTS
     assert (steps[0], steps[-1]) == (101, 600_100)
 
 

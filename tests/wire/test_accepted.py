@@ -11,7 +11,7 @@ import pytest
 from appliance.core.errors import Unauthenticated, Unavailable
 from appliance.core.identity import PrincipalKind
 from appliance.crypto.reading import serial_of
-from appliance.wire.accepted import ISSUING, Accepted, AcceptedFile
+from appliance.wire.accepted import ISSUING, AcceptedFile, AcceptedSerials
 from tests.fakes.wire import issued
 
 CERTIFICATE = issued(PrincipalKind.GATEWAY, "g1").certificate
@@ -42,7 +42,7 @@ def file(tmp_path: Path) -> AcceptedFile:
 def test_what_is_not_named_and_was_issued_before_counts_no_more(
     file: AcceptedFile, serials: set[str], as_of: datetime, *, is_taken: bool
 ) -> None:
-    file.write(Accepted(frozenset(serials), as_of))
+    file.write(AcceptedSerials(frozenset(serials), as_of))
     if is_taken:
         file.check(CERTIFICATE)
     else:
@@ -67,7 +67,7 @@ def test_a_file_that_is_none_lets_nobody_in(file: AcceptedFile, document: bytes)
 def test_a_file_that_cannot_be_written_stays(
     file: AcceptedFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file.write(Accepted(frozenset({SERIAL}), LATER))
+    file.write(AcceptedSerials(frozenset({SERIAL}), LATER))
     before = file.path.read_bytes()
 
     def fails(*_: object) -> None:
@@ -75,5 +75,5 @@ def test_a_file_that_cannot_be_written_stays(
 
     monkeypatch.setattr(os, "fsync", fails)
     with pytest.raises(OSError, match="Input/output"):
-        file.write(Accepted(frozenset(), LATER))
+        file.write(AcceptedSerials(frozenset(), LATER))
     assert file.path.read_bytes() == before

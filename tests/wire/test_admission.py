@@ -10,12 +10,12 @@ from appliance.core.errors import Exhausted
 from appliance.wire import admission
 from appliance.wire.admission import (
     OTHERS,
-    Places,
     Rates,
     Refusals,
     Refused,
     Shares,
     SourceLimit,
+    StrangerSlots,
     source_of,
 )
 
@@ -104,7 +104,7 @@ class Ended(list[str]):
 @pytest.mark.attack
 def test_who_waits_longest_goes_for_who_comes() -> None:
     ended = Ended()
-    places = Places(total=10, per_source=2)
+    places = StrangerSlots(total=10, per_source=2)
     for name in ("a1", "a2", "a3"):
         places.enter("a", ended.of(name))
     assert ended == ["a1"]
@@ -114,7 +114,7 @@ def test_who_waits_longest_goes_for_who_comes() -> None:
 @pytest.mark.attack
 def test_many_addresses_push_out_themselves_and_not_the_one_that_comes() -> None:
     ended = Ended()
-    places = Places(total=6, per_source=3)
+    places = StrangerSlots(total=6, per_source=3)
     for source in ("a", "b"):
         for number in range(3):
             places.enter(source, ended.of(f"{source}{number}"))
@@ -122,7 +122,7 @@ def test_many_addresses_push_out_themselves_and_not_the_one_that_comes() -> None
     assert ended == ["a0"]
     places.enter("c", ended.of("c0"))
     assert ended == ["a0", "b0"]
-    places.settle(mine)
+    places.keep_for_good(mine)
     places.leave(mine)
     places.leave(mine)
     assert len(places) == 5
@@ -130,12 +130,12 @@ def test_many_addresses_push_out_themselves_and_not_the_one_that_comes() -> None
 
 def test_who_has_said_what_it_wants_goes_for_nobody() -> None:
     ended = Ended()
-    places = Places(total=2, per_source=1)
+    places = StrangerSlots(total=2, per_source=1)
     first = places.enter("a", ended.of("a"))
-    places.settle(first)
+    places.keep_for_good(first)
     with pytest.raises(Exhausted):
         places.enter("a", ended.of("again"))
-    places.settle(places.enter("b", ended.of("b")))
+    places.keep_for_good(places.enter("b", ended.of("b")))
     with pytest.raises(Exhausted) as refused:
         places.enter("c", ended.of("c"))
     assert refused.value.message == (

@@ -13,7 +13,7 @@ from appliance.core.identity import Principal, PrincipalKind
 from appliance.wire import budgets
 from appliance.wire.admission import CallerLimits
 from appliance.wire.budgets import MethodClass, Seats, class_of
-from appliance.wire.rules import Rule, rules_of
+from appliance.wire.rules import AccessRule, rules_of
 
 ALICE = Principal(PrincipalKind.USER, "alice")
 APP = Principal(PrincipalKind.SERVICE_ACCOUNT, "app")
@@ -54,8 +54,8 @@ def test_the_class_follows_from_the_rule(method: str, expected: MethodClass) -> 
 
 
 def test_what_reads_is_said_by_the_proto_and_not_by_a_name() -> None:
-    assert class_of(Rule("/x.Jobs/SearchJobs", "jobs.list", reads=True)) is MethodClass.READ
-    assert class_of(Rule("/x.Jobs/GetOrCreateJob", "jobs.create")) is MethodClass.CHANGE
+    assert class_of(AccessRule("/x.Jobs/SearchJobs", "jobs.list", reads=True)) is MethodClass.READ
+    assert class_of(AccessRule("/x.Jobs/GetOrCreateJob", "jobs.create")) is MethodClass.CHANGE
 
 
 @pytest.mark.attack

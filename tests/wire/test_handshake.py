@@ -17,7 +17,7 @@ from appliance.api.inference.v1 import worker_service_pb2, worker_service_pb2_gr
 from appliance.core.errors import Denied, Unauthenticated
 from appliance.core.identity import Principal, PrincipalKind
 from appliance.crypto.reading import serial_of
-from appliance.wire.accepted import FILE, Accepted, AcceptedFile
+from appliance.wire.accepted import FILE, AcceptedFile, AcceptedSerials
 from appliance.wire.door import caller
 from appliance.wire.machine_door import MachineDoor
 from appliance.wire.rules import rules_of
@@ -186,9 +186,9 @@ async def test_an_evicted_machine_loses_its_open_stream_and_its_connection(
         await stream.write(worker_service_pb2.AttachRequest())
         await stream.read()
         later = datetime.now(UTC) + timedelta(minutes=1)
-        file.write(Accepted(frozenset({serial_of(machine.certificate)}), later))
+        file.write(AcceptedSerials(frozenset({serial_of(machine.certificate)}), later))
         await attach(channel)
-        file.write(Accepted(frozenset(), later))
+        file.write(AcceptedSerials(frozenset(), later))
         error = from_rpc_error(await failure(stream.read))
         assert type(error) is Unauthenticated
         assert "its gateway was evicted" in str(error)

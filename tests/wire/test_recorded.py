@@ -14,7 +14,7 @@ from appliance.api.access.v1 import binding_pb2, binding_service_pb2, service_ac
 from appliance.api.agent.v1 import agent_service_pb2
 from appliance.api.jobs.v1 import job_pb2, job_service_pb2
 from appliance.wire.recorded import UNSHAPED, facts
-from appliance.wire.rules import Rule, rules_of
+from appliance.wire.rules import AccessRule, rules_of
 from tests.wire.test_rules import all_services
 
 SENTENCE = "correct horse battery staple"
@@ -127,7 +127,7 @@ def test_numbers_lists_and_times() -> None:
             for i in (1, 2)
         ]
     )
-    rule: Rule = RULES["/appliance.api.agent.v1.AgentService/ReleaseKeys"]
+    rule: AccessRule = RULES["/appliance.api.agent.v1.AgentService/ReleaseKeys"]
     assert facts(keys, rule.recorded.made)["inputs.name"] == [
         "projects/p/models/m/versions/1",
         "projects/p/models/m/versions/2",

@@ -13,7 +13,7 @@ from appliance.api.data.v1 import dataset_service_pb2
 from appliance.api.jobs.v1 import job_service_pb2
 from appliance.api.serving.v1 import routing_service_pb2
 from appliance.wire.recorded import Recorded
-from appliance.wire.rules import Rule, RuleMissing, resource_of, rules_of
+from appliance.wire.rules import AccessRule, RuleMissing, resource_of, rules_of
 
 API = Path(__file__).parents[2] / "appliance" / "api"
 BINDINGS = "/appliance.api.access.v1.BindingService/"
@@ -66,7 +66,7 @@ def test_known_answers() -> None:
             routing_service_pb2.DESCRIPTOR.services_by_name["RoutingService"],
         ]
     )
-    assert rules[BINDINGS + "CreateBinding"] == Rule(
+    assert rules[BINDINGS + "CreateBinding"] == AccessRule(
         BINDINGS + "CreateBinding",
         "bindings.create",
         fresh_mfa=True,
@@ -122,8 +122,8 @@ def test_the_resource_of_a_request() -> None:
     request = binding_service_pb2.CreateBindingRequest(
         binding=binding_pb2.Binding(scope="projects/p")
     )
-    assert resource_of(Rule("/m", "p", resource="binding.scope"), request) == "projects/p"
+    assert resource_of(AccessRule("/m", "p", resource="binding.scope"), request) == "projects/p"
     empty = binding_service_pb2.CreateBindingRequest()
-    assert resource_of(Rule("/m", "p", resource="binding.scope"), empty) == ""
-    assert resource_of(Rule("/m", "p"), request) == ""
-    assert resource_of(Rule("/m", "p", resource="name"), None) == ""
+    assert resource_of(AccessRule("/m", "p", resource="binding.scope"), empty) == ""
+    assert resource_of(AccessRule("/m", "p"), request) == ""
+    assert resource_of(AccessRule("/m", "p", resource="name"), None) == ""

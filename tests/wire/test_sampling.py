@@ -8,7 +8,7 @@ import pytest
 
 from appliance.api.inference.v1.generation_pb2 import Sampling
 from appliance.core.errors import InvalidInput
-from appliance.wire.sampling import HOTTEST, LARGEST_SEED, check_choice
+from appliance.wire.sampling import HOTTEST, MAX_SEED, check_choice
 
 
 @pytest.mark.parametrize(
@@ -16,8 +16,8 @@ from appliance.wire.sampling import HOTTEST, LARGEST_SEED, check_choice
     [
         {},
         {"temperature": 0.0, "top_p": 0.0, "top_k": 0, "seed": 0, "max_tokens": 1},
-        {"temperature": HOTTEST, "top_p": 1.0, "seed": LARGEST_SEED},
-        {"seed": -LARGEST_SEED, "stop": ["x"] * 100},
+        {"temperature": HOTTEST, "top_p": 1.0, "seed": MAX_SEED},
+        {"seed": -MAX_SEED, "stop": ["x"] * 100},
     ],
 )
 def test_what_an_engine_takes_is_taken(asked: dict[str, Any]) -> None:
@@ -32,7 +32,7 @@ def test_what_an_engine_takes_is_taken(asked: dict[str, Any]) -> None:
         *(("top_p", each) for each in (-0.5, 1.5, float("nan"))),
         ("top_k", -1),
         ("max_tokens", 0),
-        ("seed", -LARGEST_SEED - 1),
+        ("seed", -MAX_SEED - 1),
     ],
 )
 def test_what_no_engine_takes_is_refused_by_its_field(field: str, value: float) -> None:

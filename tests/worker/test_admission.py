@@ -7,7 +7,7 @@ import pytest
 
 from appliance.core import families
 from appliance.core.errors import FailedPrecondition, InvalidInput
-from appliance.core.families import Use
+from appliance.core.families import FamilyUse
 from appliance.worker import admission
 
 CONFIG = {
@@ -138,7 +138,7 @@ def test_ranks_that_do_not_divide_the_heads_are_refused(ranks: int) -> None:
 def test_a_family_that_was_tried_on_one_device_has_one_rank(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    row = replace(families.BY_CLASS["Qwen2ForCausalLM"], works=frozenset({Use.TEXT}))
+    row = replace(families.BY_CLASS["Qwen2ForCausalLM"], works=frozenset({FamilyUse.TEXT}))
     monkeypatch.setattr(families, "BY_CLASS", {"Qwen2ForCausalLM": row})
     model = admission.checked_config(
         CONFIG | {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}

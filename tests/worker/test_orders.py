@@ -42,7 +42,7 @@ def document(**changes: Any) -> dict[str, Any]:
     } | changes
 
 
-def parse(**changes: Any) -> orders.Orders:
+def parse(**changes: Any) -> orders.ReplicaOrders:
     return orders.parse(json.dumps(document(**changes)).encode())
 
 

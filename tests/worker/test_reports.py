@@ -5,12 +5,12 @@ import os
 from collections.abc import Callable
 
 from appliance.core.errors import Tampered
-from appliance.worker.reports import LARGEST_LINE, Reports
+from appliance.worker.reports import MAX_LINE, WorkerReports
 
 
-def lines(act: Callable[[Reports], None]) -> bytes:
+def lines(act: Callable[[WorkerReports], None]) -> bytes:
     read, write = os.pipe()
-    act(Reports(write))
+    act(WorkerReports(write))
     os.close(write)
     with os.fdopen(read, "rb") as pipe:
         return pipe.read()
@@ -36,12 +36,12 @@ def test_a_bug_shows_its_kind_alone() -> None:
 
 def test_a_long_line_is_cut_and_stays_json() -> None:
     line = lines(lambda r: r.error(Tampered("ä" * 9999, object="\x01" * 9999)))
-    assert len(line) <= LARGEST_LINE
+    assert len(line) <= MAX_LINE
     assert json.loads(line)["reason"] == "OBJECT_TAMPERED"
 
 
 def test_an_agent_that_is_gone_is_no_error() -> None:
     read, write = os.pipe()
     os.close(read)
-    Reports(write).ready("a", "b")
+    WorkerReports(write).ready("a", "b")
     os.close(write)

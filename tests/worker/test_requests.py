@@ -6,9 +6,9 @@ import pytest
 
 from appliance.api.inference.v1 import generation_pb2, worker_service_pb2
 from appliance.core.errors import InvalidInput
-from appliance.worker.requests import Limits, Request, request_of
+from appliance.worker.requests import EngineLimits, EngineRequest, request_of
 
-LIMITS = Limits(sequence_length=10, vocabulary=100)
+LIMITS = EngineLimits(sequence_length=10, vocabulary=100)
 
 
 def submit(prompt: Any = (1, 2, 3), ends: Any = (9,), **sampling: Any) -> worker_service_pb2.Submit:
@@ -21,14 +21,14 @@ def submit(prompt: Any = (1, 2, 3), ends: Any = (9,), **sampling: Any) -> worker
 
 
 def test_what_is_not_said_is_made_definite() -> None:
-    assert request_of(submit(), LIMITS) == Request([1, 2, 3], 7, 0.0, 1.0, 0, None, [9])
+    assert request_of(submit(), LIMITS) == EngineRequest([1, 2, 3], 7, 0.0, 1.0, 0, None, [9])
 
 
 def test_what_is_said_is_kept() -> None:
     found = request_of(
         submit(max_tokens=2, temperature=0.5, top_p=0.25, top_k=3, seed=0, ignore_end=True), LIMITS
     )
-    assert found == Request([1, 2, 3], 2, 0.5, 0.25, 3, 0, [])
+    assert found == EngineRequest([1, 2, 3], 2, 0.5, 0.25, 3, 0, [])
 
 
 def test_a_share_of_nothing_leaves_the_likeliest_token() -> None:

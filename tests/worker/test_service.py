@@ -19,14 +19,14 @@ from appliance.worker import service
 from appliance.worker.outbox import BUSY
 from appliance.worker.outputs import LENGTH, STOP, Output
 from appliance.worker.server import drain, prove
-from appliance.worker.service import Load, WorkerService
+from appliance.worker.service import WorkerLoad, WorkerService
 from tests.fakes.engine import FakeEngine
 
 
 @asynccontextmanager
-async def attached(engine: FakeEngine, load: Load | None = None) -> AsyncIterator[Any]:
+async def attached(engine: FakeEngine, load: WorkerLoad | None = None) -> AsyncIterator[Any]:
     server = grpc.aio.server()
-    served = WorkerService(engine, load or Load())
+    served = WorkerService(engine, load or WorkerLoad())
     worker_service_pb2_grpc.add_WorkerServiceServicer_to_server(served, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
@@ -95,9 +95,9 @@ async def test_steps_that_wait_are_joined() -> None:
 
 async def test_a_heartbeat_comes_without_tokens() -> None:
     engine = FakeEngine()
-    load = Load()
+    load = WorkerLoad()
     load.draining = True
-    engine.pulse.beat(3, 2)
+    engine.activity.note_step(3, 2)
     async with attached(engine, load) as stub:
         call = stub.Attach()
         async with asyncio.timeout(2):
@@ -123,7 +123,7 @@ async def test_what_is_wrong_is_refused_and_the_rest_goes_on() -> None:
 
 async def test_an_abort_frees_the_slot_and_sends_nothing_more() -> None:
     engine = FakeEngine()
-    load = Load()
+    load = WorkerLoad()
     async with attached(engine, load) as stub:
         call = stub.Attach()
         await call.write(submit(1))
@@ -141,7 +141,7 @@ async def test_an_abort_frees_the_slot_and_sends_nothing_more() -> None:
 @pytest.mark.parametrize("leave", ["cancel", "done_writing"])
 async def test_the_end_of_a_stream_frees_its_slots_and_no_others(leave: str) -> None:
     engine = FakeEngine()
-    load = Load()
+    load = WorkerLoad()
     async with attached(engine, load) as stub:
         first, second = stub.Attach(), stub.Attach()
         await first.write(submit(1))
@@ -185,8 +185,8 @@ async def test_a_broken_gateway_loses_its_stream(second: worker_service_pb2.Atta
 
 
 async def test_a_full_replica_says_that_it_is_busy_and_takes_what_comes_later() -> None:
-    engine, load = FakeEngine(), Load()
-    load.answers = service.MOST_ANSWERS
+    engine, load = FakeEngine(), WorkerLoad()
+    load.answers = service.MAX_ANSWERS
     async with attached(engine, load) as stub:
         call = stub.Attach()
         await call.write(submit(1))
@@ -202,7 +202,7 @@ async def test_a_full_replica_says_that_it_is_busy_and_takes_what_comes_later() 
 
 
 async def test_a_drain_waits_for_what_is_in_work() -> None:
-    load = Load()
+    load = WorkerLoad()
     load.answers = 1
     draining = asyncio.create_task(drain(load, least=0.0, most=5.0))
     await asyncio.sleep(0)
@@ -213,7 +213,7 @@ async def test_a_drain_waits_for_what_is_in_work() -> None:
 
 
 async def test_a_drain_ends_when_an_answer_does_not() -> None:
-    load = Load()
+    load = WorkerLoad()
     load.answers = 1
     async with asyncio.timeout(1):
         await drain(load, least=0.0, most=0.01)

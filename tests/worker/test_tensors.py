@@ -9,14 +9,14 @@ import torch
 from safetensors.torch import save
 
 from appliance.core.errors import InvalidInput, Tampered
-from appliance.crypto.place import Place
+from appliance.crypto.sealed_place import SealedPlace
 from appliance.crypto.sealed_reader import SealedReader
 from appliance.crypto.sealed_writer import seal_bytes
 from appliance.crypto.tensors import SIZES
 from appliance.worker.tensors import DTYPES, read_tensors
 
 KEY = bytes(range(32))
-PLACE = Place("p", "u", "model.safetensors")
+PLACE = SealedPlace("p", "u", "model.safetensors")
 
 
 def sealed(data: bytes) -> SealedReader:

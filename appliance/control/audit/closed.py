@@ -28,12 +28,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from appliance.control.audit.growing import Look, expect, look_at
+from appliance.control.audit.growing_file import FileIdentity, expect, file_identity
 from appliance.core.errors import Exhausted, FailedPrecondition, Tampered
 from appliance.core.files import last_line, named_streams, sync_dir, write_durably
 from appliance.crypto import chain, proofs
 from appliance.crypto.merkle import Tree, leaf_hash
-from appliance.crypto.proofs import ARCHIVED, PROOF_SUFFIX, Proof
+from appliance.crypto.proofs import ARCHIVED, PROOF_SUFFIX, SegmentProof
 from appliance.crypto.signing import SignedNote, VerifyKey
 
 INDEXED = 4
@@ -63,7 +63,7 @@ class Segment:
     path: Path
     begin: Tree
     end: Tree
-    look: Look
+    look: FileIdentity
 
     @property
     def first(self) -> int:
@@ -82,10 +82,10 @@ class Segment:
         except FileNotFoundError as error:
             raise was_archived(self.first) from error
 
-    def proof(self) -> Proof:
+    def proof(self) -> SegmentProof:
         """Its proof, as it is on the disk. Raises Tampered."""
         try:
-            return Proof.loads(self.proof_path.read_bytes(), self.proof_path.name)
+            return SegmentProof.loads(self.proof_path.read_bytes(), self.proof_path.name)
         except FileNotFoundError as error:
             name = self.proof_path.name
             raise Tampered(
@@ -160,10 +160,10 @@ class Closed:
 
         Raises OSError; then it is not closed.
         """
-        segment = Segment(path, self.end, end.copy(), Look.of(path.stat()))
+        segment = Segment(path, self.end, end.copy(), FileIdentity.of(path.stat()))
         some = proofs.thinned(notes, segment.first, end.size)
         kept = [*filter(self._is_signed, some), last]
-        proof = Proof.of(segment.first, segment.look.size, end, kept)
+        proof = SegmentProof.of(segment.first, segment.look.size, end, kept)
         proof.check(self._key, self._origin)
         try:
             write(segment.proof_path, proof.dumps())
@@ -174,7 +174,7 @@ class Closed:
         with self._lock:
             self._segments = [*self._segments, segment]
 
-    def look(self) -> None:
+    def check_some(self) -> None:
         """Raise Tampered when a segment is not as it was; some of them each time, in turn."""
         # Held meanwhile, so that what is being archived is not missed.
         with self._lock:
@@ -244,7 +244,7 @@ class Closed:
         if (tree.size, tree.root()) != (proof.size, proof.tree().root()):
             self._name_bad_record(segment, proof)
 
-    def archive(self, size: int, sign: Callable[[Segment], Proof]) -> None:
+    def archive(self, size: int, sign: Callable[[Segment], SegmentProof]) -> None:
         """Forget the segments up to one that ends at a size, and delete their files.
 
         Args:
@@ -280,7 +280,7 @@ class Closed:
             _delete(segment.path)
         sync_dir(self._folder)
 
-    def _forget(self, count: int, statement: Proof) -> list[Segment]:
+    def _forget(self, count: int, statement: SegmentProof) -> list[Segment]:
         gone, self._segments = self._segments[:count], self._segments[count:]
         self.start, self._next_look = statement.tree(), 0
         self.statement = statement.dumps()
@@ -291,7 +291,7 @@ class Closed:
         self.statement = data = path.read_bytes() if path.exists() else b""
         if not data:
             return Tree()
-        statement = Proof.loads(data, ARCHIVED)
+        statement = SegmentProof.loads(data, ARCHIVED)
         statement.check(self._key, f"{self._origin}/{ARCHIVED}")
         return statement.tree()
 
@@ -302,7 +302,7 @@ class Closed:
         """
         file = path.with_suffix(chain.LOG_SUFFIX)
         try:
-            proof = Proof.loads(path.read_bytes(), path.name)
+            proof = SegmentProof.loads(path.read_bytes(), path.name)
             proof.check(self._key, self._origin)
         except Tampered:
             _logger.warning(
@@ -311,7 +311,7 @@ class Closed:
             return False
         if first_of(file) != proof.first or proof.first != self.end.size:
             return False
-        look = look_at(file)
+        look = file_identity(file)
         if look is None:
             raise chain.bad_record(proof.first, f"{file.name} is missing: put it back as it was")
         if look.size != proof.length:
@@ -335,7 +335,7 @@ class Closed:
             return False
         return True
 
-    def _name_bad_record(self, segment: Segment, proof: Proof) -> None:
+    def _name_bad_record(self, segment: Segment, proof: SegmentProof) -> None:
         """Raise Tampered for a segment that is not what its proof says."""
         streams = named_streams([(segment.path.name, segment.path)])
         chain.verify(streams, proof.notes, self._key, self._origin, base=segment.begin)

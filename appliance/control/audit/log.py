@@ -35,10 +35,10 @@ from pathlib import Path
 from typing import Any
 
 from appliance.control.audit import refusals
+from appliance.control.audit.archive import Archive
 from appliance.control.audit.closed import Closed
-from appliance.control.audit.growing import LEAST_RESERVE
-from appliance.control.audit.leaving import Leaving
-from appliance.control.audit.record import Entry, Prepared, prepare, record_at
+from appliance.control.audit.growing_file import MIN_RESERVE
+from appliance.control.audit.record import AuditEntry, Prepared, prepare, record_at
 from appliance.control.audit.segments import Segments
 from appliance.control.audit.written import Written
 from appliance.core.errors import AuditUnavailable
@@ -47,8 +47,8 @@ from appliance.crypto.signing import SigningKey
 CHECKPOINT_RECORDS = 256
 CHECKPOINT_SECONDS = 1.0
 SIGNING_SECONDS = 10.0
-LARGEST_BATCH = 1024
-LONGEST_QUEUE = 16_384
+MAX_BATCH = 1024
+MAX_QUEUE = 16_384
 CHECK_SECONDS = 1.0
 RESERVED = frozenset({"result", "event"})
 """Kinds of records that say what has happened already: they may use the reserve."""
@@ -67,7 +67,7 @@ class AuditLog:
         files: Segments,
         written: Written,
         key: SigningKey,
-        leaving: Leaving,
+        leaving: Archive,
         clock: Clock,
         guard: Callable[[], None],
     ) -> None:
@@ -103,7 +103,7 @@ class AuditLog:
         guard: Callable[[], None] = lambda: None,
         generation: Callable[[], int] = lambda: 0,
         segment_records: int | None = None,
-        reserve_bytes: int = LEAST_RESERVE,
+        reserve_bytes: int = MIN_RESERVE,
     ) -> AuditLog:
         """Open or begin the log in a folder.
 
@@ -135,9 +135,9 @@ class AuditLog:
         except BaseException:
             files.close()
             raise
-        return cls(files, written, key, Leaving(files.closed, key, origin), clock, guard)
+        return cls(files, written, key, Archive(files.closed, key, origin), clock, guard)
 
-    def append(self, entry: Entry) -> Future[int]:
+    def append(self, entry: AuditEntry) -> Future[int]:
         """Record an entry. The future gives its sequence once it is durable.
 
         It fails with AuditUnavailable when the record cannot be made durable; then whatever it
@@ -239,7 +239,7 @@ class AuditLog:
         return (
             self._failure is None
             and not self._closing
-            and len(self._queue) < LONGEST_QUEUE
+            and len(self._queue) < MAX_QUEUE
             and (kind in RESERVED or not self._full)
         )
 
@@ -262,7 +262,7 @@ class AuditLog:
         batch: list[_Pending] = []
         try:
             while (batch := self._take()) or not self._closing:
-                self._look()
+                self._check_untouched()
                 if self._full:
                     self._go_on()
                 self._work(batch)
@@ -275,7 +275,7 @@ class AuditLog:
             )
             self._fail(error, batch)
 
-    def _look(self) -> None:
+    def _check_untouched(self) -> None:
         """Raise Tampered when somebody else touched what this process relies on.
 
         A disk that is nearly full counts as full before a write fails: here, or in the state
@@ -320,7 +320,7 @@ class AuditLog:
         self._refuse([one for one in waiting if one not in happened])
         self._files.reserve.release()
         try:
-            self._mend()
+            self._cut_failed_write()
             if happened:
                 self._commit(happened)
         except OSError as error:
@@ -339,7 +339,7 @@ class AuditLog:
     def _go_on(self) -> None:
         """Take records again once there is room for the reserve and for a checkpoint."""
         try:
-            self._mend()
+            self._cut_failed_write()
             self._files.reserve.take()
         except OSError as error:
             self._is_no_space(error)
@@ -353,7 +353,7 @@ class AuditLog:
             self._full = False
         _logger.warning("there is room on the disk again: calls are recorded and answered")
 
-    def _mend(self) -> None:
+    def _cut_failed_write(self) -> None:
         """Cut off what a failed write has left, before anything else is written."""
         if self._torn:
             self._written.roll_back()
@@ -376,7 +376,7 @@ class AuditLog:
                 min(due, CHECK_SECONDS),
             )
             # A batch ends where its segment does.
-            most = min(len(self._queue), LARGEST_BATCH, self._files.room)
+            most = min(len(self._queue), MAX_BATCH, self._files.room)
             batch = [self._queue.popleft() for _ in range(most)]
         for _, future in batch:
             # From here on nobody can cancel it. The record of one who left already is kept too.

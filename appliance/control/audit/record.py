@@ -2,8 +2,8 @@
 
 Rules kept here:
 * a record holds names, outcomes and counts; never a password, code, token, key, prompt or text of a
-  dataset. Whoever makes an `Entry` puts no request into it, only what it was about, and what is no
-  name is not recorded as one;
+  dataset. Whoever makes an `AuditEntry` puts no request into it, only what it was about, and what
+  is no name is not recorded as one;
 * everything is bounded and cleaned, so that a hostile field makes neither a second line nor a huge
   one: a line is RFC 8785 JSON, in which control characters are escaped.
 
@@ -28,14 +28,14 @@ MEMBERS = ("kind", "request_id", "principal", "method", "resource", "outcome", "
 DAMAGED = "damaged"
 """Kind of what is no record any more."""
 EPOCH = "1970-01-01T00:00:00Z"
-LONGEST_TEXT = 1024
-MOST_MEMBERS = 64
+MAX_TEXT = 1024
+MAX_MEMBERS = 64
 DEEPEST = 4
-LARGEST_NUMBER = 2**53 - 1
+MAX_NUMBER = 2**53 - 1
 
 
 @dataclass(frozen=True)
-class Entry:
+class AuditEntry:
     """What is recorded.
 
     Args:
@@ -73,7 +73,7 @@ class Prepared:
     members: Mapping[str, str]
 
 
-def prepare(entry: Entry, now: datetime) -> Prepared:
+def prepare(entry: AuditEntry, now: datetime) -> Prepared:
     """Clean and bound an entry, in the thread of the caller."""
     members = {
         "time": now.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
@@ -103,21 +103,21 @@ def line_of(record: Prepared, sequence: int, previous: str, generation: int) -> 
 
 def _text(value: str) -> str:
     # A lone surrogate is no Unicode text and has no UTF-8 form.
-    return value[:LONGEST_TEXT].encode(errors="replace").decode()
+    return value[:MAX_TEXT].encode(errors="replace").decode()
 
 
 def _clean(value: object, depth: int) -> Any:  # noqa: ANN401 - JSON
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int):
-        return value if abs(value) <= LARGEST_NUMBER else _text(str(value))
+        return value if abs(value) <= MAX_NUMBER else _text(str(value))
     if isinstance(value, float):
-        return value if abs(value) <= LARGEST_NUMBER else str(value)  # NaN compares as false
+        return value if abs(value) <= MAX_NUMBER else str(value)  # NaN compares as false
     if depth and isinstance(value, Mapping):
-        some = list(value.items())[:MOST_MEMBERS]
+        some = list(value.items())[:MAX_MEMBERS]
         return {_text(str(key)): _clean(item, depth - 1) for key, item in some}
     if depth and isinstance(value, (list, tuple)):
-        return [_clean(item, depth - 1) for item in value[:MOST_MEMBERS]]
+        return [_clean(item, depth - 1) for item in value[:MAX_MEMBERS]]
     return _text(str(value))
 
 

@@ -33,7 +33,7 @@ from appliance.control.audit.closed import (
     line_starts,
     write,
 )
-from appliance.control.audit.growing import LEAST_RESERVE, GrowingFile, Reserve, look_at
+from appliance.control.audit.growing_file import MIN_RESERVE, GrowingFile, Reserve, file_identity
 from appliance.core.errors import Tampered
 from appliance.core.files import make_private_dir, named_streams, sync_dir
 from appliance.crypto import chain
@@ -77,7 +77,7 @@ class Segments:
         origin: str,
         *,
         segment_records: int | None = None,
-        reserve_bytes: int = LEAST_RESERVE,
+        reserve_bytes: int = MIN_RESERVE,
     ) -> None:
         self.folder = make_private_dir(folder)
         self._key, self._origin = key, origin
@@ -93,8 +93,8 @@ class Segments:
         self._last: GrowingFile | None = None
         self._repair()
         self._notes = self._open(self.folder / CHECKPOINTS)
-        self._home = look_at(self.folder)
-        self.reserve = Reserve(self.folder / RESERVE, reserve_bytes, LEAST_RESERVE)
+        self._home = file_identity(self.folder)
+        self.reserve = Reserve(self.folder / RESERVE, reserve_bytes, MIN_RESERVE)
 
     @property
     def is_full(self) -> bool:
@@ -197,7 +197,7 @@ class Segments:
 
     def check(self) -> None:
         """Raise Tampered when a file is not what was written, or not in its place any more."""
-        home = look_at(self.folder)
+        home = file_identity(self.folder)
         if home is None or self._home is None or home.inode != self._home.inode:
             raise Tampered(
                 f"the folder {self.folder.name} was removed or replaced while the control plane "
@@ -209,7 +209,7 @@ class Segments:
                 file.check()
         now = time.monotonic()
         if now - self._looked >= LOOK_SECONDS:
-            self.closed.look()
+            self.closed.check_some()
             self._looked = now
 
     def roll_back(self, previous: str) -> None:
@@ -283,7 +283,7 @@ class Segments:
             write(path, b"".join(note + b"\n" for note in kept))
         finally:
             # Also when it is in its place, and not known to be durable there.
-            found = look_at(path)
+            found = file_identity(path)
             if found is not None and found.inode != self._notes.known.inode:
                 new = GrowingFile(path)
                 self._notes.close()

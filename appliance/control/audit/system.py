@@ -22,13 +22,13 @@ from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from appliance.control.audit.log import AuditLog
-from appliance.control.audit.record import Entry
+from appliance.control.audit.record import AuditEntry
 from appliance.core.errors import AuditUnavailable
 
 SYSTEM = "control"
 LATE_SECONDS = 1.0
 """So often it is tried to record what could not be when it happened."""
-MOST_LATE = 1000
+MAX_LATE = 1000
 """Of these, those that wait; what comes then is in the process log alone."""
 _logger = logging.getLogger(__name__)
 
@@ -106,13 +106,13 @@ class SystemRecords:
         except AuditUnavailable as error:
             _logger.critical("%s of %s could not be recorded: %s", what, resource, error.message)
             with self._lock:
-                if len(self._late) < MOST_LATE:
+                if len(self._late) < MAX_LATE:
                     self._late.append(_Note(self._monotonic(), what, resource, outcome, made))
 
     def _append(self, what: str, resource: str, outcome: str, made: dict[str, object]) -> None:
         details = {"made": made} if made else {}
         self._log.append(
-            Entry(
+            AuditEntry(
                 "event",
                 principal=SYSTEM,
                 method=what,

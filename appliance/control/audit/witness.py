@@ -1,4 +1,4 @@
-"""The state database and the audit log remember each other.
+"""Binds state database and audit log to each other, so that a rollback of either is noticed.
 
 Rules kept here:
 * every commit of the state stores how long the log was and its root, so an older copy of the log,
@@ -7,7 +7,7 @@ Rules kept here:
   state contradicts the log: a call is answered after its result is recorded.
 
 The attack: an older state put back, in which a token that was revoked lives. Called by
-`appliance.control.opening` before the log is opened, and when an older state is accepted.
+`appliance.control.bootstrap.opening` before the log is opened, and when an older state is accepted.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is in the log, and how more gets into it: records in their places, signed at its end.
+"""The records of the audit log in their order: appended, and signed at the end.
 
 Rules kept here:
 * a record is in its place once `append` returns: then it is durable, and counted in `head`;
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from appliance.control.audit.record import LARGEST_NUMBER, Prepared, line_of
+from appliance.control.audit.record import MAX_NUMBER, Prepared, line_of
 from appliance.control.audit.segments import Segments
 from appliance.core.files import full_disk_is_exhausted
 from appliance.crypto import chain
@@ -64,7 +64,7 @@ class Written:
         """Make records durable. Raises OSError, after which comes `roll_back`, or Tampered."""
         lines, leaves, previous = [], [], self._previous
         # Read after what a result tells of was committed.
-        generation = min(max(self.generation, self._state()), LARGEST_NUMBER)
+        generation = min(max(self.generation, self._state()), MAX_NUMBER)
         for sequence, record in enumerate(records, self._tree.size):
             line = line_of(record, sequence, previous, generation)
             leaves.append(leaf_hash(line))
@@ -99,6 +99,6 @@ class Written:
 def _generation_in(line: bytes, sequence: int) -> int:
     """What a record says; records of 0.1.0 say nothing. Raises Tampered."""
     said = chain.parsed(line, sequence).get("generation", 0)
-    if type(said) is not int or not 0 <= said <= LARGEST_NUMBER:
+    if type(said) is not int or not 0 <= said <= MAX_NUMBER:
         raise chain.bad_record(sequence, "its generation is none")
     return said

@@ -36,7 +36,7 @@ from appliance.crypto.signing import hmac_sha256
 
 FREE = 5
 STOP = 100
-LONGEST_DELAY = timedelta(seconds=900)
+MAX_DELAY = timedelta(seconds=900)
 BUCKETS = 65_536
 
 
@@ -53,7 +53,7 @@ def delay_after(failures: int) -> timedelta:
     """How long to wait before the next try after so many failures in a row."""
     if failures < FREE:
         return timedelta()
-    return pause_after(failures - FREE + 1, timedelta(seconds=1), LONGEST_DELAY)
+    return pause_after(failures - FREE + 1, timedelta(seconds=1), MAX_DELAY)
 
 
 def shared_counter(state: Reading, name: str, key: bytes) -> str:

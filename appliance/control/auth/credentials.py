@@ -42,7 +42,7 @@ FRESH = timedelta(minutes=5)
 
 
 @dataclass(frozen=True)
-class Proof:
+class ProvenIdentity:
     """Who a credential proves. Holds no secret.
 
     `credential` is the id of the session or token; `mfa_time` is None for applications. `upload` is
@@ -95,7 +95,7 @@ class Credentials:
 
     def identify(
         self, authorization: str, *, unfinished: bool = False, granted: bool = False
-    ) -> Proof:
+    ) -> ProvenIdentity:
         """Who presents this `authorization` metadata, `Bearer sla_…`.
 
         Args:
@@ -186,7 +186,7 @@ class Credentials:
         return row
 
 
-def _of_session(row: Row[Any], *, unfinished: bool = False) -> Proof:
+def _of_session(row: Row[Any], *, unfinished: bool = False) -> ProvenIdentity:
     if row.step == CHANGE_PASSWORD and not unfinished:
         raise PasswordChangeRequired(
             "this session can only choose a new password: do that first, with "
@@ -195,13 +195,15 @@ def _of_session(row: Row[Any], *, unfinished: bool = False) -> Proof:
     if row.step not in (COMPLETE, CHANGE_PASSWORD):
         raise MfaRequired("the second factor is missing: enter the code of the authenticator")
     principal = Principal(PrincipalKind.USER, row.user)
-    return Proof(principal, row.id, row.expire_time, row.mfa_time)
+    return ProvenIdentity(principal, row.id, row.expire_time, row.mfa_time)
 
 
-def _of_token(row: Row[Any]) -> Proof:
+def _of_token(row: Row[Any]) -> ProvenIdentity:
     principal = Principal(PrincipalKind.SERVICE_ACCOUNT, row.service_account)
-    return Proof(principal, row.id, row.expire_time)
+    return ProvenIdentity(principal, row.id, row.expire_time)
 
 
-def _of_upload(row: Row[Any]) -> Proof:
-    return Proof(parse_subject(row.principal), row.grant_id, row.expire_time, upload=row.uid)
+def _of_upload(row: Row[Any]) -> ProvenIdentity:
+    return ProvenIdentity(
+        parse_subject(row.principal), row.grant_id, row.expire_time, upload=row.uid
+    )

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import casbin
 
 from appliance.control.auth.index import Index
-from appliance.control.auth.rules import ROLE_PREFIX, Link, Rule
+from appliance.control.auth.rules import ROLE_PREFIX, PolicyRule, RoleLink
 from appliance.control.auth.scopes import EVERYWHERE, PLATFORM
 from appliance.core.errors import FailedPrecondition
 
@@ -39,7 +39,7 @@ def _refuse(*_: object) -> None:
 class _ReadOnly(casbin.persist.Adapter):  # type: ignore[misc]  # casbin is untyped
     """Gives an enforcer its rules once and refuses to store anything."""
 
-    def __init__(self, rules: Iterable[Rule]) -> None:
+    def __init__(self, rules: Iterable[PolicyRule]) -> None:
         self._rules = rules
 
     def load_policy(self, model: casbin.Model) -> None:
@@ -70,7 +70,7 @@ class IndexRoles(casbin.rbac.RoleManager):  # type: ignore[misc]  # casbin is un
         """Nothing: who holds what is not for a log."""
 
 
-def enforcer(model_text: str, rules: Iterable[Rule], roles: IndexRoles) -> casbin.Enforcer:
+def enforcer(model_text: str, rules: Iterable[PolicyRule], roles: IndexRoles) -> casbin.Enforcer:
     """A Casbin enforcer over exactly these rules and roles, which nothing can change or store."""
     model = casbin.Model()
     model.load_model_from_text(model_text)
@@ -83,7 +83,7 @@ def enforcer(model_text: str, rules: Iterable[Rule], roles: IndexRoles) -> casbi
 
 
 @dataclass(frozen=True)
-class Question:
+class PolicyQuestion:
     """All that a decision depends on. `subject` and `domain` are empty unless a rule names them."""
 
     subject: str
@@ -93,14 +93,14 @@ class Question:
     permission: str
 
 
-class Engine:
+class PolicyEngine:
     """Decides by rules. Made once; the index comes with each question."""
 
-    def __init__(self, rules: Iterable[Rule], model_text: str) -> None:
+    def __init__(self, rules: Iterable[PolicyRule], model_text: str) -> None:
         self._model_text = model_text
         self._lock = threading.Lock()
         self._roles = IndexRoles(Index.of(()))
-        self._rules: dict[tuple[str, str], list[Rule]] = {}
+        self._rules: dict[tuple[str, str], list[PolicyRule]] = {}
         self._subjects: set[str] = set()
         self._domains = {PLATFORM, EVERYWHERE}
         for rule in rules:
@@ -110,12 +110,12 @@ class Engine:
                 self._subjects.add(rule.subject)
         self.named_projects = frozenset(self._domains - {PLATFORM, EVERYWHERE})
         self._enforcers: dict[tuple[str, str], casbin.Enforcer] = {}
-        self._decisions: dict[Question, bool] = {}
+        self._decisions: dict[PolicyQuestion, bool] = {}
 
     def allowed(self, index: Index, subject: str, domain: str, permission: str) -> bool:
         """Whether a subject may; kept."""
         held = index.held(subject)
-        question = Question(
+        question = PolicyQuestion(
             subject if subject in self._subjects else "",
             domain if domain in self._domains else "",
             held.get(domain, frozenset()),
@@ -140,15 +140,15 @@ class Engine:
             self._roles.index = index
             return bool(self._enforcer(noun, verb).enforce(subject, domain, noun, verb))
 
-    def kept(self) -> Iterator[tuple[Question, bool]]:
+    def kept(self) -> Iterator[tuple[PolicyQuestion, bool]]:
         """What was decided, for a comparison."""
         yield from list(self._decisions.items())
 
-    def answer(self, question: Question) -> bool:
+    def answer(self, question: PolicyQuestion) -> bool:
         """Decide a kept question again."""
         subject, domain = question.subject or SOMEBODY, question.domain or SOMEWHERE
-        links = [Link(subject, role, domain) for role in question.here]
-        links += [Link(subject, role, EVERYWHERE) for role in question.everywhere]
+        links = [RoleLink(subject, role, domain) for role in question.here]
+        links += [RoleLink(subject, role, EVERYWHERE) for role in question.everywhere]
         return self.decide(Index.of(links), subject, domain, question.permission)
 
     def _enforcer(self, noun: str, verb: str) -> casbin.Enforcer:

@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from appliance.control.auth.roles import Roles
-from appliance.control.auth.scopes import EVERYWHERE, PLATFORM, words
+from appliance.control.auth.scopes import EVERYWHERE, PLATFORM, phrase
 from appliance.core.errors import Denied
 from appliance.core.identity import Principal
 
@@ -74,7 +74,7 @@ def check_gives(policy: Decides, roles: Roles, caller: Principal, role: str, dom
     missing = lacks(policy, roles, caller, [(role, domain)])
     if missing:
         raise Denied(
-            f"{caller.name} may neither give nor take away role {role} {words(domain)}: nobody "
+            f"{caller.name} may neither give nor take away role {role} {phrase(domain)}: nobody "
             f"gives what he does not hold, and you lack {_listed(missing)}. Ask {givers(domain)}",
             role=role,
             principal=caller.name,
@@ -121,12 +121,12 @@ def check_lets_in(policy: Decides, caller: Principal, permission: str = JOIN) ->
 def givers(domain: str) -> str:
     """Who can give what a caller lacks in a domain."""
     if domain in {PLATFORM, EVERYWHERE}:
-        return f"an administrator {words(domain)}"
+        return f"an administrator {phrase(domain)}"
     return f"an owner of projects/{domain} or an administrator in all projects"
 
 
 def _listed(missing: list[tuple[str, str]]) -> str:
     """A few of the missing permissions, and where."""
-    parts = [f"{what} {words(where)}" for what, where in missing[:SHOWN_PERMISSIONS]]
+    parts = [f"{what} {phrase(where)}" for what, where in missing[:SHOWN_PERMISSIONS]]
     more = len(missing) - len(parts)
     return ", ".join(parts) + (f" and {more} more" if more else "")

@@ -13,7 +13,7 @@ Rules kept here:
   nothing was verified.
 
 The attack: a flood of log-ins that keeps other people out or takes the memory (64 MiB a hash).
-`Lines` is pure. Called by the servicers of log-in and of people.
+`HashQueue` is pure. Called by the servicers of log-in and of people.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from appliance.control.auth.passwords import Passwords
 from appliance.core.errors import Exhausted
 
 AT_ONCE = 2
-MOST_WAITING = 64
-LONGEST_WAIT = 20.0
+MAX_WAITING = 64
+MAX_WAIT = 20.0
 NICE = 10
 """Priority of hashing: a tenth of the usual share where processors are short, all of it else."""
 RETRY_SECONDS = 2.0
 
 
 @dataclass(eq=False)
-class Turn:
+class HashTurn:
     """One hash that waits: for which account, from which source, what is to be done.
 
     `known` is whoever has proved something before.
@@ -64,17 +64,17 @@ def _after_others() -> None:
         os.setpriority(os.PRIO_PROCESS, thread, max(NICE, os.getpriority(os.PRIO_PROCESS, thread)))
 
 
-class Lines:
+class HashQueue:
     """Who waits, and who is next."""
 
-    def __init__(self, most: int = MOST_WAITING) -> None:
+    def __init__(self, most: int = MAX_WAITING) -> None:
         self._most = most
         self._count = 0
-        self._accounts: OrderedDict[str, deque[Turn]] = OrderedDict()
-        self._sources: OrderedDict[str, deque[Turn]] = OrderedDict()
+        self._accounts: OrderedDict[str, deque[HashTurn]] = OrderedDict()
+        self._sources: OrderedDict[str, deque[HashTurn]] = OrderedDict()
         self._by_source = False
 
-    def add(self, turn: Turn) -> Turn | None:
+    def add(self, turn: HashTurn) -> HashTurn | None:
         """Stand in line; who has to go for it, perhaps the newcomer itself."""
         self._accounts.setdefault(turn.account, deque()).append(turn)
         self._sources.setdefault(turn.source, deque()).append(turn)
@@ -87,7 +87,7 @@ class Lines:
         self.remove(last)
         return last
 
-    def take(self) -> Turn | None:
+    def take(self) -> HashTurn | None:
         """The next one: of the account whose turn it is, then of the source, in alternation."""
         if not self._count:
             return None
@@ -102,7 +102,7 @@ class Lines:
     def __len__(self) -> int:
         return self._count
 
-    def remove(self, turn: Turn) -> None:
+    def remove(self, turn: HashTurn) -> None:
         """Leave the line; nothing when it is not in it."""
         line = self._accounts.get(turn.account, ())
         if turn not in line:
@@ -117,10 +117,10 @@ class Lines:
 class Hasher:
     """Hashes and verifies passwords, each in its turn; awaited from the event loop."""
 
-    def __init__(self, passwords: Passwords, *, longest_wait: float = LONGEST_WAIT) -> None:
+    def __init__(self, passwords: Passwords, *, longest_wait: float = MAX_WAIT) -> None:
         self._passwords = passwords
         self._longest_wait = longest_wait
-        self._lines = {known: Lines() for known in (True, False)}
+        self._lines = {known: HashQueue() for known in (True, False)}
         self._known_next = True
         self._lock = threading.Lock()
         self._working = 0
@@ -131,7 +131,7 @@ class Hasher:
     async def hash(self, password: str, *, account: str, source: str, known: bool) -> str:
         """Hash a password. Raises Exhausted when its turn does not come."""
         work = partial(self._passwords.hash, password)
-        return str(await self._turn(Turn(account, source, work, known)))
+        return str(await self._turn(HashTurn(account, source, work, known)))
 
     async def verify(
         self, stored: str | None, password: str, *, account: str, source: str, known: bool
@@ -141,14 +141,14 @@ class Hasher:
         Raises Exhausted when its turn does not come: then nothing was verified.
         """
         verify = partial(self._passwords.verify, stored, password)
-        return bool(await self._turn(Turn(account, source, verify, known)))
+        return bool(await self._turn(HashTurn(account, source, verify, known)))
 
     def close(self) -> None:
         """Let what is being computed end; nobody may wait any more."""
         self._pool.shutdown()
 
-    async def _turn(self, turn: Turn) -> Any:  # noqa: ANN401 - what the work makes
-        self._stand_in_line(turn)
+    async def _turn(self, turn: HashTurn) -> Any:  # noqa: ANN401 - what the work makes
+        self._enqueue(turn)
         answer = asyncio.wrap_future(turn.future)
         try:
             done, _ = await asyncio.wait({answer}, timeout=self._longest_wait)
@@ -160,7 +160,7 @@ class Hasher:
             raise _busy()
         return await answer
 
-    def _stand_in_line(self, turn: Turn) -> None:
+    def _enqueue(self, turn: HashTurn) -> None:
         with self._lock:
             out = self._lines[turn.known].add(turn)
             if out is not turn and self._working < AT_ONCE:
@@ -169,7 +169,7 @@ class Hasher:
             if out is not None and out.future.set_running_or_notify_cancel():
                 out.future.set_exception(_busy())
 
-    def _withdraw(self, turn: Turn) -> bool:
+    def _withdraw(self, turn: HashTurn) -> bool:
         """Leave the line; False when it is too late for that."""
         with self._lock:
             self._lines[turn.known].remove(turn)
@@ -183,7 +183,7 @@ class Hasher:
             except BaseException as error:  # noqa: BLE001 - whoever waits hears of it
                 turn.future.set_exception(error)
 
-    def _next(self) -> Turn | None:
+    def _next(self) -> HashTurn | None:
         with self._lock:
             first = self._known_next
             turn = self._lines[first].take() or self._lines[not first].take()

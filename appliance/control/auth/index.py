@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from appliance.control.auth.pacing import Pace, at_once
-from appliance.control.auth.rules import Link
+from appliance.control.auth.rules import RoleLink
 
 BUCKETS = 4096
 _NONE: frozenset[str] = frozenset()
@@ -32,7 +32,7 @@ class Index:
     _buckets: tuple[Mapping[str, Held], ...]
 
     @classmethod
-    def of(cls, links: Iterable[Link], pace: Pace = at_once) -> Index:
+    def of(cls, links: Iterable[RoleLink], pace: Pace = at_once) -> Index:
         """The index of some links."""
         held: dict[str, dict[str, set[str]]] = {}
         for link in pace(links):
@@ -46,7 +46,7 @@ class Index:
             buckets[number] = bucket
         return cls(tuple(buckets))
 
-    def says(self, other: Index, pace: Pace = at_once) -> bool:
+    def is_same_as(self, other: Index, pace: Pace = at_once) -> bool:
         """Whether two say the same."""
         pairs = zip(self._buckets, other._buckets, strict=True)
         return all(mine == its for mine, its in pace(pairs))
@@ -59,15 +59,15 @@ class Index:
         """The roles a subject holds in exactly this domain."""
         return self.held(subject).get(domain, _NONE)
 
-    def given(self, link: Link) -> Index:
+    def given(self, link: RoleLink) -> Index:
         """With one link more."""
         return self._with(link, self.roles(link.subject, link.domain) | {link.role})
 
-    def taken(self, link: Link) -> Index:
+    def taken(self, link: RoleLink) -> Index:
         """Without one link."""
         return self._with(link, self.roles(link.subject, link.domain) - {link.role})
 
-    def _with(self, link: Link, roles: frozenset[str]) -> Index:
+    def _with(self, link: RoleLink, roles: frozenset[str]) -> Index:
         held = {**self.held(link.subject), link.domain: roles}
         if not roles:
             del held[link.domain]

@@ -156,7 +156,7 @@ def unused(transaction: Transaction, machine: Principal) -> list[str]:
     return [row.id for row in rows]
 
 
-def void(transaction: Transaction, machine: Principal) -> int:
+def revoke_all_of(transaction: Transaction, machine: Principal) -> int:
     """End every token of a machine's name, when it is evicted; how many."""
     mine = (
         join_token.c.kind == machine.kind.path,

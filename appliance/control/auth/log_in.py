@@ -49,7 +49,7 @@ TRIES = 5
 
 
 @dataclass(frozen=True)
-class Begun:
+class PendingLogIn:
     """A log-in or a change of password whose password is still to be verified.
 
     Attributes:
@@ -121,7 +121,7 @@ class LogIn:
         self._token_key = token_key
         self._clock = clock
 
-    def begin(self, name: str, *, device_token: str = "", recovery_code: str = "") -> Begun:
+    def begin(self, name: str, *, device_token: str = "", recovery_code: str = "") -> PendingLogIn:
         """Count a log-in before its password is verified.
 
         Raises Exhausted when there were too many tries; then it is not counted.
@@ -132,7 +132,7 @@ class LogIn:
             owner = row.id if row else ""
             counter = self._counter(transaction, name, owner, device_token, recovery_code, now)
             reserved = attempts.reserve(transaction, counter, now)
-            return Begun(owner, row.password_hash if row else None, counter, reserved)
+            return PendingLogIn(owner, row.password_hash if row else None, counter, reserved)
 
     def _counter(  # noqa: PLR0913 - what a log-in shows
         self,
@@ -151,7 +151,7 @@ class LogIn:
             return attempts.recovery_counter(owner)
         return attempts.shared_counter(state, name, self._token_key)
 
-    def release(self, begun: Begun) -> None:
+    def release(self, begun: PendingLogIn) -> None:
         """Give a try back whose password was never verified."""
         with self._database.write() as transaction:
             if begun.reserved is not None:
@@ -161,7 +161,9 @@ class LogIn:
                 fewer = update(session).where(mine, session.c.failures > 0)
                 transaction.run(fewer.values(failures=session.c.failures - 1))
 
-    def finish(self, begun: Begun, source: str, *, right: bool, renewed: str = "") -> Started:
+    def finish(
+        self, begun: PendingLogIn, source: str, *, right: bool, renewed: str = ""
+    ) -> Started:
         """Go on after the password was verified; `renewed` is its hash by newer parameters.
 
         Raises Unauthenticated with one sentence for an unknown user, a wrong password and a locked
@@ -244,7 +246,7 @@ class LogIn:
         step, ends, device_token = row.step, row.expire_time, ""
         if begins:
             attempts.clear(transaction, row.counter)
-            device_token = self._know(transaction, row, now)
+            device_token = self._remember_device(transaction, row, now)
             must_change = transaction.value(select(user.c.must_change).where(user.c.id == row.user))
             step = CHANGE_PASSWORD if must_change else COMPLETE
             ends = now + (PARTIAL_LIFETIME if must_change else LIFETIME)
@@ -255,14 +257,14 @@ class LogIn:
         owner = Principal(PrincipalKind.USER, row.user)
         return Completed(text, owner, step, ends, device_token, codes)
 
-    def _know(self, transaction: Transaction, row: Row[Any], now: datetime) -> str:
+    def _remember_device(self, transaction: Transaction, row: Row[Any], now: datetime) -> str:
         """Know the device of a log-in from now on; its token, if it was not known before."""
         kind, _, device = row.counter.partition(":")
         if kind == "device" and devices.renew(transaction, device, now):
             return ""
         return devices.remember(transaction, row.user, self._token_key, now)
 
-    def begin_change(self, session_id: str) -> Begun:
+    def begin_change(self, session_id: str) -> PendingLogIn:
         """Count a try of the present password in a live session, before it is verified."""
         with self._database.write() as transaction:
             row = self._sessions.live(transaction, session_id)
@@ -277,9 +279,9 @@ class LogIn:
                 sessions.end(transaction, row.id)
         if not left:
             raise _ended()
-        return Begun(row.user, found.password_hash, f"session:{row.id}", session=row.id)
+        return PendingLogIn(row.user, found.password_hash, f"session:{row.id}", session=row.id)
 
-    def refuse_change(self, begun: Begun) -> Exception:
+    def refuse_change(self, begun: PendingLogIn) -> Exception:
         """What to raise when the present password was wrong; the fifth time the session ends."""
         with self._database.write() as transaction:
             worn_out = session.c.id == begun.session, session.c.failures >= TRIES
@@ -291,7 +293,7 @@ class LogIn:
         wrong = "it is not your present password: enter that, then the new one"
         return InvalidInput(f"password: {wrong}", fields={"password": wrong})
 
-    def finish_change(self, begun: Begun, hashed: str, source: str) -> Completed:
+    def finish_change(self, begun: PendingLogIn, hashed: str, source: str) -> Completed:
         """Replace the password that was verified by the one with the hash `hashed`.
 
         Every session of the user ends and every device is forgotten; this one goes on under a new

@@ -1,4 +1,4 @@
-"""Which stored moments are believed, when the clock was wrong for a while.
+"""Whether a stored time is trusted after the clock was wrong for a while.
 
 Rules kept here:
 * what says when something was made, seen or proved lies in the past; one that lies further ahead

@@ -1,4 +1,4 @@
-"""Let long work in the background not be felt by what somebody waits for.
+"""Slows long work in the background down, so that it does not delay calls.
 
 The interpreter hands its lock on each 5 ms only, and a call needs it some twenty times: beside a
 thread that only computes, 20 ms become 130. Work that sleeps a moment after each millisecond hands

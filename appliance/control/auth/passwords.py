@@ -25,9 +25,9 @@ from argon2.exceptions import InvalidHashError, VerificationError, VerifyMismatc
 from appliance.core.errors import FailedPrecondition, InvalidInput
 from appliance.crypto.signing import hmac_sha256
 
-SHORTEST = 12
-LONGEST_BYTES = 1024
-FEWEST_DIFFERENT = 5
+MIN_LENGTH = 12
+MAX_BYTES = 1024
+MIN_DIFFERENT = 5
 RFC_9106 = argon2.PasswordHasher.from_parameters(argon2.profiles.RFC_9106_LOW_MEMORY)
 _COMMON = re.compile(
     # Runs on a keyboard, counted digits, and words that everybody tries, once or twice over.
@@ -56,11 +56,11 @@ class Passwords:
         text = unicodedata.normalize("NFC", password)
         lowered = text.casefold()
         why = ""
-        if len(text) < SHORTEST:
-            why = f"it has fewer than {SHORTEST} characters: take a longer one"
-        elif len(text.encode(errors="surrogatepass")) > LONGEST_BYTES:
-            why = f"it has more than {LONGEST_BYTES} bytes: take a shorter one"
-        elif _COMMON.fullmatch(lowered) or len(set(lowered)) < FEWEST_DIFFERENT:
+        if len(text) < MIN_LENGTH:
+            why = f"it has fewer than {MIN_LENGTH} characters: take a longer one"
+        elif len(text.encode(errors="surrogatepass")) > MAX_BYTES:
+            why = f"it has more than {MAX_BYTES} bytes: take a shorter one"
+        elif _COMMON.fullmatch(lowered) or len(set(lowered)) < MIN_DIFFERENT:
             why = "it is one of the first that would be guessed: take another one"
         elif any(_made_of(lowered, word.casefold()) for word in words):
             why = "it is made of the user's own name: take another one"
@@ -97,10 +97,10 @@ class Passwords:
 
     def _keyed(self, password: str) -> bytes:
         text = unicodedata.normalize("NFC", password).encode(errors="surrogatepass")
-        return base64.b64encode(hmac_sha256(self._pepper, text[: LONGEST_BYTES + 1]))
+        return base64.b64encode(hmac_sha256(self._pepper, text[: MAX_BYTES + 1]))
 
 
 def _made_of(text: str, word: str) -> bool:
     """Whether a text is a word repeated, with at most a few digits or signs around."""
     rest = text.replace(word, "") if word else text
-    return len(rest) < len(text) and len(rest) < FEWEST_DIFFERENT
+    return len(rest) < len(text) and len(rest) < MIN_DIFFERENT

@@ -24,11 +24,11 @@ import threading
 from collections.abc import Iterable
 
 from appliance.control.auth import rules
-from appliance.control.auth.engine import ELSEWHERE, SOMEBODY, SOMEWHERE, Engine
+from appliance.control.auth.engine import ELSEWHERE, SOMEBODY, SOMEWHERE, PolicyEngine
 from appliance.control.auth.index import Held, Index
 from appliance.control.auth.pacing import Pace, at_once, paced
 from appliance.control.auth.roles import Roles
-from appliance.control.auth.rules import ROLE_PREFIX, Link, Rows
+from appliance.control.auth.rules import ROLE_PREFIX, PolicyRows, RoleLink
 from appliance.control.auth.scopes import EVERYWHERE, PLATFORM
 from appliance.control.store.database import Database, Reading, Transaction
 from appliance.core.errors import ApplianceError, Exhausted, FailedPrecondition, Unavailable
@@ -42,7 +42,7 @@ _REFUSED = "the policy is refused, nobody gains anything"
 class Policy:
     """One version of the policy, immutable. Made by `compile_policy`, for changes by the store."""
 
-    def __init__(self, version: int, index: Index, engine: Engine) -> None:
+    def __init__(self, version: int, index: Index, engine: PolicyEngine) -> None:
         self.version = version
         self.index = index
         self.engine = engine
@@ -79,11 +79,11 @@ class Policy:
         )
 
 
-def compile_policy(rows: Rows, roles: Roles, pace: Pace = at_once) -> Policy:
+def compile_policy(rows: PolicyRows, roles: Roles, pace: Pace = at_once) -> Policy:
     """Check the rows, build a policy, probe it. Raises FailedPrecondition instead of a bad one."""
     rules.check(rows, roles, pace)
     index = Index.of(rows.links, pace)
-    policy = Policy(rows.version, index, Engine(rows.rules, roles.model_text))
+    policy = Policy(rows.version, index, PolicyEngine(rows.rules, roles.model_text))
     probes = [(policy.index, *probe) for probe in _strangers(roles)]
     probes += [(index, SOMEBODY, *probe) for index, probe in _reaching(roles)]
     for held, *probe in pace(probes):
@@ -109,7 +109,7 @@ def _reaching(roles: Roles) -> Iterable[tuple[Index, tuple[str, str]]]:
         SOMEWHERE: (PLATFORM, EVERYWHERE, ELSEWHERE),
     }
     for held, found in others.items() if wide else ():
-        index = Index.of([Link(SOMEBODY, wide, held)])
+        index = Index.of([RoleLink(SOMEBODY, wide, held)])
         for asked in found:
             yield from ((index, (asked, what)) for what in roles.roles[wide].permissions)
 
@@ -135,7 +135,7 @@ class PolicyStore:
         policy = self._of_database()
         if policy is None:
             # Perhaps a change of ours was seen between its commit and its policy.
-            self._database.settle()
+            self._database.wait_until_published()
             policy = self._of_database()
         return policy or self._rebuild()
 
@@ -145,11 +145,11 @@ class PolicyStore:
         broken = self._broken
         return broken.message if broken is not None else ""
 
-    def gave(self, transaction: Transaction, *links: Link) -> None:
+    def after_granting(self, transaction: Transaction, *links: RoleLink) -> None:
         """Call last in a transaction that gave roles: in force before its caller goes on."""
         self._change(transaction, links, ())
 
-    def took(self, transaction: Transaction, *links: Link) -> None:
+    def after_revoking(self, transaction: Transaction, *links: RoleLink) -> None:
         """Call last in a transaction that took roles away."""
         self._change(transaction, (), links)
 
@@ -208,7 +208,7 @@ class PolicyStore:
         return compile_policy(rules.read(state, self.roles), self.roles)
 
     def _change(
-        self, transaction: Transaction, given: Iterable[Link], taken: Iterable[Link]
+        self, transaction: Transaction, given: Iterable[RoleLink], taken: Iterable[RoleLink]
     ) -> None:
         version = transaction.change_policy()
         before = self._before(transaction)
@@ -241,7 +241,7 @@ class PolicyStore:
 
 def _compare(policy: Policy, anew: Policy) -> None:
     """Raise FailedPrecondition when two policies of one version do not say the same."""
-    if not policy.index.says(anew.index, paced):
+    if not policy.index.is_same_as(anew.index, paced):
         raise FailedPrecondition(f"{_REFUSED}: bindings in the tables are not those in force")
     for question, decision in paced(policy.engine.kept()):
         if anew.engine.answer(question) != decision:

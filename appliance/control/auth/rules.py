@@ -23,7 +23,7 @@ from sqlalchemy import Row, select
 
 from appliance.control.auth.pacing import Pace, at_once
 from appliance.control.auth.roles import Role, Roles
-from appliance.control.auth.scopes import EVERYWHERE, PLATFORM, is_domain, words
+from appliance.control.auth.scopes import EVERYWHERE, PLATFORM, is_domain, phrase
 from appliance.control.store import tables
 from appliance.control.store.database import Reading
 from appliance.core.errors import FailedPrecondition, InvalidInput
@@ -39,7 +39,7 @@ _MACHINE_ROLES = {PrincipalKind.NODE: NODE_ROLE, PrincipalKind.GATEWAY: GATEWAY_
 
 
 @dataclass(frozen=True)
-class Rule:
+class PolicyRule:
     """`effect` for `subject` in `domain`, for permission `noun.verb`."""
 
     subject: str
@@ -50,7 +50,7 @@ class Rule:
 
 
 @dataclass(frozen=True)
-class Link:
+class RoleLink:
     """`subject` holds `role` in `domain`."""
 
     subject: str
@@ -59,19 +59,19 @@ class Link:
 
 
 @dataclass(frozen=True)
-class Rows:
+class PolicyRows:
     """Everything a policy is made from. `homes` is the project of each application."""
 
     version: int
-    rules: tuple[Rule, ...]
-    links: tuple[Link, ...]
+    rules: tuple[PolicyRule, ...]
+    links: tuple[RoleLink, ...]
     homes: Mapping[str, str]
 
 
-def rules_of(roles: Roles) -> tuple[Rule, ...]:
+def rules_of(roles: Roles) -> tuple[PolicyRule, ...]:
     """The rules of the built-in roles: each gives its permissions where they are decided."""
     return tuple(
-        Rule(ROLE_PREFIX + role.id, domain, noun, verb, "allow")
+        PolicyRule(ROLE_PREFIX + role.id, domain, noun, verb, "allow")
         for role in roles.roles.values()
         for domain in (PLATFORM, EVERYWHERE)
         if (domain == PLATFORM and role.fits(PLATFORM))
@@ -80,9 +80,9 @@ def rules_of(roles: Roles) -> tuple[Rule, ...]:
     )
 
 
-def machine_link(kind: PrincipalKind, identifier: str) -> Link:
+def machine_link(kind: PrincipalKind, identifier: str) -> RoleLink:
     """What a node or a gateway holds by its certificate, while it is not evicted."""
-    return Link(Principal(kind, identifier).subject, _MACHINE_ROLES[kind], PLATFORM)
+    return RoleLink(Principal(kind, identifier).subject, _MACHINE_ROLES[kind], PLATFORM)
 
 
 def version_of(state: Reading) -> int:
@@ -93,12 +93,12 @@ def version_of(state: Reading) -> int:
     return int(version)
 
 
-def read(state: Reading, roles: Roles, pace: Pace = at_once) -> Rows:
+def read(state: Reading, roles: Roles, pace: Pace = at_once) -> PolicyRows:
     """Read everything a policy is made from, as of one moment."""
     binding, account = tables.binding, tables.service_account
     node, gateway = tables.node, tables.gateway
     links = [
-        Link(row.subject, row.role, row.domain)
+        RoleLink(row.subject, row.role, row.domain)
         for row in pace(state.each(select(binding.c.subject, binding.c.role, binding.c.domain)))
     ]
     for kind, table, statement in (
@@ -109,10 +109,10 @@ def read(state: Reading, roles: Roles, pace: Pace = at_once) -> Rows:
             machine_link(kind, row.id) for row in state.all(select(table.c.id).where(statement))
         ]
     homes = _homes(pace(state.each(select(account.c.id, account.c.project))))
-    return Rows(version_of(state), rules_of(roles), tuple(links), homes)
+    return PolicyRows(version_of(state), rules_of(roles), tuple(links), homes)
 
 
-def homes_of(state: Reading, links: Iterable[Link]) -> dict[str, str]:
+def homes_of(state: Reading, links: Iterable[RoleLink]) -> dict[str, str]:
     """The projects of the applications in some links."""
     account = tables.service_account.c
     principals = (parse_subject(link.subject) for link in links)
@@ -126,7 +126,7 @@ def _homes(rows: Iterable[Row[Any]]) -> dict[str, str]:
     return {Principal(PrincipalKind.SERVICE_ACCOUNT, row.id).subject: row.project for row in rows}
 
 
-def check(rows: Rows, roles: Roles, pace: Pace = at_once) -> None:
+def check(rows: PolicyRows, roles: Roles, pace: Pace = at_once) -> None:
     """Raise FailedPrecondition naming the first rule or link that must not reach the engine."""
     for rule in rows.rules:
         why = _wrong_rule(rule, roles)
@@ -135,7 +135,7 @@ def check(rows: Rows, roles: Roles, pace: Pace = at_once) -> None:
     check_links(pace(rows.links), rows.homes, roles)
 
 
-def check_links(links: Iterable[Link], homes: Mapping[str, str], roles: Roles) -> None:
+def check_links(links: Iterable[RoleLink], homes: Mapping[str, str], roles: Roles) -> None:
     """Raise FailedPrecondition naming the first link that must not reach the engine."""
     for link in links:
         why = _wrong_link(link, homes, roles)
@@ -143,18 +143,18 @@ def check_links(links: Iterable[Link], homes: Mapping[str, str], roles: Roles) -
             raise _refused(link, why)
 
 
-def check_link(link: Link, homes: Mapping[str, str], roles: Roles) -> None:
+def check_link(link: RoleLink, homes: Mapping[str, str], roles: Roles) -> None:
     """Raise InvalidInput when a new binding could not be part of a policy."""
     why = _wrong_link(link, homes, roles)
     if why:
         raise InvalidInput(f"this binding is refused: {why}", fields={"binding": why})
 
 
-def _refused(item: Rule | Link, why: str) -> FailedPrecondition:
+def _refused(item: PolicyRule | RoleLink, why: str) -> FailedPrecondition:
     return FailedPrecondition(f"the policy is refused, nobody gains anything: {item}: {why}")
 
 
-def _wrong_rule(rule: Rule, roles: Roles) -> str:
+def _wrong_rule(rule: PolicyRule, roles: Roles) -> str:
     if _has_gap(rule):
         return "a field is empty or not text"
     if rule.effect not in EFFECTS:
@@ -168,7 +168,7 @@ def _wrong_rule(rule: Rule, roles: Roles) -> str:
     return _wrong_holder(rule, roles)
 
 
-def _wrong_holder(rule: Rule, roles: Roles) -> str:
+def _wrong_holder(rule: PolicyRule, roles: Roles) -> str:
     if rule.subject.startswith(ROLE_PREFIX):
         role = rule.subject.removeprefix(ROLE_PREFIX)
         return "" if role in roles.roles else "there is no such role"
@@ -177,7 +177,7 @@ def _wrong_holder(rule: Rule, roles: Roles) -> str:
     return _wrong_subject(rule.subject)
 
 
-def _wrong_link(link: Link, homes: Mapping[str, str], roles: Roles) -> str:
+def _wrong_link(link: RoleLink, homes: Mapping[str, str], roles: Roles) -> str:
     if _has_gap(link):
         return "a field is empty or not text"
     why = _wrong_subject(link.subject)
@@ -207,10 +207,10 @@ def _unfit(role: Role, domain: str) -> str:
         "project": "in one project",
     }
     fitting = " or ".join(text for scope, text in ways.items() if scope in role.scopes)
-    return f"role {role.id} is not bound {words(domain)}, but {fitting}"
+    return f"role {role.id} is not bound {phrase(domain)}, but {fitting}"
 
 
-def _has_gap(item: Rule | Link) -> bool:
+def _has_gap(item: PolicyRule | RoleLink) -> bool:
     values: Iterable[object] = (getattr(item, field.name) for field in fields(item))
     return any(not isinstance(value, str) or not value for value in values)
 

@@ -37,7 +37,7 @@ def parse(text: str, field: str) -> str:
     if text == EVERYWHERE_NAME:
         return EVERYWHERE
     if not text:
-        raise unsaid(field)
+        raise missing_scope(field)
     try:
         return Name.parse(text, "project").id
     except InvalidInput as error:
@@ -48,7 +48,7 @@ def parse(text: str, field: str) -> str:
         raise InvalidInput(f"{field}: {wrong}", fields={field: wrong}) from error
 
 
-def unsaid(field: str) -> InvalidInput:
+def missing_scope(field: str) -> InvalidInput:
     """A scope that was left empty."""
     wrong = (
         "is empty: write projects/{project} for one project, "
@@ -64,7 +64,7 @@ def name(domain: str) -> str:
     return EVERYWHERE_NAME if domain == EVERYWHERE else names.project(domain)
 
 
-def words(domain: str) -> str:
+def phrase(domain: str) -> str:
     """A domain in a sentence: "on the platform", "in all projects", "in projects/demo"."""
     if domain == PLATFORM:
         return "on the platform"

@@ -23,7 +23,7 @@ from appliance.control.store.database import Transaction
 from appliance.control.store.tables import token
 from appliance.core.errors import FailedPrecondition, NotFound
 
-MOST_LIVE = 2
+MAX_LIVE = 2
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,10 @@ def create(  # noqa: PLR0913 - the columns of one row
     mine = token.c.service_account == account
     rows = transaction.all(select(token).where(mine).order_by(token.c.expire_time.desc()))
     ended = [row.id for row in rows if row.expire_time <= now]
-    transaction.run(delete(token).where(token.c.id.in_(ended[MOST_LIVE:])))
-    if len(rows) - len(ended) >= MOST_LIVE:
+    transaction.run(delete(token).where(token.c.id.in_(ended[MAX_LIVE:])))
+    if len(rows) - len(ended) >= MAX_LIVE:
         raise FailedPrecondition(
-            f"this application has {MOST_LIVE} live tokens: revoke one, then make the new one"
+            f"this application has {MAX_LIVE} live tokens: revoke one, then make the new one"
         )
     minted = tokens.mint(TokenKind.SERVICE, key)
     ends = now + timedelta(days=lifetime_days)

@@ -28,7 +28,7 @@ from appliance.core.identity import ANONYMOUS, Principal, PrincipalKind
 
 LIFETIME = timedelta(hours=12)
 IDLE = timedelta(minutes=30)
-MOST_SESSIONS = 100
+MAX_SESSIONS = 100
 """Of one user; the one that was used longest ago ends for the next. Log-ins that are not complete
 are counted apart."""
 NOTED_EVERY = timedelta(minutes=1)
@@ -97,7 +97,7 @@ class Sessions:
         alike = session.c.step == COMPLETE if step == COMPLETE else session.c.step != COMPLETE
         mine = select(session.c.id).where(session.c.user == owner, alike)
         seen = session.c.seen_time.desc(), session.c.create_time.desc(), session.c.id
-        rows = transaction.all(mine.order_by(*seen).offset(MOST_SESSIONS))
+        rows = transaction.all(mine.order_by(*seen).offset(MAX_SESSIONS))
         for row in rows:
             end(transaction, row.id)
 

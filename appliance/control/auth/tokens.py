@@ -12,7 +12,7 @@ import secrets
 from dataclasses import dataclass, field
 
 from appliance.crypto.tokens import (
-    LONGEST,
+    MAX_LENGTH,
     Parsed,
     TokenKind,
     digest_of,
@@ -23,7 +23,7 @@ from appliance.crypto.tokens import (
 )
 
 __all__ = [
-    "LONGEST",
+    "MAX_LENGTH",
     "Minted",
     "Parsed",
     "TokenKind",

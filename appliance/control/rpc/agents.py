@@ -1,4 +1,4 @@
-"""AgentService: see `appliance.control.services.agents`, `release` and `enrolment`."""
+"""AgentService: see `appliance.control.services.agent.agents`, `release` and `enrolment`."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import grpc.aio
 from appliance.api.agent.v1 import agent_service_pb2 as rpc
 from appliance.api.agent.v1.agent_service_pb2_grpc import AgentServiceServicer
 from appliance.control.events import Events
-from appliance.control.pools import CallPool
-from appliance.control.rpc.arrivals import Arrivals, R, Turn
+from appliance.control.rpc.arrivals import Arrivals, ReportT, ReportTurn
+from appliance.control.rpc.pools import CallPool
 from appliance.control.rpc.servicer import Servicer
-from appliance.control.services.agents import Agents
-from appliance.control.services.enrolment import Enrolment
-from appliance.control.services.fleet import Session
-from appliance.control.services.release import Release
+from appliance.control.services.agent.agents import Agents
+from appliance.control.services.agent.release import Release
+from appliance.control.services.fleet.connected_agents import AgentSession
+from appliance.control.services.fleet.enrolment import Enrolment
 from appliance.core.errors import InvalidInput
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -40,7 +40,7 @@ class AgentRpc(Servicer, AgentServiceServicer):
         self._release = release
         self._enrolment = enrolment
         # One for each node that has reported; those that were evicted too.
-        self._turns: defaultdict[str, Turn] = defaultdict(Turn)
+        self._turns: defaultdict[str, ReportTurn] = defaultdict(ReportTurn)
         self._releases: dict[tuple[str, bytes], asyncio.Future[rpc.ReleaseKeysResponse]] = {}
 
     async def Connect(
@@ -51,7 +51,7 @@ class AgentRpc(Servicer, AgentServiceServicer):
         first = await anext(request_iterator, None)
         if first is None:
             raise InvalidInput("the first message of an agent must be its hello")
-        session = Session(self._agents.facts_of(caller, first))
+        session = AgentSession(self._agents.facts_of(caller, first))
         reader: asyncio.Task[None] | None = None
         try:
             await self._run_in(
@@ -112,7 +112,7 @@ class AgentRpc(Servicer, AgentServiceServicer):
         """Replaces the node's certificate before it ends."""
         return await self._run(self._enrolment.renew, self.caller, request)
 
-    async def _read(self, said: AsyncIterator[rpc.ConnectRequest], session: Session) -> None:
+    async def _read(self, said: AsyncIterator[rpc.ConnectRequest], session: AgentSession) -> None:
         """Take in heartbeats until the agent stops sending; then end the session."""
         node, arrivals = session.facts.node, Arrivals[rpc.ConnectRequest]()
         taking = asyncio.create_task(self._take_all(node, arrivals))
@@ -132,14 +132,14 @@ class AgentRpc(Servicer, AgentServiceServicer):
             taking.cancel()
             session.close()
 
-    async def _take_all(self, node: str, arrivals: Arrivals[R]) -> None:
+    async def _take_all(self, node: str, arrivals: Arrivals[ReportT]) -> None:
         while await arrivals.some():
             await self._take(node, arrivals)
 
-    async def _take(self, node: str, arrivals: Arrivals[R]) -> Sequence[R]:
+    async def _take(self, node: str, arrivals: Arrivals[ReportT]) -> Sequence[ReportT]:
         """Take in what has arrived: of each node one lot at a time, however many its streams."""
 
-        async def work(lot: Sequence[R]) -> None:
+        async def work(lot: Sequence[ReportT]) -> None:
             await self._look_in(self._pool.reports, self._agents.take, node, lot)
 
         return await self._turns[node].take(arrivals, work)

@@ -5,8 +5,8 @@ Rules kept here:
   as it took at least, so that no node has the one writer of the state for more than half the time;
 * how far jobs are and what they measured is taken in once in `CALM_SECONDS`, everything else within
   `URGENT_SECONDS`, whichever of the streams it comes on;
-* of one lot all progress is one transaction (`services.agents`), and `MOST_URGENT` other reports
-  and `MOST_STEPS` measured steps are the most; what is more waits for the next one;
+* of one lot all progress is one transaction (`services.agent.agents`), and `MAX_URGENT` other
+  reports and `MAX_STEPS` measured steps are the most; what is more waits for the next one;
 * what waits is bounded in bytes; then its stream is not read any further, and gRPC makes the node
   wait. Heartbeats are on another stream.
 
@@ -25,15 +25,15 @@ from appliance.api.agent.v1 import agent_service_pb2 as rpc
 
 CALM_SECONDS = 1.0
 URGENT_SECONDS = 0.1
-MOST_BYTES = 4 << 20
-MOST_REPORTS = 10_000
-MOST_URGENT = 50
+MAX_BYTES = 4 << 20
+MAX_REPORTS = 10_000
+MAX_URGENT = 50
 """Of one lot: each is a few transactions."""
-MOST_STEPS = 20_000
+MAX_STEPS = 20_000
 """Measured steps of one lot."""
 
 Report = rpc.ReportRequest | rpc.ConnectRequest
-R = TypeVar("R", rpc.ReportRequest, rpc.ConnectRequest)
+ReportT = TypeVar("ReportT", rpc.ReportRequest, rpc.ConnectRequest)
 
 
 def is_urgent(report: Report) -> bool:
@@ -41,7 +41,7 @@ def is_urgent(report: Report) -> bool:
     return bool(report.WhichOneof("report") != "job_progress")
 
 
-class Turn:
+class ReportTurn:
     """When a node's next lot is due; shared by all of its streams."""
 
     def __init__(self) -> None:
@@ -49,8 +49,8 @@ class Turn:
         self._calm = self._urgent = float("-inf")
 
     async def take(
-        self, arrivals: Arrivals[R], work: Callable[[Sequence[R]], Awaitable[None]]
-    ) -> Sequence[R]:
+        self, arrivals: Arrivals[ReportT], work: Callable[[Sequence[ReportT]], Awaitable[None]]
+    ) -> Sequence[ReportT]:
         """Give what has arrived, or its beginning, to `work` when it is due; it."""
         loop = asyncio.get_running_loop()
         while True:
@@ -63,8 +63,8 @@ class Turn:
                     return await self._take(arrivals.take(), work)
 
     async def _take(
-        self, lot: Sequence[R], work: Callable[[Sequence[R]], Awaitable[None]]
-    ) -> Sequence[R]:
+        self, lot: Sequence[ReportT], work: Callable[[Sequence[ReportT]], Awaitable[None]]
+    ) -> Sequence[ReportT]:
         loop = asyncio.get_running_loop()
         began = loop.time()
         try:
@@ -76,11 +76,11 @@ class Turn:
         return lot
 
 
-class Arrivals(Generic[R]):
+class Arrivals(Generic[ReportT]):
     """What has arrived on one stream and is not taken in yet."""
 
     def __init__(self) -> None:
-        self._waiting: list[R] = []
+        self._waiting: list[ReportT] = []
         self._bytes = 0
         self._over = False
         self._some = asyncio.Event()
@@ -93,18 +93,18 @@ class Arrivals(Generic[R]):
         """Whether it should not wait."""
         return self._urgent.is_set()
 
-    async def put(self, report: R) -> None:
+    async def put(self, report: ReportT) -> None:
         """Add a report; waits for room."""
         await self._room.wait()
         self._waiting.append(report)
         self._bytes += report.ByteSize()
-        if self._bytes >= MOST_BYTES or len(self._waiting) >= MOST_REPORTS:
+        if self._bytes >= MAX_BYTES or len(self._waiting) >= MAX_REPORTS:
             self._room.clear()
         if is_urgent(report):
             self._urgent.set()
         self._some.set()
 
-    async def read(self, reports: AsyncIterator[R]) -> None:
+    async def read(self, reports: AsyncIterator[ReportT]) -> None:
         """Add all of a stream."""
         try:
             async for report in reports:
@@ -129,12 +129,12 @@ class Arrivals(Generic[R]):
             async with asyncio.timeout(max(seconds, 0.0)):
                 await self._urgent.wait()
 
-    def take(self) -> list[R]:
+    def take(self) -> list[ReportT]:
         """What there is, in its order; of very much its beginning, and the rest waits."""
         count = _lot(self._waiting)
         taken, self._waiting = self._waiting[:count], self._waiting[count:]
         self._bytes -= sum(report.ByteSize() for report in taken)
-        if self._bytes < MOST_BYTES and len(self._waiting) < MOST_REPORTS:
+        if self._bytes < MAX_BYTES and len(self._waiting) < MAX_REPORTS:
             self._room.set()
         if not self._over:
             if not self._waiting:
@@ -150,6 +150,6 @@ def _lot(waiting: Sequence[Report]) -> int:
     for count, report in enumerate(waiting):
         urgent += is_urgent(report)
         steps += len(report.job_progress.measured)
-        if count and (urgent > MOST_URGENT or steps > MOST_STEPS):
+        if count and (urgent > MAX_URGENT or steps > MAX_STEPS):
             return count
     return len(waiting)

@@ -1,4 +1,4 @@
-"""AuditService: see `appliance.control.services.audit`."""
+"""AuditService: see `appliance.control.services.system.audit`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import grpc.aio
 from appliance.api.audit.v1 import audit_service_pb2 as rpc
 from appliance.api.audit.v1.audit_service_pb2_grpc import AuditServiceServicer
 from appliance.control.events import Events
-from appliance.control.pools import CallPool
+from appliance.control.rpc.pools import CallPool
 from appliance.control.rpc.servicer import Servicer
-from appliance.control.services.audit import Audit
+from appliance.control.services.system.audit import Audit
 
 Context = grpc.aio.ServicerContext[Any, Any]
 

@@ -1,4 +1,4 @@
-"""AuthService: see `appliance.control.services.authentication`.
+"""AuthService: see `appliance.control.services.access.authentication`.
 
 Rule kept here: while a password waits for its turn to be verified, no thread of the pool is held;
 a try whose turn does not come, or whose caller leaves before, is given back.
@@ -14,11 +14,11 @@ import grpc.aio
 from appliance.api.auth.v1 import auth_service_pb2 as rpc
 from appliance.api.auth.v1.auth_service_pb2_grpc import AuthServiceServicer
 from appliance.control.auth.hasher import Hasher
-from appliance.control.auth.log_in import Begun
+from appliance.control.auth.log_in import PendingLogIn
 from appliance.control.events import Events
-from appliance.control.pools import CallPool
+from appliance.control.rpc.pools import CallPool
 from appliance.control.rpc.servicer import Servicer, stop_if_left
-from appliance.control.services.authentication import Authentication
+from appliance.control.services.access.authentication import Authentication
 from appliance.core.errors import Exhausted
 from appliance.wire.admission import source_of
 
@@ -86,7 +86,7 @@ class AuthRpc(Servicer, AuthServiceServicer):
         """Ends one of the caller's own sessions."""
         return await self._run(self._service.end_session, self.caller, request)
 
-    async def _verify(self, begun: Begun, password: str) -> bool:
+    async def _verify(self, begun: PendingLogIn, password: str) -> bool:
         source = source_of(self.caller.source)
         try:
             stop_if_left()  # While the try was counted: it ends before it takes a turn.
@@ -97,7 +97,7 @@ class AuthRpc(Servicer, AuthServiceServicer):
             await self._run(self._service.release, begun)
             raise
 
-    async def _hash(self, begun: Begun, password: str) -> str:
+    async def _hash(self, begun: PendingLogIn, password: str) -> str:
         source = source_of(self.caller.source)
         try:
             stop_if_left()

@@ -1,4 +1,4 @@
-"""BindingService: see `appliance.control.services.bindings`."""
+"""BindingService: see `appliance.control.services.access.bindings`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from appliance.api.access.v1 import binding_pb2
 from appliance.api.access.v1 import binding_service_pb2 as rpc
 from appliance.api.access.v1.binding_service_pb2_grpc import BindingServiceServicer
 from appliance.control.events import Events
-from appliance.control.pools import CallPool
+from appliance.control.rpc.pools import CallPool
 from appliance.control.rpc.servicer import Servicer
-from appliance.control.services.bindings import Bindings
+from appliance.control.services.access.bindings import Bindings
 
 Context = grpc.aio.ServicerContext[Any, Any]
 

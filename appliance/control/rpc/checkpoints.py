@@ -1,4 +1,4 @@
-"""CheckpointService: see `appliance.control.services.checkpoints`."""
+"""CheckpointService: see `appliance.control.services.work.checkpoints`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from appliance.api.jobs.v1 import checkpoint_pb2
 from appliance.api.jobs.v1 import checkpoint_service_pb2 as rpc
 from appliance.api.jobs.v1.checkpoint_service_pb2_grpc import CheckpointServiceServicer
 from appliance.control.events import Events
-from appliance.control.pools import CallPool
+from appliance.control.rpc.pools import CallPool
 from appliance.control.rpc.servicer import Servicer
-from appliance.control.services.checkpoints import Checkpoints
+from appliance.control.services.work.checkpoints import Checkpoints
 
 Context = grpc.aio.ServicerContext[Any, Any]
 

@@ -1,4 +1,4 @@
-"""DatasetService: see `appliance.control.services.datasets`."""
+"""DatasetService: see `appliance.control.services.data.datasets`."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from appliance.api.data.v1 import dataset_pb2
 from appliance.api.data.v1 import dataset_service_pb2 as rpc
 from appliance.api.data.v1.dataset_service_pb2_grpc import DatasetServiceServicer
 from appliance.control.events import Events
-from appliance.control.pools import CallPool
+from appliance.control.rpc.pools import CallPool
 from appliance.control.rpc.servicer import Servicer
-from appliance.control.services.datasets import Datasets
+from appliance.control.services.data.datasets import Datasets
 
 Context = grpc.aio.ServicerContext[Any, Any]
 

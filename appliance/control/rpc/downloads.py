@@ -1,4 +1,4 @@
-"""DownloadService: see `appliance.control.services.downloads`."""
+"""DownloadService: see `appliance.control.services.data.downloads`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import grpc.aio
 from appliance.api.data.v1 import download_service_pb2 as rpc
 from appliance.api.data.v1.download_service_pb2_grpc import DownloadServiceServicer
 from appliance.control.events import Events
-from appliance.control.pools import CallPool
 from appliance.control.rpc.giving import STALL_SECONDS, GivesOut
-from appliance.control.services.downloads import Downloads
+from appliance.control.rpc.pools import CallPool
+from appliance.control.services.data.downloads import Downloads
 
 Context = grpc.aio.ServicerContext[Any, Any]
 

@@ -1,4 +1,4 @@
-"""EndpointService: see `appliance.control.services.endpoints`."""
+"""EndpointService: see `appliance.control.services.serving.endpoints`."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from appliance.api.serving.v1 import endpoint_pb2
 from appliance.api.serving.v1 import endpoint_service_pb2 as rpc
 from appliance.api.serving.v1.endpoint_service_pb2_grpc import EndpointServiceServicer
 from appliance.control.events import Events
-from appliance.control.pools import CallPool
+from appliance.control.rpc.pools import CallPool
 from appliance.control.rpc.servicer import Servicer
-from appliance.control.services.endpoints import Endpoints
+from appliance.control.services.serving.endpoints import Endpoints
 
 Context = grpc.aio.ServicerContext[Any, Any]
 

@@ -1,4 +1,4 @@
-"""EnrolmentService: see `appliance.control.services.enrolment`."""
+"""EnrolmentService: see `appliance.control.services.fleet.enrolment`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import grpc.aio
 from appliance.api.agent.v1 import enrolment_service_pb2 as rpc
 from appliance.api.agent.v1.enrolment_service_pb2_grpc import EnrolmentServiceServicer
 from appliance.control.events import Events
-from appliance.control.pools import CallPool
+from appliance.control.rpc.pools import CallPool
 from appliance.control.rpc.servicer import Servicer
-from appliance.control.services.enrolment import Enrolment
+from appliance.control.services.fleet.enrolment import Enrolment
 
 Context = grpc.aio.ServicerContext[Any, Any]
 

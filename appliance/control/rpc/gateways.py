@@ -1,4 +1,4 @@
-"""GatewayService: see `appliance.control.services.gateways` and `enrolment`."""
+"""GatewayService: see `appliance.control.services.serving.gateways` and `enrolment`."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import grpc.aio
 from appliance.api.serving.v1 import gateway_service_pb2 as rpc
 from appliance.api.serving.v1.gateway_service_pb2_grpc import GatewayServiceServicer
 from appliance.control.events import Events
-from appliance.control.pools import CallPool
+from appliance.control.rpc.pools import CallPool
 from appliance.control.rpc.servicer import Servicer
-from appliance.control.services.enrolment import Enrolment
-from appliance.control.services.gateways import Gateways
+from appliance.control.services.fleet.enrolment import Enrolment
+from appliance.control.services.serving.gateways import Gateways
 
 Context = grpc.aio.ServicerContext[Any, Any]
 

@@ -18,9 +18,9 @@ from typing import Any
 import grpc.aio
 
 from appliance.control.events import Events
-from appliance.control.pools import CallPool
+from appliance.control.rpc.pools import CallPool
 from appliance.control.rpc.servicer import Servicer
-from appliance.control.services.caller import Caller
+from appliance.control.services.common.caller import Caller
 from appliance.core.errors import Unavailable
 from appliance.core.waiting import in_seconds
 from appliance.wire.admission import Shares

@@ -1,4 +1,4 @@
-"""JobService: see `appliance.control.services.jobs`."""
+"""JobService: see `appliance.control.services.work.jobs`."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from appliance.api.jobs.v1 import job_log_pb2, job_pb2
 from appliance.api.jobs.v1 import job_service_pb2 as rpc
 from appliance.api.jobs.v1.job_service_pb2_grpc import JobServiceServicer
 from appliance.control.events import Events
-from appliance.control.pools import CallPool
+from appliance.control.rpc.pools import CallPool
 from appliance.control.rpc.servicer import Servicer
-from appliance.control.services.jobs import Jobs
+from appliance.control.services.work.jobs import Jobs
 
 Context = grpc.aio.ServicerContext[Any, Any]
 

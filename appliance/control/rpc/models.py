@@ -1,4 +1,4 @@
-"""ModelService: see `appliance.control.services.models`."""
+"""ModelService: see `appliance.control.services.data.models`."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from appliance.api.models.v1 import model_pb2
 from appliance.api.models.v1 import model_service_pb2 as rpc
 from appliance.api.models.v1.model_service_pb2_grpc import ModelServiceServicer
 from appliance.control.events import Events
-from appliance.control.pools import CallPool
+from appliance.control.rpc.pools import CallPool
 from appliance.control.rpc.servicer import Servicer
-from appliance.control.services.models import Models
+from appliance.control.services.data.models import Models
 
 Context = grpc.aio.ServicerContext[Any, Any]
 

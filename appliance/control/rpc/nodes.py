@@ -1,4 +1,4 @@
-"""NodeService: see `appliance.control.services.nodes` and `enrolment`."""
+"""NodeService: see `appliance.control.services.fleet.nodes` and `enrolment`."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from appliance.api.nodes.v1 import node_pb2
 from appliance.api.nodes.v1 import node_service_pb2 as rpc
 from appliance.api.nodes.v1.node_service_pb2_grpc import NodeServiceServicer
 from appliance.control.events import Events
-from appliance.control.pools import CallPool
+from appliance.control.rpc.pools import CallPool
 from appliance.control.rpc.servicer import Servicer
-from appliance.control.services.enrolment import Enrolment
-from appliance.control.services.nodes import Nodes
+from appliance.control.services.fleet.enrolment import Enrolment
+from appliance.control.services.fleet.nodes import Nodes
 
 Context = grpc.aio.ServicerContext[Any, Any]
 

@@ -1,4 +1,4 @@
-"""ProjectService: see `appliance.control.services.projects`."""
+"""ProjectService: see `appliance.control.services.access.projects`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from appliance.api.projects.v1 import project_pb2
 from appliance.api.projects.v1 import project_service_pb2 as rpc
 from appliance.api.projects.v1.project_service_pb2_grpc import ProjectServiceServicer
 from appliance.control.events import Events
-from appliance.control.pools import CallPool
+from appliance.control.rpc.pools import CallPool
 from appliance.control.rpc.servicer import Servicer
-from appliance.control.services.projects import Projects
+from appliance.control.services.access.projects import Projects
 
 Context = grpc.aio.ServicerContext[Any, Any]
 

@@ -1,4 +1,4 @@
-"""ReportService: see `appliance.control.services.reports`."""
+"""ReportService: see `appliance.control.services.data.reports`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from appliance.api.reports.v1 import report_pb2
 from appliance.api.reports.v1 import report_service_pb2 as rpc
 from appliance.api.reports.v1.report_service_pb2_grpc import ReportServiceServicer
 from appliance.control.events import Events
-from appliance.control.pools import CallPool
 from appliance.control.rpc.giving import GivesOut
-from appliance.control.services.reports import Reports
+from appliance.control.rpc.pools import CallPool
+from appliance.control.services.data.reports import Reports
 
 Context = grpc.aio.ServicerContext[Any, Any]
 

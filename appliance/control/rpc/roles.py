@@ -1,4 +1,4 @@
-"""RoleService: see `appliance.control.services.roles`."""
+"""RoleService: see `appliance.control.services.access.roles`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from appliance.api.access.v1 import role_pb2
 from appliance.api.access.v1 import role_service_pb2 as rpc
 from appliance.api.access.v1.role_service_pb2_grpc import RoleServiceServicer
 from appliance.control.events import Events
-from appliance.control.pools import CallPool
+from appliance.control.rpc.pools import CallPool
 from appliance.control.rpc.servicer import Servicer
-from appliance.control.services.roles import RoleService
+from appliance.control.services.access.roles import RoleService
 
 Context = grpc.aio.ServicerContext[Any, Any]
 

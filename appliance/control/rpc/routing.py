@@ -1,4 +1,4 @@
-"""RoutingService: see `appliance.control.services.routing`, `usage` and `gateways`."""
+"""RoutingService: see `appliance.control.services.serving.routing`, `usage` and `gateways`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import grpc.aio
 from appliance.api.serving.v1 import routing_service_pb2 as rpc
 from appliance.api.serving.v1.routing_service_pb2_grpc import RoutingServiceServicer
 from appliance.control.events import ACCESS, ROUTING, Events
-from appliance.control.pools import CallPool
+from appliance.control.rpc.pools import CallPool
 from appliance.control.rpc.servicer import Servicer
-from appliance.control.services.gateways import Gateways
-from appliance.control.services.routing import Routing
-from appliance.control.services.routing_view import Held
-from appliance.control.services.usage import UsageRecords
+from appliance.control.services.serving.gateways import Gateways
+from appliance.control.services.serving.routing import Routing
+from appliance.control.services.serving.routing_view import HeldView
+from appliance.control.services.serving.usage import UsageRecords
 from appliance.core.errors import FailedPrecondition
 from appliance.wire.routing import FORM
 
@@ -52,10 +52,10 @@ class RoutingRpc(Servicer, RoutingServiceServicer):
                 "this gateway is older than the control plane and cannot read who may ask what:"
                 " install the control plane's version on it"
             )
-        held: Held | None = None
+        held: HeldView | None = None
         with self._events.watch(ROUTING, ACCESS) as watch:
             while True:
-                held, messages = await self._look(self._service.messages, held)
+                held, messages = await self._run_for_stream(self._service.messages, held)
                 for message in messages:
                     yield message
                 # Changes that come together are sent together.

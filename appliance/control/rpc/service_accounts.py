@@ -1,4 +1,4 @@
-"""ServiceAccountService: see `appliance.control.services.service_accounts`."""
+"""ServiceAccountService: see `appliance.control.services.access.service_accounts`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from appliance.api.access.v1 import service_account_pb2
 from appliance.api.access.v1 import service_account_service_pb2 as rpc
 from appliance.api.access.v1.service_account_service_pb2_grpc import ServiceAccountServiceServicer
 from appliance.control.events import Events
-from appliance.control.pools import CallPool
+from appliance.control.rpc.pools import CallPool
 from appliance.control.rpc.servicer import Servicer
-from appliance.control.services.service_accounts import ServiceAccounts
+from appliance.control.services.access.service_accounts import ServiceAccounts
 
 Context = grpc.aio.ServicerContext[Any, Any]
 

@@ -26,8 +26,8 @@ from typing import Protocol, TypeVar, cast
 from google.protobuf.descriptor import ServiceDescriptor
 
 from appliance.control.events import Events
-from appliance.control.pools import CallPool
-from appliance.control.services.caller import Caller, current_caller
+from appliance.control.rpc.pools import CallPool
+from appliance.control.services.common.caller import Caller, current_caller
 from appliance.core.errors import Internal, InvalidInput
 from appliance.wire.server import Service
 
@@ -95,12 +95,12 @@ class Servicer:
             # recorded as its outcome must be what happened.
             return await work
 
-    async def _look(self, function: Callable[..., T], *arguments: object) -> T:
+    async def _run_for_stream(self, function: Callable[..., T], *arguments: object) -> T:
         """As `_run` inside a stream: one whose caller has left goes no further."""
         return await self._look_in(self._pool, function, *arguments)
 
     async def _look_in(self, pool: Executor, function: Callable[..., T], *arguments: object) -> T:
-        """As `_look`, in the threads of another pool."""
+        """As `_run_for_stream`, in the threads of another pool."""
         value = await self._run_in(pool, function, *arguments)
         stop_if_left()
         return value
@@ -134,7 +134,7 @@ class Servicer:
         last: T | None = None
         with self._events.watch(topic) as watch:
             while True:
-                value = await self._look(read)
+                value = await self._run_for_stream(read)
                 if value != last:
                     yield value
                     last = value

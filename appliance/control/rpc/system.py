@@ -1,4 +1,4 @@
-"""SystemService: see `appliance.control.services.system`."""
+"""SystemService: see `appliance.control.services.system.system`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import grpc.aio
 from appliance.api.system.v1 import system_service_pb2 as rpc
 from appliance.api.system.v1.system_service_pb2_grpc import SystemServiceServicer
 from appliance.control.events import Events
-from appliance.control.pools import CallPool
+from appliance.control.rpc.pools import CallPool
 from appliance.control.rpc.servicer import Servicer
-from appliance.control.services.system import System
+from appliance.control.services.system.system import System
 
 Context = grpc.aio.ServicerContext[Any, Any]
 

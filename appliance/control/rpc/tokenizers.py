@@ -1,4 +1,4 @@
-"""TokenizerService: see `appliance.control.services.tokenizers`."""
+"""TokenizerService: see `appliance.control.services.data.tokenizers`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from appliance.api.data.v1 import tokenizer_pb2
 from appliance.api.data.v1 import tokenizer_service_pb2 as rpc
 from appliance.api.data.v1.tokenizer_service_pb2_grpc import TokenizerServiceServicer
 from appliance.control.events import Events
-from appliance.control.pools import CallPool
+from appliance.control.rpc.pools import CallPool
 from appliance.control.rpc.servicer import Servicer
-from appliance.control.services.tokenizers import Tokenizers
+from appliance.control.services.data.tokenizers import Tokenizers
 
 Context = grpc.aio.ServicerContext[Any, Any]
 

@@ -1,4 +1,4 @@
-"""UploadService: see `appliance.control.services.uploads`."""
+"""UploadService: see `appliance.control.services.data.uploads`."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from appliance.api.data.v1 import upload_pb2
 from appliance.api.data.v1 import upload_service_pb2 as rpc
 from appliance.api.data.v1.upload_service_pb2_grpc import UploadServiceServicer
 from appliance.control.events import Events
-from appliance.control.pools import CallPool
+from appliance.control.rpc.pools import CallPool
 from appliance.control.rpc.servicer import Servicer
-from appliance.control.services.uploads import Uploads
+from appliance.control.services.data.uploads import Uploads
 
 Context = grpc.aio.ServicerContext[Any, Any]
 

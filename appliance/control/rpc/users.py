@@ -1,4 +1,4 @@
-"""UserService: see `appliance.control.services.users`.
+"""UserService: see `appliance.control.services.access.users`.
 
 Rule kept here: while a password waits for its turn to be hashed, no thread of the pool is held.
 """
@@ -14,9 +14,9 @@ from appliance.api.access.v1 import user_service_pb2 as rpc
 from appliance.api.access.v1.user_service_pb2_grpc import UserServiceServicer
 from appliance.control.auth.hasher import Hasher
 from appliance.control.events import Events
-from appliance.control.pools import CallPool
+from appliance.control.rpc.pools import CallPool
 from appliance.control.rpc.servicer import Servicer
-from appliance.control.services.users import Users
+from appliance.control.services.access.users import Users
 from appliance.wire.admission import source_of
 
 Context = grpc.aio.ServicerContext[Any, Any]

@@ -46,7 +46,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from appliance.control.store import tables
 from appliance.control.store.row_macs import SIGNED
-from appliance.control.store.rows import CHANGED, Finding, Rows, Signing
+from appliance.control.store.rows import CHANGED, Finding, RowMacs, Signing
 from appliance.core.errors import Exhausted, FailedPrecondition, Unavailable
 
 OLDEST_SQLITE = (3, 51, 3)
@@ -88,7 +88,7 @@ class Reading:
 class Transaction(Reading):
     """A write transaction: all of it, or nothing."""
 
-    def __init__(self, connection: Connection, rows: Rows | None = None) -> None:
+    def __init__(self, connection: Connection, rows: RowMacs | None = None) -> None:
         super().__init__(connection)
         self._rows = rows
         self.generation: int | None = None
@@ -157,12 +157,12 @@ class Database:
         self.path = path
         self._witness: Witness | None = None
         self._generation = 0
-        self._rows: Rows | None = None
+        self._rows: RowMacs | None = None
         self._lock = threading.RLock()
         self._writer = _engine(path, self._attach, pool_size=1, read_only=False)
         self._reader = _engine(path, self._attach, pool_size=READERS, read_only=True)
 
-    def protect(self, rows: Rows) -> None:
+    def protect(self, rows: RowMacs) -> None:
         """From now on show only rows that `rows` believes, and sign what changes.
 
         Every connection is made anew, with its views; so the schema must be of this version.
@@ -241,7 +241,7 @@ class Database:
             for callback in transaction._callbacks:  # noqa: SLF001 - the two classes are one unit
                 _call(callback)
 
-    def settle(self) -> None:
+    def wait_until_published(self) -> None:
         """Wait until what was assigned at the newest visible commit is in place."""
         with self._lock:
             pass

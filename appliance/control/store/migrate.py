@@ -24,14 +24,14 @@ from sqlalchemy.exc import DatabaseError
 from appliance.control.store import tables
 from appliance.control.store.database import Database, clear_errors, raw_of
 from appliance.control.store.row_macs import SIGNED
-from appliance.control.store.rows import UNSIGNED, Finding, Rows
+from appliance.control.store.rows import UNSIGNED, Finding, RowMacs
 from appliance.core.errors import AlreadyExists, FailedPrecondition
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 _PUT_BACK = "put back `state.db` and `audit` of your newest backup, both of the same one"
 
 
-def create(database: Database, rows: Rows, cluster_id: str, now: datetime) -> None:
+def create(database: Database, rows: RowMacs, cluster_id: str, now: datetime) -> None:
     """Make every table in an empty database, note the cluster's id, and protect it.
 
     Raises AlreadyExists when the database has tables.
@@ -50,7 +50,7 @@ def create(database: Database, rows: Rows, cluster_id: str, now: datetime) -> No
 
 
 def check(
-    database: Database, rows: Rows, cluster_id: str, *, signed: bool, accept: bool = False
+    database: Database, rows: RowMacs, cluster_id: str, *, signed: bool, accept: bool = False
 ) -> list[Finding]:
     """Verify the state, bring it to this version, sign what is new, and protect it.
 

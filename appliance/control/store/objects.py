@@ -31,7 +31,7 @@ from appliance.crypto.artifacts import MANIFEST
 
 LOCAL = frozenset({"file", "local"})
 START_SECONDS = 10.0
-LEAST_FREE = 256 << 20
+MIN_FREE = 256 << 20
 """Bytes of a local store that uploads leave."""
 MARK = "store.txt"
 """A file in the root by which the store is known from the folder under it."""
@@ -103,9 +103,9 @@ class ObjectStore:
         could be aborted or deleted. Asked before every few megabytes.
         """
         free = self.free_bytes()
-        if free is not None and free < LEAST_FREE:
+        if free is not None and free < MIN_FREE:
             raise StoreFull(
-                f"the object store has less than {LEAST_FREE >> 20} MiB left, which uploads do not "
+                f"the object store has less than {MIN_FREE >> 20} MiB left, which uploads do not "
                 "take: free some, for example with `appliance upload abort`, then go on"
             )
 

@@ -3,7 +3,7 @@
 Rules kept here: the answer is stored in the transaction of the effect, so there is either both or
 neither; the same request id with other contents is an error, not a second effect; an id belongs to
 one principal and one method; answers are kept for a day, and of one principal the newest
-`MOST_ANSWERS` alone.
+`MAX_ANSWERS` alone.
 
 Called by the services behind every RPC that has a `request_id`.
 """
@@ -22,7 +22,7 @@ from appliance.control.store.tables import request
 from appliance.core.errors import InvalidInput
 
 KEPT = timedelta(days=1)
-MOST_ANSWERS = 10_000
+MAX_ANSWERS = 10_000
 """Of one principal; more than that are repeated within the seconds that a client waits."""
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
@@ -107,9 +107,7 @@ def over(now: datetime) -> ColumnElement[bool]:
 def crowded(state: Reading) -> list[str]:
     """Principals that have more answers than are kept."""
     rows = state.all(
-        select(request.c.principal)
-        .group_by(request.c.principal)
-        .having(func.count() > MOST_ANSWERS)
+        select(request.c.principal).group_by(request.c.principal).having(func.count() > MAX_ANSWERS)
     )
     return [row.principal for row in rows]
 
@@ -119,7 +117,7 @@ def forget_crowded(transaction: Transaction, principals: Iterable[str]) -> None:
     for principal in principals:
         mine = request.c.principal == principal
         newest = select(request.c.create_time).where(mine)
-        newest = newest.order_by(request.c.create_time.desc()).offset(MOST_ANSWERS).limit(1)
+        newest = newest.order_by(request.c.create_time.desc()).offset(MAX_ANSWERS).limit(1)
         oldest = transaction.value(newest)
         if oldest is not None:
             transaction.run(delete(request).where(mine, request.c.create_time <= oldest))

@@ -114,19 +114,19 @@ KEYS: Columns = {
 
 
 @dataclass(frozen=True)
-class Total:
+class TableTotal:
     """How many rows a table has, and the sum of their shares."""
 
     count: int = 0
     sum: int = 0
 
-    def plus(self, share: int) -> Total:
+    def plus(self, share: int) -> TableTotal:
         """With one row more."""
-        return Total(self.count + 1, (self.sum + share) % _MODULUS)
+        return TableTotal(self.count + 1, (self.sum + share) % _MODULUS)
 
-    def minus(self, share: int) -> Total:
+    def minus(self, share: int) -> TableTotal:
         """With one row less."""
-        return Total(self.count - 1, (self.sum - share) % _MODULUS)
+        return TableTotal(self.count - 1, (self.sum - share) % _MODULUS)
 
 
 def share_of(key: bytes, name: str, tag: bytes) -> int:
@@ -154,7 +154,7 @@ def tag_of(key: bytes, table: str, values: Iterable[Value]) -> bytes:
     return blake2b(text, key=key, digest_size=TAG_SIZE, person=b"row").digest()
 
 
-def total_mac(key: bytes, table: str, columns: Sequence[str], total: Total) -> bytes:
+def total_mac(key: bytes, table: str, columns: Sequence[str], total: TableTotal) -> bytes:
     """16 bytes that prove a whole table."""
     text = ascii((table, tuple(columns), total.count, total.sum)).encode()
     return blake2b(text, key=key, digest_size=TAG_SIZE, person=b"total").digest()

@@ -18,13 +18,13 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
-from appliance.control.store.row_macs import Total, share_of, table_of
+from appliance.control.store.row_macs import TableTotal, share_of, table_of
 
 _FOR_EVER = float("inf")
 _ABSENT = object()
 
 
-class Snapshot:
+class RowSnapshot:
     """What one connection knows: when its view began, and what its transaction has changed."""
 
     def __init__(self) -> None:
@@ -69,7 +69,7 @@ class Memory:
     def __init__(self, key: bytes) -> None:
         self._key = key
         self._known: dict[str, bytes] = {}
-        self._totals: dict[str, Total] = {}
+        self._totals: dict[str, TableTotal] = {}
         # Row -> (generation that changed it, what it was before), and the order of these.
         self._before: dict[str, tuple[tuple[int, bytes | None], ...]] = {}
         self._order: deque[tuple[int, str]] = deque()
@@ -88,11 +88,11 @@ class Memory:
         table = table_of(name)
         self._totals[table] = self.total(table).plus(share_of(self._key, name, tag))
 
-    def total(self, table: str) -> Total:
+    def total(self, table: str) -> TableTotal:
         """How many rows a table has, and their sum."""
-        return self._totals.get(table, Total())
+        return self._totals.get(table, TableTotal())
 
-    def now(self, name: str, snapshot: Snapshot | None = None) -> bytes | None:
+    def now(self, name: str, snapshot: RowSnapshot | None = None) -> bytes | None:
         """What a row is, for the transaction of a snapshot; None when there is none."""
         if snapshot is not None and name in snapshot.changed:
             return snapshot.changed[name]
@@ -106,7 +106,7 @@ class Memory:
         )
 
     @contextlib.contextmanager
-    def view(self, snapshot: Snapshot, generation: int) -> Iterator[None]:
+    def view(self, snapshot: RowSnapshot, generation: int) -> Iterator[None]:
         """While somebody reads what was there at this generation, or later."""
         with self._lock:
             snapshot.floor = self._views[id(snapshot)] = generation

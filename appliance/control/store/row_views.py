@@ -32,7 +32,7 @@ READ_ONCE = frozenset({"job"})
 """Tables whose rows may not fit into a page: SQLite reads the rest from the file, and once for each
 use of a column. Whoever writes the file in between would have one text checked and another used, so
 a row is copied first."""
-LONGEST_COLUMNS = 1 << 16
+MAX_COLUMNS = 1 << 16
 MAX_GENERATION = 1 << 62
 
 
@@ -53,7 +53,7 @@ def read_signed(raw: Raw) -> Signed | None:
     row = raw.execute("SELECT row_columns, row_macs, generation FROM main.meta").fetchone()
     if row is None or not isinstance(row[0], str) or not isinstance(row[1], bytes):
         return None
-    if len(row[0]) > LONGEST_COLUMNS or not isinstance(row[2], int):
+    if len(row[0]) > MAX_COLUMNS or not isinstance(row[2], int):
         return None
     try:
         columns = {name: tuple(covered) for name, covered in json.loads(row[0]).items()}

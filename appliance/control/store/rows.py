@@ -38,7 +38,7 @@ from appliance.control.store.row_macs import (
     SIGNED,
     TAG_SIZE,
     Columns,
-    Total,
+    TableTotal,
     Value,
     name_of,
     positions,
@@ -49,7 +49,7 @@ from appliance.control.store.row_macs import (
     tag_of,
     total_mac,
 )
-from appliance.control.store.row_memory import Memory, Snapshot
+from appliance.control.store.row_memory import Memory, RowSnapshot
 from appliance.control.store.row_views import Raw, Signed
 from appliance.core.errors import Tampered
 
@@ -60,7 +60,7 @@ OTHER_GENERATION = "older rows were put back, or it is of another generation tha
 SCHEMA = "sqlite_schema"
 MAX_FOUND = 100
 """Of one table."""
-LONGEST_NAME = 100
+MAX_NAME = 100
 ROWS_AT_A_TIME = 500
 _INFO = "rows"
 
@@ -91,10 +91,10 @@ class Finding:
     @property
     def shown(self) -> str:
         """The row, with nothing in it that a terminal or a log would act on."""
-        return self.row.encode("unicode_escape", "surrogateescape").decode("ascii")[:LONGEST_NAME]
+        return self.row.encode("unicode_escape", "surrogateescape").decode("ascii")[:MAX_NAME]
 
 
-class _Connection(Snapshot):
+class _Connection(RowSnapshot):
     """What is remembered with one connection."""
 
     def __init__(self) -> None:
@@ -104,7 +104,7 @@ class _Connection(Snapshot):
         self.schema_version = -1
 
 
-class Rows:
+class RowMacs:
     """The MACs of one state.
 
     Args:
@@ -175,7 +175,7 @@ class Rows:
             named: tables of which the rows do not fit the tags that are stored. Elsewhere the rows
                 in memory have the same ones.
         """
-        totals_of = {table: Total() for table in named}
+        totals_of = {table: TableTotal() for table in named}
         for name, tag in stored.items():
             if (table := table_of(name)) in named:
                 totals_of[table] = totals_of[table].plus(share_of(self._key, name, tag))
@@ -195,7 +195,9 @@ class Rows:
             found.append(Finding("", OTHER_GENERATION))
         return found
 
-    def _total_mac(self, table: str, columns: tuple[str, ...], total: Total | None = None) -> bytes:
+    def _total_mac(
+        self, table: str, columns: tuple[str, ...], total: TableTotal | None = None
+    ) -> bytes:
         """The MAC of a table as a whole: of the rows in memory, or of this total."""
         over = columns, self._memory.total(table) if total is None else total
         if self._computed.get(table, (None, b""))[0] != over:
@@ -290,7 +292,7 @@ class Rows:
             if name not in seen and not self._memory.was(name, None, connection.floor):
                 self._say(Finding(name, REMOVED))
         if damage := row_views.damage(raw, table):
-            self._say(Finding(table, damage[:LONGEST_NAME]))
+            self._say(Finding(table, damage[:MAX_NAME]))
 
     def _believed(self, connection: _Connection, table: str, *values: Value) -> bool:
         name = self._name(table, values)
@@ -376,9 +378,9 @@ class Rows:
 
 
 class Signing:
-    """The changes of one transaction. Made by `Rows.signing`."""
+    """The changes of one transaction. Made by `RowMacs.signing`."""
 
-    def __init__(self, rows: Rows, memory: Memory, snapshot: Snapshot) -> None:
+    def __init__(self, rows: RowMacs, memory: Memory, snapshot: RowSnapshot) -> None:
         self._rows, self._memory, self._snapshot = rows, memory, snapshot
         self._published: list[tuple[str, bytes | None]] = []
 

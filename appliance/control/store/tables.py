@@ -432,7 +432,7 @@ join_token = Table(
 )
 
 # What is still to be done with the object store. `kind` and what `subject` and `details` are: see
-# `services.storage_tasks`. `attempts` counts failures, `message` says why the last one failed.
+# `services.data.storage_tasks`. `attempts` counts failures, `message` says why the last one failed.
 # `lock_token` is of whoever does it now.
 storage_task = Table(
     "storage_task",

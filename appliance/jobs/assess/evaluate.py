@@ -36,7 +36,7 @@ SCALE = "_scale"
 
 
 @dataclass
-class Total:
+class LossTotal:
     """Sums over windows."""
 
     likelihood: float = 0.0
@@ -63,7 +63,7 @@ def run(context: Context) -> None:
     ids, size = held_out_tokens(dataset, tokenizer, given(spec, "max_tokens"))
     context.report.progress(0, len(ids), "loading weights")
     model = load(source, config).to(context.device)
-    total, course = Total(), Course()
+    total, course = LossTotal(), Course()
     for begin in range(0, len(ids), window):
         context.fence()
         piece = torch.tensor(ids[begin : begin + window], device=context.device)

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from appliance.core.thinning import MOST_POINTS, thin
+from appliance.core.thinning import MAX_POINTS, thin
 from appliance.jobs.runtime.pictures import curve
 from appliance.jobs.runtime.reports import number, table
 
@@ -34,10 +34,10 @@ class Course:
         """After so many tokens it was this; what is infinite cannot be shown."""
         if math.isfinite(perplexity):
             self._points[tokens] = perplexity
-        if len(self._points) > 2 * MOST_POINTS:
-            self._points = self._kept(MOST_POINTS)
+        if len(self._points) > 2 * MAX_POINTS:
+            self._points = self._kept(MAX_POINTS)
 
-    def points(self, most: int = MOST_POINTS) -> list[tuple[int, float]]:
+    def points(self, most: int = MAX_POINTS) -> list[tuple[int, float]]:
         """So many of them at most, from the first to the last."""
         return sorted(self._kept(most).items())
 

@@ -28,7 +28,7 @@ from appliance.core.errors import InvalidInput
 from appliance.core.model_files import INDEX
 from appliance.jobs.runtime import weights
 from appliance.jobs.runtime.context import Context
-from appliance.jobs.runtime.weights import Plan, Weights
+from appliance.jobs.runtime.weights import TensorPlan, Weights
 
 WEIGHTS = QuantizationArgs(num_bits=8, type="int", symmetric=True, strategy="channel")
 ACTIVATIONS = QuantizationArgs(
@@ -116,11 +116,11 @@ def quantization_config() -> dict[str, Any]:
     return found
 
 
-def _plan(plans: list[Plan], layers: set[str]) -> Iterator[Plan]:
+def _plan(plans: list[TensorPlan], layers: set[str]) -> Iterator[TensorPlan]:
     for plan in plans:
         if plan.name in layers:
-            yield Plan(plan.name, torch.int8, plan.shape)
-            yield Plan(f"{plan.name}_scale", plan.dtype, (plan.shape[0], 1))
+            yield TensorPlan(plan.name, torch.int8, plan.shape)
+            yield TensorPlan(f"{plan.name}_scale", plan.dtype, (plan.shape[0], 1))
         else:
             yield plan
 

@@ -6,7 +6,7 @@ counts only when the true Jaccard similarity of the shingle sets reaches the thr
 error of a signature never drops a document. The earliest of each group stays.
 
 Forms that are filled in a thousand times resemble each other without being the same. Such a group
-is represented by its first `MOST_ALIKE` documents: a document that resembles so many is not
+is represented by its first `MAX_ALIKE` documents: a document that resembles so many is not
 remembered, so that time grows with the number of documents and not with its square. What is read
 again are the few whose signatures are most alike. A near-duplicate of a document that was not
 remembered may stay.
@@ -28,13 +28,13 @@ SHINGLE = 5
 PERMUTATIONS = 128
 BANDS = 32
 """Bands of four values: a pair at similarity 0.8 shares one with probability 1 - 10^-7."""
-MOST_ALIKE = 16
+MAX_ALIKE = 16
 """Documents that stand for a group whose members resemble each other."""
-MOST_READ = 4
+MAX_READ = 4
 """Candidates whose shingles are compared."""
 DOUBT = 0.15
 """What a signature may be wrong by: more than three times its standard error of 0.044."""
-MOST_WORDS = 200_000
+MAX_WORDS = 200_000
 """Of a text that are all compared, and of candidates that are read: a book has half as many."""
 SAMPLED = 8
 """Of more words, about one in so many."""
@@ -96,7 +96,7 @@ class NearDuplicates:
         signature = RMinHash(num_perm=PERMUTATIONS, seed=_SEED)
         signature.update(list(found))
         candidates = self._index.query(signature)
-        left = MOST_WORDS
+        left = MAX_WORDS
         for candidate in self._likeliest(_values(signature), candidates):
             other = self._words_of(candidate)
             if jaccard(found, shingles(other)) >= self._threshold:
@@ -108,7 +108,7 @@ class NearDuplicates:
 
     def remember(self, number: int, compared: Compared) -> None:
         """Have a text that is kept, unless enough like it are remembered."""
-        if compared.candidates < MOST_ALIKE:
+        if compared.candidates < MAX_ALIKE:
             self._index.insert(number, compared.signature)
             self._values[number] = _values(compared.signature)
 
@@ -119,7 +119,7 @@ class NearDuplicates:
             for candidate in candidates
         )
         least = self._threshold - DOUBT
-        return [candidate for share, candidate in alike[:MOST_READ] if -share >= least]
+        return [candidate for share, candidate in alike[:MAX_READ] if -share >= least]
 
 
 def _values(signature: Any) -> npt.NDArray[np.uint32]:  # noqa: ANN401 - the library has no types
@@ -129,13 +129,13 @@ def _values(signature: Any) -> npt.NDArray[np.uint32]:  # noqa: ANN401 - the lib
 def shingles(words: list[str]) -> set[str]:
     """The 5-word sequences of a text, lower case; a shorter text is one shingle.
 
-    Of a text of more than `MOST_WORDS` words those that begin with words that are chosen by their
+    Of a text of more than `MAX_WORDS` words those that begin with words that are chosen by their
     hash, so that two long texts are compared in the same places.
     """
     words = [word.lower() for word in words]
     if len(words) < SHINGLE:
         return {" ".join(words)}
-    if len(words) <= MOST_WORDS:
+    if len(words) <= MAX_WORDS:
         return set(map(" ".join, zip(*(words[i:] for i in range(SHINGLE)), strict=False)))
     chosen = {word for word in set(words) if zlib.crc32(word.encode()) % SAMPLED == 0}
     starts = (i for i in range(len(words) - SHINGLE + 1) if words[i] in chosen)

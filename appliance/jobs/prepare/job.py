@@ -30,7 +30,7 @@ from appliance.jobs.prepare.duplicates import ExactDuplicates, NearDuplicates
 from appliance.jobs.prepare.normalize import normalize
 from appliance.jobs.prepare.personal_data import TOO_SLOW, redact
 from appliance.jobs.prepare.quality import fault
-from appliance.jobs.prepare.report import EXCERPT, Step, dropped_by_reason
+from appliance.jobs.prepare.report import EXCERPT, PrepareStep, dropped_by_reason
 from appliance.jobs.prepare.scripts import words_of, writing_of
 from appliance.jobs.prepare.shards import ShardWriter, dtype_for
 from appliance.jobs.runtime.context import Context
@@ -51,7 +51,7 @@ Kept = tuple[int, Document, str]
 
 
 @dataclass(frozen=True)
-class Settings:
+class PrepareSettings:
     """The spec with its defaults filled in."""
 
     vocabulary_size: int
@@ -63,7 +63,7 @@ class Settings:
     seed: int
 
     @classmethod
-    def of(cls, spec: job_pb2.PrepareSpec) -> Settings:
+    def of(cls, spec: job_pb2.PrepareSpec) -> PrepareSettings:
         """Read a spec; what was left out has its default."""
         return cls(
             vocabulary_size=given(spec, "vocabulary_size"),
@@ -89,7 +89,7 @@ class Decisions:
 
     splits: array[int] = field(default_factory=lambda: array("B"))
     redactions: Counter[str] = field(default_factory=Counter)
-    steps: list[Step] = field(default_factory=list)
+    steps: list[PrepareStep] = field(default_factory=list)
     scripts: dict[str, Counter[str]] = field(default_factory=dict)
 
 
@@ -100,7 +100,7 @@ def run(context: Context) -> None:
         InvalidInput: nothing is left, or the text is too small for the vocabulary.
         Tampered: an input is not intact.
     """
-    settings = Settings.of(context.spec)
+    settings = PrepareSettings.of(context.spec)
     corpus = Corpus([context.input(name) for name in context.spec.datasets])
     decisions = decide(context, corpus, settings)
     kept = sum(split != DROPPED for split in decisions.splits)
@@ -148,7 +148,7 @@ def run(context: Context) -> None:
     )
 
 
-def decide(context: Context, corpus: Corpus, settings: Settings) -> Decisions:
+def decide(context: Context, corpus: Corpus, settings: PrepareSettings) -> Decisions:
     """First pass: take every document through the steps, in order, until one drops it."""
     judge = Judge(settings, lambda number: corpus[number].text)
     for document in corpus:
@@ -160,7 +160,7 @@ def decide(context: Context, corpus: Corpus, settings: Settings) -> Decisions:
 class _Dropped(Exception):
     """A document ends here."""
 
-    def __init__(self, step: Step, reason: str) -> None:
+    def __init__(self, step: PrepareStep, reason: str) -> None:
         self.step = step
         self.reason = reason
 
@@ -173,13 +173,13 @@ class Judge:
         text_of: returns the text of an earlier document by its number.
     """
 
-    def __init__(self, settings: Settings, text_of: Callable[[int], str]) -> None:
+    def __init__(self, settings: PrepareSettings, text_of: Callable[[int], str]) -> None:
         self._settings = settings
-        self._normalizing = Step("normalize")
-        self._personal = Step("personal_data")
-        self._quality = Step("quality")
-        self._exact = Step("exact_duplicates")
-        self._near = Step("near_duplicates")
+        self._normalizing = PrepareStep("normalize")
+        self._personal = PrepareStep("personal_data")
+        self._quality = PrepareStep("quality")
+        self._exact = PrepareStep("exact_duplicates")
+        self._near = PrepareStep("near_duplicates")
         self.decisions = Decisions(
             steps=[self._normalizing, self._personal, self._quality, self._exact, self._near]
         )
@@ -237,7 +237,7 @@ class Judge:
         count["kept"] += 1
         self.decisions.redactions.update(found)
 
-    def _done(self, step: Step, *, changed: bool = False) -> None:
+    def _done(self, step: PrepareStep, *, changed: bool = False) -> None:
         """A step is done with a document. Raises _Dropped when that has taken too long so far."""
         if time.thread_time() > self._until:
             raise _Dropped(step, TOO_SLOW)
@@ -256,7 +256,7 @@ def _words(text: str) -> list[str]:
     return words_of(text, writing_of(text))
 
 
-def split_of(document_id: str, settings: Settings) -> int:
+def split_of(document_id: str, settings: PrepareSettings) -> int:
     """The split of a document: a pure function of its id and the seed, whatever else there is."""
     digest = hashlib.sha256(f"{settings.seed}:{document_id}".encode()).digest()
     place = int.from_bytes(digest[:8], "big") / 2**64
@@ -264,7 +264,7 @@ def split_of(document_id: str, settings: Settings) -> int:
 
 
 def kept_texts(
-    context: Context, corpus: Corpus, decisions: Decisions, settings: Settings, what: str
+    context: Context, corpus: Corpus, decisions: Decisions, settings: PrepareSettings, what: str
 ) -> Iterator[Kept]:
     """A later pass: split, document and clean text of every document that stays."""
     for document in corpus:
@@ -279,7 +279,7 @@ def write_tokens(  # noqa: PLR0913 - the last pass needs what all others made
     context: Context,
     corpus: Corpus,
     decisions: Decisions,
-    settings: Settings,
+    settings: PrepareSettings,
     tokenizer: Tokenizer,
     dataset: ArtifactWriter,
 ) -> int:

@@ -15,7 +15,7 @@ import re2
 
 from appliance.jobs.prepare.scripts import UNSEGMENTED
 
-MOST_MARKS = 30
+MAX_MARKS = 30
 """Combining marks in a row, as in the stream-safe format of UAX #15; no language writes more."""
 
 _LINE_ENDS = "\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
@@ -50,7 +50,7 @@ _SHAPED = re2.compile(
 )
 _EMOJI = re2.compile(r"[\x{2190}-\x{21FF}\x{2600}-\x{27BF}\x{2B00}-\x{2BFF}\x{1F000}-\x{1FAFF}]")
 _UNSPACED = re2.compile("[" + "".join(rf"\p{{{script}}}" for script in sorted(UNSEGMENTED)) + "]")
-_MARKS = re2.compile(rf"(\p{{M}}{{{MOST_MARKS}}})\p{{M}}+")
+_MARKS = re2.compile(rf"(\p{{M}}{{{MAX_MARKS}}})\p{{M}}+")
 _BLANK_RUN = re2.compile(r"\n{3,}")
 
 

@@ -25,7 +25,7 @@ import re2
 
 from appliance.jobs.prepare.scripts import SEGMENTED, UNSEGMENTED
 
-MOST_CANDIDATES = 50_000
+MAX_CANDIDATES = 50_000
 """In one text: one with as many is a list of people or machines, nothing to learn from."""
 TOO_MUCH, TOO_SLOW = "too_much_personal_data", "too_slow"
 _EVERY = 256
@@ -54,7 +54,7 @@ def redact(text: str, until: float = math.inf) -> Redaction:
     """Replace what is found in a text, as long as `time.thread_time()` is before `until`."""
     result = Redaction(text)
     data = text.encode()
-    left = MOST_CANDIDATES
+    left = MAX_CANDIDATES
     for rule in _RULES:
         data, seen, found = rule.replace(data, left, until)
         left -= seen
@@ -225,7 +225,7 @@ _NOBODY = {"git", "hg", "svn"}
 """Before the @ of a repository's address."""
 _PICTURES = {"png", "jpg", "jpeg", "gif", "webp", "svg", "avif"}
 """Behind the last dot of a picture's name, as in `icon@2x.png`."""
-LONGEST_LOCAL, LONGEST_GLUED = 64, 24
+MAX_LOCAL, MAX_GLUED = 64, 24
 
 
 def mailbox_in(text: str) -> tuple[int, int] | None:
@@ -239,13 +239,13 @@ def mailbox_in(text: str) -> tuple[int, int] | None:
         or labels[-1].lower() in _PICTURES
     ):
         return None
-    return max(0, len(local) - LONGEST_LOCAL), len(text)
+    return max(0, len(local) - MAX_LOCAL), len(text)
 
 
 def glued_mailbox_in(text: str) -> tuple[int, int] | None:
     """A mailbox where words have no spaces between them, so that its beginning is a guess."""
     found = mailbox_in(text)
-    return found and (max(0, text.rindex("@") - LONGEST_GLUED), found[1])
+    return found and (max(0, text.rindex("@") - MAX_GLUED), found[1])
 
 
 def is_key(text: str) -> bool:

@@ -14,7 +14,7 @@ from itertools import pairwise
 
 from appliance.jobs.prepare.scripts import Writing
 
-MOST_WORDS = 200_000
+MAX_WORDS = 200_000
 MINIMUM_WORD_LENGTH = 2.5
 SHORT_WORDS = {"Hangul": 1.5, "Ethiopic": 1.5, "Vai": 1.5}
 """Scripts whose letters are syllables have shorter words: the least average length."""
@@ -31,7 +31,7 @@ def fault(text: str, words: list[str], writing: Writing, minimum_characters: int
 
     Args:
         text: normalized.
-        words: of the text; the first `MOST_WORDS` are judged.
+        words: of the text; the first `MAX_WORDS` are judged.
         writing: of the text.
         minimum_characters: shorter texts are none.
     """
@@ -39,7 +39,7 @@ def fault(text: str, words: list[str], writing: Writing, minimum_characters: int
         return "too_short"
     if "lorem ipsum" in text.lower():
         return "placeholder_text"
-    words = words[:MOST_WORDS]
+    words = words[:MAX_WORDS]
     if writing.spaced and _unusual(words, writing):
         return "unusual_word_length"
     if sum(map(_has_letter, words)) < MINIMUM_ALPHABETIC * len(words):

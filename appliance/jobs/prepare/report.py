@@ -13,7 +13,7 @@ EXCERPT = 200
 
 
 @dataclass
-class Step:
+class PrepareStep:
     """One step's account."""
 
     name: str
@@ -48,7 +48,7 @@ class Step:
         }
 
 
-def dropped_by_reason(steps: list[Step]) -> dict[str, int]:
+def dropped_by_reason(steps: list[PrepareStep]) -> dict[str, int]:
     """Counts over all steps."""
     total: Counter[str] = Counter()
     for step in steps:

@@ -16,15 +16,15 @@ from appliance.core.errors import InvalidInput
 
 END_OF_TEXT = "<|endoftext|>"
 END_OF_TEXT_ID = 0
-SMALLEST = 512
-LARGEST = 1 << 16
-LONGEST_WORD = 256
+MIN_SIZE = 512
+MAX_SIZE = 1 << 16
+MAX_WORD = 256
 """Characters that are learnt from as one word: the time that one takes grows with its square."""
-LONGEST_TEXT = 1 << 18
+MAX_TEXT = 1 << 18
 """Characters of one document that are learnt from: no document decides what words there are."""
 # Blanks as the tokenizer knows them; RE2's own are those of ASCII.
 _BLANK = r"\s\x{0B}\x{85}\p{Z}"
-_LONG_WORD = re2.compile(rf"[{_BLANK}]{{{LONGEST_WORD}}}|[^{_BLANK}]{{{LONGEST_WORD}}}")
+_LONG_WORD = re2.compile(rf"[{_BLANK}]{{{MAX_WORD}}}|[^{_BLANK}]{{{MAX_WORD}}}")
 
 
 def train(texts: Iterator[str], size: int) -> Tokenizer:
@@ -61,9 +61,9 @@ def learn(texts: Iterator[str], size: int) -> Tokenizer:
 
 
 def bounded_words(texts: Iterator[str]) -> Iterator[str]:
-    """The beginnings of texts, cut where a word or a gap is longer than `LONGEST_WORD`."""
+    """The beginnings of texts, cut where a word or a gap is longer than `MAX_WORD`."""
     for whole in texts:
-        text = whole[:LONGEST_TEXT]
+        text = whole[:MAX_TEXT]
         start = 0
         for found in _LONG_WORD.finditer(text):
             yield text[start : found.end()]

@@ -36,7 +36,7 @@ from appliance.crypto.artifacts import (
     FileEntry,
     manifest_digest,
 )
-from appliance.crypto.store import Artifact, ObjectStore
+from appliance.crypto.store import Artifact, ArtifactStore
 from appliance.jobs.runtime.gather import gather
 from appliance.jobs.runtime.orders import Resume
 from appliance.jobs.runtime.reporter import Reporter
@@ -58,7 +58,7 @@ class CheckpointSeries:
         resume: the checkpoint from which this epoch goes on.
     """
 
-    store: ObjectStore
+    store: ArtifactStore
     series: Artifact
     epoch: int
     rank: int

@@ -32,10 +32,10 @@ import torch
 
 from appliance.core.errors import InvalidInput, LeaseLost
 from appliance.crypto.artifacts import ArtifactReader
-from appliance.crypto.store import ObjectStore
+from appliance.crypto.store import ArtifactStore
 from appliance.jobs.runtime.checkpoints import CheckpointSeries
 from appliance.jobs.runtime.gather import gather
-from appliance.jobs.runtime.orders import Orders
+from appliance.jobs.runtime.orders import JobOrders
 from appliance.jobs.runtime.outputs import OutputWriter
 from appliance.jobs.runtime.reporter import Reporter
 from appliance.jobs.runtime.signs import Life
@@ -51,7 +51,7 @@ class Context:
     away with the job; plain weights and plain text do not belong there.
     """
 
-    orders: Orders = field(repr=False)
+    orders: JobOrders = field(repr=False)
     rank: int
     local_rank: int
     device: torch.device
@@ -151,5 +151,5 @@ class Context:
         """The JSON values of all ranks, by rank; every rank calls. Also a barrier."""
         return gather(value)
 
-    def _store(self) -> ObjectStore:
-        return ObjectStore.at(self.orders.objects, moved=self.mark)
+    def _store(self) -> ArtifactStore:
+        return ArtifactStore.at(self.orders.objects, moved=self.mark)

@@ -29,7 +29,7 @@ from appliance.core.needs import unimportable
 _PACKAGE = "appliance"
 _HEADER = struct.Struct("<qii?")  # time, round, length of the words, whether a peer was lost
 _SLOT = 512
-_MOST_CAUSES = 10
+_MAX_CAUSES = 10
 _PEER_GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
 _NO_MEMORY = ("can't allocate memory", "Cannot allocate memory")
 
@@ -112,7 +112,7 @@ class Crashes:
 def _causes(error: BaseException) -> Iterator[BaseException]:
     """The exception and those that it says were its cause, newest first."""
     each: BaseException | None = error
-    for _ in range(_MOST_CAUSES):
+    for _ in range(_MAX_CAUSES):
         if each is None:
             return
         yield each

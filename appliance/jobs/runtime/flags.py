@@ -55,7 +55,7 @@ class Flags:
         """Step of the checkpoint after which the ranks of this node have ended; 0: not so."""
         return int(_STEP.unpack_from(self._memory, _PAUSED_AT)[0])
 
-    def settle(self) -> bool:
+    def forbid_restart(self) -> bool:
         """The job must not start again; whether this call was the first to say so."""
         first = self._memory[_FINAL] == 0
         self._memory[_FINAL] = 1

@@ -38,7 +38,7 @@ from appliance.core.values import given
 from appliance.jobs.runtime.crashes import Crash, Crashes
 from appliance.jobs.runtime.flags import Flags
 from appliance.jobs.runtime.kinds import load
-from appliance.jobs.runtime.orders import Orders
+from appliance.jobs.runtime.orders import JobOrders
 from appliance.jobs.runtime.ranks import Gang, run_rank
 from appliance.jobs.runtime.rendezvous import FixedRendezvous
 from appliance.jobs.runtime.reporter import Reporter
@@ -79,7 +79,7 @@ class GangAgent(LocalElasticAgent):  # type: ignore[misc]  # torch's class has n
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         processes = self._pcontext.pids()
         watch, base = self._gang.watch, self._gang.orders.rank_base
-        watch.look()
+        watch.check_ranks()
         self._note({base + local: _end_of(process) for local, process in processes.items()})
         if watch.cause:
             # Before torch asks them to end, and waits half a minute for one that is stopped.
@@ -133,7 +133,7 @@ def lead(document: bytes, reports: int, kinds: Mapping[str, str]) -> int:
     # torch would take SIGTERM over, and end the ranks instead of telling them.
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGQUIT"
     try:
-        failure = _run(Orders.parse(document), reports, kinds, flags)
+        failure = _run(JobOrders.parse(document), reports, kinds, flags)
     except ApplianceError as error:
         report.error(error.reason, error.message)
         return 1
@@ -141,13 +141,13 @@ def lead(document: bytes, reports: int, kinds: Mapping[str, str]) -> int:
         failure = Paused.reason, Paused.at(flags.paused_at).message
     if failure is None:
         return 0
-    if flags.settle():
+    if flags.forbid_restart():
         report.error(*failure)
     return 1
 
 
 def _run(
-    orders: Orders, reports: int, kinds: Mapping[str, str], flags: Flags
+    orders: JobOrders, reports: int, kinds: Mapping[str, str], flags: Flags
 ) -> tuple[str, str] | None:
     """Run the gang to its end; reason and sentence of a bad one."""
     rendezvous = FixedRendezvous(
@@ -203,7 +203,7 @@ def _run(
     return why(agent.killed, crashed, rendezvous.round - 1, stall)
 
 
-def _stall_seconds(orders: Orders) -> int | None:
+def _stall_seconds(orders: JobOrders) -> int | None:
     """The limit of the kinds that have one: those with several ranks."""
     known = "stall_seconds" in orders.spec.DESCRIPTOR.fields_by_name
     return int(given(orders.spec, "stall_seconds")) if known else None

@@ -25,7 +25,7 @@ from appliance.api.jobs.v1 import job_pb2
 from appliance.core.errors import InvalidInput
 from appliance.crypto.store import Artifact
 
-LARGEST = 4 << 20
+MAX_BYTES = 4 << 20
 """Bytes of a document at most."""
 
 CPU = "cpu"
@@ -45,7 +45,7 @@ class Resume:
 
 
 @dataclass(frozen=True)
-class Orders:
+class JobOrders:
     """What this node has to do for a job under one lease.
 
     Sizes in bytes; `rendezvous` is `host:port`; `node` is the name of the node, empty when it is
@@ -74,9 +74,9 @@ class Orders:
     memory_limit: int
 
     @classmethod
-    def parse(cls, document: bytes) -> Orders:
+    def parse(cls, document: bytes) -> JobOrders:
         """Read what the agent sent; `InvalidInput` names what is wrong with it."""
-        if len(document) > LARGEST:
+        if len(document) > MAX_BYTES:
             raise InvalidInput("the orders of the job are too long")
         try:
             values = json.loads(document)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from appliance.crypto.artifacts import ArtifactWriter, FileEntry, manifest_digest
-from appliance.crypto.store import Artifact, ObjectStore
+from appliance.crypto.store import Artifact, ArtifactStore
 from appliance.jobs.runtime.gather import gather
 from appliance.jobs.runtime.reporter import Reporter
 
@@ -31,7 +31,7 @@ class OutputWriter(ArtifactWriter):
 
     def __init__(  # noqa: PLR0913  # what a rank is, named at the one call
         self,
-        store: ObjectStore,
+        store: ArtifactStore,
         artifact: Artifact,
         *,
         slot: str,

@@ -36,7 +36,7 @@ from appliance.jobs.runtime.crashes import Crashes, crash, final
 from appliance.jobs.runtime.flags import Flags
 from appliance.jobs.runtime.gather import gather
 from appliance.jobs.runtime.kinds import Run
-from appliance.jobs.runtime.orders import CUDA, Orders
+from appliance.jobs.runtime.orders import CUDA, JobOrders
 from appliance.jobs.runtime.rendezvous import FixedRendezvous, rank_store
 from appliance.jobs.runtime.reporter import Reporter
 from appliance.jobs.runtime.signs import in_collective
@@ -54,7 +54,7 @@ logger = logging.getLogger(__name__)
 class Gang:
     """What the leader hands to every rank it forks."""
 
-    orders: Orders = field(repr=False)
+    orders: JobOrders = field(repr=False)
     run: Run
     reports: int
     scratch: Path
@@ -122,7 +122,7 @@ def _announce(context: Context, number: int, why: str) -> None:
         context.report.event("rank_restart", sentence, restarts=number - 1, resumed_at_step=step)
 
 
-def _device(orders: Orders, local_rank: int) -> torch.device:
+def _device(orders: JobOrders, local_rank: int) -> torch.device:
     if orders.device_kind != CUDA:
         return torch.device("cpu")
     device = torch.device("cuda", orders.devices[local_rank])
@@ -183,7 +183,7 @@ def _end_by(error: BaseException, gang: Gang, report: Reporter, local_rank: int)
         logger.error("rank %s ended after rank %s: %s", rank, first, type(error).__name__)
     elif not isinstance(error, ApplianceError):
         logger.error("rank %s crashed", rank, exc_info=error)
-    if known is not None and gang.flags.settle():
+    if known is not None and gang.flags.forbid_restart():
         logger.warning("the job cannot go on: %s", known.message)
         report.error(known.reason, known.message)
     _leave(PEER_LOST if in_collective(error.__traceback__) else CRASHED)

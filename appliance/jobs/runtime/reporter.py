@@ -3,7 +3,7 @@
 Rules kept here:
 * a line has at most 4096 bytes and is one `write`, so that lines of several ranks never mix
   (`PIPE_BUF`, pipe(7));
-* only rank 0 speaks for the job; the calls of other ranks do nothing, so a kind needs no `if rank
+* only rank 0 reports for the job; the calls of other ranks do nothing, so a kind needs no `if rank
   == 0`. An error is reported by whichever rank has it;
 * no text of users, no keys: names, numbers, digests and sentences of ours.
 
@@ -21,8 +21,8 @@ from typing import Any
 
 from appliance.core.errors import InvalidInput, LeaseLost
 
-LONGEST_LINE = 4096
-LONGEST_TEXT = 1000
+MAX_LINE = 4096
+MAX_TEXT = 1000
 
 
 class Reporter:
@@ -30,7 +30,7 @@ class Reporter:
 
     Args:
         descriptor: the writing end of the pipe.
-        rank: of the process; rank 0 speaks for the job.
+        rank: of the process; rank 0 reports for the job.
     """
 
     def __init__(self, descriptor: int, rank: int) -> None:
@@ -51,7 +51,7 @@ class Reporter:
             type="progress",
             step=int(step),
             total=int(total),
-            message=message[:LONGEST_TEXT],
+            message=message[:MAX_TEXT],
             metrics=finite,
         )
 
@@ -69,7 +69,7 @@ class Reporter:
 
     def waiting(self, message: str) -> None:
         """What the job waits for; empty when it goes on. What is known of its progress stays."""
-        self._say(type="waiting", message=message[:LONGEST_TEXT])
+        self._say(type="waiting", message=message[:MAX_TEXT])
 
     def event(self, name: str, message: str = "", **fields: object) -> None:
         """Something for the job's history, such as `rank_restart`.
@@ -79,7 +79,7 @@ class Reporter:
             message: a sentence for a person.
             fields: numbers and short words of ours.
         """
-        sentence = {"message": message[:LONGEST_TEXT]} if message else {}
+        sentence = {"message": message[:MAX_TEXT]} if message else {}
         self._say(type="event", name=name, **sentence, **fields)
 
     def checkpoint(self, step: int, folder: str, name: str, digest: str) -> None:
@@ -92,7 +92,7 @@ class Reporter:
 
     def error(self, reason: str, message: str) -> None:
         """Why the job cannot go on; said by any rank."""
-        self._write({"type": "error", "reason": reason, "message": message[:LONGEST_TEXT]})
+        self._write({"type": "error", "reason": reason, "message": message[:MAX_TEXT]})
 
     def _say(self, **line: object) -> None:
         if self._rank == 0:
@@ -100,9 +100,9 @@ class Reporter:
 
     def _write(self, line: Mapping[str, object]) -> None:
         data = json.dumps(line, allow_nan=False).encode() + b"\n"
-        if len(data) > LONGEST_LINE:
+        if len(data) > MAX_LINE:
             raise InvalidInput(
-                f"a report of kind {line['type']} has {len(data)} bytes, more than {LONGEST_LINE}:"
+                f"a report of kind {line['type']} has {len(data)} bytes, more than {MAX_LINE}:"
                 " put it into a file of an output"
             )
         try:

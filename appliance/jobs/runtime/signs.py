@@ -40,7 +40,7 @@ _OPERATORS = (f"{TORCH}/_ops.py", f"{TORCH}/_library/")
 _FRAMES = 8
 
 
-class State(IntEnum):
+class RankState(IntEnum):
     """What a rank is about."""
 
     WORKS = 0
@@ -56,7 +56,7 @@ class Sign:
 
     marks: int = 0
     beats: int = 0
-    state: State = State.WORKS
+    state: RankState = RankState.WORKS
     doing: str = ""
 
 
@@ -84,7 +84,7 @@ class Signs:
         return Sign(
             marks=_COUNT.unpack_from(self._memory, at + _MARKS)[0],
             beats=_COUNT.unpack_from(self._memory, at + _BEATS)[0],
-            state=State(self._memory[at + _STATE]),
+            state=RankState(self._memory[at + _STATE]),
             doing=text.decode("ascii", "replace"),
         )
 
@@ -114,11 +114,11 @@ class Life:
     def end(self) -> None:
         """The rank has returned: nobody waits for it any more."""
         self._ended.set()
-        self._slot[_STATE] = State.DONE
+        self._slot[_STATE] = RankState.DONE
 
     def _beat(self, main: int) -> None:
         while not self._ended.wait(BEAT_SECONDS):
-            state = State.WAITS if _waits(main) else State.WORKS
+            state = RankState.WAITS if _waits(main) else RankState.WORKS
             if not self._ended.is_set():
                 self._slot[_STATE] = state
             self._beats += 1

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from appliance.jobs.runtime.signs import Sign, State
+from appliance.jobs.runtime.signs import RankState, Sign
 
 MAX_GAP = 2.0
 """Seconds that count between two looks at most."""
@@ -57,7 +57,7 @@ class _Rank:
         self.sign = sign
 
 
-class Watch:
+class StallWatch:
     """The ranks of a job from one start of them to the next.
 
     Args:
@@ -67,7 +67,7 @@ class Watch:
     def __init__(self, ranks: int) -> None:
         self._ranks = [_Rank() for _ in range(ranks)]
 
-    def look(self, signs: Mapping[int, Sign], elapsed: float) -> Stall | None:
+    def observe(self, signs: Mapping[int, Sign], elapsed: float) -> Stall | None:
         """Take in what ranks show now.
 
         Args:
@@ -80,7 +80,7 @@ class Watch:
         elapsed = min(elapsed, MAX_GAP)
         for number, rank in enumerate(self._ranks):
             rank.see(signs.get(number, rank.sign), elapsed)
-        there = [n for n, rank in enumerate(self._ranks) if rank.sign.state != State.DONE]
+        there = [n for n, rank in enumerate(self._ranks) if rank.sign.state != RankState.DONE]
         if not there:
             return None
         seconds = min(self._ranks[n].quiet for n in there)
@@ -95,4 +95,4 @@ class Watch:
         # A beat may come late where processors are busy.
         if rank.silent > seconds / 2:
             return How.SILENT
-        return How.WAITS if rank.sign.state == State.WAITS else How.WORKS
+        return How.WAITS if rank.sign.state == RankState.WAITS else How.WORKS

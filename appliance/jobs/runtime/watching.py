@@ -20,11 +20,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import astuple
 
 from appliance.core.process import signal_name
-from appliance.jobs.runtime.orders import Orders
+from appliance.jobs.runtime.orders import JobOrders
 from appliance.jobs.runtime.rendezvous import FixedRendezvous
 from appliance.jobs.runtime.reporter import Reporter
-from appliance.jobs.runtime.signs import Sign, Signs, State
-from appliance.jobs.runtime.stalls import Stall, Watch
+from appliance.jobs.runtime.signs import RankState, Sign, Signs
+from appliance.jobs.runtime.stalls import Stall, StallWatch
 
 LOOK_SECONDS = 0.5
 PARTS = 6
@@ -37,7 +37,7 @@ PEER_LOST = 3
 _CAUSES = {CRASHED: "a rank crashed", PEER_LOST: "a rank lost its connection to another"}
 ELSEWHERE = "ranks of another node ended"
 
-LONGEST_WORD = 256
+MAX_WORD = 256
 """Characters of a node's name, or of what a rank does."""
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class GangWatch:
 
     def __init__(
         self,
-        orders: Orders,
+        orders: JobOrders,
         limit: int | None,
         rendezvous: FixedRendezvous,
         report: Reporter,
@@ -84,12 +84,12 @@ class GangWatch:
         """Ranks are about to start."""
         self.before, self.cause, self.stalled = self.cause or ELSEWHERE, "", False
         self.signs.clear()
-        self._watch = Watch(self._orders.world_size)
+        self._watch = StallWatch(self._orders.world_size)
         self._nodes: dict[int, str] = {}
         # The first look is at once: from then on the first node knows whose ranks are where.
         self._looked, self._said = self._clock() - LOOK_SECONDS, 0
 
-    def look(self) -> None:
+    def check_ranks(self) -> None:
         """Look at the ranks when it is time to; there is a `cause` when they must end."""
         now = self._clock()
         elapsed = now - self._looked
@@ -108,7 +108,7 @@ class GangWatch:
             others = {rank: sign for rank, sign in others.items() if rank in self._elsewhere}
             self._nodes |= dict.fromkeys(others, node)
             own |= others
-        stall = self._watch.look(own, elapsed)
+        stall = self._watch.observe(own, elapsed)
         if stall is not None and stall.seconds >= self._limit:
             self.cause, self.stalled = self._verdict(stall, self._limit), True
             logger.error("%s", self.cause)
@@ -172,7 +172,7 @@ def _decoded(document: bytes) -> tuple[str, dict[int, Sign]]:
     try:
         found = json.loads(document)
         return _word(found["node"]), {
-            int(rank): Sign(int(marks), int(beats), State(state), _word(doing))
+            int(rank): Sign(int(marks), int(beats), RankState(state), _word(doing))
             for rank, marks, beats, state, doing in found["signs"]
         }
     except (KeyError, TypeError, ValueError, RecursionError) as error:
@@ -182,6 +182,6 @@ def _decoded(document: bytes) -> tuple[str, dict[int, Sign]]:
 
 def _word(text: str) -> str:
     """A text for people. Raises ValueError when it is no short line of ASCII."""
-    if len(text) > LONGEST_WORD or not (text.isascii() and text.isprintable()):
+    if len(text) > MAX_WORD or not (text.isascii() and text.isprintable()):
         raise ValueError("it is no short line of ASCII")
     return text

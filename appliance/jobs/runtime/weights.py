@@ -21,8 +21,8 @@ from appliance.core.errors import FailedPrecondition, InvalidInput
 from appliance.core.model_config import ORIGIN
 from appliance.core.model_files import INDEX
 from appliance.crypto.artifacts import ArtifactReader, ArtifactWriter
-from appliance.crypto.sealed import SealedReader
-from appliance.crypto.tensors import Entry, header, read_entries, weight_files
+from appliance.crypto.sealed_reader import SealedReader
+from appliance.crypto.tensors import TensorEntry, header, read_entries, weight_files
 
 DTYPES: dict[str, torch.dtype] = {
     "BF16": torch.bfloat16,
@@ -38,12 +38,12 @@ DTYPES: dict[str, torch.dtype] = {
 }
 """What jobs compute with."""
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
-LARGEST_FILE = 4 << 30
+MAX_FILE = 4 << 30
 """Bytes of data in one file of a new model."""
 
 
 @dataclass(frozen=True)
-class Plan:
+class TensorPlan:
     """A tensor to be written."""
 
     name: str
@@ -75,7 +75,9 @@ def finite_bytes(name: str, tensor: torch.Tensor) -> memoryview:
     return found
 
 
-def read_tensor(reader: SealedReader, entry: Entry, rows: slice | None = None) -> torch.Tensor:
+def read_tensor(
+    reader: SealedReader, entry: TensorEntry, rows: slice | None = None
+) -> torch.Tensor:
     """A tensor of a file, on the CPU; the caller's alone.
 
     Args:
@@ -109,7 +111,7 @@ class Weights:
 
     def __init__(self, model: ArtifactReader) -> None:
         self._model = model
-        self._entries: dict[str, tuple[str, Entry]] = {}
+        self._entries: dict[str, tuple[str, TensorEntry]] = {}
         for file in sorted(model.files()):
             if file.endswith(".safetensors"):
                 with model.open(file) as reader:
@@ -118,10 +120,10 @@ class Weights:
         if not self._entries:
             raise InvalidInput("the model has no weights: it needs model.safetensors")
 
-    def plans(self) -> list[Plan]:
+    def plans(self) -> list[TensorPlan]:
         """Every tensor, in the order of the files."""
         return [
-            Plan(name, _dtype(entry.dtype), entry.shape)
+            TensorPlan(name, _dtype(entry.dtype), entry.shape)
             for name, (_, entry) in self._entries.items()
         ]
 
@@ -140,7 +142,9 @@ class Weights:
                 reader.close()
 
 
-def write(output: ArtifactWriter, plans: Sequence[Plan], tensors: Iterator[torch.Tensor]) -> None:
+def write(
+    output: ArtifactWriter, plans: Sequence[TensorPlan], tensors: Iterator[torch.Tensor]
+) -> None:
     """Write the weight files of a model, and their index when there are several.
 
     Args:
@@ -217,11 +221,11 @@ def _decoded(value: object) -> object:
     return [_decoded(item) for item in value] if isinstance(value, list) else value
 
 
-def _files(plans: Sequence[Plan]) -> list[list[Plan]]:
-    groups: list[list[Plan]] = [[]]
+def _files(plans: Sequence[TensorPlan]) -> list[list[TensorPlan]]:
+    groups: list[list[TensorPlan]] = [[]]
     size = 0
     for plan in plans:
-        if groups[-1] and size + plan.size > LARGEST_FILE:
+        if groups[-1] and size + plan.size > MAX_FILE:
             groups.append([])
             size = 0
         groups[-1].append(plan)

@@ -30,7 +30,7 @@ from appliance.core.errors import FailedPrecondition, InvalidInput
 from appliance.crypto.artifacts import ArtifactReader, ArtifactWriter
 from appliance.jobs.train.model import stored_name
 from appliance.jobs.train.parallel.slices import Box, cut_of, inside, local, overlap, shape_of
-from appliance.jobs.train.recipe import Assembly
+from appliance.jobs.train.recipe import TrainingState
 from appliance.jobs.train.tensors import TensorReader, TensorWriter
 
 FORMAT = "sliced-checkpoint-1"
@@ -56,12 +56,12 @@ class _Slice:
     shape: tuple[int, ...]
     box: Box
     memory: torch.Tensor
-    speaks: bool
+    is_writer: bool
 
 
-def write(assembly: Assembly, rank: int, losses: Losses, writer: ArtifactWriter) -> None:
+def write(assembly: TrainingState, rank: int, losses: Losses, writer: ArtifactWriter) -> None:
     """Write this rank's files; every rank calls, each with its own writer."""
-    mine = {piece.key: piece for piece in _slices(assembly) if piece.speaks}
+    mine = {piece.key: piece for piece in _slices(assembly) if piece.is_writer}
     shapes = {key: shape_of(piece.box) for key, piece in mine.items()}
     with writer.create(f"rank-{rank:05d}.safetensors") as file:
         tensors = TensorWriter(file, shapes, torch.float32)
@@ -80,7 +80,7 @@ def write(assembly: Assembly, rank: int, losses: Losses, writer: ArtifactWriter)
 
 
 @torch.no_grad()
-def read(assembly: Assembly, checkpoint: ArtifactReader, *, same_run: bool = True) -> Losses:
+def read(assembly: TrainingState, checkpoint: ArtifactReader, *, same_run: bool = True) -> Losses:
     """Fill parameters and optimiser of this rank from a checkpoint.
 
     Args:
@@ -137,7 +137,7 @@ def _held(index: dict[str, Any], wanted: dict[str, list[_Slice]]) -> list[tuple[
     return found
 
 
-def _slices(assembly: Assembly) -> list[_Slice]:
+def _slices(assembly: TrainingState) -> list[_Slice]:
     tied = assembly.config.tie_word_embeddings
     at = assembly.mesh.at
     slices = []
@@ -150,7 +150,7 @@ def _slices(assembly: Assembly) -> list[_Slice]:
             SQUARES: assembly.optimizer.squares[name],
         }
         # A tied projection reads what the embedding wrote, and writes nothing itself.
-        speaks = cut.first_holder(at) and stored == name
+        speaks = cut.is_primary_replica(at) and stored == name
         slices += [
             _Slice(f"{kind}/{stored}", cut.shape, cut.box(at), memory, speaks)
             for kind, memory in memories.items()
@@ -158,12 +158,12 @@ def _slices(assembly: Assembly) -> list[_Slice]:
     return slices
 
 
-def _model(assembly: Assembly) -> dict[str, Any]:
+def _model(assembly: TrainingState) -> dict[str, Any]:
     """What must be the same for another run to begin with a checkpoint."""
     return {**asdict(assembly.settings.shape), "vocabulary": assembly.config.vocab_size}
 
 
-def _run(assembly: Assembly) -> dict[str, Any]:
+def _run(assembly: TrainingState) -> dict[str, Any]:
     """What must be the same for a run to go on; the layout need not be."""
     settings = assembly.settings
     return {

@@ -32,9 +32,9 @@ from appliance.jobs.runtime.weights import as_bytes
 from appliance.jobs.train.model import EMBEDDING, parameter_shapes
 from appliance.jobs.train.parallel.schedules import layers_of_stage, rank_of_stage
 from appliance.jobs.train.parallel.slices import cut_of, inside, local, shape_of
-from appliance.jobs.train.recipe import Assembly
+from appliance.jobs.train.recipe import TrainingState
 from appliance.jobs.train.tensors import TensorWriter
-from appliance.kinds.train_settings import Settings
+from appliance.kinds.train_settings import TrainSettings
 
 DTYPE = torch.bfloat16
 LAYERS = "model.layers."
@@ -51,7 +51,7 @@ class WeightFile:
     shapes: dict[str, tuple[int, ...]]
 
 
-def plan(shapes: Mapping[str, tuple[int, ...]], settings: Settings) -> list[WeightFile]:
+def plan(shapes: Mapping[str, tuple[int, ...]], settings: TrainSettings) -> list[WeightFile]:
     """Which rank writes which tensors; pure, so that every rank knows without asking.
 
     The layers of a pipeline rank are dealt out to all ranks that hold parts of them; what is in no
@@ -75,7 +75,9 @@ def plan(shapes: Mapping[str, tuple[int, ...]], settings: Settings) -> list[Weig
     ]
 
 
-def write(assembly: Assembly, rank: int, dataset: ArtifactReader, writer: ArtifactWriter) -> int:
+def write(
+    assembly: TrainingState, rank: int, dataset: ArtifactReader, writer: ArtifactWriter
+) -> int:
     """Write this rank's files of the model; every rank calls.
 
     Args:
@@ -98,7 +100,7 @@ def write(assembly: Assembly, rank: int, dataset: ArtifactReader, writer: Artifa
 
 
 def _write_weights(
-    assembly: Assembly, rank: int, files: list[WeightFile], writer: ArtifactWriter
+    assembly: TrainingState, rank: int, files: list[WeightFile], writer: ArtifactWriter
 ) -> None:
     ranks = {name: file.rank for file in files for name in file.shapes}
     with ExitStack() as stack:
@@ -119,13 +121,15 @@ def _write_weights(
 
 
 @torch.no_grad()
-def _bring_together(assembly: Assembly, name: str, rank: int, target: int) -> torch.Tensor | None:
+def _bring_together(
+    assembly: TrainingState, name: str, rank: int, target: int
+) -> torch.Tensor | None:
     """The whole of a parameter on the rank `target`; None on the others, which send their part."""
     mesh, parameter = assembly.mesh, assembly.parameters[name]
     cut = cut_of(parameter)
     mine = local(parameter.detach()).to(DTYPE)
     if rank != target:
-        if cut.first_holder(mesh.at) and mine.numel():
+        if cut.is_primary_replica(mesh.at) and mine.numel():
             distributed.send(as_bytes(mine), dst=target)
         return None
     whole = torch.empty(cut.shape, dtype=DTYPE, device=mine.device)
@@ -134,7 +138,7 @@ def _bring_together(assembly: Assembly, name: str, rank: int, target: int) -> to
     for peer in mesh.at.peers():
         box = cut.box(peer)
         source = mesh.rank(mesh.pipeline, peer)
-        if source == rank or not cut.first_holder(peer) or not math.prod(shape_of(box)):
+        if source == rank or not cut.is_primary_replica(peer) or not math.prod(shape_of(box)):
             continue
         part = torch.empty(shape_of(box), dtype=DTYPE, device=mine.device)
         distributed.recv(as_bytes(part), src=source)
@@ -142,7 +146,7 @@ def _bring_together(assembly: Assembly, name: str, rank: int, target: int) -> to
     return whole
 
 
-def _pipeline_rank(name: str, settings: Settings) -> int:
+def _pipeline_rank(name: str, settings: TrainSettings) -> int:
     stage = settings.stages - 1
     if name == EMBEDDING:
         stage = 0
@@ -168,7 +172,9 @@ def _index(files: list[WeightFile]) -> dict[str, object]:
     }
 
 
-def _write_settings(assembly: Assembly, dataset: ArtifactReader, writer: ArtifactWriter) -> None:
+def _write_settings(
+    assembly: TrainingState, dataset: ArtifactReader, writer: ArtifactWriter
+) -> None:
     config = assembly.config.to_dict() | {"dtype": "bfloat16"}
     end_of_text = assembly.config.eos_token_id
     writer.write_json("config.json", config)

@@ -12,9 +12,9 @@ from appliance.jobs.runtime.context import Context
 from appliance.jobs.train import export
 from appliance.jobs.train.loop import Loop
 from appliance.jobs.train.model import llama_config
-from appliance.jobs.train.recipe import assemble
+from appliance.jobs.train.recipe import build_training_state
 from appliance.jobs.train.tokens import Batches, TokenIndex, TokenStream
-from appliance.kinds.train_settings import Settings
+from appliance.kinds.train_settings import TrainSettings
 
 
 def run(context: Context) -> None:
@@ -22,12 +22,12 @@ def run(context: Context) -> None:
 
     Raises:
         InvalidInput: the spec, the mesh and the data do not fit together.
-        FailedPrecondition: the loss is no number any more.
+        FailedPrecondition: the loss became NaN or infinite.
         LeaseLost: the job was told to stop.
         Paused: it was told to save a checkpoint and end, and has.
         Tampered: an input or a checkpoint is not what was written.
     """
-    settings = Settings.from_spec(context.spec)
+    settings = TrainSettings.from_spec(context.spec)
     settings.check(context.world_size)
     dataset, name = context.input(context.spec.dataset), context.spec.from_checkpoint
     index = TokenIndex.read(dataset)
@@ -36,7 +36,9 @@ def run(context: Context) -> None:
     context.mark("makes its part of the model")
     with TokenStream(dataset, index) as stream:
         batches = Batches(stream, settings.sequence_length, settings.batch_size, settings.seed)
-        assembly = assemble(settings, config, context.rank, context.device, context.mark)
+        assembly = build_training_state(
+            settings, config, context.rank, context.device, context.mark
+        )
         loop = Loop(
             assembly=assembly,
             batches=batches,

@@ -30,8 +30,8 @@ from appliance.jobs.runtime.checkpoints import CheckpointSeries
 from appliance.jobs.runtime.reporter import Reporter
 from appliance.jobs.train import checkpoint
 from appliance.jobs.train.optimizer import learning_rate
-from appliance.jobs.train.parallel.gradients import clip, settle
-from appliance.jobs.train.recipe import Assembly
+from appliance.jobs.train.parallel.gradients import clip, redistribute_like_parameters
+from appliance.jobs.train.recipe import TrainingState
 from appliance.jobs.train.tokens import Batches
 
 
@@ -51,7 +51,7 @@ class Loop:
         beginning: opens the checkpoint of another job that this one begins with.
     """
 
-    assembly: Assembly
+    assembly: TrainingState
     batches: Batches
     rank: int
     report: Reporter
@@ -150,7 +150,7 @@ class Loop:
 
     def _finish_gradients(self) -> float:
         assembly = self.assembly
-        settle(assembly.parameters)
+        redistribute_like_parameters(assembly.parameters)
         # Tied weights before the norm: it is the sum of both gradients that counts.
         if assembly.tied_embedding is not None:
             assembly.tied_embedding.add_up(assembly.parameters)
@@ -175,6 +175,6 @@ class Loop:
 def _check_number(what: str, value: float, step: int) -> None:
     if not math.isfinite(value):
         raise FailedPrecondition(
-            f"The {what} is no number any more at step {step + 1}. Lower learning_rate or raise"
+            f"The {what} became NaN or infinite at step {step + 1}. Lower learning_rate or raise"
             " warmup_steps, and start a new job."
         )

@@ -22,7 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from appliance.jobs.train.parallel.slices import Box, Coordinate, cut_of, local, shape_of
-from appliance.kinds.train_settings import Shape
+from appliance.kinds.train_settings import DecoderShape
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
@@ -43,7 +43,7 @@ def padded_vocabulary(size: int) -> int:
     return -(-size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
 
 
-def llama_config(shape: Shape, vocabulary_size: int, end_of_text: int) -> LlamaConfig:
+def llama_config(shape: DecoderShape, vocabulary_size: int, end_of_text: int) -> LlamaConfig:
     """The Hugging Face configuration of an architecture.
 
     Args:

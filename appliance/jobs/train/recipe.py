@@ -1,6 +1,7 @@
 """How one rank's part of the training is put together: read this first.
 
-Called by `appliance.jobs.train.job`. Every rank calls `assemble` with the same settings.
+Called by `appliance.jobs.train.job`. Every rank calls `build_training_state` with the same
+settings.
 """
 
 from __future__ import annotations
@@ -17,21 +18,21 @@ from appliance.jobs.train.optimizer import Optimizer
 from appliance.jobs.train.parallel import data, tensor
 from appliance.jobs.train.parallel.gradients import TiedEmbedding
 from appliance.jobs.train.parallel.mesh import Mesh
-from appliance.jobs.train.parallel.pipeline import Alone, ForwardBackward, Pipeline
+from appliance.jobs.train.parallel.pipeline import ForwardBackward, Pipeline, SingleStage
 from appliance.jobs.train.parallel.schedules import (
     layers_of_stage,
     rank_of_stage,
     stages_of_rank,
 )
 from appliance.jobs.train.parallel.slices import DATA, PIPELINE, TENSOR
-from appliance.kinds.train_settings import Settings
+from appliance.kinds.train_settings import TrainSettings
 
 
 @dataclass(frozen=True)
-class Assembly:
+class TrainingState:
     """One rank's part: where it stands, what it holds, how it computes."""
 
-    settings: Settings
+    settings: TrainSettings
     config: LlamaConfig
     mesh: Mesh
     device: torch.device
@@ -41,13 +42,13 @@ class Assembly:
     tied_embedding: TiedEmbedding | None
 
 
-def assemble(
-    settings: Settings,
+def build_training_state(
+    settings: TrainSettings,
     config: LlamaConfig,
     rank: int,
     device: torch.device,
     mark: Mark | None = None,
-) -> Assembly:
+) -> TrainingState:
     """Cut the model, apply the parallelisms, seed the weights.
 
     `mark` is called, then and in each step, when a layer or some parameters are done.
@@ -71,7 +72,7 @@ def assemble(
         for stage in stages.values()
         for name, parameter in stage.parameters_by_name().items()
     }
-    return Assembly(
+    return TrainingState(
         settings=settings,
         config=config,
         mesh=mesh,
@@ -85,7 +86,7 @@ def assemble(
 
 
 def _stages(
-    settings: Settings, config: LlamaConfig, mesh: Mesh, mark: Mark | None
+    settings: TrainSettings, config: LlamaConfig, mesh: Mesh, mark: Mark | None
 ) -> dict[int, Stage]:
     count, ranks = settings.stages, settings.degrees.pipeline
     return {
@@ -101,15 +102,17 @@ def _stages(
 
 
 def _forward_backward(
-    settings: Settings, mesh: Mesh, stages: dict[int, Stage], device: torch.device
+    settings: TrainSettings, mesh: Mesh, stages: dict[int, Stage], device: torch.device
 ) -> ForwardBackward:
     arithmetic = _arithmetic(device)
     if axis := mesh.axis(PIPELINE):
         return Pipeline(stages, settings, axis, device, arithmetic)
-    return Alone(stages[0], settings, arithmetic)
+    return SingleStage(stages[0], settings, arithmetic)
 
 
-def _tied_embedding(settings: Settings, config: LlamaConfig, mesh: Mesh) -> TiedEmbedding | None:
+def _tied_embedding(
+    settings: TrainSettings, config: LlamaConfig, mesh: Mesh
+) -> TiedEmbedding | None:
     if not config.tie_word_embeddings or settings.stages == 1:
         return None
     last = rank_of_stage(settings.schedule, settings.stages - 1, settings.degrees.pipeline)

@@ -20,7 +20,7 @@ from appliance.jobs.runtime.weights import NAMES, finite_bytes, read_tensor
 from appliance.jobs.train.parallel.slices import Box, inside, shape_of
 
 
-class Sink(Protocol):
+class TensorSink(Protocol):
     """What bytes are written to."""
 
     def write(self, data: bytes | memoryview, /) -> int:
@@ -37,7 +37,7 @@ class TensorWriter:
     """
 
     def __init__(
-        self, sink: Sink, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype
+        self, sink: TensorSink, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype
     ) -> None:
         self._sink = sink
         self._dtype = dtype

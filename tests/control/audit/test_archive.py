@@ -13,18 +13,18 @@ from pathlib import Path
 
 import pytest
 
-from appliance.cli.audit_folder import ArchiveFolder, Parts
+from appliance.cli.audit_folder import ArchiveFolder, AuditParts
 from appliance.control.audit import segments
+from appliance.control.audit.archive import Archive
 from appliance.control.audit.closed import files_of
-from appliance.control.audit.leaving import Leaving
-from appliance.control.audit.record import Entry
+from appliance.control.audit.record import AuditEntry
 from appliance.control.auth.scopes import PLATFORM
 from appliance.core import files
 from appliance.core.data_directory import DataDirectory
 from appliance.core.errors import FailedPrecondition, InvalidInput, Tampered, Unavailable
 from appliance.crypto.chain import CHECKPOINTS
 from appliance.crypto.merkle import Tree
-from appliance.crypto.proofs import ARCHIVED, PRUNED, Proof
+from appliance.crypto.proofs import ARCHIVED, PRUNED, SegmentProof
 from tests.fakes import moved_clock
 from tests.fakes.audit import KEY, ORIGIN, fill, opened, verified
 from tests.fakes.site import Person, Said, Site, new_site
@@ -131,7 +131,7 @@ def test_archiving_that_was_broken_off_is_finished_at_the_next_start(
 
 @pytest.mark.attack
 def test_what_was_deleted_is_not_called_archived_by_anybody_else(folder: Path) -> None:
-    proof = Proof.loads((folder / "000000000020.proof").read_bytes(), "p")
+    proof = SegmentProof.loads((folder / "000000000020.proof").read_bytes(), "p")
     for first in (0, 20):
         for path in folder.glob(f"{first:012d}.*"):
             path.unlink()
@@ -179,7 +179,7 @@ def test_nothing_is_signed_as_pruned_that_is_not_archived_or_not_ours(folder: Pa
     for wrong in (b"", b"{}\n", segment.proof().signed_as(ARCHIVED, KEY, ORIGIN).dumps()):
         with pytest.raises(InvalidInput, match="not a proof of this log"):
             log.leaving.prune(wrong)
-    stranger = Leaving(log.closed, KEY, "appliance/other/audit")
+    stranger = Archive(log.closed, KEY, "appliance/other/audit")
     with pytest.raises(InvalidInput):
         stranger.prune(segment.proof().dumps())
     log.close()
@@ -224,7 +224,7 @@ def test_what_is_signed_as_archived_is_what_was_asked_for_whatever_lies_in_its_p
     first.proof_path.write_bytes(log.closed.segments[3].proof_path.read_bytes())
     assert log.leaving.archive(20, first.end.root()) == 20
     log.close()
-    assert Proof.loads((folder / ARCHIVED).read_bytes(), "p").size == 20
+    assert SegmentProof.loads((folder / ARCHIVED).read_bytes(), "p").size == 20
     assert verified(folder).first == 20
 
 
@@ -257,7 +257,7 @@ def another_life(folder: Path) -> None:
         path.unlink()
     log = opened(folder, segment_records=PART)
     for _ in range(45):
-        log.append(Entry("intent", principal="users/mallory")).result(10)
+        log.append(AuditEntry("intent", principal="users/mallory")).result(10)
     log.close()
 
 
@@ -273,7 +273,7 @@ def test_a_segment_that_was_copied_badly_is_copied_again(folder: Path, tmp_path:
         assert not there.holds(proof, Tree())
         there.take_in(proof, Tree(), [whole])
     # Its own proof is set right, too.
-    there.proof_path_of(proof).write_bytes(Proof.of(0, proof.length, first.end, ()).dumps())
+    there.proof_path_of(proof).write_bytes(SegmentProof.of(0, proof.length, first.end, ()).dumps())
     assert there.holds(proof, Tree())
     log.close()
     assert verified(archive).covered == 40
@@ -316,7 +316,7 @@ def test_records_that_nobody_signed_are_no_part_of_an_archive(folder: Path, tmp_
     path.write_bytes(path.read_bytes() + (folder / "000000000040.log").read_bytes())
     # Whatever lies beside it, also a file of checkpoints.
     for _ in range(2):
-        parts = Parts()
+        parts = AuditParts()
         parts.add_archive(archive)
         with pytest.raises(Tampered, match="records from 40 on are not signed"):
             parts.verify(KEY.verify_key, None)
@@ -389,7 +389,7 @@ def test_archiving_that_is_not_known_to_be_durable_counts_and_deletes_nothing(
         log.leaving.archive(40, root)
     monkeypatch.setattr(files, "sync_dir", real)
     assert len(files_of(folder)) == 5
-    assert (log.first, Proof.loads(log.closed.statement, "p").size) == (40, 40)
+    assert (log.first, SegmentProof.loads(log.closed.statement, "p").size) == (40, 40)
     if again:
         assert log.leaving.archive(40, root) == 40
     log.close()
@@ -404,7 +404,7 @@ def test_an_export_that_an_archive_holds_too_is_verified_alone(
     export = tmp_path / "export"
     export.write_bytes(b"".join(path.read_bytes() for path in files_of(folder)))
     moved(folder, tmp_path / "archive", 40)
-    parts = Parts()
+    parts = AuditParts()
     parts.add_archive(tmp_path / "archive")
     with pytest.raises(FailedPrecondition, match="verify each alone"):
         parts.add_export(export)
@@ -414,7 +414,7 @@ def test_each_folder_holds_a_part_also_a_second_one(folder: Path, tmp_path: Path
     """Of the first a statement says that records were archived; that excuses no other."""
     moved(folder, tmp_path / "archive", 40)
     archived(folder, 40)
-    parts = Parts()
+    parts = AuditParts()
     parts.add_folder(folder)
     (tmp_path / "mistyped").mkdir()
     with pytest.raises(FailedPrecondition, match="mistyped holds no part of an audit log"):

@@ -19,20 +19,20 @@ from appliance.control.audit import closed as module
 from appliance.control.audit.checking import DAMAGED, AuditMetrics, Checking
 from appliance.control.audit.closed import files_of
 from appliance.control.audit.log import AuditLog
-from appliance.control.audit.record import Entry
+from appliance.control.audit.record import AuditEntry
 from appliance.control.audit.system import SystemRecords
-from appliance.control.services.audit import Audit
-from appliance.control.services.caller import Caller
+from appliance.control.services.common.caller import Caller
+from appliance.control.services.system.audit import Audit
 from appliance.core import files
 from appliance.core.errors import Tampered
 from appliance.core.identity import ANONYMOUS
 from appliance.crypto.chain import segment_name
-from appliance.crypto.proofs import Proof, notes_of, size_of
+from appliance.crypto.proofs import SegmentProof, notes_of, size_of
 from tests.fakes.audit import ENTRY, fill, opened, verified
 from tests.fakes.state import START
 
 PART = 10
-RESULT = Entry("result", outcome="OK")
+RESULT = AuditEntry("result", outcome="OK")
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def as_before(folder: Path) -> None:
     """Leave a folder as 0.1.0 has it: segments of some size, one file of checkpoints, no proof."""
     notes: list[bytes] = []
     for path in sorted(folder.glob("*.proof")):
-        notes += Proof.loads(path.read_bytes(), path.name).notes
+        notes += SegmentProof.loads(path.read_bytes(), path.name).notes
         path.unlink()
     rest = notes_of((folder / "checkpoints").read_bytes())
     kept = {size_of(note): note for note in [*notes, *rest]}
@@ -60,7 +60,9 @@ def as_before(folder: Path) -> None:
 def test_a_segment_is_closed_at_so_many_records_with_a_proof(folder: Path) -> None:
     names = [path.name for path in files_of(folder)]
     assert names == [segment_name(first) for first in range(0, 50, PART)]
-    found = [Proof.loads(path.read_bytes(), path.name) for path in sorted(folder.glob("*.proof"))]
+    found = [
+        SegmentProof.loads(path.read_bytes(), path.name) for path in sorted(folder.glob("*.proof"))
+    ]
     assert [(proof.first, proof.size) for proof in found] == [(0, 10), (10, 20), (20, 30), (30, 40)]
     assert [proof.length for proof in found] == [
         path.stat().st_size for path in files_of(folder)[:-1]
@@ -342,7 +344,7 @@ def test_a_changed_last_record_is_not_linked_to_and_not_believed(folder: Path) -
     """Nothing is signed after it: it is in the newest closed segment, and none is open."""
     (folder / segment_name(40)).unlink()
     path = folder / "000000000030.proof"
-    notes = Proof.loads(path.read_bytes(), "p").notes
+    notes = SegmentProof.loads(path.read_bytes(), "p").notes
     (folder / "checkpoints").write_bytes(notes[-1] + b"\n")
     opened(folder, segment_records=PART).close()
     change(folder, 39, lambda line: line.replace(b"alice", b"mallo"))
@@ -419,7 +421,7 @@ def test_what_the_state_remembers_is_no_signature(folder: Path) -> None:
     path = folder / segment_name(40)
     line = path.read_bytes().splitlines()[-1]
     path.write_bytes(path.read_bytes() + line + b"\n")
-    tree = Proof.loads((folder / "000000000030.proof").read_bytes(), "p").tree()
+    tree = SegmentProof.loads((folder / "000000000030.proof").read_bytes(), "p").tree()
     tree.extend(path.read_bytes().splitlines(keepends=True))
     with pytest.raises(Tampered, match="record 47"):
         opened(folder, known={48: tree.root()})
@@ -434,7 +436,7 @@ def test_no_checkpoint_that_is_not_signed_gets_into_a_proof(
     forged = b"appliance/lab/audit\n43\nAAAA\n\n\xe2\x80\x94 appliance/lab/audit AAAA\n\n"
     notes.write_bytes(forged + notes.read_bytes())
     fill(folder, 10, segment_records=PART)
-    kept = Proof.loads((folder / "000000000040.proof").read_bytes(), "p").notes
+    kept = SegmentProof.loads((folder / "000000000040.proof").read_bytes(), "p").notes
     assert 43 not in {size_of(note) for note in kept}
     assert verified(folder).covered == 57
 
@@ -480,11 +482,11 @@ def test_no_proof_makes_a_changed_segment_right(folder: Path) -> None:
     """Whoever can write every file, and has no key, writes a segment and its proof anew."""
     change(folder, 25, lambda line: line.replace(b"alice", b"mallo"))
     path = folder / "000000000020.proof"
-    proof = Proof.loads(path.read_bytes(), path.name)
-    tree = Proof.loads((folder / "000000000010.proof").read_bytes(), "p").tree()
+    proof = SegmentProof.loads(path.read_bytes(), path.name)
+    tree = SegmentProof.loads((folder / "000000000010.proof").read_bytes(), "p").tree()
     for line in (folder / segment_name(20)).read_bytes().splitlines():
         tree.append(module.leaf_hash(line))
-    path.write_bytes(Proof.of(20, proof.length, tree, proof.notes).dumps())
+    path.write_bytes(SegmentProof.of(20, proof.length, tree, proof.notes).dumps())
     # Its own signature is not over that: what comes from there on is verified, the record named.
     for look in (opened, verified):
         with pytest.raises(Tampered) as raised:

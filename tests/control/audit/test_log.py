@@ -206,7 +206,7 @@ def test_everybody_who_waits_is_told(folder: Path, monkeypatch: pytest.MonkeyPat
 def test_a_queue_without_end_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = opened(folder)
     gate, real = threading.Event(), os.fdatasync
-    monkeypatch.setattr(module, "LONGEST_QUEUE", 10)
+    monkeypatch.setattr(module, "MAX_QUEUE", 10)
 
     def slow(descriptor: int) -> None:
         gate.wait(10)
@@ -258,7 +258,7 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from appliance.control.audit.log import AuditLog
-from appliance.control.audit.record import Entry
+from appliance.control.audit.record import AuditEntry
 from appliance.crypto.signing import SigningKey
 log = AuditLog.open(
     Path(sys.argv[1]), SigningKey(bytes([7]) * 32), "appliance/lab/audit",
@@ -266,7 +266,7 @@ log = AuditLog.open(
 )
 waiting = []
 while True:
-    waiting += [log.append(Entry("intent")) for _ in range(5)]
+    waiting += [log.append(AuditEntry("intent")) for _ in range(5)]
     print(waiting.pop(0).result(), flush=True)
 """
 

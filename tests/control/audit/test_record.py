@@ -8,7 +8,7 @@ import pytest
 import rfc8785
 from hypothesis import given, settings
 
-from appliance.control.audit.record import LONGEST_TEXT, Entry, line_of, prepare
+from appliance.control.audit.record import MAX_TEXT, AuditEntry, line_of, prepare
 from appliance.core.errors import InvalidInput
 from appliance.wire.recorded import UNSHAPED
 from tests.fakes.state import START
@@ -20,12 +20,12 @@ JSON_VALUES = some.recursive(
 )
 
 
-def _line(entry: Entry) -> bytes:
+def _line(entry: AuditEntry) -> bytes:
     return line_of(prepare(entry, START), 7, "0" * 64, 12)
 
 
 def test_a_record() -> None:
-    entry = Entry(
+    entry = AuditEntry(
         "result",
         request_id="r1",
         principal="users/alice",
@@ -50,7 +50,7 @@ def test_a_record() -> None:
     details=some.dictionaries(some.text(), JSON_VALUES),
 )
 def test_every_field_makes_one_canonical_line(text: str, details: dict[str, Any]) -> None:
-    entry = Entry("denied", text, text, text, text, text, text, details)
+    entry = AuditEntry("denied", text, text, text, text, text, text, details)
     line = _line(entry)
     assert b"\n" not in line
     parsed = json.loads(line)
@@ -70,16 +70,16 @@ def test_every_field_makes_one_canonical_line(text: str, details: dict[str, Any]
 )
 def test_hostile_names_stay_in_their_field(hostile: str) -> None:
     line = _line(
-        Entry("denied", resource=hostile, details={hostile: hostile, "deep": [[[[[[1]]]]]]})
+        AuditEntry("denied", resource=hostile, details={hostile: hostile, "deep": [[[[[[1]]]]]]})
     )
     assert line.count(b"\n") == 0
-    assert len(line) < 5 * LONGEST_TEXT
+    assert len(line) < 5 * MAX_TEXT
     assert json.loads(line)["sequence"] == 7
 
 
 def test_numbers_that_json_has_not_become_text() -> None:
     details = {"big": 2**60, "inf": float("inf"), "nan": float("nan"), "small": -(2**53) + 1}
-    assert json.loads(_line(Entry("inference", details=details)))["details"] == {
+    assert json.loads(_line(AuditEntry("inference", details=details)))["details"] == {
         "big": str(2**60),
         "inf": "inf",
         "nan": "nan",
@@ -89,4 +89,4 @@ def test_numbers_that_json_has_not_become_text() -> None:
 
 def test_an_unknown_kind_is_a_mistake() -> None:
     with pytest.raises(InvalidInput, match="not a kind"):
-        Entry("maybe")
+        AuditEntry("maybe")

@@ -10,8 +10,8 @@ import pytest
 
 from appliance.control.audit import log as module
 from appliance.control.audit import system
+from appliance.control.audit.disk_space import LOW, DiskSpaceWatch
 from appliance.control.audit.log import AuditLog
-from appliance.control.audit.room import LOW, Room
 from appliance.control.audit.system import SystemRecords
 from tests.fakes.audit import opened, verified
 from tests.fakes.disk import filled, small_disk
@@ -52,12 +52,12 @@ def test_that_the_disk_is_low_is_recorded_although_it_is_full_already(
             if not has_reserve:
                 log = opened(folder)
             records = SystemRecords(log, lambda: seconds[0])
-            room = Room(folder, 1 << 20, records)
-            room.look()
+            room = DiskSpaceWatch(folder, 1 << 20, records)
+            room.check()
             there = [(LOW, {"free_bytes": 0})] if has_reserve else []
             assert events(log) == there
             seconds[0] += 90
-            room.look()
+            room.check()
             records.catch_up()
             assert events(log) == there
         wait_until(lambda: not log.trouble, "the log to go on")
@@ -72,11 +72,11 @@ def test_that_the_disk_is_low_is_recorded_although_it_is_full_already(
 def test_so_many_events_wait_and_keep_their_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(system, "MOST_LATE", 2)
+    monkeypatch.setattr(system, "MAX_LATE", 2)
     log = opened(tmp_path / "audit")
     records = SystemRecords(log, lambda: 0.0)
     with monkeypatch.context() as busy:
-        busy.setattr(module, "LONGEST_QUEUE", 0)
+        busy.setattr(module, "MAX_QUEUE", 0)
         for number in range(3):
             records.note("job.failed", f"jobs/{number}", "LOST")
         records.catch_up()

@@ -14,15 +14,15 @@ import pytest
 
 from appliance.control.audit import closed, segments
 from appliance.control.audit import log as module
-from appliance.control.audit.growing import LEAST_RESERVE, Look
+from appliance.control.audit.growing_file import MIN_RESERVE, FileIdentity
 from appliance.control.audit.log import AuditLog
-from appliance.control.audit.record import Entry
+from appliance.control.audit.record import AuditEntry
 from appliance.core.errors import AuditUnavailable, Tampered
 from appliance.crypto import chain
 from tests.fakes.audit import ENTRY, KEY, ORIGIN, fill, opened, verified
 from tests.fakes.disk import filled, small_disk
 
-RESULT = Entry("result", principal="users/alice", method="/x.Jobs/CreateJob", outcome="OK")
+RESULT = AuditEntry("result", principal="users/alice", method="/x.Jobs/CreateJob", outcome="OK")
 Opened = Callable[..., AuditLog]
 
 
@@ -40,7 +40,7 @@ def wait_until(condition: Callable[[], object], what: str) -> None:
         time.sleep(0.005)
 
 
-def refused(log: AuditLog, entry: Entry = ENTRY) -> str:
+def refused(log: AuditLog, entry: AuditEntry = ENTRY) -> str:
     with pytest.raises(AuditUnavailable) as raised:
         log.append(entry).result(10)
     return raised.value.message
@@ -76,7 +76,7 @@ def test_a_full_disk_refuses_keeps_results_and_goes_on_by_itself(tmp_path: Path)
         log.close()
         found = verified(folder)
         assert found.size == found.covered == size + 1001
-        assert (folder / "reserve").stat().st_size == LEAST_RESERVE
+        assert (folder / "reserve").stat().st_size == MIN_RESERVE
 
 
 @pytest.mark.attack
@@ -309,7 +309,7 @@ def test_each_look_is_at_some_closed_segments_and_all_get_their_turn(
     looked: list[str] = []
     real = closed.expect
 
-    def expect(path: Path, known: Look) -> None:
+    def expect(path: Path, known: FileIdentity) -> None:
         looked.append(path.stem.lstrip("0") or "0")
         real(path, known)
 

@@ -8,8 +8,8 @@ import pytest
 from appliance.control.auth import escalation, rules
 from appliance.control.auth.policy import Policy, compile_policy
 from appliance.control.auth.roles import Roles
-from appliance.control.auth.rules import Link, Rows
-from appliance.control.auth.scopes import EVERYWHERE, PLATFORM, words
+from appliance.control.auth.rules import PolicyRows, RoleLink
+from appliance.control.auth.scopes import EVERYWHERE, PLATFORM, phrase
 from appliance.core.errors import Denied
 from appliance.core.identity import Principal, PrincipalKind
 
@@ -17,20 +17,22 @@ ALICE = Principal(PrincipalKind.USER, "alice")
 BOB = Principal(PrincipalKind.USER, "bob")
 
 
-def policy_of(roles: Roles, *links: Link) -> Policy:
-    return compile_policy(Rows(1, rules.rules_of(roles), links, {}), roles)
+def policy_of(roles: Roles, *links: RoleLink) -> Policy:
+    return compile_policy(PolicyRows(1, rules.rules_of(roles), links, {}), roles)
 
 
 def test_equals_and_those_who_hold_more_may_act_for_another(roles: Roles) -> None:
     policy = policy_of(
         roles,
-        Link("user:alice", "administrator", "*"),
-        Link("user:alice", "administrator", "/platform"),
-        Link("user:bob", "owner", "red"),
+        RoleLink("user:alice", "administrator", "*"),
+        RoleLink("user:alice", "administrator", "/platform"),
+        RoleLink("user:bob", "owner", "red"),
     )
     escalation.check_acts_as(policy, roles, ALICE, BOB)
     escalation.check_acts_as(policy, roles, BOB, BOB)
-    policy = policy_of(roles, Link("user:alice", "owner", "red"), Link("user:bob", "owner", "red"))
+    policy = policy_of(
+        roles, RoleLink("user:alice", "owner", "red"), RoleLink("user:bob", "owner", "red")
+    )
     escalation.check_acts_as(policy, roles, ALICE, BOB)
 
 
@@ -38,9 +40,9 @@ def test_equals_and_those_who_hold_more_may_act_for_another(roles: Roles) -> Non
 def test_nobody_acts_for_somebody_who_holds_more(roles: Roles) -> None:
     policy = policy_of(
         roles,
-        Link("user:alice", "administrator", "*"),
-        Link("user:alice", "administrator", "/platform"),
-        Link("user:bob", "owner", "red"),
+        RoleLink("user:alice", "administrator", "*"),
+        RoleLink("user:alice", "administrator", "/platform"),
+        RoleLink("user:bob", "owner", "red"),
     )
     with pytest.raises(
         Denied, match=r"who may do more: you lack audit\.archive on the platform"
@@ -51,15 +53,17 @@ def test_nobody_acts_for_somebody_who_holds_more(roles: Roles) -> None:
 
 @pytest.mark.attack
 def test_nobody_acts_for_somebody_who_holds_the_same_elsewhere(roles: Roles) -> None:
-    policy = policy_of(roles, Link("user:alice", "owner", "blue"), Link("user:bob", "owner", "red"))
+    policy = policy_of(
+        roles, RoleLink("user:alice", "owner", "blue"), RoleLink("user:bob", "owner", "red")
+    )
     with pytest.raises(Denied, match=r"bindings\.create in projects/red"):
         escalation.check_acts_as(policy, roles, ALICE, BOB)
 
 
 @pytest.mark.attack
 def test_nobody_gives_what_he_does_not_hold_there(roles: Roles) -> None:
-    everywhere, red, blue = Link("user:bob", "owner", EVERYWHERE), "red", "blue"
-    policy = policy_of(roles, everywhere, Link("user:alice", "owner", red))
+    everywhere, red, blue = RoleLink("user:bob", "owner", EVERYWHERE), "red", "blue"
+    policy = policy_of(roles, everywhere, RoleLink("user:alice", "owner", red))
     for domain in (red, blue, EVERYWHERE):
         escalation.check_gives(policy, roles, BOB, "owner", domain)
     escalation.check_gives(policy, roles, ALICE, "viewer", red)
@@ -76,7 +80,7 @@ def test_nobody_gives_what_he_does_not_hold_there(roles: Roles) -> None:
 
 @pytest.mark.attack
 def test_a_role_without_rights_to_give_does_not_make_up_for_what_is_missing(roles: Roles) -> None:
-    policy = policy_of(roles, Link("user:bob", "developer", "red"))
+    policy = policy_of(roles, RoleLink("user:bob", "developer", "red"))
     with pytest.raises(Denied) as refused:
         escalation.check_gives(policy, roles, BOB, "owner", "red")
     assert refused.value.message == (
@@ -93,12 +97,12 @@ def test_a_role_without_rights_to_give_does_not_make_up_for_what_is_missing(role
 def test_who_lets_a_server_in_administers_the_platform_and_all_projects(
     roles: Roles, domain: str, lacking: str
 ) -> None:
-    both = [Link("user:alice", "administrator", where) for where in (PLATFORM, EVERYWHERE)]
+    both = [RoleLink("user:alice", "administrator", where) for where in (PLATFORM, EVERYWHERE)]
     escalation.check_lets_in(policy_of(roles, *both), ALICE)
-    policy = policy_of(roles, Link("user:alice", "administrator", domain))
+    policy = policy_of(roles, RoleLink("user:alice", "administrator", domain))
     with pytest.raises(Denied, match="gets keys of the work of every project") as refused:
         escalation.check_lets_in(policy, ALICE)
-    assert f"nodes.createJoinToken {words(lacking)}." in refused.value.message
+    assert f"nodes.createJoinToken {phrase(lacking)}." in refused.value.message
 
 
 @pytest.mark.attack
@@ -111,13 +115,13 @@ def test_what_no_built_in_role_holds_is_given_by_administrators_of_everything(
     )
     file.chmod(0o644)
     known = roles.with_site(file)
-    both = [Link("user:alice", "administrator", where) for where in (PLATFORM, EVERYWHERE)]
+    both = [RoleLink("user:alice", "administrator", where) for where in (PLATFORM, EVERYWHERE)]
     escalation.check_gives(policy_of(known, *both), known, ALICE, "exporter", "red")
-    for held in (both[:1], both[1:], [Link("user:alice", "owner", "red")]):
+    for held in (both[:1], both[1:], [RoleLink("user:alice", "owner", "red")]):
         with pytest.raises(Denied, match=r"you lack models\.download in projects/red"):
             escalation.check_gives(policy_of(known, *held), known, ALICE, "exporter", "red")
     # Who holds it hands it on where they may give roles at all: nothing new comes of that.
-    holder = policy_of(known, Link("user:bob", "exporter", "red"))
+    holder = policy_of(known, RoleLink("user:bob", "exporter", "red"))
     escalation.check_gives(holder, known, BOB, "exporter", "red")
     with pytest.raises(Denied, match="you lack models"):
         escalation.check_gives(holder, known, BOB, "exporter", "blue")

@@ -9,7 +9,7 @@ import argon2
 import pytest
 
 from appliance.control.auth import hasher as module
-from appliance.control.auth.hasher import Hasher, Lines, Turn
+from appliance.control.auth.hasher import Hasher, HashQueue, HashTurn
 from appliance.control.auth.passwords import Passwords
 from appliance.core.errors import Exhausted
 from tests.fakes.state import FastPasswords
@@ -17,11 +17,11 @@ from tests.fakes.state import FastPasswords
 GOOD = "tall grass by the mill"
 
 
-def turn(account: str, source: str = "s") -> Turn:
-    return Turn(account, source, lambda: None)
+def turn(account: str, source: str = "s") -> HashTurn:
+    return HashTurn(account, source, lambda: None)
 
 
-def order(lines: Lines) -> list[str]:
+def order(lines: HashQueue) -> list[str]:
     found = []
     while (each := lines.take()) is not None:
         found.append(f"{each.account}@{each.source}")
@@ -29,7 +29,7 @@ def order(lines: Lines) -> list[str]:
 
 
 def test_turns_go_round_the_accounts_and_the_sources() -> None:
-    lines = Lines()
+    lines = HashQueue()
     for account, source in (("a", "1"), ("a", "1"), ("a", "1"), ("b", "1"), ("c", "2")):
         lines.add(turn(account, source))
     assert order(lines) == ["a@1", "a@1", "b@1", "c@2", "a@1"]
@@ -38,7 +38,7 @@ def test_turns_go_round_the_accounts_and_the_sources() -> None:
 
 @pytest.mark.attack
 def test_a_flood_on_one_name_delays_that_name_alone() -> None:
-    lines = Lines()
+    lines = HashQueue()
     for number in range(60):
         lines.add(turn("alice", f"10.0.0.{number}"))
     lines.add(turn("bob", "10.9.9.9"))
@@ -47,7 +47,7 @@ def test_a_flood_on_one_name_delays_that_name_alone() -> None:
 
 @pytest.mark.attack
 def test_a_flood_of_names_from_eight_addresses_delays_those_addresses() -> None:
-    lines = Lines()
+    lines = HashQueue()
     for number in range(64):
         lines.add(turn(f"name-{number}", f"10.0.0.{number % 8}"))
     assert lines.add(turn("bob", "10.9.9.9")) is not None
@@ -56,7 +56,7 @@ def test_a_flood_of_names_from_eight_addresses_delays_those_addresses() -> None:
 
 @pytest.mark.attack
 def test_who_has_to_go_is_the_newest_of_the_longest_line() -> None:
-    lines = Lines(most=3)
+    lines = HashQueue(most=3)
     first, second = turn("alice", "1"), turn("alice", "2")
     for each in (first, second, turn("bob", "3")):
         assert lines.add(each) is None
@@ -67,7 +67,7 @@ def test_who_has_to_go_is_the_newest_of_the_longest_line() -> None:
 
 
 def test_leaving_the_line() -> None:
-    lines = Lines()
+    lines = HashQueue()
     first, second = turn("a"), turn("a")
     lines.add(first)
     lines.add(second)
@@ -152,7 +152,7 @@ async def test_two_at_once_whoever_asks(queue: Queue) -> None:
 
 @pytest.mark.attack
 async def test_beyond_the_bound_the_flood_is_refused_and_others_are_served(queue: Queue) -> None:
-    flood = [queue.ask("alice") for _ in range(3 * module.MOST_WAITING)]
+    flood = [queue.ask("alice") for _ in range(3 * module.MAX_WAITING)]
     await asyncio.sleep(0)
     bob = queue.ask("bob", "other")
     await asyncio.sleep(0)
@@ -160,14 +160,14 @@ async def test_beyond_the_bound_the_flood_is_refused_and_others_are_served(queue
     assert (await bob).startswith("$argon2id$")
     ended = await asyncio.gather(*flood, return_exceptions=True)
     refused = [each for each in ended if isinstance(each, Exhausted)]
-    assert len(refused) == 2 * module.MOST_WAITING + 1
+    assert len(refused) == 2 * module.MAX_WAITING + 1
     assert {each.retry_after for each in refused} == {module.RETRY_SECONDS}
     assert "try again in a few seconds" in refused[0].message
 
 
 @pytest.mark.attack
 async def test_who_is_known_waits_for_one_hash_more_whatever_strangers_send(queue: Queue) -> None:
-    flood = [queue.ask(f"name-{number}") for number in range(2 * module.MOST_WAITING)]
+    flood = [queue.ask(f"name-{number}") for number in range(2 * module.MAX_WAITING)]
     await asyncio.sleep(0)
     # The same address and no account of its own in the line, as behind one gateway of a company.
     known = [queue.ask(f"device-{number}", known=True) for number in range(2)]

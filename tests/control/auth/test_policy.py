@@ -10,11 +10,11 @@ import pytest
 
 from appliance.control.auth import engine as module
 from appliance.control.auth import rules
-from appliance.control.auth.engine import Engine, IndexRoles, enforcer
+from appliance.control.auth.engine import IndexRoles, PolicyEngine, enforcer
 from appliance.control.auth.index import Index
 from appliance.control.auth.policy import Policy, compile_policy
 from appliance.control.auth.roles import Role, Roles
-from appliance.control.auth.rules import Link, Rows, Rule
+from appliance.control.auth.rules import PolicyRows, PolicyRule, RoleLink
 from appliance.control.auth.scopes import EVERYWHERE, PLATFORM
 from appliance.core.errors import FailedPrecondition, InvalidInput
 from appliance.core.identity import ANONYMOUS, Principal, PrincipalKind, parse_subject
@@ -28,17 +28,20 @@ GATEWAY = Principal(PrincipalKind.GATEWAY, "main")
 
 
 def _rows(
-    roles: Roles, *links: Link, extra: tuple[Rule, ...] = (), homes: dict[str, str] | None = None
-) -> Rows:
-    return Rows(1, (*rules.rules_of(roles), *extra), links, homes or {})
+    roles: Roles,
+    *links: RoleLink,
+    extra: tuple[PolicyRule, ...] = (),
+    homes: dict[str, str] | None = None,
+) -> PolicyRows:
+    return PolicyRows(1, (*rules.rules_of(roles), *extra), links, homes or {})
 
 
-def _compiled(roles: Roles, *links: Link, extra: tuple[Rule, ...] = ()) -> Policy:
+def _compiled(roles: Roles, *links: RoleLink, extra: tuple[PolicyRule, ...] = ()) -> Policy:
     return compile_policy(_rows(roles, *links, extra=extra), roles)
 
 
 def test_a_role_in_a_project_holds_there_alone(roles: Roles) -> None:
-    policy = _compiled(roles, Link("user:alice", "developer", "red"))
+    policy = _compiled(roles, RoleLink("user:alice", "developer", "red"))
     assert [
         policy.allowed(ALICE, where, "jobs.create") for where in ("red", "blue", EVERYWHERE)
     ] == [
@@ -51,7 +54,7 @@ def test_a_role_in_a_project_holds_there_alone(roles: Roles) -> None:
 
 
 def test_a_role_in_all_projects_holds_in_each_and_not_on_the_platform(roles: Roles) -> None:
-    policy = _compiled(roles, Link("user:alice", "administrator", "*"))
+    policy = _compiled(roles, RoleLink("user:alice", "administrator", "*"))
     assert policy.allowed(ALICE, EVERYWHERE, "jobs.create")
     assert policy.allowed(ALICE, "red", "jobs.create")
     assert policy.allowed(ALICE, "red", "bindings.create")
@@ -61,7 +64,7 @@ def test_a_role_in_all_projects_holds_in_each_and_not_on_the_platform(roles: Rol
 
 
 def test_a_role_on_the_platform_holds_in_no_project(roles: Roles) -> None:
-    policy = _compiled(roles, Link("user:alice", "administrator", "/platform"))
+    policy = _compiled(roles, RoleLink("user:alice", "administrator", "/platform"))
     assert policy.allowed(ALICE, PLATFORM, "users.create")
     assert policy.allowed(ALICE, PLATFORM, "bindings.create")
     assert not policy.allowed(ALICE, PLATFORM, "jobs.create")
@@ -75,7 +78,9 @@ def test_a_role_on_the_platform_holds_in_no_project(roles: Roles) -> None:
 
 def test_what_a_principal_holds(roles: Roles) -> None:
     policy = _compiled(
-        roles, Link("user:alice", "viewer", "red"), Link("user:alice", "auditor", "/platform")
+        roles,
+        RoleLink("user:alice", "viewer", "red"),
+        RoleLink("user:alice", "auditor", "/platform"),
     )
     assert policy.roles_of(ALICE) == [("auditor", "/platform"), ("viewer", "red")]
     assert [policy.holds_any_role(ALICE, where) for where in (PLATFORM, EVERYWHERE, "blue")] == [
@@ -84,7 +89,7 @@ def test_what_a_principal_holds(roles: Roles) -> None:
         False,
     ]
     assert policy.roles_of(BOB) == []
-    policy = _compiled(roles, Link("user:alice", "viewer", "red"))
+    policy = _compiled(roles, RoleLink("user:alice", "viewer", "red"))
     assert [policy.holds_any_role(ALICE, where) for where in ("red", "blue", PLATFORM)] == [
         True,
         False,
@@ -93,25 +98,25 @@ def test_what_a_principal_holds(roles: Roles) -> None:
 
 
 def test_deny_wins(roles: Roles) -> None:
-    link = Link("user:alice", "developer", "red")
-    deny = Rule("user:alice", "red", "jobs", "create", "deny")
+    link = RoleLink("user:alice", "developer", "red")
+    deny = PolicyRule("user:alice", "red", "jobs", "create", "deny")
     assert not _compiled(roles, link, extra=(deny,)).allowed(ALICE, "red", "jobs.create")
     assert _compiled(roles, link, extra=(deny,)).allowed(ALICE, "red", "jobs.get")
 
 
-def _random_policy(chance: random.Random, roles: Roles) -> tuple[set[Link], set[Rule]]:
+def _random_policy(chance: random.Random, roles: Roles) -> tuple[set[RoleLink], set[PolicyRule]]:
     """Links in every kind of scope, and rules that allow and deny in projects."""
     names = [f"user:{name}" for name in "abcdefgh"]
     places = [*(f"p{number}" for number in range(5)), EVERYWHERE, PLATFORM]
     links = {
-        Link(chance.choice(names), role, chance.choice([d for d in places if made.fits(d)]))
+        RoleLink(chance.choice(names), role, chance.choice([d for d in places if made.fits(d)]))
         for role, made in roles.roles.items()
         if made.assignable
         for _ in range(3)
     }
     inside = [name for name in roles.permissions if roles.is_decided(name, "p0")]
     extra = {
-        Rule(
+        PolicyRule(
             chance.choice([*names, "role:developer", "role:viewer"]),
             f"p{chance.randrange(5)}",
             *chance.choice(inside).split("."),
@@ -156,32 +161,32 @@ def test_a_change_decides_as_a_policy_made_anew(roles: Roles) -> None:
         policy = _changed(policy, link, give=link not in links)
         links ^= {link}
         anew = _compiled(roles, *links, extra=tuple(extra))
-        assert policy.index.says(anew.index)
+        assert policy.index.is_same_as(anew.index)
         for _ in range(50):
             who, where = parse_subject(f"user:{chance.choice('abcdefghi')}"), chance.choice(places)
             what = chance.choice(list(roles.permissions))
             assert policy.allowed(who, where, what) == anew.allowed(who, where, what)
 
 
-def _changed(policy: Policy, link: Link, *, give: bool) -> Policy:
+def _changed(policy: Policy, link: RoleLink, *, give: bool) -> Policy:
     index = policy.index.given(link) if give else policy.index.taken(link)
     return Policy(policy.version + 1, index, policy.engine)
 
 
 def test_an_index_is_never_changed(roles: Roles) -> None:
-    link = Link("user:alice", "viewer", "red")
+    link = RoleLink("user:alice", "viewer", "red")
     before = Index.of([link])
-    after = before.given(Link("user:alice", "owner", "red")).taken(link)
-    assert before.says(Index.of([link]))
-    assert after.says(Index.of([Link("user:alice", "owner", "red")]))
+    after = before.given(RoleLink("user:alice", "owner", "red")).taken(link)
+    assert before.is_same_as(Index.of([link]))
+    assert after.is_same_as(Index.of([RoleLink("user:alice", "owner", "red")]))
     assert before.held("user:bob") == {}
-    assert after.taken(Link("user:alice", "owner", "red")).says(Index.of([]))
-    assert before.taken(Link("user:bob", "owner", "red")).says(before)
-    assert not before.says(after)
+    assert after.taken(RoleLink("user:alice", "owner", "red")).is_same_as(Index.of([]))
+    assert before.taken(RoleLink("user:bob", "owner", "red")).is_same_as(before)
+    assert not before.is_same_as(after)
 
 
 def test_many_threads_get_the_same_answers(roles: Roles) -> None:
-    links = [Link(f"user:u{number}", "developer", f"p{number}") for number in range(20)]
+    links = [RoleLink(f"user:u{number}", "developer", f"p{number}") for number in range(20)]
     policy = _compiled(roles, *links)
     wrong: list[str] = []
 
@@ -203,7 +208,7 @@ def test_many_threads_get_the_same_answers(roles: Roles) -> None:
 
 def test_kept_decisions_are_bounded(roles: Roles, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "KEPT_DECISIONS", 10)
-    policy = _compiled(roles, Link("user:alice", "developer", "red"))
+    policy = _compiled(roles, RoleLink("user:alice", "developer", "red"))
     for name in roles.permissions:
         policy.allowed(ALICE, "red", name)
     assert len(list(policy.engine.kept())) <= 10
@@ -211,7 +216,7 @@ def test_kept_decisions_are_bounded(roles: Roles, monkeypatch: pytest.MonkeyPatc
 
 
 def test_kept_decisions_do_not_grow_with_people_and_projects(roles: Roles) -> None:
-    links = [Link(f"user:u{number}", "developer", f"p{number}") for number in range(50)]
+    links = [RoleLink(f"user:u{number}", "developer", f"p{number}") for number in range(50)]
     policy = _compiled(roles, *links)
     for number in range(50):
         who = Principal(PrincipalKind.USER, f"u{number}")
@@ -232,7 +237,7 @@ def test_names_of_permissions_nobody_knows_take_no_memory(roles: Roles) -> None:
 
 @pytest.mark.attack
 def test_an_empty_policy_and_an_empty_request_mean_no(roles: Roles) -> None:
-    policy = Policy(1, Index.of([]), Engine((), roles.model_text))
+    policy = Policy(1, Index.of([]), PolicyEngine((), roles.model_text))
     questions = [("", "", ""), ("", "", "."), ("", "*", "jobs.create"), ("user:alice", "*", "")]
     assert [policy.decide(*question) for question in questions] == [False] * 4
     assert [policy.allowed(who, PLATFORM, "users.create") for who in (ANONYMOUS, ALICE)] == [
@@ -243,37 +248,37 @@ def test_an_empty_policy_and_an_empty_request_mean_no(roles: Roles) -> None:
 @pytest.mark.attack
 @pytest.mark.parametrize("effect", ["Deny", "deny ", "DENY", "", "block", "\u0430llow"])
 def test_a_misspelt_effect_refuses_the_policy(roles: Roles, effect: str) -> None:
-    bad = Rule("user:alice", "red", "jobs", "create", effect)
+    bad = PolicyRule("user:alice", "red", "jobs", "create", effect)
     with pytest.raises(FailedPrecondition, match="nobody gains anything"):
-        _compiled(roles, Link("user:alice", "developer", "red"), extra=(bad,))
+        _compiled(roles, RoleLink("user:alice", "developer", "red"), extra=(bad,))
 
 
 @pytest.mark.attack
 @pytest.mark.parametrize(
     "bad",
     [
-        Rule("", "red", "jobs", "create", "allow"),
-        Rule("user:alice", "", "jobs", "create", "allow"),
-        Rule("user:alice", "red", "", "create", "allow"),
-        Rule("user:alice", "red", "jobs", "", "allow"),
-        Rule("user:alice", "red", "jobs", None, "allow"),  # type: ignore[arg-type]  # a short row
-        Rule("user:alice", "*", "jobs", "create", "allow"),
-        Rule("user:alice", "/platform", "users", "create", "allow"),
-        Rule("user:alice", "red", "users", "create", "allow"),
-        Rule("role:owner", "*", "users", "create", "allow"),
-        Rule("role:owner", "/platform", "jobs", "create", "allow"),
-        Rule("role:owner", "platform", "users", "create", "allow"),
-        Rule("user:alice", "red", "*", "create", "allow"),
-        Rule("user:alice", "red", "jobs", "*", "allow"),
-        Rule("user:alice", "red", "jobs", ".*", "allow"),
-        Rule("user:alice", "red/../blue", "jobs", "create", "allow"),
-        Rule("user:*", "red", "jobs", "create", "allow"),
-        Rule("role:nobody-made", "*", "jobs", "create", "allow"),
-        Rule("anonymous", "red", "jobs", "create", "allow"),
-        Rule("alice", "red", "jobs", "create", "allow"),
+        PolicyRule("", "red", "jobs", "create", "allow"),
+        PolicyRule("user:alice", "", "jobs", "create", "allow"),
+        PolicyRule("user:alice", "red", "", "create", "allow"),
+        PolicyRule("user:alice", "red", "jobs", "", "allow"),
+        PolicyRule("user:alice", "red", "jobs", None, "allow"),  # type: ignore[arg-type]  # a short row
+        PolicyRule("user:alice", "*", "jobs", "create", "allow"),
+        PolicyRule("user:alice", "/platform", "users", "create", "allow"),
+        PolicyRule("user:alice", "red", "users", "create", "allow"),
+        PolicyRule("role:owner", "*", "users", "create", "allow"),
+        PolicyRule("role:owner", "/platform", "jobs", "create", "allow"),
+        PolicyRule("role:owner", "platform", "users", "create", "allow"),
+        PolicyRule("user:alice", "red", "*", "create", "allow"),
+        PolicyRule("user:alice", "red", "jobs", "*", "allow"),
+        PolicyRule("user:alice", "red", "jobs", ".*", "allow"),
+        PolicyRule("user:alice", "red/../blue", "jobs", "create", "allow"),
+        PolicyRule("user:*", "red", "jobs", "create", "allow"),
+        PolicyRule("role:nobody-made", "*", "jobs", "create", "allow"),
+        PolicyRule("anonymous", "red", "jobs", "create", "allow"),
+        PolicyRule("alice", "red", "jobs", "create", "allow"),
     ],
 )
-def test_a_rule_that_is_not_exact_refuses_the_policy(roles: Roles, bad: Rule) -> None:
+def test_a_rule_that_is_not_exact_refuses_the_policy(roles: Roles, bad: PolicyRule) -> None:
     with pytest.raises(FailedPrecondition, match="nobody gains anything"):
         _compiled(roles, extra=(bad,))
 
@@ -282,31 +287,31 @@ def test_a_rule_that_is_not_exact_refuses_the_policy(roles: Roles, bad: Rule) ->
 @pytest.mark.parametrize(
     "bad",
     [
-        Link("", "viewer", "red"),
-        Link("user:alice", "", "red"),
-        Link("user:alice", "viewer", ""),
-        Link("role:viewer", "owner", "red"),
-        Link("role:viewer", "owner", "*"),
-        Link("user:alice", "godmode", "red"),
-        Link("user:alice", "administrator", "red"),
-        Link("user:alice", "owner", "/platform"),
-        Link("user:alice", "owner", "/"),
-        Link("user:alice", "node", "/platform"),
-        Link("node:gpu-1", "administrator", "/platform"),
-        Link("node:gpu-1", "node", "*"),
-        Link("node:gpu-1", "gateway", "/platform"),
-        Link("svc:app", "inference", "blue"),
-        Link("svc:app", "auditor", "/platform"),
-        Link("svc:app", "inference", "*"),
-        Link("svc:other", "inference", "red"),
-        Link("anonymous", "viewer", "red"),
-        Link("replica:r", "viewer", "red"),
-        Link("user:alice", "viewer", "re*"),
+        RoleLink("", "viewer", "red"),
+        RoleLink("user:alice", "", "red"),
+        RoleLink("user:alice", "viewer", ""),
+        RoleLink("role:viewer", "owner", "red"),
+        RoleLink("role:viewer", "owner", "*"),
+        RoleLink("user:alice", "godmode", "red"),
+        RoleLink("user:alice", "administrator", "red"),
+        RoleLink("user:alice", "owner", "/platform"),
+        RoleLink("user:alice", "owner", "/"),
+        RoleLink("user:alice", "node", "/platform"),
+        RoleLink("node:gpu-1", "administrator", "/platform"),
+        RoleLink("node:gpu-1", "node", "*"),
+        RoleLink("node:gpu-1", "gateway", "/platform"),
+        RoleLink("svc:app", "inference", "blue"),
+        RoleLink("svc:app", "auditor", "/platform"),
+        RoleLink("svc:app", "inference", "*"),
+        RoleLink("svc:other", "inference", "red"),
+        RoleLink("anonymous", "viewer", "red"),
+        RoleLink("replica:r", "viewer", "red"),
+        RoleLink("user:alice", "viewer", "re*"),
     ],
 )
-def test_a_link_that_must_not_be_refuses_the_policy(roles: Roles, bad: Link) -> None:
+def test_a_link_that_must_not_be_refuses_the_policy(roles: Roles, bad: RoleLink) -> None:
     homes = {"svc:app": "red"}
-    good = Link("svc:app", "inference", "red")
+    good = RoleLink("svc:app", "inference", "red")
     assert compile_policy(_rows(roles, good, homes=homes), roles).allowed(
         APP, "red", "endpoints.infer"
     )
@@ -318,7 +323,7 @@ def test_a_link_that_must_not_be_refuses_the_policy(roles: Roles, bad: Link) -> 
 
 @pytest.mark.attack
 def test_a_subject_named_like_a_role_gets_nothing(roles: Roles) -> None:
-    policy = _compiled(roles, Link("user:alice", "developer", "red"))
+    policy = _compiled(roles, RoleLink("user:alice", "developer", "red"))
     with pytest.raises(InvalidInput):
         Principal(PrincipalKind.USER, "role:owner")
     with pytest.raises(InvalidInput):
@@ -355,7 +360,7 @@ def test_a_model_that_lets_strangers_in_does_not_pass_the_probes(
 
 @pytest.mark.attack
 def test_nothing_can_change_an_enforcer_s_store(roles: Roles) -> None:
-    held = IndexRoles(Index.of([Link("user:alice", "viewer", "red")]))
+    held = IndexRoles(Index.of([RoleLink("user:alice", "viewer", "red")]))
     made = enforcer(roles.model_text, rules.rules_of(roles), held)
     with pytest.raises(FailedPrecondition, match="change the tables"):
         made.save_policy()
@@ -397,6 +402,6 @@ def test_a_policy_of_many_rules_still_decides(roles: Roles) -> None:
         dict.fromkeys(words, frozenset({"projects"})),
         roles.model_text,
     )
-    policy = compile_policy(_rows(many, Link("user:alice", "r7", "red")), many)
+    policy = compile_policy(_rows(many, RoleLink("user:alice", "r7", "red")), many)
     assert policy.allowed(ALICE, "red", "nouna.verb")
     assert not policy.allowed(BOB, "red", "nouna.verb")

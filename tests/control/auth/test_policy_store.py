@@ -7,11 +7,10 @@ from typing import Any
 import pytest
 from sqlalchemy import delete, event, insert, update
 
-from appliance.control import cross_check
-from appliance.control.auth import rules
+from appliance.control.auth import cross_check, rules
 from appliance.control.auth.policy import PolicyStore
 from appliance.control.auth.roles import Roles
-from appliance.control.auth.rules import Link
+from appliance.control.auth.rules import RoleLink
 from appliance.control.auth.scopes import PLATFORM
 from appliance.control.events import ACCESS, Events
 from appliance.control.store import tables
@@ -49,7 +48,7 @@ def test_a_role_taken_away_is_gone_before_the_change_returns(state: Database, ro
     assert not store.current().allowed(ALICE, "red", "jobs.create")
 
 
-def _write(transaction: Transaction, link: Link) -> None:
+def _write(transaction: Transaction, link: RoleLink) -> None:
     transaction.run(
         insert(tables.binding).values(
             id=f"{link.subject}-{link.role}-{link.domain}",
@@ -62,7 +61,7 @@ def _write(transaction: Transaction, link: Link) -> None:
     )
 
 
-VIEWER = Link("user:alice", "viewer", "red")
+VIEWER = RoleLink("user:alice", "viewer", "red")
 
 
 def _reads(state: Database) -> list[str]:
@@ -85,11 +84,11 @@ def test_a_given_and_a_taken_role_read_no_other_binding(state: Database, roles: 
     reads = _reads(state)
     with state.write() as transaction:
         _write(transaction, VIEWER)
-        store.gave(transaction, VIEWER)
+        store.after_granting(transaction, VIEWER)
     assert store.current().allowed(ALICE, "red", "jobs.get")
     with state.write() as transaction:
         transaction.run(delete(tables.binding).where(tables.binding.c.subject == "user:alice"))
-        store.took(transaction, VIEWER)
+        store.after_revoking(transaction, VIEWER)
     assert not store.current().allowed(ALICE, "red", "jobs.get")
     assert store.current().allowed(BOB, "red", "bindings.create")
     assert reads == []
@@ -99,11 +98,11 @@ def test_a_given_and_a_taken_role_read_no_other_binding(state: Database, roles: 
 def test_two_changes_of_one_transaction_both_count(state: Database, roles: Roles) -> None:
     store = PolicyStore(state, roles)
     store.current()
-    other = Link("user:bob", "owner", "red")
+    other = RoleLink("user:bob", "owner", "red")
     with state.write() as transaction:
         for link in (VIEWER, other):
             _write(transaction, link)
-            store.gave(transaction, link)
+            store.after_granting(transaction, link)
     assert store.current().allowed(ALICE, "red", "jobs.get")
     assert store.current().allowed(BOB, "red", "bindings.create")
     assert store.cross_check()
@@ -116,15 +115,15 @@ def test_a_change_that_was_rolled_back_leaves_nothing_for_the_next(
     store = PolicyStore(state, roles)
     store.current()
 
-    def give(link: Link, *, fail: bool) -> None:
+    def give(link: RoleLink, *, fail: bool) -> None:
         with state.write() as transaction:
             _write(transaction, link)
-            store.gave(transaction, link)
+            store.after_granting(transaction, link)
             if fail:
                 raise OSError("injected")
 
     with pytest.raises(OSError, match="injected"):
-        give(Link("user:alice", "owner", "red"), fail=True)
+        give(RoleLink("user:alice", "owner", "red"), fail=True)
     # Somebody else's change takes the version that the first one would have had.
     add_binding(state, "user:bob", "viewer", "red")
     give(VIEWER, fail=False)
@@ -138,13 +137,13 @@ def test_a_change_that_was_rolled_back_leaves_nothing_for_the_next(
 @pytest.mark.parametrize(
     "bad",
     [
-        Link("user:alice", "owner", "/platform"),
-        Link("svc:app", "inference", "blue"),
-        Link("user:alice", "node", "/platform"),
+        RoleLink("user:alice", "owner", "/platform"),
+        RoleLink("svc:app", "inference", "blue"),
+        RoleLink("user:alice", "node", "/platform"),
     ],
 )
 def test_a_single_change_is_checked_like_all_of_them(
-    state: Database, roles: Roles, bad: Link
+    state: Database, roles: Roles, bad: RoleLink
 ) -> None:
     store = PolicyStore(state, roles)
     add_project(state, "red")
@@ -154,7 +153,7 @@ def test_a_single_change_is_checked_like_all_of_them(
     def change() -> None:
         with state.write() as transaction:
             _write(transaction, bad)
-            store.gave(transaction, bad)
+            store.after_granting(transaction, bad)
 
     with pytest.raises(FailedPrecondition, match="nobody gains"):
         change()
@@ -162,9 +161,9 @@ def test_a_single_change_is_checked_like_all_of_them(
 
 
 @pytest.mark.attack
-@pytest.mark.parametrize("bad", [VIEWER, Link("role:viewer", "owner", "red")])
+@pytest.mark.parametrize("bad", [VIEWER, RoleLink("role:viewer", "owner", "red")])
 def test_tables_that_say_something_else_than_memory_let_nobody_in(
-    state: Database, roles: Roles, bad: Link
+    state: Database, roles: Roles, bad: RoleLink
 ) -> None:
     store = PolicyStore(state, roles)
     add_binding(state, "user:bob", "owner", "red")
@@ -203,7 +202,7 @@ async def test_a_change_is_followed_by_its_check(state: Database, roles: Roles) 
     store.current()
     with state.write() as transaction:  # One row in the tables, another in memory.
         _write(transaction, VIEWER)
-        store.gave(transaction, Link("user:alice", "owner", "red"))
+        store.after_granting(transaction, RoleLink("user:alice", "owner", "red"))
     with ThreadPoolExecutor(1) as pool:
         task = asyncio.create_task(cross_check.run(store, pool, events, quiet=0.0))
         while store._broken is None:
@@ -235,7 +234,7 @@ def test_an_error_while_changing_leaves_memory_and_database_as_they_were(
     broken_writes["count"] = -1
     assert store.current() is before
     with state.read() as reading:
-        assert rules.read(reading, roles).links == (Link("user:alice", "developer", "red"),)
+        assert rules.read(reading, roles).links == (RoleLink("user:alice", "developer", "red"),)
         assert rules.version_of(reading) == before.version
 
 

@@ -8,13 +8,13 @@ import pytest
 
 from appliance.control.auth.roles import Roles
 from appliance.core.errors import FailedPrecondition
-from appliance.wire.rules import Rule, rules_of
+from appliance.wire.rules import AccessRule, rules_of
 
 ROOT = Path(__file__).parents[3]
 MACHINES = {"agent", "routing", "workers"}
 
 
-def _rules() -> Iterable[Rule]:
+def _rules() -> Iterable[AccessRule]:
     files = sorted((ROOT / "appliance" / "api").rglob("*_service_pb2.py"))
     services = [
         service

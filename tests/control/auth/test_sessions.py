@@ -10,7 +10,7 @@ from sqlalchemy import delete, select, update
 
 from appliance.control.auth import join_tokens, service_tokens, sessions
 from appliance.control.auth.credentials import fresh_mfa
-from appliance.control.services.sweeper import Sweeper
+from appliance.control.services.system.sweeper import Sweeper
 from appliance.control.store import tables
 from appliance.control.store.database import Database
 from appliance.core.errors import (

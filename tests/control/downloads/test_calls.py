@@ -20,14 +20,14 @@ from appliance.api.models.v1.model_service_pb2_grpc import ModelServiceStub
 from appliance.api.projects.v1 import project_service_pb2
 from appliance.api.projects.v1.project_service_pb2_grpc import ProjectServiceStub
 from appliance.control.auth.scopes import EVERYWHERE
-from appliance.control.main import Control
-from appliance.control.pools import DOWNLOAD_THREADS
+from appliance.control.main import ControlPlane
 from appliance.control.rpc.downloads import DownloadRpc
 from appliance.control.rpc.giving import MAX_DOWNLOADS_OF_CALLER
+from appliance.control.rpc.pools import DOWNLOAD_THREADS
 from appliance.control.rpc.servicer import Servicer
-from appliance.control.services import downloads
-from appliance.control.services.artifacts import Made
-from appliance.control.services.downloads import Downloads
+from appliance.control.services.data import downloads
+from appliance.control.services.data.artifacts import Provenance
+from appliance.control.services.data.downloads import Downloads
 from appliance.control.store import tables
 from appliance.core.errors import (
     Denied,
@@ -51,7 +51,7 @@ exporter:
 """
 
 
-def staged(control: Control) -> list[Servicer]:
+def staged(control: ControlPlane) -> list[Servicer]:
     """The same service for callers who may stall for a tenth of a second."""
     service = Downloads(control.base.database, control.work.artifacts)
     return [DownloadRpc(service, control._pool, control.base.events, stall_seconds=0.1)]
@@ -77,7 +77,9 @@ async def appliance(template: Path, tmp_path: Path) -> AsyncIterator[Appliance]:
 def store(appliance: Appliance, size: int = SIZE) -> None:
     base, artifacts = appliance.control.base, appliance.control.work.artifacts
     with base.database.write() as transaction:
-        version = artifacts.allocate(transaction, "demo", "model", "large", Made("users/alice"))
+        version = artifacts.allocate(
+            transaction, "demo", "model", "large", Provenance("users/alice")
+        )
         transaction.run(tables.project.update().values(allow_downloads=True))
     digest = write(artifacts.writer(version), {"weights.bin": bytes(size)})
     reader = artifacts.verify(version, digest)
@@ -174,8 +176,8 @@ async def test_a_bound_role_that_left_the_file_stops_the_start_and_is_named(
         started.project("demo")
         started.user("eve", ("exporter", "demo"))
     with pytest.raises(FailedPrecondition, match=r"'exporter'.* stays in its file as long as"):
-        Control.build(settings_of(tmp_path / "data"), MovingClock())
-    control = Control.build(settings(tmp_path / "data"), MovingClock())
+        ControlPlane.build(settings_of(tmp_path / "data"), MovingClock())
+    control = ControlPlane.build(settings(tmp_path / "data"), MovingClock())
     await control.server.stop()
     await control.close()
 

@@ -12,8 +12,8 @@ import pytest
 from appliance.cli.main import run
 from appliance.client import downloads
 from appliance.client.profiles import Profile, Profiles
-from appliance.control.services.artifacts import Made
-from appliance.control.services.downloads import PIECE_BYTES
+from appliance.control.services.data.artifacts import Provenance
+from appliance.control.services.data.downloads import PIECE_BYTES
 from appliance.control.store import tables
 from tests.fakes.appliance import Appliance, running, settings_of
 from tests.fakes.lab import write
@@ -55,7 +55,9 @@ async def appliance(
 def store(appliance: Appliance) -> None:
     base, artifacts = appliance.control.base, appliance.control.work.artifacts
     with base.database.write() as transaction:
-        version = artifacts.allocate(transaction, "demo", "model", "base", Made("users/alice"))
+        version = artifacts.allocate(
+            transaction, "demo", "model", "base", Provenance("users/alice")
+        )
     digest = write(artifacts.writer(version), FILES)
     reader = artifacts.verify(version, digest)
     artifacts.sign(version, digest)
@@ -107,7 +109,7 @@ async def test_a_download_that_was_cut_goes_on_with_the_byte_where_it_was(
         usual(self, name, some() if name == "model.safetensors" else parts, advance)
 
     monkeypatch.setattr(downloads.Download, "_take_file", cut)
-    monkeypatch.setattr("appliance.control.services.downloads.LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("appliance.control.services.data.downloads.LOOK_SECONDS", 0.0)
     target = tmp_path / "base"
     words = ["model", "download", "base/1", str(target)]
     assert await asyncio.to_thread(run, words) == 1

@@ -14,10 +14,10 @@ import pytest
 from appliance.api.data.v1 import dataset_service_pb2, download_pb2
 from appliance.api.data.v1 import download_service_pb2 as rpc
 from appliance.api.projects.v1 import project_service_pb2
-from appliance.control.services import downloads
-from appliance.control.services.caller import Caller
-from appliance.control.services.downloads import LOOK_SECONDS, PIECE_BYTES
-from appliance.control.services.projects import Projects
+from appliance.control.services.access.projects import Projects
+from appliance.control.services.common.caller import Caller
+from appliance.control.services.data import downloads
+from appliance.control.services.data.downloads import LOOK_SECONDS, PIECE_BYTES
 from appliance.control.store import tables
 from appliance.core.errors import FailedPrecondition, InvalidInput, NotFound, Tampered
 from tests.fakes import tiny_model

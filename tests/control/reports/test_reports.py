@@ -10,9 +10,9 @@ import pytest
 
 from appliance.api.jobs.v1 import job_pb2, job_service_pb2
 from appliance.api.reports.v1 import report_service_pb2 as rpc
-from appliance.control.services import outputs
-from appliance.control.services.artifacts import Made
-from appliance.control.services.reports import Reports
+from appliance.control.services.data import outputs
+from appliance.control.services.data.artifacts import Provenance
+from appliance.control.services.data.reports import Reports
 from appliance.core.artifact_kinds import REPORT
 from appliance.core.errors import AlreadyExists, InvalidInput, NotFound, Tampered
 from appliance.jobs.runtime.pictures import curve
@@ -47,7 +47,7 @@ def facts(lab: Lab, files: Mapping[str, bytes]) -> dict[str, Any]:
     """What registration reads of an output that is to be a report."""
     artifacts = lab.work.artifacts
     with lab.database.write() as transaction:
-        version = artifacts.allocate(transaction, PROJECT, "report", "r", Made("users/alice"))
+        version = artifacts.allocate(transaction, PROJECT, "report", "r", Provenance("users/alice"))
     digest = write(artifacts.writer(version), files)
     return outputs.facts_of(REPORT, artifacts.verify(version, digest), ())
 

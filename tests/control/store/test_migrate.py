@@ -9,15 +9,15 @@ from sqlalchemy import text
 
 from appliance.control.store import migrate, tables
 from appliance.control.store.database import Database
-from appliance.control.store.rows import Rows
+from appliance.control.store.rows import RowMacs
 from appliance.core.errors import AlreadyExists, FailedPrecondition
 from tests.fakes.state import CLUSTER, ROW_KEY, START, add_project, make_state
 
 
-def checked(database: Database) -> tuple[Database, Rows, str]:
+def checked(database: Database) -> tuple[Database, RowMacs, str]:
     """The same file, opened anew."""
     database.close()
-    return Database(database.path), Rows(ROW_KEY), CLUSTER
+    return Database(database.path), RowMacs(ROW_KEY), CLUSTER
 
 
 def test_migrations_make_what_the_tables_say(tmp_path: Path) -> None:
@@ -32,7 +32,7 @@ def test_migrations_make_what_the_tables_say(tmp_path: Path) -> None:
 def test_a_second_init_is_refused_and_changes_nothing(tmp_path: Path) -> None:
     database = make_state(tmp_path)
     with pytest.raises(AlreadyExists, match="already holds the state"):
-        migrate.create(database, Rows(ROW_KEY), "other", START)
+        migrate.create(database, RowMacs(ROW_KEY), "other", START)
     assert migrate.check(*checked(database), signed=True) == []
     database.close()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.control.services.sweeper import Sweeper
+from appliance.control.services.system.sweeper import Sweeper
 from appliance.control.store import requests
 from appliance.control.store.database import Database
 from appliance.core.errors import InvalidInput
@@ -116,7 +116,7 @@ def test_answers_are_forgotten_after_a_day(state: Database) -> None:
 def test_of_one_caller_some_answers_are_kept(
     state: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(requests, "MOST_ANSWERS", 10)
+    monkeypatch.setattr(requests, "MAX_ANSWERS", 10)
     identifiers = [str(uuid.UUID(int=number)) for number in range(30)]
     for number, identifier in enumerate(identifiers):
         _remember(state, identifier, now=START + timedelta(seconds=number))

@@ -23,7 +23,7 @@ from appliance.control.store.rows import (
     ROLLED_BACK,
     SCHEMA,
     Finding,
-    Rows,
+    RowMacs,
 )
 from appliance.core.errors import Exhausted, FailedPrecondition, Tampered
 from tests.fakes import rows as attacker
@@ -48,10 +48,10 @@ def seen(state: Database, table: str) -> int:
 
 def loaded(state: Database) -> list[Finding]:
     """What the next start would find."""
-    return load(state.path, Rows(ROW_KEY))
+    return load(state.path, RowMacs(ROW_KEY))
 
 
-def load(path: Path, rows: Rows) -> list[Finding]:
+def load(path: Path, rows: RowMacs) -> list[Finding]:
     with attacker.somebody(path) as raw:
         raw.execute("BEGIN")
         return rows.load(raw)
@@ -316,7 +316,7 @@ def test_what_no_program_of_ours_writes_is_found_too(state: Database, change: st
     with attacker.somebody(state.path) as raw:
         raw.execute("PRAGMA foreign_keys=OFF")
         raw.execute(change)
-    rows = Rows(ROW_KEY)
+    rows = RowMacs(ROW_KEY)
     found = load(state.path, rows)
     assert bool(found) is (rows.columns is not None and "WHERE 0" not in change)
     assert all(str(finding).isprintable() for finding in found)
@@ -342,7 +342,7 @@ def test_an_index_that_leaves_somebody_out_is_found(state: Database) -> None:
     state.check_rows(lambda: None)
     assert "session" in state.found
     with pytest.raises(FailedPrecondition, match="damaged"):
-        migrate.check(Database(state.path), Rows(ROW_KEY), CLUSTER, signed=True)
+        migrate.check(Database(state.path), RowMacs(ROW_KEY), CLUSTER, signed=True)
 
 
 @pytest.mark.attack
@@ -424,12 +424,12 @@ def test_macs_of_another_generation_are_none(state: Database) -> None:
 def test_what_says_which_columns_are_covered_is_covered(state: Database, columns: str) -> None:
     with attacker.somebody(state.path) as raw:
         raw.execute("UPDATE meta SET row_columns = ?", (columns,))
-    rows = Rows(ROW_KEY)
+    rows = RowMacs(ROW_KEY)
     assert load(state.path, rows) != [] or rows.columns is None
 
 
 def test_another_key_believes_nothing(state: Database) -> None:
-    assert len(load(state.path, Rows(b"x" * 32))) == 2 * len(SIGNED) + 2
+    assert len(load(state.path, RowMacs(b"x" * 32))) == 2 * len(SIGNED) + 2
 
 
 # --- what is not an attack ------------------------------------------------------------------------
@@ -548,4 +548,4 @@ def full(state: Database) -> Iterator[None]:
 def test_a_copy_of_the_whole_folder_is_in_order(state: Database, tmp_path: Path) -> None:
     state.close()
     shutil.copy(state.path, tmp_path / "copy.db")
-    assert load(tmp_path / "copy.db", Rows(ROW_KEY)) == []
+    assert load(tmp_path / "copy.db", RowMacs(ROW_KEY)) == []

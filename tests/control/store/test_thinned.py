@@ -10,7 +10,7 @@ from alembic.migration import MigrationContext
 from alembic.operations import Operations
 from sqlalchemy import Connection, create_engine, text
 
-from appliance.core.thinning import MOST_POINTS, thin
+from appliance.core.thinning import MAX_POINTS, thin
 
 MIGRATION = "appliance.control.store.migrations.versions.0013_thin_measurements"
 
@@ -56,7 +56,7 @@ def test_a_long_job_is_thinned_as_a_new_one_is(connection: Connection) -> None:
     assert {epoch for step, epoch in left["dense"] if step > 30_000} == {2}
     assert [step for step, _ in left["each 333rd"]] == thin(range(333, 1_000_000, 333))
     for steps in left.values():
-        assert MOST_POINTS // 2 <= len(steps) <= MOST_POINTS
+        assert MAX_POINTS // 2 <= len(steps) <= MAX_POINTS
 
 
 def test_what_is_no_more_than_is_kept_is_kept(connection: Connection) -> None:

@@ -27,9 +27,9 @@ from typing import Any
 
 import uvloop
 
-LONGEST_MS = 50
+MAX_MS = 50
 LOOK_SECONDS = 0.005
-MOST_FINDINGS = 200
+MAX_FINDINGS = 200
 _NAMES = {
     0: "read", 1: "write", 2: "open", 3: "close", 4: "stat", 5: "fstat", 6: "lstat", 7: "poll",
     17: "pread", 18: "pwrite", 35: "nanosleep", 42: "connect", 45: "recvfrom", 61: "wait4",
@@ -164,7 +164,7 @@ class Watchdog:
 
     def _finish(self, slot: _Slot) -> None:
         seen = self._seen.pop(slot.thread, None)
-        if seen is None or seen.own < LONGEST_MS or self._told >= MOST_FINDINGS:
+        if seen is None or seen.own < MAX_MS or self._told >= MAX_FINDINGS:
             return
         self._told += 1
         most, _ = seen.stacks.most_common(1)[0]
@@ -243,4 +243,4 @@ def findings(folder: Path) -> list[dict[str, Any]]:
 def is_of_disk(found: dict[str, Any]) -> bool:
     """Whether a scan, a deletion or a disk took more than 50 ms of it."""
     slept = sum(ms for name, ms in found["calls"].items() if name in DISK or name == "disk")
-    return not found["starts"] and max(slept, found["scan_ms"]) > LONGEST_MS
+    return not found["starts"] and max(slept, found["scan_ms"]) > MAX_MS

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from appliance.core.report_content import check_report
-from appliance.core.thinning import MOST_POINTS
+from appliance.core.thinning import MAX_POINTS
 from appliance.jobs.assess.evaluate import run
 from appliance.jobs.assess.evaluation_report import PICTURE, TABLE_ROWS, Course
 from tests.jobs.assess.test_evaluate import MODEL, evaluate, files_of, tiny
@@ -47,5 +47,5 @@ def test_a_long_course_is_thinned_from_its_first_point_to_its_last() -> None:
         course.add(step, math.inf if step == 500 else 1 / step)
     points = course.points()
     assert (points[0], points[-1]) == ((1, 1.0), (20_000, 1 / 20_000))
-    assert MOST_POINTS / 2 <= len(points) <= MOST_POINTS
+    assert MAX_POINTS / 2 <= len(points) <= MAX_POINTS
     assert len(course.points(TABLE_ROWS)) <= TABLE_ROWS

@@ -19,8 +19,8 @@ from appliance.jobs.prepare.duplicates import (
     jaccard,
     shingles,
 )
-from appliance.jobs.prepare.job import Settings
-from appliance.jobs.prepare.normalize import MOST_MARKS, normalize
+from appliance.jobs.prepare.job import PrepareSettings
+from appliance.jobs.prepare.normalize import MAX_MARKS, normalize
 from appliance.jobs.prepare.personal_data import iban_in, is_card, redact
 from appliance.jobs.prepare.quality import fault
 from appliance.jobs.prepare.scripts import words_of, writing_of
@@ -105,7 +105,7 @@ PROSE = (
         ("\u0647\u200d.\u0634", "\u0647\u200d.\u0634"),
         ("അവന്\u200d പോയി", "അവന്\u200d പോയി"),
         ("ก\u200bข a\u200bb \u200bก", "ก\u200bข ab ก"),
-        ("a" + "\u0316" * 500, "a" + "\u0316" * MOST_MARKS),
+        ("a" + "\u0316" * 500, "a" + "\u0316" * MAX_MARKS),
         ("a" + "\u0344" * 500, "\u00e4\u0301" + "\u0308\u0301" * 14 + "\u0308"),
     ],
 )
@@ -201,7 +201,7 @@ def test_filled_in_forms_are_compared_with_a_few_of_them() -> None:
 
 
 def test_long_texts_are_compared_in_the_same_places(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(duplicates, "MOST_WORDS", 1000)
+    monkeypatch.setattr(duplicates, "MAX_WORDS", 1000)
     words = [f"word{i}" for i in range(4000)]
     near = [*words[:50], "changed", *words[51:]]
     far = [word if i % 2 else f"other{i}" for i, word in enumerate(words)]
@@ -212,7 +212,7 @@ def test_long_texts_are_compared_in_the_same_places(monkeypatch: pytest.MonkeyPa
 
 def test_of_long_candidates_a_few_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each resembles the others by its signature, and none is a duplicate."""
-    monkeypatch.setattr(duplicates, "MOST_WORDS", 300)
+    monkeypatch.setattr(duplicates, "MAX_WORDS", 300)
     form = [f"line{i}" for i in range(200)]
     texts = [[*form, *(f"answer{number}x{i}" for i in range(30))] for number in range(8)]
     read: list[int] = []
@@ -301,7 +301,7 @@ def test_personal_data(text: str, expected: str, kinds: dict[str, int]) -> None:
 
 
 def test_a_list_of_people_is_no_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(personal_data, "MOST_CANDIDATES", 10)
+    monkeypatch.setattr(personal_data, "MAX_CANDIDATES", 10)
     assert redact("ada@example.org 1.2.3.4 " * 4).fault == ""
     assert redact("ada@example.org 1.2.3.4 " * 5).fault == "too_much_personal_data"
 
@@ -366,7 +366,7 @@ def test_personal_data_beside_what_looks_like_it(text: str, expected: str) -> No
 def test_no_word_or_gap_that_is_learnt_from_is_long(long: str) -> None:
     pieces = list(vocabulary.bounded_words(iter([f"a {long} b"])))
     assert "".join(pieces) == f"a {long} b"
-    assert max(map(len, pieces)) <= vocabulary.LONGEST_WORD + 2
+    assert max(map(len, pieces)) <= vocabulary.MAX_WORD + 2
 
 
 def test_checks_of_numbers() -> None:
@@ -379,7 +379,7 @@ def test_checks_of_numbers() -> None:
 def judged(text: str) -> str | None:
     writing = writing_of(text)
     return fault(
-        text, words_of(text, writing), writing, Settings.of(PrepareSpec()).minimum_characters
+        text, words_of(text, writing), writing, PrepareSettings.of(PrepareSpec()).minimum_characters
     )
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from appliance.core.errors import InvalidInput, LeaseLost, NotFound, Stale, Tampered
 from appliance.crypto.artifacts import ArtifactWriter, manifest_digest
-from appliance.jobs.runtime.orders import Orders
-from appliance.jobs.runtime.reporter import LONGEST_LINE
+from appliance.jobs.runtime.orders import JobOrders
+from appliance.jobs.runtime.reporter import MAX_LINE
 from tests.fakes.job_context import FakeJob
 
 MODEL = "projects/p/models/m/versions/1"
@@ -91,7 +91,7 @@ def test_only_rank_0_speaks_and_any_rank_may_report_an_error(job: FakeJob) -> No
 
 def test_a_report_longer_than_a_pipe_takes_whole_is_refused(job: FakeJob) -> None:
     with pytest.raises(InvalidInput):
-        job.context().report.event("x", text="a" * LONGEST_LINE)
+        job.context().report.event("x", text="a" * MAX_LINE)
     assert job.lines() == []
 
 
@@ -229,7 +229,7 @@ def test_a_job_told_to_stop_saves_and_finishes_nothing_more(job: FakeJob) -> Non
 def test_orders_show_no_key(job: FakeJob) -> None:
     key = job.orders["inputs"][MODEL]["key"]
     raw = base64.b64decode(key)
-    orders = Orders.parse(job.document())
+    orders = JobOrders.parse(job.document())
     assert orders.inputs[MODEL].key == raw
     assert key not in repr(orders)
     assert repr(raw) not in repr(orders)
@@ -250,6 +250,6 @@ def test_orders_show_no_key(job: FakeJob) -> None:
 def test_wrong_orders_are_refused_whole(job: FakeJob, change: dict[str, object]) -> None:
     job.orders |= change
     with pytest.raises(InvalidInput):
-        Orders.parse(job.document())
+        JobOrders.parse(job.document())
     with pytest.raises(InvalidInput):
-        Orders.parse(b"{}")
+        JobOrders.parse(b"{}")

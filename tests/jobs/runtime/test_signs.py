@@ -12,7 +12,7 @@ import torch
 from torch import distributed
 
 from appliance.jobs.runtime import signs
-from appliance.jobs.runtime.signs import Sign, Signs, State, in_collective
+from appliance.jobs.runtime.signs import RankState, Sign, Signs, in_collective
 
 
 def test_what_a_rank_marks_is_read_and_forgotten_before_the_next_round() -> None:
@@ -24,7 +24,7 @@ def test_what_a_rank_marks_is_read_and_forgotten_before_the_next_round() -> None
     other.mark("step 9")
     assert memory.read() == [Sign(marks=2, doing="step 1"), Sign(marks=2, doing="step 9")]
     one.end()
-    assert memory.read()[0].state == State.DONE
+    assert memory.read()[0].state == RankState.DONE
     memory.clear()
     assert memory.read() == [Sign(), Sign()]
 
@@ -57,13 +57,13 @@ def stand(file: str) -> Callable[[threading.Lock], None]:
 @pytest.mark.parametrize(
     ("file", "state"),
     [
-        (f"{signs.DISTRIBUTED}distributed_c10d.py", State.WAITS),
-        (f"{signs.TORCH}/nn/modules/linear.py", State.WORKS),
-        ("/somewhere/else/torch/distributed.py", State.WORKS),
+        (f"{signs.DISTRIBUTED}distributed_c10d.py", RankState.WAITS),
+        (f"{signs.TORCH}/nn/modules/linear.py", RankState.WORKS),
+        ("/somewhere/else/torch/distributed.py", RankState.WORKS),
     ],
 )
 def test_a_rank_waits_while_it_stands_in_torch_distributed(
-    monkeypatch: pytest.MonkeyPatch, file: str, state: State
+    monkeypatch: pytest.MonkeyPatch, file: str, state: RankState
 ) -> None:
     monkeypatch.setattr(signs, "BEAT_SECONDS", 0.001)
     memory, lock, standing = Signs(1), threading.Lock(), threading.Event()
@@ -86,7 +86,7 @@ def test_a_rank_waits_while_it_stands_in_torch_distributed(
     lock.release()
     thread.join()
     assert found.state == state
-    assert memory.read()[0].state == State.DONE
+    assert memory.read()[0].state == RankState.DONE
 
 
 def test_an_error_of_a_collective_is_told_from_any_other() -> None:

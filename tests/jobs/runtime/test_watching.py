@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from appliance.jobs.runtime.orders import Orders
+from appliance.jobs.runtime.orders import JobOrders
 from appliance.jobs.runtime.reporter import Reporter
 from appliance.jobs.runtime.watching import CRASHED, ELSEWHERE, PEER_LOST, GangWatch
 from tests.fakes.job_context import FakeJob
@@ -44,12 +44,12 @@ class House:
         document = json.dumps(self.job.orders | orders).encode()
         report = Reporter(_descriptor(self.job), 0)
         meeting: Any = self.meeting
-        return GangWatch(Orders.parse(document), limit, meeting, report, lambda: self.now)
+        return GangWatch(JobOrders.parse(document), limit, meeting, report, lambda: self.now)
 
     def forward(self, seconds: float) -> None:
         for _ in range(int(seconds)):
             self.now += 1
-            self.watch.look()
+            self.watch.check_ranks()
 
     @property
     def said(self) -> list[str]:
@@ -125,14 +125,14 @@ def test_the_first_node_watches_the_ranks_of_all_nodes_and_alone_decides(tmp_pat
         house.now += 1
         if step == 0:
             far.mark("step 2")
-        other.look()
-        house.watch.look()
+        other.check_ranks()
+        house.watch.check_ranks()
     assert house.said == []
     for step in range(30, 51):
         near._slot[8] = step
         house.now += 1
-        other.look()
-        house.watch.look()
+        other.check_ranks()
+        house.watch.check_ranks()
     assert house.said == [
         "waits for rank 1 on nodes/b (step 2) for 20 s; all ranks are started again after 60 s"
     ]

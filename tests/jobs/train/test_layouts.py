@@ -22,9 +22,9 @@ from tests.fakes.training import (
     training_job,
 )
 
-LARGEST_LOSS_DIFFERENCE = 1e-4
-LARGEST_NORM_DIFFERENCE = 1e-3
-LARGEST_WEIGHT_DIFFERENCE = 5e-4
+MAX_LOSS_DIFFERENCE = 1e-4
+MAX_NORM_DIFFERENCE = 1e-3
+MAX_WEIGHT_DIFFERENCE = 5e-4
 # Weights are exported in bfloat16, which rounds to 8 bits.
 ROUNDING = 2**-8
 
@@ -46,14 +46,14 @@ def weights_of(job: FakeJob) -> dict[str, torch.Tensor]:
 def assert_agrees(job: FakeJob, plain: PlainRun, first: int = 0) -> None:
     losses, norms = measured(job, "loss"), measured(job, "grad_norm")
     assert len(losses) == STEPS - first
-    assert differences(losses, plain.losses[first:]) <= LARGEST_LOSS_DIFFERENCE
-    assert differences(norms, plain.norms[first:]) <= LARGEST_NORM_DIFFERENCE
+    assert differences(losses, plain.losses[first:]) <= MAX_LOSS_DIFFERENCE
+    assert differences(norms, plain.norms[first:]) <= MAX_NORM_DIFFERENCE
     weights = weights_of(job)
     assert weights.keys() == plain.weights.keys()
     for name, weight in plain.weights.items():
         assert weights[name].dtype == torch.bfloat16
         torch.testing.assert_close(
-            weights[name].float(), weight, rtol=ROUNDING, atol=LARGEST_WEIGHT_DIFFERENCE
+            weights[name].float(), weight, rtol=ROUNDING, atol=MAX_WEIGHT_DIFFERENCE
         )
 
 

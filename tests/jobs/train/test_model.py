@@ -24,9 +24,9 @@ from appliance.jobs.train.model import (
 )
 from appliance.jobs.train.parallel.pipeline import marked_loss
 from appliance.jobs.train.parallel.slices import Coordinate
-from appliance.kinds.train_settings import Degrees, Settings, Shape
+from appliance.kinds.train_settings import DecoderShape, Degrees, TrainSettings
 
-SHAPE = Shape(
+SHAPE = DecoderShape(
     layers=4,
     hidden_size=16,
     intermediate_size=24,
@@ -38,9 +38,9 @@ SHAPE = Shape(
 ALONE = Coordinate(0, 0, 1, 1)
 
 
-def settings(degrees: Degrees, schedule: str = "1F1B", *, tie: bool = False) -> Settings:
-    shape = Shape(**{**vars(SHAPE), "tie_embeddings": tie})
-    return Settings(shape, degrees, schedule, 1, 8, 16, 4, 0.1, 0, 0.0, 1.0, 1, 1)
+def settings(degrees: Degrees, schedule: str = "1F1B", *, tie: bool = False) -> TrainSettings:
+    shape = DecoderShape(**{**vars(SHAPE), "tie_embeddings": tie})
+    return TrainSettings(shape, degrees, schedule, 1, 8, 16, 4, 0.1, 0, 0.0, 1.0, 1, 1)
 
 
 def test_three_stages_in_a_row_are_the_model() -> None:
@@ -157,7 +157,7 @@ def test_the_vocabulary_is_padded_to_a_multiple_of_64() -> None:
     assert [padded_vocabulary(size) for size in (1, 64, 65, 8192)] == [64, 64, 128, 8192]
 
 
-def files(settings_: Settings) -> list[WeightFile]:
+def files(settings_: TrainSettings) -> list[WeightFile]:
     shapes = parameter_shapes(llama_config(settings_.shape, 61, 60))
     made = plan(shapes, settings_)
     names = [name for file in made for name in file.shapes]

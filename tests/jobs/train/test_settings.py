@@ -11,21 +11,21 @@ from google.protobuf.json_format import ParseDict
 
 from appliance.api.common.v1 import value_pb2
 from appliance.api.jobs.v1.job_pb2 import TrainSpec
-from appliance.core.checkpoints import LARGEST_STEP
+from appliance.core.checkpoints import MAX_STEP
 from appliance.core.errors import InvalidInput
 from appliance.jobs.train.job import run
-from appliance.kinds.train_settings import STAGES_PER_RANK, Degrees, Settings
+from appliance.kinds.train_settings import STAGES_PER_RANK, Degrees, TrainSettings
 from tests.fakes.training import SPEC, training_job
 
 
-def settings(**changes: Any) -> Settings:
+def settings(**changes: Any) -> TrainSettings:
     spec = {key: value for key, value in SPEC.items() if key not in changes}
-    return Settings.from_spec(ParseDict(spec | changes, TrainSpec()))
+    return TrainSettings.from_spec(ParseDict(spec | changes, TrainSpec()))
 
 
 def test_what_is_left_out_has_the_documented_default() -> None:
     needed = ("dataset", "output_model", "architecture", "steps", "batch_size", "sequence_length")
-    bare = Settings.from_spec(ParseDict({name: SPEC[name] for name in needed}, TrainSpec()))
+    bare = TrainSettings.from_spec(ParseDict({name: SPEC[name] for name in needed}, TrainSpec()))
     assert bare.degrees == Degrees(1, 1, 1)
     assert (bare.schedule, bare.microbatches, bare.learning_rate) == ("1F1B", 1, 0.001)
     assert (bare.gradient_clip, bare.checkpoint_interval) == (1.0, 50)
@@ -184,7 +184,7 @@ def test_the_trainer_knows_every_schedule_that_the_proto_allows() -> None:
 
 def test_the_name_of_a_checkpoint_holds_every_step_that_the_proto_allows() -> None:
     field = TrainSpec.DESCRIPTOR.fields_by_name["steps"]
-    assert field.GetOptions().Extensions[value_pb2.value].most == LARGEST_STEP
+    assert field.GetOptions().Extensions[value_pb2.value].most == MAX_STEP
 
 
 def test_a_tensor_degree_must_divide_the_vocabulary() -> None:

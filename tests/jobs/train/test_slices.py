@@ -54,7 +54,7 @@ def test_those_who_speak_cover_every_element_once(cut: Cut) -> None:
     seen = torch.zeros(cut.shape)
     for at in AT.peers():
         frame = tuple((0, size) for size in cut.shape)
-        if cut.first_holder(at):
+        if cut.is_primary_replica(at):
             seen[inside(cut.box(at), frame)] += 1
         copies = sum(cut.box(peer) == cut.box(at) for peer in at.peers())
         assert copies == cut.copies(at)

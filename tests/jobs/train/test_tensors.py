@@ -10,13 +10,13 @@ import torch
 from safetensors.torch import load, save
 
 from appliance.core.errors import FailedPrecondition, Internal, Tampered
-from appliance.crypto.place import Place
+from appliance.crypto.sealed_place import SealedPlace
 from appliance.crypto.sealed_reader import SealedReader
 from appliance.crypto.sealed_writer import SealedWriter, seal_bytes
 from appliance.jobs.train.tensors import TensorReader, TensorWriter
 
 KEY = b"k" * 32
-PLACE = Place("p", "o", "rank-00000.safetensors")
+PLACE = SealedPlace("p", "o", "rank-00000.safetensors")
 VALUES = {
     "b": torch.arange(24.0).reshape(4, 6),
     "a": torch.tensor([1.5]),

@@ -30,7 +30,7 @@ EPSILON = 1e-6
 
 
 @torch.no_grad()
-def settle(parameters: dict[str, nn.Parameter]) -> None:
+def redistribute_like_parameters(parameters: dict[str, nn.Parameter]) -> None:
     """Lay every gradient out as its parameter is.
 
     Backward may leave the gradient of a parameter that tensor parallel cut as unfinished sums, or

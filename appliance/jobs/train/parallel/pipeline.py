@@ -1,6 +1,6 @@
 """Pipeline parallel: forward and backward of one batch, in microbatches, over the stages.
 
-`Pipeline` hands the schedule to torch.distributed.pipelining; `Alone` is the same without a
+`Pipeline` hands the schedule to torch.distributed.pipelining; `SingleStage` is the same without a
 pipeline axis: microbatches one after the other, gradients added up. Both give the mean loss over
 this data rank's rows and leave in `.grad` the gradient of that mean.
 
@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from appliance.core.errors import Internal
 from appliance.jobs.train.model import Stage
-from appliance.kinds.train_settings import Settings
+from appliance.kinds.train_settings import TrainSettings
 
 
 def next_token_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -58,7 +58,7 @@ class ForwardBackward(Protocol):
         """Mean loss over the rows, on ranks with the last stage; None on the others."""
 
 
-class Alone:
+class SingleStage:
     """Every layer on this rank.
 
     Args:
@@ -71,7 +71,7 @@ class Alone:
     reads_targets = True
 
     def __init__(
-        self, stage: Stage, settings: Settings, arithmetic: AbstractContextManager[None]
+        self, stage: Stage, settings: TrainSettings, arithmetic: AbstractContextManager[None]
     ) -> None:
         self._stage = stage
         self._pieces = settings.microbatches
@@ -110,7 +110,7 @@ class Pipeline:
     def __init__(
         self,
         stages: dict[int, Stage],
-        settings: Settings,
+        settings: TrainSettings,
         axis: DeviceMesh,
         device: torch.device,
         arithmetic: AbstractContextManager[None],
@@ -142,7 +142,7 @@ class Pipeline:
 
 
 def _pipeline_stage(
-    stage: Stage, index: int, settings: Settings, axis: DeviceMesh, device: torch.device
+    stage: Stage, index: int, settings: TrainSettings, axis: DeviceMesh, device: torch.device
 ) -> PipelineStage:
     """The stage with its shapes, so that ranks need not ask each other for them (in pickles)."""
     rows, length = settings.rows_per_piece, settings.sequence_length

@@ -60,8 +60,8 @@ class Cut:
             box[self.data_dim] = _chunk(box[self.data_dim], at.data, at.data_size)
         return tuple(box)
 
-    def first_holder(self, at: Coordinate) -> bool:
-        """Whether this rank is the one that speaks for its part where others hold the same."""
+    def is_primary_replica(self, at: Coordinate) -> bool:
+        """Whether this rank writes its part where others hold the same."""
         alone_on_tensor = self.tensor_dim is not None or at.tensor == 0
         alone_on_data = self.data_dim is not None or at.data == 0
         return alone_on_tensor and alone_on_data

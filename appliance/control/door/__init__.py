@@ -1,0 +1,1 @@
+"""Every call passes here: who calls, whether it may, what is recorded."""

@@ -1,0 +1,1 @@
+"""Prometheus gauges of the state; read when somebody asks."""

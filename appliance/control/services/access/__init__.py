@@ -1,0 +1,1 @@
+"""People, applications, roles, projects: who may do what."""

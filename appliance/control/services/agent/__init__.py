@@ -1,0 +1,1 @@
+"""The protocol of agents: what they report and what they are told."""

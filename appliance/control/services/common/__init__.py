@@ -1,0 +1,1 @@
+"""What all services share: caller, change, pages, problems, keys."""

@@ -1,0 +1,1 @@
+"""Artifacts: datasets, tokenizers and models, and how they come in."""

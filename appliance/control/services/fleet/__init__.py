@@ -1,0 +1,1 @@
+"""Machines: how they join, what they offer, what is leased to them."""

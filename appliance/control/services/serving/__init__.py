@@ -1,0 +1,1 @@
+"""Endpoints, replicas and gateways, and what gateways are told."""

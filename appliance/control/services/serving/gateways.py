@@ -1,0 +1,158 @@
+"""Gateways: what is on record for each, its next certificates, and putting one out.
+
+Rules kept here:
+* a gateway renews what it calls with under the rules of `certificates`, as a node does;
+* what it shows to callers is another certificate, with the names on record for it (`fronts`);
+* an evicted gateway is refused by the control plane from the moment `evict` returns. Replicas know
+  no eviction: whoever holds its key may call them until the certificate ends, ten days at most.
+
+Called by the RPCs of both listeners.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Row
+
+from appliance.api.serving.v1 import gateway_service_pb2, routing_service_pb2
+from appliance.control.auth.policy import PolicyStore
+from appliance.control.events import Events
+from appliance.control.services.common import paging
+from appliance.control.services.common.caller import Caller
+from appliance.control.services.common.change import Changes
+from appliance.control.services.common.resources import timestamp
+from appliance.control.services.fleet import front_certificates
+from appliance.control.services.fleet.certificates import (
+    EVICTED,
+    Certificates,
+    check_counts,
+    evict_in,
+)
+from appliance.control.store import tables
+from appliance.control.store.database import Database, Transaction
+from appliance.core import names
+from appliance.core.identity import Principal, PrincipalKind
+from appliance.core.names import Name
+from appliance.crypto.keys import Keyring
+from appliance.crypto.reading import not_after, serial_of
+
+_STATES = {
+    "READY": gateway_service_pb2.Gateway.STATE_READY,
+    EVICTED: gateway_service_pb2.Gateway.STATE_EVICTED,
+}
+_gateway = tables.gateway.c
+
+
+class Gateways:
+    """Lists, renews and evicts gateways.
+
+    Args:
+        announced: host under which the control plane says that gateways are reached.
+    """
+
+    def __init__(  # noqa: PLR0913  # what it reads, and what an eviction touches
+        self,
+        *,
+        database: Database,
+        keyring: Keyring,
+        certificates: Certificates,
+        changes: Changes,
+        policies: PolicyStore,
+        events: Events,
+        clock: Callable[[], datetime],
+        announced: str,
+    ) -> None:
+        self._database = database
+        self._keyring = keyring
+        self._certificates = certificates
+        self._changes = changes
+        self._policies = policies
+        self._events = events
+        self._clock = clock
+        self._announced = announced
+
+    def list(
+        self, caller: Caller, request: gateway_service_pb2.ListGatewaysRequest
+    ) -> gateway_service_pb2.ListGatewaysResponse:
+        """One page of gateways, by name."""
+        del caller
+        size = paging.page_size(request.page_size)
+        after = paging.key_of(request.page_token, str)
+        wanted = tables.gateway.select().order_by(_gateway.id).limit(size + 1)
+        if after is not None:
+            wanted = wanted.where(_gateway.id > after[0])
+        with self._database.read() as state:
+            page, token = paging.cut(state.all(wanted), size, lambda row: (row.id,))
+        return gateway_service_pb2.ListGatewaysResponse(
+            gateways=[self._resource(row) for row in page], next_page_token=token
+        )
+
+    def evict(
+        self, caller: Caller, request: gateway_service_pb2.EvictGatewayRequest
+    ) -> gateway_service_pb2.Gateway:
+        """Refuse a gateway from now on."""
+        machine = Principal(PrincipalKind.GATEWAY, Name.parse(request.name, "gateway").id)
+
+        def work(transaction: Transaction) -> gateway_service_pb2.Gateway:
+            evict_in(transaction, self._policies, self._events, machine)
+            row = transaction.first(tables.gateway.select().where(_gateway.id == machine.id))
+            return self._resource(row)
+
+        return self._changes.make(caller, request, gateway_service_pb2.Gateway, work)
+
+    def renew(
+        self, caller: Caller, request: routing_service_pb2.RenewCertificateRequest
+    ) -> routing_service_pb2.RenewCertificateResponse:
+        """Replace what the calling gateway calls with.
+
+        Raises Unauthenticated, and evicts it, when its key was copied.
+        """
+        certificate = self._certificates.renew(
+            caller, caller.principal, caller.credential, request.certificate_request
+        )
+        return routing_service_pb2.RenewCertificateResponse(certificate=certificate.decode())
+
+    def renew_front(
+        self, caller: Caller, request: routing_service_pb2.RenewFrontCertificateRequest
+    ) -> routing_service_pb2.RenewFrontCertificateResponse:
+        """Issue what the calling gateway shows to its callers.
+
+        Judged again in the transaction that issues it, so that none is made for one that is evicted
+        meanwhile; the certificate before gets none once the newest is in use.
+
+        Raises Unauthenticated or InvalidInput.
+        """
+        mine = _gateway.id == caller.principal.id
+        with self._database.write() as transaction:
+            found = transaction.first(tables.gateway.select().where(mine))
+            row = check_counts(found, caller.principal, caller.credential)
+            certificate = front_certificates.issue(
+                self._keyring.ca,
+                caller.principal,
+                self._hosts(row),
+                request.certificate_request,
+                self._clock(),
+            )
+            transaction.run(
+                tables.gateway.update().where(mine).values(front_expire_time=not_after(certificate))
+            )
+        caller.notes["certificate"] = serial_of(certificate)
+        return routing_service_pb2.RenewFrontCertificateResponse(certificate=certificate.decode())
+
+    def _hosts(self, row: Row[Any]) -> Sequence[str]:
+        return tuple(row.hosts) or (self._announced,)
+
+    def _resource(self, row: Row[Any] | None) -> gateway_service_pb2.Gateway:
+        if row is None:
+            raise TypeError("a gateway without a row")
+        return gateway_service_pb2.Gateway(
+            name=names.gateway(row.id),
+            state=_STATES[row.state],
+            hosts=self._hosts(row),
+            expire_time=timestamp(row.certificate_expire_time),
+            front_expire_time=timestamp(row.front_expire_time),
+            create_time=timestamp(row.create_time),
+        )

@@ -1,0 +1,1 @@
+"""The appliance itself: what it is, its audit log, what ends."""

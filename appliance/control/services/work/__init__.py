@@ -1,0 +1,1 @@
+"""Jobs: accepted, run on nodes, paused, resumed, registered."""

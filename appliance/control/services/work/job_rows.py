@@ -1,0 +1,257 @@
+"""Rows of jobs: read them, show them, change them under the right epoch.
+
+Rules kept here:
+* a row changes only from the epoch and the states its writer believes in; whoever is late gets
+  LeaseLost, or FailedPrecondition from the state machine, and changes nothing;
+* a job is shown with the spec that runs, also one that a release accepted which did not fill the
+  defaults in.
+
+Called by `services.work.jobs` and by the life of jobs (`services.work.runs`,
+`services.work.run_reports`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from datetime import datetime
+from typing import Any
+
+from google.protobuf import json_format
+from google.protobuf.message import Message
+from sqlalchemy import ColumnElement, Row, or_, select, update
+
+from appliance.api.jobs.v1 import job_pb2
+from appliance.control.events import QUEUE, Events
+from appliance.control.services.common.resources import missing, timestamp
+from appliance.control.services.data import artifact_rows
+from appliance.control.services.data.storage_tasks import TaskKind, why_waiting
+from appliance.control.services.work import checkpoint_rows, pause_rows
+from appliance.control.store import tables
+from appliance.control.store.database import Reading, Transaction
+from appliance.core import artifact_kinds, names
+from appliance.core.errors import LeaseLost, NotFound
+from appliance.core.jobs import TERMINAL, JobState, move
+from appliance.core.names import Name
+from appliance.kinds import kind_of
+from appliance.kinds.kind import CHECKPOINT, Input
+
+_job = tables.job.c
+
+
+def by_name(state: Reading, name: Name) -> Row[Any]:
+    """The row of a job. Raises NotFound."""
+    row = state.first(
+        select(tables.job).where(_job.project == name["project"], _job.id == name["job"])
+    )
+    if row is None:
+        raise missing(str(name))
+    return row
+
+
+def by_uid(state: Reading, uid: str) -> Row[Any] | None:
+    """The row of a job, or None."""
+    return state.first(select(tables.job).where(_job.uid == uid))
+
+
+def name_of(row: Row[Any]) -> str:
+    """Resource name of a job."""
+    return names.job(row.project, row.id)
+
+
+def spec_of(row: Row[Any]) -> Message:
+    """The message of a job's spec, as it was kept."""
+    return json_format.ParseDict(row.spec, kind_of(row.kind).spec())
+
+
+def lost_seconds(row: Row[Any]) -> float | None:
+    """How long the nodes of a job may be silent; None: as the site says; infinity: for ever."""
+    on_lost = json_format.ParseDict(row.on_lost, job_pb2.OnLost())
+    match on_lost.WhichOneof("policy"):
+        case "wait":
+            return math.inf
+        case "replace_after_seconds":
+            return float(on_lost.replace_after_seconds)
+    return None
+
+
+def inputs_of(state: Reading, row: Row[Any]) -> dict[str, Input]:
+    """Facts of what a job reads, by field path. Raises NotFound for what is gone."""
+    found: dict[str, Input] = {}
+    for path, (name, kind) in _reads(state, row).items():
+        found[path] = input_of(state, Name.parse(name, kind))
+    return found
+
+
+def _reads(state: Reading, row: Row[Any]) -> dict[str, tuple[str, str]]:
+    """Field path -> (resource name, kind of the name) of what a start of a job reads.
+
+    A job that has a checkpoint of its own does not read the one that it began with any more.
+    """
+    kind = kind_of(row.kind)
+    found = kind.inputs_of(spec_of(row))
+    if kind.beginning in found and checkpoint_rows.newest(state, row.uid) is not None:
+        del found[kind.beginning]
+    return found
+
+
+def begins(state: Reading, row: Row[Any]) -> str:
+    """What the next start of a job does, for a person: `goes on from step 350`."""
+    newest = checkpoint_rows.newest(state, row.uid)
+    if newest is not None:
+        return f"goes on from step {newest.step}"
+    kind = kind_of(row.kind)
+    if kind.beginning in kind.inputs_of(spec_of(row)):
+        return "goes on from the checkpoint that it began with"
+    return "begins anew"
+
+
+def input_of(state: Reading, name: Name) -> Input:
+    """Facts of a version or of a checkpoint. Raises NotFound."""
+    if name.kind != CHECKPOINT:
+        version = artifact_rows.version_row(state, name)
+        holds = artifact_kinds.kind_of(version.kind, version.facts)
+        return Input(holds, version.facts, version.size_bytes)
+    job, row = checkpoint_rows.by_name(state, name)
+    if row.state != checkpoint_rows.COMPLETE:
+        raise missing(str(name))
+    facts = {
+        "step": row.step,
+        "kind": job.kind,
+        "spec": job.spec,
+        "ended": job.state in TERMINAL,
+        "inputs": _facts_read(state, job),
+    }
+    return Input(CHECKPOINT, facts, row.size_bytes)
+
+
+def _facts_read(state: Reading, job: Row[Any]) -> dict[str, Any]:
+    """Path -> facts of the versions that a job reads, as far as they are still there."""
+    found: dict[str, Any] = {}
+    for path, (name, kind) in kind_of(job.kind).inputs_of(spec_of(job)).items():
+        if kind != CHECKPOINT:
+            with contextlib.suppress(NotFound):
+                found[path] = artifact_rows.version_row(state, Name.parse(name, kind)).facts
+    return found
+
+
+def digest_of(state: Reading, name: Name) -> str:
+    """The digest on record of a version or of a checkpoint. Raises NotFound."""
+    if name.kind == CHECKPOINT:
+        return str(checkpoint_rows.by_name(state, name)[1].digest)
+    return str(artifact_rows.version_row(state, name).manifest_digest)
+
+
+def names_read(state: Reading, row: Row[Any]) -> list[Name]:
+    """The names of everything that a start of a job reads, each once."""
+    read = dict.fromkeys(_reads(state, row).values())
+    return [Name.parse(name, kind) for name, kind in read]
+
+
+def readers_of(state: Reading, project: str, ended_since: datetime | None = None) -> dict[str, str]:
+    """What jobs of a project read: resource name -> name of such a job.
+
+    Args:
+        state: to read.
+        project: its id.
+        ended_since: also of jobs that have ended since then without success, and may be resumed;
+            None: of jobs that have not ended.
+    """
+    chosen: list[ColumnElement[bool]] = [_job.state.not_in(tuple(TERMINAL))]
+    if ended_since is not None:
+        chosen.append((_job.state != JobState.SUCCEEDED) & (_job.end_time >= ended_since))
+    rows = state.all(select(tables.job).where(_job.project == project, or_(*chosen)))
+    return {str(name): name_of(row) for row in rows for name in names_read(state, row)}
+
+
+def change(
+    transaction: Transaction,
+    events: Events,
+    row: Row[Any],
+    to: JobState | None = None,
+    **values: object,
+) -> None:
+    """Change a job that is still as `row` says; watchers wake after the commit.
+
+    Args:
+        transaction: to change it in.
+        events: wakes watchers.
+        row: as it was read; its epoch and state must still hold.
+        to: the new state, None to stay.
+        values: further columns.
+
+    Raises:
+        FailedPrecondition: the state machine forbids the move.
+        LeaseLost: the row has another epoch or state by now.
+    """
+    state = row.state if to is None else str(move(JobState(row.state), to))
+    changed = transaction.run(
+        update(tables.job)
+        .where(_job.uid == row.uid, _job.epoch == row.epoch, _job.state == row.state)
+        .values(state=state, revision=_job.revision + 1, **values)
+    )
+    if changed != 1:
+        raise LeaseLost(f"{name_of(row)} was changed by somebody else at the same time")
+    topics = [name_of(row)] if to is None else [name_of(row), QUEUE]
+    transaction.after_commit(lambda: events.publish(*topics))
+
+
+def resource(state: Reading, row: Row[Any]) -> job_pb2.Job:
+    """The resource of a row."""
+    checkpoint = checkpoint_rows.newest(state, row.uid)
+    job = job_pb2.Job(
+        name=name_of(row),
+        uid=row.uid,
+        state=f"STATE_{row.state}",
+        state_reason=_reason(state, row),
+        epoch=row.epoch,
+        nodes=[names.node(share["node"]) for share in row.placement],
+        restarts=row.restarts,
+        outputs=_outputs(state, row),
+        creator=row.creator,
+        create_time=timestamp(row.create_time),
+        start_time=timestamp(row.start_time),
+        end_time=timestamp(row.end_time),
+        etag=str(row.revision),
+        checkpoint_step=0 if checkpoint is None else checkpoint.step,
+    )
+    getattr(job, row.kind).CopyFrom(_running_spec(state, row))
+    if row.on_lost:
+        json_format.ParseDict(row.on_lost, job.on_lost)
+    json_format.ParseDict(row.progress, job.progress)
+    if row.result:
+        json_format.ParseDict(row.result, job.result)
+    return job
+
+
+def _reason(state: Reading, row: Row[Any]) -> str:
+    """Why a job is in its state, and what it waits for."""
+    said = [str(row.message)]
+    if row.state == JobState.PAUSING:
+        said.insert(0, pause_rows.asked(row.pause))
+    elif row.state == JobState.REGISTERING and not row.message:
+        said.append(why_waiting(state, TaskKind.REGISTER, row.uid))
+    elif row.state == JobState.PAUSED and not row.pause:
+        said.append(why_waiting(state, TaskKind.RESUME_PAUSED, row.uid))
+    return "; ".join(filter(None, said))
+
+
+def _running_spec(state: Reading, row: Row[Any]) -> Message:
+    try:
+        inputs = inputs_of(state, row)
+    except NotFound:
+        inputs = {}
+    return kind_of(row.kind).filled(spec_of(row), inputs)
+
+
+def _outputs(state: Reading, row: Row[Any]) -> list[str]:
+    if not row.outputs:
+        return []
+    version = tables.artifact_version.c
+    rows = state.all(
+        select(tables.artifact_version).where(version.uid.in_(list(row.outputs.values())))
+    )
+    return sorted(
+        artifact_rows.version_name(found.project, found.kind, found.artifact, found.number)
+        for found in rows
+    )
