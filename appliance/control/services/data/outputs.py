@@ -12,9 +12,18 @@ from typing import Any
 
 from appliance.control.services.data import model_facts
 from appliance.core import artifact_kinds
+from appliance.core.adapters import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    adapter_facts,
+    check_adapter_config,
+)
 from appliance.core.errors import InvalidInput
+from appliance.core.model_files import MAX_CONFIG
 from appliance.core.report_content import check_report, check_sizes
+from appliance.core.strict_json import read_object
 from appliance.crypto.artifacts import ArtifactReader
+from appliance.crypto.tensors import read_entries
 from appliance.kinds.kind import SlotOutput
 
 INDEX = "index.json"
@@ -38,10 +47,12 @@ def facts_of(kind: str, reader: ArtifactReader, outputs: Iterable[SlotOutput]) -
         InvalidInput: it is not what this slot holds.
     """
     match kind:
-        case artifact_kinds.TEXT:
-            return _text(reader)
+        case artifact_kinds.TEXT | artifact_kinds.PAIRS:
+            return _lines(reader, kind)
         case artifact_kinds.MODEL:
             return model_facts.inspect(reader)
+        case artifact_kinds.ADAPTER:
+            return _adapter(reader)
         case artifact_kinds.TOKENS:
             names = (made.name for made in outputs if made.kind == artifact_kinds.TOKENIZER)
             return _tokens(reader, next(names, ""))
@@ -52,16 +63,29 @@ def facts_of(kind: str, reader: ArtifactReader, outputs: Iterable[SlotOutput]) -
     raise InvalidInput(f"this version cannot register a {kind}")
 
 
-def _text(reader: ArtifactReader) -> dict[str, Any]:
-    """Its lines are counted, one document each; whoever reads them checks what they say."""
+def _lines(reader: ArtifactReader, kind: str) -> dict[str, Any]:
+    """Its lines are counted, one document or pair each; who reads them checks what they say."""
     if any(_PART.fullmatch(file) is None for file in reader.files()):
-        raise InvalidInput("text has files part-00000.jsonl and so on, and no others")
+        raise InvalidInput(f"a version of {kind} has files part-00000.jsonl and so on, no others")
     documents = 0
     for file in reader.files():
         with reader.open(file) as raw:
             while piece := raw.read(_PIECE):
                 documents += piece.count(b"\n")
-    return {"kind": artifact_kinds.TEXT, "documents": documents, "tokens": 0}
+    return {"kind": kind, "documents": documents, "tokens": 0}
+
+
+def _adapter(reader: ArtifactReader) -> dict[str, Any]:
+    _need(reader, ADAPTER_CONFIG, ADAPTER_WEIGHTS)
+    if len(reader.files()) > len((ADAPTER_CONFIG, ADAPTER_WEIGHTS)):
+        raise InvalidInput(f"an adapter has {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}, no others")
+    if reader.entry(ADAPTER_CONFIG).plain_size > MAX_CONFIG:
+        raise InvalidInput(f"{ADAPTER_CONFIG} has more than {MAX_CONFIG} bytes")
+    config = check_adapter_config(read_object(ADAPTER_CONFIG, reader.read_bytes(ADAPTER_CONFIG)))
+    with reader.open(ADAPTER_WEIGHTS) as file:
+        tensors = {entry.name: (entry.dtype, entry.shape) for entry in read_entries(file)}
+    size = reader.entry(ADAPTER_WEIGHTS).plain_size
+    return {"kind": artifact_kinds.ADAPTER} | adapter_facts(config, tensors, size)
 
 
 def _tokens(reader: ArtifactReader, tokenizer: str) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from appliance.control.services.serving.replicas import Replicas
 from appliance.control.store import tables
 from appliance.control.store.database import Database, Reading, Transaction
 from appliance.control.store.objects import new_uid
-from appliance.core import names
+from appliance.core import artifact_kinds, names
 from appliance.core.errors import AlreadyExists, FailedPrecondition, NotFound
 from appliance.core.names import Name, shown
 from appliance.core.problems import Problems
@@ -179,7 +179,7 @@ class Endpoints:
             problems.add(path, f"may not be read by {caller.principal.name}")
             return None
         try:
-            return artifact_rows.version_row(state, name)
+            row = artifact_rows.version_row(state, name)
         except NotFound:
             problems.add(
                 path,
@@ -187,6 +187,11 @@ class Endpoints:
                 "list the versions there are and name one of them",
             )
             return None
+        kind = artifact_kinds.kind_of("model", row.facts)
+        if kind != artifact_kinds.MODEL:
+            problems.add(path, f"holds {kind}; name a version of {artifact_kinds.MODEL}")
+            return None
+        return row
 
 
 def _row(state: Reading, name: Name) -> Row[Any]:

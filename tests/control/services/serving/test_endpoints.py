@@ -203,6 +203,12 @@ async def test_delete_drains_and_then_the_endpoint_is_gone(lab: Lab) -> None:
     create(lab, model)
 
 
+def test_an_adapter_is_no_model_that_can_be_served(lab: Lab) -> None:
+    with pytest.raises(InvalidInput) as raised:
+        create(lab, lab.model(kind="adapter"))
+    assert raised.value.fields == {"endpoint.model": "holds adapter; name a version of model"}
+
+
 async def test_an_endpoint_that_never_started_is_gone_at_once(lab: Lab) -> None:
     node = await lab.connected("n1")
     create(lab, lab.model())
