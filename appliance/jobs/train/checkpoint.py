@@ -13,7 +13,7 @@ Rules kept here:
 * a job goes on from its own run's checkpoint alone; one that begins with another job's checkpoint
   needs the same model, and may have other settings. What does not cover a slice is refused.
 
-Called by `loop` and `job`, through the runtime's `CheckpointSeries`, which seals the files and
+Called by `loop`, through the runtime's `CheckpointSeries`, which seals the files and
 makes a checkpoint appear whole or not at all.
 """
 

@@ -2,7 +2,8 @@
 
 Rules kept here:
 * a gateway renews what it calls with under the rules of `certificates`, as a node does;
-* what it shows to callers is another certificate, with the names on record for it (`fronts`);
+* what it shows to callers is another certificate, with the names on record for it
+  (`front_certificates`);
 * an evicted gateway is refused by the control plane from the moment `evict` returns. Replicas know
   no eviction: whoever holds its key may call them until the certificate ends, ten days at most.
 
