@@ -120,6 +120,8 @@ BOMB = "a: &a [x]\nb: &b [*a, *a]\ntrain: {dataset: *b}\n"
         (b"train: {}\x00", "job is no YAML"),
         (BOMB.encode(), "job line 1: anchors and aliases are not taken"),
         (b"train: {<<: {steps: 1}}", "train.<< is no field"),
+        (b"trian:\n  steps: 3", "line 1: trian is no field: did you mean train?"),
+        (b"train:\n  mesh: {}\n  mesh:\n\n    data: 2", "line 3: train.mesh stands twice"),
         (b"train: {dataset: !!python/name:os.system }", "has a tag, which is not taken"),
         (b"train: {dataset: !x y}", "has a tag, which is not taken"),
         (b"? [a]\n: b\ntrain: {}", "has a key that is no name"),
