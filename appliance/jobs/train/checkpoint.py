@@ -150,9 +150,9 @@ def _slices(assembly: TrainingState) -> list[_Slice]:
             SQUARES: assembly.optimizer.squares[name],
         }
         # A tied projection reads what the embedding wrote, and writes nothing itself.
-        speaks = cut.is_primary_replica(at) and stored == name
+        is_writer = cut.is_primary_replica(at) and stored == name
         slices += [
-            _Slice(f"{kind}/{stored}", cut.shape, cut.box(at), memory, speaks)
+            _Slice(f"{kind}/{stored}", cut.shape, cut.box(at), memory, is_writer)
             for kind, memory in memories.items()
         ]
     return slices
