@@ -101,7 +101,7 @@ hold_on: 3
         "line 9: train.batch_size is [1], and must be a whole number",
         "line 11: prepare.keep_personal_data is 'maybe', and must be true or false",
         "line 12: prepare.datasets is one value, and has fields below it",
-        "line 13: hold_on is no field: there are evaluate, on_lost, prepare, quantize, train",
+        f"line 13: hold_on is no field: there are {', '.join(sorted([*KINDS, 'on_lost']))}",
     ]
 
 
