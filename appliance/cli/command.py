@@ -15,6 +15,8 @@ import click
 
 Function = Callable[..., None]
 FORMS = ("table", "json", "yaml")
+MAX_LINE = 200
+"""Characters of the sentence that a list of commands shows."""
 REPEATABLE = frozenset(
     {
         "BindingService.CreateBinding",
@@ -63,6 +65,11 @@ class ServerCommand(click.Command):
     """A command that calls a server; `methods` are the RPCs it may call."""
 
     methods: tuple[str, ...] = ()
+
+    def get_short_help_str(self, limit: int = 45) -> str:
+        """Its line in a list of commands: a whole sentence, which goes on in the next line."""
+        del limit
+        return super().get_short_help_str(MAX_LINE)
 
 
 def command(

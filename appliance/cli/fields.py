@@ -18,6 +18,8 @@ from typing import Any
 
 import click
 
+from appliance.cli.naming import SHORT
+
 Resolve = Callable[[str, str], str]
 """Turns a kind of resource and what was typed into a full name."""
 
@@ -68,7 +70,8 @@ class Field:
             settings["type"] = click.Choice(tuple(self.kind))
         else:
             settings["type"] = self.kind if self.kind in (int, float) else str
-            settings["metavar"] = _METAVARS.get(self.kind) if isinstance(self.kind, str) else None
+            if isinstance(self.kind, str):
+                settings["metavar"] = SHORT.get(self.kind, self.kind.upper())
         return click.option(self.flag, multiple=self.many, **settings)
 
 
@@ -159,17 +162,6 @@ def _taken(field: Any, words: Sequence[str]) -> Any:
 def was_typed(value: object) -> bool:
     """Whether somebody gave an option. A zero that was asked for is a zero, and equals False."""
     return not (value is None or value is False or value == ())
-
-
-_METAVARS = {
-    "checkpoint": "JOB/CHECKPOINT",
-    "dataset": "DATASET",
-    "datasetVersion": "DATASET/VERSION",
-    "model": "MODEL",
-    "modelVersion": "MODEL/VERSION",
-    "text": "TEXT",
-    "tokenizer": "TOKENIZER",
-}
 
 
 def options(

@@ -45,7 +45,7 @@ class JobGroup(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list."""
         lines = {**KINDS, "create": "Submit a job from a file."}
-        lines |= {name: each.get_short_help_str(100) for name, each in self.commands.items()}
+        lines |= {name: each.get_short_help_str() for name, each in self.commands.items()}
         with formatter.section("Commands"):
             formatter.write_dl([(name, lines[name]) for name in self.list_commands(ctx)])
 

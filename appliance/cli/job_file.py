@@ -130,20 +130,22 @@ class _JobFileReader:
         """Fill a message from a mapping."""
         seen: set[str] = set()
         known = _fields(message.DESCRIPTOR)
-        for key, value in self._pairs(node, path):
+        for word, value in self._pairs(node, path):
+            key = str(word.value)
             at = f"{path}.{key}" if path else key
             named = known.get(key)
             if named is None:
-                self._unknown(value, at, key, known)
+                self._unknown(word, at, key, known)
             elif named.name in seen:
-                self._note(value, at, "stands twice")
+                self._note(word, at, "stands twice")
             elif not path and named.name not in _asked(message.DESCRIPTOR):
                 pass  # What the system says of the job.
             else:
                 seen.add(named.name)
                 self._fill(value, message, named, at)
 
-    def _pairs(self, node: Any, path: str) -> Iterator[tuple[str, Any]]:
+    def _pairs(self, node: Any, path: str) -> Iterator[tuple[Any, Any]]:
+        """The nodes of each key that is a word, and of its value."""
         import yaml  # noqa: PLC0415 - as above
 
         if not isinstance(node, yaml.MappingNode):
@@ -151,7 +153,7 @@ class _JobFileReader:
             return
         for key, value in node.value:
             if isinstance(key, yaml.ScalarNode):
-                yield str(key.value), value
+                yield key, value
             else:
                 self._note(key, path, "has a key that is no name")
 

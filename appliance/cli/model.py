@@ -64,7 +64,9 @@ def import_(
     resume: bool,
     upload: str | None,
 ) -> None:
-    """Take in a model as a new sealed version; the model is created when it is missing.
+    """Take in a model as a new sealed version.
+
+    The model is created when it is missing.
 
     FOLDER has the Hugging Face layout: config.json, tokenizer, *.safetensors. Everything in it that
     cannot be used is said before a byte is sent; what nobody needs is left out.

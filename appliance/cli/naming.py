@@ -13,11 +13,12 @@ from appliance.core import names
 from appliance.core.errors import InvalidInput
 
 _COLLECTIONS = frozenset({"versions", "checkpoints"})
-_SHORT = {
+SHORT = {
     "datasetVersion": "DATASET/VERSION",
     "modelVersion": "MODEL/VERSION",
     "checkpoint": "JOB/CHECKPOINT",
 }
+"""What is typed for a kind of resource whose short name is more than its own id."""
 
 
 def complete(kind: str, text: str, project: str) -> str:
@@ -46,7 +47,7 @@ def complete(kind: str, text: str, project: str) -> str:
         return str(names.Name.of(kind, *ids))
     except InvalidInput as error:
         raise InvalidInput(
-            f"{names.shown(text)} is no {_words(kind)}: write {_SHORT.get(kind, 'its id')} "
+            f"{names.shown(text)} is no {_words(kind)}: write {SHORT.get(kind, 'its id')} "
             f"or {pattern}"
         ) from error
 

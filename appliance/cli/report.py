@@ -36,7 +36,10 @@ def list_(session: CommandSession) -> None:
 @make("get", "ReportService.GetReport", group=command, project=True)
 @click.argument("name", metavar="REPORT")
 def get(session: CommandSession, name: str) -> None:
-    """Read a report: texts, numbers and tables; `report download` has its pictures."""
+    """Read a report.
+
+    Texts, numbers and tables are shown here; `report download` has the pictures.
+    """
     found = plain(session.call("ReportService.GetReport", name=session.name("report", name)))
     if session.shared.output == "table":
         show_report(found)
@@ -48,6 +51,9 @@ def get(session: CommandSession, name: str) -> None:
 @click.argument("name", metavar="REPORT")
 @downloading.into_folder
 def download(session: CommandSession, name: str, folder: Path, *, force: bool) -> None:
-    """Put the files of a report, report.json and its PNG pictures, into FOLDER."""
+    """Put the files of a report into FOLDER.
+
+    They are report.json and its PNG pictures.
+    """
     full = session.name("report", name)
     downloading.download(session, "ReportService.DownloadReport", full, folder, force=force)

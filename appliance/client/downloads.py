@@ -340,8 +340,8 @@ class Download:
         write_durably(self.folder / _STATE, text.encode())
 
     def _empty(self) -> None:
-        """Forget what came of another content."""
-        for path in self.folder.iterdir():
+        """Forget what came of another content; last the state, by which the folder is known."""
+        for path in sorted(self.folder.iterdir(), key=lambda path: path.name == _STATE):
             if path.name != _LOCK:
                 path.unlink()
 

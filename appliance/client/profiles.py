@@ -170,7 +170,7 @@ class Profiles:
             raise FailedPrecondition(f"{self._file} cannot be read: {error.strerror}") from error
         except (ValueError, KeyError, TypeError) as error:
             raise FailedPrecondition(
-                f"{self._file} cannot be read: mend or remove it, then add your contexts again."
+                f"{self._file} cannot be read: fix or remove it, then add your contexts again."
             ) from error
 
     def _write(self, profiles: list[Profile], current: str) -> None:

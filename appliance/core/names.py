@@ -11,7 +11,7 @@ Rules kept here:
 The attack: a crafted name such as `projects/a/../b` or `projects/b` smuggled into an id, to be
 judged by the policy as one project and stored as another.
 
-Called by the gate (`project_of`), every service and the command.
+Called by the gate, every service and the command.
 """
 
 from __future__ import annotations
@@ -169,15 +169,6 @@ def _variables(kind: str) -> list[str]:
     return [part[1:-1] for part in PATTERNS[kind].split("/") if part.startswith("{")]
 
 
-def project_of(name: str) -> str | None:
-    """Id of the project a name is in; None for `""` and for resources of the whole appliance.
-
-    Raises InvalidInput for text that is no name: the policy must never judge a malformed name as
-    "the platform".
-    """
-    return Name.parse(name).project if name else None
-
-
 def user(user_id: str) -> str:
     """`users/{user}`."""
     return str(Name.of("user", user_id))
@@ -280,8 +271,3 @@ def checkpoint(project_id: str, job_id: str, checkpoint_id: str) -> str:
 def endpoint(project_id: str, endpoint_id: str) -> str:
     """`projects/{project}/endpoints/{endpoint}`."""
     return str(Name.of("endpoint", project_id, endpoint_id))
-
-
-def replica(project_id: str, endpoint_id: str, replica_id: str) -> str:
-    """`projects/{project}/endpoints/{endpoint}/replicas/{replica}`."""
-    return str(Name.of("replica", project_id, endpoint_id, replica_id))

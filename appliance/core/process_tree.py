@@ -60,12 +60,6 @@ def _stats() -> dict[int, _Stat]:
     return {stat.process.pid: stat for stat in found if stat is not None}
 
 
-def lives(pid: int) -> bool:
-    """Whether a process runs; one that has ended may wait for its parent to notice."""
-    stat = _stat(pid)
-    return stat is not None and not stat.ended
-
-
 def children(parent: int) -> list[int]:
     """Processes that `parent` has started and not collected, in the order of their numbers."""
     return sorted(pid for pid, stat in _stats().items() if stat.parent == parent)

@@ -49,11 +49,12 @@ __all__ = ["ArtifactReader", "ArtifactWriter", "FileEntry", "manifest_digest"]
 
 MANIFEST = "manifest.json"
 SIGNATURE = "manifest.sig"
-READ_BYTES = 8 << 20
 """Ed25519 signature of the manifest, put beside it by the control plane when it registers it."""
+READ_BYTES = 8 << 20
 
 Fence = Callable[[], None]
-Settle = Callable[[str, FileEntry | None], None]
+FileEnd = Callable[[str, FileEntry | None], None]
+"""Told the name of a file that ended: with its entry, or None when it was given up."""
 
 
 class ArtifactWriter:
@@ -223,11 +224,11 @@ class _ArtifactFile(SealedWriter):
     """A sealed file that takes its name when it is closed."""
 
     def __init__(
-        self, new: NewFile, key: bytes, place: SealedPlace, fence: Fence, settle: Settle
+        self, new: NewFile, key: bytes, place: SealedPlace, fence: Fence, on_end: FileEnd
     ) -> None:
         self._new = new
         self._fence = fence
-        self._settle = settle
+        self._on_end = on_end
         self._done = False
         super().__init__(new, key, place)
 
@@ -244,7 +245,7 @@ class _ArtifactFile(SealedWriter):
             raise
         self._done = True
         file = self.place.file
-        self._settle(file, FileEntry(file, self.plain_size, self.sealed_size, self.tag))
+        self._on_end(file, FileEntry(file, self.plain_size, self.sealed_size, self.tag))
 
     def abort(self) -> None:
         """Drop the file."""
@@ -252,7 +253,7 @@ class _ArtifactFile(SealedWriter):
             return
         self._done = True
         super().abort()
-        self._settle(self.place.file, None)
+        self._on_end(self.place.file, None)
         self._new.discard()
 
 

@@ -210,9 +210,3 @@ class SealedReader(io.RawIOBase):
                 break
             filled += count
         return filled
-
-
-def open_bytes(blob: bytes, key: bytes, place: SealedPlace) -> bytes:
-    """The plaintext of a whole sealed file in memory; raises as `SealedReader` does."""
-    with SealedReader(io.BytesIO(blob), key, place) as reader:
-        return reader.read()

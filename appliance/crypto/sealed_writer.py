@@ -9,7 +9,6 @@ Called by `appliance.crypto.artifacts`, and by whoever is given a writer of one 
 
 from __future__ import annotations
 
-import io
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
@@ -140,11 +139,3 @@ class SealedWriter:
             self.sealed_size += written
             view = view[written:]
         self._whole = True
-
-
-def seal_bytes(data: bytes, key: bytes, place: SealedPlace) -> bytes:
-    """A whole sealed file in memory."""
-    raw = io.BytesIO()
-    with SealedWriter(raw, key, place) as writer:
-        writer.write(data)
-    return raw.getvalue()

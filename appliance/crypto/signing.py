@@ -4,7 +4,8 @@ Rules kept here: verifying returns nothing or raises, and never answers False; a
 itself in no `repr`; a note is accepted only with exactly one signature of the expected name and
 key.
 
-Called by the audit log (checkpoints), `appliance.crypto.keys` and `appliance.crypto.artifacts`.
+Called by the audit log and `appliance.crypto.chain` (checkpoints), `appliance.crypto.keys`, and by
+`appliance.crypto.manifest` and `appliance.crypto.statements`.
 """
 
 from __future__ import annotations

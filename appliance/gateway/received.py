@@ -6,7 +6,7 @@ Rules kept here:
 * it counts when all bytes are there and their digest is the one at the end.
 
 The attack, or the accident: a stream that ends early, has a part twice or never ends. Pure. Called
-by `appliance.gateway.view`.
+by `appliance.gateway.fetching`.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ Rules kept here:
   at once (`make_way`): a dead or slow endpoint does not take the places of a healthy one.
 
 The attack, or the accident: an endpoint whose replicas crash or crawl takes every slot of the
-gateway with answers that wait for it. Called by `appliance.gateway.router` and `pipeline`.
+gateway with answers that wait for it. Called by `appliance.gateway.router`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Where joining and renewing differ between a node and a gateway: the calls, and what to type.
 
-Called by `identity` and `joining`; made here once, chosen by each composition root.
+Called by `identity`; made here once, chosen by each composition root.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ one whose libraries do not fit the processor kills whoever imports it.
 
 Says JSON lines of [module, trouble, detail] on standard output. `import` says of each module null
 before it is imported, and afterwards "" or the class and the text of what went wrong; `find` says
-"", or null for one that is not there, and imports nothing. Called by `appliance.node.abilities`.
+"", or null for one that is not there, and imports nothing. Started by `appliance.node.abilities`.
 """
 
 from __future__ import annotations

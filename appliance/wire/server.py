@@ -18,7 +18,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
-import logging
 import resource
 import signal
 import threading
@@ -37,8 +36,6 @@ from appliance.wire.health import Health
 from appliance.wire.metrics import ProcessState
 from appliance.wire.rules import AccessRule, RuleMissing
 from appliance.wire.tls import SERVER_OPTIONS
-
-logger = logging.getLogger(__name__)
 
 GRACE_SECONDS = 10.0
 MAX_CONNECTIONS = 4096

@@ -58,7 +58,7 @@ class Children:
         # Only the front process may keep the agent's pipe open: its end is how the agent learns.
         with contextlib.suppress(OSError):
             os.close(self._agent)
-        self._say({"type": "born", "pid": os.getpid()})
+        self._say({"type": "started", "pid": os.getpid()})
 
     def tell(self, error: ApplianceError) -> None:
         """Say, in a forked process, why it is about to fail."""
@@ -75,7 +75,7 @@ class Children:
                 self._heard += data
         *lines, self._heard = self._heard.split(b"\n")
         for line in map(json.loads, lines):
-            if line["type"] == "born":
+            if line["type"] == "started":
                 self._members.append(line["pid"])
             elif self._fault is None:
                 self._fault = _error_of(line)

@@ -1,4 +1,7 @@
-"""What `/metrics` of a worker shows: how its engine is, never what was asked. Called by `main`."""
+"""What `/metrics` of a worker shows: how its engine is, never what was asked.
+
+Called by `server`.
+"""
 
 from __future__ import annotations
 

@@ -36,9 +36,9 @@ logger = logging.getLogger(__name__)
 
 FIRST_TOKEN_SECONDS = 180.0
 """Ranks that share few cores take long over their first step, and only over that."""
-DRAIN_LEAST_SECONDS = 1.0
+MIN_DRAIN_SECONDS = 1.0
 """Four heartbeats: every gateway knows by then, and what it sent before is here."""
-DRAIN_MOST_SECONDS = 25.0
+MAX_DRAIN_SECONDS = 25.0
 """What is not done by then goes on in another replica."""
 DRAIN_LOOK_SECONDS = 0.05
 CLOSE_SECONDS = 0.5
@@ -129,7 +129,7 @@ def _stop_signal() -> asyncio.Event:
 
 
 async def drain(
-    load: WorkerLoad, *, least: float = DRAIN_LEAST_SECONDS, most: float = DRAIN_MOST_SECONDS
+    load: WorkerLoad, *, least: float = MIN_DRAIN_SECONDS, most: float = MAX_DRAIN_SECONDS
 ) -> None:
     """Let what is in work end: for `least` seconds at least and `most` at most."""
     load.draining = True

@@ -37,6 +37,7 @@ from appliance.api.serving.v1 import (
 from appliance.api.system.v1 import system_service_pb2
 from appliance.cli import ask
 from appliance.cli.command import Shared
+from appliance.cli.main import NOUNS
 from appliance.cli.session import CommandSession
 from appliance.client.profiles import Profiles
 from appliance.core.errors import (
@@ -883,3 +884,8 @@ def test_a_command_calls_only_what_it_says() -> None:
     session = CommandSession(Shared(methods=("ProjectService.GetProject",)))
     with pytest.raises(KeyError):
         session.call("ProjectService.CreateProject")
+
+
+@pytest.mark.parametrize("noun", NOUNS)
+def test_a_list_of_commands_says_whole_sentences(command: Run, noun: str) -> None:
+    assert "...\n" not in command(noun, "--help").out.partition("Commands:")[2]

@@ -101,7 +101,7 @@ hold_on: 3
         "line 9: train.batch_size is [1], and must be a whole number",
         "line 11: prepare.keep_personal_data is 'maybe', and must be true or false",
         "line 12: prepare.datasets is one value, and has fields below it",
-        "line 13: hold_on is no field: there are evaluate, on_lost, prepare, quantize, train",
+        f"line 13: hold_on is no field: there are {', '.join(sorted([*KINDS, 'on_lost']))}",
     ]
 
 
@@ -120,6 +120,8 @@ BOMB = "a: &a [x]\nb: &b [*a, *a]\ntrain: {dataset: *b}\n"
         (b"train: {}\x00", "job is no YAML"),
         (BOMB.encode(), "job line 1: anchors and aliases are not taken"),
         (b"train: {<<: {steps: 1}}", "train.<< is no field"),
+        (b"trian:\n  steps: 3", "line 1: trian is no field: did you mean train?"),
+        (b"train:\n  mesh: {}\n  mesh:\n\n    data: 2", "line 3: train.mesh stands twice"),
         (b"train: {dataset: !!python/name:os.system }", "has a tag, which is not taken"),
         (b"train: {dataset: !x y}", "has a tag, which is not taken"),
         (b"? [a]\n: b\ntrain: {}", "has a key that is no name"),

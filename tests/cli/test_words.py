@@ -83,6 +83,7 @@ def test_every_field_of_a_spec_has_a_flag_and_nothing_else(kind: str) -> None:
         ("train", "where there is a pipeline. [default: 1F1B]"),
         ("prepare", "Tokens per shard. [default: 1048576]"),
         ("evaluate", "at most the model's context. [default: 512]"),
+        ("evaluate", "--output-report REPORT Report to write"),
     ],
 )
 def test_the_help_says_what_a_field_is_otherwise(command: Run, kind: str, said: str) -> None:

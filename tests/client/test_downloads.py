@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
@@ -195,6 +196,29 @@ def test_another_content_begins_anew(target: Path) -> None:
     other = dict.fromkeys(FILES, b"other") | {"more.txt": b"more"}
     get(Server(other), target)
     assert held(target) == other
+
+
+@pytest.mark.parametrize("after", range(4))
+def test_one_that_is_killed_while_it_begins_anew_is_in_nobodys_way(
+    target: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    """Whatever is deleted first, what is left is known as a download."""
+    with pytest.raises(Unavailable):
+        get(Server(cuts=[(6, Unavailable("away"))]), target, patience=0)
+    left, unlink = list(range(after)), Path.unlink
+
+    def killed(path: Path, *, missing_ok: bool = False) -> None:
+        if not left:
+            raise KeyboardInterrupt
+        left.pop()
+        unlink(path, missing_ok=missing_ok)
+
+    other = Server(files={**FILES, "config.json": b"[]"})
+    with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+        patch.setattr(Path, "unlink", killed)
+        get(other, target)
+    get(other, target)
+    assert held(target) == other.files
 
 
 def test_what_was_spoilt_here_meanwhile_comes_again(target: Path) -> None:

@@ -107,7 +107,7 @@ def test_contexts_that_cannot_be_read_are_named(
     file = tmp_path / "config" / "contexts.json"
     file.write_bytes(text)
     for use in (profiles.all, profiles.check_writable):
-        with pytest.raises(FailedPrecondition, match=f"{file} cannot be read: mend or remove it"):
+        with pytest.raises(FailedPrecondition, match=f"{file} cannot be read: fix or remove it"):
             use()
 
 

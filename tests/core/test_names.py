@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from appliance.core import names
 from appliance.core.errors import InvalidInput
-from appliance.core.names import PATTERNS, Name, check_id, project_of
+from appliance.core.names import PATTERNS, Name, check_id
 
 PROTO = Path(__file__).parents[2] / "proto"
 IDS = st.from_regex(r"[a-z0-9][a-z0-9-]{0,62}", fullmatch=True)
@@ -37,7 +37,7 @@ def test_known_answers(text: str, kind: str, ids: tuple[str, ...], project: str 
     name = Name.parse(text)
     assert name == Name(kind, ids)
     assert str(name) == text
-    assert project_of(text) == project
+    assert name.project == project
     assert name.id == ids[-1]
 
 
@@ -70,7 +70,6 @@ def test_each_formatter() -> None:
         names.model_version("p", "m", "4"),
         names.job("p", "j"),
         names.endpoint("p", "e"),
-        names.replica("p", "e", "r"),
     ] == [
         "users/u",
         "serviceAccounts/s",
@@ -86,7 +85,6 @@ def test_each_formatter() -> None:
         "projects/p/models/m/versions/4",
         "projects/p/jobs/j",
         "projects/p/endpoints/e",
-        "projects/p/endpoints/e/replicas/r",
     ]
 
 
@@ -125,13 +123,6 @@ def test_what_is_no_name(text: str) -> None:
     assert list(raised.value.fields) == ["job.dataset"]
     assert len(str(raised.value)) < 200
     assert str(raised.value).isprintable()
-    with pytest.raises(InvalidInput):
-        project_of(text)
-
-
-def test_the_whole_appliance_is_no_project() -> None:
-    assert project_of("") is None
-    assert project_of("users/alice") is None
 
 
 def test_only_the_asked_kinds() -> None:

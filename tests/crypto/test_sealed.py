@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from appliance.core.errors import FailedPrecondition, InvalidInput, Stale, Tampered
 from appliance.crypto.floe import OVERHEAD, SEGMENT_SIZE
 from appliance.crypto.sealed_place import SealedPlace
-from appliance.crypto.sealed_reader import SealedReader, open_bytes
-from appliance.crypto.sealed_writer import SealedWriter, seal_bytes
+from appliance.crypto.sealed_reader import SealedReader
+from appliance.crypto.sealed_writer import SealedWriter
 from tests.crypto import reference_floe
-from tests.fakes.files import CountingFile, FullDisk, SmallPieces
+from tests.fakes.files import CountingFile, FullDisk, SmallPieces, open_bytes, seal_bytes
 
 KEY = bytes(range(32))
 PLACE = SealedPlace("research", "4f1c", "part-00000.jsonl")

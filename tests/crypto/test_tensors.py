@@ -15,7 +15,6 @@ from appliance.core.errors import InvalidInput
 from appliance.core.model_files import is_weights
 from appliance.crypto.sealed_place import SealedPlace
 from appliance.crypto.sealed_reader import SealedReader
-from appliance.crypto.sealed_writer import seal_bytes
 from appliance.crypto.tensors import (
     MAX_TENSORS,
     SIZES,
@@ -25,6 +24,7 @@ from appliance.crypto.tensors import (
     read_entries,
     weight_files,
 )
+from tests.fakes.files import seal_bytes
 
 KEY = bytes(32)
 PLACE = SealedPlace(project="p", object="o", file="model.safetensors")

@@ -10,6 +10,7 @@ folders of `appliance.jobs` are independent by a pattern, modules of `appliance.
 from __future__ import annotations
 
 import ast
+import graphlib
 import tomllib
 from collections import defaultdict
 from collections.abc import Iterator
@@ -79,6 +80,22 @@ def test_a_kind_knows_no_other_kind() -> None:
     ]
     assert len(kinds) > 1
     assert wrong == []
+
+
+def test_nothing_is_imported_in_a_circle() -> None:
+    """Also where contracts give no order: inside a room, an area of services, a kind of job."""
+    paths = {module(path): path for path in sources()}
+    graph = {
+        name: {
+            each if each in paths else each.rpartition(".")[0]
+            for node in ast.parse(path.read_text()).body
+            if isinstance(node, ast.ImportFrom) and node.module
+            for each in (f"{node.module}.{alias.name}" for alias in node.names)
+        }
+        for name, path in paths.items()
+    }
+    assert any(graph.values())
+    graphlib.TopologicalSorter(graph).prepare()
 
 
 def test_a_layer_names_what_there_is() -> None:

@@ -1,8 +1,12 @@
-"""Binary files that count, run full or give little at a time."""
+"""Binary files that count, run full or give little at a time; sealed files in memory."""
 
 import errno
 import io
 from typing import TYPE_CHECKING
+
+from appliance.crypto.sealed_place import SealedPlace
+from appliance.crypto.sealed_reader import SealedReader
+from appliance.crypto.sealed_writer import SealedWriter
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
@@ -48,3 +52,17 @@ class FullDisk:
             raise OSError(errno.ENOSPC, "No space left on device")
         self.data += data
         return len(data)
+
+
+def seal_bytes(data: bytes, key: bytes, place: SealedPlace) -> bytes:
+    """A whole sealed file in memory."""
+    raw = io.BytesIO()
+    with SealedWriter(raw, key, place) as writer:
+        writer.write(data)
+    return raw.getvalue()
+
+
+def open_bytes(blob: bytes, key: bytes, place: SealedPlace) -> bytes:
+    """The plaintext of a whole sealed file in memory; raises as `SealedReader` does."""
+    with SealedReader(io.BytesIO(blob), key, place) as reader:
+        return reader.read()

@@ -13,6 +13,7 @@ from google.protobuf.message_factory import GetMessageClass
 from appliance.api.access.v1 import binding_pb2, binding_service_pb2, service_account_service_pb2
 from appliance.api.agent.v1 import agent_service_pb2
 from appliance.api.jobs.v1 import job_pb2, job_service_pb2
+from appliance.kinds import kind_of
 from appliance.wire.recorded import UNSHAPED, facts
 from appliance.wire.rules import AccessRule, rules_of
 from tests.wire.test_rules import all_services
@@ -65,14 +66,12 @@ def test_nothing_that_is_planted_in_any_field_is_recorded(method: str, secret: s
 def test_the_test_above_plants_where_it_matters() -> None:
     request = job_service_pb2.CreateJobRequest()
     fill(request, SENTENCE)
-    assert request.job.evaluate.model == SENTENCE
+    spec = request.job.WhichOneof("spec")
+    kind = kind_of(spec)
+    named = {each.field for each in (*kind.reads, *kind.makes)}
     asked = facts(request, RULES["/appliance.api.jobs.v1.JobService/CreateJob"].recorded.asked)
-    assert asked == {
-        "job.spec": "evaluate",
-        "job.evaluate.model": UNSHAPED,
-        "job.evaluate.dataset": UNSHAPED,
-        "job.evaluate.output_report": UNSHAPED,
-    }
+    assert named
+    assert asked == {"job.spec": spec} | {kind.path(field): UNSHAPED for field in named}
 
 
 def changes(method: MethodDescriptor) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from appliance.core.process_tree import lives
+from appliance.core.process_tree import tree
 
 Started = tuple[subprocess.Popen[str], list[int], list[str], int]
 
@@ -71,7 +71,7 @@ def started() -> Iterator[Started]:
 def gone(pids: list[int], seconds: float = 5.0) -> bool:
     limit = time.monotonic() + seconds
     while time.monotonic() < limit:
-        if not any(map(lives, pids)):
+        if not any(map(tree, pids)):
             return True
         time.sleep(0.01)
     return False

@@ -11,9 +11,9 @@ from safetensors.torch import save
 from appliance.core.errors import InvalidInput, Tampered
 from appliance.crypto.sealed_place import SealedPlace
 from appliance.crypto.sealed_reader import SealedReader
-from appliance.crypto.sealed_writer import seal_bytes
 from appliance.crypto.tensors import SIZES
 from appliance.worker.tensors import DTYPES, read_tensors
+from tests.fakes.files import seal_bytes
 
 KEY = bytes(range(32))
 PLACE = SealedPlace("p", "u", "model.safetensors")

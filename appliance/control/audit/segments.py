@@ -10,7 +10,7 @@ Rules kept here:
   cut left. Such bytes were never acknowledged; had they been, the checkpoints would say so;
 * reading uses positions kept in memory, so that a page from the middle costs one seek;
 * `check` compares the files that are written and the folder with what this process wrote
-  (`growing`), and once a second some closed segments too: its cost does not grow with the log;
+  (`growing_file`), and once a second some closed segments too: its cost does not grow with the log;
 * `roll_back` brings them back to that after a failed write, and proves it by the chain.
 
 Called by `appliance.control.audit.log` alone, which writes from one thread.

@@ -14,7 +14,7 @@ Rules kept here:
 * once it is protected, it shows only rows of which the control plane can tell that it wrote them.
 
 Services are synchronous and run in threads; no network call belongs inside a transaction. Called by
-`auth`, `services`, `scheduler` and the composition root.
+`auth`, `audit`, `services`, `metrics`, `bootstrap` and the composition root.
 """
 
 from __future__ import annotations

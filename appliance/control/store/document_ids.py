@@ -9,7 +9,7 @@ Kept are keyed digests of 64 bits, each with the part it came in. Rules kept her
   believed and begins empty. What is not as the parts are is found by `reconcile`;
 * no statement sorts or groups: this SQLite keeps what it needs for that in memory.
 
-Called by `services.data.upload_parts` and `services.data.documents`, from one thread at a time.
+Called by `services.data.upload_ids` and `services.data.documents`, from one thread at a time.
 """
 
 from __future__ import annotations

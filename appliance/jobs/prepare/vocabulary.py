@@ -16,8 +16,6 @@ from appliance.core.errors import InvalidInput
 
 END_OF_TEXT = "<|endoftext|>"
 END_OF_TEXT_ID = 0
-MIN_SIZE = 512
-MAX_SIZE = 1 << 16
 MAX_WORD = 256
 """Characters that are learnt from as one word: the time that one takes grows with its square."""
 MAX_TEXT = 1 << 18

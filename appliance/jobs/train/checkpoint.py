@@ -13,7 +13,7 @@ Rules kept here:
 * a job goes on from its own run's checkpoint alone; one that begins with another job's checkpoint
   needs the same model, and may have other settings. What does not cover a slice is refused.
 
-Called by `loop` and `job`, through the runtime's `CheckpointSeries`, which seals the files and
+Called by `loop`, through the runtime's `CheckpointSeries`, which seals the files and
 makes a checkpoint appear whole or not at all.
 """
 
@@ -150,9 +150,9 @@ def _slices(assembly: TrainingState) -> list[_Slice]:
             SQUARES: assembly.optimizer.squares[name],
         }
         # A tied projection reads what the embedding wrote, and writes nothing itself.
-        speaks = cut.is_primary_replica(at) and stored == name
+        is_writer = cut.is_primary_replica(at) and stored == name
         slices += [
-            _Slice(f"{kind}/{stored}", cut.shape, cut.box(at), memory, speaks)
+            _Slice(f"{kind}/{stored}", cut.shape, cut.box(at), memory, is_writer)
             for kind, memory in memories.items()
         ]
     return slices

@@ -3,7 +3,7 @@
 AdamW treats every element by itself, so each rank updates its own slices as plain tensors, whatever
 the layout; state is kept by the parameter's name.
 
-Called by `appliance.jobs.train.recipe`, `loop` and `checkpoint`.
+Made by `appliance.jobs.train.recipe`, called by `loop`; `checkpoint` saves its state.
 """
 
 from __future__ import annotations

@@ -1,14 +1,16 @@
 """The schema: migrations make exactly the tables the code uses, and a strange file is refused."""
 
+import sqlite3
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import text
+from sqlalchemy import select, text
 
-from appliance.control.store import migrate, tables
-from appliance.control.store.database import Database
+from appliance.control.store import migrate, rows, tables
+from appliance.control.store.database import Database, raw_of
 from appliance.control.store.rows import RowMacs
 from appliance.core.errors import AlreadyExists, FailedPrecondition
 from tests.fakes.state import CLUSTER, ROW_KEY, START, add_project, make_state
@@ -50,6 +52,73 @@ def test_a_newer_database_is_refused(tmp_path: Path) -> None:
         connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
     with pytest.raises(FailedPrecondition, match="newer version"):
         migrate.check(*checked(database), signed=True)
+    database.close()
+
+
+NEWER = {"artifact_version": {"slot"}, "project": {"allow_downloads"}}
+"""Columns that opened nothing yet when there were MACs already, by table."""
+
+
+def made_before(path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A signed state of revision 0013, with a project and a version that a job makes."""
+    before = {
+        table: tuple(column for column in columns if column not in NEWER.get(table, ()))
+        for table, columns in rows.SIGNED.items()
+    }
+    upgrade = command.upgrade
+    with monkeypatch.context() as patch:
+        patch.setattr(rows, "SIGNED", before)
+        patch.setattr(command, "upgrade", lambda config, _: upgrade(config, "0013"))
+        database = Database(path)
+        migrate.create(database, RowMacs(ROW_KEY), CLUSTER, START)
+        database.close()
+        names = [c.name for c in tables.artifact_version.c if c.name != "slot"]
+        values = dict.fromkeys(names, 0) | {
+            "uid": "u",
+            "project": "p",
+            "kind": "model",
+            "state": "pending",
+            "job": "j",
+            "inputs": "[]",
+            "facts": "{}",
+        }
+        marks = ", ".join(f":{name}" for name in names)
+        with sqlite3.connect(path) as raw:
+            raw.execute("INSERT INTO project VALUES ('p', '', 0)")
+            raw.execute(
+                f"INSERT INTO artifact_version ({', '.join(names)}) VALUES ({marks})", values
+            )
+        database = Database(path)
+        with database.migrator().begin() as connection:
+            RowMacs(ROW_KEY).sign_all(raw_of(connection))
+        database.close()
+    return path
+
+
+def test_a_signed_state_of_before_is_verified_migrated_and_signed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = Database(made_before(tmp_path / "state.db", monkeypatch))
+    assert migrate.check(database, RowMacs(ROW_KEY), CLUSTER, signed=True) == []
+    with database.read() as state:
+        assert state.value(select(tables.artifact_version.c.slot)) == "model"
+        assert state.value(select(tables.project.c.allow_downloads)) is False
+    assert migrate.check(*checked(database), signed=True) == []
+    database.close()
+
+
+@pytest.mark.attack
+def test_what_was_changed_before_an_upgrade_is_not_signed_by_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = made_before(tmp_path / "state.db", monkeypatch)
+    with sqlite3.connect(path) as raw:
+        raw.execute("UPDATE artifact_version SET manifest_digest = 'other'")
+    database = Database(path)
+    found = migrate.check(database, RowMacs(ROW_KEY), CLUSTER, signed=True)
+    assert [finding.row for finding in found] == ["artifact_version/u"]
+    with sqlite3.connect(path) as raw:
+        assert raw.execute("SELECT version_num FROM alembic_version").fetchone() == ("0013",)
     database.close()
 
 

@@ -182,6 +182,6 @@ async def test_an_auditor_and_an_administrator_go_on(released: Released) -> None
 
 
 def test_migrations_are_append_only() -> None:
-    """A migration that was released is never edited: directories were made by it (fault T40)."""
+    """A migration that was released is never edited: directories were made by it."""
     first = migrate.MIGRATIONS / "versions" / "0001_create_everything.py"
     assert hashlib.sha256(first.read_bytes()).hexdigest() == MIGRATION_0001

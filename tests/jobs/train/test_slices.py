@@ -1,4 +1,4 @@
-"""Boxes: what a rank holds, who speaks for it, how boxes overlap."""
+"""Boxes: what a rank holds, who writes it, how boxes overlap."""
 
 from __future__ import annotations
 

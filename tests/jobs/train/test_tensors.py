@@ -12,8 +12,9 @@ from safetensors.torch import load, save
 from appliance.core.errors import FailedPrecondition, Internal, Tampered
 from appliance.crypto.sealed_place import SealedPlace
 from appliance.crypto.sealed_reader import SealedReader
-from appliance.crypto.sealed_writer import SealedWriter, seal_bytes
+from appliance.crypto.sealed_writer import SealedWriter
 from appliance.jobs.train.tensors import TensorReader, TensorWriter
+from tests.fakes.files import seal_bytes
 
 KEY = b"k" * 32
 PLACE = SealedPlace("p", "o", "rank-00000.safetensors")

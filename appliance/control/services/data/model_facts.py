@@ -1,8 +1,8 @@
 """What a model version is, read from its own sealed files rather than from what its maker says.
 
 The facts of a row: `architecture`, `parameters`, `format`, `context_length`, and the sizes that
-decide where the model can run. Called by `services.data.models` (import) and by the life of jobs,
-for what a job made.
+decide where the model can run. Called by `services.data.model_intake` for what a person brings and
+by `services.data.outputs` for what a job made.
 """
 
 from __future__ import annotations

@@ -9,7 +9,8 @@ Whether the tensors are those of the configuration is `appliance.core.model_conf
 
 The attack: a file that is no safetensors file or whose header lies.
 
-Pure. Called by `services.data.models` while files come in, and by `services.data.model_facts`.
+Pure. Called by `services.data.model_intake` while files come in, and by
+`services.data.model_facts`.
 """
 
 from __future__ import annotations

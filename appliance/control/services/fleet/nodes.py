@@ -1,4 +1,4 @@
-"""Nodes: the servers that run work, as the rest of the appliance sees them; and putting one out.
+"""Nodes: the servers that run work, as the rest of the appliance sees them; and evicting one.
 
 Rules kept here:
 * what a node has in use is counted from the work placed on it, not from what it says;

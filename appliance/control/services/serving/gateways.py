@@ -1,10 +1,12 @@
-"""Gateways: what is on record for each, its next certificates, and putting one out.
+"""Gateways: what is on record for each, its next certificates, and evicting one.
 
 Rules kept here:
 * a gateway renews what it calls with under the rules of `certificates`, as a node does;
-* what it shows to callers is another certificate, with the names on record for it (`fronts`);
-* an evicted gateway is refused by the control plane from the moment `evict` returns. Replicas know
-  no eviction: whoever holds its key may call them until the certificate ends, ten days at most.
+* what it shows to callers is another certificate, with the names on record for it
+  (`front_certificates`);
+* an evicted gateway is refused by the control plane from the moment `evict` returns, by replicas
+  when their node has heard which certificates still count (`wire.accepted`): one that is cut off
+  takes it until then, or until the certificate ends, ten days at most.
 
 Called by the RPCs of both listeners.
 """

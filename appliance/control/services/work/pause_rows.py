@@ -1,6 +1,6 @@
 """What the row of a job says of a pause that somebody has asked for, in sentences for people. Pure.
 
-Called by `services.work.pauses`, `runs`, `run_reports` and `job_rows`.
+Called by `services.work.pauses`, `runs` and `job_rows`.
 """
 
 from __future__ import annotations

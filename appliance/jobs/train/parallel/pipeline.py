@@ -4,7 +4,7 @@
 pipeline axis: microbatches one after the other, gradients added up. Both give the mean loss over
 this data rank's rows and leave in `.grad` the gradient of that mean.
 
-Called by `appliance.jobs.train.recipe` and `loop`.
+Made by `appliance.jobs.train.recipe`; `loop` calls what it is given.
 """
 
 from __future__ import annotations
