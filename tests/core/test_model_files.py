@@ -163,6 +163,22 @@ def test_a_configuration_out_of_bounds_is_refused(change: dict[str, Any], text: 
         model_config.check_config(tiny_model.CONFIG | change)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"text_config": {"hidden_size": 1 << 40}},
+        {"per_layer_config": {"0": {"intermediate_size": 1 << 40}}},
+        {"num_kv_heads": 1 << 40},
+        {"compression_config": {"quant_method": "gguf"}},
+    ],
+)
+def test_a_member_by_which_a_library_reads_other_sizes_is_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInput, match="remove that member"):
+        model_config.check_config(tiny_model.CONFIG | change)
+    absent = dict.fromkeys(change)
+    assert model_config.check_config(tiny_model.CONFIG | absent)
+
+
 def test_a_good_configuration_and_its_format() -> None:
     config = model_config.check_config(tiny_model.CONFIG)
     assert (config.sizes.head_dim, config.sizes.key_value_heads, config.format) == (
