@@ -109,6 +109,21 @@ def test_what_is_no_report_is_refused(content: Any, why: str) -> None:
 
 @pytest.mark.attack
 @pytest.mark.parametrize(
+    "content",
+    [
+        changed("sections", [{"pictures": [{"file": "x" * 300}] * 16}] * 50),
+        CONTENT | {"\x1b]0;evil\x07\u202e" * 1000: 1},
+    ],
+)
+def test_a_refusal_quotes_little_and_nothing_that_acts(content: Any) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        check_report(files(content))
+    assert len(caught.value.message) < 600
+    assert caught.value.message.isprintable()
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize(
     ("found", "why"),
     [
         ({"curve.png": png()}, "no report.json"),
@@ -142,6 +157,9 @@ def test_a_picture_says_its_size() -> None:
         (png(end=chunk(b"zTXt", b"hidden")), "part 'zTXt' that no picture needs"),
         (png(2, 2, chunk(b"tEXt", b"Comment\0hidden")), "part 'tEXt'"),
         (png(2, 2, chunk(b"acTL", bytes(8))), "part 'acTL'"),
+        (png(2, 2, chunk(b"pHYs", bytes(10))), "more in pHYs"),
+        (png(2, 2, chunk(b"gAMA", bytes(4)), chunk(b"gAMA", bytes(4))), "more in gAMA"),
+        (png().replace(chunk(b"IEND"), chunk(b"IEND", b"MZ")), "more in IEND"),
         (png(2, 2, chunk(b"IHDR", bytes(13))), "does not begin with its size"),
         (png(MAX_SIDE + 1, 1), "4097 x 1 pixels"),
         (png(0, 1), "0 x 1 pixels"),
