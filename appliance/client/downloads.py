@@ -229,7 +229,7 @@ class Download:
         """The rest of one file, up to its end."""
         state, path = self._known(), self.folder / f"{name}{_PARTIAL}"
         before = sum(state.sizes[each] for each in state.digests)
-        with full_disk_is_exhausted(path), path.open("ab") as file:
+        with full_disk_is_exhausted(path), open(path, "ab", opener=_private) as file:
             digest, size = _digest_of(path)
             for part in parts:
                 if part.HasField("end"):
@@ -359,6 +359,11 @@ def _pause(error: ApplianceError, failures: int) -> float | None:
     if isinstance(error, _Again) and failures > 1:
         return None
     return pause_after(failures, FIRST_PAUSE, MAX_PAUSE).total_seconds()
+
+
+def _private(path: str, flags: int) -> int:
+    """Opens a file as this user's alone, also for a folder that others may read (`--force`)."""
+    return os.open(path, flags, 0o600)
 
 
 def _digest_of(path: Path) -> tuple[Any, int]:

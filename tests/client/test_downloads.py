@@ -294,3 +294,11 @@ def test_two_at_a_time_and_what_is_in_the_way(target: Path) -> None:
     with pytest.raises(FailedPrecondition, match="is in the way"):
         get(Server(), target)
     assert (hidden(target) / "mine.txt").read_text() == "mine"
+
+
+@pytest.mark.attack
+def test_files_in_a_folder_that_others_may_read_are_this_users_alone(target: Path) -> None:
+    target.mkdir(mode=0o755)
+    (target / "other.txt").write_text("kept")
+    get(Server(), target, force=True)
+    assert {(target / name).stat().st_mode & 0o777 for name in FILES} == {0o600}
