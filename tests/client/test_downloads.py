@@ -302,3 +302,19 @@ def test_files_in_a_folder_that_others_may_read_are_this_users_alone(target: Pat
     (target / "other.txt").write_text("kept")
     get(Server(), target, force=True)
     assert {(target / name).stat().st_mode & 0o777 for name in FILES} == {0o600}
+
+
+@pytest.mark.attack
+def test_a_folder_in_the_place_of_a_file_is_said_before_anything_is_replaced(target: Path) -> None:
+    target.mkdir()
+    (target / "config.json").write_bytes(b"old")
+    (target / "model.safetensors").mkdir()
+    with pytest.raises(AlreadyExists, match=r"model\.safetensors is a folder: move it"):
+        get(Server(), target, force=True)
+    assert (target / "config.json").read_bytes() == b"old"
+
+
+@pytest.mark.attack
+def test_a_name_under_which_another_file_comes_is_refused(target: Path) -> None:
+    with pytest.raises(Tampered, match=r"which no file is called"):
+        get(Server(files={"a": b"345", "a.partial": b"12"}), target)
