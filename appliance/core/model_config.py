@@ -23,7 +23,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from appliance.core.config_members import Members
+from appliance.core.config_members import BOUNDS, Members
 from appliance.core.errors import InvalidInput
 from appliance.core.families import BY_CLASS, FAMILIES, Family
 from appliance.core.family_tensors import Shape, Sizes
@@ -46,6 +46,7 @@ _OTHER_SIZES = frozenset(
     | {"hidden_size_per_head", "kv_lora_rank", "compression_config"}
 )
 """Where transformers or vLLM look for sizes, or for the format, before the members of the table."""
+_ROTARY = frozenset({"rope_scaling", "rope_parameters"})
 _SCALES = (".weight_scale", ".weight_zero_point", ".input_scale")
 
 
@@ -143,6 +144,7 @@ def check_config(config: Mapping[str, Any]) -> ModelConfig:
         members.wrong("model_type", f"has a model_type that is not {name}'s {family.model_type}")
     sizes = _sizes(family, members)
     _check_one_reading(config, family, sizes, members)
+    _check_positions(config, sizes, members)
     number_format = _format(config, members)
     shapes = dict(family.classes[name](sizes, members))
     if members.problems:
@@ -199,6 +201,32 @@ def _check_one_reading(
     for member, value in equal.items():
         if member not in named and members.has(member) and config[member] != value:
             members.wrong(member, f"has {member} that is not {value}; remove that member")
+
+
+def _check_positions(config: Mapping[str, Any], sizes: Sizes, members: Members) -> None:
+    """Note scaled rotary embeddings for more positions than a context may have.
+
+    An engine makes a table with a row for each of `factor` times the positions there were before.
+    """
+    most = BOUNDS["max_position_embeddings"][1]
+    original = config.get("original_max_position_embeddings")  # Phi-3 has it here.
+    if original is not None and (type(original) is not int or not 0 < original <= most):
+        why = f"has original_max_position_embeddings outside 1 to {most}"
+        members.wrong("original_max_position_embeddings", why)
+    for member in sorted(_ROTARY & set(config)):
+        value = config[member]
+        inside = list(value.values()) if isinstance(value, dict) else []
+        # Gemma 3 has an object for each kind of layer.
+        for part in [value, *inside]:
+            if not isinstance(part, dict):
+                continue
+            before = part.get("original_max_position_embeddings")
+            factor = part.get("factor")
+            numbers = [1 if each is None else each for each in (before, factor)]
+            if not all(type(each) in {int, float} and 0 < each <= most for each in numbers) or (
+                max(numbers[0], sizes.context_length) * numbers[1] > most
+            ):
+                members.wrong(member, f"has {member} for more than {most} positions, or for none")
 
 
 def _format(config: Mapping[str, Any], members: Members) -> str:
