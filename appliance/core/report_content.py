@@ -30,6 +30,8 @@ MAX_REPORT_BYTES = 1 << 20
 MAX_PICTURES = 16
 MAX_PICTURE_BYTES = 1 << 20
 MAX_SECTIONS, MAX_NUMBERS, MAX_TABLES, MAX_COLUMNS, MAX_ROWS = 50, 200, 20, 32, 1000
+MAX_CELLS = (MAX_COLUMNS + 1) * MAX_ROWS
+"""Rows and cells of all tables: each is an object, made anew for whoever asks for the report."""
 MAX_LINE, MAX_TEXT = 300, 20_000
 _PICTURE = ".png"
 _NAMED = 3
@@ -49,6 +51,9 @@ def check_report(files: Mapping[str, bytes]) -> dict[str, Any]:
     _object(content, "", _CONTENT)
     if not content.get("title"):
         raise _wrong("title", "is empty: say what it is about")
+    cells = sum(len(row.get("cells", ())) + 1 for row in _rows(content))
+    if cells > MAX_CELLS:
+        raise _wrong("tables", f"have more than {MAX_CELLS} rows and cells in all")
     named = list(_pictures(content))
     there = sorted(set(files) - {REPORT_FILE})
     if sorted(named) != there:
@@ -148,6 +153,12 @@ def _pictures(content: Mapping[str, Any]) -> Iterator[str]:
     for section in content.get("sections", ()):
         for picture in section.get("pictures", ()):
             yield picture.get("file", "")
+
+
+def _rows(content: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    for section in content.get("sections", ()):
+        for table in section.get("tables", ()):
+            yield from table.get("rows", ())
 
 
 _ROW = {"cells": _list_of(_cell, MAX_COLUMNS)}

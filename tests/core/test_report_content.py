@@ -108,6 +108,17 @@ def test_what_is_no_report_is_refused(content: Any, why: str) -> None:
 
 
 @pytest.mark.attack
+def test_all_tables_together_have_so_many_cells() -> None:
+    """275,000 of them fit into a MiB, and took a second of the control plane for each reader."""
+    table = {"columns": [""] * 32, "rows": [{"cells": [{}] * 32}] * 1000}
+    largest = {"title": "T", "sections": [{"tables": [table]}]}
+    assert check_report({"report.json": json.dumps(largest).encode()}) == largest
+    largest["sections"] = [{"tables": [table]}, {"tables": [{"rows": [{}]}]}]
+    with pytest.raises(InvalidInput, match="tables have more than 33000 rows and cells in all"):
+        check_report({"report.json": json.dumps(largest).encode()})
+
+
+@pytest.mark.attack
 @pytest.mark.parametrize(
     "content",
     [
