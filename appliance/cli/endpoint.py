@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,7 @@ import click
 from appliance.cli.command import command as make
 from appliance.cli.fields import Field, message_of, options
 from appliance.cli.following import changes, wait_options
-from appliance.cli.output import field, last, plain, state
+from appliance.cli.output import field, json_text, last, plain, state
 from appliance.core.errors import FailedPrecondition, NotFound
 
 if TYPE_CHECKING:
@@ -103,7 +102,7 @@ def watch(session: CommandSession, name: str) -> None:
     """Print each change of an endpoint until it is deleted; Ctrl-C ends the watching alone."""
     for row in _follow(session, session.name("endpoint", name), None):
         as_json = session.shared.output == "json"
-        click.echo(json.dumps(row, ensure_ascii=False) if as_json else _line(row))
+        click.echo(json_text(row) if as_json else _line(row))
 
 
 @make(

@@ -12,6 +12,7 @@ import traceback
 
 import click
 
+from appliance.cli.output import safe
 from appliance.cli.prompts import Declined, WrongCode
 from appliance.core import errors
 from appliance.core.waiting import in_seconds
@@ -101,4 +102,5 @@ def _repeats(message: str, hint: str) -> bool:
 
 
 def _say(text: str) -> None:
-    click.echo(text, err=True)
+    # A sentence may quote what somebody else wrote.
+    click.echo(safe(text, "\n"), err=True)

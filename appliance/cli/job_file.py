@@ -17,6 +17,7 @@ Called by `appliance job create`.
 from __future__ import annotations
 
 import difflib
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from appliance.core.errors import InvalidInput
+from appliance.core.strict_json import plain
 from appliance.kinds import KINDS
 
 if TYPE_CHECKING:
@@ -36,6 +38,8 @@ MAX_SAID = 20
 """Mistakes that are named; a file that is something else altogether has thousands."""
 STDIN = "-"
 _MAX_VALUE = 60
+_WHOLE = re.compile(r"[-+]?(0|[1-9][0-9]{0,99})")
+_NUMBER = re.compile(r"[-+]?([0-9]{0,99}\.?[0-9]{0,99}([eE][-+]?[0-9]{1,9})?|\.inf|\.nan)")
 _TEXTS = frozenset({"str", "timestamp", "value"})
 """What YAML takes a text for, without a tag: a date and `=` are texts here."""
 
@@ -184,7 +188,7 @@ class _JobFileReader:
             names = [name for name in names if name in {*KINDS, "on_lost"}]
         close = difflib.get_close_matches(key, names, 1)
         hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"
-        self._note(node, at[:_MAX_VALUE], f"is no field: {hint}")
+        self._note(node, plain(at[:_MAX_VALUE]), f"is no field: {hint}")
 
     def _note(self, node: Any, at: str, sentence: str) -> None:
         self.problems.append((node.start_mark.line + 1, f"{at} {sentence}".strip()))
@@ -221,14 +225,23 @@ def _plain(node: Any) -> Any:
     tag = node.tag.rpartition(":")[2]
     if tag == "null":
         return None
-    if tag in {"bool", "int", "float"}:
-        try:
-            return yaml.constructor.SafeConstructor().construct_object(node)
-        except (ValueError, yaml.YAMLError):
-            raise ValueError(f"is {_shown(node.value)}, which is no number") from None
+    if tag == "bool":
+        return yaml.constructor.SafeConstructor().construct_object(node)
+    if tag in {"int", "float"}:
+        return _number(node.value, whole=tag == "int")
     if tag not in _TEXTS:
         raise ValueError("has a tag, which is not taken: write the value alone")
     return node.value
+
+
+def _number(text: str, *, whole: bool) -> float:
+    """A number in decimal digits. Raises ValueError with a sentence.
+
+    YAML 1.1 has more of them: 010 is eight and 1:30 is ninety, and YAML 1.2 reads them otherwise.
+    """
+    if _WHOLE.fullmatch(text) if whole else _NUMBER.fullmatch(text):
+        return int(text) if whole else float(text.replace(".inf", "inf").replace(".nan", "nan"))
+    raise ValueError(f"is {_shown(text)}, which is no number: write it in decimal digits")
 
 
 def _wanted(named: Any) -> str:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import click
 
-from appliance.cli.output import field, last, safe, state
+from appliance.cli.output import field, json_text, last, safe, state, yaml_text
 from appliance.kinds import KINDS, kind_of
 
 Job = dict[str, Any]
@@ -87,13 +86,9 @@ class JobLines:
 def view(form: str) -> Iterator[Callable[[Job], None]]:
     """Shows jobs on stdout: JSON lines, YAML documents, a live table on a terminal, or lines."""
     if form == "json":
-        yield lambda job: click.echo(json.dumps(job, ensure_ascii=False))
+        yield lambda job: click.echo(json_text(job))
     elif form == "yaml":
-        import yaml  # noqa: PLC0415 - only who asks for it pays for it
-
-        yield lambda job: click.echo(
-            "---\n" + yaml.safe_dump(job, sort_keys=False, allow_unicode=True), nl=False
-        )
+        yield lambda job: click.echo("---\n" + yaml_text(job), nl=False)
     elif sys.stdout.isatty():
         with _live() as show:
             yield show

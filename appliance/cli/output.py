@@ -37,18 +37,32 @@ def show(value: Value, form: str, columns: Sequence[Column] | None = None) -> No
         columns: columns of the table; a single resource without columns is printed as lines.
     """
     if form == "json":
-        click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+        click.echo(json_text(value, indent=2))
     elif form == "yaml":
-        import yaml  # noqa: PLC0415 - only who asks for it pays for it
-
-        text: str = yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
-        click.echo(text, nl=False)
+        click.echo(yaml_text(value), nl=False)
     elif isinstance(value, list):
         _table(value, columns or [("NAME", field("name"))])
     elif columns:
         _table([value], columns)
     else:
         _lines(value)
+
+
+def json_text(value: Value, indent: int | None = None) -> str:
+    """A value as JSON in which what is not printable, and could act on a terminal, is escaped."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
+
+
+def yaml_text(value: Value) -> str:
+    """The same as YAML, which escapes either nothing but the worst or all that is not ASCII."""
+    import yaml  # noqa: PLC0415 - only who asks for it pays for it
+
+    text: str = yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
+    if safe(text, "\n") == text:
+        return text
+    escaped: str = yaml.safe_dump(value, sort_keys=False, allow_unicode=False)
+    return escaped
 
 
 def field(path: str) -> Callable[[Value], str]:

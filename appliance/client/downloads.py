@@ -21,7 +21,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -206,7 +206,7 @@ class Download:
             raise Tampered(f"the server sent {shown(listing.name)} instead of {self.name}")
         sizes = {each.file: each.size_bytes for each in listing.files}
         for name in sizes:
-            if not FILE_NAME.fullmatch(name):
+            if not FILE_NAME.fullmatch(name) or name.endswith(_PARTIAL):
                 raise Tampered(f"the server named a file {shown(name)}, which no file is called")
         if not sizes or len(sizes) != len(listing.files) or min(sizes.values()) < 0:
             raise Tampered("the server sent a list of files that cannot be one")
@@ -215,6 +215,7 @@ class Download:
             listing.manifest_digest,
             sizes,
         ):
+            self._check_names(sizes)
             self._empty()
             self._state = Downloaded(listing.name, listing.manifest_digest, sizes)
             self._check_room(self._state.size)
@@ -229,7 +230,7 @@ class Download:
         """The rest of one file, up to its end."""
         state, path = self._known(), self.folder / f"{name}{_PARTIAL}"
         before = sum(state.sizes[each] for each in state.digests)
-        with full_disk_is_exhausted(path), path.open("ab") as file:
+        with full_disk_is_exhausted(path), open(path, "ab", opener=_private) as file:
             digest, size = _digest_of(path)
             for part in parts:
                 if part.HasField("end"):
@@ -295,6 +296,7 @@ class Download:
             self.folder.rename(self.target)
             left = self.target
         else:
+            self._check_names(state.sizes)
             for name in state.sizes:
                 (self.folder / name).replace(self.target / name)
             sync_dir(self.target)
@@ -303,6 +305,12 @@ class Download:
         if left is self.folder:
             self.folder.rmdir()
         sync_dir(self.target.parent)
+
+    def _check_names(self, names: Iterable[str]) -> None:
+        """Raise AlreadyExists where no file can take its name: before any of them is replaced."""
+        for path in (self.target / name for name in names):
+            if path.is_dir() and not path.is_symlink():
+                raise AlreadyExists(f"{path} is a folder: move it, or choose another folder")
 
     def _known(self) -> Downloaded:
         if self._state is None:
@@ -359,6 +367,11 @@ def _pause(error: ApplianceError, failures: int) -> float | None:
     if isinstance(error, _Again) and failures > 1:
         return None
     return pause_after(failures, FIRST_PAUSE, MAX_PAUSE).total_seconds()
+
+
+def _private(path: str, flags: int) -> int:
+    """Opens a file as this user's alone, also for a folder that others may read (`--force`)."""
+    return os.open(path, flags, 0o600)
 
 
 def _digest_of(path: Path) -> tuple[Any, int]:

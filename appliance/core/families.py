@@ -91,6 +91,8 @@ class Family:
         classes: Hugging Face class -> names and shapes of its tensors.
         works: what can be done with it.
         names: of its sizes.
+        aliases: other names of members, by which transformers sets the same attribute (its
+            `attribute_map`): what they say must be the same.
         optional: sizes that may be left out: then they are what the other ones say.
         four_widths: an `intermediate_size` that is left out is four times the width.
         tied: whether output and embedding share weights where the configuration does not say.
@@ -107,6 +109,7 @@ class Family:
     classes: Mapping[str, Shapes]
     works: frozenset[FamilyUse]
     names: Names = Names()
+    aliases: Mapping[str, str] = field(default_factory=dict)
     optional: frozenset[str] = frozenset({"head_dim"})
     four_widths: bool = False
     tied: bool = False
@@ -198,6 +201,12 @@ FAMILIES: tuple[Family, ...] = (
             head_dim="",
             context_length="n_positions",
         ),
+        aliases={
+            "hidden_size": "n_embd",
+            "max_position_embeddings": "n_positions",
+            "num_attention_heads": "n_head",
+            "num_hidden_layers": "n_layer",
+        },
         four_widths=True,
         tied=True,
         buffers=(".attn.bias", ".attn.masked_bias"),
@@ -220,6 +229,7 @@ FAMILIES: tuple[Family, ...] = (
         model_type="falcon_h1",
         classes={"FalconH1ForCausalLM": family_tensors.falcon_h1},
         works=_DECODER,
+        aliases={"layer_types": "layers_block_type"},
         engine=EngineCode("falcon_h1", "FalconH1ForCausalLM"),
     ),
     Family(
@@ -227,6 +237,7 @@ FAMILIES: tuple[Family, ...] = (
         model_type="granitemoehybrid",
         classes={"GraniteMoeHybridForCausalLM": family_tensors.granite_moe_hybrid},
         works=_DECODER,
+        aliases={"layers_block_type": "layer_types"},
         optional=_HEADS,
         engine=EngineCode("granitemoehybrid", "GraniteMoeHybridForCausalLM"),
     ),
@@ -259,6 +270,11 @@ FAMILIES: tuple[Family, ...] = (
             key_value_heads="",
             head_dim="",
         ),
+        aliases={
+            "hidden_size": "dim",
+            "num_attention_heads": "n_heads",
+            "num_hidden_layers": "n_layers",
+        },
         tied=True,
         tied_names=frozenset({"vocab_projector.weight"}),
         buffers=(".position_ids",),

@@ -3,6 +3,8 @@
 Rules kept here:
 * one architecture of the table in `appliance.core.families`, every size within its bounds;
 * no member, at any depth, that names code, and no text that is a path or an address;
+* no member by which a library would read other sizes than those that were checked: another name of
+  a size, a configuration within this one, sizes layer by layer;
 * a refusal names everything that is wrong, member by member.
 
 The attack: `auto_map` with a Python file beside it, `trust_remote_code`, an attention
@@ -21,7 +23,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from appliance.core.config_members import Members
+from appliance.core.config_members import BOUNDS, Members
 from appliance.core.errors import InvalidInput
 from appliance.core.families import BY_CLASS, FAMILIES, Family
 from appliance.core.family_tensors import Shape, Sizes
@@ -38,6 +40,13 @@ _CODE = frozenset(
 )
 _KERNELS = frozenset({"attn_implementation", "_attn_implementation", "experts_implementation"})
 _PLACE = re.compile(r"://|^[/~\\]|^[A-Za-z]:[/\\]|(^|[/\\])\.\.([/\\]|$)|\.py(\b|$)")
+_OTHER_SIZES = frozenset(
+    {"text_config", "text_encoder", "decoder", "generator", "per_layer_config", "block_configs"}
+    | {"n_head_kv", "num_kv_heads", "multi_query_group_num", "num_attention_groups"}
+    | {"hidden_size_per_head", "kv_lora_rank", "compression_config"}
+)
+"""Where transformers or vLLM look for sizes, or for the format, before the members of the table."""
+_ROTARY = frozenset({"rope_scaling", "rope_parameters"})
 _SCALES = (".weight_scale", ".weight_zero_point", ".input_scale")
 
 
@@ -134,6 +143,8 @@ def check_config(config: Mapping[str, Any]) -> ModelConfig:
     if config.get("model_type") != family.model_type:
         members.wrong("model_type", f"has a model_type that is not {name}'s {family.model_type}")
     sizes = _sizes(family, members)
+    _check_one_reading(config, family, sizes, members)
+    _check_positions(config, sizes, members)
     number_format = _format(config, members)
     shapes = dict(family.classes[name](sizes, members))
     if members.problems:
@@ -173,6 +184,49 @@ def _sizes(family: Family, members: Members) -> Sizes:
             why = f"has a {names.hidden_size} that its attention heads do not share"
             members.wrong(names.hidden_size, why)
     return found
+
+
+def _check_one_reading(
+    config: Mapping[str, Any], family: Family, sizes: Sizes, members: Members
+) -> None:
+    """Note members by which a library would read something else than what was checked here."""
+    for member in sorted(filter(members.has, _OTHER_SIZES)):
+        members.wrong(member, f"has {member}, which no {family.name} has; remove that member")
+    for member, name in family.aliases.items():
+        if members.has(member) and config[member] != config.get(name):
+            members.wrong(member, f"has {member}, which is another name of {name}; keep {name}")
+    # Families whose heads are all equal have no members for these, and libraries look all the same.
+    equal = {"num_key_value_heads": sizes.attention_heads, "head_dim": sizes.head_dim}
+    named = {family.names.key_value_heads, family.names.head_dim}
+    for member, value in equal.items():
+        if member not in named and members.has(member) and config[member] != value:
+            members.wrong(member, f"has {member} that is not {value}; remove that member")
+
+
+def _check_positions(config: Mapping[str, Any], sizes: Sizes, members: Members) -> None:
+    """Note scaled rotary embeddings for more positions than a context may have.
+
+    An engine makes a table with a row for each of `factor` times the positions there were before.
+    """
+    most = BOUNDS["max_position_embeddings"][1]
+    original = config.get("original_max_position_embeddings")  # Phi-3 has it here.
+    if original is not None and (type(original) is not int or not 0 < original <= most):
+        why = f"has original_max_position_embeddings outside 1 to {most}"
+        members.wrong("original_max_position_embeddings", why)
+    for member in sorted(_ROTARY & set(config)):
+        value = config[member]
+        inside = list(value.values()) if isinstance(value, dict) else []
+        # Gemma 3 has an object for each kind of layer.
+        for part in [value, *inside]:
+            if not isinstance(part, dict):
+                continue
+            before = part.get("original_max_position_embeddings")
+            factor = part.get("factor")
+            numbers = [1 if each is None else each for each in (before, factor)]
+            if not all(type(each) in {int, float} and 0 < each <= most for each in numbers) or (
+                max(numbers[0], sizes.context_length) * numbers[1] > most
+            ):
+                members.wrong(member, f"has {member} for more than {most} positions, or for none")
 
 
 def _format(config: Mapping[str, Any], members: Members) -> str:

@@ -2,7 +2,7 @@
 
 Rules kept here:
 * every chunk is one of a few that hold pixels, colours and sizes, with a right checksum; text,
-  dates, animations and profiles are not among them;
+  dates, animations and profiles are not among them, and none holds more than belongs in it;
 * the first chunk says size and colours, the last one ends the file, and nothing follows it;
 * a picture has so many pixels at most: what is small as a file can be large as a picture.
 
@@ -23,7 +23,10 @@ from appliance.core.names import shown
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 MAX_SIDE = 4096
-_KNOWN = frozenset({b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"gAMA", b"sRGB", b"pHYs"})
+_LARGEST = {
+    b"IHDR": 13, b"PLTE": 768, b"tRNS": 256, b"gAMA": 4, b"sRGB": 1, b"pHYs": 9, b"IEND": 0
+}  # fmt: skip
+"""Bytes in a chunk, each of which a picture has once; of pixels there is no such bound."""
 _DEPTHS = {0: {1, 2, 4, 8, 16}, 2: {8, 16}, 3: {1, 2, 4, 8}, 4: {8, 16}, 6: {8, 16}}
 """Bits by kind of colour."""
 
@@ -33,10 +36,13 @@ def check_picture(file: str, data: bytes) -> tuple[int, int]:
     kinds: list[bytes] = []
     size = (0, 0)
     for kind, content in _chunks(file, data):
-        if kind not in _KNOWN:
+        if kind != b"IDAT" and kind not in _LARGEST:
             raise _wrong(file, f"has a part {shown(kind.decode('latin-1'))} that no picture needs")
         if (kind == b"IHDR") is not (not kinds):
             raise _wrong(file, "does not begin with its size")
+        again = kind not in {b"IDAT", b"IEND"} and kind in kinds
+        if again or len(content) > _LARGEST.get(kind, len(content)):
+            raise _wrong(file, f"has more in {kind.decode()} than a picture needs")
         if kind == b"IHDR":
             size = _size(file, content)
         kinds.append(kind)

@@ -21,16 +21,21 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from appliance.core.errors import InvalidInput
+from appliance.core.names import shown
 from appliance.core.png import check_picture
-from appliance.core.strict_json import read_object
+from appliance.core.strict_json import plain, read_object
 
 REPORT_FILE = "report.json"
 MAX_REPORT_BYTES = 1 << 20
 MAX_PICTURES = 16
 MAX_PICTURE_BYTES = 1 << 20
 MAX_SECTIONS, MAX_NUMBERS, MAX_TABLES, MAX_COLUMNS, MAX_ROWS = 50, 200, 20, 32, 1000
+MAX_CELLS = (MAX_COLUMNS + 1) * MAX_ROWS
+"""Rows and cells of all tables: each is an object, made anew for whoever asks for the report."""
 MAX_LINE, MAX_TEXT = 300, 20_000
 _PICTURE = ".png"
+_NAMED = 3
+"""Files that a refusal names."""
 
 
 def check_report(files: Mapping[str, bytes]) -> dict[str, Any]:
@@ -46,10 +51,13 @@ def check_report(files: Mapping[str, bytes]) -> dict[str, Any]:
     _object(content, "", _CONTENT)
     if not content.get("title"):
         raise _wrong("title", "is empty: say what it is about")
+    cells = sum(len(row.get("cells", ())) + 1 for row in _rows(content))
+    if cells > MAX_CELLS:
+        raise _wrong("tables", f"have more than {MAX_CELLS} rows and cells in all")
     named = list(_pictures(content))
     there = sorted(set(files) - {REPORT_FILE})
     if sorted(named) != there:
-        raise _wrong("pictures", f"are {sorted(named)}, but the files are {there}")
+        raise _wrong("pictures", f"are {_few(named)}, but the files are {_few(there)}")
     for file in there:
         check_picture(file, files[file])
     return content
@@ -123,7 +131,7 @@ def _object(value: object, at: str, shape: Mapping[str, Check]) -> None:
         raise _wrong(at, "is no object")
     for key, member in value.items():
         if key not in shape:
-            raise _wrong(f"{at}.{key}"[:MAX_LINE].lstrip("."), "is not part of a report")
+            raise _wrong(f"{at}.{plain(key)}".lstrip("."), "is not part of a report")
         shape[key](member, f"{at}.{key}".lstrip("."))
 
 
@@ -147,6 +155,12 @@ def _pictures(content: Mapping[str, Any]) -> Iterator[str]:
             yield picture.get("file", "")
 
 
+def _rows(content: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    for section in content.get("sections", ()):
+        for table in section.get("tables", ()):
+            yield from table.get("rows", ())
+
+
 _ROW = {"cells": _list_of(_cell, MAX_COLUMNS)}
 _TABLE = {
     "caption": _line,
@@ -163,6 +177,12 @@ _SECTION = {
     "pictures": _list_of(_members(_PICTURE_SHAPE), MAX_PICTURES),
 }
 _CONTENT = {"title": _line, "sections": _list_of(_members(_SECTION), MAX_SECTIONS)}
+
+
+def _few(files: list[str]) -> str:
+    """Some of them, in a sentence."""
+    more = f" and {len(files) - _NAMED} more" if len(files) > _NAMED else ""
+    return (", ".join(shown(file) for file in sorted(files)[:_NAMED]) or "none") + more
 
 
 def _wrong(at: str, why: str) -> InvalidInput:

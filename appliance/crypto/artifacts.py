@@ -8,7 +8,9 @@ files or whole folders, or mixes the files of two checkpoints. Rules kept here:
   artifact without one is not there;
 * the reader checks the manifest, its digest where the database knows it, and that the folder holds
   exactly the files of the manifest, before it opens any; every file must be the very writing that
-  the manifest names;
+  the manifest names, with as much in it as is said there: the writer of an artifact may be a job
+  that was taken over, and sizes are what readers of it bound;
+* a file is read whole up to 64 MiB, and otherwise as a stream;
 * a writer of an older epoch changes nothing in what a newer one finished.
 
 Called by the control plane (upload, import, download), by jobs and by workers.
@@ -51,6 +53,8 @@ MANIFEST = "manifest.json"
 SIGNATURE = "manifest.sig"
 """Ed25519 signature of the manifest, put beside it by the control plane when it registers it."""
 READ_BYTES = 8 << 20
+MAX_WHOLE = 64 << 20
+"""Bytes of a file that is read whole: what a model may bring beside its weights."""
 
 Fence = Callable[[], None]
 FileEnd = Callable[[str, FileEntry | None], None]
@@ -347,10 +351,15 @@ class ArtifactReader:
             raise tampered(self.project, self.object, f"the file {file} is missing") from error
         place = SealedPlace(self.project, self.object, file)
         try:
-            return SealedReader(raw, self._key, place, expect_tag=entry.tag, closes_raw=True)
+            reader = SealedReader(raw, self._key, place, expect_tag=entry.tag, closes_raw=True)
         except BaseException:
             raw.close()
             raise
+        if reader.size != entry.plain_size:
+            reader.close()
+            why = f"the file {file} has {reader.size} bytes, not the {entry.plain_size} said"
+            raise tampered(self.project, self.object, why)
+        return reader
 
     def read_through(self, going: Callable[[], None] = lambda: None) -> None:
         """Read all of every file, so that every byte is proved, and keep nothing.
@@ -366,8 +375,10 @@ class ArtifactReader:
                     going()
 
     def read_bytes(self, file: str) -> bytes:
-        """The whole of a file."""
+        """The whole of a file. Raises InvalidInput for one of more than 64 MiB."""
         with self.open(file) as reader:
+            if reader.size > MAX_WHOLE:
+                raise InvalidInput(f"{file} has {reader.size} bytes, {MAX_WHOLE} are allowed")
             return reader.read()
 
     def read_json(self, file: str) -> Any:  # noqa: ANN401  # whatever JSON holds

@@ -128,6 +128,13 @@ BOMB = "a: &a [x]\nb: &b [*a, *a]\ntrain: {dataset: *b}\n"
         (b"train: {}\n---\ntrain: {}", "job line 2: holds several documents"),
         (b"train: " + b"[" * 5000, "job line 1: is nested more than 16 deep"),
         (b"train: {steps: 1" + b"0" * 5000 + b"}", "which is no number"),
+        (b"train: {steps: 0x" + b"f" * 5000 + b"}", "write it in decimal digits"),
+        (b"train: {steps: 1" + b":1" * 100_000 + b"}", "write it in decimal digits"),
+        (b"train: {learning_rate: 1" + b":1" * 3000 + b".5}", "write it in decimal digits"),
+        (b"train: {seed: 010}", "train.seed is '010', which is no number"),
+        (b"train: {seed: 1:30}", "train.seed is '1:30', which is no number"),
+        (b"train: {seed: 1_0}", "train.seed is '1_0', which is no number"),
+        (b'train: {"\\e[31m\\u202e": 1}', r"train.\x1b[31m\u202e is no field"),
         (b" " * ((1 << 18) + 1), "job has more than 256 KiB: that is no job"),
         (b"quantize: {scheme: SCHEME_W4}", "must be one of SCHEME_W8A8_INT8"),
         (b"train: {dataset: 2026-11-28x, steps: .nan}", "train.steps is nan, and must be a whole"),
@@ -151,6 +158,12 @@ def test_many_mistakes_are_counted() -> None:
 def test_the_page_says_the_limits() -> None:
     said = f"At most {job_file.MAX_BYTES >> 10} KiB, UTF-8, {job_file.MAX_DEPTH} levels"
     assert said in (ROOT / "docs/cli.md").read_text()
+
+
+@pytest.mark.parametrize("number", ["1.0e-05", "0.5", ".5", "5.", "+2.5", "-0.0", "1E+3", "3"])
+def test_a_number_in_decimal_digits(number: str) -> None:
+    found = job_file.parse(f"train: {{learning_rate: {number}}}".encode(), "j")
+    assert found["train"].learning_rate == float(number)
 
 
 def test_a_date_is_a_text() -> None:

@@ -318,3 +318,27 @@ def test_two_at_a_time_and_what_is_in_the_way(target: Path) -> None:
     with pytest.raises(FailedPrecondition, match="is in the way"):
         get(Server(), target)
     assert (hidden(target) / "mine.txt").read_text() == "mine"
+
+
+@pytest.mark.attack
+def test_files_in_a_folder_that_others_may_read_are_this_users_alone(target: Path) -> None:
+    target.mkdir(mode=0o755)
+    (target / "other.txt").write_text("kept")
+    get(Server(), target, force=True)
+    assert {(target / name).stat().st_mode & 0o777 for name in FILES} == {0o600}
+
+
+@pytest.mark.attack
+def test_a_folder_in_the_place_of_a_file_is_said_before_anything_is_replaced(target: Path) -> None:
+    target.mkdir()
+    (target / "config.json").write_bytes(b"old")
+    (target / "model.safetensors").mkdir()
+    with pytest.raises(AlreadyExists, match=r"model\.safetensors is a folder: move it"):
+        get(Server(), target, force=True)
+    assert (target / "config.json").read_bytes() == b"old"
+
+
+@pytest.mark.attack
+def test_a_name_under_which_another_file_comes_is_refused(target: Path) -> None:
+    with pytest.raises(Tampered, match=r"which no file is called"):
+        get(Server(files={"a": b"345", "a.partial": b"12"}), target)

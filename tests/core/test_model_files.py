@@ -154,6 +154,7 @@ def test_json_that_two_readers_could_read_differently_is_refused(data: bytes, te
         ({"hidden_size": 18}, "do not share"),
         ({"tie_word_embeddings": "yes"}, "neither true nor false"),
         ({"torch_dtype": "int4"}, "dtype"),
+        ({"original_max_position_embeddings": 1 << 40}, "original_max_position_embeddings outside"),
         ({"quantization_config": {"quant_method": "gptq"}}, "compressed-tensors"),
         ({"quantization_config": {"quant_method": "compressed-tensors"}}, "one group"),
     ],
@@ -161,6 +162,48 @@ def test_json_that_two_readers_could_read_differently_is_refused(data: bytes, te
 def test_a_configuration_out_of_bounds_is_refused(change: dict[str, Any], text: str) -> None:
     with pytest.raises(InvalidInput, match=text):
         model_config.check_config(tiny_model.CONFIG | change)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"text_config": {"hidden_size": 1 << 40}},
+        {"per_layer_config": {"0": {"intermediate_size": 1 << 40}}},
+        {"num_kv_heads": 1 << 40},
+        {"compression_config": {"quant_method": "gguf"}},
+    ],
+)
+def test_a_member_by_which_a_library_reads_other_sizes_is_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInput, match="remove that member"):
+        model_config.check_config(tiny_model.CONFIG | change)
+    absent = dict.fromkeys(change)
+    assert model_config.check_config(tiny_model.CONFIG | absent)
+
+
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+
+
+@pytest.mark.parametrize("member", ["rope_scaling", "rope_parameters"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"factor": 1e9},
+        {"factor": 4e2, "original_max_position_embeddings": 1 << 20},
+        {"original_max_position_embeddings": 1 << 40},
+        {"factor": "4"},
+        {"factor": -1},
+        {"factor": True},
+    ],
+)
+def test_a_table_of_positions_that_no_memory_holds_is_refused(
+    member: str, change: dict[str, Any]
+) -> None:
+    """An engine makes it before it looks at a weight."""
+    for value in (YARN | change, {"full_attention": YARN | change}):
+        with pytest.raises(InvalidInput, match=f"has {member} for more than 16777216 positions"):
+            model_config.check_config(tiny_model.CONFIG | {member: value})
+    for value in (YARN, {"sliding_attention": {"rope_theta": 1e4}, "full_attention": YARN}, None):
+        assert model_config.check_config(tiny_model.CONFIG | {member: value})
 
 
 def test_a_good_configuration_and_its_format() -> None:

@@ -108,6 +108,32 @@ def test_what_is_no_report_is_refused(content: Any, why: str) -> None:
 
 
 @pytest.mark.attack
+def test_all_tables_together_have_so_many_cells() -> None:
+    """275,000 of them fit into a MiB, and took a second of the control plane for each reader."""
+    table = {"columns": [""] * 32, "rows": [{"cells": [{}] * 32}] * 1000}
+    largest = {"title": "T", "sections": [{"tables": [table]}]}
+    assert check_report({"report.json": json.dumps(largest).encode()}) == largest
+    largest["sections"] = [{"tables": [table]}, {"tables": [{"rows": [{}]}]}]
+    with pytest.raises(InvalidInput, match="tables have more than 33000 rows and cells in all"):
+        check_report({"report.json": json.dumps(largest).encode()})
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize(
+    "content",
+    [
+        changed("sections", [{"pictures": [{"file": "x" * 300}] * 16}] * 50),
+        CONTENT | {"\x1b]0;evil\x07\u202e" * 1000: 1},
+    ],
+)
+def test_a_refusal_quotes_little_and_nothing_that_acts(content: Any) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        check_report(files(content))
+    assert len(caught.value.message) < 600
+    assert caught.value.message.isprintable()
+
+
+@pytest.mark.attack
 @pytest.mark.parametrize(
     ("found", "why"),
     [
@@ -142,6 +168,9 @@ def test_a_picture_says_its_size() -> None:
         (png(end=chunk(b"zTXt", b"hidden")), "part 'zTXt' that no picture needs"),
         (png(2, 2, chunk(b"tEXt", b"Comment\0hidden")), "part 'tEXt'"),
         (png(2, 2, chunk(b"acTL", bytes(8))), "part 'acTL'"),
+        (png(2, 2, chunk(b"pHYs", bytes(10))), "more in pHYs"),
+        (png(2, 2, chunk(b"gAMA", bytes(4)), chunk(b"gAMA", bytes(4))), "more in gAMA"),
+        (png().replace(chunk(b"IEND"), chunk(b"IEND", b"MZ")), "more in IEND"),
         (png(2, 2, chunk(b"IHDR", bytes(13))), "does not begin with its size"),
         (png(MAX_SIDE + 1, 1), "4097 x 1 pixels"),
         (png(0, 1), "0 x 1 pixels"),

@@ -1,5 +1,6 @@
 """Artifacts: written whole or not at all, by one or by many, and refused when anything is off."""
 
+import dataclasses
 import errno
 import json
 import multiprocessing
@@ -27,6 +28,7 @@ from appliance.core.errors import (
     Stale,
     Tampered,
 )
+from appliance.crypto import artifacts
 from appliance.crypto import folder as folder_module
 from appliance.crypto.artifacts import ArtifactReader, ArtifactWriter, FileEntry, manifest_digest
 
@@ -618,3 +620,28 @@ def test_a_disk_that_is_full_in_the_middle_of_a_file(
         artifact.create("a.bin")
 
     assert list(path.iterdir()) == []
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("said", [0, 499, 501])
+def test_a_file_with_more_or_less_in_it_than_its_manifest_says_is_refused(
+    path: Path, said: int
+) -> None:
+    """The manifest is the writer's, and that may be a job: readers bound what they read by it."""
+    artifact = writer(path)
+    for name, data in FILES.items():
+        with artifact.create(name) as file:
+            file.write(data)
+    artifact._entries["a.bin"] = dataclasses.replace(artifact._entries["a.bin"], plain_size=said)
+    artifact.finish()
+    found = reader(path)
+    with pytest.raises(Tampered, match=f"has 500 bytes, not the {said} said"):
+        found.read_bytes("a.bin")
+    assert found.read_bytes("b.bin") == b""
+
+
+@pytest.mark.attack
+def test_what_is_too_large_is_not_read_whole(path: Path) -> None:
+    make(path, {"index.json": bytes(artifacts.MAX_WHOLE + 1)})
+    with pytest.raises(InvalidInput, match="has 67108865 bytes, 67108864 are allowed"):
+        reader(path).read_json("index.json")

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from appliance.core import model_config
 from appliance.core.errors import InvalidInput
-from appliance.core.families import BY_CLASS, FAMILIES
+from appliance.core.families import BY_CLASS, FAMILIES, Family
 from appliance.core.model_config import ModelConfig, check_config
 from tests.fakes import tiny_family
 from tests.families.conftest import Folder
@@ -117,6 +117,22 @@ def test_gpt2_as_it_was_first_published_has_no_prefix() -> None:
     mixed = {"transformer.wte.weight": (512, 128), **bare}
     with pytest.raises(InvalidInput, match=r"transformer\.wpe"):
         model_config.count_parameters(config, mixed)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_another_name_of_a_size_says_the_same_or_is_refused(family: Family) -> None:
+    """transformers sets the size by either name, the last one wins, and one alone was checked."""
+    architecture = next(iter(family.classes))
+    written = tiny_family.build(architecture).config
+    assert family.aliases == written.attribute_map
+    config = written.to_dict() | {"architectures": [architecture]}
+    equal = {member: config[name] for member, name in family.aliases.items() if name in config}
+    assert check_config(config | equal)
+    heads = {"num_key_value_heads", "head_dim"} if not family.names.head_dim else set()
+    for member in heads | set(family.aliases):
+        with pytest.raises(InvalidInput) as raised:
+            check_config(config | {member: 1 << 40})
+        assert list(raised.value.fields) == [f"config.json.{member}"]
 
 
 def test_a_hybrid_with_experts_is_refused_with_what_to_do() -> None:

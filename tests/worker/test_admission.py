@@ -149,6 +149,6 @@ def test_a_family_that_was_tried_on_one_device_has_one_rank(
 
 
 def test_a_family_that_is_not_served_says_so() -> None:
-    bert = {"architectures": ["BertModel"], "model_type": "bert"}
+    bert = {"architectures": ["BertModel"], "model_type": "bert", "num_key_value_heads": None}
     with pytest.raises(InvalidInput, match="family BERT, for which `serve text` does not work"):
         admission.checked_config(CONFIG | bert)

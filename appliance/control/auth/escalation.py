@@ -3,7 +3,8 @@
 Rules kept here (Kubernetes' `escalate`, `bind` and `impersonate`):
 * to give a role somewhere, or to take it away, one holds each of its permissions there;
 * what no built-in role holds (to take data out of the appliance) nobody could give first: it is
-  given by administrators of everything, who may give roles on the platform and in all projects;
+  given by administrators of everything, who may give roles and let servers in, on the platform and
+  in all projects, and so can have every key as it is;
 * whatever lets one act as another (a new password or second factor of a person, a token of an
   application) needs each permission that the other holds, wherever the other holds it;
 * a server gets keys of the work of every project, so letting one in needs `nodes.createJoinToken`
@@ -62,8 +63,15 @@ def lacks(
 
 
 def _gives_everywhere(policy: Decides, caller: Principal) -> bool:
-    """Whether a caller may give roles on the platform and in all projects."""
-    return all(policy.allowed(caller, domain, GIVE) for domain in (PLATFORM, EVERYWHERE))
+    """Whether a caller may give roles and let servers in, on the platform and in all projects.
+
+    To give roles is not enough: a site can have a role for that alone, and its holder no data.
+    """
+    return all(
+        policy.allowed(caller, domain, permission)
+        for domain in (PLATFORM, EVERYWHERE)
+        for permission in (GIVE, JOIN)
+    )
 
 
 def check_gives(policy: Decides, roles: Roles, caller: Principal, role: str, domain: str) -> None:

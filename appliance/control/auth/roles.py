@@ -150,7 +150,8 @@ class _Loader(yaml.SafeLoader):
     """Refuses the same key twice, which YAML would let the last one win."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002 - PyYAML's signature
-        keys = [key.value for key, _ in node.value]
+        # A key that is no word is refused below, by the base class.
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         if len(keys) != len(set(keys)):
             raise yaml.constructor.ConstructorError(
                 None, None, "the same key twice", node.start_mark
@@ -168,6 +169,8 @@ def _read(source: Traversable, file: object) -> dict[str, Any]:
             value = yaml.load(stream, _Loader)  # noqa: S506 - a SafeLoader
     except (OSError, yaml.YAMLError) as error:
         raise _wrong(file, str(error)) from error
+    except RecursionError as error:
+        raise _wrong(file, "it is nested too deep") from error
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
         raise _wrong(file, "it is not a mapping of names")
     return value

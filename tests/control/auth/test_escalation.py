@@ -125,3 +125,20 @@ def test_what_no_built_in_role_holds_is_given_by_administrators_of_everything(
     escalation.check_gives(holder, known, BOB, "exporter", "red")
     with pytest.raises(Denied, match="you lack models"):
         escalation.check_gives(holder, known, BOB, "exporter", "blue")
+
+
+@pytest.mark.attack
+def test_who_may_only_give_roles_everywhere_gives_nobody_a_download(
+    tmp_path: Path, roles: Roles
+) -> None:
+    file = tmp_path / "roles.yaml"
+    file.write_text(
+        "exporter: {description: Out., scopes: [project], permissions: [models.download]}\n"
+        "personnel: {description: Gives., scopes: [platform, everywhere], "
+        "permissions: [bindings.create]}"
+    )
+    file.chmod(0o644)
+    known = roles.with_site(file)
+    held = [RoleLink("user:bob", "personnel", where) for where in (PLATFORM, EVERYWHERE)]
+    with pytest.raises(Denied, match=r"you lack models\.download in projects/red"):
+        escalation.check_gives(policy_of(known, *held), known, BOB, "exporter", "red")

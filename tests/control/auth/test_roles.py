@@ -135,12 +135,14 @@ def test_a_site_has_roles_of_its_own(tmp_path: Path, roles: Roles) -> None:
         ("[project]", "[[project]]", "scopes are not some of"),
         ("  scopes", "  assignable: false\n  scopes", "needs exactly"),
         (EXPORTER, "- a", "not a mapping"),
+        (EXPORTER, "? [a]\n: b", "unhashable key"),
+        (EXPORTER, "[" * 5000, "nested too deep"),
     ],
 )
 def test_a_role_of_a_site_gives_no_machine_s_rights(
     old: str, new: str, why: str, tmp_path: Path, roles: Roles
 ) -> None:
-    with pytest.raises(FailedPrecondition, match=rf"roles\.yaml is refused: .*{why}"):
+    with pytest.raises(FailedPrecondition, match=rf"(?s)roles\.yaml is refused: .*{why}"):
         roles.with_site(site_file(tmp_path, EXPORTER.replace(old, new)))
 
 

@@ -43,13 +43,17 @@ def make(lab: Lab, name: str, files: Mapping[str, bytes] = FILES) -> str:
     return lab.version("report", name, files, {"kind": REPORT, "title": name, "pictures": 1})
 
 
-def facts(lab: Lab, files: Mapping[str, bytes]) -> dict[str, Any]:
+def facts(
+    lab: Lab, files: Mapping[str, bytes], kind: str = REPORT, name: str = "r"
+) -> dict[str, Any]:
     """What registration reads of an output that is to be a report."""
     artifacts = lab.work.artifacts
     with lab.database.write() as transaction:
-        version = artifacts.allocate(transaction, PROJECT, "report", "r", Provenance("users/alice"))
+        version = artifacts.allocate(
+            transaction, PROJECT, "report", name, Provenance("users/alice")
+        )
     digest = write(artifacts.writer(version), files)
-    return outputs.facts_of(REPORT, artifacts.verify(version, digest), ())
+    return outputs.facts_of(kind, artifacts.verify(version, digest), ())
 
 
 def test_a_report_is_shown_as_it_was_written(lab: Lab, reports: Reports) -> None:
@@ -189,3 +193,29 @@ async def test_a_report_is_made_only_where_one_is_wanted(lab: Lab) -> None:
     await node.take()
     node.succeed(node.started[0].work)
     assert lab.job("e1").state == job_pb2.Job.STATE_SUCCEEDED
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize(
+    ("kind", "file", "data"),
+    [
+        ("tokens", "report.json", b'{"kept": Infinity}'),
+        ("tokens", "report.json", b'{"kept": 1' + b"0" * 5000 + b"}"),
+        ("tokens", "index.json", b"[" * 100_000),
+        ("tokens", "index.json", b'{"tokens": {"train": 1e400}}'),
+        ("tokenizer", "tokenizer.json", b'{"model": {"vocab": {}}, "added_tokens": [1]}'),
+    ],
+)
+def test_json_of_a_job_that_no_reader_takes_is_refused(
+    lab: Lab, kind: str, file: str, data: bytes
+) -> None:
+    """Anything else than a refusal is tried again for ever."""
+    good = {
+        "index.json": b'{"tokens": {"train": 1}, "vocabulary_size": 1}',
+        "report.json": b'{"kept": 1}',
+        "tokenizer.json": b'{"model": {"vocab": {}}}',
+        "tokenizer_config.json": b"{}",
+    }
+    assert facts(lab, good, kind)
+    with pytest.raises(InvalidInput, match=file):
+        facts(lab, good | {file: data}, kind, "bad")

@@ -5,7 +5,6 @@ Called by `services.work.registration` before an output is registered.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -108,7 +107,8 @@ def _tokenizer(reader: ArtifactReader) -> dict[str, Any]:
     tokenizer = _object(reader, TOKENIZER)
     model, added = tokenizer.get("model"), tokenizer.get("added_tokens", [])
     vocabulary = model.get("vocab") if isinstance(model, dict) else None
-    if not isinstance(vocabulary, dict) or not isinstance(added, list):
+    is_list = isinstance(added, list) and all(isinstance(token, dict) for token in added)
+    if not isinstance(vocabulary, dict) or not is_list:
         raise InvalidInput(f"{TOKENIZER} has no vocabulary")
     words = set(vocabulary) | {str(token.get("content")) for token in added}
     return {"vocabulary_size": len(words)}
@@ -131,13 +131,7 @@ def _need(reader: ArtifactReader, *files: str) -> None:
 
 
 def _object(reader: ArtifactReader, file: str) -> dict[str, Any]:
-    try:
-        value = reader.read_json(file)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InvalidInput(f"{file} is not JSON") from error
-    if not isinstance(value, dict):
-        raise InvalidInput(f"{file} is not a JSON object")
-    return value
+    return read_object(file, reader.read_bytes(file))
 
 
 def _count(value: dict[str, Any], member: str, file: str) -> int:
@@ -145,7 +139,7 @@ def _count(value: dict[str, Any], member: str, file: str) -> int:
     number = value.get(member, 0)
     try:
         count = int(number)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise InvalidInput(f"{file} has no number {member}") from error
     if not 0 <= count <= _MAX_COUNT:
         raise InvalidInput(f"{file} has an impossible {member}")

@@ -34,6 +34,7 @@ from appliance.control.services.data.artifact_rows import pending_of
 from appliance.control.services.data.artifacts import Artifacts, Version
 from appliance.control.services.data.storage_tasks import StorageTasks, Task, sentence_of
 from appliance.control.services.work import job_rows
+from appliance.control.services.work.run_reports import MAX_MESSAGE
 from appliance.control.services.work.runs import WRONG, Runs
 from appliance.control.store.database import Database, Reading
 from appliance.core import names
@@ -98,7 +99,9 @@ class Registration:
             _logger.info("job %s is not registered any more: %s", row.uid, error.message)
         except WRONG as error:
             _logger.warning("an output of job %s is refused: %s", row.uid, error.message)
-            self._runs.fail(row, error.reason, f"an output is refused: {error.message}")
+            # The sentence quotes what a job wrote: as long as other reasons of a job may be.
+            why = f"an output is refused: {error.message}"[:MAX_MESSAGE]
+            self._runs.fail(row, error.reason, why)
         except (ApplianceError, OSError) as error:
             self._say(row, task, sentence_of(error))
             raise

@@ -21,7 +21,7 @@ NAN = tiny_model.files()["model.safetensors"][:-2] + b"\xc0\x7f"
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("upload_layout", "upload_parts", "upload_rows"):
-        monkeypatch.setattr(f"appliance.control.services.{module}.PART_BYTES", PART)
+        monkeypatch.setattr(f"appliance.control.services.data.{module}.PART_BYTES", PART)
 
 
 def sizes(files: dict[str, bytes]) -> list[tuple[str, int]]:

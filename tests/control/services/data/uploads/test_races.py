@@ -52,7 +52,7 @@ def test_a_part_that_came_while_it_is_looked_for_is_not_written_again(
 ) -> None:
     """As when its connection broke while it was made durable, and the client repeats it."""
     for module in ("upload_layout", "upload_parts", "upload_rows"):
-        monkeypatch.setattr(f"appliance.control.services.{module}.PART_BYTES", PART)
+        monkeypatch.setattr(f"appliance.control.services.data.{module}.PART_BYTES", PART)
     files = tiny_model.files()
     upload = begin(lab, MODEL, [(file, len(data)) for file, data in files.items()])
     parts = pieces_of(files, PART)
