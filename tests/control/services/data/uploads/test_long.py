@@ -93,7 +93,7 @@ class House:
 
     def command(self, *arguments: object) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-c", COMMAND, *map(str, arguments)],
+            [sys.executable, "-X", "faulthandler", "-c", COMMAND, *map(str, arguments)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -167,7 +167,11 @@ def until(there: Callable[[], bool], running: subprocess.Popen[str]) -> None:
 def ended(running: subprocess.Popen[str]) -> Iterator[tuple[str, str]]:
     """What a command has said at its end."""
     try:
-        yield running.communicate(timeout=120)
+        yield running.communicate(timeout=90)
+    except subprocess.TimeoutExpired:
+        # Where it stands is in its last words.
+        running.send_signal(signal.SIGABRT)
+        pytest.fail(" ".join(running.communicate(timeout=10)))
     finally:
         running.kill()
 
