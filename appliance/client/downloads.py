@@ -24,7 +24,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self
 
@@ -48,12 +47,12 @@ from appliance.core.files import (
 )
 from appliance.core.names import shown
 from appliance.core.numbers import written
-from appliance.core.waiting import pause_after
+from appliance.core.waiting import Backoff
 from appliance.crypto.manifest import FILE_NAME
 
 PATIENCE = 120.0
 """Seconds without a byte after which a link that breaks is given up."""
-FIRST_PAUSE, MAX_PAUSE = timedelta(seconds=0.2), timedelta(seconds=5)
+FIRST_PAUSE, MAX_PAUSE = 0.2, 5.0
 _READ_BYTES = 1 << 20
 _STATE, _LOCK, _PARTIAL = ".state.json", ".lock", ".partial"
 
@@ -163,6 +162,7 @@ class Download:
             ApplianceError: what the server said. What came is kept in all these cases.
         """
         failures, since, before = 0, time.monotonic(), -1
+        backoff = Backoff(FIRST_PAUSE, MAX_PAUSE)
         while True:
             try:
                 self._receive(begin, advance)
@@ -171,8 +171,9 @@ class Download:
                 have = self._there()
                 if have > before:
                     failures, since, before = 0, time.monotonic(), have
+                    backoff.reset()
                 failures += 1
-                wait = _pause(error, failures)
+                wait = _pause(error, failures, backoff)
                 if wait is None or time.monotonic() - since + wait > patience:
                     raise
                 if failures == 1:
@@ -358,7 +359,7 @@ class _Again(Tampered):
     """What came is dropped, and comes once more."""
 
 
-def _pause(error: ApplianceError, failures: int) -> float | None:
+def _pause(error: ApplianceError, failures: int, backoff: Backoff) -> float | None:
     """Seconds to wait before the same again; None when waiting does not help."""
     if isinstance(error, Untrusted):
         return None
@@ -366,7 +367,7 @@ def _pause(error: ApplianceError, failures: int) -> float | None:
         return error.retry_after
     if isinstance(error, _Again) and failures > 1:
         return None
-    return pause_after(failures, FIRST_PAUSE, MAX_PAUSE).total_seconds()
+    return backoff.failed()
 
 
 def _private(path: str, flags: int) -> int:
