@@ -37,7 +37,7 @@ check: $(STAMP)  ## Format, lint, types, import contracts, protos fresh and comp
 	for base in proto/released/*.binpb; do $(BIN)/buf breaking proto --against $$base || exit 1; done
 	$(BIN)/python deploy/checks/protos_fresh.py
 
-test: $(STAMP)  ## Every test but the longest: about 26 minutes on two cores.
+test: $(STAMP)  ## Every test but the longest: about half an hour on two cores.
 	$(BIN)/python -m pytest -m "not long and not families"
 
 families: $(STAMP)  ## A real engine for every family of models that is served, held against transformers; minutes.
