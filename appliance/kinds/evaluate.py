@@ -45,7 +45,8 @@ def _demand(spec: job_pb2.EvaluateSpec, inputs: Inputs) -> Demand:
     facts = inputs[KIND.path("model")].facts
     window = given(spec, "window", most=int(facts["context_length"]))
     need = memory(int(facts["parameters"]), window, int(facts["vocabulary_size"]))
-    return Demand(1, memory_per_rank=need)
+    # An agent of 0.1.0 would leave out the field that it does not know, and write no report.
+    return Demand(1, memory_per_rank=need, new_agent=bool(spec.output_report))
 
 
 KIND = Kind(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from appliance.api.jobs.v1 import job_pb2
 from appliance.core.artifact_kinds import ARTIFACT_KINDS
 from appliance.core.names import PATTERNS
 from appliance.core.problems import Problems
@@ -52,3 +53,11 @@ def test_what_holds_something_else_is_said_and_not_looked_at() -> None:
         "job.evaluate.model": "holds adapter; name a version of model",
         "job.evaluate.dataset": "holds text; name a version of tokens",
     }
+
+
+@pytest.mark.parametrize("report", ["", "projects/demo/reports/quality"])
+def test_a_report_needs_an_agent_that_knows_of_it(report: str) -> None:
+    facts = {"parameters": 1, "vocabulary_size": 8, "context_length": 8}
+    spec = job_pb2.EvaluateSpec(output_report=report)
+    demand = kind_of("evaluate").demand(spec, {"job.evaluate.model": Input("model", facts, 1)})
+    assert demand.new_agent is bool(report)
