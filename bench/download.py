@@ -90,7 +90,10 @@ def allow(made: Stage) -> None:
     """Let the administrator download from the project."""
     with Connection(f"127.0.0.1:{made.ports['api']}", made.ca, made.session) as connection:
         stub = connection.stub(projects_grpc.ProjectServiceStub)
-        request = projects.UpdateProjectRequest(name=f"projects/{PROJECT}", allow_downloads=True)
+        request = projects.UpdateProjectRequest(
+            project={"name": f"projects/{PROJECT}", "allow_downloads": True},
+            update_mask={"paths": ["allow_downloads"]},
+        )
         connection.call(stub.UpdateProject, request)
         wanted = bindings.CreateBindingRequest()
         wanted.binding.principal = f"users/{ADMINISTRATOR}"

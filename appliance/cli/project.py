@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from appliance.cli import updating
 from appliance.cli.command import command as make
 from appliance.cli.output import field, last
+from appliance.cli.updating import etag_option
 
 if TYPE_CHECKING:
     from appliance.cli.session import CommandSession
@@ -50,18 +52,21 @@ def list_(session: CommandSession) -> None:
 
 @make("update", "ProjectService.UpdateProject", group=command)
 @click.argument("name", metavar="PROJECT")
+@click.option("--description", help="What it is for.")
 @click.option(
     "--allow-downloads/--no-allow-downloads",
     default=None,
     help="Whether models and datasets of it may be downloaded, by whoever holds that permission.",
 )
-def update(session: CommandSession, name: str, *, allow_downloads: bool | None) -> None:
-    """Allow or forbid that what is in a project leaves the appliance."""
-    if allow_downloads is None:
-        raise click.UsageError("say what to change: --allow-downloads or --no-allow-downloads")
-    made = session.call(
+@etag_option()
+def update(session: CommandSession, name: str, etag: str, **given: object) -> None:
+    """Change its description, or whether what is in it may leave the appliance."""
+    made = updating.update(
+        session,
         "ProjectService.UpdateProject",
-        name=session.name("project", name),
-        allow_downloads=allow_downloads,
+        "project",
+        session.name("project", name),
+        etag,
+        **given,
     )
     session.show(made, COLUMNS)

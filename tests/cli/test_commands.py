@@ -71,7 +71,7 @@ def test_a_resource_as_table_json_and_yaml(command: Run, logged_in: FakeApi) -> 
     create = ("project", "create", "p", "--description", "d")
     headings = ["PROJECT", "DESCRIPTION", "DOWNLOADS", "CREATED"]
     assert command(*create).out.split() == [*headings, "p", "d", "no"]
-    expected = {"name": "projects/p", "description": "d", "allow_downloads": False}
+    expected = {"name": "projects/p", "description": "d", "allow_downloads": False, "etag": ""}
     assert json.loads(command(*create, "-o", "json").out) == expected
     assert yaml.safe_load(command(*create, "-o", "yaml").out) == expected
     request = logged_in.calls[0].request

@@ -109,10 +109,12 @@ def test_a_project_says_whether_it_may_be_downloaded(command: Run, logged_in: Fa
     assert done.code == 0
     assert "allowed" in done.out
     (call,) = logged_in.named("ProjectService.UpdateProject")
-    assert (call.request.name, call.request.allow_downloads) == ("projects/demo", True)
+    assert call.request.project.name == "projects/demo"
+    assert call.request.project.allow_downloads
+    assert call.request.update_mask.paths == ["allow_downloads"]
     command("project", "update", "demo", "--no-allow-downloads")
     request = logged_in.calls[-1].request
-    assert request.HasField("allow_downloads")
-    assert not request.allow_downloads
+    assert request.update_mask.paths == ["allow_downloads"]
+    assert not request.project.allow_downloads
     nothing = command("project", "update", "demo")
     assert nothing.code == 2

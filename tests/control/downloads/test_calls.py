@@ -132,14 +132,21 @@ async def test_no_built_in_role_may(appliance: Appliance) -> None:
 @pytest.mark.attack
 async def test_only_a_fresh_factor_opens_a_project(appliance: Appliance) -> None:
     stub = appliance.api(ProjectServiceStub)
-    request = project_service_pb2.UpdateProjectRequest(name="projects/demo", allow_downloads=False)
+    request = project_service_pb2.UpdateProjectRequest(
+        project={"name": "projects/demo", "allow_downloads": False},
+        update_mask={"paths": ["allow_downloads"]},
+    )
     stale = appliance.session("alice", mfa_age=timedelta(minutes=6))
     for token, kind in ((stale, FreshMfaRequired), (appliance.session("olga"), Denied)):
         error = await error_of(stub.UpdateProject(request, metadata=bearer(token)))
         assert type(error) is kind
     await stub.UpdateProject(request, metadata=bearer(appliance.session("alice"), "closed"))
     (_, result) = appliance.records_of("closed")
-    assert result["details"]["asked"] == {"name": "projects/demo", "allow_downloads": False}
+    assert result["details"]["asked"] == {
+        "project.name": "projects/demo",
+        "project.allow_downloads": False,
+        "update_mask.paths": ["allow_downloads"],
+    }
     assert isinstance(await error_of(download(appliance, "eve")), FailedPrecondition)
 
 

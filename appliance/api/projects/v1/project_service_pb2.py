@@ -24,9 +24,10 @@ _sym_db = _symbol_database.Default()
 
 from appliance.api.common.v1 import access_pb2 as appliance_dot_api_dot_common_dot_v1_dot_access__pb2
 from appliance.api.projects.v1 import project_pb2 as appliance_dot_api_dot_projects_dot_v1_dot_project__pb2
+from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n/appliance/api/projects/v1/project_service.proto\x12\x19\x61ppliance.api.projects.v1\x1a$appliance/api/common/v1/access.proto\x1a\'appliance/api/projects/v1/project.proto\"!\n\x11GetProjectRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"<\n\x13ListProjectsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"e\n\x14ListProjectsResponse\x12\x34\n\x08projects\x18\x01 \x03(\x0b\x32\".appliance.api.projects.v1.Project\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x8a\x01\n\x14\x43reateProjectRequest\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\x33\n\x07project\x18\x02 \x01(\x0b\x32\".appliance.api.projects.v1.Project\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"\x81\x01\n\x14UpdateProjectRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1c\n\x0f\x61llow_downloads\x18\x02 \x01(\x08H\x00\x88\x01\x01\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\x42\x12\n\x10_allow_downloads2\xa4\x04\n\x0eProjectService\x12u\n\nGetProject\x12,.appliance.api.projects.v1.GetProjectRequest\x1a\".appliance.api.projects.v1.Project\"\x15\x90\x02\x01\x8a\xb5\x18\x0e\n\x0cprojects.get\x12z\n\x0cListProjects\x12..appliance.api.projects.v1.ListProjectsRequest\x1a/.appliance.api.projects.v1.ListProjectsResponse\"\t\x90\x02\x01\x8a\xb5\x18\x02(\x01\x12\x84\x01\n\rCreateProject\x12/.appliance.api.projects.v1.CreateProjectRequest\x1a\".appliance.api.projects.v1.Project\"\x1e\x90\x02\x02\x8a\xb5\x18\x17\n\x0fprojects.create:\x04name\x12\x97\x01\n\rUpdateProject\x12/.appliance.api.projects.v1.UpdateProjectRequest\x1a\".appliance.api.projects.v1.Project\"1\x90\x02\x02\x8a\xb5\x18*\n\x0fprojects.update\x10\x01\x32\x04name2\x0f\x61llow_downloadsb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n/appliance/api/projects/v1/project_service.proto\x12\x19\x61ppliance.api.projects.v1\x1a$appliance/api/common/v1/access.proto\x1a\'appliance/api/projects/v1/project.proto\x1a google/protobuf/field_mask.proto\"!\n\x11GetProjectRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"<\n\x13ListProjectsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"e\n\x14ListProjectsResponse\x12\x34\n\x08projects\x18\x01 \x03(\x0b\x32\".appliance.api.projects.v1.Project\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x8a\x01\n\x14\x43reateProjectRequest\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\x33\n\x07project\x18\x02 \x01(\x0b\x32\".appliance.api.projects.v1.Project\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"\xa7\x01\n\x14UpdateProjectRequest\x12\x33\n\x07project\x18\x01 \x01(\x0b\x32\".appliance.api.projects.v1.Project\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\x32\xd5\x04\n\x0eProjectService\x12u\n\nGetProject\x12,.appliance.api.projects.v1.GetProjectRequest\x1a\".appliance.api.projects.v1.Project\"\x15\x90\x02\x01\x8a\xb5\x18\x0e\n\x0cprojects.get\x12z\n\x0cListProjects\x12..appliance.api.projects.v1.ListProjectsRequest\x1a/.appliance.api.projects.v1.ListProjectsResponse\"\t\x90\x02\x01\x8a\xb5\x18\x02(\x01\x12\x84\x01\n\rCreateProject\x12/.appliance.api.projects.v1.CreateProjectRequest\x1a\".appliance.api.projects.v1.Project\"\x1e\x90\x02\x02\x8a\xb5\x18\x17\n\x0fprojects.create:\x04name\x12\xc8\x01\n\rUpdateProject\x12/.appliance.api.projects.v1.UpdateProjectRequest\x1a\".appliance.api.projects.v1.Project\"b\x90\x02\x02\x8a\xb5\x18[\n\x0fprojects.update\x10\x01\"\x0cproject.name2\x0cproject.name2\x17project.allow_downloads2\x11update_mask.pathsb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,17 +41,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PROJECTSERVICE'].methods_by_name['CreateProject']._loaded_options = None
   _globals['_PROJECTSERVICE'].methods_by_name['CreateProject']._serialized_options = b'\220\002\002\212\265\030\027\n\017projects.create:\004name'
   _globals['_PROJECTSERVICE'].methods_by_name['UpdateProject']._loaded_options = None
-  _globals['_PROJECTSERVICE'].methods_by_name['UpdateProject']._serialized_options = b'\220\002\002\212\265\030*\n\017projects.update\020\0012\004name2\017allow_downloads'
-  _globals['_GETPROJECTREQUEST']._serialized_start=157
-  _globals['_GETPROJECTREQUEST']._serialized_end=190
-  _globals['_LISTPROJECTSREQUEST']._serialized_start=192
-  _globals['_LISTPROJECTSREQUEST']._serialized_end=252
-  _globals['_LISTPROJECTSRESPONSE']._serialized_start=254
-  _globals['_LISTPROJECTSRESPONSE']._serialized_end=355
-  _globals['_CREATEPROJECTREQUEST']._serialized_start=358
-  _globals['_CREATEPROJECTREQUEST']._serialized_end=496
-  _globals['_UPDATEPROJECTREQUEST']._serialized_start=499
-  _globals['_UPDATEPROJECTREQUEST']._serialized_end=628
-  _globals['_PROJECTSERVICE']._serialized_start=631
-  _globals['_PROJECTSERVICE']._serialized_end=1179
+  _globals['_PROJECTSERVICE'].methods_by_name['UpdateProject']._serialized_options = b'\220\002\002\212\265\030[\n\017projects.update\020\001\"\014project.name2\014project.name2\027project.allow_downloads2\021update_mask.paths'
+  _globals['_GETPROJECTREQUEST']._serialized_start=191
+  _globals['_GETPROJECTREQUEST']._serialized_end=224
+  _globals['_LISTPROJECTSREQUEST']._serialized_start=226
+  _globals['_LISTPROJECTSREQUEST']._serialized_end=286
+  _globals['_LISTPROJECTSRESPONSE']._serialized_start=288
+  _globals['_LISTPROJECTSRESPONSE']._serialized_end=389
+  _globals['_CREATEPROJECTREQUEST']._serialized_start=392
+  _globals['_CREATEPROJECTREQUEST']._serialized_end=530
+  _globals['_UPDATEPROJECTREQUEST']._serialized_start=533
+  _globals['_UPDATEPROJECTREQUEST']._serialized_end=700
+  _globals['_PROJECTSERVICE']._serialized_start=703
+  _globals['_PROJECTSERVICE']._serialized_end=1300
 # @@protoc_insertion_point(module_scope)

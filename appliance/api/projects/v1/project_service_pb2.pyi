@@ -1,5 +1,6 @@
 from appliance.api.common.v1 import access_pb2 as _access_pb2
 from appliance.api.projects.v1 import project_pb2 as _project_pb2
+from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -43,13 +44,13 @@ class CreateProjectRequest(_message.Message):
     def __init__(self, project_id: _Optional[str] = ..., project: _Optional[_Union[_project_pb2.Project, _Mapping]] = ..., request_id: _Optional[str] = ..., validate_only: _Optional[bool] = ...) -> None: ...
 
 class UpdateProjectRequest(_message.Message):
-    __slots__ = ("name", "allow_downloads", "request_id", "validate_only")
-    NAME_FIELD_NUMBER: _ClassVar[int]
-    ALLOW_DOWNLOADS_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("project", "update_mask", "request_id", "validate_only")
+    PROJECT_FIELD_NUMBER: _ClassVar[int]
+    UPDATE_MASK_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     VALIDATE_ONLY_FIELD_NUMBER: _ClassVar[int]
-    name: str
-    allow_downloads: bool
+    project: _project_pb2.Project
+    update_mask: _field_mask_pb2.FieldMask
     request_id: str
     validate_only: bool
-    def __init__(self, name: _Optional[str] = ..., allow_downloads: _Optional[bool] = ..., request_id: _Optional[str] = ..., validate_only: _Optional[bool] = ...) -> None: ...
+    def __init__(self, project: _Optional[_Union[_project_pb2.Project, _Mapping]] = ..., update_mask: _Optional[_Union[_field_mask_pb2.FieldMask, _Mapping]] = ..., request_id: _Optional[str] = ..., validate_only: _Optional[bool] = ...) -> None: ...

@@ -84,7 +84,7 @@ class ProjectServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdateProject(self, request, context):
-        """Changes what is set in the request. Running downloads end within seconds when they are not allowed any more.
+        """Changes the fields that `update_mask` names. Running downloads end within seconds when they are not allowed any more.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

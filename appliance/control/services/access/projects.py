@@ -19,6 +19,7 @@ from appliance.control.services.common.caller import Caller
 from appliance.control.services.common.change import Changes
 from appliance.control.services.common.keys import Keys
 from appliance.control.services.common.resources import missing, timestamp
+from appliance.control.services.common.updates import changed_fields, check_etag, etag_of
 from appliance.control.store import tables
 from appliance.control.store.database import Database, Transaction
 from appliance.core import names
@@ -26,6 +27,7 @@ from appliance.core.errors import AlreadyExists, InvalidInput
 from appliance.core.names import Name
 
 MAX_DESCRIPTION = 1000
+_CHANGEABLE = ("description", "allow_downloads")
 
 
 class Projects:
@@ -84,11 +86,7 @@ class Projects:
         def work(transaction: Transaction) -> project_pb2.Project:
             identifier = names.check_id(request.project_id, "project_id")
             description = request.project.description
-            if len(description) > MAX_DESCRIPTION:
-                wrong = f"is longer than {MAX_DESCRIPTION} characters"
-                raise InvalidInput(
-                    f"project.description {wrong}", fields={"project.description": wrong}
-                )
+            _check_description(description)
             known = tables.project.select().where(tables.project.c.id == identifier)
             if transaction.first(known) is not None:
                 name = names.project(identifier)
@@ -100,32 +98,39 @@ class Projects:
                 )
             )
             self._keys.create_project_key(transaction, identifier, now)
-            return project_pb2.Project(
-                name=names.project(identifier), description=description, create_time=timestamp(now)
-            )
+            return _resource(transaction.first(known))
 
         return self._changes.make(caller, request, project_pb2.Project, work)
 
     def update(
         self, caller: Caller, request: project_service_pb2.UpdateProjectRequest
     ) -> project_pb2.Project:
-        """Allow or forbid downloads.
+        """Change the description; allow or forbid downloads.
 
-        Raises NotFound; InvalidInput when the request changes nothing.
+        Raises NotFound, InvalidInput, Conflict.
         """
-        name, projects = Name.parse(request.name, "project"), tables.project
-        if not request.HasField("allow_downloads"):
-            wrong = "is not set, and nothing else can be changed"
-            raise InvalidInput(f"allow_downloads {wrong}", fields={"allow_downloads": wrong})
+        asked, projects = request.project, tables.project
+        name = Name.parse(asked.name, "project", field="project.name")
+        changed = changed_fields(request, _CHANGEABLE)
+        values = {field: getattr(asked, field) for field in changed}
+        _check_description(values.get("description", ""))
 
         def work(transaction: Transaction) -> project_pb2.Project:
             this = projects.c.id == name["project"]
-            wanted = projects.update().where(this).values(allow_downloads=request.allow_downloads)
-            if not transaction.run(wanted):
-                raise missing(request.name)
+            row = transaction.first(projects.select().where(this))
+            if row is None:
+                raise missing(asked.name)
+            check_etag(asked.etag, _resource(row).etag, asked.name)
+            transaction.run(projects.update().where(this).values(**values))
             return _resource(transaction.first(projects.select().where(this)))
 
         return self._changes.make(caller, request, project_pb2.Project, work)
+
+
+def _check_description(description: str) -> None:
+    if len(description) > MAX_DESCRIPTION:
+        wrong = f"is longer than {MAX_DESCRIPTION} characters"
+        raise InvalidInput(f"project.description {wrong}", fields={"project.description": wrong})
 
 
 def _resource(row: Any) -> project_pb2.Project:  # noqa: ANN401  # a row of SQLAlchemy
@@ -134,4 +139,5 @@ def _resource(row: Any) -> project_pb2.Project:  # noqa: ANN401  # a row of SQLA
         description=row.description,
         create_time=timestamp(row.create_time),
         allow_downloads=row.allow_downloads,
+        etag=etag_of(row.description, row.allow_downloads),
     )
