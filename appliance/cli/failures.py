@@ -14,6 +14,7 @@ import click
 
 from appliance.cli.output import safe
 from appliance.cli.prompts import Declined, WrongCode
+from appliance.client.ending import WaitTimedOut
 from appliance.core import errors
 from appliance.core.waiting import in_seconds
 
@@ -39,10 +40,6 @@ _CODES: tuple[tuple[type[errors.ApplianceError], int, str], ...] = (
 )
 
 
-class WaitTimedOut(Exception):
-    """`--wait` ended before the work did; the work goes on."""
-
-
 def explain(error: Exception) -> int:
     """Print what went wrong to stderr and return the exit code."""
     if os.environ.get("APPLIANCE_DEBUG"):
@@ -52,7 +49,7 @@ def explain(error: Exception) -> int:
     if isinstance(error, click.ClickException):
         error.show()
         return error.exit_code
-    if isinstance(error, errors.ApplianceError):
+    if isinstance(error, errors.ApplianceError) and not isinstance(error, WaitTimedOut):
         return _explain_ours(error)
     code, text = _sentence(error)
     _say(text)

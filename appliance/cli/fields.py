@@ -18,7 +18,7 @@ from typing import Any
 
 import click
 
-from appliance.cli.naming import SHORT
+from appliance.client.naming import SHORT
 
 Resolve = Callable[[str, str], str]
 """Turns a kind of resource and what was typed into a full name."""

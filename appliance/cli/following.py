@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from appliance.cli.failures import WaitTimedOut
+from appliance.client.ending import WaitTimedOut
 from appliance.core.errors import Unavailable
 
 if TYPE_CHECKING:

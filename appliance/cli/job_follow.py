@@ -7,19 +7,12 @@ from typing import TYPE_CHECKING, Any
 from appliance.cli.following import changes
 from appliance.cli.job_view import COLUMNS, JobLines, ended_well
 from appliance.cli.output import plain, safe
-from appliance.core.errors import ApplianceError
+from appliance.client.ending import JobFailed
 
 if TYPE_CHECKING:
     from appliance.cli.session import CommandSession
 
 WATCH = "JobService.WatchJob"
-
-
-class JobFailed(ApplianceError):
-    """A job that was waited for did not succeed."""
-
-    code = "ABORTED"
-    reason = "JOB_FAILED"
 
 
 def follow(session: CommandSession, made: Any, *, wait: bool, timeout: float | None) -> None:

@@ -1,4 +1,3 @@
-# ruff: noqa: ANN401 - generated stubs and their messages have no types of their own
 """One server, one identity: calls carry the token and a request id, and fail as our own errors.
 
 Rules kept here: the token travels only over TLS, to the kind of server it is meant for by the word
@@ -121,7 +120,7 @@ class Connection:
         return metadata(self._token)
 
 
-def metadata(token: str) -> tuple[tuple[str, str], ...]:
-    """Metadata of one call: a request id of its own, and the token when there is one."""
+def metadata(token: str, call: str = "") -> tuple[tuple[str, str], ...]:
+    """Metadata of one call: its id, or a new one, and the token when there is one."""
     identity = (("authorization", f"Bearer {token}"),) if token else ()
-    return (("x-request-id", str(uuid.uuid4())), *identity)
+    return (("x-request-id", call or str(uuid.uuid4())), *identity)

@@ -72,7 +72,7 @@ class AsyncInference:
         *,
         prompt: str | None = None,
         messages: Messages | None = None,
-        timeout: float | None = None,  # noqa: ASYNC109 - gRPC's own deadline, sent to the server
+        timeout: float | None = None,
         **sampling: float | bool | Sequence[str],
     ) -> AsyncIterator[inference.GenerateResponse]:
         """Stream an answer; `sampling` takes the fields of `Sampling`.

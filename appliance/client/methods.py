@@ -6,12 +6,15 @@ instead of importing three modules for each. Called by the command and by tests.
 
 from __future__ import annotations
 
+import difflib
+import functools
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.descriptor_pb2 import MethodOptions
 
 from appliance.core.errors import InvalidInput
 from appliance.core.numbers import span
@@ -47,28 +50,40 @@ SERVICES = {
 class Method:
     """One RPC: its stub's class, its request's class, and the rule of its access.
 
-    The classes are generated and have no types of their own.
+    The classes are generated and have no types of their own. `idempotent`: its proto says that it
+    changes something, once however often it is called.
     """
 
     name: str
     stub: Any
     request: Any
     rule: AccessRule
+    idempotent: bool
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether the same request may be sent again: it is a read, or done once however often."""
+        keyed = "request_id" in self.request.DESCRIPTOR.fields_by_name
+        return self.rule.reads or self.idempotent or keyed
 
     @property
     def short(self) -> str:
         """Its name within the service."""
         return self.name.partition(".")[2]
 
-    def filled(self, **fields: Any) -> Any:  # noqa: ANN401 - generated classes have no type here
+    def filled(self, **fields: Any) -> Any:
         """A request; nested messages are given as dictionaries.
 
         Raises InvalidInput naming the field that cannot hold its value.
         """
         _check(self.request.DESCRIPTOR, fields)
-        return self.request(**fields)
+        try:
+            return self.request(**fields)
+        except (TypeError, ValueError) as error:
+            raise InvalidInput(f"{self.name}: a field cannot hold its value: {error}") from error
 
 
+@functools.cache
 def find(name: str) -> Method:
     """The RPC of a short name. Raises KeyError for one that does not exist."""
     service, _, short = name.partition(".")
@@ -86,6 +101,7 @@ def find(name: str) -> Method:
         getattr(stubs, f"{service}Stub"),
         getattr(request, method.input_type.name),
         rule,
+        method.GetOptions().idempotency_level == MethodOptions.IDEMPOTENT,
     )
 
 
@@ -99,7 +115,9 @@ _WHOLE = {
 
 def _check(descriptor: Descriptor, fields: Mapping[str, Any]) -> None:
     for name, value in fields.items():
-        field = descriptor.fields_by_name[name]
+        field = descriptor.fields_by_name.get(name)
+        if field is None:
+            raise _wrong(name, f"is no field of {descriptor.name}{_meant(descriptor, name)}")
         entry = field.message_type
         if entry is not None and entry.GetOptions().map_entry:
             for key, member in value.items():
@@ -123,6 +141,12 @@ def _check_value(name: str, field: FieldDescriptor, value: object) -> None:
             raise _wrong(name, f"must be one of {known}")
     elif isinstance(value, str) and not is_text(value):
         raise _wrong(name, "is not UTF-8: write it in another way")
+
+
+def _meant(descriptor: Descriptor, name: str) -> str:
+    close = difflib.get_close_matches(name, list(descriptor.fields_by_name), 1)
+    known = ", ".join(descriptor.fields_by_name)
+    return f": did you mean {close[0]}?" if close else f"; there are {known}" if known else ""
 
 
 def _wrong(name: str, why: str) -> InvalidInput:

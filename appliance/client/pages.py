@@ -10,7 +10,7 @@ from appliance.client.connection import Connection
 PAGE_SIZE = 200
 
 
-def all_pages(connection: Connection, method: Any, request: Any, field: str) -> Iterator[Any]:  # noqa: ANN401 - generated stubs have no types
+def all_pages(connection: Connection, method: Any, request: Any, field: str) -> Iterator[Any]:
     """Yield every resource of a list.
 
     Args:

@@ -85,7 +85,7 @@ class UploadCalls:
         self._lock = threading.Lock()
         self._connection = connect()
 
-    def ask(self, short: str, request: Any) -> Any:  # noqa: ANN401 - generated messages
+    def ask(self, short: str, request: Any) -> Any:
         """One request, one response."""
         return self._repeat(
             lambda connection: connection.call(getattr(_stub(connection), short), request)
@@ -165,7 +165,7 @@ class UploadCalls:
                 self._connection = self._connect()
 
 
-def _stub(connection: Connection) -> Any:  # noqa: ANN401 - generated stubs have no type here
+def _stub(connection: Connection) -> Any:
     return connection.stub(upload_service_pb2_grpc.UploadServiceStub)
 
 

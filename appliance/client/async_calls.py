@@ -1,0 +1,187 @@
+"""Calls of a program with an event loop: made again where that is right, as errors of ours.
+
+It belongs to the loop in which it calls first. Called by the generated nouns and by what stands on
+them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncGenerator
+from functools import partial
+from typing import Any, TypeVar
+
+import grpc
+
+from appliance.api.system.v1.system_service_pb2 import GetSystemResponse
+from appliance.client.calls import Calls
+from appliance.client.channels import Channels
+from appliance.client.connection import DEADLINE, metadata
+from appliance.client.methods import Method, find
+from appliance.client.requests import PAGE_SIZE, Requests, has_pages, is_state
+from appliance.client.target import Target
+from appliance.client.tries import Tries
+from appliance.core.identity import PrincipalKind
+from appliance.wire.status import from_rpc_error
+from appliance.wire.tls import channel
+
+Answer = TypeVar("Answer")
+ASK = "InferenceService.Generate"
+
+
+class AsyncCalls:
+    """Calls an appliance as one caller."""
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self.requests = Requests(target)
+        self._channels = Channels(channel, target.ca_pem)
+        self._gateway = target.gateway
+        self._apart: Calls | None = None
+
+    @property
+    def apart(self) -> Calls:
+        """The same caller for threads, which send and receive whole folders."""
+        if self._apart is None:
+            self._apart = Calls(self.target)
+        return self._apart
+
+    async def unary(
+        self,
+        rpc: str,
+        answer: type[Answer],
+        timeout: float | None = DEADLINE,
+        /,
+        **fields: Any,
+    ) -> Answer:
+        """One request, one response.
+
+        Args:
+            rpc: its short name.
+            answer: the class of its response.
+            timeout: seconds for all tries of it.
+            fields: of the request.
+
+        Raises:
+            ApplianceError: it was refused or failed.
+        """
+        del answer  # for the type of what is returned
+        method = find(rpc)
+        found: Answer = await self._unary(method, self.requests.make(method, fields), timeout)
+        return found
+
+    def pages(
+        self,
+        rpc: str,
+        answer: type[Answer],
+        field: str,
+        timeout: float | None = DEADLINE,
+        /,
+        **fields: Any,
+    ) -> AsyncGenerator[Answer, None]:
+        """Every resource of a list, page by page as they are read.
+
+        Args:
+            rpc: short name of a list.
+            answer: the class of a resource.
+            field: of the response that holds a page of them.
+            timeout: seconds for all tries of one page.
+            fields: of the request.
+
+        Raises:
+            ApplianceError: it was refused or failed, at once or later.
+        """
+        del answer
+        method = find(rpc)
+        return self._pages(method, self.requests.make(method, fields), field, timeout)
+
+    def stream(
+        self,
+        rpc: str,
+        answer: type[Answer],
+        timeout: float | None = None,
+        /,
+        **fields: Any,
+    ) -> AsyncGenerator[Answer, None]:
+        """One request, a stream of responses; closing the iterator ends the call.
+
+        One that watches a thing goes on through cut connections, and says the state anew. Any other
+        stream is begun again before its first message alone.
+
+        Args:
+            rpc: its short name.
+            answer: the class of its messages.
+            timeout: seconds for all of it; None: no limit, and a minute for a server that is away.
+            fields: of the request.
+
+        Raises:
+            ApplianceError: it was refused or failed, at once or later.
+        """
+        del answer
+        method = find(rpc)
+        return self._stream(method, self.requests.make(method, fields), timeout)
+
+    async def close(self) -> None:
+        """Close every connection; what still streams ends."""
+        for each in self._channels.take():
+            await each.close(None)
+        if self._apart is not None:
+            self._apart.close()
+
+    async def _unary(self, method: Method, request: Any, timeout: float | None) -> Any:
+        tries, call = Tries(timeout, repeatable=method.repeatable), str(uuid.uuid4())
+        while True:
+            token = self.target.credential.token
+            try:
+                make = self._channels.call(self.target.server, PrincipalKind.CONTROL, method)
+                return await make(request, timeout=tries.left, metadata=metadata(token, call))
+            except grpc.RpcError as error:
+                renew = partial(self.target.credential.renew, token)
+                pause = tries.pause(from_rpc_error(error), renew)
+            await asyncio.sleep(pause)
+
+    async def _pages(
+        self, method: Method, request: Any, field: str, timeout: float | None
+    ) -> AsyncGenerator[Any, None]:
+        paged = has_pages(request)
+        if paged:
+            request.page_size = PAGE_SIZE
+        while True:
+            response = await self._unary(method, request, timeout)
+            for each in getattr(response, field):
+                yield each
+            if not paged or not response.next_page_token:
+                return
+            request.page_token = response.next_page_token
+
+    async def _stream(
+        self, method: Method, request: Any, timeout: float | None
+    ) -> AsyncGenerator[Any, None]:
+        asks = method.name == ASK
+        tries, call = Tries(timeout, repeatable=asks or method.repeatable), str(uuid.uuid4())
+        kind = PrincipalKind.GATEWAY if asks else PrincipalKind.CONTROL
+        address = await self._gateway_address() if asks else self.target.server
+        while True:
+            token = self.target.credential.token
+            make = self._channels.call(address, kind, method)
+            responses = make(request, timeout=tries.left, metadata=metadata(token, call))
+            try:
+                async for message in responses:
+                    tries.answered(whole=is_state(method))
+                    yield message
+            except grpc.RpcError as error:
+                renew = partial(self.target.credential.renew, token)
+                pause = tries.pause(from_rpc_error(error), renew)
+            else:
+                return
+            finally:
+                responses.cancel()
+            await asyncio.sleep(pause)
+
+    async def _gateway_address(self) -> str:
+        """Where the gateway answers, as was given or as the control plane says."""
+        if not self._gateway:
+            found = await self.unary("SystemService.GetSystem", GetSystemResponse)
+            self._gateway = found.gateway_address
+        return self._gateway
