@@ -22,9 +22,10 @@ $(STAMP): deploy/locks/uv.txt deploy/locks/dev.txt pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	touch $@
 
-proto: $(STAMP)  ## Generate appliance/api from proto/.
+proto: $(STAMP)  ## Generate appliance/api and the methods of the SDK from proto/.
 	find appliance/api -name '*_pb2*' -delete
 	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=. --pyi_out=. --grpc_python_out=. $(PROTOS)
+	$(BIN)/python -m deploy.sdk
 
 check: $(STAMP)  ## Format, lint, types, import contracts, protos fresh and compatible with what was released.
 	$(BIN)/ruff format --check .
@@ -68,7 +69,7 @@ CPU := --override deploy/locks/overrides.txt $(FIND_LINKS) pyproject.toml
 locks: $(STAMP)  ## Resolve pyproject.toml again into deploy/locks/, for each Python.
 	for python in $(PYTHONS); do \
 		mkdir -p deploy/locks/$$python && \
-		$(LOCK) $$python $(CPU) -o deploy/locks/$$python/control.txt && \
+		$(LOCK) $$python $(CPU) --extra server -o deploy/locks/$$python/control.txt && \
 		$(LOCK) $$python $(CPU) --extra test -o deploy/locks/$$python/test.txt && \
 		$(LOCK) $$python pyproject.toml --extra node-gpu -o deploy/locks/$$python/node-gpu.txt && \
 		{ $(LOCK) $$python $(CPU) deploy/locks/torch-cpu.txt --extra node-cpu -o deploy/locks/$$python/node-cpu.txt || \

@@ -26,7 +26,7 @@ from appliance.core.identity import PrincipalKind
 from appliance.wire.status import from_rpc_error
 from appliance.wire.tls import channel
 
-Answer = TypeVar("Answer")
+Reply = TypeVar("Reply")
 ASK = "InferenceService.Generate"
 
 
@@ -50,11 +50,11 @@ class AsyncCalls:
     async def unary(
         self,
         rpc: str,
-        answer: type[Answer],
+        answer: type[Reply],
         timeout: float | None = DEADLINE,
         /,
         **fields: Any,
-    ) -> Answer:
+    ) -> Reply:
         """One request, one response.
 
         Args:
@@ -68,18 +68,18 @@ class AsyncCalls:
         """
         del answer  # for the type of what is returned
         method = find(rpc)
-        found: Answer = await self._unary(method, self.requests.make(method, fields), timeout)
+        found: Reply = await self._unary(method, self.requests.make(method, fields), timeout)
         return found
 
     def pages(
         self,
         rpc: str,
-        answer: type[Answer],
+        answer: type[Reply],
         field: str,
         timeout: float | None = DEADLINE,
         /,
         **fields: Any,
-    ) -> AsyncGenerator[Answer, None]:
+    ) -> AsyncGenerator[Reply, None]:
         """Every resource of a list, page by page as they are read.
 
         Args:
@@ -99,11 +99,11 @@ class AsyncCalls:
     def stream(
         self,
         rpc: str,
-        answer: type[Answer],
+        answer: type[Reply],
         timeout: float | None = None,
         /,
         **fields: Any,
-    ) -> AsyncGenerator[Answer, None]:
+    ) -> AsyncGenerator[Reply, None]:
         """One request, a stream of responses; closing the iterator ends the call.
 
         One that watches a thing goes on through cut connections, and says the state anew. Any other

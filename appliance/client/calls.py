@@ -24,7 +24,7 @@ from appliance.core.identity import PrincipalKind
 from appliance.wire.status import from_rpc_error
 from appliance.wire.tls import sync_channel
 
-Answer = TypeVar("Answer")
+Reply = TypeVar("Reply")
 ASK = "InferenceService.Generate"
 
 
@@ -40,11 +40,11 @@ class Calls:
     def unary(
         self,
         rpc: str,
-        answer: type[Answer],
+        answer: type[Reply],
         timeout: float | None = DEADLINE,
         /,
         **fields: Any,
-    ) -> Answer:
+    ) -> Reply:
         """One request, one response.
 
         Args:
@@ -58,18 +58,18 @@ class Calls:
         """
         del answer  # for the type of what is returned
         method = find(rpc)
-        found: Answer = self._unary(method, self.requests.make(method, fields), timeout)
+        found: Reply = self._unary(method, self.requests.make(method, fields), timeout)
         return found
 
     def pages(
         self,
         rpc: str,
-        answer: type[Answer],
+        answer: type[Reply],
         field: str,
         timeout: float | None = DEADLINE,
         /,
         **fields: Any,
-    ) -> Generator[Answer, None, None]:
+    ) -> Generator[Reply, None, None]:
         """Every resource of a list, page by page as they are read.
 
         Args:
@@ -89,11 +89,11 @@ class Calls:
     def stream(
         self,
         rpc: str,
-        answer: type[Answer],
+        answer: type[Reply],
         timeout: float | None = None,
         /,
         **fields: Any,
-    ) -> Generator[Answer, None, None]:
+    ) -> Generator[Reply, None, None]:
         """One request, a stream of responses; closing the iterator ends the call.
 
         One that watches a thing goes on through cut connections, and says the state anew. Any other

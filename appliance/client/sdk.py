@@ -81,8 +81,8 @@ class Appliance:
         return cls._made(target.of_context(name, project, os.environ))
 
     @classmethod
-    def from_environment(cls, surroundings: Mapping[str, str] = os.environ) -> Self:
-        """The appliance that the environment names.
+    def from_environment(cls, surroundings: Mapping[str, str] | None = None) -> Self:
+        """The appliance that the environment names, or the mapping that is given instead.
 
         `APPLIANCE_SERVER`, `APPLIANCE_CA_FILE` and `APPLIANCE_TOKEN_FILE`, and `APPLIANCE_PROJECT`
         and `APPLIANCE_GATEWAY` if there are such. Without a server, the context that
@@ -92,7 +92,9 @@ class Appliance:
             InvalidInput: something of this cannot be.
             FailedPrecondition: some of it is missing.
         """
-        return cls._made(target.of_environment(surroundings))
+        return cls._made(
+            target.of_environment(os.environ if surroundings is None else surroundings)
+        )
 
     @classmethod
     def _made(cls, found: target.Target) -> Self:

@@ -6,8 +6,8 @@ proto says of it its docstring. `tests/client/test_generated.py` holds the files
 What a method looks like:
 * its name is the RPC's without the service's noun: `JobService.CancelJob` is `cancel`,
   `ListJobMetrics` is `list_metrics`;
-* `name`, a parent that is no project, and the id of something new come first and have to be given;
-  everything else has a keyword; a parent that is a project is `project`, and the client's if not
+* `name`, a parent that is no project, the id of something new, and what changes or has no id of
+  its own come first and have to be given; everything else has a keyword; a parent that is a project is `project`, and the client's if not
   given;
 * what names a resource may be short;
 * a list is an iterator over all pages.
@@ -394,6 +394,12 @@ class _Method:
         (found,) = names & {_snake(self.method.name.removeprefix("Update"))}
         return found
 
+    def _unnamed(self) -> str | None:
+        """The field of something new that has the resource, when nobody chooses its id."""
+        noun = _snake(self.method.name.removeprefix("Create"))
+        names = {field.name for _, field in self._fields()}
+        return noun if noun in names and f"{noun}_id" not in names else None
+
     def _argument(self, number: int, field: pb.FieldDescriptorProto) -> _Argument:
         said = self.protos.said(self.method.input_type, number)
         found = _FORMAT.search(said)
@@ -406,7 +412,7 @@ class _Method:
         if field.name.endswith("_id") and field.name != "request_id":
             return _Argument(field.name, "str", "", True, field.name)
         typed, default = self._type(field)
-        if field.name == self._resource():
+        if field.name in {self._resource(), self._unnamed()}:
             return _Argument(field.name, typed.removesuffix(" | None"), "", True, field.name)
         passed = "mask" if field.name == "update_mask" else field.name
         return _Argument(field.name, typed, default, False, passed)

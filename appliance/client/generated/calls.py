@@ -164,8 +164,8 @@ class BindingCalls:
 
     def create(
         self,
+        binding: binding_pb2.Binding | Mapping[str, Any],
         *,
-        binding: binding_pb2.Binding | Mapping[str, Any] | None = None,
         request_id: str = "",
         validate_only: bool = False,
         timeout: float | None = DEADLINE,
