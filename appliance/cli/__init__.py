@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
-
-_NEEDED = ("click", "yaml", "qrcode", "rich")
 
 
 def run() -> None:
-    """What the `appliance` of an installation starts; says what is missing when it is the SDK's."""
-    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
+    """Run the command of an installation, or say what to install where there is the SDK alone."""
+    try:
+        from appliance.cli.main import main  # noqa: PLC0415 - what it needs may be missing
+    except ModuleNotFoundError as error:
+        if error.name != "click":
+            raise
         sys.exit(
-            f"error: the command needs {', '.join(missing)}, and this is the Python SDK alone: "
+            "error: the command needs more packages than the Python SDK, which is installed here: "
             "install `appliance[cli]`, on a server `appliance[server]`"
         )
-    from appliance.cli.main import main  # noqa: PLC0415 - what it needs may be missing
-
     main()

@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar
 
 from msgspec import Meta
 
-from appliance.core.addresses import split_address
+from appliance.core.addresses import host_port, split_address
 from appliance.core.config import Retired, doc
 from appliance.core.errors import InvalidInput
 from appliance.gateway.front import SiteFiles
@@ -241,9 +241,8 @@ class GatewayConfig:
         """Address of the control plane's API."""
         if self.join:
             return self.join
-        head, _, _ = self.control.rpartition(":")
-        _, number = split_address(self.control, "control")
-        return f"{head}:{number - 1}"
+        host, number = split_address(self.control, "control")
+        return host_port(host, number - 1)
 
     @property
     def state_folder(self) -> Path:

@@ -17,6 +17,7 @@ import time
 from prometheus_client import CollectorRegistry
 
 from appliance.api.inference.v1 import worker_service_pb2, worker_service_pb2_grpc
+from appliance.core.addresses import host_port, split_address
 from appliance.core.errors import Unavailable
 from appliance.core.identity import PrincipalKind
 from appliance.wire.accepted import AcceptedFile
@@ -113,8 +114,8 @@ async def serve(orders: ReplicaOrders, engine: Generator, reports: WorkerReports
     stop = _stop_signal()
     await server.start()
     await server.set_serving(serving=True)
-    host = orders.listen.rpartition(":")[0]
-    reports.ready(f"{host}:{port}", f"127.0.0.1:{server.metrics_port}")
+    host, _ = split_address(orders.listen, "listen")
+    reports.ready(host_port(host, port), f"127.0.0.1:{server.metrics_port}")
     await stop.wait()
     await server.set_serving(serving=False)
     await drain(load)

@@ -7,8 +7,8 @@ What a method looks like:
 * its name is the RPC's without the service's noun: `JobService.CancelJob` is `cancel`,
   `ListJobMetrics` is `list_metrics`;
 * `name`, a parent that is no project, the id of something new, and what changes or has no id of
-  its own come first and have to be given; everything else has a keyword; a parent that is a project is `project`, and the client's if not
-  given;
+  its own come first and have to be given; everything else has a keyword; a parent that is a project
+  is `project`, and the client's if not given;
 * what names a resource may be short;
 * a list is an iterator over all pages.
 """

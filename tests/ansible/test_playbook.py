@@ -15,6 +15,7 @@ import yaml
 
 from appliance.control.config import ControlConfig
 from appliance.core import config, names
+from appliance.core.addresses import is_host, split_address
 from appliance.core.errors import InvalidInput
 from appliance.gateway.config import GatewayConfig
 from appliance.node.config import NodeConfig
@@ -55,6 +56,7 @@ def loaded(cls: type[Any], role: str, name: str, folder: Path) -> Any:
 def test_ipv6_addresses_stand_in_brackets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("control_address", "gateway_address", "agent_control_address"):
         monkeypatch.setitem(VALUES, name, "fd00::1")
+    monkeypatch.setitem(VALUES, "agent_address", "fd00::2")
     control = loaded(ControlConfig, "control", "control.toml", tmp_path)
     gateway = loaded(GatewayConfig, "gateway", "gateway.toml", tmp_path)
     node = loaded(NodeConfig, "agent", "node.toml", tmp_path)
@@ -62,6 +64,12 @@ def test_ipv6_addresses_stand_in_brackets(tmp_path: Path, monkeypatch: pytest.Mo
     assert gateway.control == node.control.machines == "[fd00::1]:7444"
     assert control.gateway.openai == f"https://{gateway.listen.openai}/v1"
     assert gateway.listen.grpc == control.gateway.grpc == "[fd00::1]:8443"
+    assert gateway.api == "[fd00::1]:7443"
+    # A host alone has no brackets: a port follows later.
+    assert node.address == "fd00::2"
+    assert is_host(node.address)
+    for address in (control.listen.metrics, gateway.metrics, node.health, node.metrics):
+        assert split_address(address, "it")[0] == "127.0.0.1"
 
 
 def test_the_processes_read_what_is_written_and_find_each_other(tmp_path: Path) -> None:

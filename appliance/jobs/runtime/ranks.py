@@ -16,12 +16,9 @@ Called by torch's elastic agent in the leader, after fork; keys are in memory th
 from __future__ import annotations
 
 import datetime as dt
-import fcntl
 import logging
 import os
 import signal
-import socket
-import struct
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +32,7 @@ from appliance.jobs.runtime.context import CHECKPOINTS, Context
 from appliance.jobs.runtime.crashes import Crashes, crash, final
 from appliance.jobs.runtime.flags import Flags
 from appliance.jobs.runtime.gather import gather
+from appliance.jobs.runtime.interfaces import use_interface_to
 from appliance.jobs.runtime.kinds import Run
 from appliance.jobs.runtime.orders import CUDA, JobOrders
 from appliance.jobs.runtime.rendezvous import FixedRendezvous, rank_store
@@ -44,8 +42,6 @@ from appliance.jobs.runtime.watching import CRASHED, PEER_LOST, GangWatch
 
 COLLECTIVE_TIME = dt.timedelta(days=7)
 """Longer than ranks are ever apart: torch must not decide before the leader does."""
-
-_SIOCGIFADDR = 0x8915
 
 logger = logging.getLogger(__name__)
 
@@ -133,9 +129,7 @@ def _device(orders: JobOrders, local_rank: int) -> torch.device:
 def _join(gang: Gang, rank: int) -> None:
     """Set up the process group over this round's store, on the interface the nodes meet on."""
     orders, meeting = gang.orders, gang.rendezvous
-    interface = interface_to(meeting.host)
-    os.environ["GLOO_SOCKET_IFNAME"] = interface
-    os.environ["NCCL_SOCKET_IFNAME"] = interface
+    use_interface_to(meeting.host)
     backend = "cpu:gloo,cuda:nccl" if orders.device_kind == CUDA else "gloo"
     distributed.init_process_group(
         backend,
@@ -144,31 +138,6 @@ def _join(gang: Gang, rank: int) -> None:
         world_size=orders.world_size,
         timeout=COLLECTIVE_TIME,
     )
-
-
-def interface_to(host: str) -> str:
-    """Name of the network interface whose address this machine uses towards `host`."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        # Connecting a datagram socket sends nothing; it chooses the source address.
-        probe.connect((host, 9))
-        address = probe.getsockname()[0]
-    if family == socket.AF_INET:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            for _, name in socket.if_nameindex():
-                if _address(probe, name) == address:
-                    return name
-    raise Internal(f"no network interface has the address towards {host}; use IPv4 between nodes")
-
-
-def _address(probe: socket.socket, name: str) -> str:
-    """IPv4 address of an interface (netdevice(7), SIOCGIFADDR); empty when it has none."""
-    request = struct.pack("256s", name.encode()[:15])
-    try:
-        answer = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, request)
-    except OSError:
-        return ""
-    return socket.inet_ntoa(answer[20:24])
 
 
 def _end_by(error: BaseException, gang: Gang, report: Reporter, local_rank: int) -> None:

@@ -32,6 +32,8 @@ from torch.distributed.elastic.rendezvous import (
     RendezvousTimeoutError,
 )
 
+from appliance.core.addresses import split_address
+
 JOIN_SECONDS = 180.0
 """How long a node waits for the others: they may be loading torch, or ending a broken round."""
 
@@ -61,9 +63,7 @@ class FixedRendezvous(RendezvousHandler):  # type: ignore[misc]  # torch's class
         rounds: int,
         join_seconds: float = JOIN_SECONDS,
     ) -> None:
-        host, _, port = endpoint.rpartition(":")
-        self.host = host.removeprefix("[").removesuffix("]")
-        self.port = int(port)
+        self.host, self.port = split_address(endpoint, "rendezvous")
         self.round = 0
         self._run_id = run_id
         self._node_rank = node_rank
@@ -154,11 +154,13 @@ class FixedRendezvous(RendezvousHandler):  # type: ignore[misc]  # torch's class
         return self._tcp
 
     def _listen(self) -> TCPStore:
-        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
+        family, _, _, _, place = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)[
+            0
+        ]
         listener = socket.socket(family, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            listener.bind((self.host, self.port))
+            listener.bind(place)
             listener.listen()
         except OSError as error:
             listener.close()

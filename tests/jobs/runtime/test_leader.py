@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from appliance.core import process_tree
+from appliance.core.addresses import host_port
 from appliance.core.needs import REPAIR
 from appliance.node.logs import LAST_BYTES
 from tests.fakes.gang import RunningGang
@@ -222,9 +223,9 @@ def test_ranks_die_with_their_leader(tmp_path: Path, gangs: list[RunningGang]) -
     assert process_tree.session(gang.process.pid) == []
 
 
-def two_nodes(folder: Path, what: int) -> tuple[FakeJob, FakeJob]:
+def two_nodes(folder: Path, what: int, host: str = "127.0.0.1") -> tuple[FakeJob, FakeJob]:
     """The parts of a toy job on two nodes, a rank on each."""
-    meeting = f"127.0.0.1:{free_port()}"
+    meeting = host_port(host, free_port())
     part = {"local_ranks": 1, "devices": [0], "node_count": 2, "rendezvous": meeting}
     first = toy(folder / "a", what, **part)
     second = FakeJob(folder / "b", "prepare", {}, world_size=RANKS)
@@ -259,10 +260,11 @@ def test_a_node_that_has_followed_another_counts_those_starts_too(
     assert error["message"].endswith(", also after 3 restarts")
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
 def test_two_nodes_meet_and_follow_each_other_through_a_restart(
-    tmp_path: Path, gangs: list[RunningGang]
+    tmp_path: Path, gangs: list[RunningGang], host: str
 ) -> None:
-    first, second = two_nodes(tmp_path, KILL)
+    first, second = two_nodes(tmp_path, KILL, host)
     nodes = [start(gangs, second), start(gangs, first)]
     assert [gang.wait() for gang in nodes] == [0, 0], nodes[0].log.read_text()
     assert first.output("dataset").read_json("total-1.json") == TOTAL

@@ -25,7 +25,7 @@ MAX_HOSTS = 16
 MAX_HOST = 253
 _LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
 _HOST = re.compile(rf"{_LABEL}(\.{_LABEL})*")
-_LOCAL = ("localhost", "127.0.0.1")
+_LOCAL = ("localhost", "127.0.0.1", "::1")
 
 
 def check_hosts(hosts: Collection[str]) -> tuple[str, ...]:
