@@ -15,6 +15,7 @@ import errno
 import ipaddress
 import re
 import socket
+from typing import Any
 
 from appliance.core.errors import FailedPrecondition, InvalidInput
 
@@ -55,14 +56,23 @@ def is_host(text: str) -> bool:
         return len(text) <= MAX_NAME and _NAME.fullmatch(text) is not None
 
 
+def place_of(host: str, port: int) -> tuple[socket.AddressFamily, tuple[Any, ...]]:
+    """Family and socket address of a host, which may be a name; the first of them.
+
+    Raises OSError when there is no such host.
+    """
+    family, _, _, _, place = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    return family, place
+
+
 def check_free(address: str, setting: str) -> None:
     """Raise FailedPrecondition with a sentence when nothing can listen on the address now."""
     host, port = split_address(address, setting)
     try:
-        family, kind, protocol, _, place = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        with socket.socket(family, kind, protocol) as probe:
+        family, place = place_of(host, port)
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(place)
     except OSError as error:
@@ -96,7 +106,7 @@ def free_ports(host: str, first: int = MEETING_PORT, count: int = 8) -> list[int
         count: how many to find, among the next `PORTS_TRIED`.
     """
     try:
-        family, _, _, _, (address, *_) = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0]
+        family, (address, *_) = place_of(host, 0)
     except OSError:
         return []
     found: list[int] = []

@@ -79,9 +79,10 @@ class Site:
                 "the IP address of this machine, without a port"
             )
         if listening is not None and address is not None and not _leads(address, listening):
+            everywhere = "::" if listening.version == 6 else "0.0.0.0"  # noqa: S104 - only said
             raise InvalidInput(
                 f"--address {self.host} does not lead to --listen {listen}: give the same address "
-                "for both, or listen on 0.0.0.0"
+                f"for both, or listen on {everywhere}"
             )
 
     def check_listen(self) -> None:
@@ -119,6 +120,9 @@ def _ip(host: str) -> _Ip | None:
 
 def _leads(address: _Ip, listening: _Ip) -> bool:
     """Whether who calls `address` can come out at `listening`; between machines, nobody knows."""
-    if listening.is_unspecified or address == listening:
+    if listening.is_unspecified:
+        # `::` takes calls of IPv4 too; `0.0.0.0` takes none of IPv6.
+        return listening.version == 6 or address.version == 4
+    if address == listening:
         return True
     return not address.is_loopback and not listening.is_loopback

@@ -29,7 +29,7 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from appliance.core.addresses import check_free, split_address
+from appliance.core.addresses import check_free, place_of, split_address
 from appliance.gateway import openai_answer as answers
 from appliance.gateway.accept import Acceptor, Refused
 from appliance.gateway.connections import Connections, ConnectionSlot
@@ -265,8 +265,12 @@ class HttpFront:
     ) -> None:
         check_free(address, SETTING)
         host, port = split_address(address, SETTING)
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._socket = socket.create_server((host, port), family=family, backlog=BACKLOG)
+        family, place = place_of(host, port)
+        # On every address of this machine means both kinds, as it does for gRPC's listener.
+        both = place[0] == "::" and socket.has_dualstack_ipv6()
+        self._socket = socket.create_server(
+            (place[0], port), family=family, backlog=BACKLOG, dualstack_ipv6=both
+        )
         self.port: int = self._socket.getsockname()[1]
         self._admission = admission
         self._refused = refused

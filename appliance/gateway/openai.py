@@ -325,7 +325,7 @@ async def _stream(
 
 
 def _source(http: HttpRequest) -> str:
-    """Where a call came from, as gRPC writes it: `ipv4:127.0.0.1:51234`."""
+    """Where a call came from, as in gRPC: `ipv4:127.0.0.1:51234`, `ipv6:[::1]:51234`."""
     if http.client is None:
         return ""
     host, port = http.client.host, http.client.port

@@ -33,6 +33,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mappi
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
+from urllib.parse import unquote
 
 import grpc
 import grpc.aio
@@ -90,7 +91,7 @@ class Call:
         metadata: what the caller sent beside it; keys in lower case; the last of equal keys counts.
         request_id: of this call; made here.
         context: gRPC's; asked by nobody but the event loop while the call lives.
-        peer: address the call came from, as gRPC writes it: `ipv4:127.0.0.1:51234`.
+        peer: address the call came from: `ipv4:127.0.0.1:51234`, `ipv6:[::1]:51234`.
         certificate: the peer's, PEM; None when it showed none.
         caller_request_id: the caller's own `x-request-id`, when it is one; names nothing of ours.
         answer: what the service answered, once it has; of a stream of answers None.
@@ -382,7 +383,8 @@ def _call(rule: AccessRule, context: Context) -> Call:
         context,
         # Read now: gRPC's context of a call that has ended, asked from another thread, ends the
         # whole process (seen as a segmentation fault when callers left during a flood).
-        peer=context.peer(),
+        # gRPC writes the brackets of IPv6 as in a URL: `ipv6:%5B::1%5D:51234`.
+        peer=unquote(context.peer()),
         certificate=next(iter(shown), None) if shown else None,
         caller_request_id=str(asked) if usable else "",
     )

@@ -14,6 +14,7 @@ The attack that must not look like an outage: somebody answers in the place of t
 from __future__ import annotations
 
 import re
+from urllib.parse import unquote
 
 from appliance.core.errors import Unavailable, Untrusted
 
@@ -73,7 +74,9 @@ _SENTENCES: tuple[tuple[str, type[Unavailable], str], ...] = (
 def explain(details: str) -> Unavailable:
     """What the text of a call that ended with UNAVAILABLE means."""
     peer = _PEER.search(details)
-    at, on = (f" at {peer[1]}", f" on {peer[1]}") if peer else ("", " there")
+    # gRPC writes the brackets of IPv6 as in a URL.
+    where = unquote(peer[1]) if peer else ""
+    at, on = (f" at {where}", f" on {where}") if peer else ("", " there")
     host, tls = _NO_HOST.search(details), _TLS_SAID.search(details)
     for part, kind, sentence in _SENTENCES:
         if part in details and (host or "{host}" not in sentence):

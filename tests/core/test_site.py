@@ -48,6 +48,11 @@ def test_ipv6_stands_in_brackets_before_a_port(listen: str) -> None:
         ("10.0.0.5", "127.0.0.1", "--address 127.0.0.1 does not lead to --listen 10.0.0.5"),
         ("127.0.0.1", "10.0.0.5", "does not lead to --listen 127.0.0.1"),
         ("127.0.0.1", "::1", "does not lead to --listen 127.0.0.1"),
+        ("0.0.0.0", "fd00::1", "does not lead to --listen 0.0.0.0"),
+        ("::1", "fd00::1", "does not lead to --listen ::1: give the same address for both, or "),
+        ("::1", "fd00::1", "or listen on ::"),
+        ("::1%lo", None, "is no host"),
+        ("fd00::5", "[fd00::5]:7443", "without a port"),
     ],
 )
 def test_hosts_that_cannot_work(listen: str, address: str | None, said: str) -> None:
@@ -58,7 +63,15 @@ def test_hosts_that_cannot_work(listen: str, address: str | None, said: str) -> 
 
 @pytest.mark.parametrize(
     ("listen", "address"),
-    [("10.0.0.5", "192.0.2.7"), ("0.0.0.0", "127.0.0.1"), ("127.0.0.1", "localhost")],
+    [
+        ("10.0.0.5", "192.0.2.7"),
+        ("0.0.0.0", "127.0.0.1"),
+        ("127.0.0.1", "localhost"),
+        ("::", "fd00::1"),
+        ("::", "10.0.0.5"),
+        ("[fd00::5]", "fd00::5"),
+        ("::1", "localhost"),
+    ],
 )
 def test_hosts_that_may_work(listen: str, address: str) -> None:
     Site(listen, address).check_hosts()

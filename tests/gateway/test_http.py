@@ -58,3 +58,40 @@ async def test_a_peer_that_reads_nothing_is_cut_off(tmp_path: Path) -> None:
         with contextlib.suppress(OSError):
             await writer.wait_closed()
         await front.stop()
+
+
+@pytest.mark.parametrize(
+    ("listen", "hosts"),
+    [("[::]:0", ["::1", "127.0.0.1"]), ("[::1]:0", ["::1"]), ("localhost:0", ["localhost"])],
+)
+async def test_it_listens_on_either_kind_of_address_and_on_both(
+    tmp_path: Path, listen: str, hosts: list[str]
+) -> None:
+    async def answers(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    config = configuration(tmp_path, 1)
+    _, shown = await begin(config)
+    front = HttpFront(
+        answers,
+        listen,
+        lambda: shown.context,
+        admission=ADMISSION,
+        refused=lambda source, reason: None,
+        grace=1.0,
+    )
+    front.start()
+    trust = ssl.create_default_context(cafile=config.ca)
+    try:
+        for host in hosts:
+            reader, writer = await asyncio.open_connection(
+                host, front.port, ssl=trust, server_hostname="localhost"
+            )
+            writer.write(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+            assert b" 204 " in await asyncio.wait_for(reader.readline(), 20)
+            writer.close()
+            with contextlib.suppress(OSError, ssl.SSLError):
+                await writer.wait_closed()
+    finally:
+        await front.stop()

@@ -181,7 +181,7 @@ async def test_a_front_that_was_cut_while_it_was_written_is_asked_for_anew(tmp_p
         config = configuration_of(found)
         _, front = await begin(config)
         assert front.pair.certificate != before.certificate
-        assert hosts_of(front.pair.certificate) == (["localhost"], ["127.0.0.1"])
+        assert hosts_of(front.pair.certificate) == (["localhost"], ["127.0.0.1", "::1"])
 
 
 def configuration_of(found: Stage) -> GatewayConfig:

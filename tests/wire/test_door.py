@@ -602,7 +602,7 @@ async def test_nothing_asks_grpc_about_a_call_once_it_is_read() -> None:
 
         def peer(self) -> str:
             self.asked += 1
-            return "ipv4:10.0.0.7:5312"
+            return "ipv6:%5Bfd00::7%5D:5312"
 
         def auth_context(self) -> dict[str, list[bytes]]:
             self.asked += 1
@@ -612,7 +612,7 @@ async def test_nothing_asks_grpc_about_a_call_once_it_is_read() -> None:
     call = door_module._call(next(iter(RULES.values())), context)  # type: ignore[arg-type]
     asked = context.asked
     seen = await asyncio.to_thread(lambda: (call.peer, call.source, call.certificate))
-    assert seen == ("ipv4:10.0.0.7:5312", "10.0.0.7", b"PEM")
+    assert seen == ("ipv6:[fd00::7]:5312", "fd00::/64", b"PEM")
     assert context.asked == asked
 
 

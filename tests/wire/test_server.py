@@ -17,6 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client import CollectorRegistry, Counter
 
 from appliance.api.inference.v1 import worker_service_pb2, worker_service_pb2_grpc
+from appliance.core.addresses import host_port
 from appliance.core.errors import Exhausted, FailedPrecondition, InvalidInput
 from appliance.core.identity import PrincipalKind
 from appliance.wire.health import WATCHES_PER_SOURCE
@@ -185,12 +186,13 @@ async def test_a_server_without_a_signal_can_be_asked_to_stop() -> None:
         await running
 
 
-async def test_metrics_are_shown_on_loopback() -> None:
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+async def test_metrics_are_shown_on_loopback(host: str) -> None:
     registry = CollectorRegistry()
     Counter("kept", "Kept documents.", registry=registry).inc(3)
-    server = Server(metrics_address="127.0.0.1:0", registry=registry)
+    server = Server(metrics_address=host_port(host, 0), registry=registry)
     await server.start()
-    url = f"http://127.0.0.1:{server.metrics_port}/metrics"
+    url = f"http://{host_port(host, server.metrics_port)}/metrics"
 
     def read() -> bytes:
         with urllib.request.urlopen(url, timeout=10) as answer:
@@ -203,7 +205,7 @@ async def test_metrics_are_shown_on_loopback() -> None:
 
 
 @pytest.mark.attack
-@pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.1", "localhost"])
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.1", "localhost", "[::]"])
 async def test_metrics_are_shown_nowhere_else(host: str) -> None:
     server = Server(metrics_address=f"{host}:0")
     with pytest.raises(InvalidInput, match="loopback only"):

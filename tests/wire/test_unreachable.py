@@ -17,6 +17,7 @@ import pytest
 from grpc_health.v1 import health, health_pb2_grpc
 
 from appliance.client.health import check
+from appliance.core.addresses import host_port
 from appliance.core.errors import Unavailable, Untrusted
 from appliance.core.identity import PrincipalKind
 from appliance.crypto.certs import make_csr, new_private_key
@@ -166,6 +167,14 @@ def test_a_port_on_which_nothing_listens() -> None:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         found = refusal(address)
     assert type(found) is Unavailable
+    assert f"nothing listens on {address}: check the address, and that" in found.message
+
+
+def test_an_ipv6_address_is_said_as_it_is_written() -> None:
+    with socket.socket(socket.AF_INET6) as taken:
+        taken.bind(("::1", 0))
+        address = host_port("::1", taken.getsockname()[1])
+        found = refusal(address)
     assert f"nothing listens on {address}: check the address, and that" in found.message
 
 

@@ -32,7 +32,7 @@ from torch.distributed.elastic.rendezvous import (
     RendezvousTimeoutError,
 )
 
-from appliance.core.addresses import split_address
+from appliance.core.addresses import place_of, split_address
 
 JOIN_SECONDS = 180.0
 """How long a node waits for the others: they may be loading torch, or ending a broken round."""
@@ -154,9 +154,7 @@ class FixedRendezvous(RendezvousHandler):  # type: ignore[misc]  # torch's class
         return self._tcp
 
     def _listen(self) -> TCPStore:
-        family, _, _, _, place = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)[
-            0
-        ]
+        family, place = place_of(self.host, self.port)
         listener = socket.socket(family, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

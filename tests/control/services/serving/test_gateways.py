@@ -104,15 +104,16 @@ def row_of(appliance: Appliance, gateway: str = "gateway-2") -> Any:
 async def test_it_joins_by_a_token_and_serves_under_the_names_on_record(
     appliance: Appliance, tmp_path: Path
 ) -> None:
-    await bring_token(appliance, tmp_path, "llm.example", "192.0.2.7")
+    await bring_token(appliance, tmp_path, "llm.example", "192.0.2.7", "2001:db8::7")
     keeper, front = await begin(configuration(appliance, tmp_path))
     assert keeper.identity.machine == GATEWAY_2
     assert not (tmp_path / "join.token").exists()
     shown, cluster = front.pair.certificate, keeper.identity.cluster
-    assert hosts_of(shown) == (["localhost", "llm.example"], ["127.0.0.1", "192.0.2.7"])
+    addresses = ["127.0.0.1", "::1", "192.0.2.7", "2001:db8::7"]
+    assert hosts_of(shown) == (["localhost", "llm.example"], addresses)
     assert peer_identity(shown, cluster, datetime.now(UTC), need="server") == GATEWAY_2
     row = row_of(appliance)
-    assert (row.state, row.hosts) == ("READY", ["llm.example", "192.0.2.7"])
+    assert (row.state, row.hosts) == ("READY", ["llm.example", "192.0.2.7", "2001:db8::7"])
     assert row.certificate_expire_time == not_after(keeper.identity.certificate_pem)
     gateway = Gateway(configuration(appliance, tmp_path), keeper, front)
     stop = asyncio.Event()
@@ -143,7 +144,7 @@ async def test_the_gateway_of_init_serves_with_nothing_to_type(appliance: Applia
     made = configuration(appliance, appliance.folder / "gateway")
     keeper, front = await begin(made)
     assert keeper.identity.machine.id == "gateway-1"
-    assert hosts_of(front.pair.certificate) == (["localhost"], ["127.0.0.1"])
+    assert hosts_of(front.pair.certificate) == (["localhost"], ["127.0.0.1", "::1"])
 
 
 async def joined_ago(appliance: Appliance, folder: Path, days: int) -> Identity:
@@ -314,7 +315,7 @@ async def test_it_cannot_ask_for_other_names_nor_call_with_what_it_shows(
             certificate_request=request.public_bytes(Encoding.PEM).decode()
         )
     )
-    assert hosts_of(answer.certificate.encode()) == (["localhost"], ["127.0.0.1"])
+    assert hosts_of(answer.certificate.encode()) == (["localhost"], ["127.0.0.1", "::1"])
     shown = dataclasses.replace(
         keeper.identity, key_pem=front.pair.key, certificate_pem=front.pair.certificate
     )
@@ -392,7 +393,7 @@ async def test_a_directory_of_before_goes_on_and_renews_what_it_has(
         serial_of(held["certificate"].encode()) == row_of(appliance, "gateway-1").certificate_serial
     )
     assert serial_of(held["certificate"].encode()) != serial_of(old)
-    assert hosts_of(running.front.pair.certificate) == (["localhost"], ["127.0.0.1"])
+    assert hosts_of(running.front.pair.certificate) == (["localhost"], ["127.0.0.1", "::1"])
     assert not_after(running.front.pair.certificate) - datetime.now(UTC) < timedelta(days=11)
 
 
