@@ -51,7 +51,7 @@ def test_the_page_runs_as_it_is_printed(appliance: Appliance, tmp_path: Path) ->
     )
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
     assert "users/alice" in done.stdout
-    assert "projects/demo/datasets/docs/versions/1 120 2" in done.stdout
+    assert "projects/demo/datasets/notes/versions/1 120 2" in done.stdout
 
 
 def test_everything_is_reached_at_the_address_that_was_given(appliance: Appliance) -> None:
@@ -62,3 +62,6 @@ def test_everything_is_reached_at_the_address_that_was_given(appliance: Applianc
     system = json.loads(alice.run("status", "-o", "json").stdout)
     assert system["gateway_address"].startswith("[::1]:")
     assert system["openai_base_url"].startswith("https://[::1]:")
+    records = json.loads(alice.run("audit", "list", "--limit", "20", "-o", "json").stdout)
+    sources = {record["source"].rpartition(":")[0] for record in records if record["source"]}
+    assert sources == {"ipv6:[::1]"}
