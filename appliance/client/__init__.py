@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         NotFound,
         Unauthenticated,
         Unavailable,
+        UnknownMethod,
         Untrusted,
     )
 
@@ -44,6 +45,7 @@ _ERRORS = (
     "NotFound",
     "Unauthenticated",
     "Unavailable",
+    "UnknownMethod",
     "Untrusted",
 )
 _HOMES = {
@@ -70,6 +72,7 @@ __all__ = [
     "NotFound",
     "Unauthenticated",
     "Unavailable",
+    "UnknownMethod",
     "Untrusted",
     "WaitTimedOut",
 ]

@@ -80,7 +80,15 @@ class Method:
         try:
             return self.request(**fields)
         except (TypeError, ValueError) as error:
-            raise InvalidInput(f"{self.name}: a field cannot hold its value: {error}") from error
+            wrong = [field for field in fields if not self._takes(field, fields[field])]
+            raise _wrong(", ".join(wrong), f"cannot hold its value ({error})") from error
+
+    def _takes(self, field: str, value: Any) -> bool:
+        try:
+            self.request(**{field: value})
+        except (TypeError, ValueError):
+            return False
+        return True
 
 
 @functools.cache

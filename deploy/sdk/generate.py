@@ -16,19 +16,15 @@ What a method looks like:
 from __future__ import annotations
 
 import re
-import tempfile
 import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib.resources import files
-from pathlib import Path
 
 from google.protobuf import descriptor_pb2 as pb
-from grpc_tools import protoc
 
 from appliance.core.names import PATTERNS
+from deploy.sdk.protos import ROOT, Protos, module_of, read
 
-ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "appliance/client/generated"
 ATTRIBUTES: Mapping[str, str] = {
     "AuditService": "audit",
@@ -114,7 +110,7 @@ FLAVOURS = (
 
 def generated() -> dict[str, str]:
     """Text of each file, by its name."""
-    protos = Protos(_read())
+    protos = Protos(read())
     made = {flavour.file: _file(protos, flavour) for flavour in FLAVOURS}
     return made | {
         "sampling.py": _sampling(protos),
@@ -122,94 +118,10 @@ def generated() -> dict[str, str]:
     }
 
 
-class Protos:
-    """What the protos say: messages, services, and the comments beside them."""
-
-    def __init__(self, protos: pb.FileDescriptorSet) -> None:
-        self.files = {file.name: file for file in protos.file}
-        self.messages: dict[str, tuple[str, pb.DescriptorProto]] = {}
-        self.comments: dict[tuple[str, tuple[int, ...]], str] = {}
-        self.paths: dict[str, tuple[int, ...]] = {}
-        for file in protos.file:
-            for number, message in enumerate(file.message_type):
-                self._add(file, f".{file.package}", message, (4, number))
-            for location in file.source_code_info.location:
-                said = " ".join(location.leading_comments.split())
-                self.comments[file.name, tuple(location.path)] = said
-
-    def _add(
-        self,
-        file: pb.FileDescriptorProto,
-        above: str,
-        message: pb.DescriptorProto,
-        path: tuple[int, ...],
-    ) -> None:
-        name = f"{above}.{message.name}"
-        self.messages[name] = (file.name, message)
-        self.paths[name] = path
-        for number, inner in enumerate(message.nested_type):
-            self._add(file, name, inner, (*path, 3, number))
-
-    def services(self) -> Iterator[tuple[str, int, pb.ServiceDescriptorProto]]:
-        """Each service of the SDK, with its file and its number there, by name."""
-        found = [
-            (file.name, number, service)
-            for file in self.files.values()
-            for number, service in enumerate(file.service)
-            if service.name in ATTRIBUTES
-        ]
-        yield from sorted(found, key=lambda each: each[2].name)
-
-    def said(self, message: str, number: int) -> str:
-        """The comment of a field."""
-        file, _ = self.messages[message]
-        return self.comments.get((file, (*self.paths[message], 2, number)), "")
-
-    def python(self, name: str) -> str:
-        """How a message or an enum is written in Python."""
-        owner = next(
-            file
-            for file in self.files.values()
-            if name.startswith(f".{file.package}.") and _holds(file, name)
-        )
-        return f"{_module(owner.name)}.{name.removeprefix(f'.{owner.package}.')}"
-
-    def is_map(self, field: pb.FieldDescriptorProto) -> bool:
-        """Whether a field is a map."""
-        return (
-            field.type == _F.TYPE_MESSAGE
-            and field.type_name in self.messages
-            and self.messages[field.type_name][1].options.map_entry
-        )
-
-
-def _holds(file: pb.FileDescriptorProto, name: str) -> bool:
-    first = name.removeprefix(f".{file.package}.").partition(".")[0]
-    names = {each.name for each in file.message_type} | {each.name for each in file.enum_type}
-    return first in names
-
-
-def _module(file: str) -> str:
-    return file.rpartition("/")[2].removesuffix(".proto") + "_pb2"
-
-
-def _read() -> pb.FileDescriptorSet:
-    protos = sorted(str(path) for path in (ROOT / "proto").rglob("*.proto"))
-    includes = [f"-I{ROOT / 'proto'}", f"-I{files('grpc_tools') / '_proto'}"]
-    with tempfile.TemporaryDirectory() as scratch:
-        out = Path(scratch) / "all.binpb"
-        done = protoc.main(
-            ["protoc", *includes, "--include_source_info", f"--descriptor_set_out={out}", *protos]
-        )
-        if done != 0:
-            raise RuntimeError("the protos cannot be read")
-        return pb.FileDescriptorSet.FromString(out.read_bytes())
-
-
 def _file(protos: Protos, flavour: Flavour) -> str:
-    body = "\n\n".join(_class(protos, flavour, *service) for service in protos.services())
+    body = "\n\n".join(_class(protos, flavour, *service) for service in protos.services(ATTRIBUTES))
     modules = sorted(set(re.findall(r"\b([a-z_]+_pb2)\.", body)))
-    paths = {_module(name): name for name in protos.files}
+    paths = {module_of(name): name for name in protos.files}
     imports = sorted(
         f"from {paths[module].rpartition('/')[0].replace('/', '.')} import {module}"
         for module in modules
@@ -315,17 +227,10 @@ class _Method:
         """The method, as Python."""
         flavour, fields = self.flavour, self._fields()
         arguments = [self._argument(*field) for field in fields]
-        last = [each for each in arguments if each.name in _LAST]
-        ordered = [
-            *(each for each in arguments if each.first),
-            None,
-            *(each for each in arguments if not each.first and each not in last),
-            *last,
-        ]
         item = self._listed()
         streams = self.method.server_streaming
         seconds = "None" if streams else "DEADLINE"
-        texts = ["self", *("*" if each is None else each.text for each in ordered)]
+        texts = ["self", *self._ordered(arguments)]
         texts.append(f"timeout: float | None = {seconds}")
         answer = self.protos.python(self.method.output_type)
         returned = answer if item is None else self.protos.python(item[0])
@@ -339,20 +244,31 @@ class _Method:
             "timeout",
             *(f"{field}={each.passed}" for (_, field), each in self._named(arguments)),
         ]
-        before = self._changes()
+        head = f"    {'def' if many else flavour.define} {name}("
+        made = f"        return {'' if many else flavour.wait}self._calls.{call}("
         return "\n".join(
             [
-                f"    {'def' if many else flavour.define} {name}(",
+                head,
                 *(f"        {text}," for text in texts),
                 f"    ) -> {kind}:",
                 *_docstring(self.protos.comments[self.file, self.place], 8),
-                *before,
-                f"        return {'' if many else flavour.wait}self._calls.{call}(",
+                *self._changes(),
+                made,
                 *(f"            {each}," for each in given),
                 "        )",
                 "",
             ]
         )
+
+    def _ordered(self, arguments: list[_Argument]) -> list[str]:
+        """What has to be given, then what has a keyword; what every call has is last."""
+        keywords = [each for each in arguments if not each.first]
+        keywords.sort(key=lambda each: each.name in _LAST)
+        return [
+            *(each.text for each in arguments if each.first),
+            "*",
+            *(each.text for each in keywords),
+        ]
 
     def _fields(self) -> list[tuple[int, pb.FieldDescriptorProto]]:
         request = self.protos.messages[self.method.input_type][1]

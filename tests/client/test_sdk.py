@@ -136,7 +136,7 @@ def test_what_is_wrong_is_said_before_anything_is_called(api: FakeApi, client: A
         client.jobs.create("x", job={"trian": {}})
     with pytest.raises(InvalidInput, match="steps must be"):
         client.jobs.create("x", job={"train": {"steps": 1 << 70}})
-    with pytest.raises(InvalidInput, match="cannot hold its value"):
+    with pytest.raises(InvalidInput, match="job cannot hold its value"):
         client.jobs.create("x", job={"train": {"steps": "many"}})
     without = Appliance("[::1]:1", ca=api.ca_pem, token="t")
     with without, pytest.raises(InvalidInput, match="no project is chosen"):
