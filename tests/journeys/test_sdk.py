@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.fakes.pages import ROOT, blocks
@@ -52,6 +54,16 @@ def test_the_page_runs_as_it_is_printed(appliance: Appliance, tmp_path: Path) ->
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
     assert "users/alice" in done.stdout
     assert "projects/demo/datasets/notes/versions/1 120 2" in done.stdout
+    _ask_over_https(appliance, (tmp_path / "reader.token").read_text().strip())
+
+
+def _ask_over_https(appliance: Appliance, token: str) -> None:
+    """The OpenAI-compatible API answers under the address of IPv6 that its certificate names."""
+    base = json.loads(appliance.alice.run("status", "-o", "json").stdout)["openai_base_url"]
+    trust = ssl.create_default_context(cafile=appliance.data / "ca.pem")
+    with httpx.Client(verify=trust, trust_env=False) as client:
+        answer = client.get(f"{base}/models", headers={"authorization": f"Bearer {token}"})
+    assert (answer.status_code, answer.json()["object"]) == (200, "list")
 
 
 def test_everything_is_reached_at_the_address_that_was_given(appliance: Appliance) -> None:
