@@ -97,6 +97,12 @@ def methods_of(service: str) -> Any:
     return module.DESCRIPTOR.services_by_name[service].methods
 
 
+def test_no_two_calls_of_a_service_have_one_name() -> None:
+    for service in ATTRIBUTES:
+        names = [method_name(service, rpc.name) for rpc in methods_of(service)]
+        assert len(names) == len(set(names)), service
+
+
 @pytest.mark.parametrize(
     ("rpc", "name"),
     [
