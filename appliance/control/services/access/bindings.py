@@ -36,7 +36,7 @@ from appliance.control.events import ACCESS, ROUTING, Events
 from appliance.control.services.common import paging
 from appliance.control.services.common.caller import Caller
 from appliance.control.services.common.change import Changes
-from appliance.control.services.common.resources import missing, timestamp
+from appliance.control.services.common.resources import check_project, missing, timestamp
 from appliance.control.store import tables
 from appliance.control.store.database import Database, Reading, Transaction
 from appliance.core import names
@@ -81,6 +81,8 @@ class Bindings:
         if after is not None:
             wanted = wanted.where(column.id > after[0])
         with self._database.read() as state:
+            if is_id(domain):
+                check_project(state, domain)
             rows = state.all(wanted)
         page, token = paging.cut(rows, size, lambda row: (row.id,))
         return binding_service_pb2.ListBindingsResponse(
@@ -155,9 +157,8 @@ class Bindings:
             )
         role = Name.parse(binding.role, "role", field="binding.role").id
         domain = scopes.parse(binding.scope, "binding.scope")
-        known = tables.project.select().where(tables.project.c.id == domain)
-        if is_id(domain) and state.first(known) is None:
-            raise missing(binding.scope)
+        if is_id(domain):
+            check_project(state, domain)
         link = RoleLink(principal.subject, role, domain)
         # First what is wrong with any principal: it tells nothing of this one.
         at_home = {principal.subject: domain}

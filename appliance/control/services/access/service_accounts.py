@@ -21,7 +21,7 @@ from appliance.control.events import ACCESS, ROUTING, Events
 from appliance.control.services.common import paging
 from appliance.control.services.common.caller import Caller
 from appliance.control.services.common.change import Changes
-from appliance.control.services.common.resources import missing, timestamp
+from appliance.control.services.common.resources import check_project, missing, timestamp
 from appliance.control.store import tables
 from appliance.control.store.database import Database, Reading, Transaction
 from appliance.core import names
@@ -79,7 +79,7 @@ class ServiceAccounts:
         if after is not None:
             wanted = wanted.where(column.id > after[0])
         with self._database.read() as state:
-            _check_project(state, project)
+            check_project(state, project)
             rows = state.all(wanted)
             live = _tokens(state, [row.id for row in rows], self._clock())
         page, token = paging.cut(rows, size, lambda row: (row.id,))
@@ -96,7 +96,7 @@ class ServiceAccounts:
         identifier = names.new_service_account_id(project, request.service_account_id)
 
         def work(transaction: Transaction) -> service_account_pb2.ServiceAccount:
-            _check_project(transaction, project)
+            check_project(transaction, project)
             column = tables.service_account.c
             if transaction.first(tables.service_account.select().where(column.id == identifier)):
                 name = names.service_account(identifier)
@@ -164,11 +164,6 @@ def _row(state: Reading, name: str) -> Any:  # noqa: ANN401  # a row of SQLAlche
     if row is None:
         raise missing(name)
     return row
-
-
-def _check_project(state: Reading, project: str) -> None:
-    if state.first(tables.project.select().where(tables.project.c.id == project)) is None:
-        raise missing(names.project(project))
 
 
 def _resource(

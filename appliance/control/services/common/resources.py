@@ -6,6 +6,9 @@ from datetime import datetime
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from appliance.control.store import tables
+from appliance.control.store.database import Reading
+from appliance.core import names
 from appliance.core.errors import InvalidInput, NotFound
 from appliance.core.names import Name
 from appliance.core.problems import Problems
@@ -18,6 +21,16 @@ def missing(name: str) -> NotFound:
     uses this text and no other.
     """
     return NotFound(f"there is no {name}, or you hold no role there", name=name)
+
+
+def check_project(state: Reading, project: str) -> None:
+    """Raise NotFound when there is no project of this id.
+
+    Every list and every creation below a project asks: whoever holds a role in all projects would
+    take an empty list of a name that was mistyped for the truth.
+    """
+    if state.first(tables.project.select().where(tables.project.c.id == project)) is None:
+        raise missing(names.project(project))
 
 
 def timestamp(moment: datetime | None) -> Timestamp | None:

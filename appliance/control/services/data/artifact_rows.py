@@ -13,7 +13,7 @@ from sqlalchemy import Row, Select, func, insert, select
 from sqlalchemy.exc import IntegrityError
 
 from appliance.control.services.common import paging
-from appliance.control.services.common.resources import missing
+from appliance.control.services.common.resources import check_project, missing
 from appliance.control.store import tables
 from appliance.control.store.database import Reading, Transaction
 from appliance.core import names
@@ -44,8 +44,7 @@ def create_artifact(
 ) -> None:
     """A dataset or model without versions. Raises AlreadyExists, NotFound for the project."""
     project = name.ids[0]
-    if transaction.first(select(tables.project.c.id).where(tables.project.c.id == project)) is None:
-        raise missing(names.project(project))
+    check_project(transaction, project)
     try:
         transaction.run(
             insert(tables.artifact).values(

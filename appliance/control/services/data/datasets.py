@@ -22,7 +22,7 @@ from appliance.api.data.v1 import dataset_service_pb2 as rpc
 from appliance.control.services.common import paging
 from appliance.control.services.common.caller import Caller
 from appliance.control.services.common.change import Changes
-from appliance.control.services.common.resources import timestamp
+from appliance.control.services.common.resources import check_project, timestamp
 from appliance.control.services.data import artifact_rows
 from appliance.control.services.data.artifacts import Artifacts, Provenance, Version
 from appliance.control.services.data.documents import Documents
@@ -69,6 +69,7 @@ class Datasets:
         project = Name.parse(request.parent, "project", field="parent").id
         size = paging.page_size(request.page_size)
         with self._database.read() as state:
+            check_project(state, project)
             rows = state.all(
                 artifact_rows.page_of_artifacts(
                     project, "dataset", paging.key_of(request.page_token, str), size

@@ -21,7 +21,7 @@ from appliance.api.models.v1 import model_service_pb2 as rpc
 from appliance.control.services.common import paging
 from appliance.control.services.common.caller import Caller
 from appliance.control.services.common.change import Changes
-from appliance.control.services.common.resources import timestamp
+from appliance.control.services.common.resources import check_project, timestamp
 from appliance.control.services.data import artifact_rows
 from appliance.control.services.data.artifacts import Artifacts, Provenance, Version
 from appliance.control.services.data.datasets import check_description
@@ -61,6 +61,7 @@ class Models:
         size = paging.page_size(request.page_size)
         after = paging.key_of(request.page_token, str)
         with self._database.read() as state:
+            check_project(state, project)
             rows = state.all(artifact_rows.page_of_artifacts(project, "model", after, size))
             page, token = paging.cut(rows, size, lambda row: (row.id,))
             return rpc.ListModelsResponse(

@@ -13,7 +13,7 @@ from appliance.api.data.v1 import tokenizer_pb2
 from appliance.api.data.v1 import tokenizer_service_pb2 as rpc
 from appliance.control.services.common import paging
 from appliance.control.services.common.caller import Caller
-from appliance.control.services.common.resources import timestamp
+from appliance.control.services.common.resources import check_project, timestamp
 from appliance.control.services.data import artifact_rows
 from appliance.control.store import tables
 from appliance.control.store.database import Database, Reading
@@ -51,6 +51,7 @@ class Tokenizers:
         if after is not None:
             wanted = wanted.where(version.artifact > after[0])
         with self._database.read() as state:
+            check_project(state, project)
             rows = state.all(wanted.order_by(version.artifact).limit(size + 1))
             page, token = paging.cut(rows, size, lambda row: (row.artifact,))
             return rpc.ListTokenizersResponse(

@@ -32,7 +32,7 @@ from appliance.control.config import Uploading
 from appliance.control.services.common import paging
 from appliance.control.services.common.caller import Caller
 from appliance.control.services.common.change import Changes
-from appliance.control.services.common.resources import missing
+from appliance.control.services.common.resources import check_project, missing
 from appliance.control.services.data import upload_rows
 from appliance.control.services.data.artifacts import Provenance
 from appliance.control.services.data.datasets import check_there
@@ -213,6 +213,7 @@ class Uploads:
             wanted = wanted.where((_upload.create_time < time) | later)
         ordered = wanted.order_by(_upload.create_time.desc(), _upload.uid)
         with self._database.read() as state:
+            check_project(state, project)
             rows = state.all(ordered.limit(size + 1))
         page, token = paging.cut(rows, size, lambda row: (row.create_time.isoformat(), row.uid))
         return rpc.ListUploadsResponse(

@@ -23,7 +23,12 @@ from appliance.control.events import QUEUE, ROUTING, Events
 from appliance.control.services.common import paging
 from appliance.control.services.common.caller import Caller
 from appliance.control.services.common.change import Changes
-from appliance.control.services.common.resources import missing, parse_name, timestamp
+from appliance.control.services.common.resources import (
+    check_project,
+    missing,
+    parse_name,
+    timestamp,
+)
 from appliance.control.services.data import artifact_rows
 from appliance.control.services.fleet import capacity
 from appliance.control.services.serving import endpoint_specs, replicas
@@ -84,6 +89,7 @@ class Endpoints:
         if after is not None:
             wanted = wanted.where(_endpoint.id > after[0])
         with self._database.read() as state:
+            check_project(state, project)
             rows = state.all(wanted.order_by(_endpoint.id).limit(size + 1))
             page, token = paging.cut(rows, size, lambda row: (row.id,))
             return rpc.ListEndpointsResponse(

@@ -30,7 +30,7 @@ from appliance.control.events import QUEUE, Events
 from appliance.control.services.common import paging
 from appliance.control.services.common.caller import Caller
 from appliance.control.services.common.change import Changes
-from appliance.control.services.common.resources import missing
+from appliance.control.services.common.resources import check_project, missing
 from appliance.control.services.work import checkpoint_rows, job_plans, job_rows
 from appliance.control.services.work.job_checks import JobChecks, check_on_lost, kind_asked
 from appliance.control.services.work.job_logs import JobLogs
@@ -90,6 +90,7 @@ class Jobs:
         wanted = select(tables.job).where(_job.project == project)
         after = paging.key_of(request.page_token, str)
         with self._database.read() as state:
+            check_project(state, project)
             if after is not None:
                 last = job_rows.by_uid(state, str(after[0]))
                 if last is None:
@@ -296,8 +297,7 @@ class Jobs:
 def _place(state: Reading, parent: str, job_id: str) -> tuple[str, str]:
     """The project and the id of a job that is asked for. Raises NotFound, InvalidInput."""
     project = Name.parse(parent, "project", field="parent").id
-    if state.first(select(tables.project).where(tables.project.c.id == project)) is None:
-        raise missing(parent)
+    check_project(state, project)
     return project, names.check_id(job_id, "job_id")
 
 
