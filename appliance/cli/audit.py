@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from appliance.cli import output
 from appliance.cli.command import command as make
 from appliance.cli.command import output_option
 from appliance.cli.files import private_file, write_public
-from appliance.cli.output import field
+from appliance.cli.output import field, moment, wide
 from appliance.core import names
 from appliance.core.errors import BY_REASON, InvalidInput
 from appliance.core.identity import parse_name
@@ -30,13 +31,13 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 EXISTING = click.Path(path_type=Path, dir_okay=False, exists=True)
 COLUMNS = [
     ("RECORD", field("sequence")),
-    ("TIME", field("time")),
-    ("KIND", field("kind")),
+    ("TIME", moment("time")),
     ("PRINCIPAL", lambda row: row["principal"] or _offline(row["details"])),
-    ("METHOD", lambda row: row["method"].rpartition(".")[2]),
-    ("RESOURCE", field("resource")),
+    ("METHOD", lambda row: row["method"].rpartition("/")[2]),
     ("OUTCOME", field("outcome")),
-    ("FROM", field("source")),
+    ("RESOURCE", field("resource")),
+    wide("KIND", field("kind")),
+    wide("FROM", field("source")),
     ("DETAILS", lambda row: details_of(row["details"])),
 ]
 
@@ -72,7 +73,7 @@ def _value(value: object) -> str:
 command = click.Group("audit", help="Read, verify and archive the audit chain.")
 
 
-@make("list", "AuditService.ListRecords", group=command)
+@make("list", "AuditService.ListRecords", group=command, limit=100)
 @click.option(
     "--principal",
     default="",
@@ -81,28 +82,22 @@ command = click.Group("audit", help="Read, verify and archive the audit chain.")
 )
 @click.option("--outcome", default="", help="Only with this outcome, such as PERMISSION_DENIED.")
 @click.option("--resource", default="", metavar="NAME", help="Only about this and what is below.")
-@click.option(
-    "--limit",
-    type=click.IntRange(0),
-    default=100,
-    show_default=True,
-    help="Newest records to show; 0 for all.",
-)
-def list_(session: CommandSession, limit: int, principal: str, outcome: str, resource: str) -> None:
+def list_(session: CommandSession, principal: str, outcome: str, resource: str) -> None:
     """List records, newest first."""
-    only = {
+    only: dict[str, Any] = {
         "principal": _principal(session, principal),
         "outcome": outcome.upper(),
         "resource": _resource(resource),
     }
-    rows = session.list("AuditService.ListRecords", "records", limit=limit, **only)
-    if not rows and only["outcome"] not in {"", "OK", *BY_REASON}:
+    rows = session.rows("AuditService.ListRecords", "records", **only)
+    first = next(rows, None)
+    if first is None and only["outcome"] not in {"", "OK", *BY_REASON}:
         # A job can end for a reason that is none of these: only what was not found is refused.
         raise InvalidInput(
             f"no record has the outcome {names.shown(outcome)}: take OK, or a reason such as "
             f"{', '.join(list(BY_REASON)[:5])}, as a record or an error shows it"
         )
-    session.show(rows, COLUMNS)
+    session.show(itertools.chain([first] if first else [], rows), COLUMNS)
 
 
 def _principal(session: CommandSession, text: str) -> str:

@@ -104,7 +104,7 @@ def _of_project(session: CommandSession, principal: str) -> str:
 def list_(session: CommandSession, *, everywhere: bool, platform: bool) -> None:
     """List the bindings of a project, of the platform, or of all projects and each of them."""
     where = scope(session, everywhere=everywhere, platform=platform)
-    session.show(session.list("BindingService.ListBindings", "bindings", scope=where), COLUMNS)
+    session.show(session.rows("BindingService.ListBindings", "bindings", scope=where), COLUMNS)
 
 
 @make("delete", "BindingService.DeleteBinding", group=command)

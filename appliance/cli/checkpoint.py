@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from appliance.cli.command import command as make
-from appliance.cli.output import field, last, state
+from appliance.cli.output import field, last, size, state
 
 if TYPE_CHECKING:
     from appliance.cli.session import CommandSession
@@ -17,7 +17,7 @@ COLUMNS = [
     ("STATE", state()),
     ("STEP", field("step")),
     ("EPOCH", field("epoch")),
-    ("BYTES", field("size_bytes")),
+    ("SIZE", size("size_bytes")),
     ("CREATED", field("create_time")),
     ("WHY", field("state_reason")),
 ]
@@ -30,7 +30,7 @@ command = click.Group("checkpoint", help="See and delete the checkpoints of jobs
 def list_(session: CommandSession, job: str) -> None:
     """List the checkpoints of a job, newest first."""
     parent = session.name("job", job)
-    rows = session.list("CheckpointService.ListCheckpoints", "checkpoints", parent=parent)
+    rows = session.rows("CheckpointService.ListCheckpoints", "checkpoints", parent=parent)
     session.show(rows, COLUMNS)
 
 

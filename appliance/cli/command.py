@@ -7,14 +7,21 @@ true. Nothing here imports gRPC before a command runs.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from appliance.cli import completing, listing
+from appliance.cli.listing import Listing
+
+if TYPE_CHECKING:
+    from appliance.cli.describing import Section
+    from appliance.cli.session import CommandSession
+
 Function = Callable[..., None]
-FORMS = ("table", "json", "yaml")
+FORMS = ("table", "wide", "json", "yaml", "name")
 MAX_LINE = 200
 """Characters of the sentence that a list of commands shows."""
 REPEATABLE = frozenset(
@@ -51,9 +58,19 @@ REPEATABLE = frozenset(
 
 @dataclass(frozen=True)
 class Shared:
-    """The options that every command has."""
+    """The options that every command has.
+
+    Attributes:
+        output: `table`, also where `wide` is asked for; `json`, `yaml` or `name`.
+        wide: whether tables show all columns.
+        listing: which rows of a list are wanted.
+        sections: of `describe`; None for other commands.
+    """
 
     output: str = "table"
+    wide: bool = False
+    listing: Listing = field(default_factory=Listing)
+    sections: Sequence[Section] | None = None
     context: str = ""
     project: str = ""
     request_id: str = ""
@@ -62,9 +79,16 @@ class Shared:
 
 
 class ServerCommand(click.Command):
-    """A command that calls a server; `methods` are the RPCs it may call."""
+    """A command that calls a server; `methods` are the RPCs it may call.
+
+    `sections` are what a `describe` shows below the resource.
+    """
 
     methods: tuple[str, ...] = ()
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.sections: list[Section] = []
 
     def get_short_help_str(self, limit: int = 45) -> str:
         """Its line in a list of commands: a whole sentence, which goes on in the next line."""
@@ -77,42 +101,84 @@ def command(
     *methods: str,
     group: click.Group | None = None,
     project: bool = False,
+    limit: int = 0,
     **settings: Any,
 ) -> Callable[[Function], click.Command]:
     """Make a command of a function that takes a `CommandSession` and its own options.
+
+    A command that calls nothing but List methods gets the options of lists; a `get` brings a
+    `describe` along, to which `describing.section` adds.
 
     Args:
         name: what is typed.
         methods: the RPCs it may call, `JobService.CreateJob`.
         group: the noun it is added to.
         project: whether it takes `--project`, for short names.
+        limit: rows that a list shows when nothing is said; 0 for all.
         settings: for `click.command`.
     """
 
     def decorate(function: Function) -> click.Command:
-        @functools.wraps(function)
-        def run(**values: Any) -> None:
-            from appliance.cli.session import CommandSession  # noqa: PLC0415 - imports gRPC
-
-            shared = Shared(
-                output=values.pop("output"),
-                context=values.pop("context") or "",
-                project=(values.pop("project") or "") if project else "",
-                request_id=str(values.pop("request_id", None) or ""),
-                code_file=values.pop("code_file"),
-                methods=methods,
-            )
-            with CommandSession(shared) as session:
-                function(session, **values)
-
-        made = click.command(name, cls=ServerCommand, **settings)(run)
-        made.methods = methods
-        made.params += _shared_options(methods, project=project)
+        own = list(getattr(function, "__click_params__", ()))
+        made = _made(name, methods, function, project=project, limit=limit, **settings)
         if group is not None:
             group.add_command(made)
+            if name == "get":
+                function.__click_params__ = own  # type: ignore[attr-defined]  # click took them
+                about = {"help": f"{made.help}\n\nWhat is related to it follows.", **settings}
+                group.add_command(_made("describe", methods, function, project=project, **about))
         return made
 
     return decorate
+
+
+def _made(
+    name: str,
+    methods: tuple[str, ...],
+    function: Function,
+    *,
+    project: bool,
+    limit: int = 0,
+    **settings: Any,
+) -> ServerCommand:
+    lists = listing.is_list(methods)
+
+    @functools.wraps(function)
+    def run(**values: Any) -> None:
+        from appliance.cli.session import CommandSession  # noqa: PLC0415 - imports gRPC
+
+        form = values.pop("output")
+        shared = Shared(
+            output="table" if form == "wide" else form,
+            wide=form == "wide",
+            context=values.pop("context") or "",
+            project=(values.pop("project") or "") if project else "",
+            request_id=str(values.pop("request_id", None) or ""),
+            code_file=values.pop("code_file"),
+            methods=made.methods,
+            listing=Listing(*(values.pop(each) for each in listing.NAMES)) if lists else Listing(),
+            sections=made.sections if name == "describe" else None,
+        )
+        with CommandSession(shared) as session:
+            _run(session, functools.partial(function, session, **values))
+
+    made: ServerCommand = click.command(name, cls=ServerCommand, **settings)(run)
+    made.methods = methods
+    made.params += [
+        *(listing.options(limit) if lists else []),
+        *_shared_options(methods, project=project),
+    ]
+    completing.complete_parameters(made)
+    return made
+
+
+def _run(session: CommandSession, function: Callable[[], None]) -> None:
+    if session.shared.listing.watch:
+        from appliance.cli import watching  # noqa: PLC0415 - few commands watch
+
+        watching.repeat(session, function)
+    else:
+        function()
 
 
 def output_option() -> click.Option:
@@ -130,7 +196,9 @@ def output_option() -> click.Option:
 def _shared_options(methods: tuple[str, ...], *, project: bool) -> list[click.Parameter]:
     def show(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:  # noqa: FBT001 - click's signature
         if wanted:
-            _show_permissions(methods, ctx.params.get("output") or "table")
+            # Those of a section are added after its command was made.
+            needed = getattr(ctx.command, "methods", methods)
+            _show_permissions(needed, ctx.params.get("output") or "table")
             ctx.exit()
 
     of_project = click.Option(

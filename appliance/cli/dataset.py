@@ -9,7 +9,7 @@ import click
 
 from appliance.cli import downloading, sending
 from appliance.cli.command import command as make
-from appliance.cli.output import field, last, plain, state
+from appliance.cli.output import field, last, plain, short, short_name, size, state
 from appliance.cli.progress import bytes_bar
 
 if TYPE_CHECKING:
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 COLUMNS = [
     ("DATASET", last()),
     ("LATEST", last("latest_version")),
-    ("DESCRIPTION", field("description")),
     ("CREATED", field("create_time")),
+    ("DESCRIPTION", field("description")),
 ]
 VERSIONS = [
-    ("VERSION", field("name")),
+    ("VERSION", short()),
     ("KIND", state("kind")),
     ("DOCUMENTS", field("documents")),
     ("TOKENS", field("tokens")),
-    ("BYTES", field("size_bytes")),
-    ("MADE BY", lambda row: row["job"] or row["creator"]),
+    ("SIZE", size("size_bytes")),
     ("CREATED", field("create_time")),
+    ("MADE BY", lambda row: short_name(row["job"] or row["creator"])),
 ]
 STEPS = [
     ("STEP", field("name")),
@@ -66,7 +66,9 @@ def create(session: CommandSession, dataset_id: str, description: str) -> None:
 
 @make("upload", *sending.CALLS, "DatasetService.GetDatasetVersion", group=command, project=True)
 @click.argument("name", metavar="DATASET")
-@click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=Path)
+@click.argument(
+    "paths", metavar="PATH...", nargs=-1, required=True, type=click.Path(path_type=Path)
+)
 @click.option("--hidden", is_flag=True, help="Take hidden files and folders too.")
 @sending.resumable
 def upload(
@@ -134,7 +136,7 @@ def get(session: CommandSession, name: str) -> None:
 @make("list", "DatasetService.ListDatasets", group=command, project=True)
 def list_(session: CommandSession) -> None:
     """List the datasets of a project."""
-    rows = session.list("DatasetService.ListDatasets", "datasets", parent=session.parent)
+    rows = session.rows("DatasetService.ListDatasets", "datasets", parent=session.parent)
     session.show(rows, COLUMNS)
 
 
@@ -144,7 +146,7 @@ def versions(session: CommandSession, name: str) -> None:
     """List the versions of a dataset, newest first."""
     parent = session.name("dataset", name)
     method = "DatasetService.ListDatasetVersions"
-    session.show(session.list(method, "versions", parent=parent), VERSIONS)
+    session.show(session.rows(method, "versions", parent=parent), VERSIONS)
 
 
 @make("report", "DatasetService.GetPrepareReport", group=command, project=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from appliance.cli.output import field
+from appliance.cli.output import field, size
 from appliance.cli.progress import growing_bar
 from appliance.core.errors import ApplianceError
 
@@ -22,7 +22,7 @@ COLUMNS = [
     ("DOWNLOADED", field("name")),
     ("FOLDER", field("folder")),
     ("FILES", field("files")),
-    ("BYTES", field("size_bytes")),
+    ("SIZE", size("size_bytes")),
 ]
 _FOLDER = click.argument("folder", metavar="FOLDER", type=click.Path(path_type=Path))
 _FORCE = click.option(

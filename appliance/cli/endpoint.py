@@ -10,7 +10,7 @@ import click
 from appliance.cli.command import command as make
 from appliance.cli.fields import Field, message_of, options
 from appliance.cli.following import changes, wait_options
-from appliance.cli.output import field, json_text, last, plain, state
+from appliance.cli.output import field, json_text, last, plain, short, state, wide
 from appliance.core.errors import FailedPrecondition, NotFound
 
 if TYPE_CHECKING:
@@ -28,8 +28,9 @@ COLUMNS = [
     ("ENDPOINT", last()),
     ("STATE", state()),
     ("READY", _ready),
-    ("DEVICES EACH", field("tensor_parallel")),
-    ("MODEL", field("model")),
+    ("MODEL", short("model")),
+    wide("DEVICES EACH", field("tensor_parallel")),
+    ("CREATED", field("create_time")),
     ("WHY", field("state_reason")),
 ]
 
@@ -92,7 +93,7 @@ def get(session: CommandSession, name: str) -> None:
 @make("list", "EndpointService.ListEndpoints", group=command, project=True)
 def list_(session: CommandSession) -> None:
     """List the endpoints of a project."""
-    rows = session.list("EndpointService.ListEndpoints", "endpoints", parent=session.parent)
+    rows = session.rows("EndpointService.ListEndpoints", "endpoints", parent=session.parent)
     session.show(rows, COLUMNS)
 
 

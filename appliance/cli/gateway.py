@@ -29,7 +29,7 @@ command = click.Group("gateway", help="See and add gateways.")
 @make("list", "GatewayService.ListGateways", group=command)
 def list_(session: CommandSession) -> None:
     """List every gateway: one that is READY may call, whether it runs now or not."""
-    session.show(session.list("GatewayService.ListGateways", "gateways"), COLUMNS)
+    session.show(session.rows("GatewayService.ListGateways", "gateways"), COLUMNS)
 
 
 @make("create-join-token", "GatewayService.CreateGatewayJoinToken", group=command)

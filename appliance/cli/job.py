@@ -66,7 +66,7 @@ def get(session: CommandSession, name: str) -> None:
 @make("list", "JobService.ListJobs", group=command, project=True)
 def list_(session: CommandSession) -> None:
     """List the jobs of a project, newest first."""
-    session.show(session.list("JobService.ListJobs", "jobs", parent=session.parent), COLUMNS)
+    session.show(session.rows("JobService.ListJobs", "jobs", parent=session.parent), COLUMNS)
 
 
 @make("watch", WATCH, group=command, project=True)

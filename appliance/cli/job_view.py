@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from appliance.cli.output import field, json_text, last, safe, state, yaml_text
+from appliance.cli.output import field, json_text, last, safe, short, state, wide, yaml_text
 from appliance.kinds import KINDS, kind_of
 
 Job = dict[str, Any]
@@ -42,8 +42,9 @@ COLUMNS = [
     ("KIND", kind_name),
     ("STATE", state()),
     ("STEP", step_of),
-    ("RESTARTS", field("restarts")),
-    ("OUTPUTS", field("outputs")),
+    ("CREATED", field("create_time")),
+    ("OUTPUTS", short("outputs")),
+    wide("RESTARTS", field("restarts")),
     ("WHY", field("state_reason")),
 ]
 

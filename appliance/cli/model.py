@@ -9,7 +9,7 @@ import click
 
 from appliance.cli import downloading, model_plan, sending
 from appliance.cli.command import command as make
-from appliance.cli.output import field, last, safe
+from appliance.cli.output import field, last, safe, short, short_name, size, wide
 from appliance.cli.progress import bytes_bar
 
 if TYPE_CHECKING:
@@ -18,17 +18,18 @@ if TYPE_CHECKING:
 COLUMNS = [
     ("MODEL", last()),
     ("LATEST", last("latest_version")),
-    ("DESCRIPTION", field("description")),
     ("CREATED", field("create_time")),
+    ("DESCRIPTION", field("description")),
 ]
 VERSIONS = [
-    ("VERSION", field("name")),
+    ("VERSION", short()),
     ("ARCHITECTURE", field("architecture")),
     ("FORMAT", field("format")),
     ("PARAMETERS", field("parameters")),
-    ("CONTEXT", field("context_length")),
-    ("BYTES", field("size_bytes")),
-    ("MADE BY", lambda row: row["job"] or row["creator"]),
+    ("SIZE", size("size_bytes")),
+    wide("CONTEXT", field("context_length")),
+    ("CREATED", field("create_time")),
+    wide("MADE BY", lambda row: short_name(row["job"] or row["creator"])),
 ]
 
 command = click.Group("model", help="Take in models; see and download their versions.")
@@ -124,7 +125,7 @@ def get(session: CommandSession, name: str) -> None:
 @make("list", "ModelService.ListModels", group=command, project=True)
 def list_(session: CommandSession) -> None:
     """List the models of a project."""
-    rows = session.list("ModelService.ListModels", "models", parent=session.parent)
+    rows = session.rows("ModelService.ListModels", "models", parent=session.parent)
     session.show(rows, COLUMNS)
 
 
@@ -134,5 +135,5 @@ def versions(session: CommandSession, name: str) -> None:
     """List the versions of a model, newest first."""
     parent = session.name("model", name)
     session.show(
-        session.list("ModelService.ListModelVersions", "versions", parent=parent), VERSIONS
+        session.rows("ModelService.ListModelVersions", "versions", parent=parent), VERSIONS
     )

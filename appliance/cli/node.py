@@ -9,7 +9,7 @@ import click
 
 from appliance.cli.command import command as make
 from appliance.cli.options import made_token, token_out
-from appliance.cli.output import field, last, state
+from appliance.cli.output import field, last, state, wide
 from appliance.cli.prompts import agree
 
 if TYPE_CHECKING:
@@ -39,8 +39,9 @@ COLUMNS = [
     ("STATE", state()),
     ("DEVICES", lambda row: f"{row['devices_used']}/{row['devices']} {row['device_kind']}"),
     ("MEMORY", _memory),
-    ("ADDRESS", field("address")),
     ("SEEN", field("seen_time")),
+    wide("ADDRESS", field("address")),
+    wide("VERSION", field("agent_version")),
     ("RUNS", _runs),
     ("LACKS", _lacks),
 ]
@@ -59,7 +60,7 @@ command = click.Group("node", help="See and add servers.")
 @make("list", "NodeService.ListNodes", group=command)
 def list_(session: CommandSession) -> None:
     """List every node."""
-    session.show(session.list("NodeService.ListNodes", "nodes"), COLUMNS)
+    session.show(session.rows("NodeService.ListNodes", "nodes"), COLUMNS)
 
 
 @make("get", "NodeService.GetNode", group=command)
@@ -90,7 +91,7 @@ def create_join_token(session: CommandSession, node_id: str, out: Path | None) -
 @make("list-join-tokens", "NodeService.ListJoinTokens", group=command)
 def list_join_tokens(session: CommandSession) -> None:
     """List the join tokens that can still be used."""
-    session.show(session.list("NodeService.ListJoinTokens", "join_tokens"), JOIN_TOKENS)
+    session.show(session.rows("NodeService.ListJoinTokens", "join_tokens"), JOIN_TOKENS)
 
 
 @make("revoke-join-token", "NodeService.RevokeJoinToken", group=command)

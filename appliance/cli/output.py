@@ -1,4 +1,8 @@
-"""Print resources as a table, JSON or YAML: data on stdout, the same way for every noun."""
+"""Print resources as a table, JSON, YAML or names: data on stdout, the same for every noun.
+
+A column is a heading and how to get its cell from a resource as a dictionary. Columns stand by
+importance, the most important first; `wide` marks those that `-o wide` alone shows.
+"""
 
 from __future__ import annotations
 
@@ -8,44 +12,119 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from appliance.cli import moments
+
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
+    from appliance.cli.tables import Table
+
 Value = Any  # JSON of any shape
-Column = tuple[str, Callable[[Value], str]]
+Cell = Callable[[Value], str]
+Column = tuple[str, Cell]
 """Heading, and how to get a cell's text from a resource as a dictionary."""
+PEOPLE = ("table", "wide")
+"""Forms that are for people; the others are for programs."""
+
+
+class Wide(tuple[str, Cell]):
+    """A column that `-o wide` alone shows."""
+
+    __slots__ = ()
+
+
+def wide(heading: str, cell: Cell) -> Column:
+    """A column that `-o wide` alone shows."""
+    return Wide((heading, cell))
 
 
 def plain(message: Message) -> dict[str, Value]:
-    """A resource as a dictionary: snake_case keys, every plain field present."""
+    """A resource as a dictionary in the order of its proto: every plain field is present.
+
+    Keys are in snake_case, whole numbers are numbers, enums have their names.
+    """
+    return _plain(message, words=False)
+
+
+def readable(message: Message) -> dict[str, Value]:
+    """The same with enums as people read them: RUNNING, not STATE_RUNNING."""
+    return _plain(message, words=True)
+
+
+def _plain(message: Message, *, words: bool) -> dict[str, Value]:
     from google.protobuf.json_format import MessageToDict  # noqa: PLC0415 - not for `--help`
+
+    from appliance.cli.values import tidy  # noqa: PLC0415 - as above
 
     found: dict[str, Value] = MessageToDict(
         message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
     )
-    # Set fields come first there; a person expects the order of the resource.
-    order = [each.name for each in message.DESCRIPTOR.fields]
-    return {name: found[name] for name in order if name in found}
+    return tidy(found, message.DESCRIPTOR, words=words)
 
 
-def show(value: Value, form: str, columns: Sequence[Column] | None = None) -> None:
-    """Print one resource or a list of them.
+def show(
+    value: Value,
+    form: str,
+    columns: Sequence[Column] | None = None,
+    *,
+    headings: bool = True,
+) -> None:
+    """Print one resource or several.
 
     Args:
-        value: dictionary or list of dictionaries.
-        form: `table`, `json` or `yaml`.
+        value: dictionary; or a list or an iterator of them, which is printed as it comes.
+        form: `table`, `wide`, `json`, `yaml` or `name`.
         columns: columns of the table; a single resource without columns is printed as lines.
+        headings: whether a table begins with the headings.
     """
+    several = not isinstance(value, dict)
     if form == "json":
-        click.echo(json_text(value, indent=2))
+        for part in _json_of_rows(value) if several else [json_text(value, indent=2)]:
+            click.echo(part)
     elif form == "yaml":
-        click.echo(yaml_text(value), nl=False)
-    elif isinstance(value, list):
-        _table(value, columns or [("NAME", field("name"))])
-    elif columns:
-        _table([value], columns)
+        for part in _yaml_of_rows(value) if several else [yaml_text(value)]:
+            click.echo(part, nl=False)
+    elif form == "name" and (several or name_of(value)):
+        for row in value if several else [value]:
+            click.echo(safe(name_of(row, columns or ())))
+    elif several or columns:
+        rows = value if several else [value]
+        _table(form, columns).print(rows, headings=headings)
     else:
-        _lines(value)
+        from appliance.cli.fields_view import lines  # noqa: PLC0415 - lists do without
+
+        for line in lines(value):
+            click.echo(line)
+
+
+def name_of(row: Value, columns: Sequence[Column] = ()) -> str:
+    """What a row is called: its name or its id, or else its first cell."""
+    found = row.get("name") or row.get("id")
+    return str(found) if found else columns[0][1](row) if columns else ""
+
+
+def _table(form: str, columns: Sequence[Column] | None) -> Table:
+    from appliance.cli.tables import Table  # noqa: PLC0415 - JSON does without
+
+    return Table(columns or [("NAME", field("name"))], wide=form == "wide")
+
+
+def _json_of_rows(rows: Iterable[Value]) -> Iterator[str]:
+    """The lines of an array, of which one element at a time is held."""
+    before = ""
+    for row in rows:
+        yield f"{before}," if before else "["
+        before = "  " + json_text(row, indent=2).replace("\n", "\n  ")
+    yield f"{before}\n]" if before else "[]"
+
+
+def _yaml_of_rows(rows: Iterable[Value]) -> Iterator[str]:
+    empty = True
+    for row in rows:
+        empty = False
+        yield yaml_text([row])
+    if empty:
+        yield "[]\n"
 
 
 def json_text(value: Value, indent: int | None = None) -> str:
@@ -65,71 +144,84 @@ def yaml_text(value: Value) -> str:
     return escaped
 
 
-def field(path: str) -> Callable[[Value], str]:
-    """A cell that shows the field at `path`, such as `progress.step`."""
+def field(path: str) -> Cell:
+    """A cell that shows the field at `path`, such as `progress.step`; of a time how long ago."""
+    is_time = path.endswith("_time")
 
     def cell(row: Value) -> str:
-        for part in path.split("."):
-            row = row.get(part) if isinstance(row, dict) else None
-        return "" if row is None else _text(row)
+        found = at(row, path)
+        if found is None:
+            return ""
+        return moments.ago(found) if is_time else text_of(found)
 
     return cell
 
 
-def state(path: str = "state") -> Callable[[Value], str]:
+def at(row: Value, path: str) -> Value:
+    """What stands at `path` in a resource; None when nothing does."""
+    for part in path.split("."):
+        row = row.get(part) if isinstance(row, dict) else None
+    return row
+
+
+def moment(path: str) -> Cell:
+    """A cell that shows a time to the second."""
+    return lambda row: moments.clock(str(at(row, path) or ""))
+
+
+def size(path: str) -> Cell:
+    """A cell that shows bytes: `1.2 GiB`."""
+    return lambda row: in_bytes(int(at(row, path) or 0))
+
+
+def in_bytes(size: int) -> str:
+    """Bytes for a person: `12 B`, `1.2 GiB`."""
+    left, units = float(size), iter(("B", "KiB", "MiB", "GiB"))
+    for unit in units:
+        if left < 1024:
+            return f"{left:.0f} {unit}" if unit == "B" or left >= 100 else f"{left:.1f} {unit}"
+        left /= 1024
+    return f"{left:.1f} TiB"
+
+
+def state(path: str = "state") -> Cell:
     """A cell that shows an enum without its prefix: STATE_READY is READY."""
     return lambda row: field(path)(row).partition("_")[2] or field(path)(row)
 
 
-def last(path: str = "name") -> Callable[[Value], str]:
+def last(path: str = "name") -> Cell:
     """A cell that shows the last part of a resource name."""
     return lambda row: field(path)(row).rpartition("/")[2]
 
 
-def _text(value: Value) -> str:
+def short(path: str = "name") -> Cell:
+    """A cell that shows resource names as they are typed: `docs/3`."""
+
+    def cell(row: Value) -> str:
+        found = at(row, path)
+        names = found if isinstance(found, list) else [found or ""]
+        return ", ".join(short_name(str(name)) for name in names)
+
+    return cell
+
+
+def short_name(name: str) -> str:
+    """A resource name as it is typed: its ids, without that of its project."""
+    ids = name.split("/")[1::2]
+    return "/".join(ids[1:] if name.startswith("projects/") and len(ids) > 1 else ids) or name
+
+
+def text_of(value: Value) -> str:
+    """A value as people read it."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, list):
-        return ", ".join(_text(each) for each in value)
+        return ", ".join(text_of(each) for each in value)
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {text_of(each)}" for key, each in value.items() if each != "")
     return str(value)
-
-
-def _table(rows: Iterable[Value], columns: Sequence[Column]) -> None:
-    """Columns as wide as their longest cell; control characters never reach the terminal."""
-    cells = [[heading for heading, _ in columns]]
-    cells += [[safe(cell(row)) for _, cell in columns] for row in rows]
-    for line in table_lines(cells):
-        click.echo(line)
-
-
-def table_lines(cells: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Rows of equal length as lines, their columns as wide as the longest cell."""
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for line in cells:
-        yield "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip()
-
-
-def _lines(value: dict[str, Value], indent: str = "") -> None:
-    for key, entry in value.items():
-        if entry in ("", [], {}, None):
-            continue
-        if isinstance(entry, dict):
-            click.echo(f"{indent}{key}:")
-            _lines(entry, indent + "  ")
-        elif isinstance(entry, list) and isinstance(entry[0], dict):
-            click.echo(f"{indent}{key}:")
-            for each in entry:
-                click.echo(f"{indent}  - " + safe(_inline(each)))
-        else:
-            click.echo(f"{indent}{key}: {safe(_text(entry))}")
-
-
-def _inline(value: dict[str, Value]) -> str:
-    return ", ".join(
-        f"{key} {_text(entry)}" for key, entry in value.items() if entry not in ("", [])
-    )
 
 
 def safe(text: str, keep: str = "") -> str:

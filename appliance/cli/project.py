@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 COLUMNS = [
     ("PROJECT", last()),
-    ("DESCRIPTION", field("description")),
     ("DOWNLOADS", lambda row: "allowed" if row["allow_downloads"] else "no"),
     ("CREATED", field("create_time")),
+    ("DESCRIPTION", field("description")),
 ]
 
 command = click.Group("project", help="Manage projects.")
@@ -47,7 +47,7 @@ def get(session: CommandSession, name: str) -> None:
 @make("list", "ProjectService.ListProjects", group=command)
 def list_(session: CommandSession) -> None:
     """List the projects you hold a role in."""
-    session.show(session.list("ProjectService.ListProjects", "projects"), COLUMNS)
+    session.show(session.rows("ProjectService.ListProjects", "projects"), COLUMNS)
 
 
 @make("update", "ProjectService.UpdateProject", group=command)

@@ -29,7 +29,7 @@ command = click.Group("report", help="Read and download what jobs have found.")
 @make("list", "ReportService.ListReports", group=command, project=True)
 def list_(session: CommandSession) -> None:
     """List the reports of a project."""
-    rows = session.list("ReportService.ListReports", "reports", parent=session.parent)
+    rows = session.rows("ReportService.ListReports", "reports", parent=session.parent)
     session.show(rows, COLUMNS)
 
 

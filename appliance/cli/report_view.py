@@ -11,7 +11,9 @@ from typing import Any
 
 import click
 
-from appliance.cli.output import safe, table_lines
+from appliance.cli import moments
+from appliance.cli.output import safe
+from appliance.cli.tables import table_lines
 
 WIDTH = 100
 Value = Any  # JSON of any shape
@@ -31,7 +33,8 @@ def lines_of(report: Value) -> Iterator[str]:
     """The lines of a report, each fit for a terminal."""
     content = report.get("content") or {}
     yield from _heading(content.get("title") or report["title"], "=")
-    made = [report["name"], report["create_time"], f"by {report['job']}" if report["job"] else ""]
+    by = f"by {report['job']}" if report["job"] else ""
+    made = [report["name"], moments.clock(report["create_time"]), by]
     yield safe("  ".join(filter(None, made)))
     for section in content.get("sections", ()):
         yield from _section(section)

@@ -40,7 +40,7 @@ def get(session: CommandSession, name: str) -> None:
 @make("list", "RoleService.ListRoles", group=command)
 def list_(session: CommandSession) -> None:
     """List every role."""
-    session.show(session.list("RoleService.ListRoles", "roles"), COLUMNS)
+    session.show(session.rows("RoleService.ListRoles", "roles"), COLUMNS)
 
 
 @make("permissions", "SystemService.ListPermissions", group=command)

@@ -58,17 +58,17 @@ def get(session: CommandSession, name: str) -> None:
 def list_(session: CommandSession) -> None:
     """List the service accounts of a project."""
     method = "ServiceAccountService.ListServiceAccounts"
-    session.show(session.list(method, "service_accounts", parent=session.parent), COLUMNS)
+    session.show(session.rows(method, "service_accounts", parent=session.parent), COLUMNS)
 
 
 @make("list-tokens", "ServiceAccountService.ListServiceAccounts", group=command, project=True)
 def list_tokens(session: CommandSession) -> None:
     """List the live tokens of a project's applications, and who made them."""
     method = "ServiceAccountService.ListServiceAccounts"
-    accounts = session.list(method, "service_accounts", parent=session.parent)
-    tokens = [
+    accounts = session.each(method, "service_accounts", parent=session.parent)
+    tokens = (
         {"service_account": each["name"], **token} for each in accounts for token in each["tokens"]
-    ]
+    )
     session.show(tokens, TOKENS)
 
 

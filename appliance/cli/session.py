@@ -7,26 +7,32 @@ the command can be repeated with `--request-id`.
 
 from __future__ import annotations
 
+import itertools
 import os
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import click
 
-from appliance.cli import naming, output, prompts
+from appliance.cli import describing, naming, output, prompts
 from appliance.cli.command import Shared
+from appliance.cli.values import paths_of
 from appliance.client.connection import DEADLINE, Connection
 from appliance.client.methods import Method, find
-from appliance.client.pages import all_pages
+from appliance.client.pages import PAGE_SIZE, all_pages
 from appliance.client.profiles import Profile, Profiles
 from appliance.core import names
 from appliance.core.errors import FreshMfaRequired, InvalidInput, Unauthenticated
 from appliance.core.files import read_secret
 from appliance.core.identity import PrincipalKind
 
+if TYPE_CHECKING:
+    from appliance.cli.watching import Watcher
+
+Value = Any  # JSON of any shape
 TOKEN_FILE = "APPLIANCE_TOKEN_FILE"  # noqa: S105 - names a variable
 _VERIFY = "AuthService.VerifyTotp"
 
@@ -40,6 +46,9 @@ class CommandSession:
         self._profile: Profile | None = None
         self._token: str | None = None
         self._connections: list[Connection] = []
+        self._known: Sequence[str] = ()
+        self._watching: Watcher | None = None
+        self.calls = 0
 
     @property
     def profile(self) -> Profile:
@@ -120,26 +129,47 @@ class CommandSession:
         request = self._request(method, fields)
 
         def ask() -> Any:
+            self.calls += 1
             connection = self.connection()
             stub = connection.stub(method.stub)
             return connection.call(getattr(stub, method.short), request, timeout=timeout)
 
         return self._with_fresh_code(ask)
 
-    def list(
-        self, rpc: str, field: str, /, *, limit: int = 0, **fields: Any
-    ) -> list[dict[str, Any]]:
-        """Every resource of a list, as dictionaries; at most `limit` when it is set."""
+    def each(self, rpc: str, field: str, /, *, limit: int = 0, **fields: Any) -> Iterator[Value]:
+        """The resources of a list as dictionaries, page by page as they are taken.
+
+        Args:
+            rpc: a List method.
+            field: in which its response has them.
+            limit: how many at most; 0 for all.
+            fields: of the request.
+        """
         method = self._method(rpc)
         connection = self.connection()
-        stub = connection.stub(method.stub)
-        request = method.filled(**fields)
-        found: list[dict[str, Any]] = []
-        for each in all_pages(connection, getattr(stub, method.short), request, field):
-            found.append(output.plain(each))
-            if len(found) == limit:
-                break
-        return found
+        stub = getattr(connection.stub(method.stub), method.short)
+
+        def ask(request: Any, **how: Any) -> Any:
+            self.calls += 1
+            return stub(request, **how)
+
+        found = all_pages(connection, ask, method.filled(**fields), field)
+        return map(output.plain, itertools.islice(found, limit or None))
+
+    def rows(self, rpc: str, field: str, /, *, limit: int = 0, **fields: Any) -> Iterator[Value]:
+        """The same, to be shown as they are: pages are no larger than `--limit`.
+
+        Their fields are those that `--filter` and `--sort` may name.
+        """
+        self._known = _paths_of(self._method(rpc), field)
+        most = self.shared.listing.pages_of or limit
+        if most:
+            fields = {"page_size": min(most, PAGE_SIZE), **fields}
+        return self.each(rpc, field, limit=limit, **fields)
+
+    def list(self, rpc: str, field: str, /, *, limit: int = 0, **fields: Any) -> list[Value]:
+        """The resources of a list as dictionaries, all at once."""
+        return list(self.each(rpc, field, limit=limit, **fields))
 
     def stream(
         self, rpc: str, /, *, at: str = "", timeout: float | None = None, **fields: Any
@@ -153,9 +183,42 @@ class CommandSession:
         )
 
     def show(self, value: Any, columns: Sequence[output.Column] | None = None) -> None:
-        """Print a message, a dictionary or a list as the command was asked to."""
-        shown = value if isinstance(value, list | dict) else output.plain(value)
-        output.show(shown, self.shared.output, columns)
+        """Print a message, a dictionary or rows as the command was asked to.
+
+        Of rows only those that are wanted. A single resource of a `describe` is printed with what
+        is related to it.
+        """
+        if not isinstance(value, list | dict | Iterator):
+            in_words = columns is None and self.form in output.PEOPLE
+            value = output.readable(value) if in_words else output.plain(value)
+        if isinstance(value, dict):
+            if self.shared.sections is not None:
+                describing.show(self, value, self.shared.sections)
+            else:
+                self.print(value, columns)
+            return
+        rows = self.shared.listing.chosen(value, self._known)
+        if self.shared.listing.watch:
+            self._watcher().show(rows, columns)
+        else:
+            self.print(rows, columns)
+
+    def print(self, value: Any, columns: Sequence[output.Column] | None = None) -> None:
+        """Print a dictionary or rows as they are."""
+        headings = not self.shared.listing.no_headers
+        output.show(value, self.form, columns, headings=headings)
+
+    @property
+    def form(self) -> str:
+        """How to print, as it was asked for: `wide` is a form of its own here."""
+        return "wide" if self.shared.wide else self.shared.output
+
+    def _watcher(self) -> Watcher:
+        if self._watching is None:
+            from appliance.cli.watching import Watcher  # noqa: PLC0415 - few commands watch
+
+            self._watching = Watcher(self.form, headings=not self.shared.listing.no_headers)
+        return self._watching
 
     def close(self) -> None:
         """Close every connection."""
@@ -220,3 +283,10 @@ class CommandSession:
         answer = connection.call(connection.stub(method.stub).VerifyTotp, request)
         self.profiles.keep_token(self.profile, answer.token)
         self.use_token(answer.token)
+
+
+def _paths_of(method: Method, field: str) -> Sequence[str]:
+    """The fields of what a List method returns, as `--filter` names them."""
+    service, _, short = method.name.partition(".")
+    called = method.request.DESCRIPTOR.file.services_by_name[service].methods_by_name[short]
+    return paths_of(called.output_type.fields_by_name[field].message_type)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from appliance.cli.command import command as make
-from appliance.cli.output import field, last
+from appliance.cli.output import field, last, short
 
 if TYPE_CHECKING:
     from appliance.cli.session import CommandSession
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 COLUMNS = [
     ("TOKENIZER", last()),
     ("VOCABULARY", field("vocabulary_size")),
-    ("MADE BY", field("job")),
+    ("MADE BY", short("job")),
     ("CREATED", field("create_time")),
 ]
 
@@ -33,5 +33,5 @@ def get(session: CommandSession, name: str) -> None:
 @make("list", "TokenizerService.ListTokenizers", group=command, project=True)
 def list_(session: CommandSession) -> None:
     """List the tokenizers of a project."""
-    rows = session.list("TokenizerService.ListTokenizers", "tokenizers", parent=session.parent)
+    rows = session.rows("TokenizerService.ListTokenizers", "tokenizers", parent=session.parent)
     session.show(rows, COLUMNS)

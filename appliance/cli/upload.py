@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING
 import click
 
 from appliance.cli.command import command as make
-from appliance.cli.output import field, last, state
+from appliance.cli.output import field, last, short, size, state
 
 if TYPE_CHECKING:
     from appliance.cli.session import CommandSession
 
 COLUMNS = [
     ("UPLOAD", last()),
-    ("OF", field("artifact")),
+    ("OF", short("artifact")),
     ("STATE", state("state")),
     ("PARTS", field("parts")),
-    ("BYTES", field("size_bytes")),
+    ("SIZE", size("size_bytes")),
     ("CREATED", field("create_time")),
     ("KEPT UNTIL", field("expire_time")),
 ]
@@ -28,7 +28,7 @@ command = click.Group("upload", help="See your uploads; abort those that are ope
 @make("list", "UploadService.ListUploads", group=command, project=True)
 def list_(session: CommandSession) -> None:
     """List your uploads in a project, newest first."""
-    rows = session.list("UploadService.ListUploads", "uploads", parent=session.parent)
+    rows = session.rows("UploadService.ListUploads", "uploads", parent=session.parent)
     session.show(rows, COLUMNS)
 
 

@@ -8,7 +8,7 @@ import click
 
 from appliance.cli import prompts
 from appliance.cli.command import command as make
-from appliance.cli.output import field, last
+from appliance.cli.output import field, last, wide
 from appliance.cli.prompts import agree
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ COLUMNS = [
     ("USER", last()),
     ("LOCKED", field("locked")),
     ("AUTHENTICATOR", field("totp_enrolled")),
-    ("MUST CHANGE PASSWORD", field("must_change_password")),
+    wide("MUST CHANGE PASSWORD", field("must_change_password")),
     ("CREATED", field("create_time")),
 ]
 
@@ -45,7 +45,7 @@ def get(session: CommandSession, name: str) -> None:
 @make("list", "UserService.ListUsers", group=command)
 def list_(session: CommandSession) -> None:
     """List every user."""
-    session.show(session.list("UserService.ListUsers", "users"), COLUMNS)
+    session.show(session.rows("UserService.ListUsers", "users"), COLUMNS)
 
 
 @make("lock", "UserService.LockUser", group=command)

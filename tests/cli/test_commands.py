@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import stat
 import threading
 from pathlib import Path
@@ -69,8 +70,8 @@ def test_a_resource_as_table_json_and_yaml(command: Run, logged_in: FakeApi) -> 
         name="projects/p", description="d"
     )
     create = ("project", "create", "p", "--description", "d")
-    headings = ["PROJECT", "DESCRIPTION", "DOWNLOADS", "CREATED"]
-    assert command(*create).out.split() == [*headings, "p", "d", "no"]
+    headings = ["PROJECT", "DOWNLOADS", "CREATED", "DESCRIPTION"]
+    assert command(*create).out.split() == [*headings, "p", "no", "d"]
     expected = {"name": "projects/p", "description": "d", "allow_downloads": False, "etag": ""}
     assert json.loads(command(*create, "-o", "json").out) == expected
     assert yaml.safe_load(command(*create, "-o", "yaml").out) == expected
@@ -462,9 +463,9 @@ def test_checkpoints_are_listed_shown_and_deleted(command: Run, logged_in: FakeA
     logged_in.answers["CheckpointService.GetCheckpoint"] = made
     logged_in.answers["CheckpointService.DeleteCheckpoint"] = made
     shown = command("checkpoint", "list", "one")
-    assert [line.split()[:5] for line in shown.out.splitlines()] == [
-        ["CHECKPOINT", "STATE", "STEP", "EPOCH", "BYTES"],
-        ["e2-step-50", "COMPLETE", "50", "2", "7"],
+    assert [re.split(" {2,}", line)[:5] for line in shown.out.splitlines()] == [
+        ["CHECKPOINT", "STATE", "STEP", "EPOCH", "SIZE"],
+        ["e2-step-50", "COMPLETE", "50", "2", "7 B"],
     ]
     for text in ("one/e2-step-50", "one/checkpoints/e2-step-50", name):
         assert command("checkpoint", "get", text).code == 0
@@ -519,8 +520,10 @@ def test_nodes_say_what_they_run_and_what_they_lack(command: Run, logged_in: Fak
     ]
     logged_in.answers["NodeService.GetNode"] = nodes[1]
     shown = command("node", "get", "n1").out
-    assert "  - kind prepare, available yes\n" in shown
-    assert f"  - kind train, reason {reason}, available no\n" in shown
+    lines = [re.split(" {2,}", line.strip()) for line in shown.splitlines()]
+    at = lines.index(["Capabilities:"])
+    assert lines[at + 1 : at + 3] == [["KIND", "AVAILABLE", "REASON"], ["prepare", "yes"]]
+    assert lines[at + 3] == ["train", "no", reason]
 
 
 def test_a_job_is_resumed_on_another_mesh_and_followed(command: Run, logged_in: FakeApi) -> None:

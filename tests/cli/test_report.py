@@ -60,7 +60,7 @@ def test_a_report_is_read_in_a_terminal(command: Run, logged_in: FakeApi) -> Non
     assert done.out.splitlines() == [
         "Perplexity",
         "==========",
-        f"{NAME}  2026-11-28T10:00:00Z  by projects/demo/jobs/e1",
+        f"{NAME}  2026-11-28 10:00:00 UTC  by projects/demo/jobs/e1",
         "",
         "Result",
         "------",

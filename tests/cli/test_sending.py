@@ -311,7 +311,8 @@ def test_a_dry_run_says_what_would_be_sent_and_what_works_and_calls_nobody(
     assert said["size_bytes"] == sum(map(len, files.values()))
     assert "serve text" in said["works"]
     assert "prune" in {each["what"] for each in said["does_not_work"]}
-    assert "family: Llama" in command("model", "import", "m", str(folder), "--dry-run").out
+    shown = command("model", "import", "m", str(folder), "--dry-run").out
+    assert "Family:         Llama\n" in shown
     assert logged_in.calls == []
 
 

@@ -15,6 +15,7 @@ from tests.fakes.command_line import Run
 
 SURFACE = Path(__file__).with_name("surface.txt")
 SHARED = {"-o", "--output", "--context", "--code-file", "--show-permission"}
+LISTS = {"--filter", "--sort", "--limit", "--watch", "--no-headers"}
 
 
 def commands(
@@ -38,9 +39,12 @@ def line(path: str, command: click.Command) -> str:
         if isinstance(param, click.Argument)
     ]
     flags = {flag for option in options for flag in option.opts}
+    kind = "calls"
+    if flags >= LISTS:
+        kind, flags = "lists", flags - LISTS
     if isinstance(command, ServerCommand):
         assert flags >= SHARED
-        return " ".join([path, *words, *sorted(flags - SHARED), "(calls)"])
+        return " ".join([path, *words, *sorted(flags - SHARED), f"({kind})"])
     return " ".join([path, *words, *sorted(flags)])
 
 

@@ -1,0 +1,106 @@
+"""Rows as a table: as wide as its cells for a program, never wider than the terminal for a person.
+
+Rules kept here: what is written to a file or a pipe is not cut; on a terminal the longest cells are
+shortened first, then the last columns go, and `-o wide` shows all; control characters never reach
+the terminal; a long list is printed page by page.
+"""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+
+import click
+
+from appliance.cli.output import Column, Value, Wide, safe
+
+GAP = 2
+LEAST = 10
+"""Characters that a shortened cell keeps at least."""
+CHUNK = 200
+"""Rows whose cells decide how wide columns are; the next ones make them wider only."""
+MORE = "\N{HORIZONTAL ELLIPSIS}"
+
+
+class Table:
+    """Rows of one noun in columns."""
+
+    def __init__(self, columns: Sequence[Column], *, wide: bool) -> None:
+        self._columns = [each for each in columns if wide or not isinstance(each, Wide)]
+        self._width = None if wide or not on_terminal() else terminal_width()
+
+    def print(self, rows: Iterable[Value], *, headings: bool) -> None:
+        """Print rows as they come."""
+        for line in self.lines(rows, headings=headings):
+            click.echo(line)
+
+    def lines(self, rows: Iterable[Value], *, headings: bool = True) -> Iterator[str]:
+        """The lines of a table."""
+        source, widths = iter(rows), [0] * len(self._columns)
+        chunk: list[list[str]] = []
+        if headings:
+            chunk = [[heading for heading, _ in self._columns]]
+        while True:
+            chunk += [
+                [safe(cell(row)) for _, cell in self._columns]
+                for row in itertools.islice(source, CHUNK)
+            ]
+            if not chunk:
+                return
+            longest = (max(map(len, column)) for column in zip(*chunk, strict=True))
+            widths = [max(pair) for pair in zip(widths, longest, strict=True)]
+            shown = widths if self._width is None else fitted(widths, self._width, self._least())
+            yield from _lines(chunk, shown)
+            chunk = []
+
+    def _least(self) -> list[int]:
+        """What is left of each column at least; the first one, the name, is whole."""
+        return [max(LEAST, len(heading)) for heading, _ in self._columns]
+
+
+def on_terminal() -> bool:
+    """Whether a person sees what is printed."""
+    return sys.stdout is not None and sys.stdout.isatty()
+
+
+def terminal_width() -> int:
+    """Columns of the terminal; 80 where it does not say."""
+    return shutil.get_terminal_size((80, 24)).columns
+
+
+def fitted(widths: Sequence[int], room: int, least: Sequence[int]) -> list[int]:
+    """The widths that columns get so that a line is no longer than `room`.
+
+    The widest is shortened first, but not the first one, nor below `least`; when that is not
+    enough the last columns go, as a width of 0.
+    """
+    found = list(widths)
+    while len(found) > 1 and (over := sum(found) + GAP * (len(found) - 1) - room) > 0:
+        spare = [width - low for width, low in zip(found, least, strict=False)]
+        spare[0] = 0
+        chosen = max(range(1, len(found)), key=lambda at: (spare[at] > 0, found[at]))
+        if spare[chosen] <= 0:
+            found.pop()
+            continue
+        rival = max((found[at] for at in range(1, len(found)) if at != chosen), default=0)
+        step = max(1, min(over, spare[chosen], found[chosen] - rival))
+        found[chosen] -= step
+    return found + [0] * (len(widths) - len(found))
+
+
+def table_lines(cells: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Rows of equal length as lines, their columns as wide as the longest cell."""
+    return _lines(cells, [max(map(len, column)) for column in zip(*cells, strict=True)])
+
+
+def _lines(cells: Sequence[Sequence[str]], widths: Sequence[int]) -> Iterator[str]:
+    for line in cells:
+        shown = (cut(c, w).ljust(w) for c, w in zip(line, widths, strict=True) if w)
+        yield (" " * GAP).join(shown).rstrip()
+
+
+def cut(text: str, width: int) -> str:
+    """A text that is no longer than `width`; what is cut says so."""
+    return text if len(text) <= width else text[: width - 1] + MORE
