@@ -251,7 +251,7 @@ class AuditParts:
         if first is None:
             raise FailedPrecondition(
                 "without a checkpoint nothing is proved: add --checkpoint with a file of "
-                "`appliance audit checkpoint --out`"
+                "`appliance audit checkpoint --out FILE`"
             )
         # The note's first line names the log; the signature over it is checked with the key.
         origin = first.partition(b"\n")[0].decode(errors="replace")

@@ -15,6 +15,7 @@ from appliance.core.errors import NotFound
 if TYPE_CHECKING:
     from appliance.cli.session import CommandSession
 
+LIST = "BindingService.ListBindings"
 PLATFORM, EVERYWHERE = "platform", "projects/-"
 WHERE = {PLATFORM: "the platform", EVERYWHERE: "all projects"}
 
@@ -99,12 +100,12 @@ def _of_project(session: CommandSession, principal: str) -> str:
     return session.name("serviceAccount", account)
 
 
-@make("list", "BindingService.ListBindings", group=command, project=True)
+@make("list", LIST, group=command, project=True)
 @scoped
 def list_(session: CommandSession, *, everywhere: bool, platform: bool) -> None:
     """List the bindings of a project, of the platform, or of all projects and each of them."""
     where = scope(session, everywhere=everywhere, platform=platform)
-    session.show(session.rows("BindingService.ListBindings", "bindings", scope=where), COLUMNS)
+    session.show(session.rows(LIST, "bindings", scope=where), COLUMNS)
 
 
 @make("delete", "BindingService.DeleteBinding", group=command)

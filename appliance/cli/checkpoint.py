@@ -22,15 +22,17 @@ COLUMNS = [
     ("WHY", field("state_reason")),
 ]
 
+LIST = "CheckpointService.ListCheckpoints"
+
 command = click.Group("checkpoint", help="See and delete the checkpoints of jobs.")
 
 
-@make("list", "CheckpointService.ListCheckpoints", group=command, project=True)
+@make("list", LIST, group=command, project=True)
 @click.argument("job", metavar="JOB")
 def list_(session: CommandSession, job: str) -> None:
     """List the checkpoints of a job, newest first."""
     parent = session.name("job", job)
-    rows = session.rows("CheckpointService.ListCheckpoints", "checkpoints", parent=parent)
+    rows = session.rows(LIST, "checkpoints", parent=parent)
     session.show(rows, COLUMNS)
 
 

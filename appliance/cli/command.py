@@ -15,6 +15,7 @@ import click
 
 from appliance.cli import completing, listing
 from appliance.cli.listing import Listing
+from appliance.core.errors import NotFound
 
 if TYPE_CHECKING:
     from appliance.cli.describing import Section
@@ -173,12 +174,18 @@ def _made(
 
 
 def _run(session: CommandSession, function: Callable[[], None]) -> None:
-    if session.shared.listing.watch:
-        from appliance.cli import watching  # noqa: PLC0415 - few commands watch
+    try:
+        if session.shared.listing.watch:
+            from appliance.cli import watching  # noqa: PLC0415 - few commands watch
 
-        watching.repeat(session, function)
-    else:
-        function()
+            watching.repeat(session, function)
+        else:
+            function()
+    except NotFound as error:
+        from appliance.cli.suggesting import add_hint  # noqa: PLC0415 - for mistakes alone
+
+        add_hint(session, error)
+        raise
 
 
 def output_option() -> click.Option:

@@ -10,12 +10,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
 from click.shell_completion import CompletionItem
 
+from appliance.core.names import ACCOUNT_MARK, PATTERNS, Name
+
 if TYPE_CHECKING:
+    from appliance.cli.command import Shared
     from appliance.cli.session import CommandSession
 
 SECONDS = 1.0
@@ -66,6 +70,8 @@ METAVARS = {
     "GATEWAY": "gateway",
 }
 """Metavar -> kind of resource."""
+_OF_CONTEXT = ("use", "show", "remove")
+"""Commands of `context`, whose argument is one."""
 _PATHS = ("FILE", "FOLDER", "PATH", "PATH...")
 
 
@@ -100,7 +106,7 @@ def complete_parameters(command: click.Command) -> None:
             param.type = Completed(_names(METAVARS[param.metavar]))
         elif param.metavar in _PATHS:
             param.type = Completed(lambda _, incomplete: [CompletionItem(incomplete, type="file")])
-        elif param.metavar == "NAME" and "--context" in param.opts:
+        elif param.metavar == "NAME" and ("--context" in param.opts or command.name in _OF_CONTEXT):
             param.type = CONTEXT
 
 
@@ -134,43 +140,77 @@ def names(given: dict[str, Any], kind: str, incomplete: str) -> list[str]:
     if incomplete.startswith(("projects/", "serviceAccounts/", "users/", "nodes/", "gateways/")):
         return []
     from appliance.cli.command import Shared  # noqa: PLC0415 - it uses this module
-    from appliance.cli.session import CommandSession  # noqa: PLC0415 - imports gRPC
 
-    shared = Shared(
-        context=given.get("context") or "",
-        project=given.get("project") or "",
-        methods=tuple(rpc for rpc, _ in LISTS.values()),
-    )
-    with CommandSession(shared) as session:
+    shared = Shared(context=given.get("context") or "", project=given.get("project") or "")
+    with lister(shared) as session:
         if not session.token:
             return []
         if kind not in PARENTS:
-            return _starting(list_names(session, kind), incomplete)
+            return _starting(list_names(session, kind, _parent(session, kind)), incomplete)
+        outer = PARENTS[kind]
         above, slash, _ = incomplete.partition("/")
-        parents = [above] if slash else _starting(list_names(session, PARENTS[kind]), above)
-        if len(parents) != 1:
-            return [f"{each}/" for each in parents]
-        return _starting(list_names(session, kind, parents[0]), incomplete)
+        found = [above]
+        if not slash:
+            found = _starting(list_names(session, outer, session.parent), above)
+        if len(found) != 1:
+            return [f"{each}/" for each in found]
+        return _starting(list_names(session, kind, session.name(outer, found[0])), incomplete)
 
 
-def list_names(session: CommandSession, kind: str, parent: str = "") -> list[str]:
-    """The short names of a kind that the caller may see, `MOST` at most.
+def _parent(session: CommandSession, kind: str) -> str:
+    """The project of a kind that is in one."""
+    inside = kind == "serviceAccount" or PATTERNS[kind].startswith("projects/{project}/")
+    return session.parent if inside else ""
+
+
+def lister(shared: Shared) -> CommandSession:
+    """A session of the same context that may list, and nothing else."""
+    from appliance.cli.session import CommandSession  # noqa: PLC0415 - imports gRPC
+
+    return CommandSession(replace(shared, methods=tuple(rpc for rpc, _ in LISTS.values())))
+
+
+def list_names(session: CommandSession, kind: str, parent: str) -> list[str]:
+    """The short names of a kind that the caller may see, `MOST` at most; none of other kinds.
 
     Args:
-        session: may call the list.
-        kind: of `LISTS`.
-        parent: the short name of the resource above, for kinds of `PARENTS`.
-    """
-    from appliance.cli.output import short_name  # noqa: PLC0415 - completion of options does without
+        session: a `lister`.
+        kind: a key of `names.PATTERNS`.
+        parent: name of what they are in; empty for those of the whole appliance.
 
+    Raises:
+        ApplianceError: they cannot be listed now.
+    """
+    from appliance.cli.output import short_name  # noqa: PLC0415 - options do without
+
+    if kind not in LISTS:
+        return []
     rpc, field = LISTS[kind]
-    above: dict[str, str] = {}
-    if kind in PARENTS:
-        above = {"parent": session.name(PARENTS[kind], parent)}
-    elif kind not in ("user", "role", "node", "gateway", "project"):
-        above = {"parent": session.parent}
+    above = {"parent": parent} if parent else {}
     answer = session.call(rpc, timeout=SECONDS, page_size=MOST, **above)
     return [short_name(each.name) for each in getattr(answer, field)]
+
+
+def parent_of(name: Name) -> str:
+    """In what a resource is listed: its parent, or the project of a service account."""
+    if name.kind == "serviceAccount":
+        project = name.id.partition(ACCOUNT_MARK)[0]
+        return f"projects/{project}"
+    return str(name.parent or "")
+
+
+def list_command(name: Name) -> str:
+    """What to type to see what there is instead of a name; nothing for kinds without a list."""
+    if name.kind not in LISTS:
+        return ""
+    outer = PARENTS.get(name.kind)
+    verb = "versions" if name.kind.endswith("Version") else "list"
+    noun = name.kind if verb == "list" else outer or ""
+    words = ["appliance", "service-account" if noun == "serviceAccount" else noun, verb]
+    words += [name.ids[1]] if outer else []
+    project = parent_of(name).split("/")[1:2] if parent_of(name).startswith("projects/") else []
+    words += ["--project", *project] if project else []
+    return f"`{' '.join(words)}` shows what there is"
 
 
 def _starting(found: list[str], incomplete: str) -> list[str]:

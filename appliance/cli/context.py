@@ -12,6 +12,7 @@ import click
 
 from appliance.cli import output
 from appliance.cli.command import output_option
+from appliance.cli.completing import complete_parameters
 from appliance.client.profiles import Profile, Profiles
 from appliance.core.addresses import is_host, split_address
 from appliance.core.errors import InvalidInput
@@ -39,6 +40,8 @@ def _local(name: str) -> Callable[[Callable[..., Any]], click.Command]:
 
         made = click.command(name)(run)
         made.params.append(output_option())
+        if name != "add":
+            complete_parameters(made)
         command.add_command(made)
         return made
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from appliance.cli import downloading, sending
 from appliance.cli.command import command as make
+from appliance.cli.describing import Rows, section
 from appliance.cli.output import field, last, plain, short, short_name, size, state
 from appliance.cli.progress import bytes_bar
 
@@ -131,6 +132,15 @@ def get(session: CommandSession, name: str) -> None:
     full = session.either(name, "dataset", "datasetVersion")
     method = "GetDatasetVersion" if full.kind == "datasetVersion" else "GetDataset"
     session.show(session.call(f"DatasetService.{method}", name=str(full)))
+
+
+@section(command, "Versions", "DatasetService.ListDatasetVersions")
+def versions_of(session: CommandSession, found: dict[str, Any]) -> Rows:
+    """The versions of a dataset; one version has none."""
+    if "/versions/" in found["name"]:
+        return [], VERSIONS
+    rpc = "DatasetService.ListDatasetVersions"
+    return session.each(rpc, "versions", parent=found["name"]), VERSIONS
 
 
 @make("list", "DatasetService.ListDatasets", group=command, project=True)

@@ -10,12 +10,14 @@ import click
 from appliance.cli.command import command as make
 from appliance.cli.fields import Field, message_of, options
 from appliance.cli.following import changes, wait_options
+from appliance.cli.live import Waiting
 from appliance.cli.output import field, json_text, last, plain, short, state, wide
 from appliance.core.errors import FailedPrecondition, NotFound
 
 if TYPE_CHECKING:
     from appliance.cli.session import CommandSession
 
+LIST = "EndpointService.ListEndpoints"
 READY, STOPPING, FAILED = "STATE_READY", "STATE_STOPPING", "STATE_FAILED"
 
 
@@ -90,10 +92,10 @@ def get(session: CommandSession, name: str) -> None:
     session.show(session.call("EndpointService.GetEndpoint", name=session.name("endpoint", name)))
 
 
-@make("list", "EndpointService.ListEndpoints", group=command, project=True)
+@make("list", LIST, group=command, project=True)
 def list_(session: CommandSession) -> None:
     """List the endpoints of a project."""
-    rows = session.rows("EndpointService.ListEndpoints", "endpoints", parent=session.parent)
+    rows = session.rows(LIST, "endpoints", parent=session.parent)
     session.show(rows, COLUMNS)
 
 
@@ -120,20 +122,18 @@ def delete(session: CommandSession, name: str, *, wait: bool, timeout: float | N
     full = session.name("endpoint", name)
     session.call("EndpointService.DeleteEndpoint", name=full)
     if wait:
-        for row in _follow(session, full, timeout):
-            click.echo(_line(row), err=True)
+        with Waiting() as waiting:
+            for row in _follow(session, full, timeout):
+                waiting.tell(_line(row))
     session.show({"name": full, "deleted": wait})
 
 
 def _until_ready(session: CommandSession, name: str, timeout: float | None) -> dict[str, Any]:
-    row: dict[str, Any] = {}
-    said = ""
-    for row in _follow(session, name, timeout):
-        if (line := _line(row)) != said:
-            click.echo(line, err=True)
-            said = line
-        if row["state"] in (READY, STOPPING, FAILED):
-            return row
+    with Waiting() as waiting:
+        for row in _follow(session, name, timeout):
+            waiting.tell(_line(row))
+            if row["state"] in (READY, STOPPING, FAILED):
+                return row
     raise NotFound(f"{name} was deleted while it was waited for")
 
 

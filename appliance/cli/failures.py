@@ -14,6 +14,7 @@ import click
 
 from appliance.cli.output import safe
 from appliance.cli.prompts import Declined, WrongCode
+from appliance.cli.suggesting import of_choice
 from appliance.client.ending import WaitTimedOut
 from appliance.core import errors
 from appliance.core.waiting import in_seconds
@@ -48,6 +49,8 @@ def explain(error: Exception) -> int:
         return error.exit_code
     if isinstance(error, click.ClickException):
         error.show()
+        if meant := of_choice(error):
+            _say(f"hint: {meant}")
         return error.exit_code
     if isinstance(error, errors.ApplianceError) and not isinstance(error, WaitTimedOut):
         return _explain_ours(error)

@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from appliance.cli import job_logs
+from appliance.cli import checkpoint, job_logs
 from appliance.cli.command import command as make
+from appliance.cli.describing import Rows, section
 from appliance.cli.fields import FieldOption, numbers_of
 from appliance.cli.following import Duration, changes, timeout_option, wait_options
 from appliance.cli.job_follow import check_ended_well, follow, hint_of
-from appliance.cli.job_view import COLUMNS, JobLines, view
+from appliance.cli.job_view import COLUMNS, tell, view
+from appliance.cli.live import Waiting
 from appliance.cli.output import field, plain
+from appliance.cli.suggesting import LazyGroup
 from appliance.kinds import KINDS
 
 if TYPE_CHECKING:
@@ -27,7 +30,7 @@ _PAUSED = ("STATE_PAUSED", "STATE_REGISTERING")
 """What a job that was to pause ends up in when all is well; or it was done before."""
 
 
-class JobGroup(click.Group):
+class JobGroup(LazyGroup):
     """Lists the kinds of jobs without loading them: that takes protobuf."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -61,6 +64,12 @@ def get(session: CommandSession, name: str) -> None:
     session.show(job)
     if job.has_logs:
         click.echo(f"hint: {hint_of(session, job.name)}", err=True)
+
+
+@section(command, "Checkpoints", checkpoint.LIST)
+def checkpoints(session: CommandSession, job: dict[str, Any]) -> Rows:
+    """What a job has saved."""
+    return session.each(checkpoint.LIST, "checkpoints", parent=job["name"]), checkpoint.COLUMNS
 
 
 @make("list", "JobService.ListJobs", group=command, project=True)
@@ -130,12 +139,12 @@ def pause(
     made = session.call("JobService.PauseJob", name=session.name("job", name), **more)
     job = plain(made)
     if wait and job["state"] == PAUSING:
-        lines = JobLines(err=True)
-        for each in changes(session, WATCH, made.name, timeout):
-            job = plain(each)
-            lines(job)
-            if job["state"] != PAUSING:
-                break
+        with Waiting() as waiting:
+            for each in changes(session, WATCH, made.name, timeout):
+                job = plain(each)
+                tell(waiting, job)
+                if job["state"] != PAUSING:
+                    break
     session.show(job, COLUMNS)
     if wait and job["state"] not in _PAUSED:
         check_ended_well(session, job)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import click
+
 from appliance.cli.following import changes
-from appliance.cli.job_view import COLUMNS, JobLines, ended_well
+from appliance.cli.job_view import COLUMNS, ended_well, results_of, tell
+from appliance.cli.live import Waiting
 from appliance.cli.output import plain, safe
 from appliance.client.ending import JobFailed
 
@@ -19,12 +22,14 @@ def follow(session: CommandSession, made: Any, *, wait: bool, timeout: float | N
     """Show a job; with `wait` at its end, and the way there on stderr."""
     final = plain(made)
     if wait:
-        lines = JobLines(err=True)
-        for each in changes(session, WATCH, made.name, timeout):
-            final = plain(each)
-            lines(final)
+        with Waiting() as waiting:
+            for each in changes(session, WATCH, made.name, timeout):
+                final = plain(each)
+                tell(waiting, final)
     session.show(final, COLUMNS)
     if wait:
+        if session.shared.output == "table" and (found := results_of(final)):
+            click.echo(safe(found))
         check_ended_well(session, final)
 
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from appliance.cli.output import field, json_text, last, safe, short, state, wide, yaml_text
 from appliance.kinds import KINDS, kind_of
 
+if TYPE_CHECKING:
+    from appliance.cli.live import Waiting
+
 Job = dict[str, Any]
+ENDED = frozenset({"STATE_SUCCEEDED", "STATE_FAILED", "STATE_CANCELLED"})
 
 
 def kind_name(job: Job) -> str:
@@ -24,6 +28,9 @@ def step_of(job: Job) -> str:
     """`12/100`, or what is known of it."""
     progress = job.get("progress") or {}
     step, total = int(progress.get("step", 0)), int(progress.get("total", 0))
+    if ended_well(job) and step < total:
+        # Its last report may have been lost; that it is done is certain.
+        return ""
     return f"{step}/{total}" if total else str(step or "")
 
 
@@ -59,14 +66,34 @@ def line(job: Job) -> str:
     parts = [f"{last()(job)}  {state()(job):9}"]
     if step := step_of(job):
         parts.append(f"step {step}")
-    parts += [
-        text for text in (metrics_of(job), (job.get("progress") or {}).get("message")) if text
-    ]
+    doing = "" if job.get("state") in ENDED else (job.get("progress") or {}).get("message")
+    parts += [text for text in (metrics_of(job), doing) if text]
     if job.get("restarts"):
         parts.append(f"restarts {job['restarts']}")
     if job.get("state_reason"):
         parts.append(job["state_reason"])
     return safe("  ".join(parts))
+
+
+def tell(waiting: Waiting, job: Job) -> None:
+    """Say how far a job is that is waited for."""
+    progress = job.get("progress") or {}
+    doing = "" if job.get("state") in ENDED else progress.get("message", "")
+    change = [last()(job), state()(job), doing, job.get("state_reason", "")]
+    if job.get("restarts"):
+        change.append(f"restarts {job['restarts']}")
+    waiting.tell(
+        "  ".join(filter(None, change)),
+        done=progress.get("step", 0),
+        total=progress.get("total", 0),
+        more=metrics_of(job),
+    )
+
+
+def results_of(job: Job) -> str:
+    """What a job has found: `perplexity 12.3, tokens 4096`."""
+    found = (job.get("result") or {}).get("values") or {}
+    return ", ".join(f"{key.replace('_', ' ')} {value:.6g}" for key, value in found.items())
 
 
 class JobLines:
@@ -109,7 +136,7 @@ def _live() -> Iterator[Callable[[Job], None]]:
             "job": job["name"],
             "state": state()(job),
             "step": step_of(job),
-            "doing": (job.get("progress") or {}).get("message", ""),
+            "doing": "" if job["state"] in ENDED else field("progress.message")(job),
             "measured": metrics_of(job),
             "nodes": field("nodes")(job),
             "restarts": field("restarts")(job),

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import click
 
+from appliance.cli.suggesting import LazyGroup
 from appliance.core.process import leave_no_core
 
 NOUNS = {
@@ -44,6 +45,7 @@ NOUNS = {
     "up": "Start an appliance on this machine.",
     "upload": "See your uploads; abort those that are open.",
     "user": "Manage people.",
+    "version": "Say which version this command is, and the server.",
     "whoami": "Say who you are and what you may do.",
 }
 """Every command with its line in `--help`; its module is `appliance.cli.NOUN`."""
@@ -51,7 +53,7 @@ _MODULES = {"session": "sessions"}
 """Nouns whose module has another name: `appliance.cli.session` is what every command runs in."""
 
 
-class Nouns(click.Group):
+class Nouns(LazyGroup):
     """Finds a command in the module of its name."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature

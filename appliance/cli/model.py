@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from appliance.cli import downloading, model_plan, sending
 from appliance.cli.command import command as make
+from appliance.cli.describing import Rows, section
 from appliance.cli.output import field, last, safe, short, short_name, size, wide
 from appliance.cli.progress import bytes_bar
 
@@ -120,6 +121,15 @@ def get(session: CommandSession, name: str) -> None:
     full = session.either(name, "model", "modelVersion")
     method = "GetModelVersion" if full.kind == "modelVersion" else "GetModel"
     session.show(session.call(f"ModelService.{method}", name=str(full)))
+
+
+@section(command, "Versions", "ModelService.ListModelVersions")
+def versions_of(session: CommandSession, found: dict[str, Any]) -> Rows:
+    """The versions of a model; one version has none."""
+    if "/versions/" in found["name"]:
+        return [], VERSIONS
+    rpc = "ModelService.ListModelVersions"
+    return session.each(rpc, "versions", parent=found["name"]), VERSIONS
 
 
 @make("list", "ModelService.ListModels", group=command, project=True)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from appliance.cli import updating
+from appliance.cli import binding, endpoint, updating
 from appliance.cli.command import command as make
+from appliance.cli.describing import Rows, section
 from appliance.cli.output import field, last
 from appliance.cli.updating import etag_option
 
@@ -42,6 +43,18 @@ def create(session: CommandSession, project_id: str, description: str) -> None:
 def get(session: CommandSession, name: str) -> None:
     """Show one project."""
     session.show(session.call("ProjectService.GetProject", name=session.name("project", name)))
+
+
+@section(command, "Bindings", binding.LIST)
+def bindings(session: CommandSession, found: dict[str, Any]) -> Rows:
+    """Who holds a role in a project."""
+    return session.each(binding.LIST, "bindings", scope=found["name"]), binding.COLUMNS
+
+
+@section(command, "Endpoints", endpoint.LIST)
+def endpoints(session: CommandSession, found: dict[str, Any]) -> Rows:
+    """What a project serves."""
+    return session.each(endpoint.LIST, "endpoints", parent=found["name"]), endpoint.COLUMNS
 
 
 @make("list", "ProjectService.ListProjects", group=command)

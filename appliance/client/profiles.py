@@ -17,6 +17,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TypedDict
 
@@ -80,7 +81,9 @@ class Profiles:
         for profile in self.all():
             if profile.name == wanted:
                 return profile
-        raise NotFound(f"There is no context {wanted!r}: see `appliance context list`.")
+        near = get_close_matches(wanted, [profile.name for profile in self.all()], n=1)
+        meant = f" Did you mean {near[0]}?" if near else ""
+        raise NotFound(f"There is no context {wanted!r}: see `appliance context list`.{meant}")
 
     def put(self, profile: Profile, *, use: bool = True) -> None:
         """Add or replace a context; `use` makes it the current one."""

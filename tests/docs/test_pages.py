@@ -10,13 +10,12 @@ import re
 import shlex
 from pathlib import Path
 
-import click
 import pytest
 
-from appliance.cli.main import appliance
 from appliance.core.addresses import MEETING_PORT
 from appliance.core.site import PORTS
 from bench.measure import LIMITS
+from tests.fakes.command_line import check_appliance
 from tests.fakes.pages import PAGES, ROOT, Block, anchors, blocks, links, words_in_code
 
 NOT_RUN = {
@@ -53,22 +52,6 @@ COMMANDS = sorted(
         for command in typed(text)
     }
 )
-
-
-def check_appliance(words: list[str]) -> None:
-    """Every command and every option exists; values may be placeholders."""
-    command: click.Command = appliance
-    context = click.Context(appliance, info_name="appliance")
-    while isinstance(command, click.Group):
-        if not words or words[0].startswith("-") or not words[0].islower():
-            return
-        found = command.get_command(context, words[0])
-        assert found is not None, f"there is no command {words[0]}"
-        command, words = found, words[1:]
-        context = click.Context(command, parent=context, info_name=command.name)
-    if words:
-        # Names and numbers of options, not their types: a page writes ID where an id is typed.
-        command.make_parser(context).parse_args(words)
 
 
 @pytest.mark.parametrize(("page", "command"), COMMANDS)

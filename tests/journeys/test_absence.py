@@ -46,7 +46,7 @@ def job(appliance: Appliance, name: str) -> dict[str, Any]:
 def at_work(appliance: Appliance, name: str, epoch: int) -> bool:
     found = job(appliance, name)
     assert found["state"] in {"STATE_QUEUED", "STATE_STARTING", "STATE_RUNNING"}, found
-    return (found["state"], found["epoch"]) == ("STATE_RUNNING", str(epoch))
+    return (found["state"], found["epoch"]) == ("STATE_RUNNING", epoch)
 
 
 def past(appliance: Appliance, name: str, step: int) -> None:

@@ -65,7 +65,7 @@ async def test_a_node_without_torch_gets_no_job_and_the_job_says_why(tmp_path: P
         await site.start_agent("n2", Path(sys.executable), TOY_AGENT)
         await alice.type("job", "watch", "t1", "--timeout", "60s")
         job = json.loads((await alice.type("job", "get", "t1", "-o", "json")).out)
-        assert job["epoch"] == "1"
+        assert job["epoch"] == 1
         assert job["nodes"] == ["nodes/n2"]
 
 

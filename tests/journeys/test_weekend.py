@@ -118,7 +118,7 @@ def test_after_twelve_days_the_node_joins_anew_and_its_work_goes_on(
     assert state_of(alice) == "STATE_READY"
     alice.run("job", "watch", "cut")
     job = alice.json("job", "get", "cut")
-    assert (job["state"], job["epoch"]) == ("STATE_SUCCEEDED", "2")
+    assert (job["state"], job["epoch"]) == ("STATE_SUCCEEDED", 2)
     (record,) = join_records(alice)
     assert record["principal"] == ""
 
