@@ -63,7 +63,7 @@ def add_hint(session: CommandSession, error: ApplianceError) -> None:
     except InvalidInput:
         return
     hint = completing.list_command(name)
-    if sys.stderr is not None and sys.stderr.isatty():
+    if _person_reads():
         with contextlib.suppress(ApplianceError, click.ClickException):
             with completing.lister(session.shared) as asking:
                 found = completing.list_names(asking, name.kind, completing.parent_of(name))
@@ -71,3 +71,7 @@ def add_hint(session: CommandSession, error: ApplianceError) -> None:
                 hint = f"{meant} {hint}"
     if hint and "hint" not in error.metadata:
         error.metadata["hint"] = hint
+
+
+def _person_reads() -> bool:
+    return sys.stderr is not None and sys.stderr.isatty()

@@ -76,18 +76,20 @@ def fitted(widths: Sequence[int], room: int, least: Sequence[int]) -> list[int]:
     The widest is shortened first, but not the first one, nor below `least`; when that is not
     enough the last columns go, as a width of 0.
     """
-    found = list(widths)
-    while len(found) > 1 and (over := sum(found) + GAP * (len(found) - 1) - room) > 0:
-        spare = [width - low for width, low in zip(found, least, strict=False)]
-        spare[0] = 0
-        chosen = max(range(1, len(found)), key=lambda at: (spare[at] > 0, found[at]))
-        if spare[chosen] <= 0:
-            found.pop()
-            continue
-        rival = max((found[at] for at in range(1, len(found)) if at != chosen), default=0)
-        step = max(1, min(over, spare[chosen], found[chosen] - rival))
-        found[chosen] -= step
-    return found + [0] * (len(widths) - len(found))
+    low = [widths[0], *map(min, widths[1:], least[1:])]
+    kept = len(widths)
+    while kept > 1 and _length(low[:kept]) > room:
+        kept -= 1
+    found = list(widths[:kept])
+    while kept > 1 and (over := _length(found) - room) > 0:
+        most = max(range(1, kept), key=lambda at: (found[at] > low[at], found[at]))
+        rival = max((found[at] for at in range(1, kept) if at != most), default=0)
+        found[most] -= max(1, min(over, found[most] - max(low[most], rival)))
+    return found + [0] * (len(widths) - kept)
+
+
+def _length(widths: Sequence[int]) -> int:
+    return sum(widths) + GAP * (len(widths) - 1)
 
 
 def table_lines(cells: Sequence[Sequence[str]]) -> Iterator[str]:
