@@ -43,6 +43,7 @@ LIMITS = {
     "state_rows": 10 * 60,
     "upload": 20 * 60,
     "download": 10 * 60,
+    "cli": 5 * 60,
     "flood": 75 * 60,
 }
 """Every bench, in the order in which they run, and its seconds."""

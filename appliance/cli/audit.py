@@ -13,7 +13,7 @@ from appliance.cli import output
 from appliance.cli.command import command as make
 from appliance.cli.command import output_option
 from appliance.cli.files import private_file, write_public
-from appliance.cli.output import field, moment, wide
+from appliance.cli.output import age, field, moment, wide
 from appliance.core import names
 from appliance.core.errors import BY_REASON, InvalidInput
 from appliance.core.identity import parse_name
@@ -31,11 +31,12 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 EXISTING = click.Path(path_type=Path, dir_okay=False, exists=True)
 COLUMNS = [
     ("RECORD", field("sequence")),
-    ("TIME", moment("time")),
+    ("WHEN", age("time")),
     ("PRINCIPAL", lambda row: row["principal"] or _offline(row["details"])),
     ("METHOD", lambda row: row["method"].rpartition("/")[2]),
-    ("OUTCOME", field("outcome")),
     ("RESOURCE", field("resource")),
+    ("OUTCOME", field("outcome")),
+    wide("TIME", moment("time")),
     wide("KIND", field("kind")),
     wide("FROM", field("source")),
     ("DETAILS", lambda row: details_of(row["details"])),

@@ -75,7 +75,7 @@ _OF_CONTEXT = ("use", "show", "remove")
 _PATHS = ("FILE", "FOLDER", "PATH", "PATH...")
 
 
-class Completed(click.ParamType[str]):
+class CompletedText(click.ParamType[str]):
     """Text that a shell completes."""
 
     name = "text"
@@ -103,9 +103,11 @@ def complete_parameters(command: click.Command) -> None:
             continue
         of_new = makes and isinstance(param, click.Argument)
         if param.metavar in METAVARS and not of_new:
-            param.type = Completed(_names(METAVARS[param.metavar]))
+            param.type = CompletedText(_names(METAVARS[param.metavar]))
         elif param.metavar in _PATHS:
-            param.type = Completed(lambda _, incomplete: [CompletionItem(incomplete, type="file")])
+            param.type = CompletedText(
+                lambda _, incomplete: [CompletionItem(incomplete, type="file")]
+            )
         elif param.metavar == "NAME" and ("--context" in param.opts or command.name in _OF_CONTEXT):
             param.type = CONTEXT
 
@@ -226,5 +228,5 @@ def _contexts(_: click.Context, incomplete: str) -> list[CompletionItem]:
     return []
 
 
-CONTEXT = Completed(_contexts)
+CONTEXT = CompletedText(_contexts)
 """The name of a context."""

@@ -14,7 +14,8 @@ from appliance.cli.output import in_bytes, safe, text_of
 from appliance.cli.tables import table_lines
 
 Value = Any  # JSON of any shape
-_CAPITALS = {"id", "uid", "ca", "url", "grpc", "mfa", "totp", "kv"}
+_SPELLED = {word: word.upper() for word in ("id", "uid", "ca", "url", "mfa", "totp")}
+_SPELLED["openai"] = "OpenAI"
 _INDENT = "  "
 
 
@@ -46,8 +47,8 @@ def rows(found: list[dict[str, Value]], indent: str = "") -> Iterator[str]:
 def label(key: str) -> str:
     """What a field is called: `Create time`, `Size`."""
     short = key.removesuffix("_bytes").removesuffix("_seconds").replace("_", " ")
-    words = [word.upper() if word in _CAPITALS else word for word in short.split(" ")]
-    return " ".join(words)[:1].upper() + " ".join(words)[1:]
+    text = " ".join(_SPELLED.get(word, word) for word in short.split(" "))
+    return text[:1].upper() + text[1:]
 
 
 def text(key: str, value: Value) -> str:

@@ -44,15 +44,21 @@ def metrics_of(job: Job) -> str:
     return ", ".join(parts)
 
 
+def reason_of(job: Job) -> str:
+    """Why it is in its state, where that says more than the state."""
+    reason = str(job.get("state_reason") or "")
+    return "" if reason == "started" else reason
+
+
 COLUMNS = [
     ("JOB", last()),
     ("KIND", kind_name),
     ("STATE", state()),
     ("STEP", step_of),
     ("CREATED", field("create_time")),
+    ("WHY", reason_of),
     ("OUTPUTS", short("outputs")),
     wide("RESTARTS", field("restarts")),
-    ("WHY", field("state_reason")),
 ]
 
 
@@ -70,30 +76,30 @@ def line(job: Job) -> str:
     parts += [text for text in (metrics_of(job), doing) if text]
     if job.get("restarts"):
         parts.append(f"restarts {job['restarts']}")
-    if job.get("state_reason"):
-        parts.append(job["state_reason"])
+    if reason := reason_of(job):
+        parts.append(reason)
     return safe("  ".join(parts))
 
 
 def tell(waiting: Waiting, job: Job) -> None:
     """Say how far a job is that is waited for."""
-    progress = job.get("progress") or {}
-    doing = "" if job.get("state") in ENDED else progress.get("message", "")
-    change = [last()(job), state()(job), doing, job.get("state_reason", "")]
+    ended = job.get("state") in ENDED
+    progress = {} if ended else job.get("progress") or {}
+    change = [last()(job), state()(job), progress.get("message", ""), reason_of(job)]
     if job.get("restarts"):
         change.append(f"restarts {job['restarts']}")
     waiting.tell(
         "  ".join(filter(None, change)),
         done=progress.get("step", 0),
         total=progress.get("total", 0),
-        more=metrics_of(job),
+        more="" if ended else metrics_of(job),
     )
 
 
 def results_of(job: Job) -> str:
     """What a job has found: `perplexity 12.3, tokens 4096`."""
     found = (job.get("result") or {}).get("values") or {}
-    return ", ".join(f"{key.replace('_', ' ')} {value:.6g}" for key, value in found.items())
+    return ", ".join(f"{key.replace('_', ' ')} {value:.6g}" for key, value in sorted(found.items()))
 
 
 class JobLines:
@@ -140,7 +146,7 @@ def _live() -> Iterator[Callable[[Job], None]]:
             "measured": metrics_of(job),
             "nodes": field("nodes")(job),
             "restarts": field("restarts")(job),
-            "why": job.get("state_reason", ""),
+            "why": reason_of(job),
         }
         for key, value in facts.items():
             if value:

@@ -26,11 +26,12 @@ QUIET = 60.0
 _CLEAR = "\r\x1b[K"
 
 
-class Pace:
+class Speed:
     """How fast work goes, and how long it will take, from where it has been seen."""
 
     def __init__(self) -> None:
         self._first: tuple[float, float] | None = None
+        self._last = 0.0
 
     def text(self, done: float, total: float, now: float) -> str:
         """`3/9, 1.5/s, 4s left`; less while less is known.
@@ -41,8 +42,12 @@ class Pace:
             now: seconds of a clock.
         """
         parts = [f"{done:.0f}/{total:.0f}" if total else f"{done:.0f}" if done else ""]
-        if self._first is None or done < self._first[0]:
-            self._first = (done, now)
+        if self._first is None or done < self._last:
+            # Before the first step comes what is not as fast as they are.
+            self._first = (done, now) if done else None
+        self._last = done
+        if self._first is None:
+            return parts[0]
         passed, came = now - self._first[1], done - self._first[0]
         if came > 0 and passed > 0:
             rate = came / passed
@@ -63,7 +68,7 @@ class Waiting:
         self._clock = clock
         self._begin = clock()
         self._live = sys.stderr is not None and sys.stderr.isatty()
-        self._pace = Pace()
+        self._speed = Speed()
         self._said = ("", 0.0, "")
         self._shown = ("", "")
         self._lock, self._ended = threading.Lock(), threading.Event()
@@ -78,13 +83,13 @@ class Waiting:
             total: steps in all; 0 when there are none.
             more: further numbers.
         """
-        progress = self._pace.text(done, total, self._clock())
-        numbers = "  ".join(filter(None, (progress, more)))
+        progress = self._speed.text(done, total, self._clock())
         if self._live:
             with self._lock:
-                self._shown = (safe(change), safe(numbers))
+                self._shown = (safe("  ".join(filter(None, (change, progress)))), safe(more))
             self.draw()
             return
+        numbers = "  ".join(filter(None, (progress, more)))
         before, at, last = self._said
         now = self._clock()
         if change != before or (numbers != last and now - at >= QUIET):
@@ -94,9 +99,9 @@ class Waiting:
     def draw(self) -> None:
         """Draw the line of a terminal anew."""
         with self._lock:
-            change, numbers = self._shown
+            said, more = self._shown
             took = duration(self._clock() - self._begin)
-            text = "  ".join(filter(None, (change, numbers, took)))
+            text = "  ".join(filter(None, (said, took, more)))
             # One column is left free: a terminal goes to the next line after the last one.
             click.echo(_CLEAR + cut(text, terminal_width() - 1), err=True, nl=False, color=True)
 

@@ -164,6 +164,11 @@ def at(row: Value, path: str) -> Value:
     return row
 
 
+def age(path: str) -> Cell:
+    """A cell that shows how long ago a time is."""
+    return lambda row: moments.ago(str(at(row, path) or ""))
+
+
 def moment(path: str) -> Cell:
     """A cell that shows a time to the second."""
     return lambda row: moments.clock(str(at(row, path) or ""))

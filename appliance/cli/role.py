@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from appliance.cli.command import command as make
-from appliance.cli.output import field, last, plain
+from appliance.cli.output import field, last, plain, wide
 
 if TYPE_CHECKING:
     from appliance.cli.session import CommandSession
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 COLUMNS = [
     ("ROLE", last()),
     ("FOR PEOPLE", field("assignable")),
-    ("OF THIS SITE", field("site")),
     ("WHERE", lambda row: ", ".join(row["scopes"])),
     ("DESCRIPTION", field("description")),
+    wide("OF THIS SITE", field("site")),
 ]
 
 PERMISSIONS = [

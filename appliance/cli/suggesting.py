@@ -62,13 +62,14 @@ def add_hint(session: CommandSession, error: ApplianceError) -> None:
         name = names.Name.parse(error.metadata.get("name", ""))
     except InvalidInput:
         return
-    hint = completing.list_command(name)
+    # The server may have said what to type.
+    hint = "" if "`appliance " in error.message else completing.list_command(name)
     if _person_reads():
         with contextlib.suppress(ApplianceError, click.ClickException):
             with completing.lister(session.shared) as asking:
                 found = completing.list_names(asking, name.kind, completing.parent_of(name))
             if meant := near(name.id, (each.rpartition("/")[2] for each in found)):
-                hint = f"{meant} {hint}"
+                hint = f"{meant} {hint}".rstrip()
     if hint and "hint" not in error.metadata:
         error.metadata["hint"] = hint
 

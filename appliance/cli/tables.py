@@ -17,8 +17,8 @@ import click
 from appliance.cli.output import Column, Value, Wide, safe
 
 GAP = 2
-LEAST = 10
-"""Characters that a shortened cell keeps at least."""
+LEAST = 14
+"""Characters that a shortened cell keeps at least; rather than that the last columns go."""
 CHUNK = 200
 """Rows whose cells decide how wide columns are; the next ones make them wider only."""
 MORE = "\N{HORIZONTAL ELLIPSIS}"

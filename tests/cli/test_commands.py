@@ -481,7 +481,7 @@ def test_waiting_ends_with_the_job(command: Run, logged_in: FakeApi) -> None:
     logged_in.answers["JobService.WatchJob"] = [running, running, job("SUCCEEDED")]
     result = command(*TRAIN, "--wait", "-o", "json")
     assert (result.code, json.loads(result.out)["state"]) == (0, "STATE_SUCCEEDED")
-    assert result.err.count("step 3/5  loss 2.5") == 1
+    assert result.err.splitlines() == ["one  RUNNING  3/5  loss 2.5", "one  SUCCEEDED"]
 
 
 @pytest.mark.parametrize("state", ["FAILED", "CANCELLED"])

@@ -177,7 +177,7 @@ def test_long_lists_are_whole_in_every_form(command: Run) -> None:
         assert [row["progress"]["step"] for row in rows] == [3, 7, 5]
         assert read(command("job", "list", "-o", form, "--filter", "name=no").out) == []
     headings = command("job", "list").out.splitlines()[0].split()
-    assert headings == ["JOB", "KIND", "STATE", "STEP", "CREATED", "OUTPUTS", "WHY"]
+    assert headings == ["JOB", "KIND", "STATE", "STEP", "CREATED", "WHY", "OUTPUTS"]
     assert "RESTARTS" in command("job", "list", "-o", "wide").out
     rows = command("job", "list", "--no-headers").out.splitlines()
     assert rows[1].split() == ["two", "train", "FAILED", "7/9", "2h", "ago"]
