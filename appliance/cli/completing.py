@@ -105,9 +105,7 @@ def complete_parameters(command: click.Command) -> None:
         if param.metavar in METAVARS and not of_new:
             param.type = CompletedText(_names(METAVARS[param.metavar]))
         elif param.metavar in _PATHS:
-            param.type = CompletedText(
-                lambda _, incomplete: [CompletionItem(incomplete, type="file")]
-            )
+            param.type = PATH
         elif param.metavar == "NAME" and ("--context" in param.opts or command.name in _OF_CONTEXT):
             param.type = CONTEXT
 
@@ -228,5 +226,7 @@ def _contexts(_: click.Context, incomplete: str) -> list[CompletionItem]:
     return []
 
 
+PATH = CompletedText(lambda _, incomplete: [CompletionItem(incomplete, type="file")])
+"""A path, which the shell completes itself."""
 CONTEXT = CompletedText(_contexts)
 """The name of a context."""

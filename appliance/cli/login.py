@@ -7,14 +7,18 @@ somebody else's wrong guesses do not keep its user out.
 from __future__ import annotations
 
 import io
+import time
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from appliance.cli import moments, prompts
 from appliance.cli import password as passwords
-from appliance.cli import prompts
+from appliance.cli.authenticator import code_of
 from appliance.cli.command import command as make
+from appliance.cli.files import new_secret
 from appliance.core.errors import (
     InvalidInput,
     MfaRequired,
@@ -47,12 +51,19 @@ COMPLETE, VERIFY, ENROLL, CHANGE = 1, 2, 3, 4  # SessionStep
     metavar="FILE",
     help="Your next password, when the present one was chosen by somebody else.",
 )
+@click.option(
+    "--authenticator-out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="At a first log-in of a program: write the authenticator's secret to this new file, 0600, "
+    "and prove it from there. Keep it apart from the password.",
+)
 def command(
     session: CommandSession,
     user: str | None,
     password_file: str | None,
     recovery_code_file: str | None,
     new_password_file: str | None,
+    authenticator_out: Path | None,
 ) -> None:
     """Log in with password and authenticator."""
     profile = session.profile
@@ -67,14 +78,12 @@ def command(
         device_token=session.profiles.device(profile, user),
         recovery_code=recovery_code,
     )
-    if begun.next_step == ENROLL:
-        if not prompts.interactive() and session.shared.code_file is None:
-            raise MfaRequired(
-                "The password is right, and an authenticator must be enrolled first: log in in a "
-                "terminal. Nothing was enrolled, so that no secret is in the output of a script."
-            )
-        _show_secret(session.call("AuthService.EnrollTotp", token=begun.token).provisioning_uri)
-    done = _prove(session, begun.token, recovery_code)
+    if begun.next_step == ENROLL and authenticator_out is not None:
+        done = _enrol_into(session, begun.token, authenticator_out)
+    else:
+        if begun.next_step == ENROLL:
+            _enrol(session, begun.token)
+        done = _prove(session, begun.token, recovery_code)
     session.profiles.put(replace(profile, user=user), use=False)
     session.profiles.keep_token(profile, done.token)
     if done.device_token:
@@ -83,6 +92,26 @@ def command(
     if done.next_step == CHANGE:
         session.use_token(done.token)
         _replace(session, user, password, new_password_file)
+
+
+def _enrol(session: CommandSession, token: str) -> None:
+    """Enrol an authenticator of a person."""
+    if not prompts.interactive() and session.shared.code_file is None:
+        raise MfaRequired(
+            "The password is right, and an authenticator must be enrolled first: log in in a "
+            "terminal, or give --authenticator-out FILE. Nothing was enrolled, so that no secret "
+            "is in the output of a script."
+        )
+    _show_secret(session.call("AuthService.EnrollTotp", token=token).provisioning_uri)
+
+
+def _enrol_into(session: CommandSession, token: str, path: Path) -> Any:
+    """Enrol an authenticator that a program keeps, and prove that it has it."""
+    with new_secret(path) as file:
+        uri = session.call("AuthService.EnrollTotp", token=token).provisioning_uri
+        file.write(uri.encode() + b"\n")
+    click.echo(f"the authenticator's secret is in {path}, readable by you alone", err=True)
+    return session.call("AuthService.VerifyTotp", token=token, code=code_of(uri, time.time()))
 
 
 def _replace(session: CommandSession, user: str, password: str, source: str | None) -> None:
@@ -164,7 +193,7 @@ def _finish(session: CommandSession, user: str, done: Any) -> None:
     if session.shared.output != "table":
         session.show(facts)
         return
-    click.echo(f"logged in as {user} until {facts['token_expire_time']}", err=True)
+    click.echo(f"logged in as {user} until {moments.clock(facts['token_expire_time'])}", err=True)
     if done.recovery_codes:
         click.echo("Recovery codes, shown once; each works once. Keep them offline:", err=True)
         for code in done.recovery_codes:

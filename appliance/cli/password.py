@@ -9,6 +9,7 @@ import click
 
 from appliance.cli import prompts
 from appliance.cli.command import command as make
+from appliance.cli.moments import clock
 
 if TYPE_CHECKING:
     from appliance.cli.session import CommandSession
@@ -38,6 +39,6 @@ def change(session: CommandSession, user: str, present: str, new: str) -> None:
     session.profiles.keep_device(profile, user, done.device_token)
     click.echo(
         f"the password of {user} is changed; you are logged in until "
-        f"{done.expire_time.ToJsonString()}",
+        f"{clock(done.expire_time.ToJsonString())}",
         err=True,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -39,10 +39,5 @@ def _system(session: CommandSession) -> dict[str, object]:
     with contextlib.suppress(Denied, UnknownMethod):
         due = session.call("SystemService.ListExpirations").expirations
         if due:
-            found["ends"] = [_line(each) for each in due]
+            found["ends"] = [plain(each) for each in due]
     return found
-
-
-def _line(expiration: Any) -> str:  # generated classes have no type here
-    end = expiration.expire_time.ToJsonString()
-    return f"{expiration.what} {end}: {expiration.advice}"

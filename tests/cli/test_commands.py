@@ -314,7 +314,10 @@ def test_status_says_more_to_who_is_logged_in(command: Run, logged_in: FakeApi) 
     end = timestamp_pb2.Timestamp(seconds=1_800_000_000)
     expirations.expirations.add(what="CA certificate", expire_time=end, advice="make another")
     found = json.loads(command("status", "-o", "json").out)
-    assert found["ends"] == ["CA certificate 2027-01-15T08:00:00Z: make another"]
+    end = {"what": "CA certificate", "expire_time": "2027-01-15T08:00:00Z"}
+    assert found["ends"] == [{**end, "advice": "make another"}]
+    shown = command("status").out.splitlines()
+    assert shown[-1].split()[:2] == ["CA", "certificate"]
     # Who may not see that sees the rest, also of a server that does not know the call.
     for error in (Denied("no"), UnknownMethod("older")):
         logged_in.answers["SystemService.ListExpirations"] = error

@@ -1,6 +1,7 @@
 """What `login`, `password`, `session` and the commands about proofs send, print and keep."""
 
 import json
+import re
 import stat
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from appliance.api.access.v1 import (
 )
 from appliance.api.auth.v1 import auth_service_pb2 as rpc
 from appliance.api.nodes.v1 import node_service_pb2
+from appliance.cli.authenticator import code_of
 from appliance.client.profiles import Profile, Profiles
 from appliance.core.errors import (
     FreshMfaRequired,
@@ -351,3 +353,30 @@ def test_a_used_recovery_code_asks_for_another_one(
     assert (result.code, "take another one" in result.err) == (4, True)
     assert "wait for the next" not in result.err
     assert logged_in.named("AuthService.VerifyTotp")[0].request.recovery_code == "aaaa-bbbb"
+
+
+def test_a_program_keeps_its_authenticator_in_a_file(
+    command: Run, logged_in: FakeApi, answers: dict[str, Any], tmp_path: Path
+) -> None:
+    uri = "otpauth://totp/Appliance:alice?secret=GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ&issuer=Appliance"
+    answers["AuthService.Login"] = rpc.LoginResponse(token="partial", next_step=3)
+    answers["AuthService.EnrollTotp"] = rpc.EnrollTotpResponse(provisioning_uri=uri)
+    answers["AuthService.VerifyTotp"] = rpc.VerifyTotpResponse(token="whole", next_step=1)
+    out = tmp_path / "authenticator"
+    line = ("login", "--password-file", "-", "--authenticator-out", str(out))
+    result = command(*line, stdin="a password\n")
+    assert (result.code, uri in result.out + result.err) == (0, False)
+    assert (out.read_text(), stat.S_IMODE(out.stat().st_mode)) == (uri + "\n", 0o600)
+    (proof,) = logged_in.named("AuthService.VerifyTotp")
+    assert re.fullmatch(r"\d{6}", proof.request.code)
+    # What may still be needed is not replaced, and then nothing is enrolled.
+    assert "holds something" in command(*line, stdin="a password\n").err
+    assert len(logged_in.named("AuthService.EnrollTotp")) == 1
+
+
+@pytest.mark.parametrize(
+    ("seconds", "code"), [(59, "287082"), (1111111109, "081804"), (20000000000, "353130")]
+)
+def test_codes_are_those_of_rfc_6238(seconds: int, code: str) -> None:
+    uri = "otpauth://totp/x?secret=GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ"
+    assert code_of(uri, seconds) == code
