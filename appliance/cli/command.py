@@ -124,7 +124,7 @@ def command(
         made = _made(name, methods, function, project=project, limit=limit, **settings)
         if group is not None:
             group.add_command(made)
-            if name == "get":
+            if name == "get" and "describe" not in group.commands:
                 function.__click_params__ = own  # type: ignore[attr-defined]  # click took them
                 about = {"help": f"{made.help}\n\nWhat is related to it follows.", **settings}
                 group.add_command(_made("describe", methods, function, project=project, **about))

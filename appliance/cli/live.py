@@ -18,7 +18,7 @@ import click
 
 from appliance.cli.moments import duration
 from appliance.cli.output import safe
-from appliance.cli.tables import cut, terminal_width
+from appliance.cli.tables import can_redraw, cut, terminal_width
 
 REDRAWN = 1.0
 QUIET = 60.0
@@ -67,7 +67,7 @@ class Waiting:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._begin = clock()
-        self._live = sys.stderr is not None and sys.stderr.isatty()
+        self._live = can_redraw(sys.stderr)
         self._speed = Speed()
         self._said = ("", 0.0, "")
         self._shown = ("", "")

@@ -8,9 +8,11 @@ the terminal; a long list is printed page by page.
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from typing import TextIO
 
 import click
 
@@ -63,6 +65,12 @@ class Table:
 def on_terminal() -> bool:
     """Whether a person sees what is printed."""
     return sys.stdout is not None and sys.stdout.isatty()
+
+
+def can_redraw(stream: TextIO | None) -> bool:
+    """Whether what was printed there can be drawn anew: a terminal that moves its cursor."""
+    moves = os.environ.get("TERM", "dumb") != "dumb"
+    return moves and stream is not None and stream.isatty()
 
 
 def terminal_width() -> int:

@@ -21,7 +21,7 @@ import click
 
 from appliance.cli.following import PATIENCE
 from appliance.cli.output import PEOPLE, Column, json_text, name_of, show, yaml_text
-from appliance.cli.tables import Table, on_terminal
+from appliance.cli.tables import Table, can_redraw
 from appliance.core.errors import Exhausted, Unavailable
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Watcher:
 
     def show(self, rows: Iterable[Value], columns: Sequence[Column] | None) -> None:
         """Show one pass."""
-        if self._form in PEOPLE and on_terminal():
+        if self._form in PEOPLE and can_redraw(sys.stdout):
             self._draw(rows, columns or ())
         elif self._form in PEOPLE:
             show(self._new(rows, columns), self._form, columns, headings=self._headings)

@@ -254,7 +254,7 @@ def test_a_watcher_waits_for_a_server_that_is_away_or_full(
 def test_a_terminal_is_drawn_anew(
     command: Run, pages: Pages, passes: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watching, "on_terminal", lambda: True)
+    monkeypatch.setattr(watching, "can_redraw", lambda _: True)
     passes[0].append(pages.jobs.pop)
     first, second = command("job", "list", "--watch").out.split(watching._CLEAR)[1:]
     assert (len(first.splitlines()), len(second.splitlines())) == (4, 3)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
 
 from appliance.api.jobs.v1 import job_pb2
@@ -9,6 +11,7 @@ from appliance.cli import live
 from appliance.cli.job_view import line, step_of, tell
 from appliance.cli.live import Speed, Waiting
 from appliance.cli.output import plain
+from appliance.cli.tables import can_redraw
 from tests.fakes.command_line import Run
 from tests.fakes.control_api import FakeApi
 
@@ -60,7 +63,7 @@ def test_a_pipe_gets_a_line_for_each_change_and_one_a_minute(
 def test_a_terminal_has_one_line_that_goes_away(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    monkeypatch.setattr(live, "can_redraw", lambda _: True)
     monkeypatch.setattr(live, "terminal_width", lambda: 50)
     clock = Clock()
     with Waiting(clock) as waiting:
@@ -91,3 +94,17 @@ def test_the_result_stands_at_the_end(command: Run, logged_in: FakeApi) -> None:
     said = command(*words)
     assert said.out.splitlines()[-1] == "perplexity 15.4321, tokens 4096"
     assert said.err.splitlines() == ["e  QUEUED", "e  SUCCEEDED"]
+
+
+@pytest.mark.parametrize(
+    ("term", "there", "can"),
+    [("xterm", True, True), ("dumb", True, False), ("xterm", False, False)],
+)
+def test_a_terminal_that_cannot_move_its_cursor_gets_lines(
+    monkeypatch: pytest.MonkeyPatch, *, term: str, there: bool, can: bool
+) -> None:
+    monkeypatch.setenv("TERM", term)
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: there)
+    assert can_redraw(stream) is can
+    assert can_redraw(None) is False
