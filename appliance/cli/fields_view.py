@@ -10,8 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from appliance.cli import moments
-from appliance.cli.output import in_bytes, safe, text_of
-from appliance.cli.tables import table_lines
+from appliance.cli.output import in_bytes, safe, table_lines, text_of
 
 Value = Any  # JSON of any shape
 _SPELLED = {word: word.upper() for word in ("id", "uid", "ca", "url", "mfa", "totp")}

@@ -17,8 +17,8 @@ from typing import Self
 import click
 
 from appliance.cli.moments import duration
-from appliance.cli.output import safe
-from appliance.cli.tables import can_redraw, cut, terminal_width
+from appliance.cli.output import cut, safe
+from appliance.cli.tables import can_redraw, terminal_width
 
 REDRAWN = 1.0
 QUIET = 60.0

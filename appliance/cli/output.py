@@ -23,6 +23,9 @@ Value = Any  # JSON of any shape
 Cell = Callable[[Value], str]
 Column = tuple[str, Cell]
 """Heading, and how to get a cell's text from a resource as a dictionary."""
+GAP = 2
+"""Spaces between columns."""
+MORE = "\N{HORIZONTAL ELLIPSIS}"
 PEOPLE = ("table", "wide")
 """Forms that are for people; the others are for programs."""
 
@@ -227,6 +230,23 @@ def text_of(value: Value) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {text_of(each)}" for key, each in value.items() if each != "")
     return str(value)
+
+
+def table_lines(cells: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Rows of equal length as lines, their columns as wide as the longest cell."""
+    return aligned(cells, [max(map(len, column)) for column in zip(*cells, strict=True)])
+
+
+def aligned(cells: Sequence[Sequence[str]], widths: Sequence[int]) -> Iterator[str]:
+    """Rows as lines with columns of these widths; one of 0 is left out."""
+    for line in cells:
+        shown = (cut(c, w).ljust(w) for c, w in zip(line, widths, strict=True) if w)
+        yield (" " * GAP).join(shown).rstrip()
+
+
+def cut(text: str, width: int) -> str:
+    """A text that is no longer than `width`; what is cut says so."""
+    return text if len(text) <= width else text[: width - 1] + MORE
 
 
 def safe(text: str, keep: str = "") -> str:

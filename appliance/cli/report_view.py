@@ -12,8 +12,7 @@ from typing import Any
 import click
 
 from appliance.cli import moments
-from appliance.cli.output import safe
-from appliance.cli.tables import table_lines
+from appliance.cli.output import safe, table_lines
 
 WIDTH = 100
 Value = Any  # JSON of any shape

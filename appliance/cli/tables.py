@@ -16,14 +16,12 @@ from typing import TextIO
 
 import click
 
-from appliance.cli.output import Column, Value, Wide, safe
+from appliance.cli.output import GAP, Column, Value, Wide, aligned, safe
 
-GAP = 2
 LEAST = 14
 """Characters that a shortened cell keeps at least; rather than that the last columns go."""
 CHUNK = 200
 """Rows whose cells decide how wide columns are; the next ones make them wider only."""
-MORE = "\N{HORIZONTAL ELLIPSIS}"
 
 
 class Table:
@@ -54,7 +52,7 @@ class Table:
             longest = (max(map(len, column)) for column in zip(*chunk, strict=True))
             widths = [max(pair) for pair in zip(widths, longest, strict=True)]
             shown = widths if self._width is None else fitted(widths, self._width, self._least())
-            yield from _lines(chunk, shown)
+            yield from aligned(chunk, shown)
             chunk = []
 
     def _least(self) -> list[int]:
@@ -98,19 +96,3 @@ def fitted(widths: Sequence[int], room: int, least: Sequence[int]) -> list[int]:
 
 def _length(widths: Sequence[int]) -> int:
     return sum(widths) + GAP * (len(widths) - 1)
-
-
-def table_lines(cells: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Rows of equal length as lines, their columns as wide as the longest cell."""
-    return _lines(cells, [max(map(len, column)) for column in zip(*cells, strict=True)])
-
-
-def _lines(cells: Sequence[Sequence[str]], widths: Sequence[int]) -> Iterator[str]:
-    for line in cells:
-        shown = (cut(c, w).ljust(w) for c, w in zip(line, widths, strict=True) if w)
-        yield (" " * GAP).join(shown).rstrip()
-
-
-def cut(text: str, width: int) -> str:
-    """A text that is no longer than `width`; what is cut says so."""
-    return text if len(text) <= width else text[: width - 1] + MORE

@@ -13,7 +13,7 @@ from appliance.api.data.v1 import dataset_pb2, dataset_service_pb2
 from appliance.api.jobs.v1 import checkpoint_pb2, checkpoint_service_pb2, job_pb2
 from appliance.cli import describing, tables
 from appliance.cli.main import NOUNS, appliance
-from appliance.cli.output import field, wide
+from appliance.cli.output import MORE, field, wide
 from appliance.cli.tables import Table, fitted
 from appliance.client.methods import find
 from appliance.core.errors import Denied
@@ -154,7 +154,7 @@ def test_tables_fit_80_columns_of_a_terminal_and_are_whole_in_a_pipe(
     monkeypatch.setattr(tables, "on_terminal", lambda: False)
     for all_columns in (False, True):
         whole = list(Table(columns, wide=all_columns).lines([row]))
-        assert tables.MORE not in whole[1]
+        assert MORE not in whole[1]
 
 
 def test_the_longest_cells_are_shortened_first_then_the_last_columns_go() -> None:
