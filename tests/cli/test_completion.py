@@ -15,8 +15,10 @@ from appliance.api.data.v1 import dataset_pb2, dataset_service_pb2
 from appliance.api.jobs.v1 import job_pb2, job_service_pb2
 from appliance.api.projects.v1 import project_pb2, project_service_pb2
 from appliance.cli import completing
+from appliance.client.methods import find
 from appliance.client.profiles import Profiles
 from appliance.core.errors import Denied
+from appliance.core.names import PATTERNS
 from tests.fakes.control_api import FakeApi
 
 PROGRAM = Path(sys.executable).with_name("appliance")
@@ -159,3 +161,18 @@ def test_each_shell_reads_its_script(tmp_path: Path, shell: str, check: str) -> 
 
 def test_every_kind_that_is_completed_can_be_listed() -> None:
     assert set(completing.METAVARS.values()) <= set(completing.LISTS)
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("kind", completing.LISTS)
+def test_nothing_is_asked_of_a_person_who_presses_tab(kind: str) -> None:
+    """A call that needs a fresh code would ask for one, into the line that is being typed."""
+    rpc, rows = completing.LISTS[kind]
+    method = find(rpc)
+    assert (method.rule.fresh_mfa, method.rule.reads) == (False, True)
+    service, _, short = rpc.partition(".")
+    file = method.request.DESCRIPTOR.file
+    answer = file.services_by_name[service].methods_by_name[short].output_type
+    assert "name" in answer.fields_by_name[rows].message_type.fields_by_name
+    inside = kind == "serviceAccount" or kind in completing.PARENTS or PATTERNS[kind].count("{") > 1
+    assert ("parent" in method.request.DESCRIPTOR.fields_by_name) == inside

@@ -258,3 +258,16 @@ def test_a_terminal_is_drawn_anew(
     passes[0].append(pages.jobs.pop)
     first, second = command("job", "list", "--watch").out.split(watching._CLEAR)[1:]
     assert (len(first.splitlines()), len(second.splitlines())) == (4, 3)
+
+
+def test_json_of_a_list_that_broke_off_cannot_be_taken_for_a_whole_one(
+    command: Run, logged_in: FakeApi, pages: Pages
+) -> None:
+    def breaks_off(request: Any) -> Any:
+        return Unavailable("away") if request.page_token == "2" else pages(request)
+
+    logged_in.answers[LIST] = breaks_off
+    done = command("job", "list", "-o", "json")
+    assert done.code == 7
+    with pytest.raises(json.JSONDecodeError):
+        json.loads(done.out)
