@@ -143,13 +143,14 @@ def check_path(path: str, known: Sequence[str], option: str) -> None:
         known: paths, as `values.paths_of` writes them.
         option: in which it was typed.
     """
-    if path in known or f"{path.rpartition('.')[0]}.*" in known:
+    above, _, _ = path.rpartition(".")
+    if path in known or f"{above}.*" in known or f"{path.partition('.')[0]}.*" in known:
         return
     if path == AGE and "create_time" in known:
         return
-    above, _, _ = path.rpartition(".")
     prefix = above + "." if above in known else ""
     fields = [each for each in known if each.startswith(prefix) and "." not in each[len(prefix) :]]
+    known = [each for each in known if not each.endswith(".*")]
     if not prefix and "create_time" in known:
         fields.append(AGE)
     near = get_close_matches(path, known, n=1) or get_close_matches(path, fields, n=1)

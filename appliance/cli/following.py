@@ -6,13 +6,13 @@ the watching alone, never the work.
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from appliance.cli.moments import seconds_of
 from appliance.client.ending import WaitTimedOut
 from appliance.core.errors import Unavailable
 
@@ -21,12 +21,10 @@ if TYPE_CHECKING:
 
 PATIENCE = 60.0
 """Seconds for which a server may be away."""
-_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)([smh]?)")
 
 
 class Duration(click.ParamType[float]):
-    """Seconds, written `90`, `90s`, `15m` or `2h`."""
+    """Seconds, written `90`, `90s`, `15m`, `2h` or `1d12h`."""
 
     name = "duration"
 
@@ -36,10 +34,12 @@ class Duration(click.ParamType[float]):
         """Seconds of a text."""
         if isinstance(value, float):
             return value
-        found = _DURATION.fullmatch(str(value))
+        text = str(value)
+        is_number = text.replace(".", "", 1).isdecimal()
+        found = seconds_of(f"{text}s" if is_number else text)
         if found is None:
             self.fail(f"{value!r} is no duration: write 90s, 15m or 2h", param, ctx)
-        return float(found[1]) * _UNITS[found[2]]
+        return found
 
 
 def timeout_option(function: Callable[..., Any]) -> Callable[..., Any]:

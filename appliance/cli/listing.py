@@ -54,13 +54,12 @@ class Listing:
         by = self.sort.removeprefix("-")
         if not known:
             first = list(itertools.islice(source, 1))
-            known = list(first[0]) if first else []
+            # What is nested may be there in another row.
+            known = [path for key in first[0] for path in (key, f"{key}.*")] if first else []
             source = itertools.chain(first, source)
-        if known:
-            for each in wanted:
-                conditions.check_path(each.path, known, "--filter")
-            if by:
-                conditions.check_path(by, known, "--sort")
+        for option, path in [("--filter", each.path) for each in wanted] + [("--sort", by)]:
+            if known and path:
+                conditions.check_path(path, known, option)
         now = conditions.now()
         kept = (row for row in source if all(each.holds(row, now) for each in wanted))
         if not by:

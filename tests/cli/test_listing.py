@@ -271,3 +271,13 @@ def test_json_of_a_list_that_broke_off_cannot_be_taken_for_a_whole_one(
     assert done.code == 7
     with pytest.raises(json.JSONDecodeError):
         json.loads(done.out)
+
+
+def test_what_is_nested_in_rows_that_a_command_makes_is_found(
+    command: Run, logged_in: FakeApi
+) -> None:
+    rows = [job_pb2.JobMetric(step=step, values={"loss": 9.0 - step}) for step in range(3)]
+    answer = job_service_pb2.ListJobMetricsResponse(metrics=rows)
+    logged_in.answers["JobService.ListJobMetrics"] = answer
+    found = command("job", "metrics", "one", "--filter", "values.loss<8", "-o", "json")
+    assert [row["step"] for row in json.loads(found.out)] == [2]

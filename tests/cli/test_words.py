@@ -151,13 +151,13 @@ def test_a_wrong_mesh_is_wrong_usage(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("90", 90), ("1.5s", 1.5), ("15m", 900), ("2h", 7200)]
+    ("text", "seconds"), [("90", 90), ("1.5s", 1.5), ("15m", 900), ("2h", 7200), ("1d12h", 129600)]
 )
 def test_durations(text: str, seconds: float) -> None:
     assert Duration().convert(text, None, None) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "-1", "1d", "m", "nan"])
+@pytest.mark.parametrize("text", ["", "-1", "1y", "m", "nan", "1h2"])
 def test_no_durations(text: str) -> None:
     with pytest.raises(click.BadParameter):
         Duration().convert(text, None, None)
