@@ -15,19 +15,12 @@ from appliance.control.rpc.servicer import descriptor_of
 from tests.fakes.appliance import Appliance, bearer, error_of
 
 PARENTS = ("parent", "scope", "name")
-BELOW = {
-    "projects": "projects/typo",
-    "datasets": "projects/typo/datasets/docs",
-    "models": "projects/typo/models/small",
-    "checkpoints": "projects/typo/jobs/one",
-    "jobs": "projects/typo/jobs/one",
-    "uploads": "projects/typo/uploads/one",
-}
-OF_OTHERS = {"ListDatasetVersions": "datasets", "ListModelVersions": "models"} | {
-    "ListCheckpoints": "checkpoints",
-    "ListJobMetrics": "jobs",
-    "ListUploadParts": "uploads",
-}
+_COLLECTIONS = ("datasets", "models", "jobs", "uploads", "endpoints")
+BELOW = (
+    *("projects/typo", "nodes/typo", "users/typo"),
+    *(f"projects/typo/{each}/one" for each in _COLLECTIONS),
+)
+"""What a list can be below; each takes one of them."""
 
 
 def lists() -> dict[str, Any]:
@@ -47,11 +40,14 @@ async def test_a_list_below_a_project_that_is_not_there_is_refused(
 ) -> None:
     method = lists()[path]
     appliance.user("everywhere", ("owner", "*"), ("administrator", "*"))
-    request = GetMessageClass(method.input_type)()
     field = next(field for field in PARENTS if field in method.input_type.fields_by_name)
-    setattr(request, field, BELOW[OF_OTHERS.get(method.name, "projects")])
+    request = GetMessageClass(method.input_type)
     channel = appliance.channel(appliance.control.api_port)
-    call = channel.unary_unary(path, request_serializer=type(request).SerializeToString)
+    call = channel.unary_unary(path, request_serializer=request.SerializeToString)
     token = appliance.session("everywhere")
-    error = await error_of(call(request, metadata=bearer(token)))
-    assert error.reason == "RESOURCE_NOT_FOUND"
+    reasons = [
+        (await error_of(call(request(**{field: below}), metadata=bearer(token)))).reason
+        for below in BELOW
+    ]
+    # A name of another kind is no name here; one that fits is looked for.
+    assert set(reasons) == {"INVALID_INPUT", "RESOURCE_NOT_FOUND"}
