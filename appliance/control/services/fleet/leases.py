@@ -257,6 +257,17 @@ class Leases:
                 if (leaving.work, leaving.epoch, leaving.share.node) != (work, epoch, node)
             ]
 
+    def ending(self, node: str) -> list[tuple[str, int]]:
+        """(work, epoch) that is over, and whose processes a node has not said to have ended."""
+        with self._lock:
+            found = {(each.work, each.epoch) for each in self._leaving if each.share.node == node}
+            return sorted(found | self._strange.get(node, (0.0, set()))[1])
+
+    def nodes(self) -> list[str]:
+        """Nodes that were heard of or are to be, sorted."""
+        with self._lock:
+            return sorted(self._heard)
+
     def evict(self, node: str) -> None:
         """The node is refused from now on: it holds nothing, and counts for nothing."""
         with self._lock:

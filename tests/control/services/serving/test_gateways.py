@@ -270,7 +270,7 @@ async def test_no_front_certificate_is_made_for_one_that_is_evicted_after_the_do
     request = routing_service_pb2.RenewFrontCertificateRequest(
         certificate_request=make_csr(new_private_key()).decode()
     )
-    service = parts.gateways(appliance.control.base)
+    service = parts.gateways(appliance.control.base, appliance.control.work)
     assert service.renew_front(caller, request)
     with appliance.database.write() as transaction:
         transaction.run(tables.gateway.update().values(state="EVICTED"))
