@@ -14,6 +14,7 @@ from prometheus_client.registry import Collector
 from sqlalchemy import Select, func, select
 
 from appliance.control.services.agent.agents import SEEN_SECONDS
+from appliance.control.services.fleet import node_rows
 from appliance.control.services.fleet.certificates import EVICTED
 from appliance.control.services.fleet.leases import REMEMBERED_SECONDS, SAID_SECONDS, Leases
 from appliance.control.services.work.pauses import waits_for_space
@@ -47,6 +48,8 @@ class WorkMetrics(Collector):
             )
             paused = state.all(select(_job.state, _job.pause).where(_job.state == JobState.PAUSED))
             silent = state.value(self._silent())
+            cordoned = state.value(select(func.count()).where(_node.cordoned))
+            draining, used = node_rows.draining(state), node_rows.use_by_node(state)
         counts = {row.state: row.number for row in rows}
         jobs = GaugeMetricFamily(
             "appliance_jobs", "Jobs that have not ended, by state.", labels=["state"]
@@ -74,6 +77,22 @@ class WorkMetrics(Collector):
             "appliance_nodes_cut_off",
             "1 while more than half of the nodes are silent, so that none is given up.",
             value=self._leases.is_cut_off(),
+        )
+
+        yield GaugeMetricFamily(
+            "appliance_nodes_cordoned",
+            "Nodes that take nothing new, those that are drained too.",
+            value=cordoned,
+        )
+        yield GaugeMetricFamily(
+            "appliance_nodes_draining",
+            "Nodes that are drained, or were, and were not uncordoned since.",
+            value=len(draining),
+        )
+        yield GaugeMetricFamily(
+            "appliance_draining_devices",
+            "Devices that work still holds on nodes that are drained.",
+            value=sum(used[node].devices for node in draining if node in used),
         )
 
     def _silent(self) -> Select[Any]:

@@ -7,8 +7,8 @@ Rules kept here:
 * an evicted node is refused from the moment `evict` returns: its role is gone with the new policy,
   its certificate by its state; its work is placed elsewhere by the scheduler; join tokens made for
   its name until then are void;
-* a node is deleted when nothing is on it, not even a process that is ending; nothing of it is left
-  that a server which joins under its name could use.
+* a node is deleted when nothing is on it, not even a process that is ending, unless it is away;
+  nothing of it is left that a server which joins under its name could use.
 
 Called by `rpc.nodes`.
 """
@@ -32,7 +32,7 @@ from appliance.control.services.common.resources import missing, timestamp
 from appliance.control.services.common.updates import check_etag, etag_of
 from appliance.control.services.fleet.certificates import EVICTED, delete_in, evict_in
 from appliance.control.services.fleet.node_rows import LOST, READY, NodeUse, use_by_node
-from appliance.control.services.system.node_work import WorkOnNodes
+from appliance.control.services.system.node_work import ENDING, WorkOnNodes
 from appliance.control.store import tables
 from appliance.control.store.database import Database, Reading, Transaction
 from appliance.core import names
@@ -145,7 +145,13 @@ class Nodes:
         def work(transaction: Transaction) -> rpc.DeleteNodeResponse:
             row = _by_name(transaction, request.name)
             check_etag(request.etag, _etag(row), request.name)
-            if on_it := self._work.of(transaction, caller, row):
+            # What a node that is away has not ended is fenced off, and may never end.
+            on_it = [
+                each
+                for each in self._work.of(transaction, caller, row)
+                if row.state == READY or each.state != ENDING
+            ]
+            if on_it:
                 raise FailedPrecondition(_why_not_deleted(row, on_it), work=len(on_it))
             machine = Principal(PrincipalKind.NODE, row.id)
             delete_in(transaction, self._policies, self._events, machine)
