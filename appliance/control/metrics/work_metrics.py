@@ -70,7 +70,7 @@ class WorkMetrics(Collector):
         )
         yield GaugeMetricFamily(
             "appliance_nodes_silent",
-            "Nodes that were heard of in the last day, and are not now.",
+            "Nodes that were heard of in the last day, and are not now; none that is drained.",
             value=silent,
         )
         yield GaugeMetricFamily(
@@ -100,6 +100,7 @@ class WorkMetrics(Collector):
         now = self._clock()
         return select(func.count()).where(
             _node.state != EVICTED,
+            ~_node.draining,
             _node.seen_time > now - timedelta(seconds=REMEMBERED_SECONDS),
             _node.seen_time < now - timedelta(seconds=SAID_SECONDS + SEEN_SECONDS),
         )

@@ -25,6 +25,7 @@ from appliance.control.services.fleet.leases import Leases
 from appliance.control.services.serving import replicas
 from appliance.control.services.work import job_rows, pause_rows
 from appliance.control.services.work.runs import shares_of
+from appliance.control.services.work.silent_nodes import said_of
 from appliance.control.store import tables
 from appliance.control.store.database import Reading
 from appliance.core import names
@@ -77,7 +78,7 @@ class WorkOnNodes:
                 if share.node != node.id or share.ended:
                     continue
                 fits = not node.draining or _holds_job(state, row, others)
-                said = [_leaves(row, node), str(row.message), "" if fits else _nowhere(node)]
+                said = [_leaves(row, node), said_of(row), "" if fits else _nowhere(node)]
                 yield (
                     row.uid,
                     row.project,

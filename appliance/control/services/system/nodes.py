@@ -229,7 +229,8 @@ def _why_not_deleted(row: Row[Any], on_it: Sequence[node_pb2.NodeWork]) -> str:
         said.append(f"{left} more" if said else f"work that you may not see ({left})")
     advice = {
         READY: f"empty it with `appliance node drain {row.id} --wait`",
-        LOST: f"let it go on elsewhere with `appliance node drain {row.id} --wait`",
+        LOST: f"let it go on elsewhere with `appliance node drain {row.id} --wait`, or at once with"
+        f" `appliance node evict {row.id}`",
         EVICTED: "it starts elsewhere within seconds",
     }[row.state]
     return (

@@ -61,6 +61,7 @@ class Drains:
         with self._database.read() as state:
             nodes = node_rows.draining(state)
             rows = _leased(state) if nodes else []
+        self._leases.leave_out(nodes)
         now = self._served()
         self._since = {node: self._since.get(node, now) for node in nodes}
         for row in rows:
