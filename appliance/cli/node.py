@@ -216,7 +216,10 @@ def _emptied(node: dict[str, Any]) -> str:
 @click.argument("node_id", metavar="NODE")
 @token_out
 def create_join_token(session: CommandSession, node_id: str, out: Path | None) -> None:
-    """Make a token with which one server may join once, within ten minutes."""
+    """Make a token with which one server may join once, within ten minutes.
+
+    One that was evicted comes back with it.
+    """
 
     def make_token() -> dict[str, str]:
         made = session.call("NodeService.CreateJoinToken", node_id=node_id)

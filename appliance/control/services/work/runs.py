@@ -285,7 +285,7 @@ class Runs:
         to, pause = (JobState.QUEUED, {}) if pause_rows.leaves(pause) else (JobState.PAUSED, pause)
         self.set_aside_in(transaction, row, why, under_way, to, pause=pause)
 
-    def set_aside_in(  # what its rows say
+    def set_aside_in(
         self,
         transaction: Transaction,
         row: Row[Any],
