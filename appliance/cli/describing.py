@@ -40,6 +40,11 @@ class Section:
     title: str
     rows: Fill
 
+    @property
+    def field(self) -> str:
+        """Its name in JSON; a field of the resource that is called so is shown by the section."""
+        return self.title.lower().replace(" ", "_")
+
 
 def section(group: click.Group, title: str, *methods: str) -> Callable[[Fill], Fill]:
     """Add a section to the `describe` of a noun.
@@ -70,13 +75,12 @@ def show(session: CommandSession, value: Value, sections: Sequence[Section]) -> 
     form = session.form
     if form not in PEOPLE:
         related = {
-            each.title.lower().replace(" ", "_"): rows
-            for each in sections
-            if (rows := _filled(session, value, each)[0])
+            each.field: rows for each in sections if (rows := _filled(session, value, each)[0])
         }
         session.print(value | related)
         return
-    session.print(value)
+    own = {each.field for each in sections}
+    session.print({key: each for key, each in value.items() if key not in own})
     for each in sections:
         rows, columns = _filled(session, value, each)
         if not rows:

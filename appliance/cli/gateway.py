@@ -11,6 +11,7 @@ from appliance.cli.command import command as make
 from appliance.cli.options import made_token, token_out
 from appliance.cli.output import field, last, state
 from appliance.cli.prompts import agree
+from appliance.cli.updating import etag_option
 
 if TYPE_CHECKING:
     from appliance.cli.session import CommandSession
@@ -18,18 +19,39 @@ if TYPE_CHECKING:
 COLUMNS = [
     ("GATEWAY", last()),
     ("STATE", state()),
+    ("CONNECTED", field("connected")),
     ("HOSTS", lambda row: ", ".join(row["hosts"])),
     ("IDENTITY ENDS", field("expire_time")),
     ("FRONT ENDS", field("front_expire_time")),
 ]
 
-command = click.Group("gateway", help="See and add gateways.")
+command = click.Group("gateway", help="See, add and remove gateways.")
 
 
 @make("list", "GatewayService.ListGateways", group=command)
 def list_(session: CommandSession) -> None:
-    """List every gateway: one that is READY may call, whether it runs now or not."""
+    """List every gateway: one that is READY may call, one that is connected runs now."""
     session.show(session.rows("GatewayService.ListGateways", "gateways"), COLUMNS)
+
+
+@make("get", "GatewayService.GetGateway", group=command)
+@click.argument("name", metavar="GATEWAY")
+def get(session: CommandSession, name: str) -> None:
+    """Show one gateway."""
+    session.show(session.call("GatewayService.GetGateway", name=session.name("gateway", name)))
+
+
+@make("remove", "GatewayService.DeleteGateway", group=command)
+@click.argument("name", metavar="GATEWAY")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@etag_option()
+def remove(session: CommandSession, name: str, etag: str, *, yes: bool) -> None:
+    """Delete a gateway that was evicted or is stopped; its name is free for another one."""
+    full = session.name("gateway", name)
+    if not yes:
+        agree(f"Delete {full}? It can come back only with a new join token.")
+    session.call("GatewayService.DeleteGateway", name=full, etag=etag)
+    session.show({"name": full, "deleted": True})
 
 
 @make("create-join-token", "GatewayService.CreateGatewayJoinToken", group=command)

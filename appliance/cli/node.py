@@ -2,18 +2,38 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from appliance.cli.command import command as make
+from appliance.cli.describing import Rows, section
+from appliance.cli.fields import FieldOption
+from appliance.cli.following import Duration, changes, wait_options
 from appliance.cli.options import made_token, token_out
-from appliance.cli.output import field, last, state, wide
+from appliance.cli.output import field, last, plain, safe, state, wide
 from appliance.cli.prompts import agree
+from appliance.cli.updating import etag_option
+from appliance.core.errors import FailedPrecondition
 
 if TYPE_CHECKING:
     from appliance.cli.session import CommandSession
+
+
+WATCH = "NodeService.WatchNode"
+LOST, ENDING = "STATE_LOST", "ENDING"
+
+
+def _state(row: dict[str, Any]) -> str:
+    """As kubectl does: what it is, and whether it takes work."""
+    how = "draining" if row["draining"] else "cordoned" if row["cordoned"] else ""
+    return ", ".join(filter(None, (state()(row), how)))
+
+
+def _name(row: dict[str, Any]) -> str:
+    return row["name"] or "(not yours to see)"
 
 
 def _memory(row: dict[str, Any]) -> str:
@@ -36,7 +56,7 @@ def _lacks(row: dict[str, Any]) -> str:
 
 COLUMNS = [
     ("NODE", last()),
-    ("STATE", state()),
+    ("STATE", _state),
     ("DEVICES", lambda row: f"{row['devices_used']}/{row['devices']} {row['device_kind']}"),
     ("MEMORY", _memory),
     ("SEEN", field("seen_time")),
@@ -44,6 +64,14 @@ COLUMNS = [
     wide("VERSION", field("agent_version")),
     ("RUNS", _runs),
     ("LACKS", _lacks),
+]
+
+WORK = [
+    ("WORK", _name),
+    ("KIND", field("kind")),
+    ("STATE", field("state")),
+    ("DEVICES", field("devices")),
+    ("NOTE", field("note")),
 ]
 
 JOIN_TOKENS = [
@@ -54,7 +82,7 @@ JOIN_TOKENS = [
     ("ENDS", field("expire_time")),
 ]
 
-command = click.Group("node", help="See and add servers.")
+command = click.Group("node", help="See, add, empty and remove servers.")
 
 
 @make("list", "NodeService.ListNodes", group=command)
@@ -70,11 +98,120 @@ def get(session: CommandSession, name: str) -> None:
     session.show(session.call("NodeService.GetNode", name=session.name("node", name)))
 
 
+@section(command, "Work")
+def work_of(session: CommandSession, node: dict[str, Any]) -> Rows:
+    """What runs there."""
+    del session
+    return node["work"], WORK
+
+
+@make("cordon", "NodeService.CordonNode", group=command)
+@click.argument("name", metavar="NODE")
+@click.option("--reason", default="", metavar="TEXT", help="Why, for whoever waits for it.")
+def cordon(session: CommandSession, name: str, reason: str) -> None:
+    """Place nothing new on a node; what runs there goes on."""
+    full = session.name("node", name)
+    session.show(session.call("NodeService.CordonNode", name=full, reason=reason), COLUMNS)
+
+
+@make("uncordon", "NodeService.UncordonNode", group=command)
+@click.argument("name", metavar="NODE")
+def uncordon(session: CommandSession, name: str) -> None:
+    """Let work come to a node again; ends a cordon, and a drain."""
+    made = session.call("NodeService.UncordonNode", name=session.name("node", name))
+    session.show(made, COLUMNS)
+
+
+@make("drain", "NodeService.DrainNode", WATCH, group=command)
+@click.argument("name", metavar="NODE")
+@click.option("--reason", default="", metavar="TEXT", help="Why, for whoever waits for it.")
+@click.option(
+    "--grace",
+    cls=FieldOption,
+    default_of=("nodes.v1.node_service.DrainNodeRequest", "grace_seconds", ""),
+    type=Duration(),
+    metavar="TIME",
+    help="Longest time in which jobs save a checkpoint, or end, such as 5m, 24h at most.",
+)
+@wait_options
+def drain(  # its options
+    session: CommandSession,
+    name: str,
+    *,
+    reason: str,
+    grace: float | None,
+    wait: bool,
+    timeout: float | None,
+) -> None:
+    """Cordon a node, and let what runs there go on elsewhere: jobs from a checkpoint they save."""
+    more = {} if grace is None else {"grace_seconds": math.ceil(grace)}
+    full = session.name("node", name)
+    made = session.call("NodeService.DrainNode", name=full, reason=reason, **more)
+    node = _until_empty(session, full, timeout) if wait else plain(made)
+    session.show(node, COLUMNS)
+    _say_work(node["work"])
+    if wait:
+        click.echo(_emptied(node), err=True)
+
+
+@make("remove", "NodeService.DeleteNode", group=command)
+@click.argument("name", metavar="NODE")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@etag_option()
+def remove(session: CommandSession, name: str, etag: str, *, yes: bool) -> None:
+    """Delete a node on which nothing runs; its name is free for another server."""
+    full = session.name("node", name)
+    if not yes:
+        agree(f"Delete {full}? Its server can come back only with a new join token.")
+    session.call("NodeService.DeleteNode", name=full, etag=etag)
+    session.show({"name": full, "deleted": True})
+
+
+def _until_empty(session: CommandSession, name: str, timeout: float | None) -> dict[str, Any]:
+    """The node when nothing is left on it.
+
+    Raises FailedPrecondition when somebody ends the drain meanwhile.
+    """
+    node: dict[str, Any] = {}
+    said: list[Any] = []
+    for each in changes(session, WATCH, name, timeout):
+        node = plain(each)
+        if not node["draining"]:
+            raise FailedPrecondition(f"{name} is not drained any more: somebody has uncordoned it")
+        # What a node that is away has not ended it ends when it is back.
+        away = node["state"] == LOST
+        left = [work for work in node["work"] if not (away and work["state"] == ENDING)]
+        if not left:
+            break
+        if left != said:
+            _say_work(left)
+            said = left
+    return node
+
+
+def _say_work(work: list[dict[str, Any]]) -> None:
+    """What is still on a node, a line each, on stderr."""
+    for each in work:
+        note = f": {each['note']}" if each["note"] else ""
+        line = f"still there: {_name(each)} {each['kind']} {each['state']}{note}"
+        click.echo(safe(line), err=True)
+
+
+def _emptied(node: dict[str, Any]) -> str:
+    name = last()(node)
+    if node["state"] == LOST:
+        return f"{name} is away: what it still runs ends when it is back"
+    return f"nothing runs on {name} any more; `appliance node uncordon {name}` lets work come again"
+
+
 @make("create-join-token", "NodeService.CreateJoinToken", group=command)
 @click.argument("node_id", metavar="NODE")
 @token_out
 def create_join_token(session: CommandSession, node_id: str, out: Path | None) -> None:
-    """Make a token with which one server may join once, within ten minutes."""
+    """Make a token with which one server may join once, within ten minutes.
+
+    One that was evicted comes back with it.
+    """
 
     def make_token() -> dict[str, str]:
         made = session.call("NodeService.CreateJoinToken", node_id=node_id)

@@ -56,9 +56,16 @@ _MOVES: dict[JobState, frozenset[JobState]] = {
             JobState.CANCELLED,
         }
     ),
-    # It may be done before it has paused. It never starts again by itself: that is what was asked.
+    # It may be done before it has paused. Queued again only when it leaves a node that is drained:
+    # what somebody has paused never starts again by itself.
     JobState.PAUSING: frozenset(
-        {JobState.REGISTERING, JobState.PAUSED, JobState.FAILED, JobState.CANCELLED}
+        {
+            JobState.REGISTERING,
+            JobState.PAUSED,
+            JobState.QUEUED,
+            JobState.FAILED,
+            JobState.CANCELLED,
+        }
     ),
     # Queued again when somebody asks; and when the object store was full, once it has space.
     JobState.PAUSED: frozenset({JobState.QUEUED, JobState.FAILED, JobState.CANCELLED}),

@@ -271,3 +271,8 @@ def checkpoint(project_id: str, job_id: str, checkpoint_id: str) -> str:
 def endpoint(project_id: str, endpoint_id: str) -> str:
     """`projects/{project}/endpoints/{endpoint}`."""
     return str(Name.of("endpoint", project_id, endpoint_id))
+
+
+def replica(project_id: str, endpoint_id: str, replica_id: str) -> str:
+    """`projects/{project}/endpoints/{endpoint}/replicas/{replica}`."""
+    return str(Name.of("replica", project_id, endpoint_id, replica_id))

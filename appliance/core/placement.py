@@ -2,7 +2,7 @@
 
 Rules kept here:
 * one rank takes one device and its memory; a device has one rank at most;
-* no rank goes to a node that lacks what its kind of work needs;
+* no rank goes to a node that lacks what its kind of work needs, or that takes nothing new;
 * the answer is whole: either every rank has a place or the call raises and nothing is taken;
 * as few nodes as possible (traffic inside a node is cheaper than between nodes), and among equals
   the node where the least is left over, so that large holes stay whole for large jobs;
@@ -30,7 +30,8 @@ class NodeCapacity:
     """What a node has: devices (numbered from 0) and which are taken.
 
     Memory for ranks and how much is taken, bytes. `lacks` says of each kind of work what the node
-    lacks for it, "" for nothing; None when it does not say: then it can run everything.
+    lacks for it, "" for nothing; None when it does not say: then it can run everything. `closed`:
+    why nothing new is placed there; empty when it is.
     """
 
     node: str
@@ -39,9 +40,12 @@ class NodeCapacity:
     devices_used: frozenset[int] = field(default_factory=frozenset)
     memory_used: int = 0
     lacks: Mapping[str, str] | None = field(default=None, hash=False)
+    closed: str = ""
 
     def refusal(self, demand: Demand) -> str:
-        """Why the node cannot run this work; empty when it can."""
+        """Why the node cannot run this work, or takes none; empty when it can."""
+        if self.closed:
+            return self.closed
         if self.lacks is None:
             return "its agent is too old for this job: update it" if demand.new_agent else ""
         if not demand.kind:
@@ -194,13 +198,19 @@ def _named(nodes: Sequence[str]) -> str:
     return f"node{'s' if len(nodes) > 1 else ''} {', '.join(shown)}"
 
 
+def could_hold(demand: Demand, nodes: Sequence[NodeCapacity]) -> bool:
+    """Whether these nodes could run all ranks if nothing else ran."""
+    empty = [replace(node, devices_used=frozenset(), memory_used=0) for node in nodes]
+    return _choose(demand, empty) is not None
+
+
 def check_feasible(demand: Demand, nodes: Sequence[NodeCapacity]) -> None:
     """Raise FailedPrecondition when the demand would not fit even if nothing else ran.
 
-    What nodes lack for it is no reason: that can be installed while it waits.
+    What nodes lack for it is no reason, nor that one is cordoned: both can end while it waits.
     """
     demand = replace(demand, kind="", new_agent=False)
-    empty = [replace(node, devices_used=frozenset(), memory_used=0) for node in nodes]
+    empty = [replace(node, devices_used=frozenset(), memory_used=0, closed="") for node in nodes]
     if not empty:
         raise FailedPrecondition("there is no node: join one with `appliance node`, then repeat")
     if _choose(demand, empty) is not None:

@@ -371,7 +371,7 @@ def test_eviction_is_asked_for(command: Run, logged_in: FakeApi) -> None:
     logged_in.answers["GatewayService.EvictGateway"] = gateway
     assert command("gateway", "evict", "g1").code == 3
     shown = command("gateway", "evict", "g1", "--yes").out.splitlines()[1]
-    assert shown.split()[:4] == ["g1", "EVICTED", "a.example,", "::1"]
+    assert shown.split()[:5] == ["g1", "EVICTED", "no", "a.example,", "::1"]
     assert logged_in.calls[-1].request.name == "gateways/g1"
 
 
@@ -380,7 +380,7 @@ def test_gateways_are_listed(command: Run, logged_in: FakeApi) -> None:
         gateways=[gateway_service_pb2.Gateway(name="gateways/g1", state=1, hosts=["a.example"])]
     )
     (line,) = command("gateway", "list").out.splitlines()[1:]
-    assert line.split() == ["g1", "READY", "a.example"]
+    assert line.split() == ["g1", "READY", "no", "a.example"]
 
 
 def test_one_version_or_the_whole(command: Run, logged_in: FakeApi) -> None:

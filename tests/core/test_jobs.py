@@ -27,6 +27,7 @@ ALLOWED = {
     ("RUNNING", "PAUSING"),
     ("PAUSING", "REGISTERING"),
     ("PAUSING", "PAUSED"),
+    ("PAUSING", "QUEUED"),
     ("PAUSING", "FAILED"),
     ("PAUSING", "CANCELLED"),
     ("PAUSED", "QUEUED"),

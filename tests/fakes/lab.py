@@ -32,7 +32,6 @@ from appliance.control.services.data.datasets import Datasets
 from appliance.control.services.data.downloads import Downloads
 from appliance.control.services.data.models import Models
 from appliance.control.services.fleet.connected_agents import AgentSession
-from appliance.control.services.fleet.nodes import Nodes
 from appliance.control.services.fleet.served_clock import MAX_STEP
 from appliance.control.services.serving.endpoints import Endpoints
 from appliance.control.services.serving.routing import Routing
@@ -118,7 +117,7 @@ class Lab:
             base.clock,
         )
         self.usage = work.usage
-        self.nodes = Nodes(base.database, base.changes, base.policies, base.events, base.clock)
+        self.nodes = work.nodes()
         self.enrolment = enrolment(base)
 
     def restart(self) -> None:

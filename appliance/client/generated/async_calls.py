@@ -508,6 +508,43 @@ class AsyncGatewayCalls:
             request_id=request_id,
         )
 
+    async def get(
+        self,
+        name: str,
+        *,
+        timeout: float | None = DEADLINE,
+    ) -> gateway_service_pb2.Gateway:
+        """Returns one gateway."""
+        return await self._calls.unary(
+            "GatewayService.GetGateway",
+            gateway_service_pb2.Gateway,
+            timeout,
+            name=self._calls.requests.name("gateway", name),
+        )
+
+    async def delete(
+        self,
+        name: str,
+        *,
+        etag: str = "",
+        request_id: str = "",
+        validate_only: bool = False,
+        timeout: float | None = DEADLINE,
+    ) -> gateway_service_pb2.DeleteGatewayResponse:
+        """Deletes a gateway that was evicted or is not connected: its certificates and the
+        join tokens of its name are void. One may join under the name again, as another
+        gateway.
+        """
+        return await self._calls.unary(
+            "GatewayService.DeleteGateway",
+            gateway_service_pb2.DeleteGatewayResponse,
+            timeout,
+            name=self._calls.requests.name("gateway", name),
+            etag=etag,
+            request_id=request_id,
+            validate_only=validate_only,
+        )
+
 
 class AsyncJobCalls:
     """Submits and follows jobs."""
@@ -885,6 +922,118 @@ class AsyncNodeCalls:
             timeout,
             name=self._calls.requests.name("node", name),
             request_id=request_id,
+        )
+
+    def watch(
+        self,
+        name: str,
+        *,
+        timeout: float | None = None,
+    ) -> AsyncGenerator[node_pb2.Node, None]:
+        """Streams the node, with what runs on it, now and each time it changes.
+
+        Ends with NOT_FOUND when it is deleted.
+        """
+        return self._calls.stream(
+            "NodeService.WatchNode",
+            node_pb2.Node,
+            timeout,
+            name=self._calls.requests.name("node", name),
+        )
+
+    async def cordon(
+        self,
+        name: str,
+        *,
+        reason: str = "",
+        request_id: str = "",
+        validate_only: bool = False,
+        timeout: float | None = DEADLINE,
+    ) -> node_pb2.Node:
+        """Places nothing new on the node from the moment it returns; what runs there goes on.
+
+        A repeat replaces the reason, and ends no drain.
+        """
+        return await self._calls.unary(
+            "NodeService.CordonNode",
+            node_pb2.Node,
+            timeout,
+            name=self._calls.requests.name("node", name),
+            reason=reason,
+            request_id=request_id,
+            validate_only=validate_only,
+        )
+
+    async def uncordon(
+        self,
+        name: str,
+        *,
+        request_id: str = "",
+        validate_only: bool = False,
+        timeout: float | None = DEADLINE,
+    ) -> node_pb2.Node:
+        """Lets work come to the node again: ends a cordon, and a drain.
+
+        What has left comes back only when it is placed anew.
+        """
+        return await self._calls.unary(
+            "NodeService.UncordonNode",
+            node_pb2.Node,
+            timeout,
+            name=self._calls.requests.name("node", name),
+            request_id=request_id,
+            validate_only=validate_only,
+        )
+
+    async def drain(
+        self,
+        name: str,
+        *,
+        reason: str = "",
+        grace_seconds: int | None = None,
+        request_id: str = "",
+        validate_only: bool = False,
+        timeout: float | None = DEADLINE,
+    ) -> node_pb2.Node:
+        """Cordons the node, and lets what runs on it go on elsewhere.
+
+        Jobs save a checkpoint within the grace and are queued again, on all of their nodes;
+        those that keep no checkpoints may end within it, and else begin anew. Replicas
+        finish their answers. Returns at once: follow it with `WatchNode` until `work` is
+        empty. A repeat replaces the reason and the grace.
+        """
+        return await self._calls.unary(
+            "NodeService.DrainNode",
+            node_pb2.Node,
+            timeout,
+            name=self._calls.requests.name("node", name),
+            reason=reason,
+            grace_seconds=grace_seconds,
+            request_id=request_id,
+            validate_only=validate_only,
+        )
+
+    async def delete(
+        self,
+        name: str,
+        *,
+        etag: str = "",
+        request_id: str = "",
+        validate_only: bool = False,
+        timeout: float | None = DEADLINE,
+    ) -> node_service_pb2.DeleteNodeResponse:
+        """Deletes a node on which nothing runs: its certificates and the join tokens of its
+        name are void. A server may join under the name again, as another node. Fails with
+        FAILED_PRECONDITION and the names of what runs there.
+        """
+        return await self._calls.unary(
+            "NodeService.DeleteNode",
+            node_service_pb2.DeleteNodeResponse,
+            timeout,
+            name=self._calls.requests.name("node", name),
+            etag=etag,
+            request_id=request_id,
+            validate_only=validate_only,
         )
 
 

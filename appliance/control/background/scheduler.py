@@ -4,8 +4,8 @@ One pass looks at everything again, so a wake-up that is lost costs a second and
 kept here:
 * all ranks of a job are placed, or none; the oldest job first, but a smaller one may pass a job
   that does not fit now; replicas before jobs, because somebody waits for their answers;
-* only connected nodes get work, only kinds of work that they can run, and only what no lease holds
-  is free;
+* only connected nodes get work that are not cordoned, only kinds of work that they can run, and
+  only what no lease holds is free;
 * a pass reads and writes rows, and never the object store;
 * a pass that fails is logged and repeated; it never takes the control plane down.
 
@@ -31,6 +31,7 @@ from appliance.control.services.fleet.served_clock import ServedClock
 from appliance.control.services.serving.replicas import Replicas
 from appliance.control.services.system.sweeper import Sweeper
 from appliance.control.services.work.checkpoint_tasks import CheckpointTasks
+from appliance.control.services.work.drains import Drains
 from appliance.control.services.work.job_logs import JobLogs
 from appliance.control.services.work.pauses import Pauses
 from appliance.control.services.work.runs import Runs
@@ -52,6 +53,7 @@ class Scheduler:
         fleet: ConnectedAgents,
         agents: Agents,
         runs: Runs,
+        drains: Drains,
         pauses: Pauses,
         replicas: Replicas,
         logs: JobLogs,
@@ -67,6 +69,7 @@ class Scheduler:
         self._fleet = fleet
         self._agents = agents
         self._runs = runs
+        self._drains = drains
         self._pauses = pauses
         self._replicas = replicas
         self._logs = logs
@@ -100,6 +103,8 @@ class Scheduler:
                 self._replicas.lost(lost.work, lost.epoch, lost.why)
             else:
                 self._runs.lost(lost.work, lost.epoch, lost.why)
+        self._drains.run_pass()
+        self._replicas.leave_drained_nodes()
         self._pauses.run_pass()
         self._say_silent()
         self._place_replicas()

@@ -34,7 +34,6 @@ from appliance.control.services.access.roles import RoleService
 from appliance.control.services.access.service_accounts import ServiceAccounts
 from appliance.control.services.access.users import Users
 from appliance.control.services.fleet.enrolment import Enrolment
-from appliance.control.services.fleet.nodes import Nodes
 from appliance.control.services.serving.gateways import Gateways
 from appliance.control.services.system.audit import Audit
 from appliance.control.services.system.system import Facts, System
@@ -68,7 +67,6 @@ def rules() -> dict[str, AccessRule]:
 def api(base: Foundation, people: People, does: WorkParts, pool: CallPool) -> list[Servicer]:
     """The servicers of the API listener, one for each of `API`."""
     events = base.events
-    nodes = Nodes(base.database, base.changes, base.policies, events, base.clock)
     joins = enrolment(base)
     return [
         AuditRpc(Audit(base.opened.log, base.clock), pool, events),
@@ -77,8 +75,8 @@ def api(base: Foundation, people: People, does: WorkParts, pool: CallPool) -> li
             Bindings(base.database, base.changes, base.policies, events, base.clock), pool, events
         ),
         EnrolmentRpc(joins, pool, events),
-        GatewayRpc(gateways(base), joins, pool, events),
-        NodeRpc(nodes, joins, pool, events),
+        GatewayRpc(gateways(base, does), joins, pool, events),
+        NodeRpc(does.nodes(), joins, pool, events),
         ProjectRpc(Projects(base.database, base.changes, base.keys, base.clock), pool, events),
         RoleRpc(RoleService(base.policies.roles), pool, events),
         ServiceAccountRpc(_service_accounts(base), pool, events),
@@ -90,7 +88,7 @@ def api(base: Foundation, people: People, does: WorkParts, pool: CallPool) -> li
 
 def machines(base: Foundation, does: WorkParts, pool: CallPool) -> list[Servicer]:
     """The servicers of the machine listener, one for each of `MACHINES`."""
-    return does.machines(enrolment(base), gateways(base), pool)
+    return does.machines(enrolment(base), gateways(base, does), pool)
 
 
 def enrolment(base: Foundation) -> Enrolment:
@@ -106,7 +104,7 @@ def enrolment(base: Foundation) -> Enrolment:
     )
 
 
-def gateways(base: Foundation) -> Gateways:
+def gateways(base: Foundation, does: WorkParts) -> Gateways:
     """The service behind gateways and their certificates."""
     host, _ = split_address(base.settings.gateway.grpc, "gateway.grpc")
     return Gateways(
@@ -115,6 +113,7 @@ def gateways(base: Foundation) -> Gateways:
         certificates=base.certificates,
         changes=base.changes,
         policies=base.policies,
+        connected=does.connected_gateways,
         events=base.events,
         clock=base.clock,
         announced=host,

@@ -46,15 +46,19 @@ from appliance.control.services.fleet.connected_agents import ConnectedAgents
 from appliance.control.services.fleet.enrolment import Enrolment
 from appliance.control.services.fleet.leases import Leases
 from appliance.control.services.fleet.served_clock import ServedClock
+from appliance.control.services.serving.connected_gateways import ConnectedGateways
 from appliance.control.services.serving.endpoints import Endpoints
 from appliance.control.services.serving.gateways import Gateways
 from appliance.control.services.serving.replicas import Replicas
 from appliance.control.services.serving.routing import Routing
 from appliance.control.services.serving.usage import UsageRecords
+from appliance.control.services.system.node_work import WorkOnNodes
+from appliance.control.services.system.nodes import Nodes
 from appliance.control.services.system.sweeper import Sweeper
 from appliance.control.services.work.checkpoint_folders import CheckpointFolders
 from appliance.control.services.work.checkpoint_tasks import CheckpointTasks
 from appliance.control.services.work.checkpoints import Checkpoints
+from appliance.control.services.work.drains import Drains
 from appliance.control.services.work.job_logs import JobLogs
 from appliance.control.services.work.jobs import Jobs
 from appliance.control.services.work.paused_jobs import PausedJobs
@@ -106,6 +110,7 @@ class WorkParts:
             self.served, node_lost_seconds=base.settings.scheduling.node_lost_seconds
         )
         self.fleet = ConnectedAgents(self.served)
+        self.connected_gateways = ConnectedGateways()
         self.logs = JobLogs(base.database, base.keys, base.clock)
         self.runs = Runs(
             base.database,
@@ -183,6 +188,7 @@ class WorkParts:
             fleet=self.fleet,
             agents=self.agents,
             runs=self.runs,
+            drains=Drains(base.database, self.pauses, self.leases, base.events, self.served),
             pauses=self.pauses,
             replicas=self.replicas,
             logs=self.logs,
@@ -267,6 +273,12 @@ class WorkParts:
             UploadRpc(self.uploads(), pool, events),
         ]
 
+    def nodes(self) -> Nodes:
+        """The service behind nodes."""
+        base = self._base
+        on_nodes = WorkOnNodes(self.leases, base.policies)
+        return Nodes(base.database, base.changes, base.policies, on_nodes, base.events, base.clock)
+
     def uploads(self) -> Uploads:
         """The service behind uploads by part."""
         base = self._base
@@ -305,5 +317,5 @@ class WorkParts:
         )
         return [
             AgentRpc(self.agents, release, enrolment, pool, events),
-            RoutingRpc(routing, self.usage, gateways, pool, events),
+            RoutingRpc(routing, self.usage, gateways, self.connected_gateways, pool, events),
         ]

@@ -14,6 +14,7 @@ from prometheus_client.registry import Collector
 from sqlalchemy import Select, func, select
 
 from appliance.control.services.agent.agents import SEEN_SECONDS
+from appliance.control.services.fleet import node_rows
 from appliance.control.services.fleet.certificates import EVICTED
 from appliance.control.services.fleet.leases import REMEMBERED_SECONDS, SAID_SECONDS, Leases
 from appliance.control.services.work.pauses import waits_for_space
@@ -47,6 +48,8 @@ class WorkMetrics(Collector):
             )
             paused = state.all(select(_job.state, _job.pause).where(_job.state == JobState.PAUSED))
             silent = state.value(self._silent())
+            cordoned = state.value(select(func.count()).where(_node.cordoned))
+            draining, used = node_rows.draining(state), node_rows.use_by_node(state)
         counts = {row.state: row.number for row in rows}
         jobs = GaugeMetricFamily(
             "appliance_jobs", "Jobs that have not ended, by state.", labels=["state"]
@@ -67,7 +70,7 @@ class WorkMetrics(Collector):
         )
         yield GaugeMetricFamily(
             "appliance_nodes_silent",
-            "Nodes that were heard of in the last day, and are not now.",
+            "Nodes that were heard of in the last day, and are not now; none that is drained.",
             value=silent,
         )
         yield GaugeMetricFamily(
@@ -76,11 +79,28 @@ class WorkMetrics(Collector):
             value=self._leases.is_cut_off(),
         )
 
+        yield GaugeMetricFamily(
+            "appliance_nodes_cordoned",
+            "Nodes that take nothing new, those that are drained too.",
+            value=cordoned,
+        )
+        yield GaugeMetricFamily(
+            "appliance_nodes_draining",
+            "Nodes that are drained, or were, and were not uncordoned since.",
+            value=len(draining),
+        )
+        yield GaugeMetricFamily(
+            "appliance_draining_devices",
+            "Devices that work still holds on nodes that are drained.",
+            value=sum(used[node].devices for node in draining if node in used),
+        )
+
     def _silent(self) -> Select[Any]:
         """Counted in the rows, which outlive this process: who was heard of, and when."""
         now = self._clock()
         return select(func.count()).where(
             _node.state != EVICTED,
+            ~_node.draining,
             _node.seen_time > now - timedelta(seconds=REMEMBERED_SECONDS),
             _node.seen_time < now - timedelta(seconds=SAID_SECONDS + SEEN_SECONDS),
         )

@@ -33,6 +33,16 @@ class GatewayRpc(Servicer, GatewayServiceServicer):
         """Returns one page of gateways."""
         return await self._run(self._service.list, self.caller, request)
 
+    async def GetGateway(self, request: rpc.GetGatewayRequest, context: Context) -> rpc.Gateway:
+        """Returns one gateway."""
+        return await self._run(self._service.get, self.caller, request.name)
+
+    async def DeleteGateway(
+        self, request: rpc.DeleteGatewayRequest, context: Context
+    ) -> rpc.DeleteGatewayResponse:
+        """Deletes a gateway that was evicted or is not connected."""
+        return await self._run(self._service.delete, self.caller, request)
+
     async def CreateGatewayJoinToken(
         self, request: rpc.CreateGatewayJoinTokenRequest, context: Context
     ) -> rpc.CreateGatewayJoinTokenResponse:

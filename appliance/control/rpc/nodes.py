@@ -1,7 +1,8 @@
-"""NodeService: see `appliance.control.services.fleet.nodes` and `enrolment`."""
+"""NodeService: see `appliance.control.services.system.nodes` and `fleet.enrolment`."""
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc.aio
@@ -9,11 +10,11 @@ import grpc.aio
 from appliance.api.nodes.v1 import node_pb2
 from appliance.api.nodes.v1 import node_service_pb2 as rpc
 from appliance.api.nodes.v1.node_service_pb2_grpc import NodeServiceServicer
-from appliance.control.events import Events
+from appliance.control.events import NODES, QUEUE, ROUTING, Events
 from appliance.control.rpc.pools import CallPool
 from appliance.control.rpc.servicer import Servicer
 from appliance.control.services.fleet.enrolment import Enrolment
-from appliance.control.services.fleet.nodes import Nodes
+from appliance.control.services.system.nodes import Nodes
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -59,3 +60,36 @@ class NodeRpc(Servicer, NodeServiceServicer):
     async def EvictNode(self, request: rpc.EvictNodeRequest, context: Context) -> node_pb2.Node:
         """Refuses the node from now on."""
         return await self._run(self._service.evict, self.caller, request)
+
+    async def WatchNode(
+        self, request: rpc.WatchNodeRequest, context: Context
+    ) -> AsyncIterator[node_pb2.Node]:
+        """Streams the node, with what runs on it, now and each time it changes."""
+        caller = self.caller
+
+        def read() -> node_pb2.Node:
+            return self._service.get(caller, request.name)
+
+        wakes = (NODES, QUEUE, ROUTING)
+        async for node in self._follow(request.name, read, lambda _: False, *wakes):
+            yield node
+
+    async def CordonNode(self, request: rpc.CordonNodeRequest, context: Context) -> node_pb2.Node:
+        """Places nothing new on the node."""
+        return await self._run(self._service.cordon, self.caller, request)
+
+    async def UncordonNode(
+        self, request: rpc.UncordonNodeRequest, context: Context
+    ) -> node_pb2.Node:
+        """Lets work come to the node again."""
+        return await self._run(self._service.uncordon, self.caller, request)
+
+    async def DrainNode(self, request: rpc.DrainNodeRequest, context: Context) -> node_pb2.Node:
+        """Cordons the node, and lets what runs on it go on elsewhere."""
+        return await self._run(self._service.drain, self.caller, request)
+
+    async def DeleteNode(
+        self, request: rpc.DeleteNodeRequest, context: Context
+    ) -> rpc.DeleteNodeResponse:
+        """Deletes a node on which nothing runs."""
+        return await self._run(self._service.delete, self.caller, request)

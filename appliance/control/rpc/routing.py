@@ -13,6 +13,7 @@ from appliance.api.serving.v1.routing_service_pb2_grpc import RoutingServiceServ
 from appliance.control.events import ACCESS, ROUTING, Events
 from appliance.control.rpc.pools import CallPool
 from appliance.control.rpc.servicer import Servicer
+from appliance.control.services.serving.connected_gateways import ConnectedGateways
 from appliance.control.services.serving.gateways import Gateways
 from appliance.control.services.serving.routing import Routing
 from appliance.control.services.serving.routing_view import HeldView
@@ -31,17 +32,19 @@ TOGETHER_SECONDS = 0.1
 class RoutingRpc(Servicer, RoutingServiceServicer):
     """Translates."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # the services it translates for
         self,
         service: Routing,
         usage: UsageRecords,
         gateways: Gateways,
+        connected: ConnectedGateways,
         pool: CallPool,
         events: Events,
     ) -> None:
         super().__init__(pool, events)
         self._service, self._usage = service, usage
         self._gateways = gateways
+        self._connected = connected
 
     async def WatchRouting(
         self, request: rpc.WatchRoutingRequest, context: Context
@@ -53,7 +56,8 @@ class RoutingRpc(Servicer, RoutingServiceServicer):
                 " install the control plane's version on it"
             )
         held: HeldView | None = None
-        with self._events.watch(ROUTING, ACCESS) as watch:
+        gateway = self.caller.principal.id
+        with self._connected.entered(gateway), self._events.watch(ROUTING, ACCESS) as watch:
             while True:
                 held, messages = await self._run_for_stream(self._service.messages, held)
                 for message in messages:

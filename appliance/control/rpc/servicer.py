@@ -128,11 +128,14 @@ class Servicer:
             await self._run_in(pool, intake.abort)
 
     async def _follow(
-        self, topic: str, read: Callable[[], T], ended: Callable[[T], bool]
+        self, topic: str, read: Callable[[], T], ended: Callable[[T], bool], *more: str
     ) -> AsyncIterator[T]:
-        """What `read` returns now and each time it is different, until `ended` says so."""
+        """What `read` returns now and each time it is different, until `ended` says so.
+
+        `topic` and `more` wake it.
+        """
         last: T | None = None
-        with self._events.watch(topic) as watch:
+        with self._events.watch(topic, *more) as watch:
             while True:
                 value = await self._run_for_stream(read)
                 if value != last:

@@ -66,6 +66,8 @@ SIGNED: Columns = {
         "certificate_used",
         "certificate_expire_time",
         "create_time",
+        "cordoned",
+        "draining",
     ),
     "job": (
         "uid",

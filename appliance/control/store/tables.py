@@ -372,7 +372,8 @@ replica = Table(
 # `state`: READY | LOST | EVICTED. `facts`: devices, device_kind, memory_bytes, address,
 # agent_version, lacks (kind of work -> what it lacks for it, "" for nothing; null when it does not
 # say). `certificate_used`: the newest certificate has been shown; from then on the one before is
-# only in the hands of who has copied it.
+# only in the hands of who has copied it. `draining` implies `cordoned`; `cordon_*`, `cordoned_by`
+# and `drain_grace_seconds` are of who said so last, and mean nothing while it is not cordoned.
 node = Table(
     "node",
     metadata,
@@ -385,6 +386,12 @@ node = Table(
     Column("certificate_expire_time", Moment, nullable=True),
     Column("create_time", Moment, nullable=False),
     Column("seen_time", Moment, nullable=True),
+    Column("cordoned", Boolean, nullable=False, default=False, server_default=false()),
+    Column("draining", Boolean, nullable=False, default=False, server_default=false()),
+    Column("cordon_reason", Text, nullable=False, default="", server_default=text("''")),
+    Column("cordoned_by", Text, nullable=False, default="", server_default=text("''")),
+    Column("cordon_time", Moment, nullable=True),
+    Column("drain_grace_seconds", Integer, nullable=False, default=0, server_default=text("0")),
 )
 
 # `state`: READY | EVICTED. `certificate_*` and `previous_serial` are about its identity, as of a

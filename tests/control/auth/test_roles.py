@@ -40,8 +40,8 @@ def test_the_roles(roles: Roles) -> None:
         for role in roles.roles.values()
     }
     assert found == {
-        "administrator": (True, "everywhere platform", 63),
-        "auditor": (True, "everywhere platform", 12),
+        "administrator": (True, "everywhere platform", 68),
+        "auditor": (True, "everywhere platform", 13),
         "owner": (True, "everywhere project", 38),
         "developer": (True, "everywhere project", 30),
         "viewer": (True, "everywhere project", 15),

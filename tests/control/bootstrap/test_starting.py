@@ -24,7 +24,8 @@ from appliance.control.bootstrap.starting import (
     prepare,
     why_join,
 )
-from appliance.control.services.fleet.nodes import EVICTED, LOST
+from appliance.control.services.fleet.certificates import EVICTED
+from appliance.control.services.fleet.node_rows import LOST
 from appliance.control.store import tables
 from appliance.core.errors import AuditUnavailable
 from appliance.core.files import write_durably

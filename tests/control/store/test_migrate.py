@@ -55,7 +55,11 @@ def test_a_newer_database_is_refused(tmp_path: Path) -> None:
     database.close()
 
 
-NEWER = {"artifact_version": {"slot"}, "project": {"allow_downloads"}}
+NEWER = {
+    "artifact_version": {"slot"},
+    "node": {"cordoned", "draining"},
+    "project": {"allow_downloads"},
+}
 """Columns that opened nothing yet when there were MACs already, by table."""
 
 

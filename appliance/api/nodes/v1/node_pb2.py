@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!appliance/api/nodes/v1/node.proto\x12\x16\x61ppliance.api.nodes.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xca\x03\n\x04Node\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x31\n\x05state\x18\x02 \x01(\x0e\x32\".appliance.api.nodes.v1.Node.State\x12\x0f\n\x07\x64\x65vices\x18\x03 \x01(\x05\x12\x14\n\x0c\x64\x65vices_used\x18\x04 \x01(\x05\x12\x13\n\x0b\x64\x65vice_kind\x18\x05 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x06 \x01(\x03\x12\x19\n\x11memory_used_bytes\x18\x07 \x01(\x03\x12\x0f\n\x07\x61\x64\x64ress\x18\x08 \x01(\t\x12\x15\n\ragent_version\x18\t \x01(\t\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tseen_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x38\n\x0c\x63\x61pabilities\x18\x0c \x03(\x0b\x32\".appliance.api.nodes.v1.Capability\"R\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bSTATE_READY\x10\x01\x12\x0e\n\nSTATE_LOST\x10\x02\x12\x11\n\rSTATE_EVICTED\x10\x03\"=\n\nCapability\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x11\n\tavailable\x18\x02 \x01(\x08\x12\x0e\n\x06reason\x18\x03 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!appliance/api/nodes/v1/node.proto\x12\x16\x61ppliance.api.nodes.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe3\x05\n\x04Node\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x31\n\x05state\x18\x02 \x01(\x0e\x32\".appliance.api.nodes.v1.Node.State\x12\x0f\n\x07\x64\x65vices\x18\x03 \x01(\x05\x12\x14\n\x0c\x64\x65vices_used\x18\x04 \x01(\x05\x12\x13\n\x0b\x64\x65vice_kind\x18\x05 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x06 \x01(\x03\x12\x19\n\x11memory_used_bytes\x18\x07 \x01(\x03\x12\x0f\n\x07\x61\x64\x64ress\x18\x08 \x01(\t\x12\x15\n\ragent_version\x18\t \x01(\t\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tseen_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x38\n\x0c\x63\x61pabilities\x18\x0c \x03(\x0b\x32\".appliance.api.nodes.v1.Capability\x12\x10\n\x08\x63ordoned\x18\r \x01(\x08\x12\x10\n\x08\x64raining\x18\x0e \x01(\x08\x12\x15\n\rcordon_reason\x18\x0f \x01(\t\x12\x13\n\x0b\x63ordoned_by\x18\x10 \x01(\t\x12/\n\x0b\x63ordon_time\x18\x11 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1b\n\x13\x64rain_grace_seconds\x18\x12 \x01(\x05\x12.\n\x04work\x18\x13 \x03(\x0b\x32 .appliance.api.nodes.v1.NodeWork\x12;\n\x17\x63\x65rtificate_expire_time\x18\x14 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04\x65tag\x18\x15 \x01(\t\"R\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bSTATE_READY\x10\x01\x12\x0e\n\nSTATE_LOST\x10\x02\x12\x11\n\rSTATE_EVICTED\x10\x03\"j\n\x08NodeWork\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\x0f\n\x07\x64\x65vices\x18\x04 \x03(\x05\x12\x14\n\x0cmemory_bytes\x18\x05 \x01(\x03\x12\x0c\n\x04note\x18\x06 \x01(\t\"=\n\nCapability\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x11\n\tavailable\x18\x02 \x01(\x08\x12\x0e\n\x06reason\x18\x03 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,9 +33,11 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'appliance.api.nodes.v1.node
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_NODE']._serialized_start=95
-  _globals['_NODE']._serialized_end=553
-  _globals['_NODE_STATE']._serialized_start=471
-  _globals['_NODE_STATE']._serialized_end=553
-  _globals['_CAPABILITY']._serialized_start=555
-  _globals['_CAPABILITY']._serialized_end=616
+  _globals['_NODE']._serialized_end=834
+  _globals['_NODE_STATE']._serialized_start=752
+  _globals['_NODE_STATE']._serialized_end=834
+  _globals['_NODEWORK']._serialized_start=836
+  _globals['_NODEWORK']._serialized_end=942
+  _globals['_CAPABILITY']._serialized_start=944
+  _globals['_CAPABILITY']._serialized_end=1005
 # @@protoc_insertion_point(module_scope)

@@ -23,17 +23,20 @@ _sym_db = _symbol_database.Default()
 
 
 from appliance.api.common.v1 import access_pb2 as appliance_dot_api_dot_common_dot_v1_dot_access__pb2
+from appliance.api.common.v1 import value_pb2 as appliance_dot_api_dot_common_dot_v1_dot_value__pb2
 from appliance.api.nodes.v1 import node_pb2 as appliance_dot_api_dot_nodes_dot_v1_dot_node__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)appliance/api/nodes/v1/node_service.proto\x12\x16\x61ppliance.api.nodes.v1\x1a$appliance/api/common/v1/access.proto\x1a!appliance/api/nodes/v1/node.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x1e\n\x0eGetNodeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"9\n\x10ListNodesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"Y\n\x11ListNodesResponse\x12+\n\x05nodes\x18\x01 \x03(\x0b\x32\x1c.appliance.api.nodes.v1.Node\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\")\n\x16\x43reateJoinTokenRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\"\x83\x01\n\x17\x43reateJoinTokenResponse\x12\r\n\x05token\x18\x01 \x01(\t\x12\x16\n\x0e\x63\x61_fingerprint\x18\x02 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08token_id\x18\x04 \x01(\t\"\xa9\x01\n\tJoinToken\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04node\x18\x02 \x01(\t\x12\x0f\n\x07\x63reator\x18\x03 \x01(\t\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07gateway\x18\x06 \x01(\t\">\n\x15ListJoinTokensRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"i\n\x16ListJoinTokensResponse\x12\x36\n\x0bjoin_tokens\x18\x01 \x03(\x0b\x32!.appliance.api.nodes.v1.JoinToken\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"*\n\x16RevokeJoinTokenRequest\x12\x10\n\x08token_id\x18\x01 \x01(\t\"\x19\n\x17RevokeJoinTokenResponse\"4\n\x10\x45victNodeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t2\xc1\x06\n\x0bNodeService\x12\x63\n\x07GetNode\x12&.appliance.api.nodes.v1.GetNodeRequest\x1a\x1c.appliance.api.nodes.v1.Node\"\x12\x90\x02\x01\x8a\xb5\x18\x0b\n\tnodes.get\x12u\n\tListNodes\x12(.appliance.api.nodes.v1.ListNodesRequest\x1a).appliance.api.nodes.v1.ListNodesResponse\"\x13\x90\x02\x01\x8a\xb5\x18\x0c\n\nnodes.list\x12\xb1\x01\n\x0f\x43reateJoinToken\x12..appliance.api.nodes.v1.CreateJoinTokenRequest\x1a/.appliance.api.nodes.v1.CreateJoinTokenResponse\"=\x8a\xb5\x18\x39\n\x15nodes.createJoinToken\x10\x01\x32\x07node_id:\x08token_id:\x0b\x65xpire_time\x12\x8e\x01\n\x0eListJoinTokens\x12-.appliance.api.nodes.v1.ListJoinTokensRequest\x1a..appliance.api.nodes.v1.ListJoinTokensResponse\"\x1d\x90\x02\x01\x8a\xb5\x18\x16\n\x14nodes.listJoinTokens\x12\x99\x01\n\x0fRevokeJoinToken\x12..appliance.api.nodes.v1.RevokeJoinTokenRequest\x1a/.appliance.api.nodes.v1.RevokeJoinTokenResponse\"%\x8a\xb5\x18!\n\x15nodes.revokeJoinToken2\x08token_id\x12u\n\tEvictNode\x12(.appliance.api.nodes.v1.EvictNodeRequest\x1a\x1c.appliance.api.nodes.v1.Node\" \x8a\xb5\x18\x1c\n\x0bnodes.evict\x10\x01\x32\x04name:\x05stateb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)appliance/api/nodes/v1/node_service.proto\x12\x16\x61ppliance.api.nodes.v1\x1a$appliance/api/common/v1/access.proto\x1a#appliance/api/common/v1/value.proto\x1a!appliance/api/nodes/v1/node.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x1e\n\x0eGetNodeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"9\n\x10ListNodesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"Y\n\x11ListNodesResponse\x12+\n\x05nodes\x18\x01 \x03(\x0b\x32\x1c.appliance.api.nodes.v1.Node\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\")\n\x16\x43reateJoinTokenRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\"\x83\x01\n\x17\x43reateJoinTokenResponse\x12\r\n\x05token\x18\x01 \x01(\t\x12\x16\n\x0e\x63\x61_fingerprint\x18\x02 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08token_id\x18\x04 \x01(\t\"\xa9\x01\n\tJoinToken\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04node\x18\x02 \x01(\t\x12\x0f\n\x07\x63reator\x18\x03 \x01(\t\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07gateway\x18\x06 \x01(\t\">\n\x15ListJoinTokensRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"i\n\x16ListJoinTokensResponse\x12\x36\n\x0bjoin_tokens\x18\x01 \x03(\x0b\x32!.appliance.api.nodes.v1.JoinToken\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"*\n\x16RevokeJoinTokenRequest\x12\x10\n\x08token_id\x18\x01 \x01(\t\"\x19\n\x17RevokeJoinTokenResponse\"4\n\x10\x45victNodeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\" \n\x10WatchNodeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\\\n\x11\x43ordonNodeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"N\n\x13UncordonNodeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"\xaa\x01\n\x10\x44rainNodeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12;\n\rgrace_seconds\x18\x03 \x01(\x05\x42\x1f\x8a\xb5\x18\x1b\t\x00\x00\x00\x00\x00\xc0r@\x11\x00\x00\x00\x00\x00\x00\x00\x00\x19\x00\x00\x00\x00\x00\x18\xf5@H\x00\x88\x01\x01\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\x42\x10\n\x0e_grace_seconds\"Z\n\x11\x44\x65leteNodeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"\x14\n\x12\x44\x65leteNodeResponse2\xdc\x0b\n\x0bNodeService\x12\x63\n\x07GetNode\x12&.appliance.api.nodes.v1.GetNodeRequest\x1a\x1c.appliance.api.nodes.v1.Node\"\x12\x90\x02\x01\x8a\xb5\x18\x0b\n\tnodes.get\x12u\n\tListNodes\x12(.appliance.api.nodes.v1.ListNodesRequest\x1a).appliance.api.nodes.v1.ListNodesResponse\"\x13\x90\x02\x01\x8a\xb5\x18\x0c\n\nnodes.list\x12\xb1\x01\n\x0f\x43reateJoinToken\x12..appliance.api.nodes.v1.CreateJoinTokenRequest\x1a/.appliance.api.nodes.v1.CreateJoinTokenResponse\"=\x8a\xb5\x18\x39\n\x15nodes.createJoinToken\x10\x01\x32\x07node_id:\x08token_id:\x0b\x65xpire_time\x12\x8e\x01\n\x0eListJoinTokens\x12-.appliance.api.nodes.v1.ListJoinTokensRequest\x1a..appliance.api.nodes.v1.ListJoinTokensResponse\"\x1d\x90\x02\x01\x8a\xb5\x18\x16\n\x14nodes.listJoinTokens\x12\x99\x01\n\x0fRevokeJoinToken\x12..appliance.api.nodes.v1.RevokeJoinTokenRequest\x1a/.appliance.api.nodes.v1.RevokeJoinTokenResponse\"%\x8a\xb5\x18!\n\x15nodes.revokeJoinToken2\x08token_id\x12u\n\tEvictNode\x12(.appliance.api.nodes.v1.EvictNodeRequest\x1a\x1c.appliance.api.nodes.v1.Node\" \x8a\xb5\x18\x1c\n\x0bnodes.evict\x10\x01\x32\x04name:\x05state\x12i\n\tWatchNode\x12(.appliance.api.nodes.v1.WatchNodeRequest\x1a\x1c.appliance.api.nodes.v1.Node\"\x12\x90\x02\x01\x8a\xb5\x18\x0b\n\tnodes.get0\x01\x12\x86\x01\n\nCordonNode\x12).appliance.api.nodes.v1.CordonNodeRequest\x1a\x1c.appliance.api.nodes.v1.Node\"/\x90\x02\x02\x8a\xb5\x18(\n\x0cnodes.cordon2\x04name:\x08\x63ordoned:\x08\x64raining\x12\x8a\x01\n\x0cUncordonNode\x12+.appliance.api.nodes.v1.UncordonNodeRequest\x1a\x1c.appliance.api.nodes.v1.Node\"/\x90\x02\x02\x8a\xb5\x18(\n\x0cnodes.cordon2\x04name:\x08\x63ordoned:\x08\x64raining\x12\x92\x01\n\tDrainNode\x12(.appliance.api.nodes.v1.DrainNodeRequest\x1a\x1c.appliance.api.nodes.v1.Node\"=\x90\x02\x02\x8a\xb5\x18\x36\n\x0bnodes.drain2\x04name2\rgrace_seconds:\x08\x63ordoned:\x08\x64raining\x12\x82\x01\n\nDeleteNode\x12).appliance.api.nodes.v1.DeleteNodeRequest\x1a*.appliance.api.nodes.v1.DeleteNodeResponse\"\x1d\x90\x02\x02\x8a\xb5\x18\x16\n\x0cnodes.delete\x10\x01\x32\x04nameb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'appliance.api.nodes.v1.node_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_DRAINNODEREQUEST'].fields_by_name['grace_seconds']._loaded_options = None
+  _globals['_DRAINNODEREQUEST'].fields_by_name['grace_seconds']._serialized_options = b'\212\265\030\033\t\000\000\000\000\000\300r@\021\000\000\000\000\000\000\000\000\031\000\000\000\000\000\030\365@'
   _globals['_NODESERVICE'].methods_by_name['GetNode']._loaded_options = None
   _globals['_NODESERVICE'].methods_by_name['GetNode']._serialized_options = b'\220\002\001\212\265\030\013\n\tnodes.get'
   _globals['_NODESERVICE'].methods_by_name['ListNodes']._loaded_options = None
@@ -46,28 +49,50 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_NODESERVICE'].methods_by_name['RevokeJoinToken']._serialized_options = b'\212\265\030!\n\025nodes.revokeJoinToken2\010token_id'
   _globals['_NODESERVICE'].methods_by_name['EvictNode']._loaded_options = None
   _globals['_NODESERVICE'].methods_by_name['EvictNode']._serialized_options = b'\212\265\030\034\n\013nodes.evict\020\0012\004name:\005state'
-  _globals['_GETNODEREQUEST']._serialized_start=175
-  _globals['_GETNODEREQUEST']._serialized_end=205
-  _globals['_LISTNODESREQUEST']._serialized_start=207
-  _globals['_LISTNODESREQUEST']._serialized_end=264
-  _globals['_LISTNODESRESPONSE']._serialized_start=266
-  _globals['_LISTNODESRESPONSE']._serialized_end=355
-  _globals['_CREATEJOINTOKENREQUEST']._serialized_start=357
-  _globals['_CREATEJOINTOKENREQUEST']._serialized_end=398
-  _globals['_CREATEJOINTOKENRESPONSE']._serialized_start=401
-  _globals['_CREATEJOINTOKENRESPONSE']._serialized_end=532
-  _globals['_JOINTOKEN']._serialized_start=535
-  _globals['_JOINTOKEN']._serialized_end=704
-  _globals['_LISTJOINTOKENSREQUEST']._serialized_start=706
-  _globals['_LISTJOINTOKENSREQUEST']._serialized_end=768
-  _globals['_LISTJOINTOKENSRESPONSE']._serialized_start=770
-  _globals['_LISTJOINTOKENSRESPONSE']._serialized_end=875
-  _globals['_REVOKEJOINTOKENREQUEST']._serialized_start=877
-  _globals['_REVOKEJOINTOKENREQUEST']._serialized_end=919
-  _globals['_REVOKEJOINTOKENRESPONSE']._serialized_start=921
-  _globals['_REVOKEJOINTOKENRESPONSE']._serialized_end=946
-  _globals['_EVICTNODEREQUEST']._serialized_start=948
-  _globals['_EVICTNODEREQUEST']._serialized_end=1000
-  _globals['_NODESERVICE']._serialized_start=1003
-  _globals['_NODESERVICE']._serialized_end=1836
+  _globals['_NODESERVICE'].methods_by_name['WatchNode']._loaded_options = None
+  _globals['_NODESERVICE'].methods_by_name['WatchNode']._serialized_options = b'\220\002\001\212\265\030\013\n\tnodes.get'
+  _globals['_NODESERVICE'].methods_by_name['CordonNode']._loaded_options = None
+  _globals['_NODESERVICE'].methods_by_name['CordonNode']._serialized_options = b'\220\002\002\212\265\030(\n\014nodes.cordon2\004name:\010cordoned:\010draining'
+  _globals['_NODESERVICE'].methods_by_name['UncordonNode']._loaded_options = None
+  _globals['_NODESERVICE'].methods_by_name['UncordonNode']._serialized_options = b'\220\002\002\212\265\030(\n\014nodes.cordon2\004name:\010cordoned:\010draining'
+  _globals['_NODESERVICE'].methods_by_name['DrainNode']._loaded_options = None
+  _globals['_NODESERVICE'].methods_by_name['DrainNode']._serialized_options = b'\220\002\002\212\265\0306\n\013nodes.drain2\004name2\rgrace_seconds:\010cordoned:\010draining'
+  _globals['_NODESERVICE'].methods_by_name['DeleteNode']._loaded_options = None
+  _globals['_NODESERVICE'].methods_by_name['DeleteNode']._serialized_options = b'\220\002\002\212\265\030\026\n\014nodes.delete\020\0012\004name'
+  _globals['_GETNODEREQUEST']._serialized_start=212
+  _globals['_GETNODEREQUEST']._serialized_end=242
+  _globals['_LISTNODESREQUEST']._serialized_start=244
+  _globals['_LISTNODESREQUEST']._serialized_end=301
+  _globals['_LISTNODESRESPONSE']._serialized_start=303
+  _globals['_LISTNODESRESPONSE']._serialized_end=392
+  _globals['_CREATEJOINTOKENREQUEST']._serialized_start=394
+  _globals['_CREATEJOINTOKENREQUEST']._serialized_end=435
+  _globals['_CREATEJOINTOKENRESPONSE']._serialized_start=438
+  _globals['_CREATEJOINTOKENRESPONSE']._serialized_end=569
+  _globals['_JOINTOKEN']._serialized_start=572
+  _globals['_JOINTOKEN']._serialized_end=741
+  _globals['_LISTJOINTOKENSREQUEST']._serialized_start=743
+  _globals['_LISTJOINTOKENSREQUEST']._serialized_end=805
+  _globals['_LISTJOINTOKENSRESPONSE']._serialized_start=807
+  _globals['_LISTJOINTOKENSRESPONSE']._serialized_end=912
+  _globals['_REVOKEJOINTOKENREQUEST']._serialized_start=914
+  _globals['_REVOKEJOINTOKENREQUEST']._serialized_end=956
+  _globals['_REVOKEJOINTOKENRESPONSE']._serialized_start=958
+  _globals['_REVOKEJOINTOKENRESPONSE']._serialized_end=983
+  _globals['_EVICTNODEREQUEST']._serialized_start=985
+  _globals['_EVICTNODEREQUEST']._serialized_end=1037
+  _globals['_WATCHNODEREQUEST']._serialized_start=1039
+  _globals['_WATCHNODEREQUEST']._serialized_end=1071
+  _globals['_CORDONNODEREQUEST']._serialized_start=1073
+  _globals['_CORDONNODEREQUEST']._serialized_end=1165
+  _globals['_UNCORDONNODEREQUEST']._serialized_start=1167
+  _globals['_UNCORDONNODEREQUEST']._serialized_end=1245
+  _globals['_DRAINNODEREQUEST']._serialized_start=1248
+  _globals['_DRAINNODEREQUEST']._serialized_end=1418
+  _globals['_DELETENODEREQUEST']._serialized_start=1420
+  _globals['_DELETENODEREQUEST']._serialized_end=1510
+  _globals['_DELETENODERESPONSE']._serialized_start=1512
+  _globals['_DELETENODERESPONSE']._serialized_end=1532
+  _globals['_NODESERVICE']._serialized_start=1535
+  _globals['_NODESERVICE']._serialized_end=3035
 # @@protoc_insertion_point(module_scope)

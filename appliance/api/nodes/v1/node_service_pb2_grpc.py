@@ -66,6 +66,31 @@ class NodeServiceStub:
                 request_serializer=appliance_dot_api_dot_nodes_dot_v1_dot_node__service__pb2.EvictNodeRequest.SerializeToString,
                 response_deserializer=appliance_dot_api_dot_nodes_dot_v1_dot_node__pb2.Node.FromString,
                 _registered_method=True)
+        self.WatchNode = channel.unary_stream(
+                '/appliance.api.nodes.v1.NodeService/WatchNode',
+                request_serializer=appliance_dot_api_dot_nodes_dot_v1_dot_node__service__pb2.WatchNodeRequest.SerializeToString,
+                response_deserializer=appliance_dot_api_dot_nodes_dot_v1_dot_node__pb2.Node.FromString,
+                _registered_method=True)
+        self.CordonNode = channel.unary_unary(
+                '/appliance.api.nodes.v1.NodeService/CordonNode',
+                request_serializer=appliance_dot_api_dot_nodes_dot_v1_dot_node__service__pb2.CordonNodeRequest.SerializeToString,
+                response_deserializer=appliance_dot_api_dot_nodes_dot_v1_dot_node__pb2.Node.FromString,
+                _registered_method=True)
+        self.UncordonNode = channel.unary_unary(
+                '/appliance.api.nodes.v1.NodeService/UncordonNode',
+                request_serializer=appliance_dot_api_dot_nodes_dot_v1_dot_node__service__pb2.UncordonNodeRequest.SerializeToString,
+                response_deserializer=appliance_dot_api_dot_nodes_dot_v1_dot_node__pb2.Node.FromString,
+                _registered_method=True)
+        self.DrainNode = channel.unary_unary(
+                '/appliance.api.nodes.v1.NodeService/DrainNode',
+                request_serializer=appliance_dot_api_dot_nodes_dot_v1_dot_node__service__pb2.DrainNodeRequest.SerializeToString,
+                response_deserializer=appliance_dot_api_dot_nodes_dot_v1_dot_node__pb2.Node.FromString,
+                _registered_method=True)
+        self.DeleteNode = channel.unary_unary(
+                '/appliance.api.nodes.v1.NodeService/DeleteNode',
+                request_serializer=appliance_dot_api_dot_nodes_dot_v1_dot_node__service__pb2.DeleteNodeRequest.SerializeToString,
+                response_deserializer=appliance_dot_api_dot_nodes_dot_v1_dot_node__service__pb2.DeleteNodeResponse.FromString,
+                _registered_method=True)
 
 
 class NodeServiceServicer:
@@ -114,6 +139,44 @@ class NodeServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchNode(self, request, context):
+        """Streams the node, with what runs on it, now and each time it changes. Ends with NOT_FOUND when it is deleted.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CordonNode(self, request, context):
+        """Places nothing new on the node from the moment it returns; what runs there goes on. A repeat replaces the reason, and ends no drain.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UncordonNode(self, request, context):
+        """Lets work come to the node again: ends a cordon, and a drain. What has left comes back only when it is placed anew.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DrainNode(self, request, context):
+        """Cordons the node, and lets what runs on it go on elsewhere. Jobs save a checkpoint within the grace and are queued again, on all of their nodes;
+        those that keep no checkpoints may end within it, and else begin anew. Replicas finish their answers. Returns at once: follow it with `WatchNode`
+        until `work` is empty. A repeat replaces the reason and the grace.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteNode(self, request, context):
+        """Deletes a node on which nothing runs: its certificates and the join tokens of its name are void. A server may join under the name again, as another
+        node. Fails with FAILED_PRECONDITION and the names of what runs there.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_NodeServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -146,6 +209,31 @@ def add_NodeServiceServicer_to_server(servicer, server):
                     servicer.EvictNode,
                     request_deserializer=appliance_dot_api_dot_nodes_dot_v1_dot_node__service__pb2.EvictNodeRequest.FromString,
                     response_serializer=appliance_dot_api_dot_nodes_dot_v1_dot_node__pb2.Node.SerializeToString,
+            ),
+            'WatchNode': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchNode,
+                    request_deserializer=appliance_dot_api_dot_nodes_dot_v1_dot_node__service__pb2.WatchNodeRequest.FromString,
+                    response_serializer=appliance_dot_api_dot_nodes_dot_v1_dot_node__pb2.Node.SerializeToString,
+            ),
+            'CordonNode': grpc.unary_unary_rpc_method_handler(
+                    servicer.CordonNode,
+                    request_deserializer=appliance_dot_api_dot_nodes_dot_v1_dot_node__service__pb2.CordonNodeRequest.FromString,
+                    response_serializer=appliance_dot_api_dot_nodes_dot_v1_dot_node__pb2.Node.SerializeToString,
+            ),
+            'UncordonNode': grpc.unary_unary_rpc_method_handler(
+                    servicer.UncordonNode,
+                    request_deserializer=appliance_dot_api_dot_nodes_dot_v1_dot_node__service__pb2.UncordonNodeRequest.FromString,
+                    response_serializer=appliance_dot_api_dot_nodes_dot_v1_dot_node__pb2.Node.SerializeToString,
+            ),
+            'DrainNode': grpc.unary_unary_rpc_method_handler(
+                    servicer.DrainNode,
+                    request_deserializer=appliance_dot_api_dot_nodes_dot_v1_dot_node__service__pb2.DrainNodeRequest.FromString,
+                    response_serializer=appliance_dot_api_dot_nodes_dot_v1_dot_node__pb2.Node.SerializeToString,
+            ),
+            'DeleteNode': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteNode,
+                    request_deserializer=appliance_dot_api_dot_nodes_dot_v1_dot_node__service__pb2.DeleteNodeRequest.FromString,
+                    response_serializer=appliance_dot_api_dot_nodes_dot_v1_dot_node__service__pb2.DeleteNodeResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -311,6 +399,141 @@ class NodeService:
             '/appliance.api.nodes.v1.NodeService/EvictNode',
             appliance_dot_api_dot_nodes_dot_v1_dot_node__service__pb2.EvictNodeRequest.SerializeToString,
             appliance_dot_api_dot_nodes_dot_v1_dot_node__pb2.Node.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchNode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/appliance.api.nodes.v1.NodeService/WatchNode',
+            appliance_dot_api_dot_nodes_dot_v1_dot_node__service__pb2.WatchNodeRequest.SerializeToString,
+            appliance_dot_api_dot_nodes_dot_v1_dot_node__pb2.Node.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CordonNode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.api.nodes.v1.NodeService/CordonNode',
+            appliance_dot_api_dot_nodes_dot_v1_dot_node__service__pb2.CordonNodeRequest.SerializeToString,
+            appliance_dot_api_dot_nodes_dot_v1_dot_node__pb2.Node.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UncordonNode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.api.nodes.v1.NodeService/UncordonNode',
+            appliance_dot_api_dot_nodes_dot_v1_dot_node__service__pb2.UncordonNodeRequest.SerializeToString,
+            appliance_dot_api_dot_nodes_dot_v1_dot_node__pb2.Node.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DrainNode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.api.nodes.v1.NodeService/DrainNode',
+            appliance_dot_api_dot_nodes_dot_v1_dot_node__service__pb2.DrainNodeRequest.SerializeToString,
+            appliance_dot_api_dot_nodes_dot_v1_dot_node__pb2.Node.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteNode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.api.nodes.v1.NodeService/DeleteNode',
+            appliance_dot_api_dot_nodes_dot_v1_dot_node__service__pb2.DeleteNodeRequest.SerializeToString,
+            appliance_dot_api_dot_nodes_dot_v1_dot_node__service__pb2.DeleteNodeResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -26,7 +26,7 @@ from appliance.api.common.v1 import access_pb2 as appliance_dot_api_dot_common_d
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.appliance/api/serving/v1/gateway_service.proto\x12\x18\x61ppliance.api.serving.v1\x1a$appliance/api/common/v1/access.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbb\x02\n\x07Gateway\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x36\n\x05state\x18\x02 \x01(\x0e\x32\'.appliance.api.serving.v1.Gateway.State\x12\r\n\x05hosts\x18\x03 \x03(\t\x12/\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x11\x66ront_expire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"B\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bSTATE_READY\x10\x01\x12\x11\n\rSTATE_EVICTED\x10\x02\"<\n\x13ListGatewaysRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"d\n\x14ListGatewaysResponse\x12\x33\n\x08gateways\x18\x01 \x03(\x0b\x32!.appliance.api.serving.v1.Gateway\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"B\n\x1d\x43reateGatewayJoinTokenRequest\x12\x12\n\ngateway_id\x18\x01 \x01(\t\x12\r\n\x05hosts\x18\x02 \x03(\t\"\x8a\x01\n\x1e\x43reateGatewayJoinTokenResponse\x12\r\n\x05token\x18\x01 \x01(\t\x12\x16\n\x0e\x63\x61_fingerprint\x18\x02 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08token_id\x18\x04 \x01(\t\"7\n\x13\x45victGatewayRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t2\xfa\x03\n\x0eGatewayService\x12\x85\x01\n\x0cListGateways\x12-.appliance.api.serving.v1.ListGatewaysRequest\x1a..appliance.api.serving.v1.ListGatewaysResponse\"\x16\x90\x02\x01\x8a\xb5\x18\x0f\n\rgateways.list\x12\xd7\x01\n\x16\x43reateGatewayJoinToken\x12\x37.appliance.api.serving.v1.CreateGatewayJoinTokenRequest\x1a\x38.appliance.api.serving.v1.CreateGatewayJoinTokenResponse\"J\x8a\xb5\x18\x46\n\x18gateways.createJoinToken\x10\x01\x32\ngateway_id2\x05hosts:\x08token_id:\x0b\x65xpire_time\x12\x85\x01\n\x0c\x45victGateway\x12-.appliance.api.serving.v1.EvictGatewayRequest\x1a!.appliance.api.serving.v1.Gateway\"#\x8a\xb5\x18\x1f\n\x0egateways.evict\x10\x01\x32\x04name:\x05stateb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.appliance/api/serving/v1/gateway_service.proto\x12\x18\x61ppliance.api.serving.v1\x1a$appliance/api/common/v1/access.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xdc\x02\n\x07Gateway\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x36\n\x05state\x18\x02 \x01(\x0e\x32\'.appliance.api.serving.v1.Gateway.State\x12\r\n\x05hosts\x18\x03 \x03(\t\x12/\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x11\x66ront_expire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tconnected\x18\x07 \x01(\x08\x12\x0c\n\x04\x65tag\x18\x08 \x01(\t\"B\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bSTATE_READY\x10\x01\x12\x11\n\rSTATE_EVICTED\x10\x02\"<\n\x13ListGatewaysRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"d\n\x14ListGatewaysResponse\x12\x33\n\x08gateways\x18\x01 \x03(\x0b\x32!.appliance.api.serving.v1.Gateway\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"B\n\x1d\x43reateGatewayJoinTokenRequest\x12\x12\n\ngateway_id\x18\x01 \x01(\t\x12\r\n\x05hosts\x18\x02 \x03(\t\"\x8a\x01\n\x1e\x43reateGatewayJoinTokenResponse\x12\r\n\x05token\x18\x01 \x01(\t\x12\x16\n\x0e\x63\x61_fingerprint\x18\x02 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08token_id\x18\x04 \x01(\t\"7\n\x13\x45victGatewayRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"!\n\x11GetGatewayRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"]\n\x14\x44\x65leteGatewayRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"\x17\n\x15\x44\x65leteGatewayResponse2\x84\x06\n\x0eGatewayService\x12\x85\x01\n\x0cListGateways\x12-.appliance.api.serving.v1.ListGatewaysRequest\x1a..appliance.api.serving.v1.ListGatewaysResponse\"\x16\x90\x02\x01\x8a\xb5\x18\x0f\n\rgateways.list\x12\xd7\x01\n\x16\x43reateGatewayJoinToken\x12\x37.appliance.api.serving.v1.CreateGatewayJoinTokenRequest\x1a\x38.appliance.api.serving.v1.CreateGatewayJoinTokenResponse\"J\x8a\xb5\x18\x46\n\x18gateways.createJoinToken\x10\x01\x32\ngateway_id2\x05hosts:\x08token_id:\x0b\x65xpire_time\x12\x85\x01\n\x0c\x45victGateway\x12-.appliance.api.serving.v1.EvictGatewayRequest\x1a!.appliance.api.serving.v1.Gateway\"#\x8a\xb5\x18\x1f\n\x0egateways.evict\x10\x01\x32\x04name:\x05state\x12s\n\nGetGateway\x12+.appliance.api.serving.v1.GetGatewayRequest\x1a!.appliance.api.serving.v1.Gateway\"\x15\x90\x02\x01\x8a\xb5\x18\x0e\n\x0cgateways.get\x12\x92\x01\n\rDeleteGateway\x12..appliance.api.serving.v1.DeleteGatewayRequest\x1a/.appliance.api.serving.v1.DeleteGatewayResponse\" \x90\x02\x02\x8a\xb5\x18\x19\n\x0fgateways.delete\x10\x01\x32\x04nameb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,20 +39,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GATEWAYSERVICE'].methods_by_name['CreateGatewayJoinToken']._serialized_options = b'\212\265\030F\n\030gateways.createJoinToken\020\0012\ngateway_id2\005hosts:\010token_id:\013expire_time'
   _globals['_GATEWAYSERVICE'].methods_by_name['EvictGateway']._loaded_options = None
   _globals['_GATEWAYSERVICE'].methods_by_name['EvictGateway']._serialized_options = b'\212\265\030\037\n\016gateways.evict\020\0012\004name:\005state'
+  _globals['_GATEWAYSERVICE'].methods_by_name['GetGateway']._loaded_options = None
+  _globals['_GATEWAYSERVICE'].methods_by_name['GetGateway']._serialized_options = b'\220\002\001\212\265\030\016\n\014gateways.get'
+  _globals['_GATEWAYSERVICE'].methods_by_name['DeleteGateway']._loaded_options = None
+  _globals['_GATEWAYSERVICE'].methods_by_name['DeleteGateway']._serialized_options = b'\220\002\002\212\265\030\031\n\017gateways.delete\020\0012\004name'
   _globals['_GATEWAY']._serialized_start=148
-  _globals['_GATEWAY']._serialized_end=463
-  _globals['_GATEWAY_STATE']._serialized_start=397
-  _globals['_GATEWAY_STATE']._serialized_end=463
-  _globals['_LISTGATEWAYSREQUEST']._serialized_start=465
-  _globals['_LISTGATEWAYSREQUEST']._serialized_end=525
-  _globals['_LISTGATEWAYSRESPONSE']._serialized_start=527
-  _globals['_LISTGATEWAYSRESPONSE']._serialized_end=627
-  _globals['_CREATEGATEWAYJOINTOKENREQUEST']._serialized_start=629
-  _globals['_CREATEGATEWAYJOINTOKENREQUEST']._serialized_end=695
-  _globals['_CREATEGATEWAYJOINTOKENRESPONSE']._serialized_start=698
-  _globals['_CREATEGATEWAYJOINTOKENRESPONSE']._serialized_end=836
-  _globals['_EVICTGATEWAYREQUEST']._serialized_start=838
-  _globals['_EVICTGATEWAYREQUEST']._serialized_end=893
-  _globals['_GATEWAYSERVICE']._serialized_start=896
-  _globals['_GATEWAYSERVICE']._serialized_end=1402
+  _globals['_GATEWAY']._serialized_end=496
+  _globals['_GATEWAY_STATE']._serialized_start=430
+  _globals['_GATEWAY_STATE']._serialized_end=496
+  _globals['_LISTGATEWAYSREQUEST']._serialized_start=498
+  _globals['_LISTGATEWAYSREQUEST']._serialized_end=558
+  _globals['_LISTGATEWAYSRESPONSE']._serialized_start=560
+  _globals['_LISTGATEWAYSRESPONSE']._serialized_end=660
+  _globals['_CREATEGATEWAYJOINTOKENREQUEST']._serialized_start=662
+  _globals['_CREATEGATEWAYJOINTOKENREQUEST']._serialized_end=728
+  _globals['_CREATEGATEWAYJOINTOKENRESPONSE']._serialized_start=731
+  _globals['_CREATEGATEWAYJOINTOKENRESPONSE']._serialized_end=869
+  _globals['_EVICTGATEWAYREQUEST']._serialized_start=871
+  _globals['_EVICTGATEWAYREQUEST']._serialized_end=926
+  _globals['_GETGATEWAYREQUEST']._serialized_start=928
+  _globals['_GETGATEWAYREQUEST']._serialized_end=961
+  _globals['_DELETEGATEWAYREQUEST']._serialized_start=963
+  _globals['_DELETEGATEWAYREQUEST']._serialized_end=1056
+  _globals['_DELETEGATEWAYRESPONSE']._serialized_start=1058
+  _globals['_DELETEGATEWAYRESPONSE']._serialized_end=1081
+  _globals['_GATEWAYSERVICE']._serialized_start=1084
+  _globals['_GATEWAYSERVICE']._serialized_end=1856
 # @@protoc_insertion_point(module_scope)

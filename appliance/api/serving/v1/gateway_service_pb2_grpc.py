@@ -50,6 +50,16 @@ class GatewayServiceStub:
                 request_serializer=appliance_dot_api_dot_serving_dot_v1_dot_gateway__service__pb2.EvictGatewayRequest.SerializeToString,
                 response_deserializer=appliance_dot_api_dot_serving_dot_v1_dot_gateway__service__pb2.Gateway.FromString,
                 _registered_method=True)
+        self.GetGateway = channel.unary_unary(
+                '/appliance.api.serving.v1.GatewayService/GetGateway',
+                request_serializer=appliance_dot_api_dot_serving_dot_v1_dot_gateway__service__pb2.GetGatewayRequest.SerializeToString,
+                response_deserializer=appliance_dot_api_dot_serving_dot_v1_dot_gateway__service__pb2.Gateway.FromString,
+                _registered_method=True)
+        self.DeleteGateway = channel.unary_unary(
+                '/appliance.api.serving.v1.GatewayService/DeleteGateway',
+                request_serializer=appliance_dot_api_dot_serving_dot_v1_dot_gateway__service__pb2.DeleteGatewayRequest.SerializeToString,
+                response_deserializer=appliance_dot_api_dot_serving_dot_v1_dot_gateway__service__pb2.DeleteGatewayResponse.FromString,
+                _registered_method=True)
 
 
 class GatewayServiceServicer:
@@ -77,6 +87,21 @@ class GatewayServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetGateway(self, request, context):
+        """Returns one gateway.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteGateway(self, request, context):
+        """Deletes a gateway that was evicted or is not connected: its certificates and the join tokens of its name are void. One may join under the name
+        again, as another gateway.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_GatewayServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -94,6 +119,16 @@ def add_GatewayServiceServicer_to_server(servicer, server):
                     servicer.EvictGateway,
                     request_deserializer=appliance_dot_api_dot_serving_dot_v1_dot_gateway__service__pb2.EvictGatewayRequest.FromString,
                     response_serializer=appliance_dot_api_dot_serving_dot_v1_dot_gateway__service__pb2.Gateway.SerializeToString,
+            ),
+            'GetGateway': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetGateway,
+                    request_deserializer=appliance_dot_api_dot_serving_dot_v1_dot_gateway__service__pb2.GetGatewayRequest.FromString,
+                    response_serializer=appliance_dot_api_dot_serving_dot_v1_dot_gateway__service__pb2.Gateway.SerializeToString,
+            ),
+            'DeleteGateway': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteGateway,
+                    request_deserializer=appliance_dot_api_dot_serving_dot_v1_dot_gateway__service__pb2.DeleteGatewayRequest.FromString,
+                    response_serializer=appliance_dot_api_dot_serving_dot_v1_dot_gateway__service__pb2.DeleteGatewayResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -178,6 +213,60 @@ class GatewayService:
             '/appliance.api.serving.v1.GatewayService/EvictGateway',
             appliance_dot_api_dot_serving_dot_v1_dot_gateway__service__pb2.EvictGatewayRequest.SerializeToString,
             appliance_dot_api_dot_serving_dot_v1_dot_gateway__service__pb2.Gateway.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetGateway(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.api.serving.v1.GatewayService/GetGateway',
+            appliance_dot_api_dot_serving_dot_v1_dot_gateway__service__pb2.GetGatewayRequest.SerializeToString,
+            appliance_dot_api_dot_serving_dot_v1_dot_gateway__service__pb2.Gateway.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteGateway(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.api.serving.v1.GatewayService/DeleteGateway',
+            appliance_dot_api_dot_serving_dot_v1_dot_gateway__service__pb2.DeleteGatewayRequest.SerializeToString,
+            appliance_dot_api_dot_serving_dot_v1_dot_gateway__service__pb2.DeleteGatewayResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -29,7 +29,7 @@ from appliance.control.services.fleet.connected_agents import (
     NodeFacts,
 )
 from appliance.control.services.fleet.leases import Leases
-from appliance.control.services.fleet.nodes import LOST, READY
+from appliance.control.services.fleet.node_rows import LOST, READY
 from appliance.control.services.fleet.run_orders import stop_order
 from appliance.control.services.serving.replicas import Replicas
 from appliance.control.services.work.run_reports import RunReports
@@ -254,13 +254,15 @@ class Agents:
             transaction.run(update(tables.node).where(_node.state == READY).values(state=LOST))
 
     def disconnect_evicted_nodes(self) -> None:
-        """Cut off nodes that were evicted, with their leases, and end streams that are silent."""
+        """Cut off nodes that were evicted or deleted, with their leases, and end silent streams."""
         self._fleet.end_silent()
+        known = {*self._leases.nodes(), *self._fleet.connected()}
         with self._database.read() as state:
-            rows = state.all(select(_node.id).where(_node.state == EVICTED))
-        for row in rows:
-            self._leases.evict(row.id)
-            self._fleet.drop(row.id)
+            rows = state.all(select(_node.id, _node.state))
+        may_call = {row.id for row in rows if row.state != EVICTED}
+        for node in sorted((known | {row.id for row in rows}) - may_call):
+            self._leases.evict(node)
+            self._fleet.drop(node)
 
     def _dispatch(self, node: str, kind: str, message: Report) -> None:
         match kind:

@@ -112,7 +112,7 @@ def check_known(row: Row[Any] | None, machine: Principal, serial: str) -> Row[An
     name = machine.name
     if row is None or row.state == EVICTED:
         raise Unauthenticated(
-            f"{name} was evicted: make a join token and join again", principal=name
+            f"{name} was evicted or deleted: make a join token and join again", principal=name
         )
     if serial not in (row.certificate_serial, row.previous_serial):
         raise _replaced(machine)
@@ -146,6 +146,20 @@ def evict_in(
                 f" {' and '.join(commands)}"
             )
         raise missing(machine.name)
+    join_tokens.revoke_all_of(transaction, machine)
+    policies.after_revoking(transaction, rules.machine_link(machine.kind, machine.id))
+    transaction.after_commit(lambda: events.publish(*kind.events))
+
+
+def delete_in(
+    transaction: Transaction, policies: PolicyStore, events: Events, machine: Principal
+) -> None:
+    """Delete a machine's row inside a transaction: its certificates count no more.
+
+    Join tokens of its name are void.
+    """
+    kind = KINDS[machine.kind]
+    transaction.run(kind.table.delete().where(kind.table.c.id == machine.id))
     join_tokens.revoke_all_of(transaction, machine)
     policies.after_revoking(transaction, rules.machine_link(machine.kind, machine.id))
     transaction.after_commit(lambda: events.publish(*kind.events))

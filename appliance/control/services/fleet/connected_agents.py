@@ -181,6 +181,11 @@ class ConnectedAgents:
                 if now - self._heard[node] < SILENT_SECONDS
             ]
 
+    def connected(self) -> list[str]:
+        """The nodes whose streams are open, sorted."""
+        with self._lock:
+            return sorted(self._sessions)
+
     def facts(self, node: str) -> NodeFacts | None:
         """What a connected node is; None when its agent is away."""
         with self._lock:

@@ -9,7 +9,7 @@ one higher than the last, and one share per node. Rules kept here:
   itself waits, when a node that is heard no longer names it, or when its node was evicted; silence
   counts only while this control plane served, and not as time in which a node was heard;
 * while more than half of the nodes are silent at once nobody is taken for lost: it is the network,
-  or this server;
+  or this server; nodes that are drained do not count, for somebody switches them off;
 * a share that is told to stop keeps its devices until its node no longer names it;
 * the state database knows epochs and shares; times live here alone, so a clock that is set loses
   nobody.
@@ -122,6 +122,7 @@ class Leases:
         self._held: dict[str, _Held] = {}
         self._heard: dict[str, float] = {}
         self._leaving: list[_Draining] = []
+        self._left_out: frozenset[str] = frozenset()
         self._strange: dict[str, tuple[float, set[tuple[str, int]]]] = {}
         """What nodes ran when they connected, and nobody here knows which devices that has."""
 
@@ -257,6 +258,17 @@ class Leases:
                 if (leaving.work, leaving.epoch, leaving.share.node) != (work, epoch, node)
             ]
 
+    def ending(self, node: str) -> list[tuple[str, int]]:
+        """(work, epoch) that is over, and whose processes a node has not said to have ended."""
+        with self._lock:
+            found = {(each.work, each.epoch) for each in self._leaving if each.share.node == node}
+            return sorted(found | self._strange.get(node, (0.0, set()))[1])
+
+    def nodes(self) -> list[str]:
+        """Nodes that were heard of or are to be, sorted."""
+        with self._lock:
+            return sorted(self._heard)
+
     def evict(self, node: str) -> None:
         """The node is refused from now on: it holds nothing, and counts for nothing."""
         with self._lock:
@@ -303,13 +315,21 @@ class Leases:
         with self._lock:
             seconds = min(lost_seconds or self.node_lost_seconds, self.node_lost_seconds)
             silent = self.silent(max(seconds - TOGETHER_SECONDS, seconds / 2))
-            forgotten = self.silent(REMEMBERED_SECONDS)
-            return 2 * (len(silent) - len(forgotten)) > len(self._heard) - len(forgotten)
+            return 2 * len(silent.keys() & self._counted()) > len(self._counted())
 
     def is_alone(self) -> bool:
         """Whether there is one node at most."""
         with self._lock:
-            return len(self._heard) - len(self.silent(REMEMBERED_SECONDS)) <= 1
+            return len(self._counted()) <= 1
+
+    def leave_out(self, nodes: Iterable[str]) -> None:
+        """Nodes that are drained: whether they are silent says nothing about the network."""
+        with self._lock:
+            self._left_out = frozenset(nodes)
+
+    def _counted(self) -> set[str]:
+        """The nodes that there are, heard of or not."""
+        return self._heard.keys() - self.silent(REMEMBERED_SECONDS).keys() - self._left_out
 
     def lost_seconds(self, work: str) -> float:
         """How long the nodes of leased work may be silent, in seconds."""

@@ -1,4 +1,4 @@
-"""Gateways: what is on record for each, its next certificates, and evicting one.
+"""Gateways: what is on record for each, its next certificates, evicting and deleting one.
 
 Rules kept here:
 * a gateway renews what it calls with under the rules of `certificates`, as a node does;
@@ -6,7 +6,8 @@ Rules kept here:
   (`front_certificates`);
 * an evicted gateway is refused by the control plane from the moment `evict` returns, by replicas
   when their node has heard which certificates still count (`wire.accepted`): one that is cut off
-  takes it until then, or until the certificate ends, ten days at most.
+  takes it until then, or until the certificate ends, ten days at most;
+* one that is at work is not deleted: its process is stopped first, or it is evicted.
 
 Called by the RPCs of both listeners.
 """
@@ -25,17 +26,21 @@ from appliance.control.events import Events
 from appliance.control.services.common import paging
 from appliance.control.services.common.caller import Caller
 from appliance.control.services.common.change import Changes
-from appliance.control.services.common.resources import timestamp
+from appliance.control.services.common.resources import missing, timestamp
+from appliance.control.services.common.updates import check_etag, etag_of
 from appliance.control.services.fleet import front_certificates
 from appliance.control.services.fleet.certificates import (
     EVICTED,
     Certificates,
     check_counts,
+    delete_in,
     evict_in,
 )
+from appliance.control.services.serving.connected_gateways import ConnectedGateways
 from appliance.control.store import tables
-from appliance.control.store.database import Database, Transaction
+from appliance.control.store.database import Database, Reading, Transaction
 from appliance.core import names
+from appliance.core.errors import FailedPrecondition
 from appliance.core.identity import Principal, PrincipalKind
 from appliance.core.names import Name
 from appliance.crypto.keys import Keyring
@@ -49,7 +54,7 @@ _gateway = tables.gateway.c
 
 
 class Gateways:
-    """Lists, renews and evicts gateways.
+    """Shows, renews, evicts and deletes gateways.
 
     Args:
         announced: host under which the control plane says that gateways are reached.
@@ -63,6 +68,7 @@ class Gateways:
         certificates: Certificates,
         changes: Changes,
         policies: PolicyStore,
+        connected: ConnectedGateways,
         events: Events,
         clock: Callable[[], datetime],
         announced: str,
@@ -72,9 +78,16 @@ class Gateways:
         self._certificates = certificates
         self._changes = changes
         self._policies = policies
+        self._connected = connected
         self._events = events
         self._clock = clock
         self._announced = announced
+
+    def get(self, caller: Caller, name: str) -> gateway_service_pb2.Gateway:
+        """One gateway."""
+        del caller
+        with self._database.read() as state:
+            return self._resource(_by_name(state, name))
 
     def list(
         self, caller: Caller, request: gateway_service_pb2.ListGatewaysRequest
@@ -100,10 +113,33 @@ class Gateways:
 
         def work(transaction: Transaction) -> gateway_service_pb2.Gateway:
             evict_in(transaction, self._policies, self._events, machine)
-            row = transaction.first(tables.gateway.select().where(_gateway.id == machine.id))
-            return self._resource(row)
+            return self._resource(_by_name(transaction, request.name))
 
         return self._changes.make(caller, request, gateway_service_pb2.Gateway, work)
+
+    def delete(
+        self, caller: Caller, request: gateway_service_pb2.DeleteGatewayRequest
+    ) -> gateway_service_pb2.DeleteGatewayResponse:
+        """Delete a gateway that was evicted or is not connected.
+
+        Raises NotFound, Conflict, FailedPrecondition.
+        """
+
+        def work(transaction: Transaction) -> gateway_service_pb2.DeleteGatewayResponse:
+            row = _by_name(transaction, request.name)
+            check_etag(request.etag, _etag(row), request.name)
+            if row.state != EVICTED and self._connected.has(row.id):
+                raise FailedPrecondition(
+                    f"{request.name} is not deleted, because it is connected and answers callers:"
+                    f" stop its process, or refuse it with `appliance gateway evict {row.id}`; then"
+                    " repeat"
+                )
+            machine = Principal(PrincipalKind.GATEWAY, row.id)
+            delete_in(transaction, self._policies, self._events, machine)
+            return gateway_service_pb2.DeleteGatewayResponse()
+
+        answer = gateway_service_pb2.DeleteGatewayResponse
+        return self._changes.make(caller, request, answer, work)
 
     def renew(
         self, caller: Caller, request: routing_service_pb2.RenewCertificateRequest
@@ -147,9 +183,7 @@ class Gateways:
     def _hosts(self, row: Row[Any]) -> Sequence[str]:
         return tuple(row.hosts) or (self._announced,)
 
-    def _resource(self, row: Row[Any] | None) -> gateway_service_pb2.Gateway:
-        if row is None:
-            raise TypeError("a gateway without a row")
+    def _resource(self, row: Row[Any]) -> gateway_service_pb2.Gateway:
         return gateway_service_pb2.Gateway(
             name=names.gateway(row.id),
             state=_STATES[row.state],
@@ -157,4 +191,19 @@ class Gateways:
             expire_time=timestamp(row.certificate_expire_time),
             front_expire_time=timestamp(row.front_expire_time),
             create_time=timestamp(row.create_time),
+            connected=self._connected.has(row.id),
+            etag=_etag(row),
         )
+
+
+def _by_name(state: Reading, name: str) -> Row[Any]:
+    """The row of a gateway. Raises InvalidInput, NotFound."""
+    identifier = Name.parse(name, "gateway").id
+    row = state.first(tables.gateway.select().where(_gateway.id == identifier))
+    if row is None:
+        raise missing(name)
+    return row
+
+
+def _etag(row: Row[Any]) -> str:
+    return etag_of(row.create_time.isoformat(), row.state == EVICTED, *row.hosts)

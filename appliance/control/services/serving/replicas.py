@@ -13,6 +13,7 @@ Called by the scheduler, by `services.agent.agents` (reports) and by `services.s
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +25,7 @@ from sqlalchemy import Row, delete, select, update
 
 from appliance.api.agent.v1 import agent_service_pb2 as rpc
 from appliance.control.events import QUEUE, ROUTING, Events
+from appliance.control.services.fleet import node_rows
 from appliance.control.services.fleet.connected_agents import ConnectedAgents
 from appliance.control.services.fleet.leases import Leases, Share
 from appliance.control.services.fleet.memory import replica_device
@@ -163,6 +165,7 @@ class Replicas:
                     start_time=self._clock(),
                     ready_time=None,
                 )
+                node_rows.check_open(transaction, [placement.node])
         except LeaseLost:
             self._leases.release(work, epoch)
             return False
@@ -244,6 +247,23 @@ class Replicas:
             work, epoch = work_of(row.endpoint, row.id), row.epoch
             order = stop_order(work, epoch, DRAIN_SECONDS)
             transaction.after_commit(functools.partial(self._tell, row.node, order))
+
+    def leave_drained_nodes(self) -> None:
+        """Replicas on nodes that are drained finish what they answer, and are wanted again."""
+        with self._database.read() as state:
+            nodes = node_rows.draining(state)
+            on_them = _replica.node.in_(sorted(nodes)) & _replica.state.in_((STARTING, READY))
+            rows = state.all(select(tables.replica).where(on_them)) if nodes else []
+        for row in rows:
+            why = f"{names.node(row.node)} is drained"
+            with contextlib.suppress(LeaseLost), self._database.write() as transaction:
+                self._change(
+                    transaction, row, state=LOST, reason=why, node=None, placement={}, address=""
+                )
+                leave = functools.partial(
+                    self.stop, work_of(row.endpoint, row.id), row.epoch, DRAIN_SECONDS
+                )
+                transaction.after_commit(leave)
 
     def stop(self, work: str, epoch: int, grace_seconds: float) -> None:
         """End a lease and tell its node to stop."""

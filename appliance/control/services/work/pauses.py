@@ -7,11 +7,13 @@ Rules kept here:
 * a job that somebody has paused goes on when somebody resumes it, and never by itself; the grace is
   bounded, and a job whose ranks do not save within it pauses all the same;
 * a pause is no failure: it uses up no start;
+* a job that leaves a node which is drained pauses in the same way, and is queued again; a person's
+  order takes the place of that;
 * a job for which the object store has no space is queued again when there is some; one that pauses
   again and again without a new checkpoint waits longer each time.
 
 Called by `services.work.jobs` (a person asks), `run_reports` (ranks say how it went), the storage
-worker (`go_on`) and the scheduler (`run_pass`).
+worker (`go_on`), `drains` (`leave`) and the scheduler (`run_pass`).
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from appliance.control.services.work import job_rows, pause_rows
 from appliance.control.services.work.runs import LEASED, Runs, shares_of
 from appliance.control.store import tables
 from appliance.control.store.database import Database, Transaction
-from appliance.core.errors import FailedPrecondition, Paused, StoreFull
+from appliance.core.errors import FailedPrecondition, StoreFull
 from appliance.core.jobs import TERMINAL, JobState
 from appliance.core.waiting import pause_after
 from appliance.kinds import kind_of
@@ -84,7 +86,8 @@ class Pauses:
         Raises FailedPrecondition when the job has ended, or is done and being registered.
         """
         paused = row.state == JobState.PAUSED
-        if row.state == JobState.PAUSING or (paused and row.pause):
+        pauses = row.state == JobState.PAUSING and not pause_rows.leaves(row.pause)
+        if pauses or (paused and row.pause):
             return
         pause = pause_rows.order(by, grace_seconds)
         if row.state in LEASED:
@@ -101,6 +104,21 @@ class Pauses:
             )
         else:
             raise FailedPrecondition(_why_not(row), state=row.state)
+
+    def leave(
+        self, transaction: Transaction, row: Row[Any], node: str, grace_seconds: float
+    ) -> None:
+        """Let a job, which is leased, leave a node that is drained.
+
+        Args:
+            transaction: of the caller; nodes are told after its commit.
+            row: of the job.
+            node: name of the node.
+            grace_seconds: in which a checkpoint must be saved; 0: none is saved.
+        """
+        pause = pause_rows.leaving(node, grace_seconds)
+        if self._ask_leased(transaction, row, pause):
+            transaction.after_commit(lambda: self._runs.note_pause_over(row, pause))
 
     def run_pass(self) -> None:
         """A pass: tell the nodes of jobs that are to pause, and give up those that do not."""
@@ -138,8 +156,9 @@ class Pauses:
         """
         over = all(share.ended for share in shares)
         if over:
-            self._runs.set_aside_in(transaction, row, pause_rows.saved(row.pause, what), [])
-            transaction.after_commit(lambda: self._runs.note_paused(row, Paused.reason))
+            said = pause_rows.saved(row.pause, what)
+            self._runs.end_pause_in(transaction, row, row.pause, said, [])
+            transaction.after_commit(lambda: self._runs.note_pause_over(row, row.pause))
         else:
             placement = [share.as_json() for share in shares]
             job_rows.change(transaction, self._events, row, placement=placement)
@@ -150,7 +169,7 @@ class Pauses:
         with self._runs.of_start(uid, epoch) as (transaction, row):
             if row is None:
                 return
-            if row.state == JobState.PAUSING:
+            if row.state == JobState.PAUSING and not pause_rows.leaves(row.pause):
                 said = pause_rows.unsaved(row.pause, why, job_rows.begins(transaction, row))
                 self._runs.set_aside_in(transaction, row, said)
             else:
@@ -176,20 +195,30 @@ class Pauses:
             message = "goes on: the object store has space again"
             job_rows.change(transaction, self._events, row, JobState.QUEUED, message=message)
 
-    def _ask_leased(self, transaction: Transaction, row: Row[Any], pause: dict[str, Any]) -> None:
-        """Pause a job that nodes hold."""
+    def _ask_leased(self, transaction: Transaction, row: Row[Any], pause: dict[str, Any]) -> bool:
+        """Pause a job that nodes hold; its time begins anew when it pauses already.
+
+        Returns whether its start is over at once.
+        """
         keeps = kind_of(row.kind).checkpoint_bytes is not None
         if keeps and pause["grace_seconds"] > 0:
             # The next pass, which this change wakes, tells the nodes.
-            job_rows.change(transaction, self._events, row, JobState.PAUSING, pause=pause)
-            return
+            to = None if row.state == JobState.PAUSING else JobState.PAUSING
+            job_rows.change(transaction, self._events, row, to, pause=pause)
+            transaction.after_commit(lambda: self._begin_anew(row.uid, row.epoch))
+            return False
         if keeps:
             then = job_rows.begins(transaction, row)
             why = pause_rows.unsaved(pause, "it was given no time to save one", then)
         else:
             why = pause_rows.anew(pause, row.kind)
-        self._runs.set_aside_in(transaction, row, why, pause=pause)
+        self._runs.end_pause_in(transaction, row, pause, why)
         transaction.after_commit(lambda: self._runs.stop(row.uid, row.epoch))
+        return True
+
+    def _begin_anew(self, uid: str, epoch: int) -> None:
+        """The time of a pause begins with the next pass."""
+        self._since.pop((uid, epoch), None)
 
 
 def waits_for_space(row: Row[Any]) -> bool:

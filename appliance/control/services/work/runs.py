@@ -9,7 +9,9 @@ Rules kept here:
   nothing; one whose ranks failed is repeated after a pause, and `MAX_FAILURES` in a row without a
   new checkpoint on record end the job;
 * checkpoints are kept however a job ended: somebody may resume it, or begin another job with them;
-* a job that was to pause never starts again by itself, whatever became of its ranks.
+* a job that was to pause never starts again by itself, whatever became of its ranks; one that
+  leaves a node which is drained does, and that counts for nothing either;
+* nothing starts on a node that takes nothing new.
 
 Called by the scheduler and by `services.work.jobs` (cancel); what agents report about a run is in
 `services.work.run_reports`, pauses are in `services.work.pauses`.
@@ -32,6 +34,7 @@ from appliance.control.events import Events
 from appliance.control.services.data.artifact_rows import PENDING, pending_of
 from appliance.control.services.data.artifacts import CHECKPOINTS, Artifacts, Provenance
 from appliance.control.services.data.storage_tasks import StorageTasks, TaskKind
+from appliance.control.services.fleet import node_rows
 from appliance.control.services.fleet.connected_agents import ConnectedAgents
 from appliance.control.services.fleet.leases import Leases, Share
 from appliance.control.services.fleet.run_orders import start_order, stop_order
@@ -61,7 +64,7 @@ MAX_FAILURES = 3
 MAX_PAUSE = timedelta(minutes=30)
 PAUSE_GROWS = 5
 STOP_SECONDS = 5.0
-LEASED = (JobState.STARTING, JobState.RUNNING, JobState.PAUSING)
+LEASED = node_rows.HOLDING
 WRONG = (Tampered, InvalidInput, FailedPrecondition, NotFound, AlreadyExists)
 """Errors of a job itself; doing it again would not help. Others are of the moment."""
 _job = tables.job.c
@@ -131,10 +134,13 @@ class Runs:
 
     def capacities(self) -> list[NodeCapacity]:
         """What the nodes that are connected have, and what of it is taken now."""
+        with self._database.read() as state:
+            closed = node_rows.closed(state)
         return [
             replace(
                 self._leases.capacity(facts.node, facts.devices, facts.memory_bytes),
                 lacks=facts.lacks,
+                closed=closed.get(facts.node, ""),
             )
             for facts in self._fleet.nodes()
         ]
@@ -165,6 +171,7 @@ class Runs:
                     placement=[share.as_json() for share in shares],
                     retry_time=None,
                 )
+                node_rows.check_open(transaction, [share.node for share in shares])
                 self._allocate(transaction, row)
         except WRONG as error:
             self._leases.release(row.uid, epoch)
@@ -218,8 +225,8 @@ class Runs:
         """The rows of `lost`, and the words on it after their commit."""
         if row.state == JobState.PAUSING:
             said = pause_rows.unsaved(row.pause, why, job_rows.begins(transaction, row))
-            self.set_aside_in(transaction, row, said)
-            transaction.after_commit(lambda: self.note_paused(row, Paused.reason))
+            self.end_pause_in(transaction, row, row.pause, said)
+            transaction.after_commit(lambda: self.note_pause_over(row, row.pause))
             return
         # What it has saved and nobody has looked at yet is progress too.
         waiting = self._tasks.waiting(transaction, TaskKind.CHECK_CHECKPOINT, row.uid)
@@ -258,28 +265,50 @@ class Runs:
 
         transaction.after_commit(say)
 
+    def end_pause_in(
+        self,
+        transaction: Transaction,
+        row: Row[Any],
+        pause: dict[str, Any],
+        why: str,
+        under_way: Sequence[Share] | None = None,
+    ) -> None:
+        """The rows of a job whose start is over by a pause: PAUSED, or queued again.
+
+        Args:
+            transaction: to change them in; `stop` comes before or after.
+            row: of the job, which is leased.
+            pause: the order.
+            why: for a person.
+            under_way: as of `set_aside_in`.
+        """
+        to, pause = (JobState.QUEUED, {}) if pause_rows.leaves(pause) else (JobState.PAUSED, pause)
+        self.set_aside_in(transaction, row, why, under_way, to, pause=pause)
+
     def set_aside_in(
         self,
         transaction: Transaction,
         row: Row[Any],
         why: str,
         under_way: Sequence[Share] | None = None,
+        to: JobState = JobState.PAUSED,
         **values: object,
     ) -> None:
-        """The rows of a job that waits from now on, PAUSED, without devices.
+        """The rows of a job that waits from now on, without devices.
 
         Args:
             transaction: to change them in; `stop` comes before or after.
             row: of the job, which is leased.
             why: for a person.
             under_way: the parts that have not ended; those of the row if not given.
+            to: its state.
             values: further columns.
         """
         job_rows.change(
             transaction,
             self._events,
             row,
-            JobState.PAUSED,
+            to,
             placement=[],
             message=why,
             **values,
@@ -289,6 +318,14 @@ class Runs:
     def note_paused(self, row: Row[Any], reason: str) -> None:
         """The audit log says that a job pauses."""
         self._records.note("job.paused", job_rows.name_of(row), reason, epoch=row.epoch)
+
+    def note_pause_over(self, row: Row[Any], pause: dict[str, Any]) -> None:
+        """The audit log says that a start is over by a pause."""
+        if not pause_rows.leaves(pause):
+            self.note_paused(row, Paused.reason)
+            return
+        self._records.note("job.restarts", job_rows.name_of(row), "NODE_DRAINED", epoch=row.epoch)
+        _logger.info("job %s leaves %s and is queued again", row.uid, pause["by"])
 
     def fail(self, row: Row[Any], reason: str, message: str) -> None:
         """End a job that cannot succeed."""

@@ -1,7 +1,7 @@
 """Says with a job which of its nodes is not heard of.
 
 Rule kept here: what is said is taken back when the node is heard of again, also by a control plane
-that started in between. Called by the scheduler.
+that started in between. Called by the scheduler, and by `services.system.node_work`.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
+from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import Row, select
 
 from appliance.control.events import Events
 from appliance.control.services.fleet.leases import Leases
@@ -22,6 +23,11 @@ from appliance.core.jobs import JobState
 
 _UNHEARD = " not been heard of since "
 """In each sentence of this module, and in no other that a job says."""
+
+
+def said_of(row: Row[Any]) -> str:
+    """What is said with a job of nodes that are not heard of; empty while all are."""
+    return str(row.message) if _UNHEARD in row.message else ""
 
 
 class SilentNodes:

@@ -23,7 +23,7 @@ from appliance.api.agent.v1 import (
 from appliance.api.nodes.v1 import node_pb2, node_service_pb2, node_service_pb2_grpc
 from appliance.control.store import tables
 from appliance.core.errors import FailedPrecondition, InvalidInput, NotFound, Unauthenticated
-from appliance.core.identity import PrincipalKind
+from appliance.core.identity import Principal, PrincipalKind
 from appliance.crypto import possession
 from appliance.crypto.certs import make_csr, new_private_key
 from tests.fakes.appliance import ADMINISTRATOR, Appliance, Machine, bearer, error_of
@@ -284,6 +284,51 @@ async def test_a_token_made_before_an_eviction_does_not_let_the_evicted_node_in(
     assert isinstance(await error_of(renew(appliance, machine)), Unauthenticated)
     assert state_of(appliance, "gpu-1") == "EVICTED"
     assert isinstance(await error_of(join(appliance, again, csr)), Unauthenticated)
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("evicted", [False, True])
+async def test_of_a_deleted_node_nothing_is_left_that_lets_it_or_its_name_in(
+    appliance: Appliance, *, evicted: bool
+) -> None:
+    old = await joined(appliance, "gpu-1")
+    kept = (await join_token(appliance, "gpu-1")).token
+    stub, admin = nodes(appliance), bearer(appliance.session(ADMINISTRATOR))
+    if evicted:
+        evict = node_service_pb2.EvictNodeRequest(name="nodes/gpu-1")
+        await stub.EvictNode(evict, metadata=admin)
+    delete = node_service_pb2.DeleteNodeRequest(name="nodes/gpu-1")
+    await stub.DeleteNode(delete, metadata=admin)
+    csr = make_csr(new_private_key())
+    for refused in (
+        renew(appliance, old),
+        recover(appliance, old, await challenge(appliance)),
+        join(appliance, kept, csr),
+    ):
+        assert isinstance(await error_of(refused), (Unauthenticated, FailedPrecondition))
+    assert not appliance.control.base.policies.current().allowed(
+        Principal(PrincipalKind.NODE, "gpu-1"), "platform", "agent.connect"
+    )
+    # The name is free, and means the new node only.
+    new = await joined(appliance, "gpu-1")
+    assert isinstance(await error_of(renew(appliance, old)), Unauthenticated)
+    assert state_of(appliance, "gpu-1") == "LOST"
+    assert await renewed(appliance, new)
+    assert appliance.control.base.policies.cross_check()
+
+
+async def test_an_evicted_node_comes_back_with_a_new_join_token(appliance: Appliance) -> None:
+    await joined(appliance, "gpu-1")
+    stub, admin = nodes(appliance), bearer(appliance.session(ADMINISTRATOR))
+    cordon = node_service_pb2.CordonNodeRequest(name="nodes/gpu-1", reason="looks odd")
+    await stub.CordonNode(cordon, metadata=admin)
+    evict = node_service_pb2.EvictNodeRequest(name="nodes/gpu-1")
+    await stub.EvictNode(evict, metadata=admin)
+    assert await renewed(appliance, await joined(appliance, "gpu-1"))
+    get = node_service_pb2.GetNodeRequest(name="nodes/gpu-1")
+    node = await stub.GetNode(get, metadata=admin)
+    # It is the same node: what somebody has decided about it stands.
+    assert (node.state, node.cordoned) == (node_pb2.Node.STATE_LOST, True)
 
 
 async def test_who_evicts_a_machine_that_has_not_joined_is_told_how_to_end_its_token(

@@ -289,6 +289,17 @@ def test_an_evicted_node_is_none_of_those_that_may_be_cut_off(leases: Leases, cl
     assert not leases.is_cut_off()
 
 
+def test_nodes_that_are_switched_off_for_maintenance_hide_no_lost_one(
+    leases: Leases, clock: Clock
+) -> None:
+    clock.now += NODE_LOST_SECONDS
+    heard(leases, "a")
+    # Three of four are silent: that is the network, unless somebody has drained two of them.
+    assert (lost(leases), leases.is_cut_off()) == ([], True)
+    leases.leave_out(["c", "d"])
+    assert (lost(leases), leases.is_cut_off()) == ([("b", f"node b {SILENT}")], False)
+
+
 def test_a_node_that_connects_anew_with_what_it_is_ending_has_its_other_devices(
     leases: Leases,
 ) -> None:

@@ -25,7 +25,14 @@ from appliance.control.bootstrap import parts
 from appliance.control.services.common.caller import Caller
 from appliance.control.services.fleet import front_certificates
 from appliance.control.store import tables
-from appliance.core.errors import InvalidInput, Unauthenticated, Unavailable
+from appliance.core.errors import (
+    Conflict,
+    FailedPrecondition,
+    InvalidInput,
+    NotFound,
+    Unauthenticated,
+    Unavailable,
+)
 from appliance.core.files import write_durably
 from appliance.core.identity import Principal, PrincipalKind
 from appliance.crypto.certs import make_csr, new_private_key
@@ -270,7 +277,7 @@ async def test_no_front_certificate_is_made_for_one_that_is_evicted_after_the_do
     request = routing_service_pb2.RenewFrontCertificateRequest(
         certificate_request=make_csr(new_private_key()).decode()
     )
-    service = parts.gateways(appliance.control.base)
+    service = parts.gateways(appliance.control.base, appliance.control.work)
     assert service.renew_front(caller, request)
     with appliance.database.write() as transaction:
         transaction.run(tables.gateway.update().values(state="EVICTED"))
@@ -440,3 +447,50 @@ async def test_while_its_newest_was_never_used_replicas_take_the_one_before(
     await renew(appliance, keeper.identity)  # and the answer was lost
     appliance.clock.forward(days=3)
     assert first in at_replicas(appliance)
+
+
+async def test_a_gateway_at_work_is_not_deleted_and_one_that_is_stopped_is(
+    appliance: Appliance, tmp_path: Path
+) -> None:
+    await bring_token(appliance, tmp_path, "llm.example")
+    keeper, front = await begin(configuration(appliance, tmp_path))
+    gateway = Gateway(configuration(appliance, tmp_path), keeper, front)
+    get = gateway_service_pb2.GetGatewayRequest(name="gateways/gateway-2")
+    delete = gateway_service_pb2.DeleteGatewayRequest(name="gateways/gateway-2")
+    stub, metadata = gateways(appliance), admin(appliance)
+    stop = asyncio.Event()
+    running = asyncio.create_task(gateway.run(stop))
+    try:
+        await until(lambda: gateway.view.decides)
+        shown = await stub.GetGateway(get, metadata=metadata)
+        assert (shown.connected, list(shown.hosts)) == (True, ["llm.example"])
+        error = await error_of(stub.DeleteGateway(delete, metadata=metadata))
+        assert isinstance(error, FailedPrecondition)
+        assert "`appliance gateway evict gateway-2`" in error.message
+    finally:
+        stop.set()
+        await running
+    await until(lambda: not appliance.control.work.connected_gateways.has("gateway-2"))
+    await stub.DeleteGateway(delete, metadata=metadata)
+    assert row_of(appliance) is None
+    assert isinstance(await error_of(renew(appliance, keeper.identity)), Unauthenticated)
+    assert isinstance(await error_of(stub.GetGateway(get, metadata=metadata)), NotFound)
+    # The name is free, and means the new gateway only.
+    await bring_token(appliance, tmp_path)
+    (tmp_path / "state").rename(tmp_path / "old")
+    again, _ = await begin(configuration(appliance, tmp_path))
+    assert row_of(appliance).hosts == []
+    assert await renew(appliance, again.identity)
+    assert isinstance(await error_of(renew(appliance, keeper.identity)), Unauthenticated)
+
+
+async def test_an_evicted_gateway_is_deleted(appliance: Appliance, tmp_path: Path) -> None:
+    await joined_ago(appliance, tmp_path, 1)
+    stub, metadata = gateways(appliance), admin(appliance)
+    evict = gateway_service_pb2.EvictGatewayRequest(name="gateways/gateway-2")
+    seen = await stub.EvictGateway(evict, metadata=metadata)
+    delete = gateway_service_pb2.DeleteGatewayRequest(name="gateways/gateway-2", etag="older")
+    assert isinstance(await error_of(stub.DeleteGateway(delete, metadata=metadata)), Conflict)
+    delete.etag = seen.etag
+    await stub.DeleteGateway(delete, metadata=metadata)
+    assert row_of(appliance) is None
