@@ -29,6 +29,7 @@ from appliance.control.events import ACCESS, ROUTING, Events
 from appliance.control.services.access.account_rows import account_row, token_resource
 from appliance.control.services.common import paging
 from appliance.control.services.common.caller import Caller
+from appliance.control.services.common.change import check_still_there
 from appliance.control.services.common.resources import check_project, timestamp
 from appliance.control.store import tables
 from appliance.control.store.database import Database, Reading
@@ -95,6 +96,7 @@ class AccountTokens:
         _check(request)
         with self._database.write() as transaction:
             row = account_row(transaction, request.name)
+            check_still_there(transaction, caller)
             self._check_acts_as(caller, row.id)
             made = service_tokens.create(
                 transaction,
@@ -120,6 +122,7 @@ class AccountTokens:
         overlap, now = timedelta(hours=given(request, "overlap_hours")), self._clock()
         with self._database.write() as transaction:
             row = account_row(transaction, request.name)
+            check_still_there(transaction, caller)
             self._check_acts_as(caller, row.id)
             old = service_tokens.replaceable(transaction, row.id, request.token_id, now)
             if overlap:

@@ -23,6 +23,8 @@ from appliance.api.data.v1.upload_service_pb2_grpc import UploadServiceStub
 from appliance.control.auth import rules
 from appliance.control.auth.grants import NOBODY
 from appliance.control.auth.scopes import EVERYWHERE, PLATFORM
+from appliance.control.services.access.account_tokens import AccountTokens
+from appliance.control.services.common.caller import Caller
 from appliance.control.store import tables
 from appliance.core.errors import (
     AlreadyExists,
@@ -33,6 +35,7 @@ from appliance.core.errors import (
     NotFound,
     Unauthenticated,
 )
+from appliance.core.identity import Principal, PrincipalKind
 from tests.fakes.appliance import ADMINISTRATOR, Appliance, bearer, error_of
 
 rpc = user_service_pb2
@@ -142,6 +145,9 @@ async def test_a_deleted_person_leaves_nothing_that_opens_and_everything_that_go
     made = await alice.delete("bob")
     assert isinstance(await error_of(bob.who()), Unauthenticated)
     assert left_of(appliance, "bob") == {}
+    assert appliance.control.base.policies.cross_check()
+    appliance.database.check_rows(lambda: None)
+    assert appliance.database.found == {}
     assert list(made.user.details.roles) == ["owner@projects/demo"]
     assert not made.user.details.sessions
     assert [(each.what, each.end_command) for each in made.user.details.creations] == [
@@ -304,3 +310,30 @@ async def test_a_person_is_described(appliance: Appliance, alice: Who) -> None:
     assert (await update("description")).description == ""
     for wrong in (update(), update("locked"), update("description", description="x" * 1001)):
         assert isinstance(await error_of(wrong), InvalidInput)
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("goes", ["lock", "delete"])
+async def test_a_call_that_was_on_its_way_changes_nothing_once_its_caller_is_gone(
+    appliance: Appliance, alice: Who, goes: str
+) -> None:
+    await bob_at_work(appliance)
+    changes = appliance.control.base.changes
+    # As the gate let it in, before alice's call returned.
+    caller = Caller(principal=Principal(PrincipalKind.USER, "bob"), request_id="r")
+    await getattr(alice, goes)("bob")
+    request = rpc.EndUserSessionsRequest(name="users/bob", request_id=str(uuid.uuid4()))
+
+    def work(transaction: Any) -> Any:
+        raise AssertionError("it was let through")
+
+    with pytest.raises(Unauthenticated):
+        changes.make(caller, request, rpc.EndUserSessionsResponse, work)
+    base = appliance.control.base
+    made = AccountTokens(
+        base.database, base.policies, base.keyring.token_hmac, base.events, base.clock
+    )
+    with pytest.raises(Unauthenticated):
+        made.create(
+            caller, service_account_service_pb2.CreateTokenRequest(name="serviceAccounts/app")
+        )
