@@ -141,7 +141,9 @@ def test_tokens_are_listed_by_maker_and_by_what_nobody_uses(
     asked = call.request
     assert (asked.scope, asked.creator, asked.unused_days) == ("projects/-", "users/bob", 60)
     assert "never seen" in result.out
-    command("service-account", "list-tokens", "--account", "app")
+    shown = command("service-account", "list-tokens", "--account", "app", "-o", "json")
+    (row,) = json.loads(shown.out)
+    assert (row["service_account"], row["creator"]) == (APP, "users/bob")
     *_, call = logged_in.named("ServiceAccountService.ListTokens")
     assert (call.request.scope, call.request.service_account) == ("projects/demo", APP)
 
