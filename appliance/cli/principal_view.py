@@ -33,7 +33,6 @@ TOKENS: list[Column] = [
     ("ENDS", field("expire_time")),
     ("REPLACED BY", field("replaced_by")),
 ]
-CREATIONS: list[Column] = [("MADE", field("create_time")), ("TO END IT", field("end_command"))]
 
 
 def show(session: CommandSession, rpc: str, full: str, name: str) -> None:
@@ -49,19 +48,26 @@ def show(session: CommandSession, rpc: str, full: str, name: str) -> None:
         session.show(session.call(rpc, name=name))
         return
     found = session.call(rpc, name=name, view=full)
-    value = readable(found) if session.form in PEOPLE else plain(found)
+    for_people = session.form in PEOPLE
+    value = readable(found) if for_people else plain(found)
     details = value.pop("details", {})
-    value["not_shown"] = details.get("not_shown", 0)
+    made, not_shown = details.get("creations", []), details.get("not_shown", 0)
+    if not for_people:
+        value |= {"goes_on": made, "not_shown": not_shown}
     roles = (each.partition("@") for each in details.get("roles", ()))
     sections = [
         _section("Roles", [{"role": role, "scope": scope} for role, _, scope in roles], ROLES),
         _section("Tokens", value.pop("tokens", []), TOKENS),
         _section("Sessions", details.get("sessions", []), SESSIONS),
-        _section("Goes on", details.get("creations", []), CREATIONS),
     ]
     describing.show(session, value, sections)
-    if session.form in PEOPLE and value["not_shown"]:
-        click.echo(_more(value["not_shown"]))
+    if for_people and made:
+        click.echo("\nMade by it, and going on; to end it:")
+        for each in made:
+            # Whole, as it is typed: a table would cut it.
+            click.echo(safe(f"  {each['end_command']}"))
+    if for_people and not_shown:
+        click.echo(_more(not_shown))
 
 
 def say_what_goes_on(message: Any) -> None:

@@ -31,11 +31,11 @@ def command(session: CommandSession) -> None:
     for scope, permissions in may.items():
         where = _WHERE.get(scope, f"in {scope}")
         if permissions:
-            click.echo(safe(f"may {where}:"))
+            click.echo(safe(f"May {where}:"))
             for line in _by_noun(permissions):
                 click.echo(safe(f"  {line}"))
         elif scope != PLATFORM:
-            click.echo(safe(f"may do nothing {where}"))
+            click.echo(safe(f"May do nothing {where}"))
 
 
 def _permissions(session: CommandSession) -> dict[str, list[str]]:

@@ -43,22 +43,27 @@ def test_a_user_is_described_with_all_that_is_held(command: Run, logged_in: Fake
     result = command("user", "describe", "bob")
     (call,) = logged_in.named("UserService.GetUser")
     assert call.request.view == user_service_pb2.USER_VIEW_FULL
-    more = "that you may not see, or beyond 100 of a kind: ask somebody with a role in all projects"
-    assert result.out == (
-        "name: users/bob\n"
-        "locked: no\ntotp_enrolled: no\nmust_change_password: no\n"
-        "description: of the night\N{REPLACEMENT CHARACTER} shift\n"
-        "roles:\n  owner@projects/demo\n"
-        "sessions:\n"
-        "  SESSION  FROM              BEGAN                 LAST USED  STEP\n"
-        "  5e55     ipv4:192.0.2.1:5  2001-09-09T01:46:40Z             UNSPECIFIED\n"
-        "made, and going on:\n"
-        "  projects/demo/jobs/first  (since 2001-09-09T01:46:40Z)\n"
-        f"      {END}\n"
-        f"and 2 more {more}\n"
+    lines = [" ".join(line.split()) for line in result.out.splitlines()]
+    assert "Description: of the night\N{REPLACEMENT CHARACTER} shift" in lines
+    for heading, row in (
+        ("Roles:", "owner projects/demo"),
+        ("Sessions:", "5e55 ipv4:192.0.2.1:5"),
+    ):
+        assert row in lines[lines.index(heading) + 2]
+    assert lines[-3:-1] == ["Made by it, and going on; to end it:", END]
+    assert lines[-1] == (
+        "and 2 more that you may not see, or beyond 100 of a kind: ask somebody with a role in all "
+        "projects"
     )
     shown = json.loads(command("user", "describe", "bob", "-o", "json").out)
-    assert shown["details"]["creations"][0]["end_command"] == END
+    assert shown["goes_on"][0]["end_command"] == END
+    assert (shown["roles"], shown["not_shown"]) == (
+        [{"role": "owner", "scope": "projects/demo"}],
+        2,
+    )
+    command("user", "get", "bob")
+    *_, call = logged_in.named("UserService.GetUser")
+    assert call.request.view == user_service_pb2.USER_VIEW_UNSPECIFIED
 
 
 @pytest.mark.parametrize("verb", ["lock", "delete"])
@@ -160,15 +165,15 @@ def test_who_am_i_says_what_i_may_do_here(command: Run, logged_in: FakeApi) -> N
 
     logged_in.answers["AuthService.ListMyPermissions"] = may
     assert command("whoami").out == (
-        "principal: users/vera\n"
-        "roles: viewer@projects/demo\n"
-        "may in projects/demo:\n"
+        "Principal: users/vera\n"
+        "Roles:     viewer@projects/demo\n"
+        "May in projects/demo:\n"
         "  jobs: get, list\n"
         "  models: get\n"
     )
     shown = json.loads(command("whoami", "-o", "json").out)
     assert shown["permissions"]["projects/demo"] == ["jobs.get", "jobs.list", "models.get"]
-    assert command("whoami", "--project", "gone").out.endswith("may do nothing in projects/gone\n")
+    assert command("whoami", "--project", "gone").out.endswith("May do nothing in projects/gone\n")
 
 
 def test_who_am_i_of_an_older_server_says_so(command: Run, logged_in: FakeApi) -> None:
@@ -176,5 +181,5 @@ def test_who_am_i_of_an_older_server_says_so(command: Run, logged_in: FakeApi) -
     logged_in.answers["AuthService.WhoAmI"] = who
     logged_in.answers["AuthService.ListMyPermissions"] = UnknownMethod("no such call")
     result = command("whoami")
-    assert (result.code, result.out) == (0, "principal: users/vera\n")
+    assert (result.code, result.out) == (0, "Principal: users/vera\n")
     assert "the server is older than this command" in result.err

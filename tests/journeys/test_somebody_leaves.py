@@ -42,7 +42,7 @@ def test_somebody_leaves_and_what_they_made_is_named_ended_and_not_inherited(
     alice.run(*made, "--password-file", "-", stdin=FIRST + "\n")
     alice.run(*("binding", "create", "--principal", "users/bob", "--role", "owner"))
     bob.first_login("bob", FIRST, OWN)
-    assert "may in projects/demo:\n" in bob.run("whoami").stdout
+    assert "May in projects/demo:\n" in bob.run("whoami").stdout
     bob.run("service-account", "create", "app")
     old, new = tmp_path / "old.token", tmp_path / "new.token"
     bob.run("service-account", "create-token", "app", "--out", str(old))
@@ -64,13 +64,13 @@ def test_somebody_leaves_and_what_they_made_is_named_ended_and_not_inherited(
 
     # He is deleted, and another Bob gets the name.
     described = alice.json("user", "describe", "bob")
-    assert described["details"]["roles"] == ["owner@projects/demo"]
+    assert described["roles"] == [{"role": "owner", "scope": "projects/demo"}]
     alice.run("user", "delete", "bob", "--etag", described["etag"], "--yes")
     alice.run("user", "get", "bob", expect=NOT_FOUND)
     alice.run(*made[:3], "--password-file", "-", stdin=FIRST + "\n")
     newcomer = appliance.person("newcomer")
     newcomer.first_login("bob", FIRST, OWN)
-    assert "roles" not in newcomer.run("whoami").stdout
+    assert "Roles" not in newcomer.run("whoami").stdout
     newcomer.run("project", "get", PROJECT, expect=NOT_FOUND)
     assert sentence(bob.run("whoami", expect=LOG_IN))
 
