@@ -51,12 +51,16 @@ REPEATABLE = frozenset(
         "ProjectService.CreateProject",
         "ProjectService.UpdateProject",
         "ServiceAccountService.CreateServiceAccount",
+        "ServiceAccountService.DeleteServiceAccount",
+        "ServiceAccountService.UpdateServiceAccount",
         "UserService.CreateUser",
+        "UserService.DeleteUser",
         "UserService.EndUserSessions",
         "UserService.LockUser",
         "UserService.ResetFactor",
         "UserService.ResetPassword",
         "UserService.UnlockUser",
+        "UserService.UpdateUser",
     }
 )
 """The RPCs whose request has a `request_id`; written down, as reading it takes gRPC."""

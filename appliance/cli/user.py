@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from appliance.cli import prompts
+from appliance.cli import principal_view, prompts, updating
 from appliance.cli.command import command as make
 from appliance.cli.output import field, last, wide
 from appliance.cli.prompts import agree
+from appliance.cli.updating import etag_option
 
 if TYPE_CHECKING:
     from appliance.cli.session import CommandSession
@@ -20,6 +21,7 @@ COLUMNS = [
     ("AUTHENTICATOR", field("totp_enrolled")),
     wide("MUST CHANGE PASSWORD", field("must_change_password")),
     ("CREATED", field("create_time")),
+    wide("DESCRIPTION", field("description")),
 ]
 
 command = click.Group("user", help="Manage people.")
@@ -28,10 +30,15 @@ command = click.Group("user", help="Manage people.")
 @make("create", "UserService.CreateUser", group=command)
 @click.argument("user_id", metavar="USER")
 @click.option("--password-file", metavar="FILE", help="First password; `-` is standard input.")
-def create(session: CommandSession, user_id: str, password_file: str | None) -> None:
+@click.option("--description", default="", help="Who it is.")
+def create(
+    session: CommandSession, user_id: str, password_file: str | None, description: str
+) -> None:
     """Create a user with a first password, to be replaced at the first log-in."""
     password = prompts.password(password_file, f"First password of {user_id}", twice=True)
-    made = session.call("UserService.CreateUser", user_id=user_id, password=password)
+    made = session.call(
+        "UserService.CreateUser", user_id=user_id, password=password, description=description
+    )
     session.show(made, COLUMNS)
 
 
@@ -39,7 +46,33 @@ def create(session: CommandSession, user_id: str, password_file: str | None) -> 
 @click.argument("name", metavar="USER")
 def get(session: CommandSession, name: str) -> None:
     """Show one user."""
-    session.show(session.call("UserService.GetUser", name=session.name("user", name)))
+    full = session.name("user", name)
+    principal_view.show(session, "UserService.GetUser", "USER_VIEW_FULL", full)
+
+
+@make("update", "UserService.UpdateUser", group=command)
+@click.argument("name", metavar="USER")
+@click.option("--description", help="Who it is.")
+@etag_option()
+def update(session: CommandSession, name: str, etag: str, **given: object) -> None:
+    """Change the description of a user."""
+    full = session.name("user", name)
+    made = updating.update(session, "UserService.UpdateUser", "user", full, etag, **given)
+    session.show(made, COLUMNS)
+
+
+@make("delete", "UserService.DeleteUser", group=command)
+@click.argument("name", metavar="USER")
+@etag_option()
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def delete(session: CommandSession, name: str, etag: str, *, yes: bool) -> None:
+    """Delete a user with sessions, second factor and roles; the name may be used again."""
+    full = session.name("user", name)
+    if not yes:
+        agree(f"Delete {full}? Sessions, second factor, roles and open uploads go for good.")
+    gone = session.call("UserService.DeleteUser", name=full, etag=etag).user
+    session.show(gone, COLUMNS)
+    principal_view.say_what_goes_on(gone)
 
 
 @make("list", "UserService.ListUsers", group=command)
@@ -52,7 +85,9 @@ def list_(session: CommandSession) -> None:
 @click.argument("name", metavar="USER")
 def lock(session: CommandSession, name: str) -> None:
     """Lock a user: live sessions stop at once, devices are forgotten."""
-    session.show(session.call("UserService.LockUser", name=session.name("user", name)), COLUMNS)
+    locked = session.call("UserService.LockUser", name=session.name("user", name))
+    session.show(locked, COLUMNS)
+    principal_view.say_what_goes_on(locked)
 
 
 @make("unlock", "UserService.UnlockUser", group=command)

@@ -208,6 +208,8 @@ def test_an_application_is_who_its_token_file_says(
     file.chmod(0o600)
     monkeypatch.setenv("APPLIANCE_TOKEN_FILE", str(file))
     logged_in.answers["AuthService.WhoAmI"] = auth_service_pb2.WhoAmIResponse(principal="x")
+    may = auth_service_pb2.ListMyPermissionsResponse()
+    logged_in.answers["AuthService.ListMyPermissions"] = may
     assert command("whoami").code == 0
     assert logged_in.calls[0].token == "svc-token"
     file.chmod(0o644)

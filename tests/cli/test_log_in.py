@@ -9,8 +9,6 @@ from typing import Any
 import pytest
 
 from appliance.api.access.v1 import (
-    service_account_pb2,
-    service_account_service_pb2,
     user_pb2,
     user_service_pb2,
 )
@@ -225,24 +223,6 @@ def test_join_tokens_are_listed_and_revoked(command: Run, logged_in: FakeApi) ->
     assert command("node", "revoke-join-token", "t1").code == 0
     (call,) = logged_in.named("NodeService.RevokeJoinToken")
     assert call.request.token_id == "t1"
-
-
-def test_tokens_of_a_project_say_who_made_them(command: Run, logged_in: FakeApi) -> None:
-    logged_in.answers["ServiceAccountService.ListServiceAccounts"] = (
-        service_account_service_pb2.ListServiceAccountsResponse(
-            service_accounts=[
-                service_account_pb2.ServiceAccount(
-                    name="serviceAccounts/app",
-                    tokens=[service_account_pb2.Token(id="t1", creator="users/alice")],
-                ),
-                service_account_pb2.ServiceAccount(name="serviceAccounts/idle"),
-            ]
-        )
-    )
-    listed = json.loads(command("service-account", "list-tokens", "-o", "json").out)
-    assert [(row["service_account"], row["creator"]) for row in listed] == [
-        ("serviceAccounts/app", "users/alice")
-    ]
 
 
 def test_a_refused_log_in_forgets_nothing(

@@ -180,13 +180,14 @@ def request_for(
     """About project `mine`, or about nothing in particular; never one that changes something."""
     request: Message = GetMessageClass(method.input_type)()
     noun = rule.permission.split(".")[0]
+    account = rule.resource.endswith("name")
     names = {
         "checkpoints": ABSENT_CHECKPOINT if rule.resource == "name" else ABSENT_JOB,
         "bindings": bindings[scope] if rule.resource == "name" else scope or "projects/mine",
         "gateways": "gateways/absent",
         "nodes": "nodes/absent",
         "roles": "roles/viewer",
-        "serviceAccounts": "serviceAccounts/app" if rule.resource == "name" else "projects/mine",
+        "serviceAccounts": "serviceAccounts/app" if account else "projects/mine",
         "users": "users/absent",
         "projects": "projects/mine",
     }

@@ -1197,6 +1197,7 @@ class AsyncServiceAccountCalls:
         self,
         name: str,
         *,
+        view: service_account_service_pb2.ServiceAccountView | str | None = None,
         timeout: float | None = DEADLINE,
     ) -> service_account_pb2.ServiceAccount:
         """Returns one service account."""
@@ -1205,6 +1206,7 @@ class AsyncServiceAccountCalls:
             service_account_pb2.ServiceAccount,
             timeout,
             name=self._calls.requests.name("serviceAccount", name),
+            view=view,
         )
 
     def list(
@@ -1227,6 +1229,7 @@ class AsyncServiceAccountCalls:
         service_account_id: str,
         *,
         project: str = "",
+        description: str = "",
         request_id: str = "",
         validate_only: bool = False,
         timeout: float | None = DEADLINE,
@@ -1240,6 +1243,99 @@ class AsyncServiceAccountCalls:
             service_account_id=service_account_id,
             request_id=request_id,
             validate_only=validate_only,
+            description=description,
+        )
+
+    async def update(
+        self,
+        service_account: service_account_pb2.ServiceAccount | Mapping[str, Any],
+        *,
+        update_mask: Sequence[str] | None = None,
+        request_id: str = "",
+        validate_only: bool = False,
+        timeout: float | None = DEADLINE,
+    ) -> service_account_pb2.ServiceAccount:
+        """Changes the description of a service account, or locks and unlocks it.
+
+        A locked one is refused from the moment this call returns.
+        """
+        service_account, mask = self._calls.requests.changed("serviceAccount", service_account, update_mask)
+        return await self._calls.unary(
+            "ServiceAccountService.UpdateServiceAccount",
+            service_account_pb2.ServiceAccount,
+            timeout,
+            service_account=service_account,
+            update_mask=mask,
+            request_id=request_id,
+            validate_only=validate_only,
+        )
+
+    async def delete(
+        self,
+        name: str,
+        *,
+        etag: str = "",
+        request_id: str = "",
+        validate_only: bool = False,
+        timeout: float | None = DEADLINE,
+    ) -> service_account_service_pb2.DeleteServiceAccountResponse:
+        """Deletes a service account with its tokens, roles and open uploads, which end
+        before this call returns. The name may be used again, and inherits nothing. What the
+        account made goes on, and is named in the answer.
+        """
+        return await self._calls.unary(
+            "ServiceAccountService.DeleteServiceAccount",
+            service_account_service_pb2.DeleteServiceAccountResponse,
+            timeout,
+            name=self._calls.requests.name("serviceAccount", name),
+            etag=etag,
+            request_id=request_id,
+            validate_only=validate_only,
+        )
+
+    def list_tokens(
+        self,
+        *,
+        scope: str = "",
+        service_account: str = "",
+        creator: str = "",
+        unused_days: int = 0,
+        timeout: float | None = DEADLINE,
+    ) -> AsyncGenerator[service_account_pb2.Token, None]:
+        """Returns one page of the live tokens of a project's service accounts, or of all
+        projects'.
+        """
+        return self._calls.pages(
+            "ServiceAccountService.ListTokens",
+            service_account_pb2.Token,
+            "tokens",
+            timeout,
+            scope=scope,
+            service_account=service_account,
+            creator=creator,
+            unused_days=unused_days,
+        )
+
+    async def rotate_token(
+        self,
+        name: str,
+        token_id: str,
+        *,
+        overlap_hours: int | None = None,
+        lifetime_days: int | None = None,
+        timeout: float | None = DEADLINE,
+    ) -> service_account_service_pb2.RotateTokenResponse:
+        """Makes a token in the place of another one, which goes on for an overlap and then
+        ends; shows it once.
+        """
+        return await self._calls.unary(
+            "ServiceAccountService.RotateToken",
+            service_account_service_pb2.RotateTokenResponse,
+            timeout,
+            name=self._calls.requests.name("serviceAccount", name),
+            token_id=token_id,
+            overlap_hours=overlap_hours,
+            lifetime_days=lifetime_days,
         )
 
     async def create_token(
@@ -1369,6 +1465,7 @@ class AsyncUserCalls:
         self,
         name: str,
         *,
+        view: user_service_pb2.UserView | str | None = None,
         timeout: float | None = DEADLINE,
     ) -> user_pb2.User:
         """Returns one user."""
@@ -1377,6 +1474,7 @@ class AsyncUserCalls:
             user_pb2.User,
             timeout,
             name=self._calls.requests.name("user", name),
+            view=view,
         )
 
     def list(
@@ -1397,6 +1495,7 @@ class AsyncUserCalls:
         user_id: str,
         *,
         password: str = "",
+        description: str = "",
         request_id: str = "",
         validate_only: bool = False,
         timeout: float | None = DEADLINE,
@@ -1412,6 +1511,51 @@ class AsyncUserCalls:
             password=password,
             request_id=request_id,
             validate_only=validate_only,
+            description=description,
+        )
+
+    async def update(
+        self,
+        user: user_pb2.User | Mapping[str, Any],
+        *,
+        update_mask: Sequence[str] | None = None,
+        request_id: str = "",
+        validate_only: bool = False,
+        timeout: float | None = DEADLINE,
+    ) -> user_pb2.User:
+        """Changes the description of a user."""
+        user, mask = self._calls.requests.changed("user", user, update_mask)
+        return await self._calls.unary(
+            "UserService.UpdateUser",
+            user_pb2.User,
+            timeout,
+            user=user,
+            update_mask=mask,
+            request_id=request_id,
+            validate_only=validate_only,
+        )
+
+    async def delete(
+        self,
+        name: str,
+        *,
+        etag: str = "",
+        request_id: str = "",
+        validate_only: bool = False,
+        timeout: float | None = DEADLINE,
+    ) -> user_service_pb2.DeleteUserResponse:
+        """Deletes a user with its sessions, devices, second factor, roles and open uploads,
+        which end before this call returns. The name may be used again, and whoever gets it
+        inherits nothing. What the user made goes on, and is named in the answer.
+        """
+        return await self._calls.unary(
+            "UserService.DeleteUser",
+            user_service_pb2.DeleteUserResponse,
+            timeout,
+            name=self._calls.requests.name("user", name),
+            etag=etag,
+            request_id=request_id,
+            validate_only=validate_only,
         )
 
     async def lock(
@@ -1421,7 +1565,10 @@ class AsyncUserCalls:
         request_id: str = "",
         timeout: float | None = DEADLINE,
     ) -> user_pb2.User:
-        """Locks a user: live sessions stop at once, every device is forgotten."""
+        """Locks a user: live sessions stop at once, every device is forgotten.
+
+        What the user made goes on, and is named in the answer.
+        """
         return await self._calls.unary(
             "UserService.LockUser",
             user_pb2.User,

@@ -7,7 +7,8 @@ Rules kept here:
   where the rule of the call says so;
 * a session or token that says it was made in the future is not believed;
 * a proof of the second factor is fresh for five minutes; applications never have one;
-* the use of a session is noted at most once a minute, so that identifying is a read, not a write.
+* the use of a session is noted at most once a minute, that of a token once an hour, so that
+  identifying is a read, not a write.
 
 The attack: a stolen, ended, half-finished or foreign token. Called by the gate and, for the view of
 the gateways, by the routing service.
@@ -15,14 +16,15 @@ the gateways, by the routing service.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Row, select
 
-from appliance.control.auth import grants, tokens
+from appliance.control.auth import grants, service_tokens, tokens
 from appliance.control.auth.moments import TOLERANCE, believed
 from appliance.control.auth.sessions import (
     CHANGE_PASSWORD,
@@ -92,6 +94,9 @@ class Credentials:
         self._sessions = sessions
         self._token_key = token_key
         self._clock = clock
+        self._lock = threading.Lock()
+        self._noting: set[str] = set()
+        """Tokens whose use is being written now."""
 
     def identify(
         self, authorization: str, *, unfinished: bool = False, granted: bool = False
@@ -115,18 +120,39 @@ class Credentials:
             with self._database.read() as state:
                 row = grants.find(state, presented, self._token_key, self._clock())
             # Its session is in use too: it must not end for want of other calls.
-            self._sessions.use([row.grant_session])
+            self.use([row.grant_session])
             return _of_upload(row)
         with self._database.read() as state:
             if presented.kind is TokenKind.SERVICE:
                 row = self._service_token(state, presented.id)
                 if not tokens.matches(presented, row.digest, self._token_key):
                     raise tokens.refused()
-                return _of_token(row)
-            found = self._sessions.find(state, authorization.removeprefix(SCHEME))
+            else:
+                found = self._sessions.find(state, authorization.removeprefix(SCHEME))
+        if presented.kind is TokenKind.SERVICE:
+            if service_tokens.is_use_due(row, self._clock()):
+                self._note_token(row.id)
+            return _of_token(row)
         if self._clock() - found.seen_time >= NOTED_EVERY:
             self._sessions.touch(found.id)
         return _of_session(found, unfinished=unfinished)
+
+    def use(self, ids: Sequence[str]) -> None:
+        """Note that sessions and tokens are used at a gateway; what is neither stays out."""
+        self._sessions.use(ids)
+        service_tokens.note_uses(self._database, ids, self._clock())
+
+    def _note_token(self, token_id: str) -> None:
+        """Note a use once, however many calls come at the same time."""
+        with self._lock:
+            if token_id in self._noting:
+                return
+            self._noting.add(token_id)
+        try:
+            service_tokens.note_uses(self._database, [token_id], self._clock())
+        finally:
+            with self._lock:
+                self._noting.discard(token_id)
 
     def check(self, state: Reading, principal: Principal, credential: str) -> None:
         """Raise Unauthenticated unless a session or token is live and complete, as `state` has it.

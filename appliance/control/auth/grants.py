@@ -27,6 +27,8 @@ from appliance.control.store.database import Reading, Transaction
 from appliance.control.store.tables import service_account, upload, user
 from appliance.core.identity import PrincipalKind, parse_subject
 
+NOBODY = "user:0"
+"""The subject of a person who cannot be: the ids of new ones begin with a letter."""
 _NONE = {"grant_id": None, "grant_digest": None, "grant_session": None}
 
 
@@ -78,6 +80,15 @@ def end_with(transaction: Transaction, credential: str) -> None:
 def end_all(transaction: Transaction, principal: str) -> None:
     """All tokens of a principal end, such as when it is locked; `principal` is its subject."""
     transaction.run(update(upload).where(upload.c.principal == principal).values(**_NONE))
+
+
+def disown_all(transaction: Transaction, principal: str) -> None:
+    """A principal is deleted: what it was sending is nobody's, and goes as if it were locked.
+
+    Whoever is called so next must not find it.
+    """
+    mine = update(upload).where(upload.c.principal == principal)
+    transaction.run(mine.values(principal=NOBODY, **_NONE))
 
 
 def is_locked(state: Reading, subject: str) -> bool:

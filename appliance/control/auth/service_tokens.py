@@ -4,26 +4,33 @@ Rules kept here:
 * the secret is stored as a keyed digest alone;
 * at most two tokens live at a time, so that one can be replaced without a gap but none piles up;
 * who made it is kept, because a token lives on when its maker has gone;
+* one that is replaced goes on for an overlap, never longer than it would have, and is replaced
+  once: what was made in its place is replaced next;
+* when it was last used is kept to the hour, so that using it is a read, not a write;
 * a token that has ended is deleted only when two have ended later: a clock that is ahead for a
   while must not take away those that live by the right time.
 
-Called by the service-account service, inside its transaction.
+Called by the service of tokens, inside its transaction; uses are noted by `credentials`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import Any
 
-from sqlalchemy import delete, insert, select
+from sqlalchemy import Row, delete, insert, select, update
 
 from appliance.control.auth import grants, tokens
 from appliance.control.auth.tokens import TokenKind
-from appliance.control.store.database import Transaction
+from appliance.control.store.database import Database, Transaction
 from appliance.control.store.tables import token
 from appliance.core.errors import FailedPrecondition, NotFound
 
 MAX_LIVE = 2
+NOTED_EVERY = timedelta(hours=1)
+"""Uses of a token within this time are noted as one."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,7 @@ def create(  # noqa: PLR0913 - the columns of one row
     now: datetime,
     *,
     creator: str = "",
+    replaces: str = "",
 ) -> NewToken:
     """Make a token that lives so many days.
 
@@ -67,14 +75,66 @@ def create(  # noqa: PLR0913 - the columns of one row
             create_time=now,
             expire_time=ends,
             creator=creator,
+            replaces=replaces,
         )
     )
     return NewToken(minted.id, minted.text, now, ends)
+
+
+def replaceable(transaction: Transaction, account: str, token_id: str, now: datetime) -> Row[Any]:
+    """The live token of an application that another one may take the place of.
+
+    Raises NotFound when it has no such token; FailedPrecondition when that was replaced already.
+    """
+    mine = select(token).where(token.c.service_account == account, token.c.expire_time > now)
+    rows = {row.id: row for row in transaction.all(mine)}
+    if token_id not in rows:
+        raise _unknown()
+    for row in rows.values():
+        if row.replaces == token_id:
+            raise FailedPrecondition(f"{token_id} was replaced by {row.id}: rotate that one")
+    return rows[token_id]
+
+
+def end_after(
+    transaction: Transaction, old: Row[Any], overlap: timedelta, now: datetime
+) -> datetime:
+    """Let a token go on for `overlap` at most, or end it with none; when it ends."""
+    if not overlap:
+        revoke(transaction, old.service_account, old.id)
+        return now
+    ends: datetime = min(old.expire_time, now + overlap)
+    transaction.run(update(token).where(token.c.id == old.id).values(expire_time=ends))
+    return ends
+
+
+def is_use_due(row: Row[Any], now: datetime) -> bool:
+    """Whether a use of a token is to be noted; one that a clock ahead has noted is no reason."""
+    return row.use_time is None or abs(now - row.use_time) >= NOTED_EVERY
+
+
+def note_uses(database: Database, ids: Sequence[str], now: datetime) -> None:
+    """Note that tokens are used; what is no token stays out.
+
+    Written for those of which no use was noted for an hour.
+    """
+    if not ids:
+        return
+    with database.read() as state:
+        rows = state.all(select(token).where(token.c.id.in_(ids)))
+    due = [row.id for row in rows if is_use_due(row, now)]
+    if due:
+        with database.write() as transaction:
+            transaction.run(update(token).where(token.c.id.in_(due)).values(use_time=now))
 
 
 def revoke(transaction: Transaction, account: str, token_id: str) -> None:
     """End a token of an application. Raises NotFound when it has no such token."""
     mine = token.c.service_account == account
     if transaction.run(delete(token).where(mine, token.c.id == token_id)) == 0:
-        raise NotFound("this application has no such token")
+        raise _unknown()
     grants.end_with(transaction, token_id)
+
+
+def _unknown() -> NotFound:
+    return NotFound("this application has no such token: see `appliance service-account get`")

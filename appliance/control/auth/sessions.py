@@ -47,6 +47,12 @@ def over(now: datetime) -> ColumnElement[bool]:
     return or_(session.c.expire_time <= now, session.c.create_time > now + TOLERANCE)
 
 
+def is_live(row: Row[Any], now: datetime) -> bool:
+    """Whether a session has begun, has not ended, and was used within half an hour."""
+    begun = believed(row.create_time, now) and believed(row.seen_time, now)
+    return begun and now < row.expire_time and now < row.seen_time + IDLE
+
+
 def end(transaction: Transaction, session_id: str) -> None:
     """End a session, and what was made with it."""
     transaction.run(delete(session).where(session.c.id == session_id))
@@ -122,9 +128,7 @@ class Sessions:
 
     def is_live(self, row: Row[Any]) -> bool:
         """Whether a session has begun, has not ended, and was used within half an hour."""
-        now = self._clock()
-        begun = believed(row.create_time, now) and believed(row.seen_time, now)
-        return begun and now < row.expire_time and now < row.seen_time + IDLE
+        return is_live(row, self._clock())
 
     def of(self, owner: str) -> list[Row[Any]]:
         """The live sessions of a user, the newest first."""

@@ -27,6 +27,7 @@ from appliance.control.rpc.service_accounts import ServiceAccountRpc
 from appliance.control.rpc.servicer import Servicer, descriptor_of
 from appliance.control.rpc.system import SystemRpc
 from appliance.control.rpc.users import UserRpc
+from appliance.control.services.access.account_tokens import AccountTokens
 from appliance.control.services.access.authentication import Authentication
 from appliance.control.services.access.bindings import Bindings
 from appliance.control.services.access.projects import Projects
@@ -79,7 +80,7 @@ def api(base: Foundation, people: People, does: WorkParts, pool: CallPool) -> li
         NodeRpc(does.nodes(), joins, pool, events),
         ProjectRpc(Projects(base.database, base.changes, base.keys, base.clock), pool, events),
         RoleRpc(RoleService(base.policies.roles), pool, events),
-        ServiceAccountRpc(_service_accounts(base), pool, events),
+        ServiceAccountRpc(_service_accounts(base), _account_tokens(base), pool, events),
         SystemRpc(System(_facts(base), rules(), base.policies, base.expirations), pool, events),
         UserRpc(_users(base, people), people.hasher, pool, events),
         *does.api(pool),
@@ -125,9 +126,14 @@ def _service_accounts(base: Foundation) -> ServiceAccounts:
         database=base.database,
         changes=base.changes,
         policies=base.policies,
-        token_key=base.keyring.token_hmac,
         events=base.events,
         clock=base.clock,
+    )
+
+
+def _account_tokens(base: Foundation) -> AccountTokens:
+    return AccountTokens(
+        base.database, base.policies, base.keyring.token_hmac, base.events, base.clock
     )
 
 

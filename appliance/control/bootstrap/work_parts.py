@@ -103,7 +103,7 @@ class WorkParts:
         self.folders = CheckpointFolders(store, signer)
         records = base.records
         self.usage = UsageRecords(
-            base.database, base.opened.log, records, people.sessions, base.clock
+            base.database, base.opened.log, records, people.credentials, base.clock
         )
         self.served = ServedClock(monotonic)
         self.leases = Leases(

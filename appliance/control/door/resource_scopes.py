@@ -3,8 +3,8 @@
 Rules kept here:
 * a name that is empty or does not parse is an error, never "the platform";
 * only a field that is called a scope can mean all projects or the platform;
-* service accounts and bindings carry no project in their name, so their row says it; a name without
-  a row has no place at all.
+* the row of a service account or a binding says where it is; without one a binding has no place at
+  all, and a service account that of its name.
 
 Called by the gate before it asks the policy.
 """
@@ -18,8 +18,8 @@ from appliance.control.auth.scopes import PLATFORM
 from appliance.control.services.common.resources import missing
 from appliance.control.store import tables
 from appliance.control.store.database import Database
-from appliance.core.errors import InvalidInput
-from appliance.core.names import Name, is_id
+from appliance.core.errors import InvalidInput, NotFound
+from appliance.core.names import ACCOUNT_MARK, Name, is_id
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,20 @@ class ResourceScopes:
         if name.project is not None:
             return ResourceScope(name.project, hidden=True)
         if name.kind == "serviceAccount":
-            return ResourceScope(self._look(tables.service_account.c.project, name), hidden=True)
+            return ResourceScope(self._project_of(name), hidden=True)
         if name.kind == "binding":
             return ResourceScope(self._look(tables.binding.c.domain, name), hidden=True)
         return ON_PLATFORM
+
+    def _project_of(self, account: Name) -> str:
+        try:
+            return self._look(tables.service_account.c.project, account)
+        except NotFound:
+            # The name of one that was deleted says it, too: a repeated call gets the first answer.
+            project, mark, _ = account.id.rpartition(ACCOUNT_MARK)
+            if not mark:
+                raise
+            return project
 
     def _look(self, column: object, name: Name) -> str:
         table = column.table  # type: ignore[attr-defined]  # a column of one of the two tables

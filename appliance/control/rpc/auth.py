@@ -60,6 +60,12 @@ class AuthRpc(Servicer, AuthServiceServicer):
         """Who the caller is and what it holds."""
         return await self._run(self._service.who_am_i, self.caller)
 
+    async def ListMyPermissions(
+        self, request: rpc.ListMyPermissionsRequest, context: Context
+    ) -> rpc.ListMyPermissionsResponse:
+        """Returns what the caller may do in one scope."""
+        return await self._run(self._service.list_my_permissions, self.caller, request)
+
     async def Logout(self, request: rpc.LogoutRequest, context: Context) -> rpc.LogoutResponse:
         """Ends the caller's session."""
         return await self._run(self._service.logout, self.caller)

@@ -32,7 +32,7 @@ class UserRpc(Servicer, UserServiceServicer):
 
     async def GetUser(self, request: rpc.GetUserRequest, context: Context) -> user_pb2.User:
         """Returns one user."""
-        return await self._run(self._service.get, self.caller, request.name)
+        return await self._run(self._service.get, self.caller, request)
 
     async def ListUsers(
         self, request: rpc.ListUsersRequest, context: Context
@@ -45,6 +45,16 @@ class UserRpc(Servicer, UserServiceServicer):
         await self._run(self._service.check_create, request)
         hashed = await self._hash(request.password)
         return await self._run(self._service.create, self.caller, request, hashed)
+
+    async def UpdateUser(self, request: rpc.UpdateUserRequest, context: Context) -> user_pb2.User:
+        """Describes a user."""
+        return await self._run(self._service.update, self.caller, request)
+
+    async def DeleteUser(
+        self, request: rpc.DeleteUserRequest, context: Context
+    ) -> rpc.DeleteUserResponse:
+        """Deletes a user."""
+        return await self._run(self._service.delete, self.caller, request)
 
     async def LockUser(self, request: rpc.LockUserRequest, context: Context) -> user_pb2.User:
         """Locks a user."""

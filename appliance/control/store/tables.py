@@ -81,6 +81,7 @@ user = Table(
     Column("locked", Boolean, nullable=False, default=False, server_default=false()),
     Column("create_time", Moment, nullable=False),
     Column("must_change", Boolean, nullable=False, default=False, server_default=false()),
+    Column("description", Text, nullable=False, default="", server_default=text("''")),
 )
 
 # Failed proofs in a row. `account` is what they are counted for: `user:<id>` for all unknown
@@ -170,9 +171,11 @@ service_account = Table(
     Column("project", Text, ForeignKey("project.id"), nullable=False, index=True),
     Column("locked", Boolean, nullable=False, default=False, server_default=false()),
     Column("create_time", Moment, nullable=False),
+    Column("description", Text, nullable=False, default="", server_default=text("''")),
 )
 
-# Bearer tokens of service accounts.
+# Bearer tokens of service accounts. `use_time`: when it was last used, to the hour. `replaces`: id
+# of the token in whose place it was made.
 token = Table(
     "token",
     metadata,
@@ -188,6 +191,8 @@ token = Table(
     Column("create_time", Moment, nullable=False),
     Column("expire_time", Moment, nullable=False),
     Column("creator", Text, nullable=False, default="", server_default=text("''")),
+    Column("use_time", Moment, nullable=True),
+    Column("replaces", Text, nullable=False, default="", server_default=text("''")),
 )
 
 # Who holds which role where. `subject` as in the policy (`user:alice`, `svc:app`), `domain` a

@@ -40,9 +40,9 @@ def test_the_roles(roles: Roles) -> None:
         for role in roles.roles.values()
     }
     assert found == {
-        "administrator": (True, "everywhere platform", 68),
+        "administrator": (True, "everywhere platform", 73),
         "auditor": (True, "everywhere platform", 13),
-        "owner": (True, "everywhere project", 38),
+        "owner": (True, "everywhere project", 41),
         "developer": (True, "everywhere project", 30),
         "viewer": (True, "everywhere project", 15),
         "inference": (True, "everywhere project", 2),

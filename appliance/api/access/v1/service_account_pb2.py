@@ -22,18 +22,19 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from appliance.api.access.v1 import principal_details_pb2 as appliance_dot_api_dot_access_dot_v1_dot_principal__details__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-appliance/api/access/v1/service_account.proto\x12\x17\x61ppliance.api.access.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa0\x01\n\x0eServiceAccount\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07project\x18\x02 \x01(\t\x12\x0e\n\x06locked\x18\x03 \x01(\x08\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\x06tokens\x18\x05 \x03(\x0b\x32\x1e.appliance.api.access.v1.Token\"\x86\x01\n\x05Token\x12\n\n\x02id\x18\x01 \x01(\t\x12/\n\x0b\x63reate_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x63reator\x18\x04 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-appliance/api/access/v1/service_account.proto\x12\x17\x61ppliance.api.access.v1\x1a/appliance/api/access/v1/principal_details.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xff\x01\n\x0eServiceAccount\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07project\x18\x02 \x01(\t\x12\x0e\n\x06locked\x18\x03 \x01(\x08\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\x06tokens\x18\x05 \x03(\x0b\x32\x1e.appliance.api.access.v1.Token\x12\x13\n\x0b\x64\x65scription\x18\x06 \x01(\t\x12\x0c\n\x04\x65tag\x18\x07 \x01(\t\x12:\n\x07\x64\x65tails\x18\x08 \x01(\x0b\x32).appliance.api.access.v1.PrincipalDetails\"\xf4\x01\n\x05Token\x12\n\n\x02id\x18\x01 \x01(\t\x12/\n\x0b\x63reate_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x63reator\x18\x04 \x01(\t\x12\x17\n\x0fservice_account\x18\x05 \x01(\t\x12,\n\x08use_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08replaces\x18\x07 \x01(\t\x12\x13\n\x0breplaced_by\x18\x08 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'appliance.api.access.v1.service_account_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SERVICEACCOUNT']._serialized_start=108
-  _globals['_SERVICEACCOUNT']._serialized_end=268
-  _globals['_TOKEN']._serialized_start=271
-  _globals['_TOKEN']._serialized_end=405
+  _globals['_SERVICEACCOUNT']._serialized_start=157
+  _globals['_SERVICEACCOUNT']._serialized_end=412
+  _globals['_TOKEN']._serialized_start=415
+  _globals['_TOKEN']._serialized_end=659
 # @@protoc_insertion_point(module_scope)

@@ -25,15 +25,20 @@ _sym_db = _symbol_database.Default()
 from appliance.api.access.v1 import service_account_pb2 as appliance_dot_api_dot_access_dot_v1_dot_service__account__pb2
 from appliance.api.common.v1 import access_pb2 as appliance_dot_api_dot_common_dot_v1_dot_access__pb2
 from appliance.api.common.v1 import value_pb2 as appliance_dot_api_dot_common_dot_v1_dot_value__pb2
+from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n5appliance/api/access/v1/service_account_service.proto\x12\x17\x61ppliance.api.access.v1\x1a-appliance/api/access/v1/service_account.proto\x1a$appliance/api/common/v1/access.proto\x1a#appliance/api/common/v1/value.proto\"(\n\x18GetServiceAccountRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"S\n\x1aListServiceAccountsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"y\n\x1bListServiceAccountsResponse\x12\x41\n\x10service_accounts\x18\x01 \x03(\x0b\x32\'.appliance.api.access.v1.ServiceAccount\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"t\n\x1b\x43reateServiceAccountRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x1a\n\x12service_account_id\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"q\n\x12\x43reateTokenRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12;\n\rlifetime_days\x18\x02 \x01(\x05\x42\x1f\x8a\xb5\x18\x1b\t\x00\x00\x00\x00\x00\x00>@\x11\x00\x00\x00\x00\x00\x00\xf0?\x19\x00\x00\x00\x00\x00\x80V@H\x00\x88\x01\x01\x42\x10\n\x0e_lifetime_days\"V\n\x13\x43reateTokenResponse\x12\r\n\x05token\x18\x01 \x01(\t\x12\x30\n\x08metadata\x18\x02 \x01(\x0b\x32\x1e.appliance.api.access.v1.Token\"4\n\x12RevokeTokenRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08token_id\x18\x02 \x01(\t\"\x15\n\x13RevokeTokenResponse2\xcb\x06\n\x15ServiceAccountService\x12\x8d\x01\n\x11GetServiceAccount\x12\x31.appliance.api.access.v1.GetServiceAccountRequest\x1a\'.appliance.api.access.v1.ServiceAccount\"\x1c\x90\x02\x01\x8a\xb5\x18\x15\n\x13serviceAccounts.get\x12\x9f\x01\n\x13ListServiceAccounts\x12\x33.appliance.api.access.v1.ListServiceAccountsRequest\x1a\x34.appliance.api.access.v1.ListServiceAccountsResponse\"\x1d\x90\x02\x01\x8a\xb5\x18\x16\n\x14serviceAccounts.list\x12\xa5\x01\n\x14\x43reateServiceAccount\x12\x34.appliance.api.access.v1.CreateServiceAccountRequest\x1a\'.appliance.api.access.v1.ServiceAccount\".\x90\x02\x02\x8a\xb5\x18\'\n\x16serviceAccounts.create:\x04name:\x07project\x12\xbf\x01\n\x0b\x43reateToken\x12+.appliance.api.access.v1.CreateTokenRequest\x1a,.appliance.api.access.v1.CreateTokenResponse\"U\x8a\xb5\x18Q\n\x1bserviceAccounts.createToken\x10\x01\x32\rlifetime_days:\x0bmetadata.id:\x14metadata.expire_time\x12\x95\x01\n\x0bRevokeToken\x12+.appliance.api.access.v1.RevokeTokenRequest\x1a,.appliance.api.access.v1.RevokeTokenResponse\"+\x8a\xb5\x18\'\n\x1bserviceAccounts.revokeToken2\x08token_idb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n5appliance/api/access/v1/service_account_service.proto\x12\x17\x61ppliance.api.access.v1\x1a-appliance/api/access/v1/service_account.proto\x1a$appliance/api/common/v1/access.proto\x1a#appliance/api/common/v1/value.proto\x1a google/protobuf/field_mask.proto\"c\n\x18GetServiceAccountRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x39\n\x04view\x18\x02 \x01(\x0e\x32+.appliance.api.access.v1.ServiceAccountView\"S\n\x1aListServiceAccountsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"y\n\x1bListServiceAccountsResponse\x12\x41\n\x10service_accounts\x18\x01 \x03(\x0b\x32\'.appliance.api.access.v1.ServiceAccount\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x89\x01\n\x1b\x43reateServiceAccountRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x1a\n\x12service_account_id\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\x12\x13\n\x0b\x64\x65scription\x18\x05 \x01(\t\"\xbb\x01\n\x1bUpdateServiceAccountRequest\x12@\n\x0fservice_account\x18\x01 \x01(\x0b\x32\'.appliance.api.access.v1.ServiceAccount\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"d\n\x1b\x44\x65leteServiceAccountRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"`\n\x1c\x44\x65leteServiceAccountResponse\x12@\n\x0fservice_account\x18\x01 \x01(\x0b\x32\'.appliance.api.access.v1.ServiceAccount\"\x88\x01\n\x11ListTokensRequest\x12\r\n\x05scope\x18\x01 \x01(\t\x12\x17\n\x0fservice_account\x18\x02 \x01(\t\x12\x0f\n\x07\x63reator\x18\x03 \x01(\t\x12\x13\n\x0bunused_days\x18\x04 \x01(\x05\x12\x11\n\tpage_size\x18\x05 \x01(\x05\x12\x12\n\npage_token\x18\x06 \x01(\t\"]\n\x12ListTokensResponse\x12.\n\x06tokens\x18\x01 \x03(\x0b\x32\x1e.appliance.api.access.v1.Token\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xd2\x01\n\x12RotateTokenRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08token_id\x18\x02 \x01(\t\x12;\n\roverlap_hours\x18\x03 \x01(\x05\x42\x1f\x8a\xb5\x18\x1b\t\x00\x00\x00\x00\x00\x00\x38@\x11\x00\x00\x00\x00\x00\x00\x00\x00\x19\x00\x00\x00\x00\x00\x00\x65@H\x00\x88\x01\x01\x12;\n\rlifetime_days\x18\x04 \x01(\x05\x42\x1f\x8a\xb5\x18\x1b\t\x00\x00\x00\x00\x00\x00>@\x11\x00\x00\x00\x00\x00\x00\xf0?\x19\x00\x00\x00\x00\x00\x80V@H\x01\x88\x01\x01\x42\x10\n\x0e_overlap_hoursB\x10\n\x0e_lifetime_days\"\x88\x01\n\x13RotateTokenResponse\x12\r\n\x05token\x18\x01 \x01(\t\x12\x30\n\x08metadata\x18\x02 \x01(\x0b\x32\x1e.appliance.api.access.v1.Token\x12\x30\n\x08replaced\x18\x03 \x01(\x0b\x32\x1e.appliance.api.access.v1.Token\"q\n\x12\x43reateTokenRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12;\n\rlifetime_days\x18\x02 \x01(\x05\x42\x1f\x8a\xb5\x18\x1b\t\x00\x00\x00\x00\x00\x00>@\x11\x00\x00\x00\x00\x00\x00\xf0?\x19\x00\x00\x00\x00\x00\x80V@H\x00\x88\x01\x01\x42\x10\n\x0e_lifetime_days\"V\n\x13\x43reateTokenResponse\x12\r\n\x05token\x18\x01 \x01(\t\x12\x30\n\x08metadata\x18\x02 \x01(\x0b\x32\x1e.appliance.api.access.v1.Token\"4\n\x12RevokeTokenRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08token_id\x18\x02 \x01(\t\"\x15\n\x13RevokeTokenResponse*y\n\x12ServiceAccountView\x12$\n SERVICE_ACCOUNT_VIEW_UNSPECIFIED\x10\x00\x12\x1e\n\x1aSERVICE_ACCOUNT_VIEW_BASIC\x10\x01\x12\x1d\n\x19SERVICE_ACCOUNT_VIEW_FULL\x10\x02\x32\x99\r\n\x15ServiceAccountService\x12\x8d\x01\n\x11GetServiceAccount\x12\x31.appliance.api.access.v1.GetServiceAccountRequest\x1a\'.appliance.api.access.v1.ServiceAccount\"\x1c\x90\x02\x01\x8a\xb5\x18\x15\n\x13serviceAccounts.get\x12\x9f\x01\n\x13ListServiceAccounts\x12\x33.appliance.api.access.v1.ListServiceAccountsRequest\x1a\x34.appliance.api.access.v1.ListServiceAccountsResponse\"\x1d\x90\x02\x01\x8a\xb5\x18\x16\n\x14serviceAccounts.list\x12\xa5\x01\n\x14\x43reateServiceAccount\x12\x34.appliance.api.access.v1.CreateServiceAccountRequest\x1a\'.appliance.api.access.v1.ServiceAccount\".\x90\x02\x02\x8a\xb5\x18\'\n\x16serviceAccounts.create:\x04name:\x07project\x12\xdf\x01\n\x14UpdateServiceAccount\x12\x34.appliance.api.access.v1.UpdateServiceAccountRequest\x1a\'.appliance.api.access.v1.ServiceAccount\"h\x90\x02\x02\x8a\xb5\x18\x61\n\x16serviceAccounts.update\x10\x01\"\x14service_account.name2\x14service_account.name2\x11update_mask.paths:\x06locked\x12\xe8\x01\n\x14\x44\x65leteServiceAccount\x12\x34.appliance.api.access.v1.DeleteServiceAccountRequest\x1a\x35.appliance.api.access.v1.DeleteServiceAccountResponse\"c\x90\x02\x02\x8a\xb5\x18\\\n\x16serviceAccounts.delete\x10\x01\x32\x04name:\x1bservice_account.create_time:\x1dservice_account.details.roles\x12\x8b\x01\n\nListTokens\x12*.appliance.api.access.v1.ListTokensRequest\x1a+.appliance.api.access.v1.ListTokensResponse\"$\x90\x02\x01\x8a\xb5\x18\x1d\n\x14serviceAccounts.list\"\x05scope\x12\xf0\x01\n\x0bRotateToken\x12+.appliance.api.access.v1.RotateTokenRequest\x1a,.appliance.api.access.v1.RotateTokenResponse\"\x85\x01\x8a\xb5\x18\x80\x01\n\x1bserviceAccounts.rotateToken\x10\x01\x32\x08token_id2\roverlap_hours2\rlifetime_days:\x0bmetadata.id:\x14metadata.expire_time:\x14replaced.expire_time\x12\xbf\x01\n\x0b\x43reateToken\x12+.appliance.api.access.v1.CreateTokenRequest\x1a,.appliance.api.access.v1.CreateTokenResponse\"U\x8a\xb5\x18Q\n\x1bserviceAccounts.createToken\x10\x01\x32\rlifetime_days:\x0bmetadata.id:\x14metadata.expire_time\x12\x95\x01\n\x0bRevokeToken\x12+.appliance.api.access.v1.RevokeTokenRequest\x1a,.appliance.api.access.v1.RevokeTokenResponse\"+\x8a\xb5\x18\'\n\x1bserviceAccounts.revokeToken2\x08token_idb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'appliance.api.access.v1.service_account_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_ROTATETOKENREQUEST'].fields_by_name['overlap_hours']._loaded_options = None
+  _globals['_ROTATETOKENREQUEST'].fields_by_name['overlap_hours']._serialized_options = b'\212\265\030\033\t\000\000\000\000\000\0008@\021\000\000\000\000\000\000\000\000\031\000\000\000\000\000\000e@'
+  _globals['_ROTATETOKENREQUEST'].fields_by_name['lifetime_days']._loaded_options = None
+  _globals['_ROTATETOKENREQUEST'].fields_by_name['lifetime_days']._serialized_options = b'\212\265\030\033\t\000\000\000\000\000\000>@\021\000\000\000\000\000\000\360?\031\000\000\000\000\000\200V@'
   _globals['_CREATETOKENREQUEST'].fields_by_name['lifetime_days']._loaded_options = None
   _globals['_CREATETOKENREQUEST'].fields_by_name['lifetime_days']._serialized_options = b'\212\265\030\033\t\000\000\000\000\000\000>@\021\000\000\000\000\000\000\360?\031\000\000\000\000\000\200V@'
   _globals['_SERVICEACCOUNTSERVICE'].methods_by_name['GetServiceAccount']._loaded_options = None
@@ -42,26 +47,50 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SERVICEACCOUNTSERVICE'].methods_by_name['ListServiceAccounts']._serialized_options = b'\220\002\001\212\265\030\026\n\024serviceAccounts.list'
   _globals['_SERVICEACCOUNTSERVICE'].methods_by_name['CreateServiceAccount']._loaded_options = None
   _globals['_SERVICEACCOUNTSERVICE'].methods_by_name['CreateServiceAccount']._serialized_options = b'\220\002\002\212\265\030\'\n\026serviceAccounts.create:\004name:\007project'
+  _globals['_SERVICEACCOUNTSERVICE'].methods_by_name['UpdateServiceAccount']._loaded_options = None
+  _globals['_SERVICEACCOUNTSERVICE'].methods_by_name['UpdateServiceAccount']._serialized_options = b'\220\002\002\212\265\030a\n\026serviceAccounts.update\020\001\"\024service_account.name2\024service_account.name2\021update_mask.paths:\006locked'
+  _globals['_SERVICEACCOUNTSERVICE'].methods_by_name['DeleteServiceAccount']._loaded_options = None
+  _globals['_SERVICEACCOUNTSERVICE'].methods_by_name['DeleteServiceAccount']._serialized_options = b'\220\002\002\212\265\030\\\n\026serviceAccounts.delete\020\0012\004name:\033service_account.create_time:\035service_account.details.roles'
+  _globals['_SERVICEACCOUNTSERVICE'].methods_by_name['ListTokens']._loaded_options = None
+  _globals['_SERVICEACCOUNTSERVICE'].methods_by_name['ListTokens']._serialized_options = b'\220\002\001\212\265\030\035\n\024serviceAccounts.list\"\005scope'
+  _globals['_SERVICEACCOUNTSERVICE'].methods_by_name['RotateToken']._loaded_options = None
+  _globals['_SERVICEACCOUNTSERVICE'].methods_by_name['RotateToken']._serialized_options = b'\212\265\030\200\001\n\033serviceAccounts.rotateToken\020\0012\010token_id2\roverlap_hours2\rlifetime_days:\013metadata.id:\024metadata.expire_time:\024replaced.expire_time'
   _globals['_SERVICEACCOUNTSERVICE'].methods_by_name['CreateToken']._loaded_options = None
   _globals['_SERVICEACCOUNTSERVICE'].methods_by_name['CreateToken']._serialized_options = b'\212\265\030Q\n\033serviceAccounts.createToken\020\0012\rlifetime_days:\013metadata.id:\024metadata.expire_time'
   _globals['_SERVICEACCOUNTSERVICE'].methods_by_name['RevokeToken']._loaded_options = None
   _globals['_SERVICEACCOUNTSERVICE'].methods_by_name['RevokeToken']._serialized_options = b'\212\265\030\'\n\033serviceAccounts.revokeToken2\010token_id'
-  _globals['_GETSERVICEACCOUNTREQUEST']._serialized_start=204
-  _globals['_GETSERVICEACCOUNTREQUEST']._serialized_end=244
-  _globals['_LISTSERVICEACCOUNTSREQUEST']._serialized_start=246
-  _globals['_LISTSERVICEACCOUNTSREQUEST']._serialized_end=329
-  _globals['_LISTSERVICEACCOUNTSRESPONSE']._serialized_start=331
-  _globals['_LISTSERVICEACCOUNTSRESPONSE']._serialized_end=452
-  _globals['_CREATESERVICEACCOUNTREQUEST']._serialized_start=454
-  _globals['_CREATESERVICEACCOUNTREQUEST']._serialized_end=570
-  _globals['_CREATETOKENREQUEST']._serialized_start=572
-  _globals['_CREATETOKENREQUEST']._serialized_end=685
-  _globals['_CREATETOKENRESPONSE']._serialized_start=687
-  _globals['_CREATETOKENRESPONSE']._serialized_end=773
-  _globals['_REVOKETOKENREQUEST']._serialized_start=775
-  _globals['_REVOKETOKENREQUEST']._serialized_end=827
-  _globals['_REVOKETOKENRESPONSE']._serialized_start=829
-  _globals['_REVOKETOKENRESPONSE']._serialized_end=850
-  _globals['_SERVICEACCOUNTSERVICE']._serialized_start=853
-  _globals['_SERVICEACCOUNTSERVICE']._serialized_end=1696
+  _globals['_SERVICEACCOUNTVIEW']._serialized_start=1943
+  _globals['_SERVICEACCOUNTVIEW']._serialized_end=2064
+  _globals['_GETSERVICEACCOUNTREQUEST']._serialized_start=238
+  _globals['_GETSERVICEACCOUNTREQUEST']._serialized_end=337
+  _globals['_LISTSERVICEACCOUNTSREQUEST']._serialized_start=339
+  _globals['_LISTSERVICEACCOUNTSREQUEST']._serialized_end=422
+  _globals['_LISTSERVICEACCOUNTSRESPONSE']._serialized_start=424
+  _globals['_LISTSERVICEACCOUNTSRESPONSE']._serialized_end=545
+  _globals['_CREATESERVICEACCOUNTREQUEST']._serialized_start=548
+  _globals['_CREATESERVICEACCOUNTREQUEST']._serialized_end=685
+  _globals['_UPDATESERVICEACCOUNTREQUEST']._serialized_start=688
+  _globals['_UPDATESERVICEACCOUNTREQUEST']._serialized_end=875
+  _globals['_DELETESERVICEACCOUNTREQUEST']._serialized_start=877
+  _globals['_DELETESERVICEACCOUNTREQUEST']._serialized_end=977
+  _globals['_DELETESERVICEACCOUNTRESPONSE']._serialized_start=979
+  _globals['_DELETESERVICEACCOUNTRESPONSE']._serialized_end=1075
+  _globals['_LISTTOKENSREQUEST']._serialized_start=1078
+  _globals['_LISTTOKENSREQUEST']._serialized_end=1214
+  _globals['_LISTTOKENSRESPONSE']._serialized_start=1216
+  _globals['_LISTTOKENSRESPONSE']._serialized_end=1309
+  _globals['_ROTATETOKENREQUEST']._serialized_start=1312
+  _globals['_ROTATETOKENREQUEST']._serialized_end=1522
+  _globals['_ROTATETOKENRESPONSE']._serialized_start=1525
+  _globals['_ROTATETOKENRESPONSE']._serialized_end=1661
+  _globals['_CREATETOKENREQUEST']._serialized_start=1663
+  _globals['_CREATETOKENREQUEST']._serialized_end=1776
+  _globals['_CREATETOKENRESPONSE']._serialized_start=1778
+  _globals['_CREATETOKENRESPONSE']._serialized_end=1864
+  _globals['_REVOKETOKENREQUEST']._serialized_start=1866
+  _globals['_REVOKETOKENREQUEST']._serialized_end=1918
+  _globals['_REVOKETOKENRESPONSE']._serialized_start=1920
+  _globals['_REVOKETOKENRESPONSE']._serialized_end=1941
+  _globals['_SERVICEACCOUNTSERVICE']._serialized_start=2067
+  _globals['_SERVICEACCOUNTSERVICE']._serialized_end=3756
 # @@protoc_insertion_point(module_scope)

@@ -51,6 +51,26 @@ class ServiceAccountServiceStub:
                 request_serializer=appliance_dot_api_dot_access_dot_v1_dot_service__account__service__pb2.CreateServiceAccountRequest.SerializeToString,
                 response_deserializer=appliance_dot_api_dot_access_dot_v1_dot_service__account__pb2.ServiceAccount.FromString,
                 _registered_method=True)
+        self.UpdateServiceAccount = channel.unary_unary(
+                '/appliance.api.access.v1.ServiceAccountService/UpdateServiceAccount',
+                request_serializer=appliance_dot_api_dot_access_dot_v1_dot_service__account__service__pb2.UpdateServiceAccountRequest.SerializeToString,
+                response_deserializer=appliance_dot_api_dot_access_dot_v1_dot_service__account__pb2.ServiceAccount.FromString,
+                _registered_method=True)
+        self.DeleteServiceAccount = channel.unary_unary(
+                '/appliance.api.access.v1.ServiceAccountService/DeleteServiceAccount',
+                request_serializer=appliance_dot_api_dot_access_dot_v1_dot_service__account__service__pb2.DeleteServiceAccountRequest.SerializeToString,
+                response_deserializer=appliance_dot_api_dot_access_dot_v1_dot_service__account__service__pb2.DeleteServiceAccountResponse.FromString,
+                _registered_method=True)
+        self.ListTokens = channel.unary_unary(
+                '/appliance.api.access.v1.ServiceAccountService/ListTokens',
+                request_serializer=appliance_dot_api_dot_access_dot_v1_dot_service__account__service__pb2.ListTokensRequest.SerializeToString,
+                response_deserializer=appliance_dot_api_dot_access_dot_v1_dot_service__account__service__pb2.ListTokensResponse.FromString,
+                _registered_method=True)
+        self.RotateToken = channel.unary_unary(
+                '/appliance.api.access.v1.ServiceAccountService/RotateToken',
+                request_serializer=appliance_dot_api_dot_access_dot_v1_dot_service__account__service__pb2.RotateTokenRequest.SerializeToString,
+                response_deserializer=appliance_dot_api_dot_access_dot_v1_dot_service__account__service__pb2.RotateTokenResponse.FromString,
+                _registered_method=True)
         self.CreateToken = channel.unary_unary(
                 '/appliance.api.access.v1.ServiceAccountService/CreateToken',
                 request_serializer=appliance_dot_api_dot_access_dot_v1_dot_service__account__service__pb2.CreateTokenRequest.SerializeToString,
@@ -88,6 +108,35 @@ class ServiceAccountServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpdateServiceAccount(self, request, context):
+        """Changes the description of a service account, or locks and unlocks it. A locked one is refused from the moment this call returns.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteServiceAccount(self, request, context):
+        """Deletes a service account with its tokens, roles and open uploads, which end before this call returns. The name may be used again, and
+        inherits nothing. What the account made goes on, and is named in the answer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListTokens(self, request, context):
+        """Returns one page of the live tokens of a project's service accounts, or of all projects'.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RotateToken(self, request, context):
+        """Makes a token in the place of another one, which goes on for an overlap and then ends; shows it once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CreateToken(self, request, context):
         """Makes a token and shows it once.
         """
@@ -119,6 +168,26 @@ def add_ServiceAccountServiceServicer_to_server(servicer, server):
                     servicer.CreateServiceAccount,
                     request_deserializer=appliance_dot_api_dot_access_dot_v1_dot_service__account__service__pb2.CreateServiceAccountRequest.FromString,
                     response_serializer=appliance_dot_api_dot_access_dot_v1_dot_service__account__pb2.ServiceAccount.SerializeToString,
+            ),
+            'UpdateServiceAccount': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateServiceAccount,
+                    request_deserializer=appliance_dot_api_dot_access_dot_v1_dot_service__account__service__pb2.UpdateServiceAccountRequest.FromString,
+                    response_serializer=appliance_dot_api_dot_access_dot_v1_dot_service__account__pb2.ServiceAccount.SerializeToString,
+            ),
+            'DeleteServiceAccount': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteServiceAccount,
+                    request_deserializer=appliance_dot_api_dot_access_dot_v1_dot_service__account__service__pb2.DeleteServiceAccountRequest.FromString,
+                    response_serializer=appliance_dot_api_dot_access_dot_v1_dot_service__account__service__pb2.DeleteServiceAccountResponse.SerializeToString,
+            ),
+            'ListTokens': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListTokens,
+                    request_deserializer=appliance_dot_api_dot_access_dot_v1_dot_service__account__service__pb2.ListTokensRequest.FromString,
+                    response_serializer=appliance_dot_api_dot_access_dot_v1_dot_service__account__service__pb2.ListTokensResponse.SerializeToString,
+            ),
+            'RotateToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.RotateToken,
+                    request_deserializer=appliance_dot_api_dot_access_dot_v1_dot_service__account__service__pb2.RotateTokenRequest.FromString,
+                    response_serializer=appliance_dot_api_dot_access_dot_v1_dot_service__account__service__pb2.RotateTokenResponse.SerializeToString,
             ),
             'CreateToken': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateToken,
@@ -213,6 +282,114 @@ class ServiceAccountService:
             '/appliance.api.access.v1.ServiceAccountService/CreateServiceAccount',
             appliance_dot_api_dot_access_dot_v1_dot_service__account__service__pb2.CreateServiceAccountRequest.SerializeToString,
             appliance_dot_api_dot_access_dot_v1_dot_service__account__pb2.ServiceAccount.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateServiceAccount(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.api.access.v1.ServiceAccountService/UpdateServiceAccount',
+            appliance_dot_api_dot_access_dot_v1_dot_service__account__service__pb2.UpdateServiceAccountRequest.SerializeToString,
+            appliance_dot_api_dot_access_dot_v1_dot_service__account__pb2.ServiceAccount.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteServiceAccount(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.api.access.v1.ServiceAccountService/DeleteServiceAccount',
+            appliance_dot_api_dot_access_dot_v1_dot_service__account__service__pb2.DeleteServiceAccountRequest.SerializeToString,
+            appliance_dot_api_dot_access_dot_v1_dot_service__account__service__pb2.DeleteServiceAccountResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListTokens(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.api.access.v1.ServiceAccountService/ListTokens',
+            appliance_dot_api_dot_access_dot_v1_dot_service__account__service__pb2.ListTokensRequest.SerializeToString,
+            appliance_dot_api_dot_access_dot_v1_dot_service__account__service__pb2.ListTokensResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RotateToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.api.access.v1.ServiceAccountService/RotateToken',
+            appliance_dot_api_dot_access_dot_v1_dot_service__account__service__pb2.RotateTokenRequest.SerializeToString,
+            appliance_dot_api_dot_access_dot_v1_dot_service__account__service__pb2.RotateTokenResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -24,9 +24,10 @@ _sym_db = _symbol_database.Default()
 
 from appliance.api.access.v1 import user_pb2 as appliance_dot_api_dot_access_dot_v1_dot_user__pb2
 from appliance.api.common.v1 import access_pb2 as appliance_dot_api_dot_common_dot_v1_dot_access__pb2
+from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*appliance/api/access/v1/user_service.proto\x12\x17\x61ppliance.api.access.v1\x1a\"appliance/api/access/v1/user.proto\x1a$appliance/api/common/v1/access.proto\"\x1e\n\x0eGetUserRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"9\n\x10ListUsersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"Z\n\x11ListUsersResponse\x12,\n\x05users\x18\x01 \x03(\x0b\x32\x1d.appliance.api.access.v1.User\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"a\n\x11\x43reateUserRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x10\n\x08password\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"3\n\x0fLockUserRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"5\n\x11UnlockUserRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"J\n\x14ResetPasswordRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08password\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"6\n\x12ResetFactorRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\":\n\x16\x45ndUserSessionsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"+\n\x17\x45ndUserSessionsResponse\x12\x10\n\x08sessions\x18\x01 \x01(\x05\x32\x9c\x08\n\x0bUserService\x12\x65\n\x07GetUser\x12\'.appliance.api.access.v1.GetUserRequest\x1a\x1d.appliance.api.access.v1.User\"\x12\x90\x02\x01\x8a\xb5\x18\x0b\n\tusers.get\x12w\n\tListUsers\x12).appliance.api.access.v1.ListUsersRequest\x1a*.appliance.api.access.v1.ListUsersResponse\"\x13\x90\x02\x01\x8a\xb5\x18\x0c\n\nusers.list\x12v\n\nCreateUser\x12*.appliance.api.access.v1.CreateUserRequest\x1a\x1d.appliance.api.access.v1.User\"\x1d\x90\x02\x02\x8a\xb5\x18\x16\n\x0cusers.create\x10\x01:\x04name\x12u\n\x08LockUser\x12(.appliance.api.access.v1.LockUserRequest\x1a\x1d.appliance.api.access.v1.User\" \x8a\xb5\x18\x1c\n\nusers.lock\x10\x01\x32\x04name:\x06locked\x12y\n\nUnlockUser\x12*.appliance.api.access.v1.UnlockUserRequest\x1a\x1d.appliance.api.access.v1.User\" \x8a\xb5\x18\x1c\n\nusers.lock\x10\x01\x32\x04name:\x06locked\x12\x96\x01\n\rResetPassword\x12-.appliance.api.access.v1.ResetPasswordRequest\x1a\x1d.appliance.api.access.v1.User\"7\x8a\xb5\x18\x33\n\x13users.resetPassword\x10\x01\x32\x04name:\x14must_change_password\x12\x89\x01\n\x0bResetFactor\x12+.appliance.api.access.v1.ResetFactorRequest\x1a\x1d.appliance.api.access.v1.User\".\x8a\xb5\x18*\n\x11users.resetFactor\x10\x01\x32\x04name:\rtotp_enrolled\x12\x9d\x01\n\x0f\x45ndUserSessions\x12/.appliance.api.access.v1.EndUserSessionsRequest\x1a\x30.appliance.api.access.v1.EndUserSessionsResponse\"\'\x8a\xb5\x18#\n\x11users.endSessions2\x04name:\x08sessionsb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*appliance/api/access/v1/user_service.proto\x12\x17\x61ppliance.api.access.v1\x1a\"appliance/api/access/v1/user.proto\x1a$appliance/api/common/v1/access.proto\x1a google/protobuf/field_mask.proto\"O\n\x0eGetUserRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12/\n\x04view\x18\x02 \x01(\x0e\x32!.appliance.api.access.v1.UserView\"9\n\x10ListUsersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"Z\n\x11ListUsersResponse\x12,\n\x05users\x18\x01 \x03(\x0b\x32\x1d.appliance.api.access.v1.User\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"v\n\x11\x43reateUserRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x10\n\x08password\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\x12\x13\n\x0b\x64\x65scription\x18\x05 \x01(\t\"\x9c\x01\n\x11UpdateUserRequest\x12+\n\x04user\x18\x01 \x01(\x0b\x32\x1d.appliance.api.access.v1.User\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"Z\n\x11\x44\x65leteUserRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"A\n\x12\x44\x65leteUserResponse\x12+\n\x04user\x18\x01 \x01(\x0b\x32\x1d.appliance.api.access.v1.User\"3\n\x0fLockUserRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"5\n\x11UnlockUserRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"J\n\x14ResetPasswordRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08password\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"6\n\x12ResetFactorRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\":\n\x16\x45ndUserSessionsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"+\n\x17\x45ndUserSessionsResponse\x12\x10\n\x08sessions\x18\x01 \x01(\x05*N\n\x08UserView\x12\x19\n\x15USER_VIEW_UNSPECIFIED\x10\x00\x12\x13\n\x0fUSER_VIEW_BASIC\x10\x01\x12\x12\n\x0eUSER_VIEW_FULL\x10\x02\x32\xe9\n\n\x0bUserService\x12\x65\n\x07GetUser\x12\'.appliance.api.access.v1.GetUserRequest\x1a\x1d.appliance.api.access.v1.User\"\x12\x90\x02\x01\x8a\xb5\x18\x0b\n\tusers.get\x12w\n\tListUsers\x12).appliance.api.access.v1.ListUsersRequest\x1a*.appliance.api.access.v1.ListUsersResponse\"\x13\x90\x02\x01\x8a\xb5\x18\x0c\n\nusers.list\x12v\n\nCreateUser\x12*.appliance.api.access.v1.CreateUserRequest\x1a\x1d.appliance.api.access.v1.User\"\x1d\x90\x02\x02\x8a\xb5\x18\x16\n\x0cusers.create\x10\x01:\x04name\x12\x9d\x01\n\nUpdateUser\x12*.appliance.api.access.v1.UpdateUserRequest\x1a\x1d.appliance.api.access.v1.User\"D\x90\x02\x02\x8a\xb5\x18=\n\x0cusers.update\"\tuser.name2\tuser.name2\x11update_mask.paths:\x04name\x12\xaa\x01\n\nDeleteUser\x12*.appliance.api.access.v1.DeleteUserRequest\x1a+.appliance.api.access.v1.DeleteUserResponse\"C\x90\x02\x02\x8a\xb5\x18<\n\x0cusers.delete\x10\x01\x32\x04name:\x10user.create_time:\x12user.details.roles\x12u\n\x08LockUser\x12(.appliance.api.access.v1.LockUserRequest\x1a\x1d.appliance.api.access.v1.User\" \x8a\xb5\x18\x1c\n\nusers.lock\x10\x01\x32\x04name:\x06locked\x12y\n\nUnlockUser\x12*.appliance.api.access.v1.UnlockUserRequest\x1a\x1d.appliance.api.access.v1.User\" \x8a\xb5\x18\x1c\n\nusers.lock\x10\x01\x32\x04name:\x06locked\x12\x96\x01\n\rResetPassword\x12-.appliance.api.access.v1.ResetPasswordRequest\x1a\x1d.appliance.api.access.v1.User\"7\x8a\xb5\x18\x33\n\x13users.resetPassword\x10\x01\x32\x04name:\x14must_change_password\x12\x89\x01\n\x0bResetFactor\x12+.appliance.api.access.v1.ResetFactorRequest\x1a\x1d.appliance.api.access.v1.User\".\x8a\xb5\x18*\n\x11users.resetFactor\x10\x01\x32\x04name:\rtotp_enrolled\x12\x9d\x01\n\x0f\x45ndUserSessions\x12/.appliance.api.access.v1.EndUserSessionsRequest\x1a\x30.appliance.api.access.v1.EndUserSessionsResponse\"\'\x8a\xb5\x18#\n\x11users.endSessions2\x04name:\x08sessionsb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,6 +40,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_USERSERVICE'].methods_by_name['ListUsers']._serialized_options = b'\220\002\001\212\265\030\014\n\nusers.list'
   _globals['_USERSERVICE'].methods_by_name['CreateUser']._loaded_options = None
   _globals['_USERSERVICE'].methods_by_name['CreateUser']._serialized_options = b'\220\002\002\212\265\030\026\n\014users.create\020\001:\004name'
+  _globals['_USERSERVICE'].methods_by_name['UpdateUser']._loaded_options = None
+  _globals['_USERSERVICE'].methods_by_name['UpdateUser']._serialized_options = b'\220\002\002\212\265\030=\n\014users.update\"\tuser.name2\tuser.name2\021update_mask.paths:\004name'
+  _globals['_USERSERVICE'].methods_by_name['DeleteUser']._loaded_options = None
+  _globals['_USERSERVICE'].methods_by_name['DeleteUser']._serialized_options = b'\220\002\002\212\265\030<\n\014users.delete\020\0012\004name:\020user.create_time:\022user.details.roles'
   _globals['_USERSERVICE'].methods_by_name['LockUser']._loaded_options = None
   _globals['_USERSERVICE'].methods_by_name['LockUser']._serialized_options = b'\212\265\030\034\n\nusers.lock\020\0012\004name:\006locked'
   _globals['_USERSERVICE'].methods_by_name['UnlockUser']._loaded_options = None
@@ -49,26 +54,34 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_USERSERVICE'].methods_by_name['ResetFactor']._serialized_options = b'\212\265\030*\n\021users.resetFactor\020\0012\004name:\rtotp_enrolled'
   _globals['_USERSERVICE'].methods_by_name['EndUserSessions']._loaded_options = None
   _globals['_USERSERVICE'].methods_by_name['EndUserSessions']._serialized_options = b'\212\265\030#\n\021users.endSessions2\004name:\010sessions'
-  _globals['_GETUSERREQUEST']._serialized_start=145
-  _globals['_GETUSERREQUEST']._serialized_end=175
-  _globals['_LISTUSERSREQUEST']._serialized_start=177
-  _globals['_LISTUSERSREQUEST']._serialized_end=234
-  _globals['_LISTUSERSRESPONSE']._serialized_start=236
-  _globals['_LISTUSERSRESPONSE']._serialized_end=326
-  _globals['_CREATEUSERREQUEST']._serialized_start=328
-  _globals['_CREATEUSERREQUEST']._serialized_end=425
-  _globals['_LOCKUSERREQUEST']._serialized_start=427
-  _globals['_LOCKUSERREQUEST']._serialized_end=478
-  _globals['_UNLOCKUSERREQUEST']._serialized_start=480
-  _globals['_UNLOCKUSERREQUEST']._serialized_end=533
-  _globals['_RESETPASSWORDREQUEST']._serialized_start=535
-  _globals['_RESETPASSWORDREQUEST']._serialized_end=609
-  _globals['_RESETFACTORREQUEST']._serialized_start=611
-  _globals['_RESETFACTORREQUEST']._serialized_end=665
-  _globals['_ENDUSERSESSIONSREQUEST']._serialized_start=667
-  _globals['_ENDUSERSESSIONSREQUEST']._serialized_end=725
-  _globals['_ENDUSERSESSIONSRESPONSE']._serialized_start=727
-  _globals['_ENDUSERSESSIONSRESPONSE']._serialized_end=770
-  _globals['_USERSERVICE']._serialized_start=773
-  _globals['_USERSERVICE']._serialized_end=1825
+  _globals['_USERVIEW']._serialized_start=1194
+  _globals['_USERVIEW']._serialized_end=1272
+  _globals['_GETUSERREQUEST']._serialized_start=179
+  _globals['_GETUSERREQUEST']._serialized_end=258
+  _globals['_LISTUSERSREQUEST']._serialized_start=260
+  _globals['_LISTUSERSREQUEST']._serialized_end=317
+  _globals['_LISTUSERSRESPONSE']._serialized_start=319
+  _globals['_LISTUSERSRESPONSE']._serialized_end=409
+  _globals['_CREATEUSERREQUEST']._serialized_start=411
+  _globals['_CREATEUSERREQUEST']._serialized_end=529
+  _globals['_UPDATEUSERREQUEST']._serialized_start=532
+  _globals['_UPDATEUSERREQUEST']._serialized_end=688
+  _globals['_DELETEUSERREQUEST']._serialized_start=690
+  _globals['_DELETEUSERREQUEST']._serialized_end=780
+  _globals['_DELETEUSERRESPONSE']._serialized_start=782
+  _globals['_DELETEUSERRESPONSE']._serialized_end=847
+  _globals['_LOCKUSERREQUEST']._serialized_start=849
+  _globals['_LOCKUSERREQUEST']._serialized_end=900
+  _globals['_UNLOCKUSERREQUEST']._serialized_start=902
+  _globals['_UNLOCKUSERREQUEST']._serialized_end=955
+  _globals['_RESETPASSWORDREQUEST']._serialized_start=957
+  _globals['_RESETPASSWORDREQUEST']._serialized_end=1031
+  _globals['_RESETFACTORREQUEST']._serialized_start=1033
+  _globals['_RESETFACTORREQUEST']._serialized_end=1087
+  _globals['_ENDUSERSESSIONSREQUEST']._serialized_start=1089
+  _globals['_ENDUSERSESSIONSREQUEST']._serialized_end=1147
+  _globals['_ENDUSERSESSIONSRESPONSE']._serialized_start=1149
+  _globals['_ENDUSERSESSIONSRESPONSE']._serialized_end=1192
+  _globals['_USERSERVICE']._serialized_start=1275
+  _globals['_USERSERVICE']._serialized_end=2660
 # @@protoc_insertion_point(module_scope)

@@ -51,6 +51,16 @@ class UserServiceStub:
                 request_serializer=appliance_dot_api_dot_access_dot_v1_dot_user__service__pb2.CreateUserRequest.SerializeToString,
                 response_deserializer=appliance_dot_api_dot_access_dot_v1_dot_user__pb2.User.FromString,
                 _registered_method=True)
+        self.UpdateUser = channel.unary_unary(
+                '/appliance.api.access.v1.UserService/UpdateUser',
+                request_serializer=appliance_dot_api_dot_access_dot_v1_dot_user__service__pb2.UpdateUserRequest.SerializeToString,
+                response_deserializer=appliance_dot_api_dot_access_dot_v1_dot_user__pb2.User.FromString,
+                _registered_method=True)
+        self.DeleteUser = channel.unary_unary(
+                '/appliance.api.access.v1.UserService/DeleteUser',
+                request_serializer=appliance_dot_api_dot_access_dot_v1_dot_user__service__pb2.DeleteUserRequest.SerializeToString,
+                response_deserializer=appliance_dot_api_dot_access_dot_v1_dot_user__service__pb2.DeleteUserResponse.FromString,
+                _registered_method=True)
         self.LockUser = channel.unary_unary(
                 '/appliance.api.access.v1.UserService/LockUser',
                 request_serializer=appliance_dot_api_dot_access_dot_v1_dot_user__service__pb2.LockUserRequest.SerializeToString,
@@ -103,8 +113,23 @@ class UserServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpdateUser(self, request, context):
+        """Changes the description of a user.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteUser(self, request, context):
+        """Deletes a user with its sessions, devices, second factor, roles and open uploads, which end before this call returns. The name may be
+        used again, and whoever gets it inherits nothing. What the user made goes on, and is named in the answer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def LockUser(self, request, context):
-        """Locks a user: live sessions stop at once, every device is forgotten.
+        """Locks a user: live sessions stop at once, every device is forgotten. What the user made goes on, and is named in the answer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -155,6 +180,16 @@ def add_UserServiceServicer_to_server(servicer, server):
                     servicer.CreateUser,
                     request_deserializer=appliance_dot_api_dot_access_dot_v1_dot_user__service__pb2.CreateUserRequest.FromString,
                     response_serializer=appliance_dot_api_dot_access_dot_v1_dot_user__pb2.User.SerializeToString,
+            ),
+            'UpdateUser': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateUser,
+                    request_deserializer=appliance_dot_api_dot_access_dot_v1_dot_user__service__pb2.UpdateUserRequest.FromString,
+                    response_serializer=appliance_dot_api_dot_access_dot_v1_dot_user__pb2.User.SerializeToString,
+            ),
+            'DeleteUser': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteUser,
+                    request_deserializer=appliance_dot_api_dot_access_dot_v1_dot_user__service__pb2.DeleteUserRequest.FromString,
+                    response_serializer=appliance_dot_api_dot_access_dot_v1_dot_user__service__pb2.DeleteUserResponse.SerializeToString,
             ),
             'LockUser': grpc.unary_unary_rpc_method_handler(
                     servicer.LockUser,
@@ -264,6 +299,60 @@ class UserService:
             '/appliance.api.access.v1.UserService/CreateUser',
             appliance_dot_api_dot_access_dot_v1_dot_user__service__pb2.CreateUserRequest.SerializeToString,
             appliance_dot_api_dot_access_dot_v1_dot_user__pb2.User.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateUser(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.api.access.v1.UserService/UpdateUser',
+            appliance_dot_api_dot_access_dot_v1_dot_user__service__pb2.UpdateUserRequest.SerializeToString,
+            appliance_dot_api_dot_access_dot_v1_dot_user__pb2.User.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteUser(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.api.access.v1.UserService/DeleteUser',
+            appliance_dot_api_dot_access_dot_v1_dot_user__service__pb2.DeleteUserRequest.SerializeToString,
+            appliance_dot_api_dot_access_dot_v1_dot_user__service__pb2.DeleteUserResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -26,7 +26,7 @@ from appliance.api.common.v1 import access_pb2 as appliance_dot_api_dot_common_d
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(appliance/api/auth/v1/auth_service.proto\x12\x15\x61ppliance.api.auth.v1\x1a$appliance/api/common/v1/access.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"[\n\x0cLoginRequest\x12\x0c\n\x04user\x18\x01 \x01(\t\x12\x10\n\x08password\x18\x02 \x01(\t\x12\x14\n\x0c\x64\x65vice_token\x18\x03 \x01(\t\x12\x15\n\rrecovery_code\x18\x04 \x01(\t\"U\n\rLoginResponse\x12\r\n\x05token\x18\x01 \x01(\t\x12\x35\n\tnext_step\x18\x02 \x01(\x0e\x32\".appliance.api.auth.v1.SessionStep\"\"\n\x11\x45nrollTotpRequest\x12\r\n\x05token\x18\x01 \x01(\t\".\n\x12\x45nrollTotpResponse\x12\x18\n\x10provisioning_uri\x18\x01 \x01(\t\"G\n\x11VerifyTotpRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0c\n\x04\x63ode\x18\x02 \x01(\t\x12\x15\n\rrecovery_code\x18\x03 \x01(\t\"\xb9\x01\n\x12VerifyTotpResponse\x12\r\n\x05token\x18\x01 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0erecovery_codes\x18\x03 \x03(\t\x12\x14\n\x0c\x64\x65vice_token\x18\x04 \x01(\t\x12\x35\n\tnext_step\x18\x05 \x01(\x0e\x32\".appliance.api.auth.v1.SessionStep\"\x0f\n\rWhoAmIRequest\"\x91\x01\n\x0eWhoAmIResponse\x12\x11\n\tprincipal\x18\x01 \x01(\t\x12\r\n\x05roles\x18\x02 \x03(\t\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08mfa_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x0f\n\rLogoutRequest\"\x10\n\x0eLogoutResponse\"?\n\x15\x43hangePasswordRequest\x12\x10\n\x08password\x18\x01 \x01(\t\x12\x14\n\x0cnew_password\x18\x02 \x01(\t\"n\n\x16\x43hangePasswordResponse\x12\r\n\x05token\x18\x01 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0c\x64\x65vice_token\x18\x03 \x01(\t\"\xa7\x02\n\x07Session\x12\n\n\x02id\x18\x01 \x01(\t\x12\x30\n\x04step\x18\x02 \x01(\x0e\x32\".appliance.api.auth.v1.SessionStep\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tseen_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08mfa_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06source\x18\x07 \x01(\t\x12\x0f\n\x07\x63urrent\x18\x08 \x01(\x08\"\x15\n\x13ListSessionsRequest\"H\n\x14ListSessionsResponse\x12\x30\n\x08sessions\x18\x01 \x03(\x0b\x32\x1e.appliance.api.auth.v1.Session\"\'\n\x11\x45ndSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"\x14\n\x12\x45ndSessionResponse*\xa4\x01\n\x0bSessionStep\x12\x1c\n\x18SESSION_STEP_UNSPECIFIED\x10\x00\x12\x19\n\x15SESSION_STEP_COMPLETE\x10\x01\x12\x1c\n\x18SESSION_STEP_VERIFY_TOTP\x10\x02\x12\x1c\n\x18SESSION_STEP_ENROLL_TOTP\x10\x03\x12 \n\x1cSESSION_STEP_CHANGE_PASSWORD\x10\x04\x32\x89\x07\n\x0b\x41uthService\x12\x65\n\x05Login\x12#.appliance.api.auth.v1.LoginRequest\x1a$.appliance.api.auth.v1.LoginResponse\"\x11\x8a\xb5\x18\r\x18\x01:\tnext_step\x12l\n\nEnrollTotp\x12(.appliance.api.auth.v1.EnrollTotpRequest\x1a).appliance.api.auth.v1.EnrollTotpResponse\"\t\x8a\xb5\x18\x05\x18\x01\x32\x01-\x12v\n\nVerifyTotp\x12(.appliance.api.auth.v1.VerifyTotpRequest\x1a).appliance.api.auth.v1.VerifyTotpResponse\"\x13\x8a\xb5\x18\x0f\x18\x01:\x0b\x65xpire_time\x12`\n\x06WhoAmI\x12$.appliance.api.auth.v1.WhoAmIRequest\x1a%.appliance.api.auth.v1.WhoAmIResponse\"\t\x90\x02\x01\x8a\xb5\x18\x02(\x01\x12\x62\n\x06Logout\x12$.appliance.api.auth.v1.LogoutRequest\x1a%.appliance.api.auth.v1.LogoutResponse\"\x0b\x8a\xb5\x18\x07(\x01\x32\x01-@\x01\x12|\n\x0e\x43hangePassword\x12,.appliance.api.auth.v1.ChangePasswordRequest\x1a-.appliance.api.auth.v1.ChangePasswordResponse\"\r\x8a\xb5\x18\t\x10\x01(\x01\x32\x01-@\x01\x12r\n\x0cListSessions\x12*.appliance.api.auth.v1.ListSessionsRequest\x1a+.appliance.api.auth.v1.ListSessionsResponse\"\t\x90\x02\x01\x8a\xb5\x18\x02(\x01\x12u\n\nEndSession\x12(.appliance.api.auth.v1.EndSessionRequest\x1a).appliance.api.auth.v1.EndSessionResponse\"\x12\x8a\xb5\x18\x0e(\x01\x32\nsession_idb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(appliance/api/auth/v1/auth_service.proto\x12\x15\x61ppliance.api.auth.v1\x1a$appliance/api/common/v1/access.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"[\n\x0cLoginRequest\x12\x0c\n\x04user\x18\x01 \x01(\t\x12\x10\n\x08password\x18\x02 \x01(\t\x12\x14\n\x0c\x64\x65vice_token\x18\x03 \x01(\t\x12\x15\n\rrecovery_code\x18\x04 \x01(\t\"U\n\rLoginResponse\x12\r\n\x05token\x18\x01 \x01(\t\x12\x35\n\tnext_step\x18\x02 \x01(\x0e\x32\".appliance.api.auth.v1.SessionStep\"\"\n\x11\x45nrollTotpRequest\x12\r\n\x05token\x18\x01 \x01(\t\".\n\x12\x45nrollTotpResponse\x12\x18\n\x10provisioning_uri\x18\x01 \x01(\t\"G\n\x11VerifyTotpRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0c\n\x04\x63ode\x18\x02 \x01(\t\x12\x15\n\rrecovery_code\x18\x03 \x01(\t\"\xb9\x01\n\x12VerifyTotpResponse\x12\r\n\x05token\x18\x01 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0erecovery_codes\x18\x03 \x03(\t\x12\x14\n\x0c\x64\x65vice_token\x18\x04 \x01(\t\x12\x35\n\tnext_step\x18\x05 \x01(\x0e\x32\".appliance.api.auth.v1.SessionStep\"\x0f\n\rWhoAmIRequest\"\x91\x01\n\x0eWhoAmIResponse\x12\x11\n\tprincipal\x18\x01 \x01(\t\x12\r\n\x05roles\x18\x02 \x03(\t\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08mfa_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\")\n\x18ListMyPermissionsRequest\x12\r\n\x05scope\x18\x01 \x01(\t\"0\n\x19ListMyPermissionsResponse\x12\x13\n\x0bpermissions\x18\x01 \x03(\t\"\x0f\n\rLogoutRequest\"\x10\n\x0eLogoutResponse\"?\n\x15\x43hangePasswordRequest\x12\x10\n\x08password\x18\x01 \x01(\t\x12\x14\n\x0cnew_password\x18\x02 \x01(\t\"n\n\x16\x43hangePasswordResponse\x12\r\n\x05token\x18\x01 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0c\x64\x65vice_token\x18\x03 \x01(\t\"\xa7\x02\n\x07Session\x12\n\n\x02id\x18\x01 \x01(\t\x12\x30\n\x04step\x18\x02 \x01(\x0e\x32\".appliance.api.auth.v1.SessionStep\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tseen_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08mfa_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06source\x18\x07 \x01(\t\x12\x0f\n\x07\x63urrent\x18\x08 \x01(\x08\"\x15\n\x13ListSessionsRequest\"H\n\x14ListSessionsResponse\x12\x30\n\x08sessions\x18\x01 \x03(\x0b\x32\x1e.appliance.api.auth.v1.Session\"\'\n\x11\x45ndSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"\x14\n\x12\x45ndSessionResponse*\xa4\x01\n\x0bSessionStep\x12\x1c\n\x18SESSION_STEP_UNSPECIFIED\x10\x00\x12\x19\n\x15SESSION_STEP_COMPLETE\x10\x01\x12\x1c\n\x18SESSION_STEP_VERIFY_TOTP\x10\x02\x12\x1c\n\x18SESSION_STEP_ENROLL_TOTP\x10\x03\x12 \n\x1cSESSION_STEP_CHANGE_PASSWORD\x10\x04\x32\x90\x08\n\x0b\x41uthService\x12\x65\n\x05Login\x12#.appliance.api.auth.v1.LoginRequest\x1a$.appliance.api.auth.v1.LoginResponse\"\x11\x8a\xb5\x18\r\x18\x01:\tnext_step\x12l\n\nEnrollTotp\x12(.appliance.api.auth.v1.EnrollTotpRequest\x1a).appliance.api.auth.v1.EnrollTotpResponse\"\t\x8a\xb5\x18\x05\x18\x01\x32\x01-\x12v\n\nVerifyTotp\x12(.appliance.api.auth.v1.VerifyTotpRequest\x1a).appliance.api.auth.v1.VerifyTotpResponse\"\x13\x8a\xb5\x18\x0f\x18\x01:\x0b\x65xpire_time\x12`\n\x06WhoAmI\x12$.appliance.api.auth.v1.WhoAmIRequest\x1a%.appliance.api.auth.v1.WhoAmIResponse\"\t\x90\x02\x01\x8a\xb5\x18\x02(\x01\x12\x84\x01\n\x11ListMyPermissions\x12/.appliance.api.auth.v1.ListMyPermissionsRequest\x1a\x30.appliance.api.auth.v1.ListMyPermissionsResponse\"\x0c\x90\x02\x01\x8a\xb5\x18\x05\"\x01-(\x01\x12\x62\n\x06Logout\x12$.appliance.api.auth.v1.LogoutRequest\x1a%.appliance.api.auth.v1.LogoutResponse\"\x0b\x8a\xb5\x18\x07(\x01\x32\x01-@\x01\x12|\n\x0e\x43hangePassword\x12,.appliance.api.auth.v1.ChangePasswordRequest\x1a-.appliance.api.auth.v1.ChangePasswordResponse\"\r\x8a\xb5\x18\t\x10\x01(\x01\x32\x01-@\x01\x12r\n\x0cListSessions\x12*.appliance.api.auth.v1.ListSessionsRequest\x1a+.appliance.api.auth.v1.ListSessionsResponse\"\t\x90\x02\x01\x8a\xb5\x18\x02(\x01\x12u\n\nEndSession\x12(.appliance.api.auth.v1.EndSessionRequest\x1a).appliance.api.auth.v1.EndSessionResponse\"\x12\x8a\xb5\x18\x0e(\x01\x32\nsession_idb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,6 +41,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_AUTHSERVICE'].methods_by_name['VerifyTotp']._serialized_options = b'\212\265\030\017\030\001:\013expire_time'
   _globals['_AUTHSERVICE'].methods_by_name['WhoAmI']._loaded_options = None
   _globals['_AUTHSERVICE'].methods_by_name['WhoAmI']._serialized_options = b'\220\002\001\212\265\030\002(\001'
+  _globals['_AUTHSERVICE'].methods_by_name['ListMyPermissions']._loaded_options = None
+  _globals['_AUTHSERVICE'].methods_by_name['ListMyPermissions']._serialized_options = b'\220\002\001\212\265\030\005\"\001-(\001'
   _globals['_AUTHSERVICE'].methods_by_name['Logout']._loaded_options = None
   _globals['_AUTHSERVICE'].methods_by_name['Logout']._serialized_options = b'\212\265\030\007(\0012\001-@\001'
   _globals['_AUTHSERVICE'].methods_by_name['ChangePassword']._loaded_options = None
@@ -49,8 +51,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_AUTHSERVICE'].methods_by_name['ListSessions']._serialized_options = b'\220\002\001\212\265\030\002(\001'
   _globals['_AUTHSERVICE'].methods_by_name['EndSession']._loaded_options = None
   _globals['_AUTHSERVICE'].methods_by_name['EndSession']._serialized_options = b'\212\265\030\016(\0012\nsession_id'
-  _globals['_SESSIONSTEP']._serialized_start=1499
-  _globals['_SESSIONSTEP']._serialized_end=1663
+  _globals['_SESSIONSTEP']._serialized_start=1592
+  _globals['_SESSIONSTEP']._serialized_end=1756
   _globals['_LOGINREQUEST']._serialized_start=138
   _globals['_LOGINREQUEST']._serialized_end=229
   _globals['_LOGINRESPONSE']._serialized_start=231
@@ -67,24 +69,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WHOAMIREQUEST']._serialized_end=678
   _globals['_WHOAMIRESPONSE']._serialized_start=681
   _globals['_WHOAMIRESPONSE']._serialized_end=826
-  _globals['_LOGOUTREQUEST']._serialized_start=828
-  _globals['_LOGOUTREQUEST']._serialized_end=843
-  _globals['_LOGOUTRESPONSE']._serialized_start=845
-  _globals['_LOGOUTRESPONSE']._serialized_end=861
-  _globals['_CHANGEPASSWORDREQUEST']._serialized_start=863
-  _globals['_CHANGEPASSWORDREQUEST']._serialized_end=926
-  _globals['_CHANGEPASSWORDRESPONSE']._serialized_start=928
-  _globals['_CHANGEPASSWORDRESPONSE']._serialized_end=1038
-  _globals['_SESSION']._serialized_start=1041
-  _globals['_SESSION']._serialized_end=1336
-  _globals['_LISTSESSIONSREQUEST']._serialized_start=1338
-  _globals['_LISTSESSIONSREQUEST']._serialized_end=1359
-  _globals['_LISTSESSIONSRESPONSE']._serialized_start=1361
-  _globals['_LISTSESSIONSRESPONSE']._serialized_end=1433
-  _globals['_ENDSESSIONREQUEST']._serialized_start=1435
-  _globals['_ENDSESSIONREQUEST']._serialized_end=1474
-  _globals['_ENDSESSIONRESPONSE']._serialized_start=1476
-  _globals['_ENDSESSIONRESPONSE']._serialized_end=1496
-  _globals['_AUTHSERVICE']._serialized_start=1666
-  _globals['_AUTHSERVICE']._serialized_end=2571
+  _globals['_LISTMYPERMISSIONSREQUEST']._serialized_start=828
+  _globals['_LISTMYPERMISSIONSREQUEST']._serialized_end=869
+  _globals['_LISTMYPERMISSIONSRESPONSE']._serialized_start=871
+  _globals['_LISTMYPERMISSIONSRESPONSE']._serialized_end=919
+  _globals['_LOGOUTREQUEST']._serialized_start=921
+  _globals['_LOGOUTREQUEST']._serialized_end=936
+  _globals['_LOGOUTRESPONSE']._serialized_start=938
+  _globals['_LOGOUTRESPONSE']._serialized_end=954
+  _globals['_CHANGEPASSWORDREQUEST']._serialized_start=956
+  _globals['_CHANGEPASSWORDREQUEST']._serialized_end=1019
+  _globals['_CHANGEPASSWORDRESPONSE']._serialized_start=1021
+  _globals['_CHANGEPASSWORDRESPONSE']._serialized_end=1131
+  _globals['_SESSION']._serialized_start=1134
+  _globals['_SESSION']._serialized_end=1429
+  _globals['_LISTSESSIONSREQUEST']._serialized_start=1431
+  _globals['_LISTSESSIONSREQUEST']._serialized_end=1452
+  _globals['_LISTSESSIONSRESPONSE']._serialized_start=1454
+  _globals['_LISTSESSIONSRESPONSE']._serialized_end=1526
+  _globals['_ENDSESSIONREQUEST']._serialized_start=1528
+  _globals['_ENDSESSIONREQUEST']._serialized_end=1567
+  _globals['_ENDSESSIONRESPONSE']._serialized_start=1569
+  _globals['_ENDSESSIONRESPONSE']._serialized_end=1589
+  _globals['_AUTHSERVICE']._serialized_start=1759
+  _globals['_AUTHSERVICE']._serialized_end=2799
 # @@protoc_insertion_point(module_scope)

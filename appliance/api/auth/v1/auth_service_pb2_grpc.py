@@ -55,6 +55,11 @@ class AuthServiceStub:
                 request_serializer=appliance_dot_api_dot_auth_dot_v1_dot_auth__service__pb2.WhoAmIRequest.SerializeToString,
                 response_deserializer=appliance_dot_api_dot_auth_dot_v1_dot_auth__service__pb2.WhoAmIResponse.FromString,
                 _registered_method=True)
+        self.ListMyPermissions = channel.unary_unary(
+                '/appliance.api.auth.v1.AuthService/ListMyPermissions',
+                request_serializer=appliance_dot_api_dot_auth_dot_v1_dot_auth__service__pb2.ListMyPermissionsRequest.SerializeToString,
+                response_deserializer=appliance_dot_api_dot_auth_dot_v1_dot_auth__service__pb2.ListMyPermissionsResponse.FromString,
+                _registered_method=True)
         self.Logout = channel.unary_unary(
                 '/appliance.api.auth.v1.AuthService/Logout',
                 request_serializer=appliance_dot_api_dot_auth_dot_v1_dot_auth__service__pb2.LogoutRequest.SerializeToString,
@@ -104,6 +109,13 @@ class AuthServiceServicer:
 
     def WhoAmI(self, request, context):
         """Who the caller is and what it holds.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListMyPermissions(self, request, context):
+        """Returns the permissions that the caller holds in one scope, as the policy in force decides.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -159,6 +171,11 @@ def add_AuthServiceServicer_to_server(servicer, server):
                     servicer.WhoAmI,
                     request_deserializer=appliance_dot_api_dot_auth_dot_v1_dot_auth__service__pb2.WhoAmIRequest.FromString,
                     response_serializer=appliance_dot_api_dot_auth_dot_v1_dot_auth__service__pb2.WhoAmIResponse.SerializeToString,
+            ),
+            'ListMyPermissions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListMyPermissions,
+                    request_deserializer=appliance_dot_api_dot_auth_dot_v1_dot_auth__service__pb2.ListMyPermissionsRequest.FromString,
+                    response_serializer=appliance_dot_api_dot_auth_dot_v1_dot_auth__service__pb2.ListMyPermissionsResponse.SerializeToString,
             ),
             'Logout': grpc.unary_unary_rpc_method_handler(
                     servicer.Logout,
@@ -290,6 +307,33 @@ class AuthService:
             '/appliance.api.auth.v1.AuthService/WhoAmI',
             appliance_dot_api_dot_auth_dot_v1_dot_auth__service__pb2.WhoAmIRequest.SerializeToString,
             appliance_dot_api_dot_auth_dot_v1_dot_auth__service__pb2.WhoAmIResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListMyPermissions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.api.auth.v1.AuthService/ListMyPermissions',
+            appliance_dot_api_dot_auth_dot_v1_dot_auth__service__pb2.ListMyPermissionsRequest.SerializeToString,
+            appliance_dot_api_dot_auth_dot_v1_dot_auth__service__pb2.ListMyPermissionsResponse.FromString,
             options,
             channel_credentials,
             insecure,

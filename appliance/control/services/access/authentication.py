@@ -14,28 +14,16 @@ from appliance.control.auth.devices import device_id
 from appliance.control.auth.log_in import LogIn, PendingLogIn
 from appliance.control.auth.passwords import Passwords
 from appliance.control.auth.policy import PolicyStore
-from appliance.control.auth.sessions import (
-    CHANGE_PASSWORD,
-    COMPLETE,
-    ENROLL_TOTP,
-    VERIFY_TOTP,
-    Sessions,
-)
+from appliance.control.auth.sessions import Sessions
 from appliance.control.events import ACCESS, ROUTING, Events
+from appliance.control.services.access.session_resources import STEPS, session_resource
 from appliance.control.services.common.caller import Caller
-from appliance.control.services.common.resources import timestamp
+from appliance.control.services.common.resources import missing, timestamp
 from appliance.control.store import tables
 from appliance.control.store.database import Database
 from appliance.core.errors import FailedPrecondition, InvalidInput
 from appliance.core.identity import Principal, PrincipalKind
 from appliance.core.names import is_id
-
-_STEPS = {
-    COMPLETE: rpc.SESSION_STEP_COMPLETE,
-    VERIFY_TOTP: rpc.SESSION_STEP_VERIFY_TOTP,
-    ENROLL_TOTP: rpc.SESSION_STEP_ENROLL_TOTP,
-    CHANGE_PASSWORD: rpc.SESSION_STEP_CHANGE_PASSWORD,
-}
 
 
 class Authentication:
@@ -86,7 +74,7 @@ class Authentication:
     ) -> rpc.LoginResponse:
         """Go on after the password was verified; `renewed` is its hash by newer parameters."""
         started = self._log_in.finish(begun, caller.source, right=right, renewed=renewed)
-        return rpc.LoginResponse(token=started.token, next_step=_STEPS[started.step])
+        return rpc.LoginResponse(token=started.token, next_step=STEPS[started.step])
 
     def enroll_totp(self, caller: Caller, request: rpc.EnrollTotpRequest) -> rpc.EnrollTotpResponse:
         """Start to enrol an authenticator."""
@@ -115,7 +103,7 @@ class Authentication:
             expire_time=timestamp(completed.expire_time),
             recovery_codes=completed.recovery_codes,
             device_token=completed.device_token,
-            next_step=_STEPS[completed.step],
+            next_step=STEPS[completed.step],
         )
 
     def begin_change(self, caller: Caller, request: rpc.ChangePasswordRequest) -> PendingLogIn:
@@ -149,16 +137,7 @@ class Authentication:
         _only_people(caller)
         return rpc.ListSessionsResponse(
             sessions=[
-                rpc.Session(
-                    id=row.id,
-                    step=_STEPS[row.step],
-                    create_time=timestamp(row.create_time),
-                    seen_time=timestamp(row.seen_time),
-                    expire_time=timestamp(row.expire_time),
-                    mfa_time=timestamp(row.mfa_time),
-                    source=row.source,
-                    current=row.id == caller.credential,
-                )
+                session_resource(row, caller.credential)
                 for row in self._sessions.of(caller.principal.id)
             ]
         )
@@ -178,6 +157,25 @@ class Authentication:
             roles=[f"{role}@{scopes.name(domain)}" for role, domain in held],
             expire_time=timestamp(caller.expire_time),
             mfa_time=timestamp(caller.mfa_time),
+        )
+
+    def list_my_permissions(
+        self, caller: Caller, request: rpc.ListMyPermissionsRequest
+    ) -> rpc.ListMyPermissionsResponse:
+        """What the caller may do in a scope. A project without a role is like one not there."""
+        domain = scopes.parse(request.scope, "scope")
+        policy, roles = self._policies.current(), self._policies.roles
+        project = tables.project
+        with self._database.read() as state:
+            there = state.first(project.select().where(project.c.id == domain)) is not None
+        if is_id(domain) and not (there and policy.holds_any_role(caller.principal, domain)):
+            raise missing(request.scope)
+        return rpc.ListMyPermissionsResponse(
+            permissions=[
+                each
+                for each in sorted(roles.permissions)
+                if policy.allowed(caller.principal, domain, each)
+            ]
         )
 
     def logout(self, caller: Caller) -> rpc.LogoutResponse:

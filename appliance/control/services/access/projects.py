@@ -19,14 +19,18 @@ from appliance.control.services.common.caller import Caller
 from appliance.control.services.common.change import Changes
 from appliance.control.services.common.keys import Keys
 from appliance.control.services.common.resources import missing, timestamp
-from appliance.control.services.common.updates import changed_fields, check_etag, etag_of
+from appliance.control.services.common.updates import (
+    changed_fields,
+    check_description,
+    check_etag,
+    etag_of,
+)
 from appliance.control.store import tables
 from appliance.control.store.database import Database, Transaction
 from appliance.core import names
-from appliance.core.errors import AlreadyExists, InvalidInput
+from appliance.core.errors import AlreadyExists
 from appliance.core.names import Name
 
-MAX_DESCRIPTION = 1000
 _CHANGEABLE = ("description", "allow_downloads")
 
 
@@ -86,7 +90,7 @@ class Projects:
         def work(transaction: Transaction) -> project_pb2.Project:
             identifier = names.check_id(request.project_id, "project_id")
             description = request.project.description
-            _check_description(description)
+            check_description(description, "project.description")
             known = tables.project.select().where(tables.project.c.id == identifier)
             if transaction.first(known) is not None:
                 name = names.project(identifier)
@@ -113,7 +117,7 @@ class Projects:
         name = Name.parse(asked.name, "project", field="project.name")
         changed = changed_fields(request, _CHANGEABLE)
         values = {field: getattr(asked, field) for field in changed}
-        _check_description(values.get("description", ""))
+        check_description(str(values.get("description", "")), "project.description")
 
         def work(transaction: Transaction) -> project_pb2.Project:
             this = projects.c.id == name["project"]
@@ -125,12 +129,6 @@ class Projects:
             return _resource(transaction.first(projects.select().where(this)))
 
         return self._changes.make(caller, request, project_pb2.Project, work)
-
-
-def _check_description(description: str) -> None:
-    if len(description) > MAX_DESCRIPTION:
-        wrong = f"is longer than {MAX_DESCRIPTION} characters"
-        raise InvalidInput(f"project.description {wrong}", fields={"project.description": wrong})
 
 
 def _resource(row: Any) -> project_pb2.Project:  # noqa: ANN401  # a row of SQLAlchemy

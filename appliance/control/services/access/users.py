@@ -1,4 +1,4 @@
-"""People: created with a first password, locked and unlocked; new passwords and second factors.
+"""People: created with a first password, locked, deleted; new passwords and second factors.
 
 Rules kept here:
 * a password is hashed before the transaction, never stored, never part of what is compared when a
@@ -8,6 +8,9 @@ Rules kept here:
   administrator is neither locked nor loses the second factor;
 * who resets what proves another person could become that person: it is refused for somebody who may
   do more (`auth.escalation`);
+* who deletes somebody takes their roles away, and lets the name be used again: it is refused for
+  oneself, for somebody who may do more, and for the last administrator. Nothing is left that the
+  name opened; what the person made goes on, and the answer names it, as it does when one is locked;
 * nobody resets their own password: who finds a session open would replace a password that they do
   not know. `AuthService.ChangePassword` asks for the present one;
 * unlocking, and a new password, clear the count of failed tries.
@@ -27,10 +30,18 @@ from appliance.control.auth.policy import PolicyStore
 from appliance.control.auth.totp import Totp
 from appliance.control.events import ACCESS, ROUTING, Events
 from appliance.control.services.access.bindings import guard_last_administrator
+from appliance.control.services.access.leaving import leave
+from appliance.control.services.access.principal_details import details_of
 from appliance.control.services.common import paging
 from appliance.control.services.common.caller import Caller
 from appliance.control.services.common.change import Changes
 from appliance.control.services.common.resources import missing, timestamp
+from appliance.control.services.common.updates import (
+    changed_fields,
+    check_description,
+    check_etag,
+    etag_of,
+)
 from appliance.control.store import tables
 from appliance.control.store.database import Database, Reading, Transaction
 from appliance.core import names
@@ -39,6 +50,7 @@ from appliance.core.identity import Principal, PrincipalKind
 from appliance.core.names import Name
 from appliance.crypto.signing import hmac_sha256
 
+_CHANGEABLE = ("description",)
 _M = TypeVar("_M", user_service_pb2.CreateUserRequest, user_service_pb2.ResetPasswordRequest)
 
 
@@ -66,11 +78,13 @@ class Users:
         self._events = events
         self._clock = clock
 
-    def get(self, caller: Caller, name: str) -> user_pb2.User:
+    def get(self, caller: Caller, request: user_service_pb2.GetUserRequest) -> user_pb2.User:
         """One person."""
-        del caller
         with self._database.read() as state:
-            return _read(state, Name.parse(name, "user").id)
+            found = _read(state, Name.parse(request.name, "user").id)
+            if request.view == user_service_pb2.USER_VIEW_FULL:
+                self._add_details(state, caller, found)
+            return found
 
     def list(
         self, caller: Caller, request: user_service_pb2.ListUsersRequest
@@ -94,6 +108,7 @@ class Users:
         """Check a request before its password is hashed."""
         identifier = names.check_id(request.user_id, "user_id")
         self._passwords.check_new(request.password, identifier)
+        check_description(request.description, "description")
 
     def create(
         self, caller: Caller, request: user_service_pb2.CreateUserRequest, hashed: str
@@ -105,13 +120,19 @@ class Users:
             other = Principal(PrincipalKind.USER, request.user_id)
             policy = self._policies.current()
             check_acts_as(policy, self._policies.roles, caller.principal, other)
-            return self.add(transaction, request.user_id, hashed)
+            return self.add(transaction, request.user_id, hashed, description=request.description)
 
         payload = self._without_password(request)
         return self._changes.make(caller, request, user_pb2.User, work, payload=payload)
 
     def add(
-        self, transaction: Transaction, identifier: str, hashed: str, *, must_change: bool = True
+        self,
+        transaction: Transaction,
+        identifier: str,
+        hashed: str,
+        *,
+        must_change: bool = True,
+        description: str = "",
     ) -> user_pb2.User:
         """Store a person whose password is hashed already; also for `init`."""
         if transaction.first(tables.user.select().where(tables.user.c.id == identifier)):
@@ -124,9 +145,55 @@ class Users:
                 locked=False,
                 create_time=self._clock(),
                 must_change=must_change,
+                description=description,
             )
         )
         return _read(transaction, identifier)
+
+    def update(self, caller: Caller, request: user_service_pb2.UpdateUserRequest) -> user_pb2.User:
+        """Describe a person. Raises NotFound, InvalidInput, Conflict."""
+        asked = request.user
+        identifier = Name.parse(asked.name, "user", field="user.name").id
+        changed = changed_fields(request, _CHANGEABLE)
+        values = {field: getattr(asked, field) for field in changed}
+        check_description(asked.description, "user.description")
+
+        def work(transaction: Transaction) -> user_pb2.User:
+            check_etag(asked.etag, _read(transaction, identifier).etag, asked.name)
+            this = tables.user.c.id == identifier
+            transaction.run(tables.user.update().where(this).values(**values))
+            return _read(transaction, identifier)
+
+        return self._changes.make(caller, request, user_pb2.User, work)
+
+    def delete(
+        self, caller: Caller, request: user_service_pb2.DeleteUserRequest
+    ) -> user_service_pb2.DeleteUserResponse:
+        """Delete a person: sessions end before this returns, and the name comes free.
+
+        Raises NotFound, Conflict; FailedPrecondition for oneself and for the last administrator;
+        Denied for somebody who may do more than the caller.
+        """
+        person = Principal(PrincipalKind.USER, Name.parse(request.name, "user").id)
+
+        def work(transaction: Transaction) -> user_service_pb2.DeleteUserResponse:
+            found = _read(transaction, person.id)
+            if caller.principal == person:
+                raise FailedPrecondition("this is you: have another administrator delete you")
+            check_etag(request.etag, found.etag, request.name)
+            self._check_may_reset(transaction, caller, person.id)
+            guard_last_administrator(transaction, person)
+            attempts.clear_account(transaction, person.id)
+            end_log_ins_in(transaction, person.id)
+            # After that: what ends with the person is not what goes on.
+            self._add_details(transaction, caller, found)
+            transaction.run(tables.user.delete().where(tables.user.c.id == person.id))
+            leave(transaction, self._policies, person)
+            transaction.after_commit(lambda: self._events.publish(ACCESS, ROUTING))
+            return user_service_pb2.DeleteUserResponse(user=found)
+
+        answer = user_service_pb2.DeleteUserResponse
+        return self._changes.make(caller, request, answer, work)
 
     def lock(self, caller: Caller, request: user_service_pb2.LockUserRequest) -> user_pb2.User:
         """Lock a person out: sessions end before this returns."""
@@ -137,7 +204,9 @@ class Users:
             guard_last_administrator(transaction, Principal(PrincipalKind.USER, identifier))
             self._set_locked(transaction, identifier, locked=True)
             end_log_ins_in(transaction, identifier)
-            return _read(transaction, identifier)
+            found = _read(transaction, identifier)
+            self._add_details(transaction, caller, found)
+            return found
 
         return self._changes.make(caller, request, user_pb2.User, work)
 
@@ -209,6 +278,12 @@ class Users:
         answer = user_service_pb2.EndUserSessionsResponse
         return self._changes.make(caller, request, answer, work)
 
+    def _add_details(self, state: Reading, caller: Caller, found: user_pb2.User) -> None:
+        person = Principal(PrincipalKind.USER, Name.parse(found.name, "user").id)
+        policy, now = self._policies.current(), self._clock()
+        details = details_of(state, policy, caller.principal, person, now)
+        found.details.CopyFrom(details)
+
     def _check_may_reset(self, state: Reading, caller: Caller, identifier: str) -> None:
         _read(state, identifier)
         policy, other = self._policies.current(), Principal(PrincipalKind.USER, identifier)
@@ -265,4 +340,6 @@ def _resource(row: Any, enrolled: bool) -> user_pb2.User:  # noqa: ANN401, FBT00
         totp_enrolled=enrolled,
         create_time=timestamp(row.create_time),
         must_change_password=row.must_change,
+        description=row.description,
+        etag=etag_of(row.locked, row.must_change, row.description, str(row.create_time)),
     )

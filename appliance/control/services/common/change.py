@@ -5,6 +5,8 @@ Rules kept here:
   first answer, the same id with another request is an error (`appliance.control.store.requests`);
 * `validate_only` runs everything and then rolls it back, so what it accepts is what a real call
   accepts;
+* whoever was locked or deleted while a call of theirs was on its way changes nothing any more: once
+  the lock has returned, it holds;
 * wake-ups and other consequences run after the commit (`transaction.after_commit`).
 
 Used by every service method that changes something on request.
@@ -18,11 +20,14 @@ from typing import TypeVar
 
 from google.protobuf.message import Message
 
+from appliance.control.auth import grants, tokens
 from appliance.control.services.common.caller import Caller
 from appliance.control.store import requests
-from appliance.control.store.database import Database, Transaction
+from appliance.control.store.database import Database, Reading, Transaction
+from appliance.core.identity import PrincipalKind
 
 M = TypeVar("M", bound=Message)
+_LOCKED = frozenset({PrincipalKind.USER, PrincipalKind.SERVICE_ACCOUNT})
 
 
 class _OnlyValidated(Exception):
@@ -70,6 +75,7 @@ class Changes:
         now = self._clock()
         try:
             with self._database.write() as transaction:
+                check_still_there(transaction, caller)
                 stored = requests.answered(
                     transaction,
                     principal=principal,
@@ -96,6 +102,15 @@ class Changes:
             if not isinstance(validated.answer, answer):
                 raise TypeError(f"the change made {type(validated.answer).__name__}") from None
             return validated.answer
+
+
+def check_still_there(state: Reading, caller: Caller) -> None:
+    """Raise Unauthenticated when a person or an application was locked or deleted meanwhile.
+
+    The gate let the call in before its transaction began.
+    """
+    if caller.principal.kind in _LOCKED and grants.is_locked(state, caller.principal.subject):
+        raise tokens.refused()
 
 
 def _stop_if_only_validated(request: Message, made: Message) -> None:

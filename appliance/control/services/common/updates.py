@@ -17,6 +17,9 @@ from typing import Any
 
 from appliance.core.errors import Conflict, InvalidInput
 
+MAX_DESCRIPTION = 1000
+"""Characters."""
+
 
 def changed_fields(request: Any, allowed: Sequence[str]) -> frozenset[str]:  # noqa: ANN401  # an Update request of any noun
     """The fields that an update changes.
@@ -37,6 +40,13 @@ def changed_fields(request: Any, allowed: Sequence[str]) -> frozenset[str]:  # n
     if wrong:
         raise InvalidInput(f"update_mask {wrong}", fields={"update_mask": wrong})
     return paths
+
+
+def check_description(description: str, field: str) -> None:
+    """Raise InvalidInput naming `field` when a description is longer than it may be."""
+    if len(description) > MAX_DESCRIPTION:
+        wrong = f"is longer than {MAX_DESCRIPTION} characters"
+        raise InvalidInput(f"{field} {wrong}", fields={field: wrong})
 
 
 def etag_of(*values: object) -> str:

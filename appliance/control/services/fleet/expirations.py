@@ -5,7 +5,8 @@ Rules kept here:
   days and is replaced when it is a day old (by agents of 0.1.0: at half), so `LATE` is four days;
 * what does not is due 30 days before its end; a token that was made for a short time, in the last
   third of it;
-* evicted machines and ended tokens are over, and nobody's concern; `MOST` tokens are looked at.
+* evicted machines, ended tokens and those that were replaced are over, and nobody's concern; `MOST`
+  tokens are looked at.
 
 Called by the system service, and by the metrics.
 """
@@ -114,17 +115,19 @@ def _machines(state: Reading, kind: PrincipalKind, table: Table) -> Iterator[Exp
 
 def _tokens(state: Reading, now: datetime) -> Iterator[Expiration]:
     token = tables.token.c
+    replaced = select(token.replaces).where(token.replaces != "")
     wanted = (
         select(tables.token)
-        .where(token.expire_time > now, token.expire_time < now + SOON)
+        .where(token.expire_time > now, token.expire_time < now + SOON, token.id.not_in(replaced))
         .order_by(token.expire_time)
         .limit(MOST)
     )
     for row in state.all(wanted):
+        account = names.service_account(row.service_account)
         yield Expiration(
-            f"{names.service_account(row.service_account)} token {row.id}",
+            f"{account} token {row.id}",
             row.expire_time,
             min(SOON, (row.expire_time - row.create_time) / 3),
-            "make another one (`appliance service-account create-token`) and give it to the "
-            "application",
+            "put another one in its place (`appliance service-account rotate-token "
+            f"{account} {row.id}`), and give it to the application",
         )

@@ -33,7 +33,7 @@ from appliance.api.serving.v1 import routing_service_pb2 as rpc
 from appliance.control.audit.log import AuditLog
 from appliance.control.audit.record import MAX_NUMBER, AuditEntry
 from appliance.control.audit.system import Records
-from appliance.control.auth.sessions import Sessions
+from appliance.control.auth.credentials import Credentials
 from appliance.control.services.common.caller import Caller
 from appliance.control.store import tables
 from appliance.control.store.database import Database
@@ -89,7 +89,7 @@ class UsageRecords:
         database: remembers what was recorded.
         log: gets the records.
         records: gets what is noticed.
-        sessions: hears which ones are used.
+        credentials: hears which sessions and tokens are used.
         clock: now, UTC.
     """
 
@@ -98,11 +98,11 @@ class UsageRecords:
         database: Database,
         log: AuditLog,
         records: Records,
-        sessions: Sessions,
+        credentials: Credentials,
         clock: Callable[[], datetime],
     ) -> None:
         self._database, self._log, self._records, self._clock = database, log, records, clock
-        self._sessions = sessions
+        self._credentials = credentials
         self._lock, self._noting = threading.Lock(), threading.Lock()
         self._lives: dict[Boot, _Life] = {}
         self._changed: set[Boot] = set()
@@ -164,10 +164,10 @@ class UsageRecords:
         self._noted = size
 
     def _keep_alive(self, request: rpc.ReportUsageRequest) -> None:
-        """A session that asks models through a gateway is used, and does not end meanwhile."""
+        """What asks models through a gateway is used; a session does not end meanwhile."""
         used = {entry.usage.credential for entry in request.entries if not entry.usage.reason}
         used.update(request.in_use[:MAX_USAGES])
-        self._sessions.use(sorted(filter(_word, used)))
+        self._credentials.use(sorted(filter(_word, used)))
 
     def _report_entries(self, caller: Caller, request: rpc.ReportUsageRequest) -> None:
         numbers = [entry.number for entry in request.entries]

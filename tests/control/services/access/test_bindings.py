@@ -22,8 +22,10 @@ from appliance.control.auth.policy import PolicyStore
 from appliance.control.auth.roles import Role
 from appliance.control.auth.rules import RoleLink
 from appliance.control.auth.scopes import EVERYWHERE, PLATFORM
+from appliance.control.services.access.account_tokens import AccountTokens
 from appliance.control.services.access.service_accounts import ServiceAccounts
 from appliance.control.services.common.caller import Caller
+from appliance.control.store import tables
 from appliance.core.errors import Denied, InvalidInput, NotFound
 from appliance.core.identity import Principal, PrincipalKind
 from tests.fakes.appliance import ADMINISTRATOR, Appliance, bearer, error_of
@@ -218,25 +220,38 @@ async def test_a_token_of_an_application_is_for_who_holds_all_it_holds(
     appliance.service_account("app", "mine")
     appliance.user("ida")
     # No built-in role makes tokens and lacks what an application can hold; one more does.
-    issuer = Role(
-        "issuer", "", True, frozenset({"project"}), ("serviceAccounts.createToken", "jobs.get")
-    )
+    calls = ("createToken", "rotateToken", "delete")
+    may = (*(f"serviceAccounts.{call}" for call in calls), "jobs.get")
+    issuer = Role("issuer", "", True, frozenset({"project"}), may)
     roles = dataclasses.replace(
         base.policies.roles, roles={**base.policies.roles.roles, "issuer": issuer}
     )
     policies = PolicyStore(base.database, roles)
+    tokens = AccountTokens(
+        base.database, policies, base.keyring.token_hmac, base.events, base.clock
+    )
+    add_binding(base.database, "user:ida", "issuer", "mine")
+    caller = Caller(principal=Principal(PrincipalKind.USER, "ida"))
     accounts = ServiceAccounts(
         database=base.database,
         changes=base.changes,
         policies=policies,
-        token_key=base.keyring.token_hmac,
         events=base.events,
         clock=base.clock,
     )
-    add_binding(base.database, "user:ida", "issuer", "mine")
-    caller = Caller(principal=Principal(PrincipalKind.USER, "ida"))
-    request = accounts_rpc.CreateTokenRequest(name="serviceAccounts/app")
-    with pytest.raises(Denied, match=r"who may do more: you lack endpoints\.get in projects/mine"):
-        accounts.create_token(caller, request)
+    named = {"name": "serviceAccounts/app"}
+    request = accounts_rpc.CreateTokenRequest(**named)
+    with base.database.read() as state:
+        held = str(state.value(tables.token.select().with_only_columns(tables.token.c.id)))
+    rotation = accounts_rpc.RotateTokenRequest(**named, token_id=held)
+    for call, asked in (
+        (tokens.create, request),
+        (tokens.rotate, rotation),
+        (accounts.delete, accounts_rpc.DeleteServiceAccountRequest(**named)),
+    ):
+        with pytest.raises(
+            Denied, match=r"who may do more: you lack endpoints\.get in projects/mine"
+        ):
+            call(caller, asked)
     add_binding(base.database, "user:ida", "inference", "mine")
-    assert accounts.create_token(caller, request).token
+    assert tokens.create(caller, request).token

@@ -75,10 +75,23 @@ async def test_tokens_of_applications_are_said_before_they_end(appliance: Applia
                     create_time=now - timedelta(days=lived), expire_time=now + timedelta(days=left)
                 )
             )
-    assert [what.split(" token ")[0] for what in await due(appliance)] == [
+    found = await due(appliance)
+    assert [what.split(" token ")[0] for what in found] == [
         "serviceAccounts/short",
         "serviceAccounts/long",
     ]
+    assert all(
+        "appliance service-account rotate-token serviceAccounts/" in a for a in found.values()
+    )
+    # Of one that was replaced somebody has thought.
+    with appliance.database.write() as transaction:
+        (row,) = transaction.all(
+            tables.token.select().where(tables.token.c.service_account == "short")
+        )
+        end = appliance.clock() + timedelta(days=90)
+        values = {**row._mapping, "id": "next", "replaces": row.id, "expire_time": end}
+        transaction.run(tables.token.insert().values(**values))
+    assert [what.split(" token ")[0] for what in await due(appliance)] == ["serviceAccounts/long"]
 
 
 async def test_the_end_of_the_authority_is_said_thirty_days_before(appliance: Appliance) -> None:

@@ -156,6 +156,10 @@ async def test_inputs_that_are_not_there_are_refused(lab: Lab, dataset: str, tex
 async def test_what_the_caller_may_not_do_a_job_of_the_caller_may_not_do(lab: Lab) -> None:
     await lab.connected("n1")
     stranger = Caller(principal=Principal(PrincipalKind.USER, "bob"))
+    with lab.database.write() as transaction:
+        transaction.run(
+            tables.user.insert().values(id="bob", password_hash="x", create_time=lab.time.wall())
+        )
     dataset = lab.tokens()
     with pytest.raises(InvalidInput) as raised:
         lab.jobs.create(stranger, train_request("t1", dataset))
@@ -165,9 +169,6 @@ async def test_what_the_caller_may_not_do_a_job_of_the_caller_may_not_do(lab: La
     }
     base = lab.base
     with lab.database.write() as transaction:
-        transaction.run(
-            tables.user.insert().values(id="bob", password_hash="x", create_time=lab.time.wall())
-        )
         Bindings(base.database, base.changes, base.policies, base.events, base.clock).bind(
             transaction, RoleLink("user:bob", "developer", "demo"), "users/alice"
         )

@@ -29,6 +29,7 @@ from appliance.core.errors import (
 from appliance.core.identity import Principal, PrincipalKind
 from tests.fakes.lab import ALICE, PROJECT, Lab
 from tests.fakes.parts import DATASET, batch, begin, commit, digest, send
+from tests.fakes.state import add_user
 
 UUID = "123e4567-e89b-42d3-a456-426614174000"
 SECRET = "the quick brown canary jumps over the sealed shard"
@@ -252,6 +253,7 @@ def test_an_upload_is_of_the_project_it_is_asked_for(lab: Lab) -> None:
     ):
         with pytest.raises(error):
             begin(lab, artifact)
+    add_user(lab.database, "bob")
     with pytest.raises(Denied, match=r"needs datasets.upload in projects/demo"):
         begin(lab, caller=BOB)
     with pytest.raises(InvalidInput, match="must be empty for a dataset"):
