@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from appliance.cli import checkpoint, job_logs
+from appliance.cli import checkpoint, job_history, job_lines, job_logs, updating
 from appliance.cli.command import command as make
 from appliance.cli.describing import Rows, section
 from appliance.cli.fields import FieldOption, numbers_of
@@ -15,8 +15,10 @@ from appliance.cli.following import Duration, changes, timeout_option, wait_opti
 from appliance.cli.job_follow import check_ended_well, follow, hint_of
 from appliance.cli.job_view import COLUMNS, tell, view
 from appliance.cli.live import Waiting
+from appliance.cli.on_lost import OnLost
 from appliance.cli.output import field, plain
 from appliance.cli.suggesting import LazyGroup
+from appliance.cli.updating import etag_option
 from appliance.kinds import KINDS
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 WATCH = "JobService.WatchJob"
 LOGS = "JobService.GetJobLogs"
+EVENTS = "JobService.ListJobEvents"
 PAUSING = "STATE_PAUSING"
 AXES = ("data", "tensor", "pipeline")
 _PAUSED = ("STATE_PAUSED", "STATE_REGISTERING")
@@ -72,6 +75,14 @@ def checkpoints(session: CommandSession, job: dict[str, Any]) -> Rows:
     return session.each(checkpoint.LIST, "checkpoints", parent=job["name"]), checkpoint.COLUMNS
 
 
+@section(command, "History", EVENTS)
+def history(session: CommandSession, job: dict[str, Any]) -> Rows:
+    """What happened to a job, the newest first."""
+    return job_history.newest_first(session.each(EVENTS, "events", name=job["name"])), (
+        job_history.COLUMNS
+    )
+
+
 @make("list", "JobService.ListJobs", group=command, project=True)
 def list_(session: CommandSession) -> None:
     """List the jobs of a project, newest first."""
@@ -92,11 +103,47 @@ def watch(session: CommandSession, name: str, timeout: float | None) -> None:
     check_ended_well(session, job)
 
 
-@make("logs", LOGS, group=command, project=True)
+@make("logs", job_lines.READ, LOGS, group=command, project=True)
 @click.argument("name", metavar="JOB")
-def logs(session: CommandSession, name: str) -> None:
-    """Print the last output of the ranks of a job that did not succeed."""
-    found = plain(session.call(LOGS, name=session.name("job", name)))
+@click.option("--follow", "-f", is_flag=True, help="Go on as lines come, until the job has ended.")
+@click.option(
+    "--tail",
+    type=click.IntRange(0),
+    metavar="N",
+    help="Begin with the newest N lines of each node.",
+)
+@click.option(
+    "--rank",
+    "ranks",
+    type=click.IntRange(0),
+    multiple=True,
+    metavar="R",
+    help="Lines of this rank alone; repeat it for more.",
+)
+@click.option(
+    "--start",
+    "epoch",
+    type=click.IntRange(1),
+    metavar="N",
+    help="The start to begin with.  [default: the newest]",
+)
+def logs(
+    session: CommandSession,
+    name: str,
+    *,
+    follow: bool,
+    tail: int | None,
+    ranks: tuple[int, ...],
+    epoch: int | None,
+) -> None:
+    """Print what the ranks of a job write, or wrote."""
+    full = session.name("job", name)
+    asked: dict[str, Any] = {"name": full, "follow": follow, "ranks": ranks, "epoch": epoch or 0}
+    if tail is not None:
+        asked["tail_lines"] = tail
+    if job_lines.show(session, **asked) or follow or ranks or epoch or tail == 0:
+        return
+    found = plain(session.call(LOGS, name=full))
     if session.shared.output == "table":
         job_logs.show(found)
     else:
@@ -111,6 +158,31 @@ def metrics(session: CommandSession, name: str) -> None:
     names = sorted({key for row in rows for key in row["values"]})
     columns = [("STEP", field("step")), *((key.upper(), field(f"values.{key}")) for key in names)]
     session.show(rows, columns)
+
+
+@make("update", "JobService.UpdateJob", group=command, project=True)
+@click.argument("name", metavar="JOB")
+@click.option(
+    "--on-lost",
+    type=OnLost(site=True),
+    metavar="TIME",
+    help="How long it waits for a silent node: a time such as 60s, `wait`, or `site`.",
+)
+@etag_option()
+def update(session: CommandSession, name: str, etag: str, **given: object) -> None:
+    """Change what a job does when a node is silent."""
+    full = session.name("job", name)
+    made = updating.update(session, "JobService.UpdateJob", "job", full, etag, **given)
+    session.show(made, COLUMNS)
+
+
+@make("delete", "JobService.DeleteJob", group=command, project=True)
+@click.argument("name", metavar="JOB")
+@etag_option()
+def delete(session: CommandSession, name: str, etag: str) -> None:
+    """Delete a job that has ended, with its checkpoints; what it made stays."""
+    full = session.name("job", name)
+    session.show(session.call("JobService.DeleteJob", name=full, etag=etag), COLUMNS)
 
 
 @make("cancel", "JobService.CancelJob", group=command, project=True)

@@ -6,7 +6,6 @@ The options of a kind are the fields of its spec. Rule kept here: `--dry-run` as
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +14,9 @@ import click
 from appliance.cli import job_file, job_plan
 from appliance.cli.command import command as make
 from appliance.cli.fields import fields_of, message_of, numbers_of, options, was_typed
-from appliance.cli.following import Duration, wait_options
+from appliance.cli.following import wait_options
 from appliance.cli.job_follow import follow
+from appliance.cli.on_lost import OnLost
 from appliance.kinds import KINDS, kind_of
 
 if TYPE_CHECKING:
@@ -24,23 +24,6 @@ if TYPE_CHECKING:
 
 CREATE, PLAN, WATCH = "JobService.CreateJob", "JobService.PlanJob", "JobService.WatchJob"
 _HOW = ("wait", "timeout", "validate_only", "dry_run")
-
-
-class OnLost(click.ParamType[dict[str, Any]]):
-    """The message OnLost of `wait`, or of a time such as `300s`."""
-
-    name = "on-lost"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> dict[str, Any]:
-        """The message as a dictionary."""
-        if value == "wait":
-            return {"wait": True}
-        try:
-            return {"replace_after_seconds": math.ceil(Duration().convert(value, param, ctx))}
-        except click.BadParameter as error:
-            raise click.BadParameter(f"{error.message}, or `wait`", ctx, param) from error
 
 
 def command_of(name: str) -> click.Command:

@@ -5,7 +5,7 @@ Rules kept here:
 * heartbeats and orders have a stream of their own, so they wait for no report, however long the
   control plane takes for one; reports go up four times a second, what jobs measured once a second,
   on a second stream that is there while the first one is heard; of each stream one task writes and
-  one reads;
+  one reads; lines that somebody reads have streams of their own (`log_reads`);
 * a stream that is silent for `SILENCE_SECONDS` is given up; the next try waits a little longer each
   time, and a random part of that, so that not all nodes come at once;
 * work goes on while the control plane is away;
@@ -43,6 +43,7 @@ from appliance.machine.joining import MAX_PAUSE, Joining
 from appliance.machine.keeping import Keeper
 from appliance.node.documents import NodeEnvironment
 from appliance.node.launcher import Launcher
+from appliance.node.log_reads import LogReads
 from appliance.node.metrics import NodeMetrics
 from appliance.node.works import Commands, Works
 from appliance.wire.status import from_rpc_error
@@ -127,6 +128,7 @@ class Agent:
             self._rhythm.news,
             clock,
         )
+        self._log_reads = LogReads(launcher.runs, self.works.holds)
 
     @property
     def identity(self) -> Identity:
@@ -231,6 +233,7 @@ class Agent:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await self._log_reads.close()
             call.cancel()
 
     async def _wait_again(self) -> None:
@@ -301,7 +304,11 @@ class Agent:
                 self._on_connected(True)
                 self._metrics.connected.set(1)
                 logger.info("connected to %s", self._store.control.machines)
-            self.works.carry_out(order)
+            if order.HasField("read_log") and self._channel is not None:
+                stub = agent_service_pb2_grpc.AgentServiceStub(self._channel)
+                self._log_reads.begin(stub, order.read_log)
+            else:
+                self.works.carry_out(order)
 
     async def _keep_ports(self) -> None:
         """Know on which ports nobody listens."""

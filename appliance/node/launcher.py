@@ -10,6 +10,7 @@ Rules kept here:
 * the end is noticed by a descriptor of the process (pidfd_open(2)), not by asking;
 * what a work writes is kept up to a size, with tokens and keys taken out, in a private folder, and
   its last lines in memory, for whoever hears of its end (`logs`);
+* each rank of a job has a pipe of its own for what it writes, so that it is known who wrote a line;
 * the core limit is zero before the process has read anything.
 
 Called by the agent. `Running` is one work; its callbacks run in the event loop.
@@ -44,6 +45,9 @@ from appliance.node.logs import CHUNK_BYTES, CappedLog, LastOutput, WorkOutput
 LOOK_SECONDS = 1.0
 REPORTS_LIMIT = 1 << 16
 DRAIN_SECONDS = 5.0
+MAX_RANK_PIPES = 256
+"""Ranks of a work whose output is told apart; of more it is not, or the agent has no descriptors
+left."""
 KEPT_RUNS = 50
 INHERITED = (
     "HOME",
@@ -101,6 +105,7 @@ class Launch:
         memory_bytes: limit of the whole tree, where cgroups are delegated; 0 for none.
         secrets: what is in the orders that must not be in the log.
         saves: it can be told to `save`; the signal waits until it hears it.
+        ranks: that it runs; it hands each the descriptor of its output (`--rank-outputs`).
     """
 
     work: str
@@ -110,6 +115,12 @@ class Launch:
     memory_bytes: int = 0
     secrets: Sequence[str] = field(default=(), repr=False)
     saves: bool = False
+    ranks: Sequence[int] = ()
+
+    @property
+    def told_apart(self) -> Sequence[int]:
+        """The ranks that get a pipe each."""
+        return self.ranks if len(self.ranks) <= MAX_RANK_PIPES else ()
 
 
 @dataclass(frozen=True)
@@ -149,6 +160,11 @@ class Launcher:
         for left in make_private_dir(folders.scratch).iterdir():
             if _SCRATCH.fullmatch(left.name):
                 shutil.rmtree(left, ignore_errors=True)
+
+    @property
+    def runs(self) -> Path:
+        """Where the logs of works are, each in a folder of `folder_name`."""
+        return self._folders.runs
 
     async def start(
         self,
@@ -296,14 +312,18 @@ class Running:
         orders_read, orders_write = os.pipe()
         reports_read, reports_write = os.pipe()
         output_read, output_write = os.pipe()
+        of_ranks = {rank: os.pipe() for rank in self._launch.told_apart}
+        written = [write for _, write in of_ranks.values()]
         command = [*self._launch.command, "--work", self.work, "--epoch", str(self.epoch)]
         command += ["--orders-fd", str(orders_read), "--reports-fd", str(reports_write)]
+        if written:
+            command += ["--rank-outputs", ",".join(map(str, written))]
         try:
             # On the main thread: the kernel ends the child with the thread that started it.
             with blocked(signal.SIGUSR1) if self._launch.saves else contextlib.nullcontext():
                 self._process = subprocess.Popen(  # noqa: ASYNC220  # takes milliseconds
                     command,
-                    pass_fds=(orders_read, reports_write),
+                    pass_fds=(orders_read, reports_write, *written),
                     stdin=subprocess.DEVNULL,
                     stdout=output_write,
                     stderr=output_write,
@@ -314,21 +334,24 @@ class Running:
             if self._group is not None:
                 self._group.add(self.pid)
         except (OSError, FailedPrecondition):
-            for descriptor in (orders_write, reports_read, output_read):
+            read = [read for read, _ in of_ranks.values()]
+            for descriptor in (orders_write, reports_read, output_read, *read):
                 os.close(descriptor)
             raise
         finally:
-            for descriptor in (orders_read, reports_write, output_write):
+            for descriptor in (orders_read, reports_write, output_write, *written):
                 os.close(descriptor)
         ended = await self._ended()
         reports = await _reader(reports_read, REPORTS_LIMIT)
-        output = await _reader(output_read, CHUNK_BYTES)
+        outputs = {None: await _reader(output_read, CHUNK_BYTES)} | {
+            rank: await _reader(read, CHUNK_BYTES) for rank, (read, _) in of_ranks.items()
+        }
         # It may be over already.
         with contextlib.suppress(ProcessLookupError):
             resource.prlimit(self.pid, resource.RLIMIT_CORE, (0, 0))
         self._readers = [
             asyncio.create_task(self._read_reports(reports)),
-            asyncio.create_task(self._output.copy(output)),
+            *(asyncio.create_task(self._output.copy(pipe, rank)) for rank, pipe in outputs.items()),
         ]
         self._watch = asyncio.create_task(self._follow(ended))
         document = json.dumps(self._launch.document).encode()

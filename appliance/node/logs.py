@@ -1,7 +1,11 @@
 """The log file of one work: what its processes write, up to a size; and the last of it in memory.
 
+A line of the file has a head: its number, when it was read, and which rank wrote it (`-` for what
+leads the ranks). What no disk took has numbers too, so that whoever reads sees that it is missing.
+
 Rules kept here:
 * at most two files of half the size each, the older one dropped; mode 0600;
+* what one rank writes is a stream of its own: its lines are whole, however many ranks write;
 * bearer tokens and the keys of the work's own orders are taken out before anything is kept, also
   where one comes in two pieces;
 * what a full disk, or a folder that is gone, does not take is lost, is counted, and the work goes
@@ -10,7 +14,7 @@ Rules kept here:
   that writes what was read of it before, so all of it is kept, in its order and in bounded memory;
   a work that writes faster than its disk waits at its own pipe.
 
-Called by the launcher.
+Called by the launcher; read by `node.log_files`.
 """
 
 from __future__ import annotations
@@ -18,11 +22,13 @@ from __future__ import annotations
 import asyncio
 import codecs
 import contextlib
+import datetime as dt
+import errno
 import io
 import os
 from collections.abc import Iterable
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from appliance.core.files import FULL_DISK
@@ -34,6 +40,9 @@ LAST_BYTES = 8 << 10
 CHUNK_BYTES = 1 << 16
 """Bytes of output that are written at once; a reader with this limit holds twice as many more."""
 
+TIME = "%Y-%m-%dT%H:%M:%S.%fZ"
+"""How the head of a line says when it was read."""
+
 _MAX_LINE = 1 << 16
 _MAX_SECRET = 1 << 10
 
@@ -44,6 +53,16 @@ class LastOutput:
 
     text: str = ""
     cut: bool = False
+
+
+@dataclass
+class _RankOutput:
+    """What one rank, or what leads them, writes: the beginning of a line that goes on."""
+
+    decoder: codecs.IncrementalDecoder = field(
+        default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace")
+    )
+    rest: str = ""
 
 
 class CappedLog:
@@ -59,8 +78,9 @@ class CappedLog:
         self._path = path
         self._limit = limit
         self._secrets = tuple(secrets)
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._rest = ""
+        self._streams: dict[int | None, _RankOutput] = {}
+        self._number = 0
+        self._torn = False
         self._last = ""
         self._written = 0
         self._file = _open(path)
@@ -68,22 +88,24 @@ class CappedLog:
         self._lost = 0
         self._why = ""
 
-    def write(self, chunk: bytes) -> None:
-        """Take what a process wrote; whole lines are kept at once."""
-        text = self._rest + self._decoder.decode(chunk)
-        lines, newline, self._rest = text.rpartition("\n")
-        self._keep(self._clean(lines + newline))
-        if len(self._rest) > _MAX_LINE:
-            place = self._between_secrets(self._rest)
-            self._keep(self._clean(self._rest[:place]))
-            self._rest = self._rest[place:]
+    def write(self, chunk: bytes, rank: int | None = None) -> None:
+        """Take what a rank wrote, or what leads them; whole lines are kept at once."""
+        stream = self._streams.setdefault(rank, _RankOutput())
+        text = stream.rest + stream.decoder.decode(chunk)
+        lines, newline, stream.rest = text.rpartition("\n")
+        self._keep(self._clean(lines + newline), rank)
+        if len(stream.rest) > _MAX_LINE:
+            place = self._between_secrets(stream.rest)
+            self._keep(self._clean(stream.rest[:place]), rank)
+            stream.rest = stream.rest[place:]
 
     def close(self) -> None:
         """Keep what is left."""
-        self._rest += self._decoder.decode(b"", final=True)
-        if self._rest:
-            self._keep(self._clean(self._rest) + "\n")
-            self._rest = ""
+        for rank, stream in self._streams.items():
+            stream.rest += stream.decoder.decode(b"", final=True)
+            if stream.rest:
+                self._keep(self._clean(stream.rest) + "\n", rank)
+                stream.rest = ""
         self._file.close()
 
     @property
@@ -108,21 +130,35 @@ class CappedLog:
             text = text.replace(secret, "[redacted]")
         return redact(text)
 
-    def _keep(self, text: str) -> None:
+    def _keep(self, text: str, rank: int | None) -> None:
         if not text:
             return
         self._written += len(text)
         self._last = (self._last + text)[-LAST_BYTES:]
-        data = text.encode()
-        note = f"({self._lost} bytes were lost here: {self._why})\n" if self._lost else ""
+        lines = text.removesuffix("\n").split("\n")
+        note = ""
+        if self._lost:
+            note = self._headed([f"({self._lost} bytes were lost here: {self._why})"], None)
+        data = self._headed(lines, rank).encode()
         try:
             self._append(note.encode() + data)
         except OSError as error:
             # Whoever reads the output of a work goes on, or the work would stop at a full pipe.
-            self._lost += len(data)
+            self._lost += len(text.encode())
+            self._number -= bool(note)
             self._why = "the disk was full" if error.errno in FULL_DISK else error.strerror or ""
         else:
             self._lost = 0
+
+    def _headed(self, lines: Iterable[str], rank: int | None) -> str:
+        """Lines of the file; a line that never ends is several."""
+        now = dt.datetime.now(dt.UTC).strftime(TIME)
+        by = "-" if rank is None else rank
+        made = []
+        for line in lines:
+            self._number += 1
+            made.append(f"{self._number} {now} {by} {line}\n")
+        return "".join(made)
 
     def _append(self, data: bytes) -> None:
         if self._size + len(data) > self._limit // 2 and self._size:
@@ -131,9 +167,16 @@ class CappedLog:
             with contextlib.suppress(FileNotFoundError):
                 self._path.replace(self._path.with_name(f"{self._path.name}.1"))
             self._file = _open(self._path)
-            self._size = 0
-        self._file.write(data[: self._limit // 2])
-        self._size += len(data)
+            self._size, self._torn = 0, False
+        if len(data) > (half := self._limit // 2):
+            data = data[: data.rfind(b"\n", 0, half) + 1] or data[: half - 1] + b"\n"
+        # What a full disk took half of is a line that no head follows.
+        begin = b"\n" if self._torn else b""
+        written = self._file.write(begin + data)
+        self._size += written
+        self._torn = written < len(begin + data)
+        if self._torn:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 class WorkOutput:
@@ -149,12 +192,17 @@ class WorkOutput:
         self._disk = disk
         self._read = self._written = 0
 
-    async def copy(self, pipe: asyncio.StreamReader) -> None:
-        """Copy until the pipe ends. Cancel it only when it is not `busy`, or the rest is lost."""
+    async def copy(self, pipe: asyncio.StreamReader, rank: int | None = None) -> None:
+        """Copy until the pipe ends. Cancel it only when it is not `busy`, or the rest is lost.
+
+        Args:
+            pipe: of the rank, or of what leads the ranks.
+            rank: which; None of what leads them.
+        """
         loop = asyncio.get_running_loop()
         while chunk := await pipe.read(CHUNK_BYTES):
             self._read += len(chunk)
-            await asyncio.shield(loop.run_in_executor(self._disk, self._log.write, chunk))
+            await asyncio.shield(loop.run_in_executor(self._disk, self._log.write, chunk, rank))
             self._written += len(chunk)
 
     @property

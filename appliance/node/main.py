@@ -154,6 +154,7 @@ def _hello(config: NodeConfig, offered: Offer, missing: Mapping[str, str] | None
         address=config.address,
         agent_version=importlib.metadata.version("appliance"),
         capabilities=None if missing is None else capabilities(missing),
+        sends_logs=True,
     )
 
 

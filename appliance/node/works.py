@@ -67,6 +67,7 @@ class _Work:
     work: Work
     reports: JobReports | ReplicaReports
     memory_bytes: int
+    ranks: Sequence[int] = ()
     after: Sequence[asyncio.Event] = ()
     """What must be over before it may start."""
     over: asyncio.Event = field(default_factory=asyncio.Event)
@@ -114,6 +115,10 @@ class Works:
         """Work that this node holds: starting, started, or ended and that not heard yet."""
         held = [*self._entries, *self.outbox.unacknowledged_ends()]
         return [rpc.WorkEpoch(work=work, epoch=epoch) for work, epoch in held]
+
+    def holds(self, work: str, epoch: int) -> bool:
+        """Whether a piece of work is starting here, or has started and not ended."""
+        return (work, epoch) in self._entries
 
     def replicas(self) -> list[Source]:
         """Replicas that are ready, and where their numbers are; from any thread."""
@@ -190,6 +195,7 @@ class Works:
                 keys = await self._keys(entry, rpc.ReleaseKeysRequest(work=order.work))
                 return documents.job(order, keys, self.place)
 
+            entry.ranks = range(order.rank_base, order.rank_base + order.local_ranks)
             self._launch(entry, self.commands.job, document)
 
     def _start_replica(self, order: rpc.StartReplica) -> None:
@@ -259,7 +265,9 @@ class Works:
             orders = await document()
             hidden = documents.secrets(orders)
             saves = entry.kind == "job"
-            launch = Launch(name, epoch, command, orders, entry.memory_bytes, hidden, saves)
+            launch = Launch(
+                name, epoch, command, orders, entry.memory_bytes, hidden, saves, entry.ranks
+            )
             entry.running = await self.launcher.start(
                 launch, entry.reports.take, lambda how: self._finish(entry, how)
             )

@@ -12,7 +12,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pexpect
 import pyotp
@@ -77,6 +77,11 @@ class Terminal:
             )
             raise CommandFailedError(message)
         return done
+
+    def begin(self, *arguments: str, output: IO[bytes]) -> subprocess.Popen[bytes]:
+        """Type one command, which writes into a file and goes on until it ends or is killed."""
+        _show(arguments)
+        return subprocess.Popen([self._program, *arguments], env=self._env, stdout=output)
 
     def json(self, *arguments: str, timeout: float = 600, echo: bool = True) -> Any:
         """Type one command with `-o json` and return what it printed."""

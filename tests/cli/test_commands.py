@@ -603,6 +603,12 @@ def test_a_time_that_is_none_is_refused(command: Run, logged_in: FakeApi) -> Non
     assert "'never' is no duration: write 90s, 15m or 2h" in shown.err
 
 
+@pytest.fixture
+def no_lines(logged_in: FakeApi) -> None:
+    """No node keeps the output of the job."""
+    logged_in.answers["JobService.ReadJobLogs"] = []
+
+
 def job_logs(*nodes: dict[str, Any], **fields: Any) -> Any:
     entries = [job_log_pb2.NodeLog(**node) for node in nodes]
     return job_log_pb2.JobLogs(name=f"{DEMO}/jobs/one", nodes=entries, **fields)
@@ -629,6 +635,7 @@ def test_whoever_may_read_the_last_output_is_told_how(command: Run, logged_in: F
     assert elsewhere.err == hint.format(f"{DEMO}/jobs/one")
 
 
+@pytest.mark.usefixtures("no_lines")
 def test_the_last_output_of_one_node_is_all_that_is_on_stdout(
     command: Run, logged_in: FakeApi
 ) -> None:
@@ -652,6 +659,7 @@ def test_the_last_output_of_one_node_is_all_that_is_on_stdout(
     assert (raw["nodes"][0]["text"], raw["nodes"][0]["cut"]) == (text, True)
 
 
+@pytest.mark.usefixtures("no_lines")
 def test_the_last_output_of_several_nodes_has_headings(command: Run, logged_in: FakeApi) -> None:
     logged_in.answers["JobService.GetJobLogs"] = job_logs(
         {"node": "nodes/n1", "text": "one\n", "receive_time": CAME},
@@ -668,6 +676,7 @@ def test_the_last_output_of_several_nodes_has_headings(command: Run, logged_in: 
     ]
 
 
+@pytest.mark.usefixtures("no_lines")
 @pytest.mark.attack
 def test_what_one_node_wrote_is_not_taken_for_another_nodes(
     command: Run, logged_in: FakeApi
@@ -685,6 +694,7 @@ def test_what_one_node_wrote_is_not_taken_for_another_nodes(
     assert " ==> nodes/n2, start 1 <==" in shown
 
 
+@pytest.mark.usefixtures("no_lines")
 def test_no_output_says_why(command: Run, logged_in: FakeApi) -> None:
     logged_in.answers["JobService.GetJobLogs"] = job_logs(reason="the job has succeeded")
     shown = command("job", "logs", "one")
@@ -695,6 +705,7 @@ def test_no_output_says_why(command: Run, logged_in: FakeApi) -> None:
     )
 
 
+@pytest.mark.usefixtures("no_lines")
 @pytest.mark.attack
 def test_output_of_ranks_cannot_drive_a_terminal(command: Run, logged_in: FakeApi) -> None:
     record = {"ts": "\x1b[2J", "level": "\x9b1m", "logger": "", "message": "a\rb\u202ec"}

@@ -98,6 +98,9 @@ class FakeControlPlane:
 
     def __init__(self, folder: Path) -> None:
         self.authority = Authority.create(CLUSTER)
+        self.sent: asyncio.Queue[rpc.SendLogRequest | None] = asyncio.Queue()
+        """What came on streams of lines; None at the end of one."""
+        self.reads_no_more = False
         self.ca_file = folder / "ca.pem"
         self.ca_file.write_bytes(self.authority.certificate_pem)
         self.token = "sla_join_abc_secret_crc"
@@ -235,6 +238,14 @@ class _Agents(agent_service_pb2_grpc.AgentServiceServicer):
                 await context.abort_with_status(to_status(Unavailable("the disk is full"), "1"))
             if self._plane.answering:
                 yield rpc.ReportResponse(number=report.number)
+
+    async def SendLog(self, requests: Any, context: Any) -> Any:
+        async for message in requests:
+            await self._plane.sent.put(message)
+            if self._plane.reads_no_more:
+                break
+        await self._plane.sent.put(None)
+        return rpc.SendLogResponse()
 
     async def ReleaseKeys(self, request: Any, context: Any) -> Any:
         self._plane.asked.append(request)

@@ -36,7 +36,9 @@ from appliance.control.services.fleet.served_clock import MAX_STEP
 from appliance.control.services.serving.endpoints import Endpoints
 from appliance.control.services.serving.routing import Routing
 from appliance.control.services.work.checkpoints import Checkpoints
+from appliance.control.services.work.job_edits import JobEdits
 from appliance.control.services.work.jobs import Jobs
+from appliance.control.services.work.live_logs import LiveLogs
 from appliance.control.store import tables
 from appliance.core.checkpoints import CheckpointPoint
 from appliance.core.identity import Principal, PrincipalKind
@@ -95,6 +97,16 @@ class Lab:
             base.events,
             base.clock,
         )
+        self.edits = JobEdits(
+            base.database,
+            base.changes,
+            work.artifacts,
+            work.runs,
+            work.leases,
+            base.events,
+            base.clock,
+        )
+        self.live = LiveLogs(base.database, work.feeds, base.events, self.time.monotonic)
         self.checkpoints = Checkpoints(base.database, base.changes, work.tasks, base.events)
         self.endpoints = Endpoints(
             base.database, base.changes, base.policies, work.replicas, base.events, base.clock
@@ -299,6 +311,7 @@ class FakeAgent:
             memory_bytes=memory,
             address="127.0.0.1",
             agent_version="1",
+            sends_logs=True,
         )
         self.say_lacks(lacks or {})
         self.running: set[tuple[str, int]] = set()
@@ -308,6 +321,7 @@ class FakeAgent:
         self.old = False
         """Whether this is an agent of 0.1.0, which knows no order to save."""
         self.leases: list[agent.Leases] = []
+        self.reads: list[agent.ReadLog] = []
         self.free_ports: list[int] = []
         self.session: AgentSession | None = None
         self.cut = False
@@ -361,6 +375,8 @@ class FakeAgent:
                 work = (order.stop.work.work, order.stop.work.epoch)
                 self.stopped.append(work)
                 self.running.discard(work)
+            elif kind == "read_log":
+                self.reads.append(order.read_log)
             else:
                 self.leases.append(order.leases)
 

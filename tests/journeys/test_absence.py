@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from typing import Any
 
 import pytest
@@ -82,3 +84,31 @@ def test_going_down_and_up_is_no_failure_of_a_job(prepared: Appliance) -> None:
     wait_for(lambda: at_work(prepared, "often", 6), "the job to go on")
     past(prepared, "often", int(cancelled["checkpoint_step"]))
     alice.run("job", "cancel", "often")
+
+
+def test_who_follows_the_output_of_a_job_goes_on_when_the_server_is_back(
+    prepared: Appliance,
+) -> None:
+    alice = prepared.alice
+    train(prepared, "followed", ENDLESS)
+    wait_for(lambda: at_work(prepared, "followed", 1), "the first start")
+    output = prepared.home / "output"
+    with output.open("wb") as file:
+        following = alice.begin("job", "logs", "followed", "-f", "--rank", "0", output=file)
+    try:
+        wait_for(lambda: b"works on cpu" in output.read_bytes(), "a line")
+        # The control plane alone is killed: the job goes on, and so does who reads.
+        os.kill(prepared.process_id("control"), signal.SIGKILL)
+        before = output.read_bytes().count(b"saved the checkpoint")
+        wait_for(
+            lambda: output.read_bytes().count(b"saved the checkpoint") > before, "further lines", 90
+        )
+        alice.run("job", "cancel", "followed")
+        assert following.wait(60) == 0
+    finally:
+        following.kill()
+        following.wait()
+    lines = output.read_text().splitlines()
+    steps = [line.rpartition(" ")[2] for line in lines if "saved the checkpoint" in line]
+    # Nothing twice, and nothing left out.
+    assert steps == [str(50 * (place + 1)) for place in range(len(steps))]

@@ -11,7 +11,7 @@ from tests.fakes.toy_kind import BUG, TEXT
 
 pytestmark = pytest.mark.timeout(180)
 
-NOT_ALLOWED = 5
+NOT_ALLOWED, NOT_FOUND = 5, 6
 JOB = f"projects/{PROJECT}/jobs/t1"
 WHY = (
     r"rank 1 crashed with KeyError in appliance\.jobs\.runtime\.ranks, line \d+,"
@@ -57,9 +57,22 @@ async def test_a_failed_job_from_its_ranks_to_the_person_who_reads_them(tmp_path
         assert TEXT not in failed.out + failed.err
 
         read = await dora.type("job", "logs", "t1")
-        assert (read.code, "==> nodes/n1, start 1, " in read.err) == (0, True), read.err
-        assert f"    KeyError: '{TEXT}'\n" in read.out
-        assert "rank 0 ended after rank 1: RuntimeError" in read.out
+        assert (read.code, "==> start 1 on n1 <==\n" in read.err) == (0, True), read.err
+        assert f"[rank 1]     KeyError: '{TEXT}'\n" in read.out
+        assert re.search(
+            r"^\[rank 0\] .*rank 0 ended after rank 1: RuntimeError$", read.out, re.MULTILINE
+        )
+        last = await dora.type("job", "logs", "t1", "--rank", "1", "--tail", "1")
+        # One record of a rank's log is several lines for a person.
+        assert last.out.startswith("[rank 1] ")
+        assert last.out.endswith(f"KeyError: '{TEXT}'\n")
+        assert last.out in read.out
+
+        told = await dora.type("job", "describe", "t1")
+        assert re.search(r"STARTED .* on n1: ranks 0-1, devices 0, 1; begins anew", told.out), (
+            told.out
+        )
+        assert re.search(rf"FAILED .* {WHY}", told.out), told.out
 
         seen = await vera.type("job", "get", "t1")
         assert re.search(WHY, seen.out)
@@ -68,6 +81,11 @@ async def test_a_failed_job_from_its_ranks_to_the_person_who_reads_them(tmp_path
         assert "jobs.readLogs" in refused.err
         assert TEXT not in seen.out + seen.err + refused.err
         assert "hint" not in seen.err
+
+        gone = await dora.type("job", "delete", "t1")
+        assert gone.code == 0, gone.err
+        lost = await dora.type("job", "logs", "t1")
+        assert (lost.code, TEXT in lost.out) == (NOT_FOUND, False)
 
         check_where_it_lies(site, state)
         check_what_is_recorded(site)
@@ -86,10 +104,7 @@ def check_what_is_recorded(site: Site) -> None:
     found = [
         (each["kind"], each["principal"], each["outcome"], each["resource"])
         for each in site.appliance.records()
-        if each["method"].endswith("/GetJobLogs")
+        if each["method"].endswith("/ReadJobLogs")
     ]
-    assert found == [
-        ("intent", "users/dora", "", JOB),
-        ("result", "users/dora", "OK", JOB),
-        ("denied", "users/vera", "PERMISSION_DENIED", JOB),
-    ]
+    read = [("intent", "users/dora", "", JOB), ("result", "users/dora", "OK", JOB)]
+    assert found[:5] == [*read, *read, ("denied", "users/vera", "PERMISSION_DENIED", JOB)]

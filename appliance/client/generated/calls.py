@@ -17,6 +17,7 @@ from appliance.api.audit.v1 import record_pb2
 from appliance.api.data.v1 import dataset_pb2
 from appliance.api.data.v1 import tokenizer_pb2
 from appliance.api.jobs.v1 import checkpoint_pb2
+from appliance.api.jobs.v1 import job_event_pb2
 from appliance.api.jobs.v1 import job_log_pb2
 from appliance.api.jobs.v1 import job_pb2
 from appliance.api.jobs.v1 import job_service_pb2
@@ -606,6 +607,52 @@ class JobCalls:
             validate_only=validate_only,
         )
 
+    def update(
+        self,
+        job: job_pb2.Job | Mapping[str, Any],
+        *,
+        update_mask: Sequence[str] | None = None,
+        request_id: str = "",
+        validate_only: bool = False,
+        timeout: float | None = DEADLINE,
+    ) -> job_pb2.Job:
+        """Changes a job that has not ended: what happens when a node of it is silent, from
+        now on.
+        """
+        job, mask = self._calls.requests.changed("job", job, update_mask)
+        return self._calls.unary(
+            "JobService.UpdateJob",
+            job_pb2.Job,
+            timeout,
+            job=job,
+            update_mask=mask,
+            request_id=request_id,
+            validate_only=validate_only,
+        )
+
+    def delete(
+        self,
+        name: str,
+        *,
+        etag: str = "",
+        request_id: str = "",
+        validate_only: bool = False,
+        timeout: float | None = DEADLINE,
+    ) -> job_pb2.Job:
+        """Deletes a job that has ended, with its checkpoints, measurements, events and last
+        output. What it made stays. Fails with FAILED_PRECONDITION when it has not ended, or
+        while another job that has not ended begins with one of its checkpoints.
+        """
+        return self._calls.unary(
+            "JobService.DeleteJob",
+            job_pb2.Job,
+            timeout,
+            name=self._calls.requests.name("job", name),
+            etag=etag,
+            request_id=request_id,
+            validate_only=validate_only,
+        )
+
     def plan(
         self,
         job_id: str,
@@ -721,6 +768,48 @@ class JobCalls:
             "metrics",
             timeout,
             name=self._calls.requests.name("job", name),
+        )
+
+    def list_events(
+        self,
+        name: str,
+        *,
+        timeout: float | None = DEADLINE,
+    ) -> Generator[job_event_pb2.JobEvent, None, None]:
+        """Returns one page of what happened to a job, oldest first."""
+        return self._calls.pages(
+            "JobService.ListJobEvents",
+            job_event_pb2.JobEvent,
+            "events",
+            timeout,
+            name=self._calls.requests.name("job", name),
+        )
+
+    def read_logs(
+        self,
+        name: str,
+        *,
+        follow: bool = False,
+        tail_lines: int | None = None,
+        ranks: Sequence[int] | None = None,
+        epoch: int = 0,
+        after: Sequence[job_log_pb2.JobLogPosition | Mapping[str, Any]] | None = None,
+        timeout: float | None = None,
+    ) -> Generator[job_service_pb2.ReadJobLogsResponse, None, None]:
+        """Streams what the ranks of a job write, line by line, from the nodes that it runs
+        on, or ran on as long as those keep it. It may quote text, hence a permission of its
+        own.
+        """
+        return self._calls.stream(
+            "JobService.ReadJobLogs",
+            job_service_pb2.ReadJobLogsResponse,
+            timeout,
+            name=self._calls.requests.name("job", name),
+            follow=follow,
+            tail_lines=tail_lines,
+            ranks=ranks,
+            epoch=epoch,
+            after=after,
         )
 
     def get_logs(

@@ -45,6 +45,7 @@ from appliance.control.services.data.uploads import Uploads
 from appliance.control.services.fleet.connected_agents import ConnectedAgents
 from appliance.control.services.fleet.enrolment import Enrolment
 from appliance.control.services.fleet.leases import Leases
+from appliance.control.services.fleet.log_feeds import LogFeeds
 from appliance.control.services.fleet.served_clock import ServedClock
 from appliance.control.services.serving.connected_gateways import ConnectedGateways
 from appliance.control.services.serving.endpoints import Endpoints
@@ -59,8 +60,10 @@ from appliance.control.services.work.checkpoint_folders import CheckpointFolders
 from appliance.control.services.work.checkpoint_tasks import CheckpointTasks
 from appliance.control.services.work.checkpoints import Checkpoints
 from appliance.control.services.work.drains import Drains
+from appliance.control.services.work.job_edits import JobEdits
 from appliance.control.services.work.job_logs import JobLogs
 from appliance.control.services.work.jobs import Jobs
+from appliance.control.services.work.live_logs import LiveLogs
 from appliance.control.services.work.paused_jobs import PausedJobs
 from appliance.control.services.work.pauses import Pauses
 from appliance.control.services.work.registration import Registration
@@ -111,6 +114,7 @@ class WorkParts:
         )
         self.fleet = ConnectedAgents(self.served)
         self.connected_gateways = ConnectedGateways()
+        self.feeds = LogFeeds(self.fleet, monotonic)
         self.logs = JobLogs(base.database, base.keys, base.clock)
         self.runs = Runs(
             base.database,
@@ -131,6 +135,7 @@ class WorkParts:
             self.fleet,
             self.runs,
             base.events,
+            base.clock,
             self.served,
         )
         self.checkpoints = CheckpointTasks(
@@ -200,6 +205,7 @@ class WorkParts:
             sweeper=Sweeper(base.database, base.clock, monotonic),
         )
         self._base = base
+        self._monotonic = monotonic
         self._people = people
 
     def _storage_worker(
@@ -264,6 +270,16 @@ class WorkParts:
                     events,
                     base.clock,
                 ),
+                JobEdits(
+                    base.database,
+                    base.changes,
+                    self.artifacts,
+                    self.runs,
+                    self.leases,
+                    events,
+                    base.clock,
+                ),
+                LiveLogs(base.database, self.feeds, events, self._monotonic),
                 pool,
                 events,
             ),
@@ -316,6 +332,6 @@ class WorkParts:
             clock=base.clock,
         )
         return [
-            AgentRpc(self.agents, release, enrolment, pool, events),
+            AgentRpc(self.agents, release, enrolment, self.feeds, pool, events),
             RoutingRpc(routing, self.usage, gateways, self.connected_gateways, pool, events),
         ]

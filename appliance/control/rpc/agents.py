@@ -19,6 +19,7 @@ from appliance.control.services.agent.agents import Agents
 from appliance.control.services.agent.release import Release
 from appliance.control.services.fleet.connected_agents import AgentSession
 from appliance.control.services.fleet.enrolment import Enrolment
+from appliance.control.services.fleet.log_feeds import LogFeeds
 from appliance.core.errors import InvalidInput
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -27,11 +28,12 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class AgentRpc(Servicer, AgentServiceServicer):
     """Translates."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # the parts of the control plane it speaks for
         self,
         agents: Agents,
         release: Release,
         enrolment: Enrolment,
+        feeds: LogFeeds,
         pool: CallPool,
         events: Events,
     ) -> None:
@@ -39,6 +41,7 @@ class AgentRpc(Servicer, AgentServiceServicer):
         self._agents = agents
         self._release = release
         self._enrolment = enrolment
+        self._feeds = feeds
         # One for each node that has reported; those that were evicted too.
         self._turns: defaultdict[str, ReportTurn] = defaultdict(ReportTurn)
         self._releases: dict[tuple[str, bytes], asyncio.Future[rpc.ReleaseKeysResponse]] = {}
@@ -100,6 +103,35 @@ class AgentRpc(Servicer, AgentServiceServicer):
             self._releases[key] = release
             release.add_done_callback(lambda done: self._released(key, done))
         return await asyncio.shield(release)
+
+    async def SendLog(
+        self, request_iterator: AsyncIterator[rpc.SendLogRequest], context: Context
+    ) -> rpc.SendLogResponse:
+        """Takes the lines of a work, until nobody reads them any more."""
+        first = await anext(request_iterator, None)
+        read = "" if first is None else first.read
+        with self._feeds.receiving(self.caller.principal.id, read) as found:
+            if first is None or found is None:
+                return rpc.SendLogResponse()
+            feed, over = found
+            feed.take(first)
+
+            async def read_all() -> None:
+                async for message in request_iterator:
+                    if over.is_set():
+                        return
+                    feed.take(message)
+
+            reading = asyncio.create_task(read_all())
+            ending = asyncio.create_task(over.wait())
+            try:
+                await asyncio.wait({reading, ending}, return_when=asyncio.FIRST_COMPLETED)
+                if reading.done():
+                    reading.result()
+            finally:
+                reading.cancel()
+                ending.cancel()
+        return rpc.SendLogResponse()
 
     def _released(self, key: tuple[str, bytes], done: asyncio.Future[Any]) -> None:
         self._releases.pop(key, None)

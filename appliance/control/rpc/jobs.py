@@ -13,7 +13,9 @@ from appliance.api.jobs.v1.job_service_pb2_grpc import JobServiceServicer
 from appliance.control.events import Events
 from appliance.control.rpc.pools import CallPool
 from appliance.control.rpc.servicer import Servicer
+from appliance.control.services.work.job_edits import JobEdits
 from appliance.control.services.work.jobs import Jobs
+from appliance.control.services.work.live_logs import LiveLogs
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -26,9 +28,13 @@ _ENDED = frozenset(
 class JobRpc(Servicer, JobServiceServicer):
     """Translates."""
 
-    def __init__(self, service: Jobs, pool: CallPool, events: Events) -> None:
+    def __init__(
+        self, service: Jobs, edits: JobEdits, logs: LiveLogs, pool: CallPool, events: Events
+    ) -> None:
         super().__init__(pool, events)
         self._service = service
+        self._edits = edits
+        self._logs = logs
 
     async def GetJob(self, request: rpc.GetJobRequest, context: Context) -> job_pb2.Job:
         """Returns one job."""
@@ -43,6 +49,14 @@ class JobRpc(Servicer, JobServiceServicer):
     async def CreateJob(self, request: rpc.CreateJobRequest, context: Context) -> job_pb2.Job:
         """Accepts a job and queues it."""
         return await self._run(self._service.create, self.caller, request)
+
+    async def UpdateJob(self, request: rpc.UpdateJobRequest, context: Context) -> job_pb2.Job:
+        """Changes a job that has not ended."""
+        return await self._run(self._edits.update, self.caller, request)
+
+    async def DeleteJob(self, request: rpc.DeleteJobRequest, context: Context) -> job_pb2.Job:
+        """Deletes a job that has ended."""
+        return await self._run(self._edits.delete, self.caller, request)
 
     async def PlanJob(self, request: rpc.PlanJobRequest, context: Context) -> rpc.JobPlan:
         """Says what a job would need, and where it would run."""
@@ -77,6 +91,20 @@ class JobRpc(Servicer, JobServiceServicer):
     ) -> rpc.ListJobMetricsResponse:
         """Returns one page of measurements, by step."""
         return await self._run(self._service.metrics, self.caller, request)
+
+    async def ListJobEvents(
+        self, request: rpc.ListJobEventsRequest, context: Context
+    ) -> rpc.ListJobEventsResponse:
+        """Returns one page of what happened to a job, oldest first."""
+        return await self._run(self._service.events, self.caller, request)
+
+    async def ReadJobLogs(
+        self, request: rpc.ReadJobLogsRequest, context: Context
+    ) -> AsyncIterator[rpc.ReadJobLogsResponse]:
+        """Streams what the ranks of a job write."""
+        with self._logs.seat(self.caller.principal.name):
+            async for answer in self._logs.read(request, self._run_for_stream):
+                yield answer
 
     async def GetJobLogs(
         self, request: rpc.GetJobLogsRequest, context: Context

@@ -321,6 +321,34 @@ job_metric = Table(
     Column("values", JSON, nullable=False),
 )
 
+# What happened to a job. `number` counts its events; where some were left out it jumps. `kind` is
+# that of the proto's JobEvent without its prefix. `shares` is as in `placement` of the job, of a
+# start; `outputs` are resource names.
+job_event = Table(
+    "job_event",
+    metadata,
+    Column("job", Text, ForeignKey("job.uid", ondelete="CASCADE"), primary_key=True),
+    Column("number", BigInteger, primary_key=True),
+    Column("kind", Text, nullable=False),
+    Column("epoch", BigInteger, nullable=False),
+    Column("actor", Text, nullable=False, default=""),
+    Column("message", Text, nullable=False, default=""),
+    Column("shares", JSON, nullable=False, default=list),
+    Column("checkpoint_step", BigInteger, nullable=False, default=0),
+    Column("outputs", JSON, nullable=False, default=list),
+    Column("create_time", Moment, nullable=False),
+)
+
+# A job that was deleted, for the lineage of what it made: versions name their job by its uid.
+deleted_job = Table(
+    "deleted_job",
+    metadata,
+    Column("uid", Text, primary_key=True),
+    Column("project", Text, ForeignKey("project.id", ondelete="CASCADE"), nullable=False),
+    Column("id", Text, nullable=False),
+    Column("delete_time", Moment, nullable=False),
+)
+
 # The last output of the ranks of a job's newest start that did not succeed, one row for each of its
 # nodes. `sealed_text` is sealed under version `key_version` of the project's key; null until the
 # node has sent it.

@@ -273,6 +273,7 @@ def kept_texts(
         if split != DROPPED:
             text = normalize(document.text)
             yield split, document, text if settings.keep_personal_data else redact(text).text
+    context.report.progress(len(decisions.splits), len(decisions.splits), what)
 
 
 def write_tokens(  # noqa: PLR0913 - the last pass needs what all others made

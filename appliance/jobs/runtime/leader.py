@@ -21,7 +21,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,13 +116,16 @@ class GangAgent(LocalElasticAgent):  # type: ignore[misc]  # torch's class has n
         super()._shutdown(signal.SIGKILL, timeout)
 
 
-def lead(document: bytes, reports: int, kinds: Mapping[str, str]) -> int:
+def lead(
+    document: bytes, reports: int, kinds: Mapping[str, str], outputs: Sequence[int] = ()
+) -> int:
     """Run this node's ranks to their end; returns the exit code of the leader.
 
     Args:
         document: the orders.
         reports: descriptor of the reports pipe.
         kinds: kind of job -> `module:function`.
+        outputs: descriptor of each rank for what it writes; none: they write where this one does.
     """
     report = Reporter(reports, rank=0)
     flags = Flags()
@@ -133,7 +136,7 @@ def lead(document: bytes, reports: int, kinds: Mapping[str, str]) -> int:
     # torch would take SIGTERM over, and end the ranks instead of telling them.
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGQUIT"
     try:
-        failure = _run(JobOrders.parse(document), reports, kinds, flags)
+        failure = _run(JobOrders.parse(document), reports, kinds, flags, outputs)
     except ApplianceError as error:
         report.error(error.reason, error.message)
         return 1
@@ -147,7 +150,11 @@ def lead(document: bytes, reports: int, kinds: Mapping[str, str]) -> int:
 
 
 def _run(
-    orders: JobOrders, reports: int, kinds: Mapping[str, str], flags: Flags
+    orders: JobOrders,
+    reports: int,
+    kinds: Mapping[str, str],
+    flags: Flags,
+    outputs: Sequence[int],
 ) -> tuple[str, str] | None:
     """Run the gang to its end; reason and sentence of a bad one."""
     rendezvous = FixedRendezvous(
@@ -162,6 +169,7 @@ def _run(
         orders=orders,
         run=load(orders.kind, kinds),
         reports=reports,
+        outputs=outputs,
         scratch=Path.cwd(),
         flags=flags,
         rendezvous=rendezvous,

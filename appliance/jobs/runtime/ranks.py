@@ -2,6 +2,7 @@
 
 Rules kept here:
 * a rank that has paused, after a checkpoint, ends as one that is done: together with the others;
+* a rank writes into a pipe of its own, if it was given one, so that it is known who wrote a line;
 * a rank dies with its leader, and at once on SIGTERM: it holds nothing that a checkpoint does not;
 * an ApplianceError is final: one error line, no restart, because bad input does not get better;
   so is what `crashes.final` knows. Whatever else goes wrong counts as a crash, and the gang starts
@@ -20,6 +21,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -53,6 +55,7 @@ class Gang:
     orders: JobOrders = field(repr=False)
     run: Run
     reports: int
+    outputs: Sequence[int]
     scratch: Path
     flags: Flags
     rendezvous: FixedRendezvous
@@ -67,11 +70,21 @@ def run_rank(gang: Gang) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     die_with_parent(gang.leader)
     local_rank = int(os.environ["LOCAL_RANK"])
+    _write_to(gang.outputs, local_rank)
     report = Reporter(gang.reports, gang.orders.rank_base + local_rank)
     try:
         _work(gang, report, local_rank)
     except BaseException as error:  # noqa: BLE001  # torch's checkpoint errors are no Exception
         _end_by(error, gang, report, local_rank)
+
+
+def _write_to(outputs: Sequence[int], local_rank: int) -> None:
+    """Let what this rank writes go into its own pipe, whoever in the process writes it."""
+    if outputs:
+        for standard in (1, 2):
+            os.dup2(outputs[local_rank], standard)
+        for descriptor in outputs:
+            os.close(descriptor)
 
 
 def _work(gang: Gang, report: Reporter, local_rank: int) -> None:
@@ -96,6 +109,7 @@ def _work(gang: Gang, report: Reporter, local_rank: int) -> None:
         saving=lambda: gang.flags.saving,
         life=life,
     )
+    logger.info("rank %s of %s works on %s", rank, orders.world_size, device)
     _announce(context, gang.rendezvous.round, gang.watch.before)
     try:
         gang.run(context)

@@ -5,7 +5,8 @@ Rules kept here:
   (`PIPE_BUF`, pipe(7));
 * only rank 0 reports for the job; the calls of other ranks do nothing, so a kind needs no `if rank
   == 0`. An error is reported by whichever rank has it;
-* no text of users, no keys: names, numbers, digests and sentences of ours.
+* no text of users, no keys: names, numbers, digests and sentences of ours;
+* what is reported is in the log too, for whoever reads along: progress once in `NOTE_SECONDS`.
 
 Called by the kinds (`progress`, `result`, `event`), by outputs and checkpoints, and by the leader
 (`waiting`, `error`).
@@ -14,8 +15,10 @@ Called by the kinds (`progress`, `result`, `event`), by outputs and checkpoints,
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,6 +26,9 @@ from appliance.core.errors import InvalidInput, LeaseLost
 
 MAX_LINE = 4096
 MAX_TEXT = 1000
+NOTE_SECONDS = 10.0
+
+logger = logging.getLogger(__name__)
 
 
 class Reporter:
@@ -36,6 +42,7 @@ class Reporter:
     def __init__(self, descriptor: int, rank: int) -> None:
         self._descriptor = descriptor
         self._rank = rank
+        self._noted = float("-inf")
 
     def progress(self, step: int, total: int, message: str = "", **metrics: float) -> None:
         """How far the job has come: `step` of `total` (0: unknown), and measurements by name.
@@ -47,6 +54,7 @@ class Reporter:
         lost = sorted(set(metrics) - set(finite))
         if lost:
             message = f"{message} ({', '.join(lost)} not finite)".strip()
+        self._note_progress(step, total, message, finite)
         self._say(
             type="progress",
             step=int(step),
@@ -84,6 +92,8 @@ class Reporter:
 
     def checkpoint(self, step: int, folder: str, name: str, digest: str) -> None:
         """A checkpoint is complete in the object store."""
+        if self._rank == 0:
+            logger.info("saved the checkpoint of step %s", step)
         self._say(type="checkpoint", step=step, folder=folder, object=name, digest=digest)
 
     def output(self, slot: str, folder: str, digest: str, facts: Mapping[str, Any]) -> None:
@@ -93,6 +103,17 @@ class Reporter:
     def error(self, reason: str, message: str) -> None:
         """Why the job cannot go on; said by any rank."""
         self._write({"type": "error", "reason": reason, "message": message[:MAX_TEXT]})
+
+    def _note_progress(
+        self, step: int, total: int, message: str, metrics: Mapping[str, float]
+    ) -> None:
+        now = time.monotonic()
+        is_last = 0 < total <= step
+        if self._rank == 0 and (is_last or now - self._noted >= NOTE_SECONDS):
+            self._noted = now
+            of = f"step {step} of {total}" if total else f"step {step}"
+            measured = [f"{name} {value:.6g}" for name, value in metrics.items()]
+            logger.info("%s", ", ".join([of, *filter(None, [message]), *measured]))
 
     def _say(self, **line: object) -> None:
         if self._rank == 0:

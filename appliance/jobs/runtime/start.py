@@ -38,13 +38,15 @@ def start(arguments: Sequence[str], kinds: Mapping[str, str]) -> int:
     parser.add_argument("--epoch", required=True, type=int)
     parser.add_argument("--orders-fd", required=True, type=int)
     parser.add_argument("--reports-fd", required=True, type=int)
+    parser.add_argument("--rank-outputs", default=(), type=_descriptors)
     options = parser.parse_args(arguments)
     log.configure("job")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     prefer_as_victim()
     harden()
     die_with_parent(os.getppid())
-    os.set_inheritable(options.reports_fd, False)
+    for descriptor in (options.reports_fd, *options.rank_outputs):
+        os.set_inheritable(descriptor, False)
     with os.fdopen(options.orders_fd, "rb") as pipe:
         document = pipe.read()
     try:
@@ -55,4 +57,8 @@ def start(arguments: Sequence[str], kinds: Mapping[str, str]) -> int:
         failure = unimportable(error)
         Reporter(options.reports_fd, rank=0).error(failure.reason, failure.message)
         return 1
-    return lead(document, options.reports_fd, kinds)
+    return lead(document, options.reports_fd, kinds, options.rank_outputs)
+
+
+def _descriptors(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split(",")))

@@ -198,16 +198,16 @@ async def test_a_start_that_fails_while_another_node_says_how_far_it_is_is_over(
     await one.take()
     work = one.started[0].work
     inside, go = threading.Event(), threading.Event()
-    change = job_rows.change
+    move = job_rows.move
     progress = threading.Thread(target=one.progress, args=(work, 1))
 
     def slow(*arguments: Any, **values: Any) -> None:
         if JobState.RUNNING in arguments:
             inside.set()
             assert go.wait(10)
-        change(*arguments, **values)
+        move(*arguments, **values)
 
-    monkeypatch.setattr(job_rows, "change", slow)
+    monkeypatch.setattr(job_rows, "move", slow)
     progress.start()
     assert inside.wait(10)
     threading.Timer(0.5, go.set).start()

@@ -28,7 +28,7 @@ from appliance.api.nodes.v1 import node_pb2 as appliance_dot_api_dot_nodes_dot_v
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*appliance/api/agent/v1/agent_service.proto\x12\x16\x61ppliance.api.agent.v1\x1a$appliance/api/common/v1/access.proto\x1a\x1f\x61ppliance/api/jobs/v1/job.proto\x1a!appliance/api/nodes/v1/node.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x80\x03\n\x0e\x43onnectRequest\x12.\n\x05hello\x18\x01 \x01(\x0b\x32\x1d.appliance.api.agent.v1.HelloH\x00\x12;\n\theartbeat\x18\x02 \x01(\x0b\x32&.appliance.api.agent.v1.AgentHeartbeatH\x00\x12;\n\x0cjob_progress\x18\x03 \x01(\x0b\x32#.appliance.api.agent.v1.JobProgressH\x00\x12@\n\ncheckpoint\x18\x04 \x01(\x0b\x32*.appliance.api.agent.v1.CheckpointCompleteH\x00\x12\x35\n\tjob_ended\x18\x05 \x01(\x0b\x32 .appliance.api.agent.v1.JobEndedH\x00\x12\x41\n\x0freplica_changed\x18\x06 \x01(\x0b\x32&.appliance.api.agent.v1.ReplicaChangedH\x00\x42\x08\n\x06report\"\xa2\x02\n\rReportRequest\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12;\n\x0cjob_progress\x18\x02 \x01(\x0b\x32#.appliance.api.agent.v1.JobProgressH\x00\x12@\n\ncheckpoint\x18\x03 \x01(\x0b\x32*.appliance.api.agent.v1.CheckpointCompleteH\x00\x12\x35\n\tjob_ended\x18\x04 \x01(\x0b\x32 .appliance.api.agent.v1.JobEndedH\x00\x12\x41\n\x0freplica_changed\x18\x05 \x01(\x0b\x32&.appliance.api.agent.v1.ReplicaChangedH\x00\x42\x08\n\x06report\" \n\x0eReportResponse\x12\x0e\n\x06number\x18\x01 \x01(\x03\"\xed\x01\n\x05Hello\x12\x0f\n\x07\x64\x65vices\x18\x01 \x01(\x05\x12\x13\n\x0b\x64\x65vice_kind\x18\x02 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x03 \x01(\x03\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12\x15\n\ragent_version\x18\x05 \x01(\t\x12\x32\n\x07running\x18\x06 \x03(\x0b\x32!.appliance.api.agent.v1.WorkEpoch\x12\x38\n\x0c\x63\x61pabilities\x18\x07 \x03(\x0b\x32\".appliance.api.nodes.v1.Capability\x12\x12\n\nfree_ports\x18\x08 \x03(\x05\"(\n\tWorkEpoch\x12\x0c\n\x04work\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\"j\n\x0e\x41gentHeartbeat\x12\x32\n\x07running\x18\x01 \x03(\x0b\x32!.appliance.api.agent.v1.WorkEpoch\x12\x10\n\x08sequence\x18\x02 \x01(\x03\x12\x12\n\nfree_ports\x18\x03 \x03(\x05\"\xc6\x01\n\x0bJobProgress\x12/\n\x04work\x18\x01 \x01(\x0b\x32!.appliance.api.agent.v1.WorkEpoch\x12\x31\n\x08progress\x18\x02 \x01(\x0b\x32\x1f.appliance.api.jobs.v1.Progress\x12\x10\n\x08restarts\x18\x03 \x01(\x05\x12\r\n\x05\x65vent\x18\x04 \x01(\t\x12\x32\n\x08measured\x18\x05 \x03(\x0b\x32 .appliance.api.jobs.v1.JobMetric\"l\n\x12\x43heckpointComplete\x12/\n\x04work\x18\x01 \x01(\x0b\x32!.appliance.api.agent.v1.WorkEpoch\x12\x0c\n\x04step\x18\x02 \x01(\x03\x12\x17\n\x0fmanifest_digest\x18\x03 \x01(\t\"\xf8\x01\n\x08JobEnded\x12/\n\x04work\x18\x01 \x01(\x0b\x32!.appliance.api.agent.v1.WorkEpoch\x12\x11\n\tsucceeded\x18\x02 \x01(\x08\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\x12\x37\n\x07outputs\x18\x05 \x03(\x0b\x32&.appliance.api.agent.v1.OutputComplete\x12\x30\n\x06result\x18\x06 \x01(\x0b\x32 .appliance.api.jobs.v1.JobResult\x12\x0b\n\x03log\x18\x07 \x01(\t\x12\x0f\n\x07log_cut\x18\x08 \x01(\x08\"F\n\x0eOutputComplete\x12\x0c\n\x04slot\x18\x01 \x01(\t\x12\x17\n\x0fmanifest_digest\x18\x02 \x01(\t\x12\r\n\x05\x66\x61\x63ts\x18\x03 \x01(\t\"\x81\x01\n\x0eReplicaChanged\x12/\n\x04work\x18\x01 \x01(\x0b\x32!.appliance.api.agent.v1.WorkEpoch\x12\r\n\x05ready\x18\x02 \x01(\x08\x12\r\n\x05\x65nded\x18\x03 \x01(\x08\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12\x0f\n\x07message\x18\x05 \x01(\t\"\xf4\x01\n\x0f\x43onnectResponse\x12\x35\n\tstart_job\x18\x01 \x01(\x0b\x32 .appliance.api.agent.v1.StartJobH\x00\x12=\n\rstart_replica\x18\x02 \x01(\x0b\x32$.appliance.api.agent.v1.StartReplicaH\x00\x12\x30\n\x04stop\x18\x03 \x01(\x0b\x32 .appliance.api.agent.v1.StopWorkH\x00\x12\x30\n\x06leases\x18\x04 \x01(\x0b\x32\x1e.appliance.api.agent.v1.LeasesH\x00\x42\x07\n\x05order\"\x82\x02\n\x08StartJob\x12/\n\x04work\x18\x01 \x01(\x0b\x32!.appliance.api.agent.v1.WorkEpoch\x12\'\n\x03job\x18\x02 \x01(\x0b\x32\x1a.appliance.api.jobs.v1.Job\x12\x11\n\trank_base\x18\x03 \x01(\x05\x12\x13\n\x0blocal_ranks\x18\x04 \x01(\x05\x12\x12\n\nworld_size\x18\x05 \x01(\x05\x12\x12\n\nnode_count\x18\x06 \x01(\x05\x12\x11\n\tnode_rank\x18\x07 \x01(\x05\x12\x0f\n\x07\x64\x65vices\x18\x08 \x03(\x05\x12\x12\n\nrendezvous\x18\t \x01(\t\x12\x14\n\x0cmemory_bytes\x18\n \x01(\x03\"\x94\x01\n\x0cStartReplica\x12/\n\x04work\x18\x01 \x01(\x0b\x32!.appliance.api.agent.v1.WorkEpoch\x12\x10\n\x08\x65ndpoint\x18\x02 \x01(\t\x12\x0f\n\x07\x64\x65vices\x18\x03 \x03(\x05\x12\x1b\n\x13max_sequence_length\x18\x04 \x01(\x05\x12\x13\n\x0b\x63\x61\x63he_bytes\x18\x05 \x01(\x03\"`\n\x08StopWork\x12/\n\x04work\x18\x01 \x01(\x0b\x32!.appliance.api.agent.v1.WorkEpoch\x12\x15\n\rgrace_seconds\x18\x02 \x01(\x01\x12\x0c\n\x04save\x18\x03 \x01(\x08\"\x9b\x01\n\x06Leases\x12/\n\x04work\x18\x01 \x03(\x0b\x32!.appliance.api.agent.v1.WorkEpoch\x12\x0f\n\x07seconds\x18\x02 \x01(\x01\x12\x10\n\x08sequence\x18\x03 \x01(\x03\x12=\n\x08gateways\x18\x04 \x01(\x0b\x32+.appliance.api.agent.v1.GatewayCertificates\"Q\n\x13GatewayCertificates\x12\x0f\n\x07serials\x18\x01 \x03(\t\x12)\n\x05\x61s_of\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"b\n\x12ReleaseKeysRequest\x12/\n\x04work\x18\x01 \x01(\x0b\x32!.appliance.api.agent.v1.WorkEpoch\x12\x1b\n\x13\x63\x65rtificate_request\x18\x02 \x01(\t\"\xd7\x01\n\x13ReleaseKeysResponse\x12\x33\n\x06inputs\x18\x01 \x03(\x0b\x32#.appliance.api.agent.v1.ArtifactKey\x12\x34\n\x07outputs\x18\x02 \x03(\x0b\x32#.appliance.api.agent.v1.ArtifactKey\x12\x13\n\x0bresume_step\x18\x03 \x01(\x03\x12\x15\n\rresume_digest\x18\x04 \x01(\t\x12\x13\n\x0b\x63\x65rtificate\x18\x05 \x01(\t\x12\x14\n\x0cresume_epoch\x18\x06 \x01(\x03\"\x8e\x01\n\x0b\x41rtifactKey\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0e\n\x06\x66older\x18\x03 \x01(\t\x12\x0e\n\x06object\x18\x04 \x01(\t\x12\x0f\n\x07project\x18\x05 \x01(\t\x12\x0b\n\x03key\x18\x06 \x01(\x0c\x12\x17\n\x0fmanifest_digest\x18\x07 \x01(\t\x12\x0c\n\x04slot\x18\x08 \x01(\t\"6\n\x17RenewCertificateRequest\x12\x1b\n\x13\x63\x65rtificate_request\x18\x01 \x01(\t\"/\n\x18RenewCertificateResponse\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\t2\xca\x04\n\x0c\x41gentService\x12v\n\x07\x43onnect\x12&.appliance.api.agent.v1.ConnectRequest\x1a\'.appliance.api.agent.v1.ConnectResponse\"\x16\x8a\xb5\x18\x12\n\ragent.connect2\x01-(\x01\x30\x01\x12s\n\x06Report\x12%.appliance.api.agent.v1.ReportRequest\x1a&.appliance.api.agent.v1.ReportResponse\"\x16\x8a\xb5\x18\x12\n\ragent.connect2\x01-(\x01\x30\x01\x12\xbe\x01\n\x0bReleaseKeys\x12*.appliance.api.agent.v1.ReleaseKeysRequest\x1a+.appliance.api.agent.v1.ReleaseKeysResponse\"V\x8a\xb5\x18R\n\x11\x61gent.releaseKeys2\twork.work2\nwork.epoch:\x0binputs.name:\x0coutputs.name:\x0bresume_step\x12\x8b\x01\n\x10RenewCertificate\x12/.appliance.api.agent.v1.RenewCertificateRequest\x1a\x30.appliance.api.agent.v1.RenewCertificateResponse\"\x14\x8a\xb5\x18\x10\n\x0b\x61gent.renew2\x01-b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*appliance/api/agent/v1/agent_service.proto\x12\x16\x61ppliance.api.agent.v1\x1a$appliance/api/common/v1/access.proto\x1a\x1f\x61ppliance/api/jobs/v1/job.proto\x1a!appliance/api/nodes/v1/node.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x80\x03\n\x0e\x43onnectRequest\x12.\n\x05hello\x18\x01 \x01(\x0b\x32\x1d.appliance.api.agent.v1.HelloH\x00\x12;\n\theartbeat\x18\x02 \x01(\x0b\x32&.appliance.api.agent.v1.AgentHeartbeatH\x00\x12;\n\x0cjob_progress\x18\x03 \x01(\x0b\x32#.appliance.api.agent.v1.JobProgressH\x00\x12@\n\ncheckpoint\x18\x04 \x01(\x0b\x32*.appliance.api.agent.v1.CheckpointCompleteH\x00\x12\x35\n\tjob_ended\x18\x05 \x01(\x0b\x32 .appliance.api.agent.v1.JobEndedH\x00\x12\x41\n\x0freplica_changed\x18\x06 \x01(\x0b\x32&.appliance.api.agent.v1.ReplicaChangedH\x00\x42\x08\n\x06report\"\xa2\x02\n\rReportRequest\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12;\n\x0cjob_progress\x18\x02 \x01(\x0b\x32#.appliance.api.agent.v1.JobProgressH\x00\x12@\n\ncheckpoint\x18\x03 \x01(\x0b\x32*.appliance.api.agent.v1.CheckpointCompleteH\x00\x12\x35\n\tjob_ended\x18\x04 \x01(\x0b\x32 .appliance.api.agent.v1.JobEndedH\x00\x12\x41\n\x0freplica_changed\x18\x05 \x01(\x0b\x32&.appliance.api.agent.v1.ReplicaChangedH\x00\x42\x08\n\x06report\" \n\x0eReportResponse\x12\x0e\n\x06number\x18\x01 \x01(\x03\"\x81\x02\n\x05Hello\x12\x0f\n\x07\x64\x65vices\x18\x01 \x01(\x05\x12\x13\n\x0b\x64\x65vice_kind\x18\x02 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x03 \x01(\x03\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12\x15\n\ragent_version\x18\x05 \x01(\t\x12\x32\n\x07running\x18\x06 \x03(\x0b\x32!.appliance.api.agent.v1.WorkEpoch\x12\x38\n\x0c\x63\x61pabilities\x18\x07 \x03(\x0b\x32\".appliance.api.nodes.v1.Capability\x12\x12\n\nfree_ports\x18\x08 \x03(\x05\x12\x12\n\nsends_logs\x18\t \x01(\x08\"(\n\tWorkEpoch\x12\x0c\n\x04work\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\"j\n\x0e\x41gentHeartbeat\x12\x32\n\x07running\x18\x01 \x03(\x0b\x32!.appliance.api.agent.v1.WorkEpoch\x12\x10\n\x08sequence\x18\x02 \x01(\x03\x12\x12\n\nfree_ports\x18\x03 \x03(\x05\"\xc6\x01\n\x0bJobProgress\x12/\n\x04work\x18\x01 \x01(\x0b\x32!.appliance.api.agent.v1.WorkEpoch\x12\x31\n\x08progress\x18\x02 \x01(\x0b\x32\x1f.appliance.api.jobs.v1.Progress\x12\x10\n\x08restarts\x18\x03 \x01(\x05\x12\r\n\x05\x65vent\x18\x04 \x01(\t\x12\x32\n\x08measured\x18\x05 \x03(\x0b\x32 .appliance.api.jobs.v1.JobMetric\"l\n\x12\x43heckpointComplete\x12/\n\x04work\x18\x01 \x01(\x0b\x32!.appliance.api.agent.v1.WorkEpoch\x12\x0c\n\x04step\x18\x02 \x01(\x03\x12\x17\n\x0fmanifest_digest\x18\x03 \x01(\t\"\xf8\x01\n\x08JobEnded\x12/\n\x04work\x18\x01 \x01(\x0b\x32!.appliance.api.agent.v1.WorkEpoch\x12\x11\n\tsucceeded\x18\x02 \x01(\x08\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\x12\x37\n\x07outputs\x18\x05 \x03(\x0b\x32&.appliance.api.agent.v1.OutputComplete\x12\x30\n\x06result\x18\x06 \x01(\x0b\x32 .appliance.api.jobs.v1.JobResult\x12\x0b\n\x03log\x18\x07 \x01(\t\x12\x0f\n\x07log_cut\x18\x08 \x01(\x08\"F\n\x0eOutputComplete\x12\x0c\n\x04slot\x18\x01 \x01(\t\x12\x17\n\x0fmanifest_digest\x18\x02 \x01(\t\x12\r\n\x05\x66\x61\x63ts\x18\x03 \x01(\t\"\x81\x01\n\x0eReplicaChanged\x12/\n\x04work\x18\x01 \x01(\x0b\x32!.appliance.api.agent.v1.WorkEpoch\x12\r\n\x05ready\x18\x02 \x01(\x08\x12\r\n\x05\x65nded\x18\x03 \x01(\x08\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12\x0f\n\x07message\x18\x05 \x01(\t\"\xa9\x02\n\x0f\x43onnectResponse\x12\x35\n\tstart_job\x18\x01 \x01(\x0b\x32 .appliance.api.agent.v1.StartJobH\x00\x12=\n\rstart_replica\x18\x02 \x01(\x0b\x32$.appliance.api.agent.v1.StartReplicaH\x00\x12\x30\n\x04stop\x18\x03 \x01(\x0b\x32 .appliance.api.agent.v1.StopWorkH\x00\x12\x30\n\x06leases\x18\x04 \x01(\x0b\x32\x1e.appliance.api.agent.v1.LeasesH\x00\x12\x33\n\x08read_log\x18\x05 \x01(\x0b\x32\x1f.appliance.api.agent.v1.ReadLogH\x00\x42\x07\n\x05order\"j\n\x07ReadLog\x12/\n\x04work\x18\x01 \x01(\x0b\x32!.appliance.api.agent.v1.WorkEpoch\x12\x0c\n\x04read\x18\x02 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x03 \x01(\x03\x12\x11\n\tmax_bytes\x18\x04 \x01(\x03\"\xe5\x01\n\x0eSendLogRequest\x12\x0c\n\x04read\x18\x01 \x01(\t\x12.\n\x05lines\x18\x02 \x03(\x0b\x32\x1f.appliance.api.agent.v1.LogLine\x12;\n\x05state\x18\x03 \x01(\x0e\x32,.appliance.api.agent.v1.SendLogRequest.State\"X\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x13\n\x0fSTATE_CAUGHT_UP\x10\x01\x12\x0f\n\x0bSTATE_ENDED\x10\x02\x12\x12\n\x0eSTATE_NOT_KEPT\x10\x03\"t\n\x07LogLine\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12\x11\n\x04rank\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04text\x18\x04 \x01(\tB\x07\n\x05_rank\"\x11\n\x0fSendLogResponse\"\x82\x02\n\x08StartJob\x12/\n\x04work\x18\x01 \x01(\x0b\x32!.appliance.api.agent.v1.WorkEpoch\x12\'\n\x03job\x18\x02 \x01(\x0b\x32\x1a.appliance.api.jobs.v1.Job\x12\x11\n\trank_base\x18\x03 \x01(\x05\x12\x13\n\x0blocal_ranks\x18\x04 \x01(\x05\x12\x12\n\nworld_size\x18\x05 \x01(\x05\x12\x12\n\nnode_count\x18\x06 \x01(\x05\x12\x11\n\tnode_rank\x18\x07 \x01(\x05\x12\x0f\n\x07\x64\x65vices\x18\x08 \x03(\x05\x12\x12\n\nrendezvous\x18\t \x01(\t\x12\x14\n\x0cmemory_bytes\x18\n \x01(\x03\"\x94\x01\n\x0cStartReplica\x12/\n\x04work\x18\x01 \x01(\x0b\x32!.appliance.api.agent.v1.WorkEpoch\x12\x10\n\x08\x65ndpoint\x18\x02 \x01(\t\x12\x0f\n\x07\x64\x65vices\x18\x03 \x03(\x05\x12\x1b\n\x13max_sequence_length\x18\x04 \x01(\x05\x12\x13\n\x0b\x63\x61\x63he_bytes\x18\x05 \x01(\x03\"`\n\x08StopWork\x12/\n\x04work\x18\x01 \x01(\x0b\x32!.appliance.api.agent.v1.WorkEpoch\x12\x15\n\rgrace_seconds\x18\x02 \x01(\x01\x12\x0c\n\x04save\x18\x03 \x01(\x08\"\x9b\x01\n\x06Leases\x12/\n\x04work\x18\x01 \x03(\x0b\x32!.appliance.api.agent.v1.WorkEpoch\x12\x0f\n\x07seconds\x18\x02 \x01(\x01\x12\x10\n\x08sequence\x18\x03 \x01(\x03\x12=\n\x08gateways\x18\x04 \x01(\x0b\x32+.appliance.api.agent.v1.GatewayCertificates\"Q\n\x13GatewayCertificates\x12\x0f\n\x07serials\x18\x01 \x03(\t\x12)\n\x05\x61s_of\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"b\n\x12ReleaseKeysRequest\x12/\n\x04work\x18\x01 \x01(\x0b\x32!.appliance.api.agent.v1.WorkEpoch\x12\x1b\n\x13\x63\x65rtificate_request\x18\x02 \x01(\t\"\xd7\x01\n\x13ReleaseKeysResponse\x12\x33\n\x06inputs\x18\x01 \x03(\x0b\x32#.appliance.api.agent.v1.ArtifactKey\x12\x34\n\x07outputs\x18\x02 \x03(\x0b\x32#.appliance.api.agent.v1.ArtifactKey\x12\x13\n\x0bresume_step\x18\x03 \x01(\x03\x12\x15\n\rresume_digest\x18\x04 \x01(\t\x12\x13\n\x0b\x63\x65rtificate\x18\x05 \x01(\t\x12\x14\n\x0cresume_epoch\x18\x06 \x01(\x03\"\x8e\x01\n\x0b\x41rtifactKey\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0e\n\x06\x66older\x18\x03 \x01(\t\x12\x0e\n\x06object\x18\x04 \x01(\t\x12\x0f\n\x07project\x18\x05 \x01(\t\x12\x0b\n\x03key\x18\x06 \x01(\x0c\x12\x17\n\x0fmanifest_digest\x18\x07 \x01(\t\x12\x0c\n\x04slot\x18\x08 \x01(\t\"6\n\x17RenewCertificateRequest\x12\x1b\n\x13\x63\x65rtificate_request\x18\x01 \x01(\t\"/\n\x18RenewCertificateResponse\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\t2\xc0\x05\n\x0c\x41gentService\x12v\n\x07\x43onnect\x12&.appliance.api.agent.v1.ConnectRequest\x1a\'.appliance.api.agent.v1.ConnectResponse\"\x16\x8a\xb5\x18\x12\n\ragent.connect2\x01-(\x01\x30\x01\x12s\n\x06Report\x12%.appliance.api.agent.v1.ReportRequest\x1a&.appliance.api.agent.v1.ReportResponse\"\x16\x8a\xb5\x18\x12\n\ragent.connect2\x01-(\x01\x30\x01\x12t\n\x07SendLog\x12&.appliance.api.agent.v1.SendLogRequest\x1a\'.appliance.api.agent.v1.SendLogResponse\"\x16\x8a\xb5\x18\x12\n\ragent.connect2\x01-(\x01\x12\xbe\x01\n\x0bReleaseKeys\x12*.appliance.api.agent.v1.ReleaseKeysRequest\x1a+.appliance.api.agent.v1.ReleaseKeysResponse\"V\x8a\xb5\x18R\n\x11\x61gent.releaseKeys2\twork.work2\nwork.epoch:\x0binputs.name:\x0coutputs.name:\x0bresume_step\x12\x8b\x01\n\x10RenewCertificate\x12/.appliance.api.agent.v1.RenewCertificateRequest\x1a\x30.appliance.api.agent.v1.RenewCertificateResponse\"\x14\x8a\xb5\x18\x10\n\x0b\x61gent.renew2\x01-b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,6 +39,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_AGENTSERVICE'].methods_by_name['Connect']._serialized_options = b'\212\265\030\022\n\ragent.connect2\001-'
   _globals['_AGENTSERVICE'].methods_by_name['Report']._loaded_options = None
   _globals['_AGENTSERVICE'].methods_by_name['Report']._serialized_options = b'\212\265\030\022\n\ragent.connect2\001-'
+  _globals['_AGENTSERVICE'].methods_by_name['SendLog']._loaded_options = None
+  _globals['_AGENTSERVICE'].methods_by_name['SendLog']._serialized_options = b'\212\265\030\022\n\ragent.connect2\001-'
   _globals['_AGENTSERVICE'].methods_by_name['ReleaseKeys']._loaded_options = None
   _globals['_AGENTSERVICE'].methods_by_name['ReleaseKeys']._serialized_options = b'\212\265\030R\n\021agent.releaseKeys2\twork.work2\nwork.epoch:\013inputs.name:\014outputs.name:\013resume_step'
   _globals['_AGENTSERVICE'].methods_by_name['RenewCertificate']._loaded_options = None
@@ -50,43 +52,53 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REPORTRESPONSE']._serialized_start=889
   _globals['_REPORTRESPONSE']._serialized_end=921
   _globals['_HELLO']._serialized_start=924
-  _globals['_HELLO']._serialized_end=1161
-  _globals['_WORKEPOCH']._serialized_start=1163
-  _globals['_WORKEPOCH']._serialized_end=1203
-  _globals['_AGENTHEARTBEAT']._serialized_start=1205
-  _globals['_AGENTHEARTBEAT']._serialized_end=1311
-  _globals['_JOBPROGRESS']._serialized_start=1314
-  _globals['_JOBPROGRESS']._serialized_end=1512
-  _globals['_CHECKPOINTCOMPLETE']._serialized_start=1514
-  _globals['_CHECKPOINTCOMPLETE']._serialized_end=1622
-  _globals['_JOBENDED']._serialized_start=1625
-  _globals['_JOBENDED']._serialized_end=1873
-  _globals['_OUTPUTCOMPLETE']._serialized_start=1875
-  _globals['_OUTPUTCOMPLETE']._serialized_end=1945
-  _globals['_REPLICACHANGED']._serialized_start=1948
-  _globals['_REPLICACHANGED']._serialized_end=2077
-  _globals['_CONNECTRESPONSE']._serialized_start=2080
-  _globals['_CONNECTRESPONSE']._serialized_end=2324
-  _globals['_STARTJOB']._serialized_start=2327
-  _globals['_STARTJOB']._serialized_end=2585
-  _globals['_STARTREPLICA']._serialized_start=2588
-  _globals['_STARTREPLICA']._serialized_end=2736
-  _globals['_STOPWORK']._serialized_start=2738
-  _globals['_STOPWORK']._serialized_end=2834
-  _globals['_LEASES']._serialized_start=2837
-  _globals['_LEASES']._serialized_end=2992
-  _globals['_GATEWAYCERTIFICATES']._serialized_start=2994
-  _globals['_GATEWAYCERTIFICATES']._serialized_end=3075
-  _globals['_RELEASEKEYSREQUEST']._serialized_start=3077
-  _globals['_RELEASEKEYSREQUEST']._serialized_end=3175
-  _globals['_RELEASEKEYSRESPONSE']._serialized_start=3178
-  _globals['_RELEASEKEYSRESPONSE']._serialized_end=3393
-  _globals['_ARTIFACTKEY']._serialized_start=3396
-  _globals['_ARTIFACTKEY']._serialized_end=3538
-  _globals['_RENEWCERTIFICATEREQUEST']._serialized_start=3540
-  _globals['_RENEWCERTIFICATEREQUEST']._serialized_end=3594
-  _globals['_RENEWCERTIFICATERESPONSE']._serialized_start=3596
-  _globals['_RENEWCERTIFICATERESPONSE']._serialized_end=3643
-  _globals['_AGENTSERVICE']._serialized_start=3646
-  _globals['_AGENTSERVICE']._serialized_end=4232
+  _globals['_HELLO']._serialized_end=1181
+  _globals['_WORKEPOCH']._serialized_start=1183
+  _globals['_WORKEPOCH']._serialized_end=1223
+  _globals['_AGENTHEARTBEAT']._serialized_start=1225
+  _globals['_AGENTHEARTBEAT']._serialized_end=1331
+  _globals['_JOBPROGRESS']._serialized_start=1334
+  _globals['_JOBPROGRESS']._serialized_end=1532
+  _globals['_CHECKPOINTCOMPLETE']._serialized_start=1534
+  _globals['_CHECKPOINTCOMPLETE']._serialized_end=1642
+  _globals['_JOBENDED']._serialized_start=1645
+  _globals['_JOBENDED']._serialized_end=1893
+  _globals['_OUTPUTCOMPLETE']._serialized_start=1895
+  _globals['_OUTPUTCOMPLETE']._serialized_end=1965
+  _globals['_REPLICACHANGED']._serialized_start=1968
+  _globals['_REPLICACHANGED']._serialized_end=2097
+  _globals['_CONNECTRESPONSE']._serialized_start=2100
+  _globals['_CONNECTRESPONSE']._serialized_end=2397
+  _globals['_READLOG']._serialized_start=2399
+  _globals['_READLOG']._serialized_end=2505
+  _globals['_SENDLOGREQUEST']._serialized_start=2508
+  _globals['_SENDLOGREQUEST']._serialized_end=2737
+  _globals['_SENDLOGREQUEST_STATE']._serialized_start=2649
+  _globals['_SENDLOGREQUEST_STATE']._serialized_end=2737
+  _globals['_LOGLINE']._serialized_start=2739
+  _globals['_LOGLINE']._serialized_end=2855
+  _globals['_SENDLOGRESPONSE']._serialized_start=2857
+  _globals['_SENDLOGRESPONSE']._serialized_end=2874
+  _globals['_STARTJOB']._serialized_start=2877
+  _globals['_STARTJOB']._serialized_end=3135
+  _globals['_STARTREPLICA']._serialized_start=3138
+  _globals['_STARTREPLICA']._serialized_end=3286
+  _globals['_STOPWORK']._serialized_start=3288
+  _globals['_STOPWORK']._serialized_end=3384
+  _globals['_LEASES']._serialized_start=3387
+  _globals['_LEASES']._serialized_end=3542
+  _globals['_GATEWAYCERTIFICATES']._serialized_start=3544
+  _globals['_GATEWAYCERTIFICATES']._serialized_end=3625
+  _globals['_RELEASEKEYSREQUEST']._serialized_start=3627
+  _globals['_RELEASEKEYSREQUEST']._serialized_end=3725
+  _globals['_RELEASEKEYSRESPONSE']._serialized_start=3728
+  _globals['_RELEASEKEYSRESPONSE']._serialized_end=3943
+  _globals['_ARTIFACTKEY']._serialized_start=3946
+  _globals['_ARTIFACTKEY']._serialized_end=4088
+  _globals['_RENEWCERTIFICATEREQUEST']._serialized_start=4090
+  _globals['_RENEWCERTIFICATEREQUEST']._serialized_end=4144
+  _globals['_RENEWCERTIFICATERESPONSE']._serialized_start=4146
+  _globals['_RENEWCERTIFICATERESPONSE']._serialized_end=4193
+  _globals['_AGENTSERVICE']._serialized_start=4196
+  _globals['_AGENTSERVICE']._serialized_end=4900
 # @@protoc_insertion_point(module_scope)

@@ -5,6 +5,7 @@ from appliance.api.jobs.v1 import job_pb2 as _job_pb2
 from appliance.api.nodes.v1 import node_pb2 as _node_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
@@ -49,7 +50,7 @@ class ReportResponse(_message.Message):
     def __init__(self, number: _Optional[int] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("devices", "device_kind", "memory_bytes", "address", "agent_version", "running", "capabilities", "free_ports")
+    __slots__ = ("devices", "device_kind", "memory_bytes", "address", "agent_version", "running", "capabilities", "free_ports", "sends_logs")
     DEVICES_FIELD_NUMBER: _ClassVar[int]
     DEVICE_KIND_FIELD_NUMBER: _ClassVar[int]
     MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -58,6 +59,7 @@ class Hello(_message.Message):
     RUNNING_FIELD_NUMBER: _ClassVar[int]
     CAPABILITIES_FIELD_NUMBER: _ClassVar[int]
     FREE_PORTS_FIELD_NUMBER: _ClassVar[int]
+    SENDS_LOGS_FIELD_NUMBER: _ClassVar[int]
     devices: int
     device_kind: str
     memory_bytes: int
@@ -66,7 +68,8 @@ class Hello(_message.Message):
     running: _containers.RepeatedCompositeFieldContainer[WorkEpoch]
     capabilities: _containers.RepeatedCompositeFieldContainer[_node_pb2.Capability]
     free_ports: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, devices: _Optional[int] = ..., device_kind: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., address: _Optional[str] = ..., agent_version: _Optional[str] = ..., running: _Optional[_Iterable[_Union[WorkEpoch, _Mapping]]] = ..., capabilities: _Optional[_Iterable[_Union[_node_pb2.Capability, _Mapping]]] = ..., free_ports: _Optional[_Iterable[int]] = ...) -> None: ...
+    sends_logs: bool
+    def __init__(self, devices: _Optional[int] = ..., device_kind: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., address: _Optional[str] = ..., agent_version: _Optional[str] = ..., running: _Optional[_Iterable[_Union[WorkEpoch, _Mapping]]] = ..., capabilities: _Optional[_Iterable[_Union[_node_pb2.Capability, _Mapping]]] = ..., free_ports: _Optional[_Iterable[int]] = ..., sends_logs: _Optional[bool] = ...) -> None: ...
 
 class WorkEpoch(_message.Message):
     __slots__ = ("work", "epoch")
@@ -155,16 +158,66 @@ class ReplicaChanged(_message.Message):
     def __init__(self, work: _Optional[_Union[WorkEpoch, _Mapping]] = ..., ready: _Optional[bool] = ..., ended: _Optional[bool] = ..., address: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
 
 class ConnectResponse(_message.Message):
-    __slots__ = ("start_job", "start_replica", "stop", "leases")
+    __slots__ = ("start_job", "start_replica", "stop", "leases", "read_log")
     START_JOB_FIELD_NUMBER: _ClassVar[int]
     START_REPLICA_FIELD_NUMBER: _ClassVar[int]
     STOP_FIELD_NUMBER: _ClassVar[int]
     LEASES_FIELD_NUMBER: _ClassVar[int]
+    READ_LOG_FIELD_NUMBER: _ClassVar[int]
     start_job: StartJob
     start_replica: StartReplica
     stop: StopWork
     leases: Leases
-    def __init__(self, start_job: _Optional[_Union[StartJob, _Mapping]] = ..., start_replica: _Optional[_Union[StartReplica, _Mapping]] = ..., stop: _Optional[_Union[StopWork, _Mapping]] = ..., leases: _Optional[_Union[Leases, _Mapping]] = ...) -> None: ...
+    read_log: ReadLog
+    def __init__(self, start_job: _Optional[_Union[StartJob, _Mapping]] = ..., start_replica: _Optional[_Union[StartReplica, _Mapping]] = ..., stop: _Optional[_Union[StopWork, _Mapping]] = ..., leases: _Optional[_Union[Leases, _Mapping]] = ..., read_log: _Optional[_Union[ReadLog, _Mapping]] = ...) -> None: ...
+
+class ReadLog(_message.Message):
+    __slots__ = ("work", "read", "after", "max_bytes")
+    WORK_FIELD_NUMBER: _ClassVar[int]
+    READ_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    MAX_BYTES_FIELD_NUMBER: _ClassVar[int]
+    work: WorkEpoch
+    read: str
+    after: int
+    max_bytes: int
+    def __init__(self, work: _Optional[_Union[WorkEpoch, _Mapping]] = ..., read: _Optional[str] = ..., after: _Optional[int] = ..., max_bytes: _Optional[int] = ...) -> None: ...
+
+class SendLogRequest(_message.Message):
+    __slots__ = ("read", "lines", "state")
+    class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        STATE_UNSPECIFIED: _ClassVar[SendLogRequest.State]
+        STATE_CAUGHT_UP: _ClassVar[SendLogRequest.State]
+        STATE_ENDED: _ClassVar[SendLogRequest.State]
+        STATE_NOT_KEPT: _ClassVar[SendLogRequest.State]
+    STATE_UNSPECIFIED: SendLogRequest.State
+    STATE_CAUGHT_UP: SendLogRequest.State
+    STATE_ENDED: SendLogRequest.State
+    STATE_NOT_KEPT: SendLogRequest.State
+    READ_FIELD_NUMBER: _ClassVar[int]
+    LINES_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    read: str
+    lines: _containers.RepeatedCompositeFieldContainer[LogLine]
+    state: SendLogRequest.State
+    def __init__(self, read: _Optional[str] = ..., lines: _Optional[_Iterable[_Union[LogLine, _Mapping]]] = ..., state: _Optional[_Union[SendLogRequest.State, str]] = ...) -> None: ...
+
+class LogLine(_message.Message):
+    __slots__ = ("number", "rank", "create_time", "text")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    rank: int
+    create_time: _timestamp_pb2.Timestamp
+    text: str
+    def __init__(self, number: _Optional[int] = ..., rank: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., text: _Optional[str] = ...) -> None: ...
+
+class SendLogResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class StartJob(_message.Message):
     __slots__ = ("work", "job", "rank_base", "local_ranks", "world_size", "node_count", "node_rank", "devices", "rendezvous", "memory_bytes")

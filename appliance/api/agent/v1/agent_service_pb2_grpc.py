@@ -45,6 +45,11 @@ class AgentServiceStub:
                 request_serializer=appliance_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.ReportRequest.SerializeToString,
                 response_deserializer=appliance_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.ReportResponse.FromString,
                 _registered_method=True)
+        self.SendLog = channel.stream_unary(
+                '/appliance.api.agent.v1.AgentService/SendLog',
+                request_serializer=appliance_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.SendLogRequest.SerializeToString,
+                response_deserializer=appliance_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.SendLogResponse.FromString,
+                _registered_method=True)
         self.ReleaseKeys = channel.unary_unary(
                 '/appliance.api.agent.v1.AgentService/ReleaseKeys',
                 request_serializer=appliance_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.ReleaseKeysRequest.SerializeToString,
@@ -76,6 +81,13 @@ class AgentServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SendLog(self, request_iterator, context):
+        """The lines of one piece of work, as the order `read_log` asked for them. It ends when the control plane needs no more.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ReleaseKeys(self, request, context):
         """Returns the data keys, and for a replica the certificate, of work that is leased to the calling node now.
         """
@@ -102,6 +114,11 @@ def add_AgentServiceServicer_to_server(servicer, server):
                     servicer.Report,
                     request_deserializer=appliance_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.ReportRequest.FromString,
                     response_serializer=appliance_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.ReportResponse.SerializeToString,
+            ),
+            'SendLog': grpc.stream_unary_rpc_method_handler(
+                    servicer.SendLog,
+                    request_deserializer=appliance_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.SendLogRequest.FromString,
+                    response_serializer=appliance_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.SendLogResponse.SerializeToString,
             ),
             'ReleaseKeys': grpc.unary_unary_rpc_method_handler(
                     servicer.ReleaseKeys,
@@ -169,6 +186,33 @@ class AgentService:
             '/appliance.api.agent.v1.AgentService/Report',
             appliance_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.ReportRequest.SerializeToString,
             appliance_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.ReportResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SendLog(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/appliance.api.agent.v1.AgentService/SendLog',
+            appliance_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.SendLogRequest.SerializeToString,
+            appliance_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.SendLogResponse.FromString,
             options,
             channel_credentials,
             insecure,

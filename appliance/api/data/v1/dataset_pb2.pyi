@@ -23,7 +23,7 @@ class Dataset(_message.Message):
     def __init__(self, name: _Optional[str] = ..., description: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., latest_version: _Optional[str] = ...) -> None: ...
 
 class DatasetVersion(_message.Message):
-    __slots__ = ("name", "uid", "kind", "size_bytes", "documents", "tokens", "manifest_digest", "creator", "job", "inputs", "create_time", "tokenizer")
+    __slots__ = ("name", "uid", "kind", "size_bytes", "documents", "tokens", "manifest_digest", "creator", "job", "inputs", "create_time", "tokenizer", "job_uid")
     class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         KIND_UNSPECIFIED: _ClassVar[DatasetVersion.Kind]
@@ -44,6 +44,7 @@ class DatasetVersion(_message.Message):
     INPUTS_FIELD_NUMBER: _ClassVar[int]
     CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
     TOKENIZER_FIELD_NUMBER: _ClassVar[int]
+    JOB_UID_FIELD_NUMBER: _ClassVar[int]
     name: str
     uid: str
     kind: DatasetVersion.Kind
@@ -56,7 +57,8 @@ class DatasetVersion(_message.Message):
     inputs: _containers.RepeatedScalarFieldContainer[str]
     create_time: _timestamp_pb2.Timestamp
     tokenizer: str
-    def __init__(self, name: _Optional[str] = ..., uid: _Optional[str] = ..., kind: _Optional[_Union[DatasetVersion.Kind, str]] = ..., size_bytes: _Optional[int] = ..., documents: _Optional[int] = ..., tokens: _Optional[int] = ..., manifest_digest: _Optional[str] = ..., creator: _Optional[str] = ..., job: _Optional[str] = ..., inputs: _Optional[_Iterable[str]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., tokenizer: _Optional[str] = ...) -> None: ...
+    job_uid: str
+    def __init__(self, name: _Optional[str] = ..., uid: _Optional[str] = ..., kind: _Optional[_Union[DatasetVersion.Kind, str]] = ..., size_bytes: _Optional[int] = ..., documents: _Optional[int] = ..., tokens: _Optional[int] = ..., manifest_digest: _Optional[str] = ..., creator: _Optional[str] = ..., job: _Optional[str] = ..., inputs: _Optional[_Iterable[str]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., tokenizer: _Optional[str] = ..., job_uid: _Optional[str] = ...) -> None: ...
 
 class PrepareReport(_message.Message):
     __slots__ = ("documents", "kept", "tokens", "steps", "redactions", "vocabulary_size", "scripts")

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#appliance/api/jobs/v1/job_log.proto\x12\x15\x61ppliance.api.jobs.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"e\n\x07JobLogs\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12-\n\x05nodes\x18\x03 \x03(\x0b\x32\x1e.appliance.api.jobs.v1.NodeLog\x12\x0e\n\x06reason\x18\x04 \x01(\t\"d\n\x07NodeLog\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0b\n\x03\x63ut\x18\x03 \x01(\x08\x12\x30\n\x0creceive_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestampb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#appliance/api/jobs/v1/job_log.proto\x12\x15\x61ppliance.api.jobs.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"e\n\x07JobLogs\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12-\n\x05nodes\x18\x03 \x03(\x0b\x32\x1e.appliance.api.jobs.v1.NodeLog\x12\x0e\n\x06reason\x18\x04 \x01(\t\"d\n\x07NodeLog\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0b\n\x03\x63ut\x18\x03 \x01(\x08\x12\x30\n\x0creceive_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x94\x01\n\nJobLogLine\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12\x0e\n\x06number\x18\x03 \x01(\x03\x12\x11\n\x04rank\x18\x04 \x01(\x05H\x00\x88\x01\x01\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04text\x18\x06 \x01(\tB\x07\n\x05_rank\"\xa3\x02\n\x0cJobLogNotice\x12\x36\n\x04kind\x18\x01 \x01(\x0e\x32(.appliance.api.jobs.v1.JobLogNotice.Kind\x12\x0c\n\x04node\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x03\x12\r\n\x05lines\x18\x04 \x01(\x03\x12\x0c\n\x04text\x18\x05 \x01(\t\x12\r\n\x05ranks\x18\x06 \x01(\x05\"\x91\x01\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x0e\n\nKIND_START\x10\x01\x12\x11\n\rKIND_LEFT_OUT\x10\x02\x12\x12\n\x0eKIND_NODE_AWAY\x10\x03\x12\x16\n\x12KIND_AGENT_TOO_OLD\x10\x04\x12\x11\n\rKIND_NOT_KEPT\x10\x05\x12\x11\n\rKIND_NO_START\x10\x06\"=\n\x0eJobLogPosition\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12\x0e\n\x06number\x18\x03 \x01(\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,4 +36,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_JOBLOGS']._serialized_end=196
   _globals['_NODELOG']._serialized_start=198
   _globals['_NODELOG']._serialized_end=298
+  _globals['_JOBLOGLINE']._serialized_start=301
+  _globals['_JOBLOGLINE']._serialized_end=449
+  _globals['_JOBLOGNOTICE']._serialized_start=452
+  _globals['_JOBLOGNOTICE']._serialized_end=743
+  _globals['_JOBLOGNOTICE_KIND']._serialized_start=598
+  _globals['_JOBLOGNOTICE_KIND']._serialized_end=743
+  _globals['_JOBLOGPOSITION']._serialized_start=745
+  _globals['_JOBLOGPOSITION']._serialized_end=806
 # @@protoc_insertion_point(module_scope)

@@ -25,10 +25,12 @@ _sym_db = _symbol_database.Default()
 from appliance.api.common.v1 import access_pb2 as appliance_dot_api_dot_common_dot_v1_dot_access__pb2
 from appliance.api.common.v1 import value_pb2 as appliance_dot_api_dot_common_dot_v1_dot_value__pb2
 from appliance.api.jobs.v1 import job_pb2 as appliance_dot_api_dot_jobs_dot_v1_dot_job__pb2
+from appliance.api.jobs.v1 import job_event_pb2 as appliance_dot_api_dot_jobs_dot_v1_dot_job__event__pb2
 from appliance.api.jobs.v1 import job_log_pb2 as appliance_dot_api_dot_jobs_dot_v1_dot_job__log__pb2
+from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'appliance/api/jobs/v1/job_service.proto\x12\x15\x61ppliance.api.jobs.v1\x1a$appliance/api/common/v1/access.proto\x1a#appliance/api/common/v1/value.proto\x1a\x1f\x61ppliance/api/jobs/v1/job.proto\x1a#appliance/api/jobs/v1/job_log.proto\"\x1d\n\rGetJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"H\n\x0fListJobsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"U\n\x10ListJobsResponse\x12(\n\x04jobs\x18\x01 \x03(\x0b\x32\x1a.appliance.api.jobs.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x86\x01\n\x10\x43reateJobRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0e\n\x06job_id\x18\x02 \x01(\t\x12\'\n\x03job\x18\x03 \x01(\x0b\x32\x1a.appliance.api.jobs.v1.Job\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\"Y\n\x0ePlanJobRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0e\n\x06job_id\x18\x02 \x01(\t\x12\'\n\x03job\x18\x03 \x01(\x0b\x32\x1a.appliance.api.jobs.v1.Job\"\xcd\x01\n\x07JobPlan\x12\'\n\x03job\x18\x01 \x01(\x0b\x32\x1a.appliance.api.jobs.v1.Job\x12\r\n\x05ranks\x18\x02 \x01(\x05\x12\x19\n\x11host_memory_bytes\x18\x03 \x01(\x03\x12\x1b\n\x13\x64\x65vice_memory_bytes\x18\x04 \x01(\x03\x12\x0f\n\x07modules\x18\x05 \x03(\t\x12.\n\x05nodes\x18\x06 \x03(\x0b\x32\x1f.appliance.api.jobs.v1.NodePlan\x12\x11\n\twaits_for\x18\x07 \x01(\t\"7\n\x08NodePlan\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\r\n\x05ranks\x18\x02 \x01(\x05\x12\x0e\n\x06reason\x18\x03 \x01(\t\"4\n\x10\x43\x61ncelJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"\x82\x01\n\x0fPauseJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12;\n\rgrace_seconds\x18\x02 \x01(\x05\x42\x1f\x8a\xb5\x18\x1b\t\x00\x00\x00\x00\x00\xc0r@\x11\x00\x00\x00\x00\x00\x00\x00\x00\x19\x00\x00\x00\x00\x00\x18\xf5@H\x00\x88\x01\x01\x12\x12\n\nrequest_id\x18\x03 \x01(\tB\x10\n\x0e_grace_seconds\"_\n\x10ResumeJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12)\n\x04mesh\x18\x02 \x01(\x0b\x32\x1b.appliance.api.jobs.v1.Mesh\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"\x1f\n\x0fWatchJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"L\n\x15ListJobMetricsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"d\n\x16ListJobMetricsResponse\x12\x31\n\x07metrics\x18\x01 \x03(\x0b\x32 .appliance.api.jobs.v1.JobMetric\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"!\n\x11GetJobLogsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t2\x96\t\n\nJobService\x12]\n\x06GetJob\x12$.appliance.api.jobs.v1.GetJobRequest\x1a\x1a.appliance.api.jobs.v1.Job\"\x11\x90\x02\x01\x8a\xb5\x18\n\n\x08jobs.get\x12o\n\x08ListJobs\x12&.appliance.api.jobs.v1.ListJobsRequest\x1a\'.appliance.api.jobs.v1.ListJobsResponse\"\x12\x90\x02\x01\x8a\xb5\x18\x0b\n\tjobs.list\x12{\n\tCreateJob\x12\'.appliance.api.jobs.v1.CreateJobRequest\x1a\x1a.appliance.api.jobs.v1.Job\")\x90\x02\x02\x8a\xb5\x18\"\n\x0bjobs.create2\x08job.spec:\x04name:\x03uid\x12\x66\n\x07PlanJob\x12%.appliance.api.jobs.v1.PlanJobRequest\x1a\x1e.appliance.api.jobs.v1.JobPlan\"\x14\x90\x02\x01\x8a\xb5\x18\r\n\x0bjobs.create\x12u\n\tCancelJob\x12\'.appliance.api.jobs.v1.CancelJobRequest\x1a\x1a.appliance.api.jobs.v1.Job\"#\x8a\xb5\x18\x1f\n\x0bjobs.cancel2\x04name:\x03uid:\x05state\x12\x82\x01\n\x08PauseJob\x12&.appliance.api.jobs.v1.PauseJobRequest\x1a\x1a.appliance.api.jobs.v1.Job\"2\x8a\xb5\x18.\n\x0bjobs.cancel2\x04name2\rgrace_seconds:\x03uid:\x05state\x12\x7f\n\tResumeJob\x12\'.appliance.api.jobs.v1.ResumeJobRequest\x1a\x1a.appliance.api.jobs.v1.Job\"-\x8a\xb5\x18)\n\x0bjobs.create2\x04name:\x03uid:\x0f\x63heckpoint_step\x12\x63\n\x08WatchJob\x12&.appliance.api.jobs.v1.WatchJobRequest\x1a\x1a.appliance.api.jobs.v1.Job\"\x11\x90\x02\x01\x8a\xb5\x18\n\n\x08jobs.get0\x01\x12\x80\x01\n\x0eListJobMetrics\x12,.appliance.api.jobs.v1.ListJobMetricsRequest\x1a-.appliance.api.jobs.v1.ListJobMetricsResponse\"\x11\x90\x02\x01\x8a\xb5\x18\n\n\x08jobs.get\x12n\n\nGetJobLogs\x12(.appliance.api.jobs.v1.GetJobLogsRequest\x1a\x1e.appliance.api.jobs.v1.JobLogs\"\x16\x90\x02\x01\x8a\xb5\x18\x0f\n\rjobs.readLogsb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'appliance/api/jobs/v1/job_service.proto\x12\x15\x61ppliance.api.jobs.v1\x1a$appliance/api/common/v1/access.proto\x1a#appliance/api/common/v1/value.proto\x1a\x1f\x61ppliance/api/jobs/v1/job.proto\x1a%appliance/api/jobs/v1/job_event.proto\x1a#appliance/api/jobs/v1/job_log.proto\x1a google/protobuf/field_mask.proto\"\x1d\n\rGetJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"H\n\x0fListJobsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"U\n\x10ListJobsResponse\x12(\n\x04jobs\x18\x01 \x03(\x0b\x32\x1a.appliance.api.jobs.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x86\x01\n\x10\x43reateJobRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0e\n\x06job_id\x18\x02 \x01(\t\x12\'\n\x03job\x18\x03 \x01(\x0b\x32\x1a.appliance.api.jobs.v1.Job\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\"Y\n\x0ePlanJobRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0e\n\x06job_id\x18\x02 \x01(\t\x12\'\n\x03job\x18\x03 \x01(\x0b\x32\x1a.appliance.api.jobs.v1.Job\"\xcd\x01\n\x07JobPlan\x12\'\n\x03job\x18\x01 \x01(\x0b\x32\x1a.appliance.api.jobs.v1.Job\x12\r\n\x05ranks\x18\x02 \x01(\x05\x12\x19\n\x11host_memory_bytes\x18\x03 \x01(\x03\x12\x1b\n\x13\x64\x65vice_memory_bytes\x18\x04 \x01(\x03\x12\x0f\n\x07modules\x18\x05 \x03(\t\x12.\n\x05nodes\x18\x06 \x03(\x0b\x32\x1f.appliance.api.jobs.v1.NodePlan\x12\x11\n\twaits_for\x18\x07 \x01(\t\"7\n\x08NodePlan\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\r\n\x05ranks\x18\x02 \x01(\x05\x12\x0e\n\x06reason\x18\x03 \x01(\t\"4\n\x10\x43\x61ncelJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"\x82\x01\n\x0fPauseJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12;\n\rgrace_seconds\x18\x02 \x01(\x05\x42\x1f\x8a\xb5\x18\x1b\t\x00\x00\x00\x00\x00\xc0r@\x11\x00\x00\x00\x00\x00\x00\x00\x00\x19\x00\x00\x00\x00\x00\x18\xf5@H\x00\x88\x01\x01\x12\x12\n\nrequest_id\x18\x03 \x01(\tB\x10\n\x0e_grace_seconds\"_\n\x10ResumeJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12)\n\x04mesh\x18\x02 \x01(\x0b\x32\x1b.appliance.api.jobs.v1.Mesh\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"\x1f\n\x0fWatchJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"L\n\x15ListJobMetricsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"d\n\x16ListJobMetricsResponse\x12\x31\n\x07metrics\x18\x01 \x03(\x0b\x32 .appliance.api.jobs.v1.JobMetric\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"!\n\x11GetJobLogsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x97\x01\n\x10UpdateJobRequest\x12\'\n\x03job\x18\x01 \x01(\x0b\x32\x1a.appliance.api.jobs.v1.Job\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"Y\n\x10\x44\x65leteJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"K\n\x14ListJobEventsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"a\n\x15ListJobEventsResponse\x12/\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1f.appliance.api.jobs.v1.JobEvent\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xc6\x01\n\x12ReadJobLogsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x66ollow\x18\x02 \x01(\x08\x12/\n\ntail_lines\x18\x03 \x01(\x03\x42\x16\x8a\xb5\x18\x12\x11\x00\x00\x00\x00\x00\x00\x00\x00\x19\x00\x00\x00\x00\x80\x84.AH\x00\x88\x01\x01\x12\r\n\x05ranks\x18\x04 \x03(\x05\x12\r\n\x05\x65poch\x18\x05 \x01(\x03\x12\x34\n\x05\x61\x66ter\x18\x06 \x03(\x0b\x32%.appliance.api.jobs.v1.JobLogPositionB\r\n\x0b_tail_lines\"|\n\x13ReadJobLogsResponse\x12\x30\n\x05lines\x18\x01 \x03(\x0b\x32!.appliance.api.jobs.v1.JobLogLine\x12\x33\n\x06notice\x18\x02 \x01(\x0b\x32#.appliance.api.jobs.v1.JobLogNotice2\xd2\r\n\nJobService\x12]\n\x06GetJob\x12$.appliance.api.jobs.v1.GetJobRequest\x1a\x1a.appliance.api.jobs.v1.Job\"\x11\x90\x02\x01\x8a\xb5\x18\n\n\x08jobs.get\x12o\n\x08ListJobs\x12&.appliance.api.jobs.v1.ListJobsRequest\x1a\'.appliance.api.jobs.v1.ListJobsResponse\"\x12\x90\x02\x01\x8a\xb5\x18\x0b\n\tjobs.list\x12{\n\tCreateJob\x12\'.appliance.api.jobs.v1.CreateJobRequest\x1a\x1a.appliance.api.jobs.v1.Job\")\x90\x02\x02\x8a\xb5\x18\"\n\x0bjobs.create2\x08job.spec:\x04name:\x03uid\x12\xc7\x01\n\tUpdateJob\x12\'.appliance.api.jobs.v1.UpdateJobRequest\x1a\x1a.appliance.api.jobs.v1.Job\"u\x90\x02\x02\x8a\xb5\x18n\n\x0bjobs.update\"\x08job.name2\x08job.name2!job.on_lost.replace_after_seconds2\x10job.on_lost.wait2\x11update_mask.paths:\x03uid\x12q\n\tDeleteJob\x12\'.appliance.api.jobs.v1.DeleteJobRequest\x1a\x1a.appliance.api.jobs.v1.Job\"\x1f\x90\x02\x02\x8a\xb5\x18\x18\n\x0bjobs.delete2\x04name:\x03uid\x12\x66\n\x07PlanJob\x12%.appliance.api.jobs.v1.PlanJobRequest\x1a\x1e.appliance.api.jobs.v1.JobPlan\"\x14\x90\x02\x01\x8a\xb5\x18\r\n\x0bjobs.create\x12u\n\tCancelJob\x12\'.appliance.api.jobs.v1.CancelJobRequest\x1a\x1a.appliance.api.jobs.v1.Job\"#\x8a\xb5\x18\x1f\n\x0bjobs.cancel2\x04name:\x03uid:\x05state\x12\x82\x01\n\x08PauseJob\x12&.appliance.api.jobs.v1.PauseJobRequest\x1a\x1a.appliance.api.jobs.v1.Job\"2\x8a\xb5\x18.\n\x0bjobs.cancel2\x04name2\rgrace_seconds:\x03uid:\x05state\x12\x7f\n\tResumeJob\x12\'.appliance.api.jobs.v1.ResumeJobRequest\x1a\x1a.appliance.api.jobs.v1.Job\"-\x8a\xb5\x18)\n\x0bjobs.create2\x04name:\x03uid:\x0f\x63heckpoint_step\x12\x63\n\x08WatchJob\x12&.appliance.api.jobs.v1.WatchJobRequest\x1a\x1a.appliance.api.jobs.v1.Job\"\x11\x90\x02\x01\x8a\xb5\x18\n\n\x08jobs.get0\x01\x12\x80\x01\n\x0eListJobMetrics\x12,.appliance.api.jobs.v1.ListJobMetricsRequest\x1a-.appliance.api.jobs.v1.ListJobMetricsResponse\"\x11\x90\x02\x01\x8a\xb5\x18\n\n\x08jobs.get\x12}\n\rListJobEvents\x12+.appliance.api.jobs.v1.ListJobEventsRequest\x1a,.appliance.api.jobs.v1.ListJobEventsResponse\"\x11\x90\x02\x01\x8a\xb5\x18\n\n\x08jobs.get\x12~\n\x0bReadJobLogs\x12).appliance.api.jobs.v1.ReadJobLogsRequest\x1a*.appliance.api.jobs.v1.ReadJobLogsResponse\"\x16\x90\x02\x01\x8a\xb5\x18\x0f\n\rjobs.readLogs0\x01\x12n\n\nGetJobLogs\x12(.appliance.api.jobs.v1.GetJobLogsRequest\x1a\x1e.appliance.api.jobs.v1.JobLogs\"\x16\x90\x02\x01\x8a\xb5\x18\x0f\n\rjobs.readLogsb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,12 +39,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_PAUSEJOBREQUEST'].fields_by_name['grace_seconds']._loaded_options = None
   _globals['_PAUSEJOBREQUEST'].fields_by_name['grace_seconds']._serialized_options = b'\212\265\030\033\t\000\000\000\000\000\300r@\021\000\000\000\000\000\000\000\000\031\000\000\000\000\000\030\365@'
+  _globals['_READJOBLOGSREQUEST'].fields_by_name['tail_lines']._loaded_options = None
+  _globals['_READJOBLOGSREQUEST'].fields_by_name['tail_lines']._serialized_options = b'\212\265\030\022\021\000\000\000\000\000\000\000\000\031\000\000\000\000\200\204.A'
   _globals['_JOBSERVICE'].methods_by_name['GetJob']._loaded_options = None
   _globals['_JOBSERVICE'].methods_by_name['GetJob']._serialized_options = b'\220\002\001\212\265\030\n\n\010jobs.get'
   _globals['_JOBSERVICE'].methods_by_name['ListJobs']._loaded_options = None
   _globals['_JOBSERVICE'].methods_by_name['ListJobs']._serialized_options = b'\220\002\001\212\265\030\013\n\tjobs.list'
   _globals['_JOBSERVICE'].methods_by_name['CreateJob']._loaded_options = None
   _globals['_JOBSERVICE'].methods_by_name['CreateJob']._serialized_options = b'\220\002\002\212\265\030\"\n\013jobs.create2\010job.spec:\004name:\003uid'
+  _globals['_JOBSERVICE'].methods_by_name['UpdateJob']._loaded_options = None
+  _globals['_JOBSERVICE'].methods_by_name['UpdateJob']._serialized_options = b'\220\002\002\212\265\030n\n\013jobs.update\"\010job.name2\010job.name2!job.on_lost.replace_after_seconds2\020job.on_lost.wait2\021update_mask.paths:\003uid'
+  _globals['_JOBSERVICE'].methods_by_name['DeleteJob']._loaded_options = None
+  _globals['_JOBSERVICE'].methods_by_name['DeleteJob']._serialized_options = b'\220\002\002\212\265\030\030\n\013jobs.delete2\004name:\003uid'
   _globals['_JOBSERVICE'].methods_by_name['PlanJob']._loaded_options = None
   _globals['_JOBSERVICE'].methods_by_name['PlanJob']._serialized_options = b'\220\002\001\212\265\030\r\n\013jobs.create'
   _globals['_JOBSERVICE'].methods_by_name['CancelJob']._loaded_options = None
@@ -55,36 +63,52 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_JOBSERVICE'].methods_by_name['WatchJob']._serialized_options = b'\220\002\001\212\265\030\n\n\010jobs.get'
   _globals['_JOBSERVICE'].methods_by_name['ListJobMetrics']._loaded_options = None
   _globals['_JOBSERVICE'].methods_by_name['ListJobMetrics']._serialized_options = b'\220\002\001\212\265\030\n\n\010jobs.get'
+  _globals['_JOBSERVICE'].methods_by_name['ListJobEvents']._loaded_options = None
+  _globals['_JOBSERVICE'].methods_by_name['ListJobEvents']._serialized_options = b'\220\002\001\212\265\030\n\n\010jobs.get'
+  _globals['_JOBSERVICE'].methods_by_name['ReadJobLogs']._loaded_options = None
+  _globals['_JOBSERVICE'].methods_by_name['ReadJobLogs']._serialized_options = b'\220\002\001\212\265\030\017\n\rjobs.readLogs'
   _globals['_JOBSERVICE'].methods_by_name['GetJobLogs']._loaded_options = None
   _globals['_JOBSERVICE'].methods_by_name['GetJobLogs']._serialized_options = b'\220\002\001\212\265\030\017\n\rjobs.readLogs'
-  _globals['_GETJOBREQUEST']._serialized_start=211
-  _globals['_GETJOBREQUEST']._serialized_end=240
-  _globals['_LISTJOBSREQUEST']._serialized_start=242
-  _globals['_LISTJOBSREQUEST']._serialized_end=314
-  _globals['_LISTJOBSRESPONSE']._serialized_start=316
-  _globals['_LISTJOBSRESPONSE']._serialized_end=401
-  _globals['_CREATEJOBREQUEST']._serialized_start=404
-  _globals['_CREATEJOBREQUEST']._serialized_end=538
-  _globals['_PLANJOBREQUEST']._serialized_start=540
-  _globals['_PLANJOBREQUEST']._serialized_end=629
-  _globals['_JOBPLAN']._serialized_start=632
-  _globals['_JOBPLAN']._serialized_end=837
-  _globals['_NODEPLAN']._serialized_start=839
-  _globals['_NODEPLAN']._serialized_end=894
-  _globals['_CANCELJOBREQUEST']._serialized_start=896
-  _globals['_CANCELJOBREQUEST']._serialized_end=948
-  _globals['_PAUSEJOBREQUEST']._serialized_start=951
-  _globals['_PAUSEJOBREQUEST']._serialized_end=1081
-  _globals['_RESUMEJOBREQUEST']._serialized_start=1083
-  _globals['_RESUMEJOBREQUEST']._serialized_end=1178
-  _globals['_WATCHJOBREQUEST']._serialized_start=1180
-  _globals['_WATCHJOBREQUEST']._serialized_end=1211
-  _globals['_LISTJOBMETRICSREQUEST']._serialized_start=1213
-  _globals['_LISTJOBMETRICSREQUEST']._serialized_end=1289
-  _globals['_LISTJOBMETRICSRESPONSE']._serialized_start=1291
-  _globals['_LISTJOBMETRICSRESPONSE']._serialized_end=1391
-  _globals['_GETJOBLOGSREQUEST']._serialized_start=1393
-  _globals['_GETJOBLOGSREQUEST']._serialized_end=1426
-  _globals['_JOBSERVICE']._serialized_start=1429
-  _globals['_JOBSERVICE']._serialized_end=2603
+  _globals['_GETJOBREQUEST']._serialized_start=284
+  _globals['_GETJOBREQUEST']._serialized_end=313
+  _globals['_LISTJOBSREQUEST']._serialized_start=315
+  _globals['_LISTJOBSREQUEST']._serialized_end=387
+  _globals['_LISTJOBSRESPONSE']._serialized_start=389
+  _globals['_LISTJOBSRESPONSE']._serialized_end=474
+  _globals['_CREATEJOBREQUEST']._serialized_start=477
+  _globals['_CREATEJOBREQUEST']._serialized_end=611
+  _globals['_PLANJOBREQUEST']._serialized_start=613
+  _globals['_PLANJOBREQUEST']._serialized_end=702
+  _globals['_JOBPLAN']._serialized_start=705
+  _globals['_JOBPLAN']._serialized_end=910
+  _globals['_NODEPLAN']._serialized_start=912
+  _globals['_NODEPLAN']._serialized_end=967
+  _globals['_CANCELJOBREQUEST']._serialized_start=969
+  _globals['_CANCELJOBREQUEST']._serialized_end=1021
+  _globals['_PAUSEJOBREQUEST']._serialized_start=1024
+  _globals['_PAUSEJOBREQUEST']._serialized_end=1154
+  _globals['_RESUMEJOBREQUEST']._serialized_start=1156
+  _globals['_RESUMEJOBREQUEST']._serialized_end=1251
+  _globals['_WATCHJOBREQUEST']._serialized_start=1253
+  _globals['_WATCHJOBREQUEST']._serialized_end=1284
+  _globals['_LISTJOBMETRICSREQUEST']._serialized_start=1286
+  _globals['_LISTJOBMETRICSREQUEST']._serialized_end=1362
+  _globals['_LISTJOBMETRICSRESPONSE']._serialized_start=1364
+  _globals['_LISTJOBMETRICSRESPONSE']._serialized_end=1464
+  _globals['_GETJOBLOGSREQUEST']._serialized_start=1466
+  _globals['_GETJOBLOGSREQUEST']._serialized_end=1499
+  _globals['_UPDATEJOBREQUEST']._serialized_start=1502
+  _globals['_UPDATEJOBREQUEST']._serialized_end=1653
+  _globals['_DELETEJOBREQUEST']._serialized_start=1655
+  _globals['_DELETEJOBREQUEST']._serialized_end=1744
+  _globals['_LISTJOBEVENTSREQUEST']._serialized_start=1746
+  _globals['_LISTJOBEVENTSREQUEST']._serialized_end=1821
+  _globals['_LISTJOBEVENTSRESPONSE']._serialized_start=1823
+  _globals['_LISTJOBEVENTSRESPONSE']._serialized_end=1920
+  _globals['_READJOBLOGSREQUEST']._serialized_start=1923
+  _globals['_READJOBLOGSREQUEST']._serialized_end=2121
+  _globals['_READJOBLOGSRESPONSE']._serialized_start=2123
+  _globals['_READJOBLOGSRESPONSE']._serialized_end=2247
+  _globals['_JOBSERVICE']._serialized_start=2250
+  _globals['_JOBSERVICE']._serialized_end=3996
 # @@protoc_insertion_point(module_scope)

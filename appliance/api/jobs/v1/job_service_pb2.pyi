@@ -1,7 +1,9 @@
 from appliance.api.common.v1 import access_pb2 as _access_pb2
 from appliance.api.common.v1 import value_pb2 as _value_pb2
 from appliance.api.jobs.v1 import job_pb2 as _job_pb2
+from appliance.api.jobs.v1 import job_event_pb2 as _job_event_pb2
 from appliance.api.jobs.v1 import job_log_pb2 as _job_log_pb2
+from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -143,3 +145,69 @@ class GetJobLogsRequest(_message.Message):
     NAME_FIELD_NUMBER: _ClassVar[int]
     name: str
     def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class UpdateJobRequest(_message.Message):
+    __slots__ = ("job", "update_mask", "request_id", "validate_only")
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    UPDATE_MASK_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    VALIDATE_ONLY_FIELD_NUMBER: _ClassVar[int]
+    job: _job_pb2.Job
+    update_mask: _field_mask_pb2.FieldMask
+    request_id: str
+    validate_only: bool
+    def __init__(self, job: _Optional[_Union[_job_pb2.Job, _Mapping]] = ..., update_mask: _Optional[_Union[_field_mask_pb2.FieldMask, _Mapping]] = ..., request_id: _Optional[str] = ..., validate_only: _Optional[bool] = ...) -> None: ...
+
+class DeleteJobRequest(_message.Message):
+    __slots__ = ("name", "etag", "request_id", "validate_only")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ETAG_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    VALIDATE_ONLY_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    etag: str
+    request_id: str
+    validate_only: bool
+    def __init__(self, name: _Optional[str] = ..., etag: _Optional[str] = ..., request_id: _Optional[str] = ..., validate_only: _Optional[bool] = ...) -> None: ...
+
+class ListJobEventsRequest(_message.Message):
+    __slots__ = ("name", "page_size", "page_token")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    page_size: int
+    page_token: str
+    def __init__(self, name: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+
+class ListJobEventsResponse(_message.Message):
+    __slots__ = ("events", "next_page_token")
+    EVENTS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    events: _containers.RepeatedCompositeFieldContainer[_job_event_pb2.JobEvent]
+    next_page_token: str
+    def __init__(self, events: _Optional[_Iterable[_Union[_job_event_pb2.JobEvent, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class ReadJobLogsRequest(_message.Message):
+    __slots__ = ("name", "follow", "tail_lines", "ranks", "epoch", "after")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    FOLLOW_FIELD_NUMBER: _ClassVar[int]
+    TAIL_LINES_FIELD_NUMBER: _ClassVar[int]
+    RANKS_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    follow: bool
+    tail_lines: int
+    ranks: _containers.RepeatedScalarFieldContainer[int]
+    epoch: int
+    after: _containers.RepeatedCompositeFieldContainer[_job_log_pb2.JobLogPosition]
+    def __init__(self, name: _Optional[str] = ..., follow: _Optional[bool] = ..., tail_lines: _Optional[int] = ..., ranks: _Optional[_Iterable[int]] = ..., epoch: _Optional[int] = ..., after: _Optional[_Iterable[_Union[_job_log_pb2.JobLogPosition, _Mapping]]] = ...) -> None: ...
+
+class ReadJobLogsResponse(_message.Message):
+    __slots__ = ("lines", "notice")
+    LINES_FIELD_NUMBER: _ClassVar[int]
+    NOTICE_FIELD_NUMBER: _ClassVar[int]
+    lines: _containers.RepeatedCompositeFieldContainer[_job_log_pb2.JobLogLine]
+    notice: _job_log_pb2.JobLogNotice
+    def __init__(self, lines: _Optional[_Iterable[_Union[_job_log_pb2.JobLogLine, _Mapping]]] = ..., notice: _Optional[_Union[_job_log_pb2.JobLogNotice, _Mapping]] = ...) -> None: ...

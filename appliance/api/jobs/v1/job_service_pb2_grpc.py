@@ -52,6 +52,16 @@ class JobServiceStub:
                 request_serializer=appliance_dot_api_dot_jobs_dot_v1_dot_job__service__pb2.CreateJobRequest.SerializeToString,
                 response_deserializer=appliance_dot_api_dot_jobs_dot_v1_dot_job__pb2.Job.FromString,
                 _registered_method=True)
+        self.UpdateJob = channel.unary_unary(
+                '/appliance.api.jobs.v1.JobService/UpdateJob',
+                request_serializer=appliance_dot_api_dot_jobs_dot_v1_dot_job__service__pb2.UpdateJobRequest.SerializeToString,
+                response_deserializer=appliance_dot_api_dot_jobs_dot_v1_dot_job__pb2.Job.FromString,
+                _registered_method=True)
+        self.DeleteJob = channel.unary_unary(
+                '/appliance.api.jobs.v1.JobService/DeleteJob',
+                request_serializer=appliance_dot_api_dot_jobs_dot_v1_dot_job__service__pb2.DeleteJobRequest.SerializeToString,
+                response_deserializer=appliance_dot_api_dot_jobs_dot_v1_dot_job__pb2.Job.FromString,
+                _registered_method=True)
         self.PlanJob = channel.unary_unary(
                 '/appliance.api.jobs.v1.JobService/PlanJob',
                 request_serializer=appliance_dot_api_dot_jobs_dot_v1_dot_job__service__pb2.PlanJobRequest.SerializeToString,
@@ -82,6 +92,16 @@ class JobServiceStub:
                 request_serializer=appliance_dot_api_dot_jobs_dot_v1_dot_job__service__pb2.ListJobMetricsRequest.SerializeToString,
                 response_deserializer=appliance_dot_api_dot_jobs_dot_v1_dot_job__service__pb2.ListJobMetricsResponse.FromString,
                 _registered_method=True)
+        self.ListJobEvents = channel.unary_unary(
+                '/appliance.api.jobs.v1.JobService/ListJobEvents',
+                request_serializer=appliance_dot_api_dot_jobs_dot_v1_dot_job__service__pb2.ListJobEventsRequest.SerializeToString,
+                response_deserializer=appliance_dot_api_dot_jobs_dot_v1_dot_job__service__pb2.ListJobEventsResponse.FromString,
+                _registered_method=True)
+        self.ReadJobLogs = channel.unary_stream(
+                '/appliance.api.jobs.v1.JobService/ReadJobLogs',
+                request_serializer=appliance_dot_api_dot_jobs_dot_v1_dot_job__service__pb2.ReadJobLogsRequest.SerializeToString,
+                response_deserializer=appliance_dot_api_dot_jobs_dot_v1_dot_job__service__pb2.ReadJobLogsResponse.FromString,
+                _registered_method=True)
         self.GetJobLogs = channel.unary_unary(
                 '/appliance.api.jobs.v1.JobService/GetJobLogs',
                 request_serializer=appliance_dot_api_dot_jobs_dot_v1_dot_job__service__pb2.GetJobLogsRequest.SerializeToString,
@@ -109,6 +129,21 @@ class JobServiceServicer:
 
     def CreateJob(self, request, context):
         """Accepts a job and queues it. Watch it with `WatchJob`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateJob(self, request, context):
+        """Changes a job that has not ended: what happens when a node of it is silent, from now on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteJob(self, request, context):
+        """Deletes a job that has ended, with its checkpoints, measurements, events and last output. What it made stays. Fails with
+        FAILED_PRECONDITION when it has not ended, or while another job that has not ended begins with one of its checkpoints.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -161,6 +196,21 @@ class JobServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListJobEvents(self, request, context):
+        """Returns one page of what happened to a job, oldest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReadJobLogs(self, request, context):
+        """Streams what the ranks of a job write, line by line, from the nodes that it runs on, or ran on as long as those keep it. It may quote text,
+        hence a permission of its own.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetJobLogs(self, request, context):
         """Returns the last output of the ranks of a job that did not succeed. It may quote text, hence a permission of its own.
         """
@@ -184,6 +234,16 @@ def add_JobServiceServicer_to_server(servicer, server):
             'CreateJob': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateJob,
                     request_deserializer=appliance_dot_api_dot_jobs_dot_v1_dot_job__service__pb2.CreateJobRequest.FromString,
+                    response_serializer=appliance_dot_api_dot_jobs_dot_v1_dot_job__pb2.Job.SerializeToString,
+            ),
+            'UpdateJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateJob,
+                    request_deserializer=appliance_dot_api_dot_jobs_dot_v1_dot_job__service__pb2.UpdateJobRequest.FromString,
+                    response_serializer=appliance_dot_api_dot_jobs_dot_v1_dot_job__pb2.Job.SerializeToString,
+            ),
+            'DeleteJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteJob,
+                    request_deserializer=appliance_dot_api_dot_jobs_dot_v1_dot_job__service__pb2.DeleteJobRequest.FromString,
                     response_serializer=appliance_dot_api_dot_jobs_dot_v1_dot_job__pb2.Job.SerializeToString,
             ),
             'PlanJob': grpc.unary_unary_rpc_method_handler(
@@ -215,6 +275,16 @@ def add_JobServiceServicer_to_server(servicer, server):
                     servicer.ListJobMetrics,
                     request_deserializer=appliance_dot_api_dot_jobs_dot_v1_dot_job__service__pb2.ListJobMetricsRequest.FromString,
                     response_serializer=appliance_dot_api_dot_jobs_dot_v1_dot_job__service__pb2.ListJobMetricsResponse.SerializeToString,
+            ),
+            'ListJobEvents': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListJobEvents,
+                    request_deserializer=appliance_dot_api_dot_jobs_dot_v1_dot_job__service__pb2.ListJobEventsRequest.FromString,
+                    response_serializer=appliance_dot_api_dot_jobs_dot_v1_dot_job__service__pb2.ListJobEventsResponse.SerializeToString,
+            ),
+            'ReadJobLogs': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReadJobLogs,
+                    request_deserializer=appliance_dot_api_dot_jobs_dot_v1_dot_job__service__pb2.ReadJobLogsRequest.FromString,
+                    response_serializer=appliance_dot_api_dot_jobs_dot_v1_dot_job__service__pb2.ReadJobLogsResponse.SerializeToString,
             ),
             'GetJobLogs': grpc.unary_unary_rpc_method_handler(
                     servicer.GetJobLogs,
@@ -303,6 +373,60 @@ class JobService:
             target,
             '/appliance.api.jobs.v1.JobService/CreateJob',
             appliance_dot_api_dot_jobs_dot_v1_dot_job__service__pb2.CreateJobRequest.SerializeToString,
+            appliance_dot_api_dot_jobs_dot_v1_dot_job__pb2.Job.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.api.jobs.v1.JobService/UpdateJob',
+            appliance_dot_api_dot_jobs_dot_v1_dot_job__service__pb2.UpdateJobRequest.SerializeToString,
+            appliance_dot_api_dot_jobs_dot_v1_dot_job__pb2.Job.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.api.jobs.v1.JobService/DeleteJob',
+            appliance_dot_api_dot_jobs_dot_v1_dot_job__service__pb2.DeleteJobRequest.SerializeToString,
             appliance_dot_api_dot_jobs_dot_v1_dot_job__pb2.Job.FromString,
             options,
             channel_credentials,
@@ -466,6 +590,60 @@ class JobService:
             '/appliance.api.jobs.v1.JobService/ListJobMetrics',
             appliance_dot_api_dot_jobs_dot_v1_dot_job__service__pb2.ListJobMetricsRequest.SerializeToString,
             appliance_dot_api_dot_jobs_dot_v1_dot_job__service__pb2.ListJobMetricsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListJobEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.api.jobs.v1.JobService/ListJobEvents',
+            appliance_dot_api_dot_jobs_dot_v1_dot_job__service__pb2.ListJobEventsRequest.SerializeToString,
+            appliance_dot_api_dot_jobs_dot_v1_dot_job__service__pb2.ListJobEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadJobLogs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/appliance.api.jobs.v1.JobService/ReadJobLogs',
+            appliance_dot_api_dot_jobs_dot_v1_dot_job__service__pb2.ReadJobLogsRequest.SerializeToString,
+            appliance_dot_api_dot_jobs_dot_v1_dot_job__service__pb2.ReadJobLogsResponse.FromString,
             options,
             channel_credentials,
             insecure,

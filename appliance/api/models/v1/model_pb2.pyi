@@ -22,7 +22,7 @@ class Model(_message.Message):
     def __init__(self, name: _Optional[str] = ..., description: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., latest_version: _Optional[str] = ...) -> None: ...
 
 class ModelVersion(_message.Message):
-    __slots__ = ("name", "uid", "architecture", "parameters", "size_bytes", "format", "context_length", "manifest_digest", "creator", "job", "inputs", "create_time")
+    __slots__ = ("name", "uid", "architecture", "parameters", "size_bytes", "format", "context_length", "manifest_digest", "creator", "job", "inputs", "create_time", "job_uid")
     NAME_FIELD_NUMBER: _ClassVar[int]
     UID_FIELD_NUMBER: _ClassVar[int]
     ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
@@ -35,6 +35,7 @@ class ModelVersion(_message.Message):
     JOB_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
     CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
+    JOB_UID_FIELD_NUMBER: _ClassVar[int]
     name: str
     uid: str
     architecture: str
@@ -47,4 +48,5 @@ class ModelVersion(_message.Message):
     job: str
     inputs: _containers.RepeatedScalarFieldContainer[str]
     create_time: _timestamp_pb2.Timestamp
-    def __init__(self, name: _Optional[str] = ..., uid: _Optional[str] = ..., architecture: _Optional[str] = ..., parameters: _Optional[int] = ..., size_bytes: _Optional[int] = ..., format: _Optional[str] = ..., context_length: _Optional[int] = ..., manifest_digest: _Optional[str] = ..., creator: _Optional[str] = ..., job: _Optional[str] = ..., inputs: _Optional[_Iterable[str]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    job_uid: str
+    def __init__(self, name: _Optional[str] = ..., uid: _Optional[str] = ..., architecture: _Optional[str] = ..., parameters: _Optional[int] = ..., size_bytes: _Optional[int] = ..., format: _Optional[str] = ..., context_length: _Optional[int] = ..., manifest_digest: _Optional[str] = ..., creator: _Optional[str] = ..., job: _Optional[str] = ..., inputs: _Optional[_Iterable[str]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., job_uid: _Optional[str] = ...) -> None: ...

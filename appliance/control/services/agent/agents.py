@@ -121,6 +121,7 @@ class Agents:
             hello.address,
             hello.agent_version,
             _lacks(hello.capabilities),
+            hello.sends_logs,
         )
 
     def connect(self, caller: Caller, hello: rpc.Hello, session: AgentSession) -> None:

@@ -101,10 +101,13 @@ def latest(state: Reading, project: str, kind: str, artifact: str) -> str:
 
 
 def job_name(state: Reading, uid: str | None) -> str:
-    """Resource name of the job with this uid; empty for None."""
+    """Resource name of the job with this uid, which may have been deleted; empty for None."""
     if uid is None:
         return ""
-    row = state.first(select(tables.job.c.project, tables.job.c.id).where(tables.job.c.uid == uid))
+    row = None
+    for table in (tables.job, tables.deleted_job):
+        wanted = select(table.c.project, table.c.id).where(table.c.uid == uid)
+        row = row or state.first(wanted)
     return "" if row is None else names.job(row.project, row.id)
 
 

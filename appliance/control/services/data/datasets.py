@@ -272,6 +272,7 @@ def version_resource(state: Reading, row: Row[Any]) -> dataset_pb2.DatasetVersio
         manifest_digest=row.manifest_digest,
         creator=row.creator,
         job=artifact_rows.job_name(state, row.job),
+        job_uid=row.job or "",
         inputs=row.inputs,
         create_time=timestamp(row.complete_time),
         tokenizer=row.facts.get("tokenizer", ""),

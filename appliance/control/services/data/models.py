@@ -217,6 +217,7 @@ def version_resource(state: Reading, row: Row[Any]) -> model_pb2.ModelVersion:
         manifest_digest=row.manifest_digest,
         creator=row.creator,
         job=artifact_rows.job_name(state, row.job),
+        job_uid=row.job or "",
         inputs=row.inputs,
         create_time=timestamp(row.complete_time),
     )

@@ -93,6 +93,7 @@ def _resource(state: Reading, row: Row[Any]) -> report_pb2.Report:
         uid=row.uid,
         title=row.facts.get("title", ""),
         job=artifact_rows.job_name(state, row.job),
+        job_uid=row.job or "",
         inputs=row.inputs,
         pictures=row.facts.get("pictures", 0),
         size_bytes=row.size_bytes,

@@ -65,6 +65,7 @@ def _resource(state: Reading, row: Row[Any]) -> tokenizer_pb2.Tokenizer:
         uid=row.uid,
         vocabulary_size=row.facts.get("vocabulary_size", 0),
         job=artifact_rows.job_name(state, row.job),
+        job_uid=row.job or "",
         manifest_digest=row.manifest_digest,
         create_time=timestamp(row.complete_time),
     )

@@ -33,7 +33,7 @@ class NodeFacts:
     """What a node said of itself when it connected; memory in bytes.
 
     `lacks` says of each kind of work what the node lacks for it, "" for nothing; None when it does
-    not say.
+    not say. `sends_logs`: it knows the order to send the lines of a work.
     """
 
     node: str
@@ -43,6 +43,7 @@ class NodeFacts:
     address: str
     agent_version: str
     lacks: Mapping[str, str] | None = None
+    sends_logs: bool = False
 
 
 class AgentSession:

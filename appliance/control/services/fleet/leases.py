@@ -337,6 +337,12 @@ class Leases:
             held = self._held.get(work)
             return self.node_lost_seconds if held is None else held.lost_seconds
 
+    def wait_for(self, work: str, lost_seconds: float | None) -> None:
+        """From now on nodes of leased work may be silent for so long; None: as the site says."""
+        with self._lock:
+            if held := self._held.get(work):
+                held.lost_seconds = self.node_lost_seconds if lost_seconds is None else lost_seconds
+
     def works_of(self, node: str) -> list[str]:
         """Work of which a part is on this node and has not ended, sorted."""
         return [work for work, _ in self.of_node(node)]

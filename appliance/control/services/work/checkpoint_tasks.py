@@ -28,7 +28,7 @@ from appliance.control.events import Events
 from appliance.control.services.data.artifact_rows import PENDING
 from appliance.control.services.data.artifacts import CHECKPOINTS, Artifacts, Version
 from appliance.control.services.data.storage_tasks import StorageTasks, Task, TaskKind
-from appliance.control.services.work import checkpoint_rows, job_rows
+from appliance.control.services.work import checkpoint_rows, job_events, job_rows
 from appliance.control.services.work.checkpoint_folders import CheckpointFolders
 from appliance.control.services.work.checkpoint_rows import COMPLETE, point_of
 from appliance.control.services.work.runs import LEASED, Runs
@@ -151,8 +151,9 @@ class CheckpointTasks:
                 _logger.warning("a checkpoint that nobody reported is left out: %s", error)
                 continue
             self._record(job, series, point, reader)
-            with self._database.read() as state:
-                return checkpoint_rows.newest(state, job.uid)
+            with self._database.write() as transaction:
+                job_events.goes_on_from(transaction, job.uid, job.epoch, point.step)
+                return checkpoint_rows.newest(transaction, job.uid)
         if newest is not None:
             self._folders.read(series, lowest, newest.digest)
         return newest

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
@@ -26,12 +27,12 @@ from appliance.control.events import QUEUE, Events
 from appliance.control.services.common.resources import missing, timestamp
 from appliance.control.services.data import artifact_rows
 from appliance.control.services.data.storage_tasks import TaskKind, why_waiting
-from appliance.control.services.work import checkpoint_rows, pause_rows
+from appliance.control.services.work import checkpoint_rows, job_events, pause_rows
 from appliance.control.store import tables
 from appliance.control.store.database import Reading, Transaction
-from appliance.core import artifact_kinds, names
+from appliance.core import artifact_kinds, jobs, names
 from appliance.core.errors import LeaseLost, NotFound
-from appliance.core.jobs import TERMINAL, JobState, move
+from appliance.core.jobs import TERMINAL, JobState
 from appliance.core.names import Name
 from appliance.kinds import kind_of
 from appliance.kinds.kind import CHECKPOINT, Input
@@ -164,27 +165,60 @@ def readers_of(state: Reading, project: str, ended_since: datetime | None = None
     return {str(name): name_of(row) for row in rows for name in names_read(state, row)}
 
 
-def change(
-    transaction: Transaction,
-    events: Events,
-    row: Row[Any],
-    to: JobState | None = None,
-    **values: object,
-) -> None:
-    """Change a job that is still as `row` says; watchers wake after the commit.
+def change(transaction: Transaction, events: Events, row: Row[Any], **values: Any) -> None:
+    """Change a job that is still as `row` says, in its state; watchers wake after the commit.
 
     Args:
         transaction: to change it in.
         events: wakes watchers.
         row: as it was read; its epoch and state must still hold.
-        to: the new state, None to stay.
-        values: further columns.
+        values: of columns.
+
+    Raises:
+        LeaseLost: the row has another epoch or state by now.
+    """
+    _write(transaction, row, row.state, values)
+    transaction.after_commit(lambda: events.publish(name_of(row)))
+
+
+def move(  # noqa: PLR0913  # what is written, and what is said of it
+    transaction: Transaction,
+    events: Events,
+    row: Row[Any],
+    to: JobState,
+    now: datetime,
+    *,
+    by: str = "",
+    **values: Any,
+) -> None:
+    """Move a job that is still as `row` says to another state, which its history says.
+
+    Args:
+        transaction: to change it in.
+        events: wakes watchers.
+        row: as it was read; its epoch and state must still hold.
+        to: the new state.
+        now: the time.
+        by: name of whoever did it; empty when the appliance did.
+        values: of columns.
 
     Raises:
         FailedPrecondition: the state machine forbids the move.
         LeaseLost: the row has another epoch or state by now.
     """
-    state = row.state if to is None else str(move(JobState(row.state), to))
+    before = JobState(row.state)
+    _write(transaction, row, str(jobs.move(before, to)), values)
+    kind = job_events.kind_of_move(before, to)
+    epoch = int(str(values.get("epoch", row.epoch)))
+    job_events.note(
+        transaction, row.uid, kind, epoch, now, _said(transaction, row, kind, by, values)
+    )
+    transaction.after_commit(lambda: events.publish(name_of(row), QUEUE))
+
+
+def _write(
+    transaction: Transaction, row: Row[Any], state: str, values: Mapping[str, object]
+) -> None:
     changed = transaction.run(
         update(tables.job)
         .where(_job.uid == row.uid, _job.epoch == row.epoch, _job.state == row.state)
@@ -192,8 +226,22 @@ def change(
     )
     if changed != 1:
         raise LeaseLost(f"{name_of(row)} was changed by somebody else at the same time")
-    topics = [name_of(row)] if to is None else [name_of(row), QUEUE]
-    transaction.after_commit(lambda: events.publish(*topics))
+
+
+def _said(
+    state: Reading, row: Row[Any], kind: str, by: str, values: Mapping[str, Any]
+) -> job_events.Said:
+    """What the event of a move says."""
+    if kind == job_events.STARTED:
+        newest = checkpoint_rows.newest(state, row.uid)
+        return job_events.Said(
+            begins(state, row),
+            by,
+            shares=values["placement"],
+            checkpoint_step=0 if newest is None else newest.step,
+        )
+    outputs = _names_of(state, values.get("outputs", {}))
+    return job_events.Said(str(values.get("message", "")), by, outputs=outputs)
 
 
 def resource(state: Reading, row: Row[Any]) -> job_pb2.Job:
@@ -207,7 +255,7 @@ def resource(state: Reading, row: Row[Any]) -> job_pb2.Job:
         epoch=row.epoch,
         nodes=[names.node(share["node"]) for share in row.placement],
         restarts=row.restarts,
-        outputs=_outputs(state, row),
+        outputs=_names_of(state, row.outputs),
         creator=row.creator,
         create_time=timestamp(row.create_time),
         start_time=timestamp(row.start_time),
@@ -244,13 +292,12 @@ def _running_spec(state: Reading, row: Row[Any]) -> Message:
     return kind_of(row.kind).filled(spec_of(row), inputs)
 
 
-def _outputs(state: Reading, row: Row[Any]) -> list[str]:
-    if not row.outputs:
+def _names_of(state: Reading, outputs: Mapping[str, str]) -> list[str]:
+    """Names of the versions that a job has made, from their uids."""
+    if not outputs:
         return []
     version = tables.artifact_version.c
-    rows = state.all(
-        select(tables.artifact_version).where(version.uid.in_(list(row.outputs.values())))
-    )
+    rows = state.all(select(tables.artifact_version).where(version.uid.in_(list(outputs.values()))))
     return sorted(
         artifact_rows.version_name(found.project, found.kind, found.artifact, found.number)
         for found in rows

@@ -31,7 +31,7 @@ from appliance.control.services.common import paging
 from appliance.control.services.common.caller import Caller
 from appliance.control.services.common.change import Changes
 from appliance.control.services.common.resources import check_project, missing
-from appliance.control.services.work import checkpoint_rows, job_plans, job_rows
+from appliance.control.services.work import checkpoint_rows, job_events, job_plans, job_rows
 from appliance.control.services.work.job_checks import JobChecks, check_on_lost, kind_asked
 from appliance.control.services.work.job_logs import JobLogs
 from appliance.control.services.work.pauses import Pauses
@@ -118,6 +118,7 @@ class Jobs:
             project, identifier = _place(transaction, request.parent, request.job_id)
             kind, spec, _ = self._asked(transaction, caller, project, request.job)
             uid = new_uid()
+            now = self._clock()
             try:
                 transaction.run(
                     insert(tables.job).values(
@@ -129,11 +130,13 @@ class Jobs:
                         on_lost=json_format.MessageToDict(request.job.on_lost),
                         state=JobState.QUEUED,
                         creator=caller.principal.name,
-                        create_time=self._clock(),
+                        create_time=now,
                     )
                 )
             except IntegrityError as error:
                 raise _taken(Name.of("job", project, identifier)) from error
+            said = job_events.Said(actor=caller.principal.name)
+            job_events.note(transaction, uid, job_events.CREATED, 0, now, said)
             transaction.after_commit(lambda: self._events.publish(QUEUE))
             return job_rows.resource(
                 transaction, job_rows.by_name(transaction, Name.of("job", project, identifier))
@@ -169,6 +172,7 @@ class Jobs:
                 transaction,
                 row,
                 JobState.CANCELLED,
+                by=caller.principal.name,
                 reason="CANCELLED",
                 message=f"cancelled by {caller.principal.name}",
                 end_time=self._clock(),
@@ -220,11 +224,13 @@ class Jobs:
             spec, _ = self._checks.checked(
                 transaction, caller, row.project, kind, spec, Problems(), left_out=left_out
             )
-            job_rows.change(
+            job_rows.move(
                 transaction,
                 self._events,
                 row,
                 JobState.QUEUED,
+                self._clock(),
+                by=caller.principal.name,
                 spec=json_format.MessageToDict(spec),
                 reason="",
                 message=f"resumed by {caller.principal.name}",
@@ -270,6 +276,22 @@ class Jobs:
                 for row in page
             ],
             next_page_token=token,
+        )
+
+    def events(
+        self, caller: Caller, request: rpc.ListJobEventsRequest
+    ) -> rpc.ListJobEventsResponse:
+        """One page of what happened to a job, oldest first."""
+        del caller
+        size = paging.page_size(request.page_size)
+        after = paging.key_of(request.page_token, int)
+        with self._database.read() as state:
+            job = job_rows.by_name(state, Name.parse(request.name, "job"))
+            last = 0 if after is None else int(after[0])
+            rows = job_events.of_job(state, job.uid, last, size + 1)
+        page, token = paging.cut(rows, size, lambda row: (row.number,))
+        return rpc.ListJobEventsResponse(
+            events=[job_events.resource(row) for row in page], next_page_token=token
         )
 
     def _asked(

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Row, select
@@ -30,7 +30,7 @@ from appliance.control.services.data.storage_tasks import MAX_WAIT, StorageTasks
 from appliance.control.services.fleet.connected_agents import ConnectedAgents
 from appliance.control.services.fleet.leases import Leases, Share
 from appliance.control.services.fleet.run_orders import stop_order
-from appliance.control.services.work import job_rows, pause_rows
+from appliance.control.services.work import job_events, job_rows, pause_rows
 from appliance.control.services.work.runs import LEASED, Runs, shares_of
 from appliance.control.store import tables
 from appliance.control.store.database import Database, Transaction
@@ -52,6 +52,7 @@ class Pauses:
     """Pauses jobs.
 
     Args:
+        clock: the time, aware.
         served: seconds during which this control plane has served (`services.fleet.served_clock`).
     """
 
@@ -63,6 +64,7 @@ class Pauses:
         fleet: ConnectedAgents,
         runs: Runs,
         events: Events,
+        clock: Callable[[], datetime],
         served: Callable[[], float],
     ) -> None:
         self._database = database
@@ -71,6 +73,7 @@ class Pauses:
         self._fleet = fleet
         self._runs = runs
         self._events = events
+        self._clock = clock
         self._served = served
         self._since: dict[tuple[str, int], float] = {}
 
@@ -93,15 +96,14 @@ class Pauses:
         if row.state in LEASED:
             self._ask_leased(transaction, row, pause)
         elif paused or row.state == JobState.QUEUED:
-            job_rows.change(
-                transaction,
-                self._events,
-                row,
-                None if paused else JobState.PAUSED,
-                message=f"paused by {by}",
-                pause=pause,
-                retry_time=None,
-            )
+            values = {"message": f"paused by {by}", "pause": pause, "retry_time": None}
+            now = self._clock()
+            if paused:
+                job_rows.change(transaction, self._events, row, **values)
+                said = job_events.Said(f"paused by {by}", by)
+                job_events.note(transaction, row.uid, row.state, row.epoch, now, said)
+            else:
+                job_rows.move(transaction, self._events, row, JobState.PAUSED, now, by=by, **values)
         else:
             raise FailedPrecondition(_why_not(row), state=row.state)
 
@@ -193,7 +195,14 @@ class Pauses:
             if row is None or not waits_for_space(row):
                 return
             message = "goes on: the object store has space again"
-            job_rows.change(transaction, self._events, row, JobState.QUEUED, message=message)
+            job_rows.move(
+                transaction,
+                self._events,
+                row,
+                JobState.QUEUED,
+                self._clock(),
+                message=message,
+            )
 
     def _ask_leased(self, transaction: Transaction, row: Row[Any], pause: dict[str, Any]) -> bool:
         """Pause a job that nodes hold; its time begins anew when it pauses already.
@@ -203,8 +212,12 @@ class Pauses:
         keeps = kind_of(row.kind).checkpoint_bytes is not None
         if keeps and pause["grace_seconds"] > 0:
             # The next pass, which this change wakes, tells the nodes.
-            to = None if row.state == JobState.PAUSING else JobState.PAUSING
-            job_rows.change(transaction, self._events, row, to, pause=pause)
+            now, by = self._clock(), str(pause["by"])
+            if row.state == JobState.PAUSING:
+                job_rows.change(transaction, self._events, row, pause=pause)
+            else:
+                to = JobState.PAUSING
+                job_rows.move(transaction, self._events, row, to, now, by=by, pause=pause)
             transaction.after_commit(lambda: self._begin_anew(row.uid, row.epoch))
             return False
         if keeps:
@@ -212,7 +225,7 @@ class Pauses:
             why = pause_rows.unsaved(pause, "it was given no time to save one", then)
         else:
             why = pause_rows.anew(pause, row.kind)
-        self._runs.end_pause_in(transaction, row, pause, why)
+        self._runs.end_pause_in(transaction, row, pause, why, by=str(pause["by"]))
         transaction.after_commit(lambda: self._runs.stop(row.uid, row.epoch))
         return True
 

@@ -14,7 +14,7 @@ Called by `services.agent.agents`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -30,7 +30,7 @@ from appliance.control.services.data.artifact_rows import pending_of
 from appliance.control.services.data.artifacts import CHECKPOINTS
 from appliance.control.services.data.storage_tasks import StorageTasks, TaskKind
 from appliance.control.services.fleet.leases import Leases
-from appliance.control.services.work import checkpoint_rows, job_rows, metric_rows
+from appliance.control.services.work import checkpoint_rows, job_events, job_rows, metric_rows
 from appliance.control.services.work.checkpoint_rows import point_of
 from appliance.control.services.work.job_logs import JobLogs
 from appliance.control.services.work.pauses import Pauses
@@ -52,6 +52,8 @@ RETRIED = frozenset({"UNAVAILABLE", "LEASE_LOST", "RANK_LOST", "NODE_LOST", "LEA
 
 WITH_NODE = frozenset({"LEASE_LOST", "NODE_LOST"})
 """Those that say nothing of the job."""
+BEGUN = "started"
+"""The event of ranks that work for the first time."""
 MAX_MESSAGE = 1000
 MAX_STEPS = 256
 """Measured steps of one report."""
@@ -74,6 +76,8 @@ class _News:
     restarts: int
     values: dict[str, object]
     """Of the row of the job."""
+    event: str
+    """For its history: its ranks were started again; empty for nothing."""
     measured: dict[int, dict[str, float]]
 
 
@@ -137,7 +141,25 @@ class RunReports:
         if row.state == JobState.STARTING:
             values["start_time"] = row.start_time or self._clock()
         to = JobState.RUNNING if row.state == JobState.STARTING else None
-        job_rows.change(transaction, self._events, row, to, **values)
+        self._note_further(transaction, row, to, values)
+        if news.event:
+            said = job_events.Said(news.event)
+            job_events.note(
+                transaction, row.uid, job_events.RANKS_RESTARTED, row.epoch, self._clock(), said
+            )
+
+    def _note_further(
+        self,
+        transaction: Transaction,
+        row: Row[Any],
+        to: JobState | None,
+        values: Mapping[str, Any],
+    ) -> None:
+        """What is new of a job: in another state, or in the same."""
+        if to is None:
+            job_rows.change(transaction, self._events, row, **values)
+        else:
+            job_rows.move(transaction, self._events, row, to, self._clock(), **values)
 
     def checkpoint(self, node: str, report: rpc.CheckpointComplete) -> None:
         """A checkpoint is complete: it is looked at, and put on record, soon.
@@ -202,8 +224,7 @@ class RunReports:
                 values["start_time"] = row.start_time or self._clock()
             over = all(other.ended for other in shares)
             to = JobState.RUNNING if row.state == JobState.STARTING else None
-            to = JobState.REGISTERING if over else to
-            job_rows.change(transaction, self._events, row, to, **values)
+            self._note_further(transaction, row, JobState.REGISTERING if over else to, values)
             if over:
                 self._tasks.add(transaction, TaskKind.REGISTER, work.work)
         if over:
@@ -275,12 +296,15 @@ class RunReports:
 def _news(reports: Sequence[rpc.JobProgress]) -> _News:
     """What reports of one job say together. Raises InvalidInput."""
     values: dict[str, object] = {}
+    event = ""
     progress: job_pb2.Progress | None = None
     measured: dict[int, dict[str, float]] = {}
     for report in reports:
         _check_measurements(report)
         if report.event:
-            values["message"] = report.event[:MAX_MESSAGE]
+            # That it has begun its state says, and the sentence would stand there for ever.
+            event = "" if report.event == BEGUN else report.event[:MAX_MESSAGE]
+            values["message"] = event
         if report.HasField("progress"):
             progress = report.progress
             if progress.metrics:
@@ -292,7 +316,7 @@ def _news(reports: Sequence[rpc.JobProgress]) -> _News:
         newest.message = progress.message[:MAX_MESSAGE]
         values["progress"] = json_format.MessageToDict(newest)
     restarts = max(report.restarts for report in reports)
-    return _News(reports[0].work, restarts, values, measured)
+    return _News(reports[0].work, restarts, values, event, measured)
 
 
 def _check_measurements(report: rpc.JobProgress) -> None:

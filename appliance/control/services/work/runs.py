@@ -20,7 +20,7 @@ Called by the scheduler and by `services.work.jobs` (cancel); what agents report
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -38,7 +38,7 @@ from appliance.control.services.fleet import node_rows
 from appliance.control.services.fleet.connected_agents import ConnectedAgents
 from appliance.control.services.fleet.leases import Leases, Share
 from appliance.control.services.fleet.run_orders import start_order, stop_order
-from appliance.control.services.work import checkpoint_rows, job_rows, pause_rows
+from appliance.control.services.work import checkpoint_rows, job_events, job_rows, pause_rows
 from appliance.control.services.work.job_logs import JobLogs
 from appliance.control.store import tables
 from appliance.control.store.database import Database, Transaction
@@ -150,6 +150,10 @@ class Runs:
         if row.message != why:
             with self._database.write() as transaction:
                 job_rows.change(transaction, self._events, row, message=why)
+                said = job_events.Said(why)
+                job_events.note(
+                    transaction, row.uid, job_events.WAITING, row.epoch, self._clock(), said
+                )
 
     def start(self, row: Row[Any], demand: Demand, placements: Sequence[Placement]) -> bool:
         """Lease a queued job to these places and send the orders; whether it is on its way."""
@@ -161,11 +165,12 @@ class Runs:
         epoch = self._leases.grant(row.uid, row.epoch, shares, job_rows.lost_seconds(row))
         try:
             with self._database.write() as transaction:
-                job_rows.change(
+                job_rows.move(
                     transaction,
                     self._events,
                     row,
                     JobState.STARTING,
+                    self._clock(),
                     message="",
                     epoch=epoch,
                     placement=[share.as_json() for share in shares],
@@ -245,11 +250,12 @@ class Runs:
                 failures, self._retry_pause, MAX_PAUSE, PAUSE_GROWS
             )
             when = f"starts again at {retry_time:%H:%M:%S} UTC"
-        job_rows.change(
+        job_rows.move(
             transaction,
             self._events,
             row,
             JobState.QUEUED,
+            self._clock(),
             placement=[],
             message=f"{when}: {why}",
             failures=failures,
@@ -265,13 +271,14 @@ class Runs:
 
         transaction.after_commit(say)
 
-    def end_pause_in(
+    def end_pause_in(  # noqa: PLR0913  # an order, and what is known of its end
         self,
         transaction: Transaction,
         row: Row[Any],
         pause: dict[str, Any],
         why: str,
         under_way: Sequence[Share] | None = None,
+        by: str = "",
     ) -> None:
         """The rows of a job whose start is over by a pause: PAUSED, or queued again.
 
@@ -281,17 +288,19 @@ class Runs:
             pause: the order.
             why: for a person.
             under_way: as of `set_aside_in`.
+            by: as of `set_aside_in`.
         """
         to, pause = (JobState.QUEUED, {}) if pause_rows.leaves(pause) else (JobState.PAUSED, pause)
-        self.set_aside_in(transaction, row, why, under_way, to, pause=pause)
+        self.set_aside_in(transaction, row, why, under_way, to, by, pause=pause)
 
-    def set_aside_in(
+    def set_aside_in(  # noqa: PLR0913  # what is written, and what is said of it
         self,
         transaction: Transaction,
         row: Row[Any],
         why: str,
         under_way: Sequence[Share] | None = None,
         to: JobState = JobState.PAUSED,
+        by: str = "",
         **values: object,
     ) -> None:
         """The rows of a job that waits from now on, without devices.
@@ -302,13 +311,16 @@ class Runs:
             why: for a person.
             under_way: the parts that have not ended; those of the row if not given.
             to: its state.
+            by: name of whoever has just paused it.
             values: further columns.
         """
-        job_rows.change(
+        job_rows.move(
             transaction,
             self._events,
             row,
             to,
+            self._clock(),
+            by=by,
             placement=[],
             message=why,
             **values,
@@ -350,10 +362,16 @@ class Runs:
         transaction.after_commit(follow)
 
     def end_in(
-        self, transaction: Transaction, row: Row[Any], to: JobState, **values: object
+        self,
+        transaction: Transaction,
+        row: Row[Any],
+        to: JobState,
+        *,
+        by: str = "",
+        **values: object,
     ) -> None:
         """The rows of `end`, in a transaction; `stop` comes after its commit."""
-        job_rows.change(transaction, self._events, row, to, **values)
+        job_rows.move(transaction, self._events, row, to, self._clock(), by=by, **values)
         if to == JobState.SUCCEEDED:
             self._logs.forget(transaction, row.uid)
         self._drop(transaction, row)
@@ -372,6 +390,11 @@ class Runs:
         if folders:
             self._artifacts.delete_folders(folders)
 
+    def leave(self, uid: str, folders: Iterable[str]) -> None:
+        """A job was deleted, with these folders: nodes that still end it may write into them."""
+        for key in [key for key in self._left if key[0] == uid]:
+            self._left[key] = (*self._left[key], *folders)
+
     def restore_leases(self) -> None:
         """At start: give the nodes of running jobs their whole time to be heard of again.
 
@@ -385,7 +408,9 @@ class Runs:
             if row.placement and all(share.ended for share in shares_of(row)):
                 self._leases.release(row.uid, row.epoch)
                 with self._database.write() as transaction:
-                    job_rows.change(transaction, self._events, row, JobState.REGISTERING)
+                    job_rows.move(
+                        transaction, self._events, row, JobState.REGISTERING, self._clock()
+                    )
                     self._tasks.add(transaction, TaskKind.REGISTER, row.uid)
 
     def _ask_again(self) -> None:
