@@ -154,15 +154,14 @@ def test_sizes_are_typed_with_their_units() -> None:
     assert not Condition.parse("size_bytes<2000000").holds(row, NOW)
 
 
-def test_rows_that_a_command_makes_are_filtered_by_their_own_fields(
-    command: Run, logged_in: FakeApi
-) -> None:
-    account = service_account_pb2.ServiceAccount(
-        name="serviceAccounts/demo--app",
-        tokens=[service_account_pb2.Token(id="t1"), service_account_pb2.Token(id="t2")],
-    )
-    logged_in.answers["ServiceAccountService.ListServiceAccounts"] = (
-        service_account_service_pb2.ListServiceAccountsResponse(service_accounts=[account])
+def test_tokens_are_filtered_by_their_own_fields(command: Run, logged_in: FakeApi) -> None:
+    app = "serviceAccounts/demo--app"
+    logged_in.answers["ServiceAccountService.ListTokens"] = (
+        service_account_service_pb2.ListTokensResponse(
+            tokens=[
+                service_account_pb2.Token(id=each, service_account=app) for each in ("t1", "t2")
+            ]
+        )
     )
     tokens = ("service-account", "list-tokens", "-o", "name")
     assert command(*tokens, "--filter", "id=t2").out == "t2\n"
