@@ -59,6 +59,15 @@ NEWER = {
     "artifact_version": {"slot"},
     "node": {"cordoned", "draining"},
     "project": {"allow_downloads"},
+    "endpoint": {"goal", "next_replica"},
+    "replica": {
+        "state_time",
+        "generation",
+        "model_version",
+        "tensor_parallel",
+        "max_sequence_length",
+        "cache_bytes",
+    },
 }
 """Columns that opened nothing yet when there were MACs already, by table."""
 
