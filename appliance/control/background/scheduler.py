@@ -107,7 +107,7 @@ class Scheduler:
         self._replicas.leave_drained_nodes()
         self._pauses.run_pass()
         self._say_silent()
-        self._replicas.settle_all()
+        self._replicas.reconcile_all()
         self._place_replicas()
         self._place_jobs()
         # First what needs no space in the object store, and makes some.

@@ -133,7 +133,7 @@ class Endpoints:
                 raise AlreadyExists(
                     f"{name} exists already: choose another id", name=str(name)
                 ) from error
-            return self._settled(transaction, name, uid)
+            return self._reconciled(transaction, name, uid)
 
         return self._changes.make(caller, request, endpoint_pb2.Endpoint, work)
 
@@ -160,7 +160,7 @@ class Endpoints:
                     values |= {"state": STARTING, "reason": ""}
             self._set(transaction, row, **values)
             replica_rows.adopt(transaction, _row(transaction, name))
-            return self._settled(transaction, name, row.uid)
+            return self._reconciled(transaction, name, row.uid)
 
         return self._changes.make(caller, request, endpoint_pb2.Endpoint, work)
 
@@ -182,7 +182,7 @@ class Endpoints:
             why = f"stopped by {caller.principal.name}"
             self._set(transaction, row, goal=STOPPED, state=STOPPING, reason=why)
             self._replicas.end_sooner(transaction, row.uid)
-            return self._settled(transaction, name, row.uid)
+            return self._reconciled(transaction, name, row.uid)
 
         return self._changes.make(caller, request, endpoint_pb2.Endpoint, work)
 
@@ -202,7 +202,7 @@ class Endpoints:
                     f"{name} was not stopped: see `appliance endpoint describe {name}`"
                 )
             self._set(transaction, row, goal=RUNNING, state=STARTING, reason="")
-            return self._settled(transaction, name, row.uid)
+            return self._reconciled(transaction, name, row.uid)
 
         return self._changes.make(caller, request, endpoint_pb2.Endpoint, work)
 
@@ -225,7 +225,7 @@ class Endpoints:
             why = f"deleted by {caller.principal.name}"
             self._set(transaction, row, goal=DELETED, state=STOPPING, reason=why)
             self._replicas.end_sooner(transaction, row.uid)
-            self._replicas.settle(transaction, row.uid)
+            self._replicas.reconcile(transaction, row.uid)
             return rpc.DeleteEndpointResponse()
 
         return self._changes.make(caller, request, rpc.DeleteEndpointResponse, work)
@@ -234,9 +234,9 @@ class Endpoints:
         this = update(tables.endpoint).where(_endpoint.uid == row.uid)
         transaction.run(this.values(revision=_endpoint.revision + 1, **values))
 
-    def _settled(self, transaction: Transaction, name: Name, uid: str) -> endpoint_pb2.Endpoint:
+    def _reconciled(self, transaction: Transaction, name: Name, uid: str) -> endpoint_pb2.Endpoint:
         """The resource, after its replicas are as they should be."""
-        self._replicas.settle(transaction, uid)
+        self._replicas.reconcile(transaction, uid)
         return resource(transaction, _row(transaction, name))
 
     def _check(  # noqa: PLR0913  # who asks for what, and what is there

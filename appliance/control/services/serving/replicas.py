@@ -92,7 +92,7 @@ class Replicas:
         self._clock = clock
         self._failures = ReplicaFailures(monotonic)
 
-    def settle_all(self) -> None:
+    def reconcile_all(self) -> None:
         """Look at every endpoint again: time has passed, or a node is drained."""
         with self._database.read() as state:
             endpoints = state.all(select(tables.endpoint).order_by(_endpoint.uid))
@@ -105,9 +105,9 @@ class Replicas:
             ]
         for uid in open_:
             with self._database.write() as transaction:
-                self.settle(transaction, uid)
+                self.reconcile(transaction, uid)
 
-    def settle(self, transaction: Transaction, uid: str) -> None:
+    def reconcile(self, transaction: Transaction, uid: str) -> None:
         """Add replicas to an endpoint and let others go, so that it becomes what it should be."""
         endpoint = transaction.first(select(tables.endpoint).where(_endpoint.uid == uid))
         if endpoint is None:
