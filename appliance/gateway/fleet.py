@@ -244,7 +244,7 @@ class ReplicaLinks:
         settled = self._clock() - self._settings.settle_seconds
         return any(
             link.broken_at > settled or (link.connected and link.doubtful)
-            for link in self._all(pool)
+            for link in (self._all(pool) if begun else self._at(pool.endpoint))
         )
 
     async def close(self) -> None:

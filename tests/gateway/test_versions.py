@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from appliance.api.serving.v1 import endpoint_pb2, routing_service_pb2
 from appliance.core.errors import FailedPrecondition, Unavailable
-from appliance.gateway.snapshot import Pool
+from appliance.gateway.snapshot import Pool, RoutingSnapshot, ServedVersion
 from tests.fakes.gateway import QUICK, Stage, stage, until
-from tests.fakes.routing import ENDPOINT
+from tests.fakes.routing import ENDPOINT, seal
 from tests.fakes.worker import OTHER_IDS, STORY_IDS, Script, Worker, tokenizer
 
 PROMPT = "Hallo"
@@ -201,6 +202,37 @@ async def test_the_limit_is_that_of_the_version_that_answers(tmp_path: Path) -> 
         await linked(found, b)
         assert await ask(found, 500) == whole(3, other=True)
         await b.stop()
+
+
+async def test_who_has_just_lost_the_old_one_waits_for_the_link_to_the_new(tmp_path: Path) -> None:
+    a, b = Worker("a"), Worker("b", other=True)
+    patient = dataclasses.replace(QUICK, settle_seconds=10.0)
+    async with stage(tmp_path, a, routing=patient) as found:
+        a.script = Script(draining=True)
+        await until(lambda: not any(link.ready for link in found.gateway.fleet.links))
+        asking = asyncio.create_task(ask(found))
+        await b.start()
+        show(found, a, b)
+        assert await asking == whole(20, other=True)
+        await b.stop()
+
+
+def test_a_control_plane_that_names_no_version_of_a_replica_has_one() -> None:
+    view = seal(
+        routing_service_pb2.RoutingView(
+            routes=[
+                routing_service_pb2.Route(
+                    endpoint=ENDPOINT,
+                    model="m/1",
+                    max_sequence_length=9,
+                    replicas=[endpoint_pb2.Replica(id="r0", state="STATE_READY", address="a:1")],
+                )
+            ]
+        )
+    )
+    route = RoutingSnapshot.of(view).routes[ENDPOINT]
+    assert [place.version for place in route.places] == [route.newest]
+    assert route.newest == ServedVersion("m/1", "", 9)
 
 
 @pytest.mark.parametrize("state", ["STATE_STOPPED", "STATE_STOPPING"])

@@ -38,9 +38,11 @@ def served(appliance: Appliance) -> Iterator[Appliance]:
     )
     for seed in ("1", "2"):
         name = f"train-{seed}"
-        alice.run("job", "train", name, "--output-model", "m", *SHAPE, f"--seed={seed}", "--wait")
+        alice.run(
+            "job", "train", name, "--output-model", "served", *SHAPE, f"--seed={seed}", "--wait"
+        )
     alice.run(
-        *("endpoint", "create", "chat", "--model", "m/1", "--cache-bytes", str(64 << 20)),
+        *("endpoint", "create", "chat", "--model", "served/1", "--cache-bytes", str(64 << 20)),
         *("--max-sequence-length", "32", *WAIT),
     )
     alice.run("service-account", "create", "app")
@@ -81,12 +83,12 @@ def test_nobody_who_asks_notices_a_new_version_nor_the_way_back(served: Applianc
     first = alice.run(*ask).stdout
     with flowing(lambda: client(served), ENDPOINT, count=3, tokens=20) as streams:
         wait_for(lambda: streams.answers > 5, "answers")
-        alice.run("endpoint", "update", "chat", "--model", "m/2", *WAIT)
+        alice.run("endpoint", "update", "chat", "--model", "served/2", *WAIT)
         wait_for(lambda: models(served) == ["2"], "the old replica to go")
         before = streams.answers
         wait_for(lambda: streams.answers > before + 5, "answers of the new version")
         # Back, and the control plane is killed in the middle of it.
-        alice.run("endpoint", "update", "chat", "--model", "m/1")
+        alice.run("endpoint", "update", "chat", "--model", "served/1")
         wait_for(lambda: len(models(served)) == 2, "a replica beside the other")
         control = served.process_id("control")
         os.kill(control, signal.SIGKILL)
@@ -115,7 +117,7 @@ def test_stopped_it_says_so_and_started_it_answers(served: Appliance) -> None:
     assert int(node["devices_used"]) == 0
     said = sentence(alice.run("ask", "chat", "the process", expect=1))
     assert f"`appliance endpoint start {ENDPOINT}`" in said
-    alice.run("endpoint", "update", "chat", "--model", "m/2")
+    alice.run("endpoint", "update", "chat", "--model", "served/2")
     alice.run("endpoint", "start", "chat", *WAIT)
     assert models(served) == ["2"]
     alice.run("ask", "chat", "the process", "--raw", "--max-tokens", "3")
