@@ -5,6 +5,8 @@ Called by the services of serving, and by `services.agent.release`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Row, insert, select, update
@@ -23,6 +25,15 @@ SHAPE = ("model_version", "tensor_parallel", "max_sequence_length", "cache_bytes
 """Columns of an endpoint that a replica has too: what it was started with."""
 _replica = tables.replica.c
 _endpoint = tables.endpoint.c
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A replica that waits for devices: its endpoint's row, its own, and what it needs."""
+
+    endpoint: Row[Any]
+    replica: Row[Any]
+    demand: Demand
 
 
 def work_of(endpoint: str, replica: str) -> str:
@@ -116,7 +127,7 @@ def version_name(state: Reading, uid: str) -> str:
     return names.model_version(found.project, found.artifact, found.number)
 
 
-def way_back(state: Reading, endpoint: Row[Any], replicas: list[Row[Any]]) -> str:
+def way_back(state: Reading, endpoint: Row[Any], replicas: Sequence[Row[Any]]) -> str:
     """Options of `endpoint update` that make an endpoint what its older replicas are."""
     older = [row for row in replicas if row.generation != endpoint.generation and row.ready_time]
     if not older:

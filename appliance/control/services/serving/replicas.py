@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -46,13 +45,13 @@ from appliance.control.services.serving.replica_plan import (
     member_of,
     plan,
 )
-from appliance.control.services.serving.replica_rows import of_endpoint, work_of
+from appliance.control.services.serving.replica_rows import Wanted, of_endpoint, work_of
 from appliance.control.store import tables
 from appliance.control.store.database import Database, Reading, Transaction
 from appliance.core import names
 from appliance.core.errors import Exhausted, InvalidInput, LeaseLost
 from appliance.core.numbers import readable
-from appliance.core.placement import Demand, NodeCapacity, Placement, place, waiting
+from appliance.core.placement import NodeCapacity, Placement, place, waiting
 
 DRAIN_SECONDS = 3600.0
 """As long as an answer may take: those of a replica that others replace end whole."""
@@ -62,15 +61,6 @@ MAX_MESSAGE = 1000
 _SERVED_WELL = timedelta(seconds=30)
 _replica = tables.replica.c
 _endpoint = tables.endpoint.c
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """A replica that waits for devices: its endpoint's row, its own, and what it needs."""
-
-    endpoint: Row[Any]
-    replica: Row[Any]
-    demand: Demand
 
 
 class Replicas:
@@ -95,15 +85,18 @@ class Replicas:
     def reconcile_all(self) -> None:
         """Look at every endpoint again: time has passed, or a node is drained."""
         with self._database.read() as state:
-            endpoints = state.all(select(tables.endpoint).order_by(_endpoint.uid))
             leaving = replica_rows.leaving(state)
-            open_ = [
+            replicas: dict[str, list[Row[Any]]] = {}
+            for row in state.all(select(tables.replica).order_by(_replica.id)):
+                replicas.setdefault(row.endpoint, []).append(row)
+            changing = [
                 row.uid
-                for row in endpoints
-                if self._plan(state, row, leaving) != Plan()
-                or self._judged(state, row, leaving, {}) != (row.state, row.reason)
+                for row in state.all(select(tables.endpoint).order_by(_endpoint.uid))
+                for rows in [replicas.get(row.uid, [])]
+                if self._plan(row, rows, leaving) != Plan()
+                or self._judged(state, row, rows, leaving) != (row.state, row.reason)
             ]
-        for uid in open_:
+        for uid in changing:
             with self._database.write() as transaction:
                 self.reconcile(transaction, uid)
 
@@ -112,17 +105,17 @@ class Replicas:
         endpoint = transaction.first(select(tables.endpoint).where(_endpoint.uid == uid))
         if endpoint is None:
             return
-        made = self._plan(transaction, endpoint, replica_rows.leaving(transaction))
+        rows = of_endpoint(transaction, uid)
+        made = self._plan(endpoint, rows, replica_rows.leaving(transaction))
         why = dict(made.drain)
-        for row in of_endpoint(transaction, uid):
+        for row in rows:
             if row.id in why:
                 self._drain(transaction, row, why[row.id], endpoint.goal)
         replica_rows.add(transaction, endpoint, made.add, state_time=self._clock())
         self._derive(transaction, uid)
 
-    def _plan(self, state: Reading, endpoint: Row[Any], leaving: frozenset[str]) -> Plan:
-        members = [member_of(row) for row in of_endpoint(state, endpoint.uid)]
-        return plan(aim_of(endpoint), members, leaving, self._clock())
+    def _plan(self, endpoint: Row[Any], rows: Sequence[Row[Any]], leaving: frozenset[str]) -> Plan:
+        return plan(aim_of(endpoint), [member_of(row) for row in rows], leaving, self._clock())
 
     def wanted(self) -> list[Wanted]:
         """Replicas to start now, oldest endpoint first."""
@@ -384,8 +377,8 @@ class Replicas:
         if endpoint.goal == DELETED and not of_endpoint(transaction, uid):
             transaction.run(delete(tables.endpoint).where(_endpoint.uid == uid))
             return
-        leaving = replica_rows.leaving(transaction)
-        state, reason = self._judged(transaction, endpoint, leaving, newest or {})
+        rows, leaving = of_endpoint(transaction, uid), replica_rows.leaving(transaction)
+        state, reason = self._judged(transaction, endpoint, rows, leaving, newest)
         transaction.run(
             update(tables.endpoint)
             .where(_endpoint.uid == uid)
@@ -396,11 +389,11 @@ class Replicas:
         self,
         state: Reading,
         endpoint: Row[Any],
+        rows: Sequence[Row[Any]],
         leaving: frozenset[str],
-        newest: Mapping[str, Failures],
+        newest: Mapping[str, Failures] | None = None,
     ) -> tuple[str, str]:
         """State and reason of an endpoint now."""
-        rows = of_endpoint(state, endpoint.uid)
         works = [
             work_of(row.endpoint, row.id) for row in rows if row.generation == endpoint.generation
         ]
@@ -409,7 +402,7 @@ class Replicas:
             (endpoint.state, endpoint.reason),
             [member_of(row) for row in rows],
             leaving,
-            self._failures.fewest(works, newest),
+            self._failures.fewest(works, newest or {}),
             Words(
                 names.endpoint(endpoint.project, endpoint.id),
                 replica_rows.way_back(state, endpoint, rows),
