@@ -106,7 +106,7 @@ def get(session: CommandSession, name: str) -> None:
     session.show(session.call("EndpointService.GetEndpoint", name=session.name("endpoint", name)))
 
 
-@section(command, "Replicas")
+@section(command, "Replica status")
 def replicas_of(_: CommandSession, found: dict[str, Any]) -> Rows:
     """Where its replicas are, and of which version."""
     return found["replica_status"], REPLICAS

@@ -875,7 +875,7 @@ def test_an_endpoint_is_described_with_its_replicas(command: Run, logged_in: Fak
     said = command("endpoint", "describe", "chat").out
     assert "r1 starts" in said
     (row,) = [line.split() for line in said.splitlines() if line.startswith("r0")]
-    assert row == ["r0", "READY", "n1", "4", "1", f"{DEMO}/models/m/versions/1"]
+    assert row == ["r0", "READY", "n1", "4", "1", "m/1"]
     shown = json.loads(command("endpoint", "describe", "chat", "-o", "json").out)
     assert shown["replica_status"][0]["restarts"] == 4
 
