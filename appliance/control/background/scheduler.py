@@ -104,7 +104,6 @@ class Scheduler:
             else:
                 self._runs.lost(lost.work, lost.epoch, lost.why)
         self._drains.run_pass()
-        self._replicas.leave_drained_nodes()
         self._pauses.run_pass()
         self._say_silent()
         self._replicas.reconcile_all()

@@ -105,19 +105,6 @@ def adopt(transaction: Transaction, endpoint: Row[Any]) -> None:
     )
 
 
-def leaving(state: Reading) -> frozenset[str]:
-    """Nodes that are drained."""
-    node = tables.node.c
-    return frozenset(row.id for row in state.all(select(node.id).where(node.draining)))
-
-
-def closed(state: Reading) -> frozenset[str]:
-    """Nodes that take nothing new."""
-    node = tables.node.c
-    rows = state.all(select(node.id).where(node.cordoned | node.draining))
-    return frozenset(row.id for row in rows)
-
-
 def version_name(state: Reading, uid: str) -> str:
     """Resource name of a model version; empty when it is gone."""
     version = tables.artifact_version.c

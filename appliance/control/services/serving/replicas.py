@@ -14,9 +14,8 @@ Called by the scheduler, by `services.agent.agents` (reports) and by `services.s
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -85,7 +84,7 @@ class Replicas:
     def reconcile_all(self) -> None:
         """Look at every endpoint again: time has passed, or a node is drained."""
         with self._database.read() as state:
-            leaving = replica_rows.leaving(state)
+            leaving = node_rows.draining(state)
             replicas: dict[str, list[Row[Any]]] = {}
             for row in state.all(select(tables.replica).order_by(_replica.id)):
                 replicas.setdefault(row.endpoint, []).append(row)
@@ -106,7 +105,7 @@ class Replicas:
         if endpoint is None:
             return
         rows = of_endpoint(transaction, uid)
-        made = self._plan(endpoint, rows, replica_rows.leaving(transaction))
+        made = self._plan(endpoint, rows, node_rows.draining(transaction))
         why = dict(made.drain)
         for row in rows:
             if row.id in why:
@@ -114,7 +113,7 @@ class Replicas:
         replica_rows.add(transaction, endpoint, made.add, state_time=self._clock())
         self._derive(transaction, uid)
 
-    def _plan(self, endpoint: Row[Any], rows: Sequence[Row[Any]], leaving: frozenset[str]) -> Plan:
+    def _plan(self, endpoint: Row[Any], rows: Sequence[Row[Any]], leaving: Collection[str]) -> Plan:
         return plan(aim_of(endpoint), [member_of(row) for row in rows], leaving, self._clock())
 
     def wanted(self) -> list[Wanted]:
@@ -148,8 +147,6 @@ class Replicas:
         """A place for a replica, all of it on one node. Raises Exhausted."""
         with self._database.read() as state:
             others = [replica.node for replica in of_endpoint(state, wanted.endpoint.uid)]
-            closed = replica_rows.closed(state)
-        nodes = [node for node in nodes if node.node not in closed]
         order = sorted(
             nodes, key=lambda node: (others.count(node.node), len(node.devices_used), node.node)
         )
@@ -280,23 +277,6 @@ class Replicas:
         order = stop_order(work_of(row.endpoint, row.id), row.epoch, seconds)
         transaction.after_commit(functools.partial(self._tell, row.node, order))
 
-    def leave_drained_nodes(self) -> None:
-        """Replicas on nodes that are drained finish what they answer, and are wanted again."""
-        with self._database.read() as state:
-            nodes = node_rows.draining(state)
-            on_them = _replica.node.in_(sorted(nodes)) & _replica.state.in_((STARTING, READY))
-            rows = state.all(select(tables.replica).where(on_them)) if nodes else []
-        for row in rows:
-            why = f"{names.node(row.node)} is drained"
-            with contextlib.suppress(LeaseLost), self._database.write() as transaction:
-                self._change(
-                    transaction, row, state=LOST, reason=why, node=None, placement={}, address=""
-                )
-                leave = functools.partial(
-                    self.stop, work_of(row.endpoint, row.id), row.epoch, DRAIN_SECONDS
-                )
-                transaction.after_commit(leave)
-
     def stop(self, work: str, epoch: int, grace_seconds: float) -> None:
         """End a lease and tell its node to stop."""
         for share in self._leases.release(work, epoch):
@@ -377,7 +357,7 @@ class Replicas:
         if endpoint.goal == DELETED and not of_endpoint(transaction, uid):
             transaction.run(delete(tables.endpoint).where(_endpoint.uid == uid))
             return
-        rows, leaving = of_endpoint(transaction, uid), replica_rows.leaving(transaction)
+        rows, leaving = of_endpoint(transaction, uid), node_rows.draining(transaction)
         state, reason = self._judged(transaction, endpoint, rows, leaving, newest)
         transaction.run(
             update(tables.endpoint)
@@ -390,7 +370,7 @@ class Replicas:
         state: Reading,
         endpoint: Row[Any],
         rows: Sequence[Row[Any]],
-        leaving: frozenset[str],
+        leaving: Collection[str],
         newest: Mapping[str, Failures] | None = None,
     ) -> tuple[str, str]:
         """State and reason of an endpoint now."""
