@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from appliance.cli import updating
 from appliance.cli.command import command as make
+from appliance.cli.describing import Rows, section
 from appliance.cli.fields import Field, message_of, options
 from appliance.cli.following import changes, wait_options
 from appliance.cli.live import Waiting
 from appliance.cli.output import field, json_text, last, plain, short, state, wide
+from appliance.cli.updating import etag_option
 from appliance.core.errors import FailedPrecondition, NotFound
 
 if TYPE_CHECKING:
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
 
 LIST = "EndpointService.ListEndpoints"
 READY, STOPPING, FAILED = "STATE_READY", "STATE_STOPPING", "STATE_FAILED"
+DEGRADED, STOPPED = "STATE_DEGRADED", "STATE_STOPPED"
 
 
 def _ready(row: dict[str, Any]) -> str:
@@ -47,7 +51,22 @@ SHAPE = (
         "Longest prompt and answer together, in tokens, at most the model's context.",
     ),
     Field("cache_bytes", int, "Memory for the key-value cache of each device."),
+    Field(
+        "allow_downtime",
+        bool,
+        "Let the last replica of a version stop before one of the next answers.",
+    ),
 )
+REPLICAS = [
+    ("REPLICA", field("id")),
+    ("STATE", state()),
+    ("NODE", last("node")),
+    ("STARTED", field("start_time")),
+    ("RESTARTS", field("restarts")),
+    ("GENERATION", field("generation")),
+    ("MODEL", short("model")),
+    ("WHY", field("state_reason")),
+]
 
 command = click.Group("endpoint", help="Serve models.")
 
@@ -77,12 +96,7 @@ def create(
         endpoint_id=endpoint_id,
         endpoint=message_of(SHAPE, shape, session.name),
     )
-    final = _until_ready(session, made.name, timeout) if wait else plain(made)
-    session.show(final, COLUMNS)
-    if wait and final["state"] != READY:
-        raise FailedPrecondition(
-            f"{made.name} cannot be served: {final['state_reason'] or state()(final)}"
-        )
+    _show_ready(session, made.name, plain(made), wait=wait, timeout=timeout)
 
 
 @make("get", "EndpointService.GetEndpoint", group=command, project=True)
@@ -90,6 +104,12 @@ def create(
 def get(session: CommandSession, name: str) -> None:
     """Show one endpoint with its replicas."""
     session.show(session.call("EndpointService.GetEndpoint", name=session.name("endpoint", name)))
+
+
+@section(command, "Replica status")
+def replicas_of(_: CommandSession, found: dict[str, Any]) -> Rows:
+    """Where its replicas are, and of which version."""
+    return found["replica_status"], REPLICAS
 
 
 @make("list", LIST, group=command, project=True)
@@ -109,6 +129,87 @@ def watch(session: CommandSession, name: str) -> None:
 
 
 @make(
+    "update",
+    "EndpointService.UpdateEndpoint",
+    "EndpointService.WatchEndpoint",
+    group=command,
+    project=True,
+)
+@click.argument("name", metavar="ENDPOINT")
+@click.option("--model", metavar="MODEL/VERSION", help="Version to serve from now on.")
+@click.option("--replicas", type=int, help="Workers that answer.")
+@click.option("--tensor-parallel", type=int, help="Devices each replica is split over.")
+@click.option("--max-sequence-length", type=int, help="Longest prompt and answer, in tokens.")
+@click.option("--cache-bytes", type=int, help="Memory for the cache of each device.")
+@click.option(
+    "--allow-downtime/--no-allow-downtime",
+    default=None,
+    help="Whether the last replica of a version may stop before one of the next answers.",
+)
+@etag_option()
+@wait_options
+def update(
+    session: CommandSession,
+    name: str,
+    *,
+    etag: str,
+    wait: bool,
+    timeout: float | None,
+    **given: Any,
+) -> None:
+    """Serve another version, or with other replicas; those there answer until others do."""
+    full = session.name("endpoint", name)
+    if given["model"] is not None:
+        given["model"] = session.name("modelVersion", given["model"])
+    rpc = "EndpointService.UpdateEndpoint"
+    made = plain(updating.update(session, rpc, "endpoint", full, etag, **given))
+    final = _until(session, full, timeout, _is_updated) if wait else made
+    session.show(final, COLUMNS)
+    if wait and final["state"] not in {READY, STOPPED}:
+        raise FailedPrecondition(f"{full} is not updated: {final['state_reason']}")
+
+
+@make(
+    "stop",
+    "EndpointService.StopEndpoint",
+    "EndpointService.WatchEndpoint",
+    group=command,
+    project=True,
+)
+@click.argument("name", metavar="ENDPOINT")
+@etag_option()
+@wait_options
+def stop(
+    session: CommandSession, name: str, *, etag: str, wait: bool, timeout: float | None
+) -> None:
+    """Let the replicas finish and free their devices; the endpoint keeps its name and shape."""
+    full = session.name("endpoint", name)
+    made = plain(session.call("EndpointService.StopEndpoint", name=full, etag=etag))
+    ends = {STOPPED}
+    final = _until(session, full, timeout, lambda row: row["state"] in ends) if wait else made
+    session.show(final, COLUMNS)
+
+
+@make(
+    "start",
+    "EndpointService.StartEndpoint",
+    "EndpointService.WatchEndpoint",
+    group=command,
+    project=True,
+)
+@click.argument("name", metavar="ENDPOINT")
+@etag_option()
+@wait_options
+def start(
+    session: CommandSession, name: str, *, etag: str, wait: bool, timeout: float | None
+) -> None:
+    """Start the replicas of an endpoint that was stopped."""
+    full = session.name("endpoint", name)
+    made = plain(session.call("EndpointService.StartEndpoint", name=full, etag=etag))
+    _show_ready(session, full, made, wait=wait, timeout=timeout)
+
+
+@make(
     "delete",
     "EndpointService.DeleteEndpoint",
     "EndpointService.WatchEndpoint",
@@ -116,11 +217,14 @@ def watch(session: CommandSession, name: str) -> None:
     project=True,
 )
 @click.argument("name", metavar="ENDPOINT")
+@etag_option()
 @wait_options
-def delete(session: CommandSession, name: str, *, wait: bool, timeout: float | None) -> None:
+def delete(
+    session: CommandSession, name: str, *, etag: str, wait: bool, timeout: float | None
+) -> None:
     """Drain the replicas and take an endpoint down."""
     full = session.name("endpoint", name)
-    session.call("EndpointService.DeleteEndpoint", name=full)
+    session.call("EndpointService.DeleteEndpoint", name=full, etag=etag)
     if wait:
         with Waiting() as waiting:
             for row in _follow(session, full, timeout):
@@ -128,11 +232,45 @@ def delete(session: CommandSession, name: str, *, wait: bool, timeout: float | N
     session.show({"name": full, "deleted": wait})
 
 
-def _until_ready(session: CommandSession, name: str, timeout: float | None) -> dict[str, Any]:
+def _show_ready(
+    session: CommandSession,
+    name: str,
+    row: dict[str, Any],
+    *,
+    wait: bool,
+    timeout: float | None,
+) -> None:
+    """Show an endpoint, if told so when it answers. Raises FailedPrecondition when it does not."""
+    ends = {READY, STOPPING, FAILED, STOPPED}
+    final = _until(session, name, timeout, lambda row: row["state"] in ends) if wait else row
+    session.show(final, COLUMNS)
+    if wait and final["state"] != READY:
+        raise FailedPrecondition(
+            f"{name} cannot be served: {final['state_reason'] or state()(final)}"
+        )
+
+
+def _is_updated(row: dict[str, Any]) -> bool:
+    """Whether an update is over: it is done, or was given up for now."""
+    if row["state"] != DEGRADED:
+        return row["state"] in {READY, STOPPING, FAILED, STOPPED}
+    # Where older ones answer because the new version does not start.
+    return any(
+        each["state"] == READY and each["generation"] != row["generation"]
+        for each in row["replica_status"]
+    )
+
+
+def _until(
+    session: CommandSession,
+    name: str,
+    timeout: float | None,
+    is_over: Callable[[dict[str, Any]], bool],
+) -> dict[str, Any]:
     with Waiting() as waiting:
         for row in _follow(session, name, timeout):
             waiting.tell(_line(row))
-            if row["state"] in (READY, STOPPING, FAILED):
+            if is_over(row):
                 return row
     raise NotFound(f"{name} was deleted while it was waited for")
 

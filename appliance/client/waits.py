@@ -14,7 +14,14 @@ from appliance.client.ending import JobFailed, WaitTimedOut
 from appliance.core.errors import ApplianceError, FailedPrecondition, NotFound, Unavailable
 
 _ENDED = frozenset({Job.STATE_SUCCEEDED, Job.STATE_FAILED, Job.STATE_CANCELLED})
-_SETTLED = frozenset({Endpoint.STATE_READY, Endpoint.STATE_STOPPING, Endpoint.STATE_FAILED})
+_SETTLED = frozenset(
+    {
+        Endpoint.STATE_READY,
+        Endpoint.STATE_STOPPING,
+        Endpoint.STATE_FAILED,
+        Endpoint.STATE_STOPPED,
+    }
+)
 
 
 class Limit:
@@ -53,7 +60,12 @@ def endpoint_has_settled(endpoint: Endpoint, progress: Callable[[Endpoint], None
     """Whether an endpoint is ready, or will not be; `progress` is told of it."""
     if progress is not None:
         progress(endpoint)
-    return endpoint.state in _SETTLED
+    # An update was given up for now: older replicas answer, because the new version does not start.
+    given_up = endpoint.state == Endpoint.STATE_DEGRADED and any(
+        each.state == each.STATE_READY and each.generation != endpoint.generation
+        for each in endpoint.replica_status
+    )
+    return given_up or endpoint.state in _SETTLED
 
 
 def ready(endpoint: Endpoint | None, name: str) -> Endpoint:

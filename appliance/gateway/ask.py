@@ -12,12 +12,19 @@ from dataclasses import dataclass, field
 
 from appliance.api.inference.v1 import generation_pb2
 from appliance.gateway.links import Submit
-from appliance.gateway.snapshot import ReplicaAddress
+from appliance.gateway.snapshot import ANY_VERSION, Pool, ReplicaAddress, ServedVersion
 
 STOP = generation_pb2.FINISH_REASON_STOP
 LENGTH = generation_pb2.FINISH_REASON_LENGTH
 GOING_ON = generation_pb2.FINISH_REASON_UNSPECIFIED
 _SEED_BITS = 63
+
+
+class OtherVersionError(Exception):
+    """Not an error of anybody: replicas of another version can answer, and those of this one not.
+
+    The prompt has to be made for that one.
+    """
 
 
 @dataclass
@@ -29,6 +36,7 @@ class Ask:
         sampling: without stop texts; `max_tokens` is at least 1 and fits the context.
         ends: token ids that end the answer.
         vocabulary: token ids there are; others that a replica answers with are left out.
+        version: that the prompt was made for.
         caller: takes turns with others.
         until: moment, on the router's clock, at which the call has had its time.
         patience: moment until which it waits for its turn, while it has no token.
@@ -43,6 +51,7 @@ class Ask:
     sampling: generation_pb2.Sampling
     ends: list[int]
     vocabulary: int
+    version: ServedVersion = ANY_VERSION
     caller: str = ""
     until: float = math.inf
     patience: float = math.inf
@@ -52,6 +61,11 @@ class Ask:
     continuations: int = 0
     retries: int = 0
     tried: set[ReplicaAddress] = field(default_factory=set)
+
+    @property
+    def pool(self) -> Pool:
+        """The replicas that can answer it."""
+        return Pool(self.endpoint, self.version)
 
     @property
     def begun(self) -> bool:

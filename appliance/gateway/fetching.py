@@ -28,8 +28,7 @@ WHOLE_SECONDS = 300.0
 
 async def fetch(
     stub: Any,  # noqa: ANN401 - generated, without types for asyncio
-    endpoint: str,
-    held: Collection[str],
+    request: routing_service_pb2.ReadServedTokenizerRequest,
     silence: float,
     whole: float = WHOLE_SECONDS,
 ) -> Fetched:
@@ -37,22 +36,20 @@ async def fetch(
 
     Args:
         stub: of the routing service.
-        endpoint: its name.
-        held: contents that are here.
+        request: which endpoint and version, and what is here.
         silence: seconds that may pass until the next part.
         whole: seconds for all of them.
 
     Raises ApplianceError: it cannot be read, or did not arrive whole.
     """
-    request = routing_service_pb2.ReadServedTokenizerRequest(endpoint=endpoint, held=held)
     call = stub.ReadServedTokenizer(request)
     try:
         with _errors():
             async with asyncio.timeout(whole):
-                return await _received(call, held, silence)
+                return await _received(call, request.held, silence)
     except UnknownMethod:
         # An older control plane sends it in one message, if one holds it.
-        before = routing_service_pb2.GetServedTokenizerRequest(endpoint=endpoint)
+        before = routing_service_pb2.GetServedTokenizerRequest(endpoint=request.endpoint)
         with _errors():
             return "", await stub.GetServedTokenizer(before, timeout=silence)
     finally:

@@ -7,6 +7,8 @@ Rules kept here:
   a free slot only when no other has one;
 * what changes at a link concerns the answers that wait for its endpoint, and no others;
 * a replica that left the view takes no new answers, and keeps its old ones until they end;
+* while an endpoint has replicas of two versions, each takes its share of new answers, and an answer
+  stays with the version that its prompt was made for;
 * the gateway's own pauses are not held against replicas.
 
 Called by `appliance.gateway.router` and, for the view, by `main`.
@@ -23,7 +25,7 @@ import grpc.aio
 
 from appliance.gateway.config import RoutingSettings
 from appliance.gateway.links import ReplicaLink
-from appliance.gateway.snapshot import ReplicaAddress, RoutingSnapshot
+from appliance.gateway.snapshot import Pool, ReplicaAddress, Route, RoutingSnapshot, ServedVersion
 
 TICK_SECONDS = 0.1
 _OWN_PAUSE = 0.2
@@ -85,6 +87,8 @@ class ReplicaLinks:
         """Links whose place was taken, until their answers have ended."""
         self._snapshot: RoutingSnapshot | None = None
         self._turns: dict[tuple[str, str], int] = {}
+        self._picks: dict[tuple[str, str], int] = {}
+        """Turns of replicas whose version was picked, which is before an answer is placed."""
         self._turn = 0
         self.changed: Callable[[str | None], None] = _nobody
         """Is called when a link of an endpoint (None: of any) may take an answer, or none any more;
@@ -145,6 +149,7 @@ class ReplicaLinks:
         replicas = {(place.endpoint, place.id) for place in wanted}
         if len(self._turns) > 2 * len(replicas) + 1000:
             self._turns = {key: turn for key, turn in self._turns.items() if key in replicas}
+            self._picks = {key: turn for key, turn in self._picks.items() if key in replicas}
         self._notify()
 
     async def run(self) -> None:
@@ -171,48 +176,75 @@ class ReplicaLinks:
         # Also for what nothing else tells of, such as a writer that has caught up.
         self._notify()
 
-    def take_turn(self, endpoint: str, tried: Collection[ReplicaAddress]) -> ReplicaLink | None:
-        """The link for the next answer of an endpoint; None when none can take one."""
-        ready = {link.place: link for link in self._all(endpoint) if link.ready and not link.full}
+    def pick_version(
+        self, route: Route, is_prepared: Callable[[ServedVersion], bool]
+    ) -> ServedVersion:
+        """The version that the next answer of an endpoint is asked of.
+
+        Where there are several, each gets as many as it has replicas that can take one; one whose
+        tokenizer is not here yet only if there is no other.
+        """
+        if len(route.versions) == 1:
+            return route.newest
+        links = [link for link in self._at(route.endpoint) if link.ready]
+        links = [link for link in links if is_prepared(link.place.version)] or links
+        free = [link for link in links if not link.full] or links
+        slotless = [link.place for link in free if not link.has_slot]
+        place = choose([link.place for link in free], (), self._picks, slotless)
+        if place is not None:
+            self._turn += 1
+            self._picks[place.endpoint, place.id] = self._turn
+            return place.version
+        there = [place.version for place in route.places]
+        return there[0] if there and route.newest not in there else route.newest
+
+    def take_turn(self, pool: Pool, tried: Collection[ReplicaAddress]) -> ReplicaLink | None:
+        """The link for the next answer of a pool; None when none can take one."""
+        ready = {link.place: link for link in self._all(pool) if link.ready and not link.full}
         slotless = [place for place, link in ready.items() if not link.has_slot]
         place = choose(ready, tried, self._turns, slotless)
         if place is None:
             return None
         self._turn += 1
-        self._turns[endpoint, place.id] = self._turn
+        self._turns[place.endpoint, place.id] = self._turn
         return ready[place]
 
-    def has_other(self, endpoint: str, tried: Collection[ReplicaAddress]) -> bool:
+    def has_other(self, pool: Pool, tried: Collection[ReplicaAddress]) -> bool:
         """Whether an untried replica can take an answer now."""
         return any(
-            link.ready and not link.full and link.place not in tried for link in self._all(endpoint)
+            link.ready and not link.full and link.place not in tried for link in self._all(pool)
         )
 
-    def has_ready(self, endpoint: str) -> bool:
+    def has_ready(self, pool: Pool) -> bool:
         """Whether a replica is ready, if it is full or not."""
-        return any(link.ready for link in self._all(endpoint))
+        return any(link.ready for link in self._all(pool))
+
+    def is_left(self, pool: Pool) -> bool:
+        """Whether no replica of this version is ready, and one of another version is."""
+        ready = [link for link in self._at(pool.endpoint) if link.ready]
+        return bool(ready) and all(link.place.version != pool.version for link in ready)
 
     def has_slot(self, endpoint: str) -> bool:
         """Whether a replica would work on an answer at once, as far as we know."""
-        return any(link.ready and not link.full and link.has_slot for link in self._all(endpoint))
+        return any(link.ready and not link.full and link.has_slot for link in self._at(endpoint))
 
-    def has_hope(self, endpoint: str, *, begun: bool) -> bool:
+    def has_hope(self, pool: Pool, *, begun: bool) -> bool:
         """Whether a replica may become ready: one starts, is in doubt, or broke a moment ago.
 
         Args:
-            endpoint: its name.
+            pool: that the answer is for.
             begun: of an answer that has begun. Only such a one hopes for a start of an endpoint
-                whose starts have all failed lately.
+                whose starts have all failed lately, and for no other version than its own.
         """
-        route = self._snapshot.routes.get(endpoint) if self._snapshot else None
+        route = self._snapshot.routes.get(pool.endpoint) if self._snapshot else None
         if route is None:
             return False
-        if route.coming and (begun or not route.failed):
+        if pool.version in route.coming if begun else route.coming and not route.failed:
             return True
         settled = self._clock() - self._settings.settle_seconds
         return any(
             link.broken_at > settled or (link.connected and link.doubtful)
-            for link in self._all(endpoint)
+            for link in (self._all(pool) if begun else self._at(pool.endpoint))
         )
 
     async def close(self) -> None:
@@ -223,8 +255,11 @@ class ReplicaLinks:
         self._coming.clear()
         self._leaving.clear()
 
-    def _all(self, endpoint: str) -> Iterable[ReplicaLink]:
+    def _at(self, endpoint: str) -> Iterable[ReplicaLink]:
         return self._of.get(endpoint, {}).values()
+
+    def _all(self, pool: Pool) -> Iterable[ReplicaLink]:
+        return [link for link in self._at(pool.endpoint) if link.place.version == pool.version]
 
     def _notify(self, endpoint: str | None = None) -> None:
         self.changed(endpoint)

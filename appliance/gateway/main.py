@@ -31,6 +31,7 @@ from appliance.gateway.metrics import GatewayMetrics, ReplicaStates
 from appliance.gateway.models import ServedModels
 from appliance.gateway.openai import OpenAi
 from appliance.gateway.pipeline import InferencePipeline, PipelineParts
+from appliance.gateway.questions import Questions
 from appliance.gateway.router import Router
 from appliance.gateway.service import GatewayDoor, InferenceService, admission_of
 from appliance.gateway.snapshot import ReplicaAddress, RoutingSnapshot
@@ -138,7 +139,7 @@ class Gateway:
         self.pipeline = InferencePipeline(
             PipelineParts(
                 self.view,
-                self._models,
+                Questions(self.view, self._models, self.fleet),
                 router,
                 self._usage,
                 self._metrics,

@@ -10,7 +10,7 @@ Rules kept here:
   longer: the places of a gateway are for all.
 
 The accident: a large or broken tokenizer of one endpoint that stops the answers of others. Called
-by `appliance.gateway.pipeline` and, for the view, by `main`.
+by `appliance.gateway.questions` and, for the view, by `main`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from weakref import WeakValueDictionary
 from appliance.api.serving.v1 import routing_service_pb2
 from appliance.core.errors import Exhausted, Unavailable
 from appliance.gateway.fetching import Fetched
-from appliance.gateway.snapshot import Route, RoutingSnapshot
+from appliance.gateway.snapshot import Pool, RoutingSnapshot
 from appliance.gateway.tokenize import Desk, ServedModel
 
 logger = logging.getLogger(__name__)
@@ -35,17 +35,16 @@ WAITING = 128
 FETCH_AGAIN_SECONDS = 1.0
 PREPARE_AGAIN_SECONDS = 30.0
 
-Fetch = Callable[[str, Collection[str]], Awaitable[Fetched]]
-Key = tuple[str, str]
-"""Endpoint and model version."""
+Fetch = Callable[[str, str, Collection[str]], Awaitable[Fetched]]
 
 
 class ServedModels:
-    """Served models by route, read once each.
+    """Served models by endpoint and version, read once each.
 
     Args:
-        fetch: asks the control plane for the tokenizer of an endpoint; is told the contents that
-            are here, and returns the content and the tokenizer, or None for one of them.
+        fetch: asks the control plane for the tokenizer of an endpoint's version; is told the
+            contents that are here, and returns the content and the tokenizer, or None for one of
+            them.
         desk: where their prompts are prepared.
         seconds: that a call waits for one.
         clock: monotonic seconds.
@@ -62,10 +61,10 @@ class ServedModels:
         self._desk = desk
         self._seconds = seconds
         self._clock = clock
-        self._models: dict[Key, asyncio.Task[ServedModel]] = {}
-        self._again: dict[Key, float] = {}
+        self._models: dict[Pool, asyncio.Task[ServedModel]] = {}
+        self._again: dict[Pool, float] = {}
         """When those that failed may be read again."""
-        self._waiting: Counter[Key] = Counter()
+        self._waiting: Counter[Pool] = Counter()
         self._contents: WeakValueDictionary[str, ServedModel] = WeakValueDictionary()
         self._versions: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._fetching = asyncio.Semaphore(FETCHES)
@@ -73,32 +72,42 @@ class ServedModels:
 
     def apply(self, snapshot: RoutingSnapshot) -> None:
         """Forget models that are no longer served; read those that can be asked for now."""
-        served = {(route.endpoint, route.model) for route in snapshot.routes.values()}
+        served = {
+            Pool(route.endpoint, version)
+            for route in snapshot.routes.values()
+            for version in route.versions
+        }
         for key in self._models.keys() - served:
             del self._models[key]
         # Also of those whose reading ended after they had gone.
         self._again = {key: at for key, at in self._again.items() if key in served}
-        for route in snapshot.routes.values():
-            if route.places and (route.endpoint, route.model) not in self._models:
-                self._start(route)
+        # One that is coming too, where another one answers: nobody waits for it when it has come.
+        asked = {route.endpoint for route in snapshot.routes.values() if route.places}
+        for key in sorted(served - self._models.keys()):
+            if key.endpoint in asked:
+                self._start(key)
 
-    async def get(self, route: Route) -> ServedModel:
-        """The model of a route; one read for all who wait.
+    def has(self, pool: Pool) -> bool:
+        """Whether a model is here, and prepared."""
+        task = self._models.get(pool)
+        return task is not None and task.done() and not _has_failed(task)
+
+    async def get(self, key: Pool) -> ServedModel:
+        """The model of a version at an endpoint; one read for all who wait.
 
         Raises:
             Exhausted: too many wait for it.
             Unavailable: it does not come in time.
             ApplianceError: whatever its last read raised.
         """
-        key = (route.endpoint, route.model)
         task = self._models.get(key)
         if task is None or (_has_failed(task) and self._clock() >= self._again.get(key, 0.0)):
-            task = self._start(route)
+            task = self._start(key)
         if task.done():
             return task.result()
         if self._waiting[key] >= WAITING:
             raise Exhausted(
-                f"{WAITING} calls wait for the tokenizer of {route.endpoint} already: repeat the"
+                f"{WAITING} calls wait for the tokenizer of {key.endpoint} already: repeat the"
                 " request later",
                 retry_after=5.0,
             )
@@ -109,7 +118,7 @@ class ServedModels:
             if task.done():
                 return task.result()
             raise Unavailable(
-                f"the tokenizer of {route.endpoint} is still on its way: repeat the request later",
+                f"the tokenizer of {key.endpoint} is still on its way: repeat the request later",
                 retry_after=5.0,
             )
         finally:
@@ -117,21 +126,21 @@ class ServedModels:
             if not self._waiting[key]:
                 del self._waiting[key]
 
-    def _start(self, route: Route) -> asyncio.Task[ServedModel]:
-        task = asyncio.create_task(self._read(route))
-        self._models[route.endpoint, route.model] = task
+    def _start(self, key: Pool) -> asyncio.Task[ServedModel]:
+        task = asyncio.create_task(self._read(key))
+        self._models[key] = task
         task.add_done_callback(_note)
         return task
 
-    async def _read(self, route: Route) -> ServedModel:
-        key = (route.endpoint, route.model)
+    async def _read(self, key: Pool) -> ServedModel:
         self._again[key] = self._clock() + FETCH_AGAIN_SECONDS
         # Endpoints that serve the same version wait for the first of them, which fetches it.
-        version = self._versions.setdefault(route.model, asyncio.Lock())
+        model = key.version.uid or key.version.model
+        version = self._versions.setdefault(model, asyncio.Lock())
         # What was fetched is let go of when it is prepared: no more than these are in memory.
         async with version, self._fetching:
             held = dict(self._contents)
-            content, served = await self._fetch(route.endpoint, list(held))
+            content, served = await self._fetch(key.endpoint, key.version.uid, list(held))
             if served is None:
                 return held[content]
             self._again[key] = self._clock() + PREPARE_AGAIN_SECONDS

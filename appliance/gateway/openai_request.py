@@ -16,7 +16,7 @@ from appliance.api.inference.v1 import generation_pb2
 from appliance.core.errors import InvalidInput
 from appliance.core.numbers import span
 from appliance.core.strict_json import plain, read_object
-from appliance.gateway.pipeline import Question
+from appliance.gateway.questions import Question
 from appliance.wire.sampling import MAX_SEED
 
 _SHORT = re.compile(r"([^/]+)/([^/]+)")

@@ -11,6 +11,8 @@ Order: who is it and may they (`admit`), then words to tokens, tokens from a rep
 * an endpoint that is asked for more than it can answer leaves the others their share of the places
   (`appliance.gateway.shares`), and what only waits makes way for what can be worked on;
 * a running answer is judged again with each new view: a right that was taken away ends it;
+* a prompt is made for the version of the model whose replica answers; while an endpoint changes
+  from one to another it is made again for the other when the first has gone, never in an answer;
 * text is never logged, reported or counted, nor what a library says of it.
 
 The attacks: take all slots; ask on after a right has ended; leave no trace; fill the audit log with
@@ -34,40 +36,25 @@ from appliance.core.errors import (
     ApplianceError,
     Cancelled,
     Exhausted,
-    InvalidInput,
+    FailedPrecondition,
     Unauthenticated,
     Unavailable,
 )
 from appliance.gateway import access
-from appliance.gateway.ask import STOP, Ask
+from appliance.gateway.ask import STOP, Ask, OtherVersionError
 from appliance.gateway.config import GatewayLimits
-from appliance.gateway.encode import too_long
 from appliance.gateway.hidden_errors import hiding_errors
 from appliance.gateway.metrics import GatewayMetrics
-from appliance.gateway.models import ServedModels
-from appliance.gateway.rendering import Message
+from appliance.gateway.questions import Question, Questions
 from appliance.gateway.router import Router
-from appliance.gateway.sampling import check_sampling
 from appliance.gateway.shares import may_enter, own, victim
-from appliance.gateway.snapshot import Route
 from appliance.gateway.text import Detokenizer
-from appliance.gateway.tokenize import ServedModel, room
 from appliance.gateway.turns import Asker
 from appliance.gateway.usage import INFERENCE, UsageReports
 from appliance.gateway.view import View
 from appliance.wire.admission import Rates, Refusals, SourceLimit, source_of
 
 _MAX_NAME = 200
-
-
-@dataclass(frozen=True)
-class Question:
-    """What a caller asks: text, token ids or a conversation, exactly one; and how to answer."""
-
-    sampling: generation_pb2.Sampling
-    text: str | None = field(default=None, repr=False)
-    tokens: Sequence[int] | None = field(default=None, repr=False)
-    messages: Sequence[Message] | None = field(default=None, repr=False)
 
 
 class AnswerPiece(NamedTuple):
@@ -99,7 +86,6 @@ class InferenceCall:
     method: str = INFERENCE
     principal: str = ""
     credential: str = ""
-    route: Route | None = None
     version: int = -1
     holds_place: bool = False
     prompt_tokens: int = 0
@@ -116,7 +102,7 @@ class PipelineParts:
     """What the pipeline works with."""
 
     view: View
-    models: ServedModels
+    questions: Questions
     router: Router
     usage: UsageReports
     metrics: GatewayMetrics
@@ -179,6 +165,7 @@ class InferencePipeline:
         Raises:
             Unauthenticated: nobody knows the caller.
             NotFound: there is no such endpoint for it.
+            FailedPrecondition: the endpoint is stopped.
             Exhausted: too many calls of it, or of all.
             Unavailable: nothing can be decided or recorded now, or the gateway stops.
         """
@@ -187,10 +174,14 @@ class InferencePipeline:
         principal, credential = self.identify(authorization, call.source)
         call.principal = principal
         snapshot = self._parts.view.current()
-        route = access.route(snapshot, principal, call.endpoint)
+        if access.route(snapshot, principal, call.endpoint).stopped:
+            raise FailedPrecondition(
+                f"{call.endpoint} is stopped: whoever may do so starts it with "
+                f"`appliance endpoint start {call.endpoint}`"
+            )
         self._parts.usage.check_room(self._total)
         self._find_place(call, len(snapshot.routes))
-        call.credential, call.route, call.version = credential, route, snapshot.version
+        call.credential, call.version = credential, snapshot.version
         call.holds_place = True
         self._running[principal] += 1
         self._held[call.endpoint] += 1
@@ -234,45 +225,52 @@ class InferencePipeline:
         self, call: InferenceCall, question: Question
     ) -> AsyncGenerator[AnswerPiece, None]:
         """Stream the answer of an admitted call; closing the generator ends it everywhere."""
-        if call.route is None:
-            raise InvalidInput("the call was not admitted")
         with hiding_errors(call.request_id):
-            text, ask = await self._prepare(call, call.route, question)
-            ask.check = partial(self._check, call)
-            ask.turned_away = partial(self._free_place, call)
-            # Whatever happens to this process from here on, the call is told of.
-            call.recorded = self._parts.usage.begin(self._usage(call, None))
-            async with contextlib.aclosing(self._parts.router.answer(ask)) as steps:
-                async for step in steps:
-                    self._count(call, ask, len(step.tokens))
-                    shown = text.add(step.tokens)
-                    if step.finish:
-                        shown += text.flush()
-                    finish = STOP if text.stopped else step.finish
-                    call.blocked = self._parts.clock()
-                    yield AnswerPiece(shown, step.tokens, finish)
-                    call.blocked = 0.0
-                    if finish:
-                        return
-                    self._check(call)
+            before: Ask | None = None
+            while True:
+                text, ask = await self._prepared(call, question, before)
+                if not call.recorded:
+                    # Whatever happens to this process from here on, the call is told of.
+                    call.recorded = self._parts.usage.begin(self._usage(call, None))
+                pieces = self._pieces(call, text, ask)
+                try:
+                    async with contextlib.aclosing(pieces):
+                        async for piece in pieces:
+                            yield piece
+                except OtherVersionError:
+                    before = ask
+                else:
+                    return
 
-    async def _prepare(
-        self, call: InferenceCall, route: Route, question: Question
+    async def _prepared(
+        self, call: InferenceCall, question: Question, before: Ask | None
     ) -> tuple[Detokenizer, Ask]:
         """What is asked of a replica, and what makes text of its answer."""
-        sampling = question.sampling
-        check_sampling(sampling)
-        model = await self._parts.models.get(route)
-        longest = route.max_sequence_length
-        prompt = await tokens_of(model, question, longest, Asker(call.endpoint, call.principal))
-        wanted = sampling.max_tokens if sampling.HasField("max_tokens") else None
-        space = room(len(prompt), wanted, longest)
-        call.prompt_tokens = space.prompt
-        text = Detokenizer(model.decoding, prompt, sampling.stop)
-        ask = _ask(call.endpoint, model, prompt, sampling, space.max_tokens)
-        ask.caller = call.principal
+        asker = Asker(call.endpoint, call.principal)
+        text, ask = await self._parts.questions.prepare(question, asker, before)
+        call.prompt_tokens = len(ask.prompt)
+        ask.check = partial(self._check, call)
+        ask.turned_away = partial(self._free_place, call)
         ask.until = call.started + self._parts.limits.answer_seconds
         return text, ask
+
+    async def _pieces(
+        self, call: InferenceCall, text: Detokenizer, ask: Ask
+    ) -> AsyncGenerator[AnswerPiece, None]:
+        """The answer of one version. Raises OtherVersionError before its first token."""
+        async with contextlib.aclosing(self._parts.router.answer(ask)) as steps:
+            async for step in steps:
+                self._count(call, ask, len(step.tokens))
+                shown = text.add(step.tokens)
+                if step.finish:
+                    shown += text.flush()
+                finish = STOP if text.stopped else step.finish
+                call.blocked = self._parts.clock()
+                yield AnswerPiece(shown, step.tokens, finish)
+                call.blocked = 0.0
+                if finish:
+                    return
+                self._check(call)
 
     def _count(self, call: InferenceCall, ask: Ask, tokens: int) -> None:
         now = self._parts.clock()
@@ -352,45 +350,3 @@ class InferencePipeline:
 def meaning(ended: BaseException) -> ApplianceError:
     """What the end of a call that was not an error of ours is reported as."""
     return ended if isinstance(ended, ApplianceError) else Cancelled("the caller left")
-
-
-async def tokens_of(model: ServedModel, question: Question, most: int, asker: Asker) -> list[int]:
-    """The ids of a prompt, fewer than `most`.
-
-    Raises InvalidInput and ContextExceeded; who asks is counted for the model's turns.
-    """
-    if question.messages is not None:
-        return await model.chat(question.messages, most, asker)
-    if question.tokens is not None:
-        size = model.vocabulary
-        # First of all how many: looking at a million of them would stop others.
-        if len(question.tokens) >= most:
-            raise too_long(len(question.tokens), most, whole=True)
-        if question.tokens and not 0 <= min(question.tokens) <= max(question.tokens) < size:
-            raise InvalidInput(
-                f"a token id is not in the model's vocabulary of {size}",
-                fields={"prompt": "has an unknown token id"},
-            )
-        return list(question.tokens)
-    if question.text is not None:
-        return await model.prompt(question.text, most, asker)
-    raise InvalidInput(
-        "send a prompt or a conversation", fields={"prompt": "is missing, and chat too"}
-    )
-
-
-def _ask(
-    endpoint: str,
-    model: ServedModel,
-    prompt: list[int],
-    wanted: generation_pb2.Sampling,
-    max_tokens: int,
-) -> Ask:
-    sampling = generation_pb2.Sampling()
-    sampling.CopyFrom(wanted)
-    sampling.max_tokens = max_tokens
-    # A control token is never text, so as a stop text it is the id that ends the answer.
-    ids = {control.text: control.id for control in model.controls}
-    ends = [*model.ends, *(ids[stop] for stop in wanted.stop if stop in ids)]
-    del sampling.stop[:]
-    return Ask(endpoint, prompt, sampling, ends, model.vocabulary)

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import time
 from collections.abc import AsyncGenerator, Callable
 from typing import NamedTuple
@@ -72,9 +73,11 @@ class Router:
             InvalidInput: the replica refuses the request itself.
             Unavailable: no replica can answer, or too many failed.
             Exhausted: every replica is full, and its turn did not come.
+            OtherVersionError: it has not begun, and only replicas of another version can answer.
         """
         self._budget.earn()
-        ask.patience = self._clock() + self._settings.queue_seconds
+        if ask.patience == math.inf:
+            ask.patience = self._clock() + self._settings.queue_seconds
         while True:
             finish = ask.finished()
             if finish:
@@ -126,7 +129,7 @@ class Router:
                 return
             if not tokens:
                 ask.check()
-            if link.doubtful and self._fleet.has_other(ask.endpoint, tried):
+            if link.doubtful and self._fleet.has_other(ask.pool, tried):
                 return
 
     def _go_on(self, ask: Ask, link: ReplicaLink, lost: ApplianceError | None) -> None:

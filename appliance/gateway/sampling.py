@@ -1,4 +1,4 @@
-"""What a caller may ask of the choice of tokens. Pure. Called by `appliance.gateway.pipeline`."""
+"""What a caller may ask of the choice of tokens. Pure. Called by `appliance.gateway.questions`."""
 
 from __future__ import annotations
 

@@ -24,7 +24,8 @@ from appliance.core.identity import Principal, parse_name
 from appliance.gateway import pipeline as way
 from appliance.gateway.config import GatewayConfig
 from appliance.gateway.hidden_errors import fault
-from appliance.gateway.pipeline import InferencePipeline, Question
+from appliance.gateway.pipeline import InferencePipeline
+from appliance.gateway.questions import Question
 from appliance.gateway.usage import INFERENCE
 from appliance.wire.admission import CallerLimits
 from appliance.wire.budgets import Admission

@@ -8,6 +8,8 @@ Rules kept here:
   is UNAVAILABLE;
 * whose turn it is goes round among callers (`appliance.gateway.waiting`), and so do the places of a
   full queue;
+* while replicas of two versions answer, each version has a line of its own; an answer that has not
+  begun leaves the line of a version of which no replica is ready, when one of another is;
 * an answer that only waits is turned away for one that a replica of another endpoint would work on
   at once (`make_way`): a dead or slow endpoint does not take the places of a healthy one.
 
@@ -22,9 +24,10 @@ import math
 from collections.abc import Callable
 
 from appliance.core.errors import ApplianceError, Exhausted, Unavailable
-from appliance.gateway.ask import Ask
+from appliance.gateway.ask import Ask, OtherVersionError
 from appliance.gateway.config import RoutingSettings
 from appliance.gateway.fleet import ReplicaLinks
+from appliance.gateway.snapshot import ServedVersion
 from appliance.gateway.waiting import Placed, Waiter, WaitingLine
 
 LOOK_SECONDS = 0.25
@@ -47,13 +50,14 @@ class ReplicaSlots:
         self._fleet = fleet
         self._settings = settings
         self._clock = clock
-        self._lines: dict[str, WaitingLine] = {}
+        self._lines: dict[str, dict[ServedVersion, WaitingLine]] = {}
+        """By endpoint, none of them empty."""
         fleet.changed = self._serve
 
     @property
     def waiting(self) -> int:
         """Answers that wait, of all endpoints."""
-        return sum(map(len, self._lines.values()))
+        return sum(len(line) for lines in self._lines.values() for line in lines.values())
 
     async def place(self, ask: Ask) -> Placed:
         """A link, and the answer in work there; closing it is the caller's.
@@ -61,17 +65,19 @@ class ReplicaSlots:
         Raises:
             Exhausted: every replica is full, and so is the queue, or its turn did not come.
             Unavailable: none is ready, and none may come in time.
+            OtherVersionError: only replicas of another version are ready, and it has not begun.
         """
-        line = self._lines.get(ask.endpoint)
+        line = self._lines.get(ask.endpoint, {}).get(ask.version)
         if line is None or (ask.begun and not line.begun):
             placed = self._take(ask)
             if placed is not None:
                 return placed
+        self._check_version(ask)
         if not ask.retries:
             # One that was with a replica that broke is no newcomer.
             self._check_room(ask, line)
         waiter = Waiter(ask, asyncio.get_running_loop().create_future())
-        line = self._lines.setdefault(ask.endpoint, WaitingLine())
+        line = self._lines.setdefault(ask.endpoint, {}).setdefault(ask.version, WaitingLine())
         line.add(waiter)
         try:
             return await self._wait(waiter)
@@ -82,19 +88,31 @@ class ReplicaSlots:
             raise
         finally:
             line.remove(waiter)
-            if not line and self._lines.get(ask.endpoint) is line:
+            self._forget_empty(ask, line)
+
+    def _forget_empty(self, ask: Ask, line: WaitingLine) -> None:
+        lines = self._lines.get(ask.endpoint, {})
+        if not line and lines.get(ask.version) is line:
+            del lines[ask.version]
+            if not lines:
                 del self._lines[ask.endpoint]
+
+    def _check_version(self, ask: Ask) -> None:
+        """Raise OtherVersionError when it should be asked of another version."""
+        if not ask.begun and self._fleet.is_left(ask.pool):
+            raise OtherVersionError
 
     async def _wait(self, waiter: Waiter) -> Placed:
         dead_since = math.inf
         while not waiter.placed.done():
             waiter.ask.check()
+            self._check_version(waiter.ask)
             now = self._clock()
-            is_ready = self._fleet.has_ready(waiter.ask.endpoint)
+            is_ready = self._fleet.has_ready(waiter.ask.pool)
             dead_since = math.inf if is_ready else min(dead_since, now)
             left = self._limit(waiter, dead_since) - now
             hopeless = not is_ready and not self._fleet.has_hope(
-                waiter.ask.endpoint, begun=waiter.begun
+                waiter.ask.pool, begun=waiter.begun
             )
             if left <= 0 or hopeless:
                 raise _crowded(waiter.ask) if is_ready else _dead(waiter.ask)
@@ -114,7 +132,7 @@ class ReplicaSlots:
 
     def _check_room(self, ask: Ask, line: WaitingLine | None) -> None:
         """Raise when as many wait as may, and nobody has to go for this one."""
-        is_ready = self._fleet.has_ready(ask.endpoint)
+        is_ready = self._fleet.has_ready(ask.pool)
         if line is None or (is_ready and ask.begun):
             return
         most = self._settings.queue if is_ready else self._settings.waiting
@@ -130,7 +148,7 @@ class ReplicaSlots:
 
     def _take(self, ask: Ask) -> Placed | None:
         """A place now; None when no replica has one."""
-        link = self._fleet.take_turn(ask.endpoint, ask.tried)
+        link = self._fleet.take_turn(ask.pool, ask.tried)
         if link is None:
             return None
         return link, link.submit(ask.submit(), math.inf if ask.begun else ask.patience)
@@ -140,8 +158,8 @@ class ReplicaSlots:
 
         Called whenever there may be some.
         """
-        lines = self._lines if endpoint is None else {endpoint} & self._lines.keys()
-        for line in [self._lines[name] for name in lines]:
+        names = self._lines if endpoint is None else {endpoint} & self._lines.keys()
+        for line in [line for name in names for line in self._lines[name].values()]:
             while (waiter := line.next()) is not None:
                 placed = self._take(waiter.ask)
                 if placed is None:
@@ -161,14 +179,15 @@ class ReplicaSlots:
         if endpoint in self._lines or not self._fleet.has_slot(endpoint):
             return {}
         return {
-            name: line.new
-            for name, line in self._lines.items()
-            if name != endpoint and line.newest(caller)
+            name: sum(line.new for line in lines.values())
+            for name, lines in self._lines.items()
+            if name != endpoint and any(line.newest(caller) for line in lines.values())
         }
 
     def make_way(self, endpoint: str, caller: str | None = None) -> None:
         """Turn away the newest that waits for an endpoint, of a caller or of anybody (`may_go`)."""
-        line = self._lines[endpoint]
+        lines = [line for line in self._lines[endpoint].values() if line.newest(caller)]
+        line = max(lines, key=lambda each: each.new)
         waiter = line.newest(caller)
         if waiter is not None:
             error = Exhausted(

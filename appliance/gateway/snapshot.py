@@ -14,12 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from appliance.api.serving.v1 import endpoint_pb2, routing_service_pb2
 from appliance.core.errors import Internal
 from appliance.wire import routing
 
 _READY = frozenset({endpoint_pb2.Replica.STATE_READY, endpoint_pb2.Replica.STATE_DRAINING})
+_STOPPED = frozenset({endpoint_pb2.Endpoint.STATE_STOPPING, endpoint_pb2.Endpoint.STATE_STOPPED})
 EVERYWHERE = "projects/-"
 
 Key = tuple[str, ...]
@@ -35,11 +37,39 @@ class Credential:
     expires: float
 
 
+class ServedVersion(NamedTuple):
+    """What replicas have in common that can go on with each other's answers.
+
+    While an endpoint changes, its replicas are of two versions, each with a tokenizer and a limit
+    of its own: a prompt is made for one of them.
+
+    Attributes:
+        model: name of the version.
+        uid: of the version; another one may have had the name before.
+        max_sequence_length: longest prompt and answer together, in tokens.
+    """
+
+    model: str = ""
+    uid: str = ""
+    max_sequence_length: int = 0
+
+
+ANY_VERSION = ServedVersion()
+"""Of a fleet that tells none apart."""
+
+
+class Pool(NamedTuple):
+    """The replicas of one version at one endpoint: whoever asks one of them may ask the others."""
+
+    endpoint: str
+    version: ServedVersion
+
+
 @dataclass(frozen=True, order=True)
 class ReplicaAddress:
     """One start of one replica. `id` stays the same over restarts, `epoch` rises with each.
 
-    `server_name` is in the certificate of this start and of no other.
+    `server_name` is in the certificate of this start and of no other; `version` is what it serves.
     """
 
     endpoint: str
@@ -47,6 +77,7 @@ class ReplicaAddress:
     epoch: int
     address: str
     server_name: str
+    version: ServedVersion = ANY_VERSION
 
 
 @dataclass(frozen=True)
@@ -55,20 +86,26 @@ class Route:
 
     Attributes:
         project: it belongs to.
-        model: version it serves.
-        max_sequence_length: longest prompt and answer together, in tokens.
+        newest: version that it is to serve.
         places: replicas that can be connected to.
-        coming: whether a replica is on its way: one that starts, or none is known at all yet.
+        coming: versions of which a replica is on its way: one that starts, or none is known at all
+            yet.
         failed: whether none has stayed up, each time one was started.
+        stopped: whether somebody stopped it, or stops it now.
     """
 
     endpoint: str
     project: str
-    model: str
-    max_sequence_length: int
+    newest: ServedVersion
     places: tuple[ReplicaAddress, ...]
-    coming: bool
+    coming: frozenset[ServedVersion] = frozenset()
     failed: bool = False
+    stopped: bool = False
+
+    @property
+    def versions(self) -> frozenset[ServedVersion]:
+        """What is served, or will be."""
+        return self.coming | {place.version for place in self.places} | {self.newest}
 
 
 @dataclass(frozen=True)
@@ -181,20 +218,35 @@ class Draft:
 
 
 def _route(route: routing_service_pb2.Route) -> Route:
+    newest = ServedVersion(route.model, route.model_uid, route.max_sequence_length)
+    versions = {replica.id: _version(replica, newest) for replica in route.replicas}
     places = tuple(
         ReplicaAddress(
-            route.endpoint, replica.id, replica.epoch, replica.address, replica.server_name
+            route.endpoint,
+            replica.id,
+            replica.epoch,
+            replica.address,
+            replica.server_name,
+            versions[replica.id],
         )
         for replica in route.replicas
         if replica.state in _READY and replica.address
     )
-    others = any(replica.state not in _READY for replica in route.replicas)
+    others = {versions[replica.id] for replica in route.replicas if replica.state not in _READY}
+    stopped = route.state in _STOPPED
     return Route(
         endpoint=route.endpoint,
         project=route.project,
-        model=route.model,
-        max_sequence_length=route.max_sequence_length,
+        newest=newest,
         places=places,
-        coming=others or not route.replicas,
+        coming=frozenset(others if route.replicas or stopped else {newest}),
         failed=route.state == endpoint_pb2.Endpoint.STATE_FAILED,
+        stopped=stopped,
     )
+
+
+def _version(replica: endpoint_pb2.Replica, newest: ServedVersion) -> ServedVersion:
+    """What a replica serves; an older control plane has one version, and does not say it again."""
+    if not replica.model:
+        return newest
+    return ServedVersion(replica.model, replica.model_uid, replica.max_sequence_length)

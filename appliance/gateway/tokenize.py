@@ -7,7 +7,7 @@ Rules kept here:
 * templates and long texts have threads, so that nobody else's answer waits.
 
 The attacks: content that spells control tokens; prompts that stop the gateway. Called by
-`appliance.gateway.pipeline`.
+`appliance.gateway.questions`.
 """
 
 from __future__ import annotations

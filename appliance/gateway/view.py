@@ -207,9 +207,12 @@ class ControlClient:
         finally:
             call.cancel()
 
-    async def tokenizer(self, endpoint: str, held: Collection[str] = ()) -> Fetched:
-        """The tokenizer of an endpoint's model. Raises ApplianceError."""
-        return await fetch(self._stub, endpoint, held, CALL_SECONDS)
+    async def tokenizer(self, endpoint: str, uid: str = "", held: Collection[str] = ()) -> Fetched:
+        """The tokenizer of a version that an endpoint serves. Raises ApplianceError."""
+        request = routing_service_pb2.ReadServedTokenizerRequest(
+            endpoint=endpoint, model_uid=uid, held=held
+        )
+        return await fetch(self._stub, request, CALL_SECONDS)
 
     async def report(self, request: routing_service_pb2.ReportUsageRequest) -> bool:
         """Make usages and counts durable in the audit chain; whether it says that they are.

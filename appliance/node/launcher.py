@@ -281,6 +281,7 @@ class Running:
         self._readers: list[asyncio.Task[None]] = []
         self._watch: asyncio.Task[None] | None = None
         self._stopping: asyncio.Task[None] | None = None
+        self._stop_by = 0.0
 
     @property
     def pid(self) -> int:
@@ -364,11 +365,23 @@ class Running:
                 os.kill(self.pid, signal.SIGUSR1)
 
     def stop(self, grace_seconds: float) -> None:
-        """Tell it to stop (SIGTERM to the first process), and end all of it after the grace."""
-        if self._stopping is None and self._process and self._process.returncode is None:
+        """Tell it to stop (SIGTERM to the first process), and end all of it after the grace.
+
+        Told again, it has less time at most. An order without a grace is repeated for whatever is
+        not leased any more, and says nothing new.
+        """
+        end = asyncio.get_running_loop().time() + grace_seconds
+        if self._stopping is not None:
+            if grace_seconds > 0 and end < self._stop_by and not self._stopping.done():
+                self._stopping.cancel()
+                self._stop_by = end
+                self._stopping = asyncio.create_task(self._end_after(grace_seconds))
+            return
+        if self._process and self._process.returncode is None:
             # Not `send_signal`: that would collect the process, and free its number.
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGTERM)
+            self._stop_by = end
             self._stopping = asyncio.create_task(self._end_after(grace_seconds))
 
     async def kill(self) -> None:

@@ -39,8 +39,9 @@ FIRST_TOKEN_SECONDS = 180.0
 """Ranks that share few cores take long over their first step, and only over that."""
 MIN_DRAIN_SECONDS = 1.0
 """Four heartbeats: every gateway knows by then, and what it sent before is here."""
-MAX_DRAIN_SECONDS = 25.0
-"""What is not done by then goes on in another replica."""
+MAX_DRAIN_SECONDS = 3600.0
+"""As long as an answer may take. Whoever said stop has said for how long, and ends it then; what is
+not done goes on in another replica of the same version, if there is one."""
 DRAIN_LOOK_SECONDS = 0.05
 CLOSE_SECONDS = 0.5
 OPTIONS = (

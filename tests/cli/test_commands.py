@@ -832,6 +832,67 @@ def test_an_endpoint_is_waited_for(command: Run, logged_in: FakeApi) -> None:
     assert (result.code, "too little memory" in result.err) == (1, True)
 
 
+def test_an_endpoint_is_updated_stopped_and_started(command: Run, logged_in: FakeApi) -> None:
+    states, replicas = endpoint_pb2.Endpoint.State, endpoint_pb2.Replica.State
+    name = f"{DEMO}/endpoints/chat"
+
+    def endpoint(state: str, *, why: str = "", older: str = "") -> endpoint_pb2.Endpoint:
+        made = endpoint_pb2.Endpoint(
+            name=name, state=states.Value(f"STATE_{state}"), state_reason=why, generation=2
+        )
+        if older:
+            made.replica_status.add(id="r0", generation=1, state=replicas.Value(f"STATE_{older}"))
+        return made
+
+    updating = endpoint("UPDATING", older="READY")
+    logged_in.answers["EndpointService.UpdateEndpoint"] = updating
+    logged_in.answers["EndpointService.WatchEndpoint"] = [updating, endpoint("READY")]
+    update = ("endpoint", "update", "chat", "--model", "m/2", "--wait", "-o", "json")
+    result = command(*update, "--replicas", "3", "--no-allow-downtime", "--etag", "e")
+    assert (result.code, json.loads(result.out)["state"]) == (0, "STATE_READY")
+    (call,) = logged_in.named("EndpointService.UpdateEndpoint")
+    assert list(call.request.update_mask.paths) == ["allow_downtime", "model", "replicas"]
+    assert call.request.endpoint == endpoint_pb2.Endpoint(
+        name=name, model=f"{DEMO}/models/m/versions/2", replicas=3, etag="e"
+    )
+    why = "the new version does not start; go back"
+    for last, code in (
+        (endpoint("DEGRADED", why=why, older="READY"), 1),
+        (endpoint("FAILED", why=why), 1),
+        (endpoint("STOPPED"), 0),
+    ):
+        logged_in.answers["EndpointService.WatchEndpoint"] = [updating, last]
+        result = command(*update)
+        assert (result.code, why in result.err) == (code, bool(code))
+    assert "say what to change: --model" in command("endpoint", "update", "chat").err
+    for verb, end in (("Stop", "STOPPED"), ("Start", "READY")):
+        logged_in.answers[f"EndpointService.{verb}Endpoint"] = endpoint("STOPPING")
+        logged_in.answers["EndpointService.WatchEndpoint"] = [endpoint("STARTING"), endpoint(end)]
+        result = command("endpoint", verb.lower(), "chat", "--wait", "-o", "json")
+        assert (result.code, json.loads(result.out)["state"]) == (0, f"STATE_{end}")
+
+
+def test_an_endpoint_is_described_with_its_replicas(command: Run, logged_in: FakeApi) -> None:
+    made = endpoint_pb2.Endpoint(
+        name=f"{DEMO}/endpoints/chat", state="STATE_UPDATING", state_reason="r1 starts"
+    )
+    made.replica_status.add(
+        id="r0",
+        node="nodes/n1",
+        state="STATE_READY",
+        generation=1,
+        model=f"{DEMO}/models/m/versions/1",
+        restarts=4,
+    )
+    logged_in.answers["EndpointService.GetEndpoint"] = made
+    said = command("endpoint", "describe", "chat").out
+    assert "r1 starts" in said
+    (row,) = [line.split() for line in said.splitlines() if line.startswith("r0")]
+    assert row == ["r0", "READY", "n1", "4", "1", "m/1"]
+    shown = json.loads(command("endpoint", "describe", "chat", "-o", "json").out)
+    assert shown["replica_status"][0]["restarts"] == 4
+
+
 def test_a_deleted_endpoint_is_waited_for_until_it_is_gone(
     command: Run, logged_in: FakeApi
 ) -> None:

@@ -317,6 +317,8 @@ class FakeAgent:
         self.running: set[tuple[str, int]] = set()
         self.started: list[agent.StartJob | agent.StartReplica] = []
         self.stopped: list[tuple[str, int]] = []
+        self.grace: list[float] = []
+        """Seconds of each order to stop."""
         self.saves: list[agent.StopWork] = []
         self.old = False
         """Whether this is an agent of 0.1.0, which knows no order to save."""
@@ -374,6 +376,7 @@ class FakeAgent:
             elif kind == "stop":
                 work = (order.stop.work.work, order.stop.work.epoch)
                 self.stopped.append(work)
+                self.grace.append(order.stop.grace_seconds)
                 self.running.discard(work)
             elif kind == "read_log":
                 self.reads.append(order.read_log)

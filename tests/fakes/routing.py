@@ -33,6 +33,13 @@ TEMPLATE = (
 )
 KEY = bytes(range(32))
 PIECE = 1000
+OTHER = "other"
+
+
+def _version(longest: int, *, other: bool) -> dict[str, Any]:
+    """Fields of a route and of a replica."""
+    model = {"model": f"projects/p/models/m/versions/{2 if other else 1}"}
+    return model | {"model_uid": OTHER if other else "first", "max_sequence_length": longest}
 
 
 def seal(view: routing_service_pb2.RoutingView) -> routing_service_pb2.RoutingView:
@@ -57,6 +64,7 @@ class Control(routing_service_pb2_grpc.RoutingServiceServicer):
         self.pulse = 0.2
         self.tokenizer_calls = 0
         self.tokenizer = workers.tokenizer().to_str().encode()
+        self.other = workers.tokenizer(other=True).to_str().encode()
         self.fronts = 0
         self.watched: list[str] = []
         """Serial numbers of the certificates that the view was asked for with, one a stream."""
@@ -83,25 +91,40 @@ class Control(routing_service_pb2_grpc.RoutingServiceServicer):
             )
         return minted.text
 
-    def serve(self, *replicas: Worker, endpoint: str = ENDPOINT, longest: int = 512) -> None:
-        """Routes: the endpoint with these replicas; all of them ready."""
+    def serve(
+        self,
+        *replicas: Worker,
+        endpoint: str = ENDPOINT,
+        longest: int = 512,
+        state: str = "STATE_READY",
+        starting: bool = False,
+    ) -> None:
+        """Routes: the endpoint with these replicas, ready or draining.
+
+        It is to serve what the last of them does. With `starting`, there is one more of that.
+        """
+        other = bool(replicas) and replicas[-1].other
+        version = _version(longest, other=other)
+        late = endpoint_pb2.Replica(id="late", state="STATE_STARTING", **version)
         for route in [route for route in self.view.routes if route.endpoint == endpoint]:
             self.view.routes.remove(route)
         self.view.routes.add(
             endpoint=endpoint,
             project=endpoint.rsplit("/", 2)[0],
-            model="projects/p/models/m/versions/1",
-            max_sequence_length=longest,
+            state=state,
             replicas=[
                 endpoint_pb2.Replica(
                     id=replica.id,
-                    state="STATE_READY",
+                    state="STATE_DRAINING" if replica.script.draining else "STATE_READY",
+                    **_version(longest, other=replica.other),
                     epoch=1,
                     address=replica.address,
                     server_name=replica.identity.server_name,
                 )
                 for replica in replicas
-            ],
+            ]
+            + [late] * starting,
+            **version,
         )
 
     def publish(self) -> None:
@@ -151,7 +174,7 @@ class Control(routing_service_pb2_grpc.RoutingServiceServicer):
         self, request: Any, context: Any
     ) -> AsyncIterator[routing_service_pb2.ServedTokenizerPart]:
         self.tokenizer_calls += 1
-        texts = [self.tokenizer, TEMPLATE.encode()]
+        texts = [self.other if request.model_uid == OTHER else self.tokenizer, TEMPLATE.encode()]
         whole = b"".join(texts)
         yield routing_service_pb2.ServedTokenizerPart(
             tokenizer=self._ends,

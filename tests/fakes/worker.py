@@ -30,9 +30,12 @@ STOP = generation_pb2.FINISH_REASON_STOP
 LENGTH = generation_pb2.FINISH_REASON_LENGTH
 
 
-def tokenizer() -> Tokenizer:
-    """One token for each byte, and two special ones: 256 begins, 257 ends."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+def tokenizer(*, other: bool = False) -> Tokenizer:
+    """One token for each byte, and two special ones: 256 begins, 257 ends.
+
+    The `other` one has its tokens in another order.
+    """
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet(), reverse=other)
     vocabulary = {letter: number for number, letter in enumerate(alphabet)}
     made = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -47,6 +50,10 @@ STORY_IDS = tokenizer().encode(STORY).ids
 def next_token(ids: int) -> int:
     """What the model says after so many tokens."""
     return STORY_IDS[ids % len(STORY_IDS)]
+
+
+OTHER_IDS = tokenizer(other=True).encode(STORY[::-1]).ids
+"""What another version of the model says, with another tokenizer."""
 
 
 def story(prompt: int, tokens: int) -> list[int]:
@@ -94,6 +101,8 @@ class Worker:
     aborts: list[int] = field(default_factory=list)
     metadata: list[Any] = field(default_factory=list)
     port: int = 0
+    other: bool = False
+    """Whether it serves another version of the model, with `OTHER_IDS`."""
     shown: Principal | None = None
     """Whose certificate it shows, when not its own."""
     running: int = 0
@@ -233,7 +242,8 @@ class _Stream:
             return False
         if script.die_after is not None and made >= script.die_after:
             raise _DiedError
-        token = 100_000 if script.wrong else next_token(count)
+        said = OTHER_IDS if self.worker.other else STORY_IDS
+        token = 100_000 if script.wrong else said[count % len(said)]
         if script.end_after is not None and made >= script.end_after:
             token = END
         answer[0], answer[1] = count + 1, made + 1

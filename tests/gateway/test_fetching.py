@@ -42,6 +42,11 @@ async def test_one_that_comes_byte_by_byte_has_its_time() -> None:
     drips = Drips()
     async with asyncio.timeout(10):
         with pytest.raises(Unavailable, match="does not send the model's tokenizer"):
-            await fetch(drips, "e", [], silence=60.0, whole=0.05)
+            await fetch(
+                drips,
+                routing_service_pb2.ReadServedTokenizerRequest(endpoint="e"),
+                silence=60.0,
+                whole=0.05,
+            )
     assert drips.sent
     assert drips.cancelled

@@ -12,7 +12,7 @@ from appliance.gateway.ask import Ask
 from appliance.gateway.config import RoutingSettings
 from appliance.gateway.fleet import ReplicaLinks
 from appliance.gateway.slots import ReplicaSlots
-from appliance.gateway.snapshot import ReplicaAddress, Route, RoutingSnapshot
+from appliance.gateway.snapshot import ANY_VERSION, ReplicaAddress, Route, RoutingSnapshot
 
 
 class Full:
@@ -66,10 +66,8 @@ def view(**replicas: int) -> RoutingSnapshot:
         name: Route(
             name,
             "projects/p",
-            "m",
-            100,
+            ANY_VERSION,
             tuple(ReplicaAddress(name, str(each), 1, "127.0.0.1:1", "x") for each in range(count)),
-            coming=False,
         )
         for name, count in replicas.items()
     }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import gc
 import threading
 from collections.abc import AsyncIterator, Collection, Iterator
@@ -18,14 +17,14 @@ from appliance.core.errors import Exhausted, Unavailable, UnknownMethod
 from appliance.gateway import models
 from appliance.gateway.fetching import Fetched
 from appliance.gateway.models import ServedModels
-from appliance.gateway.snapshot import Route, RoutingSnapshot
+from appliance.gateway.snapshot import Pool, RoutingSnapshot, ServedVersion
 from appliance.gateway.tokenize import Desk, ServedModel
 from tests.fakes.gateway import stage, until
 from tests.fakes.routing import ENDPOINT, Control
 from tests.fakes.worker import Worker, story, tokenizer
 
 SERVED = routing_service_pb2.ServedTokenizer(tokenizer_json=tokenizer().to_str().encode())
-ROUTE = Route("projects/p/endpoints/e", "projects/p", "m", 10, (), coming=False)
+POOL = Pool("projects/p/endpoints/e", ServedVersion("m", "m", 10))
 NOTHING = RoutingSnapshot(1, b"", {}, {}, {}, {}, 0)
 
 
@@ -33,7 +32,7 @@ class Source:
     """A control plane that gives what it is told to, and a clock."""
 
     def __init__(self) -> None:
-        self.asked: list[tuple[str, list[str]]] = []
+        self.asked: list[tuple[str, str, list[str]]] = []
         self.content = "c"
         self.error: Exception | None = None
         self.served = SERVED
@@ -42,8 +41,8 @@ class Source:
         self.now = 100.0
         self.seconds = 60.0
 
-    async def fetch(self, endpoint: str, held: Collection[str]) -> Fetched:
-        self.asked.append((endpoint, sorted(held)))
+    async def fetch(self, endpoint: str, uid: str, held: Collection[str]) -> Fetched:
+        self.asked.append((endpoint, uid, sorted(held)))
         await self.let.wait()
         if self.error is not None:
             raise self.error
@@ -63,7 +62,7 @@ def desk() -> Iterator[Desk]:
 async def test_it_is_read_once_for_all_who_wait(desk: Desk) -> None:
     source = Source()
     found = source.models(desk)
-    waiting = await asyncio.gather(*(found.get(ROUTE) for _ in range(5)))
+    waiting = await asyncio.gather(*(found.get(POOL) for _ in range(5)))
     assert len(source.asked) == 1
     assert len({id(model) for model in waiting}) == 1
 
@@ -74,10 +73,10 @@ async def test_one_that_cannot_be_read_is_read_again_after_a_pause(desk: Desk) -
     source.error = Unavailable("not now")
     for _ in range(3):
         with pytest.raises(Unavailable, match="not now"):
-            await found.get(ROUTE)
+            await found.get(POOL)
     assert len(source.asked) == 1
     source.error, source.now = None, source.now + models.FETCH_AGAIN_SECONDS
-    await found.get(ROUTE)
+    await found.get(POOL)
     assert len(source.asked) == 2
 
 
@@ -89,32 +88,32 @@ async def test_a_broken_one_is_not_prepared_with_each_call(desk: Desk) -> None:
     found = source.models(desk)
     for _ in range(3):
         with pytest.raises(Unavailable, match="cannot be read"):
-            await found.get(ROUTE)
+            await found.get(POOL)
         source.now += models.FETCH_AGAIN_SECONDS
     assert len(source.asked) == 1
     source.now += models.PREPARE_AGAIN_SECONDS
     with pytest.raises(Unavailable, match="cannot be read"):
-        await found.get(ROUTE)
+        await found.get(POOL)
     assert len(source.asked) == 2
 
 
 async def test_endpoints_of_the_same_content_share_it(desk: Desk) -> None:
     source = Source()
     found = source.models(desk)
-    other = dataclasses.replace(ROUTE, endpoint="projects/p/endpoints/f")
-    third = dataclasses.replace(ROUTE, endpoint="projects/q/endpoints/g", model="copy")
-    first, second = await asyncio.gather(found.get(ROUTE), found.get(other))
+    other = POOL._replace(endpoint="projects/p/endpoints/f")
+    third = Pool("projects/q/endpoints/g", ServedVersion("copy", "copy", 10))
+    first, second = await asyncio.gather(found.get(POOL), found.get(other))
     assert first is second
     assert await found.get(third) is first
     # Only the first was sent; the others were said to be here.
-    assert [held for _, held in source.asked] == [[], ["c"], ["c"]]
+    assert [held for _, _, held in source.asked] == [[], ["c"], ["c"]]
 
 
 async def test_what_nobody_serves_any_more_is_forgotten(desk: Desk) -> None:
     source = Source()
     found = source.models(desk)
-    await found.get(ROUTE)
-    del found._models[ROUTE.endpoint, ROUTE.model]
+    await found.get(POOL)
+    del found._models[POOL]
     # The task of the read still holds it until the loop goes round.
     await asyncio.sleep(0)
     gc.collect()
@@ -129,7 +128,7 @@ async def test_no_more_calls_wait_for_one_than_may(
     source = Source()
     source.let.clear()
     found = source.models(desk)
-    waiting = [asyncio.create_task(found.get(ROUTE)) for _ in range(4)]
+    waiting = [asyncio.create_task(found.get(POOL)) for _ in range(4)]
     await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
     (refused,) = [task for task in waiting if task.done()]
     assert isinstance(refused.exception(), Exhausted)
@@ -154,7 +153,7 @@ async def test_no_more_are_in_memory_before_they_are_prepared_than_may(
     alive = WeakSet[Tokenizer]()
     most = 0
 
-    async def fetch(endpoint: str, _: Collection[str]) -> Any:
+    async def fetch(endpoint: str, _uid: str, _held: Collection[str]) -> Any:
         nonlocal most
         made = Tokenizer()
         alive.add(made)
@@ -164,7 +163,7 @@ async def test_no_more_are_in_memory_before_they_are_prepared_than_may(
     monkeypatch.setattr(models, "ServedModel", slow)
     found = ServedModels(fetch, cast("Any", None), 60.0)
     routes = [
-        dataclasses.replace(ROUTE, endpoint=f"e{number}", model=f"m{number}")
+        Pool(f"e{number}", ServedVersion(f"m{number}", f"m{number}", 10))
         for number in range(3 * models.FETCHES)
     ]
     asking = [asyncio.create_task(found.get(route)) for route in routes]
@@ -190,7 +189,7 @@ async def test_versions_of_one_content_are_prepared_once(
     source.let.clear()
     found = source.models(desk)
     asking = [
-        asyncio.create_task(found.get(dataclasses.replace(ROUTE, model=f"m{number}")))
+        asyncio.create_task(found.get(Pool("e", ServedVersion(f"m{number}", "", 10))))
         for number in range(models.FETCHES)
     ]
     await until(lambda: len(source.asked) == models.FETCHES)
@@ -207,13 +206,13 @@ async def test_a_call_waits_for_one_no_longer_than_it_may(desk: Desk) -> None:
     found = source.models(desk)
     async with asyncio.timeout(10):
         with pytest.raises(Unavailable, match="is still on its way") as refused:
-            await found.get(ROUTE)
+            await found.get(POOL)
     assert refused.value.retry_after
     # It is read on, for whoever comes later.
     source.let.set()
     source.seconds = 60.0
     await asyncio.gather(*found._models.values())
-    await found.get(ROUTE)
+    await found.get(POOL)
     assert len(source.asked) == 1
 
 
@@ -223,7 +222,7 @@ async def test_nothing_is_kept_of_a_route_that_is_gone(desk: Desk) -> None:
     source.let.clear()
     source.served = routing_service_pb2.ServedTokenizer(tokenizer_json=b"{}")
     found = source.models(desk)
-    asking = asyncio.create_task(found.get(ROUTE))
+    asking = asyncio.create_task(found.get(POOL))
     await until(lambda: len(source.asked) == 1)
     found.apply(NOTHING)
     source.let.set()

@@ -13,7 +13,7 @@ import pytest
 
 from appliance.api.inference.v1.generation_pb2 import Sampling
 from appliance.core.errors import ContextExceeded, Internal, InvalidInput
-from appliance.gateway.pipeline import Question, tokens_of
+from appliance.gateway.questions import Question, tokens_of
 from appliance.gateway.text import Detokenizer
 from appliance.gateway.tokenize import ServedModel
 from appliance.gateway.turns import ANYBODY, KEPT, Asker, FairTurns

@@ -227,6 +227,23 @@ async def test_stop_asks_first_and_kills_after_the_grace(tmp_path: Path) -> None
     assert work.ended == [Ended(-9)]
 
 
+async def test_told_to_stop_again_it_has_less_time_and_never_more(tmp_path: Path) -> None:
+    work = Work(tmp_path)
+    script = "import signal\nsignal.signal(15, lambda *_: say(asked=1))\nsay(up=1)\n"
+    running = await work.start(script + "while True: signal.pause()")
+    await work.said.wait()
+    running.stop(3600.0)
+    # What is not leased any more is told so with each heartbeat; that takes nothing away.
+    running.stop(0.0)
+    running.stop(0.3)
+    running.stop(3600.0)
+    async with asyncio.timeout(20):
+        await running.wait()
+    # Asked once.
+    assert work.lines == [{"up": 1}, {"asked": 1}]
+    assert work.ended == [Ended(-9)]
+
+
 async def test_no_core_file_and_a_private_log(tmp_path: Path) -> None:
     work = Work(tmp_path)
     running = await work.start("print('hello'); sys.stdout.flush(); say(up=1); sys.stdin.read()")

@@ -421,11 +421,79 @@ class AsyncEndpointCalls:
             validate_only=validate_only,
         )
 
+    async def update(
+        self,
+        endpoint: endpoint_pb2.Endpoint | Mapping[str, Any],
+        *,
+        update_mask: Sequence[str] | None = None,
+        request_id: str = "",
+        validate_only: bool = False,
+        timeout: float | None = DEADLINE,
+    ) -> endpoint_pb2.Endpoint:
+        """Changes what it serves, how many replicas, or their limits.
+
+        Replicas of a new version take the place of those before one by one.
+        """
+        endpoint, mask = self._calls.requests.changed("endpoint", endpoint, update_mask)
+        return await self._calls.unary(
+            "EndpointService.UpdateEndpoint",
+            endpoint_pb2.Endpoint,
+            timeout,
+            endpoint=endpoint,
+            update_mask=mask,
+            request_id=request_id,
+            validate_only=validate_only,
+        )
+
+    async def stop(
+        self,
+        name: str,
+        *,
+        etag: str = "",
+        request_id: str = "",
+        validate_only: bool = False,
+        timeout: float | None = DEADLINE,
+    ) -> endpoint_pb2.Endpoint:
+        """Drains the replicas; the endpoint stays, with its name and its spec, and holds no
+        devices.
+        """
+        return await self._calls.unary(
+            "EndpointService.StopEndpoint",
+            endpoint_pb2.Endpoint,
+            timeout,
+            name=self._calls.requests.name("endpoint", name),
+            etag=etag,
+            request_id=request_id,
+            validate_only=validate_only,
+        )
+
+    async def start(
+        self,
+        name: str,
+        *,
+        etag: str = "",
+        request_id: str = "",
+        validate_only: bool = False,
+        timeout: float | None = DEADLINE,
+    ) -> endpoint_pb2.Endpoint:
+        """Starts the replicas of an endpoint that was stopped."""
+        return await self._calls.unary(
+            "EndpointService.StartEndpoint",
+            endpoint_pb2.Endpoint,
+            timeout,
+            name=self._calls.requests.name("endpoint", name),
+            etag=etag,
+            request_id=request_id,
+            validate_only=validate_only,
+        )
+
     async def delete(
         self,
         name: str,
         *,
+        etag: str = "",
         request_id: str = "",
+        validate_only: bool = False,
         timeout: float | None = DEADLINE,
     ) -> endpoint_service_pb2.DeleteEndpointResponse:
         """Drains the replicas and takes the endpoint down."""
@@ -435,6 +503,8 @@ class AsyncEndpointCalls:
             timeout,
             name=self._calls.requests.name("endpoint", name),
             request_id=request_id,
+            etag=etag,
+            validate_only=validate_only,
         )
 
     def watch(

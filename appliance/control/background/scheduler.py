@@ -104,9 +104,9 @@ class Scheduler:
             else:
                 self._runs.lost(lost.work, lost.epoch, lost.why)
         self._drains.run_pass()
-        self._replicas.leave_drained_nodes()
         self._pauses.run_pass()
         self._say_silent()
+        self._replicas.reconcile_all()
         self._place_replicas()
         self._place_jobs()
         # First what needs no space in the object store, and makes some.

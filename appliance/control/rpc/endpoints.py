@@ -43,6 +43,24 @@ class EndpointRpc(Servicer, EndpointServiceServicer):
         """Starts to serve a model version."""
         return await self._run(self._service.create, self.caller, request)
 
+    async def UpdateEndpoint(
+        self, request: rpc.UpdateEndpointRequest, context: Context
+    ) -> endpoint_pb2.Endpoint:
+        """Changes what it serves, how many replicas, or their limits."""
+        return await self._run(self._service.update, self.caller, request)
+
+    async def StopEndpoint(
+        self, request: rpc.StopEndpointRequest, context: Context
+    ) -> endpoint_pb2.Endpoint:
+        """Drains the replicas; the endpoint stays."""
+        return await self._run(self._service.stop, self.caller, request)
+
+    async def StartEndpoint(
+        self, request: rpc.StartEndpointRequest, context: Context
+    ) -> endpoint_pb2.Endpoint:
+        """Starts the replicas of an endpoint that was stopped."""
+        return await self._run(self._service.start, self.caller, request)
+
     async def DeleteEndpoint(
         self, request: rpc.DeleteEndpointRequest, context: Context
     ) -> rpc.DeleteEndpointResponse:

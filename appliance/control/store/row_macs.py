@@ -85,7 +85,16 @@ SIGNED: Columns = {
         "on_lost",
     ),
     "project": ("id", "create_time", "allow_downloads"),
-    "endpoint": ("uid", "project", "id", "model_version", "creator", "create_time"),
+    "endpoint": (
+        "uid",
+        "project",
+        "id",
+        "model_version",
+        "creator",
+        "create_time",
+        "goal",
+        "next_replica",
+    ),
     "upload": (
         "uid",
         "project",

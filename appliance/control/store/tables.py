@@ -8,7 +8,8 @@ Rules kept here:
 * nothing here is a secret in clear: passwords are Argon2id hashes, tokens and recovery codes are
   keyed digests, TOTP secrets and data keys are sealed under the keyring, output of jobs under the
   key of its project;
-* a `revision` rises by one with each change of a row that callers may watch; it is the etag.
+* a `revision` rises by one with each change of a row that callers may watch; it is the etag, but
+  for what changes all the time by itself (endpoints).
 
 Called by `appliance.control.store`, `auth` and `services`. The migrations create exactly this.
 """
@@ -366,6 +367,8 @@ job_log = Table(
     Column("receive_time", Moment, nullable=True),
 )
 
+# `goal`: RUNNING | STOPPED | DELETED. `generation` rises with each change of what its replicas are
+# (`model_version` and the limits); `next_replica` is the number of the next one: none comes twice.
 endpoint = Table(
     "endpoint",
     metadata,
@@ -382,10 +385,16 @@ endpoint = Table(
     Column("creator", Text, nullable=False),
     Column("create_time", Moment, nullable=False),
     Column("revision", BigInteger, nullable=False, default=1),
+    Column("goal", Text, nullable=False, default="RUNNING", server_default=text("'RUNNING'")),
+    Column("generation", BigInteger, nullable=False, default=1, server_default=text("1")),
+    Column("next_replica", BigInteger, nullable=False, default=0, server_default=text("0")),
+    Column("allow_downtime", Boolean, nullable=False, default=False, server_default=false()),
     UniqueConstraint("project", "id"),
 )
 
-# `placement` is one entry as in `job`, empty while the replica waits for devices.
+# `placement` is one entry as in `job`, empty while the replica waits for devices. A replica is what
+# its endpoint was when it was added: of that `generation`, with that `model_version` and those
+# limits. `state_time`: since when it is in its state. `ready_time`: when it was ready last.
 replica = Table(
     "replica",
     metadata,
@@ -400,6 +409,12 @@ replica = Table(
     Column("restarts", Integer, nullable=False, default=0),
     Column("start_time", Moment, nullable=True),
     Column("ready_time", Moment, nullable=True),
+    Column("state_time", Moment, nullable=True),
+    Column("generation", BigInteger, nullable=False, default=1, server_default=text("1")),
+    Column("model_version", Text, ForeignKey("artifact_version.uid"), nullable=True),
+    Column("tensor_parallel", Integer, nullable=False, default=1, server_default=text("1")),
+    Column("max_sequence_length", Integer, nullable=False, default=0, server_default=text("0")),
+    Column("cache_bytes", BigInteger, nullable=False, default=0, server_default=text("0")),
 )
 
 # `state`: READY | LOST | EVICTED. `facts`: devices, device_kind, memory_bytes, address,

@@ -40,10 +40,10 @@ def test_the_roles(roles: Roles) -> None:
         for role in roles.roles.values()
     }
     assert found == {
-        "administrator": (True, "everywhere platform", 75),
+        "administrator": (True, "everywhere platform", 77),
         "auditor": (True, "everywhere platform", 13),
-        "owner": (True, "everywhere project", 43),
-        "developer": (True, "everywhere project", 32),
+        "owner": (True, "everywhere project", 45),
+        "developer": (True, "everywhere project", 34),
         "viewer": (True, "everywhere project", 15),
         "inference": (True, "everywhere project", 2),
         "node": (False, "platform", 3),

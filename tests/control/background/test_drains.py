@@ -414,7 +414,7 @@ def serve(lab: Lab) -> None:
     lab.endpoints.create(ALICE, request)
 
 
-async def test_a_replica_goes_on_elsewhere_and_finishes_its_answers(lab: Lab) -> None:
+async def test_a_replica_leaves_when_another_is_ready_and_finishes_its_answers(lab: Lab) -> None:
     node = await lab.connected("n1")
     serve(lab)
     lab.look()
@@ -425,16 +425,16 @@ async def test_a_replica_goes_on_elsewhere_and_finishes_its_answers(lab: Lab) ->
     drain(lab)
     lab.look()
     await other.take()
-    assert other.started[0].work.epoch == 2
-    node.heartbeat()
-    [there] = lab.nodes.get(ALICE, "nodes/n1").work
-    assert (there.name, there.kind, there.state) == (
-        f"projects/{PROJECT}/endpoints/chat/replicas/r0",
-        "replica",
-        "ENDING",
-    )
+    name = f"projects/{PROJECT}/endpoints/chat/replicas/r0"
+    # Until then it answers.
+    for state in ("READY", "DRAINING"):
+        [there] = lab.nodes.get(ALICE, "nodes/n1").work
+        assert (there.name, there.kind, there.state) == (name, "replica", state)
+        other.ready(other.started[0].work)
+        lab.look()
     await node.take()
-    node.heartbeat()
+    node.gone(work)
+    lab.look()
     assert on(lab) == []
 
 

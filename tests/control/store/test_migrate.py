@@ -62,6 +62,15 @@ NEWER = {
     "service_account": {"description"},
     "token": {"use_time", "replaces"},
     "user": {"description"},
+    "endpoint": {"goal", "next_replica"},
+    "replica": {
+        "state_time",
+        "generation",
+        "model_version",
+        "tensor_parallel",
+        "max_sequence_length",
+        "cache_bytes",
+    },
 }
 """Columns that are newer than the MACs, by table."""
 
@@ -93,6 +102,16 @@ def made_before(path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         with sqlite3.connect(path) as raw:
             raw.execute("INSERT INTO project VALUES ('p', '', 0)")
             raw.execute(
+                "INSERT INTO endpoint VALUES"
+                " ('e', 'p', 'chat', 'u', 2, 4, 512, 99, 'STOPPING', '', 'users/alice', 0, 1)"
+            )
+            for replica in ("r0", "r1"):
+                raw.execute(
+                    "INSERT INTO replica VALUES"
+                    " ('e', ?, NULL, 'PENDING', '', 3, '{}', '', 0, NULL, NULL)",
+                    (replica,),
+                )
+            raw.execute(
                 f"INSERT INTO artifact_version ({', '.join(names)}) VALUES ({marks})", values
             )
         database = Database(path)
@@ -110,6 +129,12 @@ def test_a_signed_state_of_before_is_verified_migrated_and_signed(
     with database.read() as state:
         assert state.value(select(tables.artifact_version.c.slot)) == "model"
         assert state.value(select(tables.project.c.allow_downloads)) is False
+        endpoint = state.first(select(tables.endpoint))
+        assert endpoint is not None
+        assert (endpoint.goal, endpoint.generation, endpoint.next_replica) == ("DELETED", 1, 2)
+        for row in state.all(select(tables.replica)):
+            found = (row.model_version, row.tensor_parallel, row.max_sequence_length)
+            assert (*found, row.cache_bytes, row.generation) == ("u", 4, 512, 99, 1)
     assert migrate.check(*checked(database), signed=True) == []
     database.close()
 

@@ -24,9 +24,10 @@ _sym_db = _symbol_database.Default()
 
 from appliance.api.common.v1 import access_pb2 as appliance_dot_api_dot_common_dot_v1_dot_access__pb2
 from appliance.api.serving.v1 import endpoint_pb2 as appliance_dot_api_dot_serving_dot_v1_dot_endpoint__pb2
+from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n/appliance/api/serving/v1/endpoint_service.proto\x12\x18\x61ppliance.api.serving.v1\x1a$appliance/api/common/v1/access.proto\x1a\'appliance/api/serving/v1/endpoint.proto\"\"\n\x12GetEndpointRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"M\n\x14ListEndpointsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"g\n\x15ListEndpointsResponse\x12\x35\n\tendpoints\x18\x01 \x03(\x0b\x32\".appliance.api.serving.v1.Endpoint\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x9d\x01\n\x15\x43reateEndpointRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x13\n\x0b\x65ndpoint_id\x18\x02 \x01(\t\x12\x34\n\x08\x65ndpoint\x18\x03 \x01(\x0b\x32\".appliance.api.serving.v1.Endpoint\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\"9\n\x15\x44\x65leteEndpointRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"\x18\n\x16\x44\x65leteEndpointResponse\"$\n\x14WatchEndpointRequest\x12\x0c\n\x04name\x18\x01 \x01(\t2\xaa\x06\n\x0f\x45ndpointService\x12w\n\x0bGetEndpoint\x12,.appliance.api.serving.v1.GetEndpointRequest\x1a\".appliance.api.serving.v1.Endpoint\"\x16\x90\x02\x01\x8a\xb5\x18\x0f\n\rendpoints.get\x12\x89\x01\n\rListEndpoints\x12..appliance.api.serving.v1.ListEndpointsRequest\x1a/.appliance.api.serving.v1.ListEndpointsResponse\"\x17\x90\x02\x01\x8a\xb5\x18\x10\n\x0e\x65ndpoints.list\x12\xfe\x01\n\x0e\x43reateEndpoint\x12/.appliance.api.serving.v1.CreateEndpointRequest\x1a\".appliance.api.serving.v1.Endpoint\"\x96\x01\x90\x02\x02\x8a\xb5\x18\x8e\x01\n\x10\x65ndpoints.create2\x0e\x65ndpoint.model2\x11\x65ndpoint.replicas2\x18\x65ndpoint.tensor_parallel2\x1c\x65ndpoint.max_sequence_length2\x14\x65ndpoint.cache_bytes:\x04name:\x03uid\x12\x91\x01\n\x0e\x44\x65leteEndpoint\x12/.appliance.api.serving.v1.DeleteEndpointRequest\x1a\x30.appliance.api.serving.v1.DeleteEndpointResponse\"\x1c\x8a\xb5\x18\x18\n\x10\x65ndpoints.delete2\x04name\x12}\n\rWatchEndpoint\x12..appliance.api.serving.v1.WatchEndpointRequest\x1a\".appliance.api.serving.v1.Endpoint\"\x16\x90\x02\x01\x8a\xb5\x18\x0f\n\rendpoints.get0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n/appliance/api/serving/v1/endpoint_service.proto\x12\x18\x61ppliance.api.serving.v1\x1a$appliance/api/common/v1/access.proto\x1a\'appliance/api/serving/v1/endpoint.proto\x1a google/protobuf/field_mask.proto\"\"\n\x12GetEndpointRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"M\n\x14ListEndpointsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"g\n\x15ListEndpointsResponse\x12\x35\n\tendpoints\x18\x01 \x03(\x0b\x32\".appliance.api.serving.v1.Endpoint\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x9d\x01\n\x15\x43reateEndpointRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x13\n\x0b\x65ndpoint_id\x18\x02 \x01(\t\x12\x34\n\x08\x65ndpoint\x18\x03 \x01(\x0b\x32\".appliance.api.serving.v1.Endpoint\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\"\xa9\x01\n\x15UpdateEndpointRequest\x12\x34\n\x08\x65ndpoint\x18\x01 \x01(\x0b\x32\".appliance.api.serving.v1.Endpoint\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"\\\n\x13StopEndpointRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"]\n\x14StartEndpointRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"^\n\x15\x44\x65leteEndpointRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"\x18\n\x16\x44\x65leteEndpointResponse\"$\n\x14WatchEndpointRequest\x12\x0c\n\x04name\x18\x01 \x01(\t2\xa5\x0b\n\x0f\x45ndpointService\x12w\n\x0bGetEndpoint\x12,.appliance.api.serving.v1.GetEndpointRequest\x1a\".appliance.api.serving.v1.Endpoint\"\x16\x90\x02\x01\x8a\xb5\x18\x0f\n\rendpoints.get\x12\x89\x01\n\rListEndpoints\x12..appliance.api.serving.v1.ListEndpointsRequest\x1a/.appliance.api.serving.v1.ListEndpointsResponse\"\x17\x90\x02\x01\x8a\xb5\x18\x10\n\x0e\x65ndpoints.list\x12\x97\x02\n\x0e\x43reateEndpoint\x12/.appliance.api.serving.v1.CreateEndpointRequest\x1a\".appliance.api.serving.v1.Endpoint\"\xaf\x01\x90\x02\x02\x8a\xb5\x18\xa7\x01\n\x10\x65ndpoints.create2\x0e\x65ndpoint.model2\x11\x65ndpoint.replicas2\x18\x65ndpoint.tensor_parallel2\x1c\x65ndpoint.max_sequence_length2\x14\x65ndpoint.cache_bytes2\x17\x65ndpoint.allow_downtime:\x04name:\x03uid\x12\xc9\x02\n\x0eUpdateEndpoint\x12/.appliance.api.serving.v1.UpdateEndpointRequest\x1a\".appliance.api.serving.v1.Endpoint\"\xe1\x01\x90\x02\x02\x8a\xb5\x18\xd9\x01\n\x10\x65ndpoints.update\"\rendpoint.name2\rendpoint.name2\x11update_mask.paths2\x0e\x65ndpoint.model2\x11\x65ndpoint.replicas2\x18\x65ndpoint.tensor_parallel2\x1c\x65ndpoint.max_sequence_length2\x14\x65ndpoint.cache_bytes2\x17\x65ndpoint.allow_downtime:\ngeneration\x12\x87\x01\n\x0cStopEndpoint\x12-.appliance.api.serving.v1.StopEndpointRequest\x1a\".appliance.api.serving.v1.Endpoint\"$\x90\x02\x02\x8a\xb5\x18\x1d\n\x0e\x65ndpoints.stop2\x04name:\x05state\x12\x89\x01\n\rStartEndpoint\x12..appliance.api.serving.v1.StartEndpointRequest\x1a\".appliance.api.serving.v1.Endpoint\"$\x90\x02\x02\x8a\xb5\x18\x1d\n\x0e\x65ndpoints.stop2\x04name:\x05state\x12\x91\x01\n\x0e\x44\x65leteEndpoint\x12/.appliance.api.serving.v1.DeleteEndpointRequest\x1a\x30.appliance.api.serving.v1.DeleteEndpointResponse\"\x1c\x8a\xb5\x18\x18\n\x10\x65ndpoints.delete2\x04name\x12}\n\rWatchEndpoint\x12..appliance.api.serving.v1.WatchEndpointRequest\x1a\".appliance.api.serving.v1.Endpoint\"\x16\x90\x02\x01\x8a\xb5\x18\x0f\n\rendpoints.get0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,25 +39,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ENDPOINTSERVICE'].methods_by_name['ListEndpoints']._loaded_options = None
   _globals['_ENDPOINTSERVICE'].methods_by_name['ListEndpoints']._serialized_options = b'\220\002\001\212\265\030\020\n\016endpoints.list'
   _globals['_ENDPOINTSERVICE'].methods_by_name['CreateEndpoint']._loaded_options = None
-  _globals['_ENDPOINTSERVICE'].methods_by_name['CreateEndpoint']._serialized_options = b'\220\002\002\212\265\030\216\001\n\020endpoints.create2\016endpoint.model2\021endpoint.replicas2\030endpoint.tensor_parallel2\034endpoint.max_sequence_length2\024endpoint.cache_bytes:\004name:\003uid'
+  _globals['_ENDPOINTSERVICE'].methods_by_name['CreateEndpoint']._serialized_options = b'\220\002\002\212\265\030\247\001\n\020endpoints.create2\016endpoint.model2\021endpoint.replicas2\030endpoint.tensor_parallel2\034endpoint.max_sequence_length2\024endpoint.cache_bytes2\027endpoint.allow_downtime:\004name:\003uid'
+  _globals['_ENDPOINTSERVICE'].methods_by_name['UpdateEndpoint']._loaded_options = None
+  _globals['_ENDPOINTSERVICE'].methods_by_name['UpdateEndpoint']._serialized_options = b'\220\002\002\212\265\030\331\001\n\020endpoints.update\"\rendpoint.name2\rendpoint.name2\021update_mask.paths2\016endpoint.model2\021endpoint.replicas2\030endpoint.tensor_parallel2\034endpoint.max_sequence_length2\024endpoint.cache_bytes2\027endpoint.allow_downtime:\ngeneration'
+  _globals['_ENDPOINTSERVICE'].methods_by_name['StopEndpoint']._loaded_options = None
+  _globals['_ENDPOINTSERVICE'].methods_by_name['StopEndpoint']._serialized_options = b'\220\002\002\212\265\030\035\n\016endpoints.stop2\004name:\005state'
+  _globals['_ENDPOINTSERVICE'].methods_by_name['StartEndpoint']._loaded_options = None
+  _globals['_ENDPOINTSERVICE'].methods_by_name['StartEndpoint']._serialized_options = b'\220\002\002\212\265\030\035\n\016endpoints.stop2\004name:\005state'
   _globals['_ENDPOINTSERVICE'].methods_by_name['DeleteEndpoint']._loaded_options = None
   _globals['_ENDPOINTSERVICE'].methods_by_name['DeleteEndpoint']._serialized_options = b'\212\265\030\030\n\020endpoints.delete2\004name'
   _globals['_ENDPOINTSERVICE'].methods_by_name['WatchEndpoint']._loaded_options = None
   _globals['_ENDPOINTSERVICE'].methods_by_name['WatchEndpoint']._serialized_options = b'\220\002\001\212\265\030\017\n\rendpoints.get'
-  _globals['_GETENDPOINTREQUEST']._serialized_start=156
-  _globals['_GETENDPOINTREQUEST']._serialized_end=190
-  _globals['_LISTENDPOINTSREQUEST']._serialized_start=192
-  _globals['_LISTENDPOINTSREQUEST']._serialized_end=269
-  _globals['_LISTENDPOINTSRESPONSE']._serialized_start=271
-  _globals['_LISTENDPOINTSRESPONSE']._serialized_end=374
-  _globals['_CREATEENDPOINTREQUEST']._serialized_start=377
-  _globals['_CREATEENDPOINTREQUEST']._serialized_end=534
-  _globals['_DELETEENDPOINTREQUEST']._serialized_start=536
-  _globals['_DELETEENDPOINTREQUEST']._serialized_end=593
-  _globals['_DELETEENDPOINTRESPONSE']._serialized_start=595
-  _globals['_DELETEENDPOINTRESPONSE']._serialized_end=619
-  _globals['_WATCHENDPOINTREQUEST']._serialized_start=621
-  _globals['_WATCHENDPOINTREQUEST']._serialized_end=657
-  _globals['_ENDPOINTSERVICE']._serialized_start=660
-  _globals['_ENDPOINTSERVICE']._serialized_end=1470
+  _globals['_GETENDPOINTREQUEST']._serialized_start=190
+  _globals['_GETENDPOINTREQUEST']._serialized_end=224
+  _globals['_LISTENDPOINTSREQUEST']._serialized_start=226
+  _globals['_LISTENDPOINTSREQUEST']._serialized_end=303
+  _globals['_LISTENDPOINTSRESPONSE']._serialized_start=305
+  _globals['_LISTENDPOINTSRESPONSE']._serialized_end=408
+  _globals['_CREATEENDPOINTREQUEST']._serialized_start=411
+  _globals['_CREATEENDPOINTREQUEST']._serialized_end=568
+  _globals['_UPDATEENDPOINTREQUEST']._serialized_start=571
+  _globals['_UPDATEENDPOINTREQUEST']._serialized_end=740
+  _globals['_STOPENDPOINTREQUEST']._serialized_start=742
+  _globals['_STOPENDPOINTREQUEST']._serialized_end=834
+  _globals['_STARTENDPOINTREQUEST']._serialized_start=836
+  _globals['_STARTENDPOINTREQUEST']._serialized_end=929
+  _globals['_DELETEENDPOINTREQUEST']._serialized_start=931
+  _globals['_DELETEENDPOINTREQUEST']._serialized_end=1025
+  _globals['_DELETEENDPOINTRESPONSE']._serialized_start=1027
+  _globals['_DELETEENDPOINTRESPONSE']._serialized_end=1051
+  _globals['_WATCHENDPOINTREQUEST']._serialized_start=1053
+  _globals['_WATCHENDPOINTREQUEST']._serialized_end=1089
+  _globals['_ENDPOINTSERVICE']._serialized_start=1092
+  _globals['_ENDPOINTSERVICE']._serialized_end=2537
 # @@protoc_insertion_point(module_scope)

@@ -51,6 +51,21 @@ class EndpointServiceStub:
                 request_serializer=appliance_dot_api_dot_serving_dot_v1_dot_endpoint__service__pb2.CreateEndpointRequest.SerializeToString,
                 response_deserializer=appliance_dot_api_dot_serving_dot_v1_dot_endpoint__pb2.Endpoint.FromString,
                 _registered_method=True)
+        self.UpdateEndpoint = channel.unary_unary(
+                '/appliance.api.serving.v1.EndpointService/UpdateEndpoint',
+                request_serializer=appliance_dot_api_dot_serving_dot_v1_dot_endpoint__service__pb2.UpdateEndpointRequest.SerializeToString,
+                response_deserializer=appliance_dot_api_dot_serving_dot_v1_dot_endpoint__pb2.Endpoint.FromString,
+                _registered_method=True)
+        self.StopEndpoint = channel.unary_unary(
+                '/appliance.api.serving.v1.EndpointService/StopEndpoint',
+                request_serializer=appliance_dot_api_dot_serving_dot_v1_dot_endpoint__service__pb2.StopEndpointRequest.SerializeToString,
+                response_deserializer=appliance_dot_api_dot_serving_dot_v1_dot_endpoint__pb2.Endpoint.FromString,
+                _registered_method=True)
+        self.StartEndpoint = channel.unary_unary(
+                '/appliance.api.serving.v1.EndpointService/StartEndpoint',
+                request_serializer=appliance_dot_api_dot_serving_dot_v1_dot_endpoint__service__pb2.StartEndpointRequest.SerializeToString,
+                response_deserializer=appliance_dot_api_dot_serving_dot_v1_dot_endpoint__pb2.Endpoint.FromString,
+                _registered_method=True)
         self.DeleteEndpoint = channel.unary_unary(
                 '/appliance.api.serving.v1.EndpointService/DeleteEndpoint',
                 request_serializer=appliance_dot_api_dot_serving_dot_v1_dot_endpoint__service__pb2.DeleteEndpointRequest.SerializeToString,
@@ -88,6 +103,27 @@ class EndpointServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpdateEndpoint(self, request, context):
+        """Changes what it serves, how many replicas, or their limits. Replicas of a new version take the place of those before one by one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StopEndpoint(self, request, context):
+        """Drains the replicas; the endpoint stays, with its name and its spec, and holds no devices.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StartEndpoint(self, request, context):
+        """Starts the replicas of an endpoint that was stopped.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DeleteEndpoint(self, request, context):
         """Drains the replicas and takes the endpoint down.
         """
@@ -118,6 +154,21 @@ def add_EndpointServiceServicer_to_server(servicer, server):
             'CreateEndpoint': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateEndpoint,
                     request_deserializer=appliance_dot_api_dot_serving_dot_v1_dot_endpoint__service__pb2.CreateEndpointRequest.FromString,
+                    response_serializer=appliance_dot_api_dot_serving_dot_v1_dot_endpoint__pb2.Endpoint.SerializeToString,
+            ),
+            'UpdateEndpoint': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateEndpoint,
+                    request_deserializer=appliance_dot_api_dot_serving_dot_v1_dot_endpoint__service__pb2.UpdateEndpointRequest.FromString,
+                    response_serializer=appliance_dot_api_dot_serving_dot_v1_dot_endpoint__pb2.Endpoint.SerializeToString,
+            ),
+            'StopEndpoint': grpc.unary_unary_rpc_method_handler(
+                    servicer.StopEndpoint,
+                    request_deserializer=appliance_dot_api_dot_serving_dot_v1_dot_endpoint__service__pb2.StopEndpointRequest.FromString,
+                    response_serializer=appliance_dot_api_dot_serving_dot_v1_dot_endpoint__pb2.Endpoint.SerializeToString,
+            ),
+            'StartEndpoint': grpc.unary_unary_rpc_method_handler(
+                    servicer.StartEndpoint,
+                    request_deserializer=appliance_dot_api_dot_serving_dot_v1_dot_endpoint__service__pb2.StartEndpointRequest.FromString,
                     response_serializer=appliance_dot_api_dot_serving_dot_v1_dot_endpoint__pb2.Endpoint.SerializeToString,
             ),
             'DeleteEndpoint': grpc.unary_unary_rpc_method_handler(
@@ -212,6 +263,87 @@ class EndpointService:
             target,
             '/appliance.api.serving.v1.EndpointService/CreateEndpoint',
             appliance_dot_api_dot_serving_dot_v1_dot_endpoint__service__pb2.CreateEndpointRequest.SerializeToString,
+            appliance_dot_api_dot_serving_dot_v1_dot_endpoint__pb2.Endpoint.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateEndpoint(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.api.serving.v1.EndpointService/UpdateEndpoint',
+            appliance_dot_api_dot_serving_dot_v1_dot_endpoint__service__pb2.UpdateEndpointRequest.SerializeToString,
+            appliance_dot_api_dot_serving_dot_v1_dot_endpoint__pb2.Endpoint.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StopEndpoint(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.api.serving.v1.EndpointService/StopEndpoint',
+            appliance_dot_api_dot_serving_dot_v1_dot_endpoint__service__pb2.StopEndpointRequest.SerializeToString,
+            appliance_dot_api_dot_serving_dot_v1_dot_endpoint__pb2.Endpoint.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StartEndpoint(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.api.serving.v1.EndpointService/StartEndpoint',
+            appliance_dot_api_dot_serving_dot_v1_dot_endpoint__service__pb2.StartEndpointRequest.SerializeToString,
             appliance_dot_api_dot_serving_dot_v1_dot_endpoint__pb2.Endpoint.FromString,
             options,
             channel_credentials,

@@ -70,28 +70,32 @@ class Right(_message.Message):
     def __init__(self, principal: _Optional[str] = ..., project: _Optional[str] = ..., permissions: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Route(_message.Message):
-    __slots__ = ("endpoint", "model", "max_sequence_length", "replicas", "project", "state")
+    __slots__ = ("endpoint", "model", "max_sequence_length", "replicas", "project", "state", "model_uid")
     ENDPOINT_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     MAX_SEQUENCE_LENGTH_FIELD_NUMBER: _ClassVar[int]
     REPLICAS_FIELD_NUMBER: _ClassVar[int]
     PROJECT_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
+    MODEL_UID_FIELD_NUMBER: _ClassVar[int]
     endpoint: str
     model: str
     max_sequence_length: int
     replicas: _containers.RepeatedCompositeFieldContainer[_endpoint_pb2.Replica]
     project: str
     state: _endpoint_pb2.Endpoint.State
-    def __init__(self, endpoint: _Optional[str] = ..., model: _Optional[str] = ..., max_sequence_length: _Optional[int] = ..., replicas: _Optional[_Iterable[_Union[_endpoint_pb2.Replica, _Mapping]]] = ..., project: _Optional[str] = ..., state: _Optional[_Union[_endpoint_pb2.Endpoint.State, str]] = ...) -> None: ...
+    model_uid: str
+    def __init__(self, endpoint: _Optional[str] = ..., model: _Optional[str] = ..., max_sequence_length: _Optional[int] = ..., replicas: _Optional[_Iterable[_Union[_endpoint_pb2.Replica, _Mapping]]] = ..., project: _Optional[str] = ..., state: _Optional[_Union[_endpoint_pb2.Endpoint.State, str]] = ..., model_uid: _Optional[str] = ...) -> None: ...
 
 class ReadServedTokenizerRequest(_message.Message):
-    __slots__ = ("endpoint", "held")
+    __slots__ = ("endpoint", "held", "model_uid")
     ENDPOINT_FIELD_NUMBER: _ClassVar[int]
     HELD_FIELD_NUMBER: _ClassVar[int]
+    MODEL_UID_FIELD_NUMBER: _ClassVar[int]
     endpoint: str
     held: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, endpoint: _Optional[str] = ..., held: _Optional[_Iterable[str]] = ...) -> None: ...
+    model_uid: str
+    def __init__(self, endpoint: _Optional[str] = ..., held: _Optional[_Iterable[str]] = ..., model_uid: _Optional[str] = ...) -> None: ...
 
 class ServedTokenizerPart(_message.Message):
     __slots__ = ("tokenizer", "content", "tokenizer_json_size", "chat_template_size", "data", "digest")

@@ -25,8 +25,8 @@ from appliance.control.services.common.resources import missing
 from appliance.control.services.data import artifact_rows
 from appliance.control.services.data.artifacts import CHECKPOINTS, Artifacts, Version
 from appliance.control.services.fleet.leases import Leases
-from appliance.control.services.serving.endpoints import model_name
-from appliance.control.services.serving.replicas import identity_of
+from appliance.control.services.serving import replica_rows
+from appliance.control.services.serving.replica_rows import identity_of
 from appliance.control.services.work import checkpoint_rows, job_rows
 from appliance.control.services.work.checkpoint_folders import CheckpointFolders
 from appliance.control.services.work.checkpoint_rows import point_of
@@ -127,19 +127,13 @@ class Release:
         return checkpoint_rows.version_at(series, row), (series, point_of(row))
 
     def _replica(self, request: rpc.ReleaseKeysRequest) -> rpc.ReleaseKeysResponse:
-        uid, _, identifier = request.work.work.partition("/")
-        replica, endpoint = tables.replica.c, tables.endpoint.c
         version = tables.artifact_version.c
         with self._database.read() as state:
-            row = state.first(
-                select(tables.replica).where(replica.endpoint == uid, replica.id == identifier)
-            )
-            served = state.first(select(tables.endpoint).where(endpoint.uid == uid))
-            if row is None or served is None or row.epoch != request.work.epoch:
-                raise LeaseLost(f"{request.work.work} is over; stop its processes")
-            name = model_name(state, served)
+            row = replica_rows.at(state, request.work.work, request.work.epoch)
+            # Its own, which need not be that of its endpoint any more.
+            name = replica_rows.version_name(state, row.model_version)
             found = state.first(
-                select(tables.artifact_version).where(version.uid == served.model_version)
+                select(tables.artifact_version).where(version.uid == row.model_version)
             )
             if found is None:
                 raise LeaseLost(f"the model of {request.work.work} is gone; stop its processes")

@@ -3,7 +3,7 @@
 Estimates are a little too high rather than too low: they decide where work may run. Bytes
 throughout. Those of jobs are in `appliance.kinds`.
 
-Called by `services.serving.replicas`.
+Called by `services.serving.replica_rows`.
 """
 
 from __future__ import annotations

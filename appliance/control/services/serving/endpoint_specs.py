@@ -5,7 +5,7 @@ Called by `services.serving.endpoints`, before anything of an endpoint is stored
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,15 @@ from appliance.core.values import given
 
 HEAD_WIDTHS = frozenset({32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512})
 """Widths of an attention head that the engine's kernels serve on every kind of device."""
+CHANGEABLE = (
+    "model",
+    "replicas",
+    "tensor_parallel",
+    "max_sequence_length",
+    "cache_bytes",
+    "allow_downtime",
+)
+"""Fields of an endpoint that can be changed."""
 DIVIDED = ("attention_heads", "key_value_heads", "intermediate_size", "vocabulary_size")
 """Sizes of a model that tensor parallel splits evenly."""
 
@@ -30,6 +39,20 @@ class EndpointSpec:
     tensor_parallel: int
     max_sequence_length: int
     cache_bytes: int
+    allow_downtime: bool = False
+
+
+def merged(
+    endpoint: endpoint_pb2.Endpoint, asked: endpoint_pb2.Endpoint, changed: Collection[str]
+) -> endpoint_pb2.Endpoint:
+    """An endpoint with the fields that change; one that is not set gets its default again."""
+    made = endpoint_pb2.Endpoint()
+    for field in CHANGEABLE:
+        source = asked if field in changed else endpoint
+        if source.DESCRIPTOR.fields_by_name[field].has_presence and not source.HasField(field):
+            continue
+        setattr(made, field, getattr(source, field))
+    return made
 
 
 def check(
@@ -52,6 +75,7 @@ def check(
         tensor_parallel=given(endpoint, "tensor_parallel"),
         max_sequence_length=_length(endpoint, facts, problems),
         cache_bytes=given(endpoint, "cache_bytes"),
+        allow_downtime=endpoint.allow_downtime,
     )
     _check_degree(spec.tensor_parallel, facts, problems)
     _check_family(spec.tensor_parallel, facts, problems)

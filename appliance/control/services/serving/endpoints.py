@@ -1,14 +1,19 @@
-"""Endpoints: a model version served by replicas. Accepted, shown, deleted.
+"""Endpoints: a model version served by replicas. Accepted, shown, changed, stopped, deleted.
 
-Rule kept here: an endpoint is accepted only when its model exists in its own project and may be
-read by this caller, its degree divides what it splits, and some node could hold a replica.
+Rules kept here:
+* an endpoint is accepted, as new or as changed, only when its model exists in its own project and
+  may be read by this caller, its degree divides what it splits, and some node could hold a replica;
+* a change of the model or of a limit makes a new generation, and replicas follow it one by one; a
+  change of how many there are, or back to what some still are, starts nothing anew;
+* nobody changes or starts one that is going; one that is stopped keeps what was changed for its
+  next start.
 
 Called by `rpc.endpoints`; replicas live in `services.serving.replicas`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any
@@ -19,7 +24,7 @@ from sqlalchemy.exc import IntegrityError
 from appliance.api.serving.v1 import endpoint_pb2
 from appliance.api.serving.v1 import endpoint_service_pb2 as rpc
 from appliance.control.auth.policy import PolicyStore
-from appliance.control.events import QUEUE, ROUTING, Events
+from appliance.control.events import Events
 from appliance.control.services.common import paging
 from appliance.control.services.common.caller import Caller
 from appliance.control.services.common.change import Changes
@@ -29,9 +34,14 @@ from appliance.control.services.common.resources import (
     parse_name,
     timestamp,
 )
+from appliance.control.services.common.updates import changed_fields, check_etag, etag_of
 from appliance.control.services.data import artifact_rows
 from appliance.control.services.fleet import capacity
-from appliance.control.services.serving import endpoint_specs, replicas
+from appliance.control.services.serving import endpoint_specs, replica_rows
+from appliance.control.services.serving.endpoint_specs import CHANGEABLE
+from appliance.control.services.serving.endpoint_state import STOPPING
+from appliance.control.services.serving.replica_plan import DELETED, RUNNING, STARTING, STOPPED
+from appliance.control.services.serving.replica_rows import SHAPE, of_endpoint, version_name
 from appliance.control.services.serving.replicas import Replicas
 from appliance.control.store import tables
 from appliance.control.store.database import Database, Reading, Transaction
@@ -42,11 +52,10 @@ from appliance.core.names import Name, shown
 from appliance.core.problems import Problems
 
 _endpoint = tables.endpoint.c
-_replica = tables.replica.c
 
 
 class Endpoints:
-    """Accepts, shows and deletes endpoints."""
+    """Accepts, shows, changes, stops and deletes endpoints."""
 
     def __init__(  # noqa: PLR0913  # the parts of the control plane it acts on
         self,
@@ -114,7 +123,7 @@ class Endpoints:
                         uid=uid,
                         project=project,
                         id=name.id,
-                        state=replicas.STARTING,
+                        state=STARTING,
                         creator=caller.principal.name,
                         create_time=self._clock(),
                         **values,
@@ -124,55 +133,146 @@ class Endpoints:
                 raise AlreadyExists(
                     f"{name} exists already: choose another id", name=str(name)
                 ) from error
-            for number in range(values["replicas"]):
-                transaction.run(
-                    insert(tables.replica).values(
-                        endpoint=uid, id=f"r{number}", state=replicas.PENDING
-                    )
+            return self._reconciled(transaction, name, uid)
+
+        return self._changes.make(caller, request, endpoint_pb2.Endpoint, work)
+
+    def update(self, caller: Caller, request: rpc.UpdateEndpointRequest) -> endpoint_pb2.Endpoint:
+        """Change what is served, how many replicas, or their limits.
+
+        Raises NotFound, InvalidInput with a sentence for each field that is wrong, Conflict,
+        FailedPrecondition when it is going, or no node could hold a replica.
+        """
+        asked = request.endpoint
+        name = Name.parse(asked.name, "endpoint", field="endpoint.name")
+        changed = changed_fields(request, CHANGEABLE)
+
+        def work(transaction: Transaction) -> endpoint_pb2.Endpoint:
+            row = _row(transaction, name)
+            check_etag(asked.etag, etag(row), str(name))
+            _check_stays(row, "change")
+            merged = endpoint_specs.merged(resource(transaction, row), asked, changed)
+            values = self._check(transaction, caller, row.project, merged, row, changed)
+            if _is_new(row, values):
+                values["generation"] = row.generation + 1
+                if row.goal == RUNNING:
+                    # What was said of the version before does not hold for this one.
+                    values |= {"state": STARTING, "reason": ""}
+            self._set(transaction, row, **values)
+            replica_rows.adopt(transaction, _row(transaction, name))
+            return self._reconciled(transaction, name, row.uid)
+
+        return self._changes.make(caller, request, endpoint_pb2.Endpoint, work)
+
+    def stop(self, caller: Caller, request: rpc.StopEndpointRequest) -> endpoint_pb2.Endpoint:
+        """Let the replicas finish what they have; the endpoint stays, without devices.
+
+        Raises NotFound, Conflict, FailedPrecondition when it is stopped or deleted already.
+        """
+        name = Name.parse(request.name, "endpoint")
+
+        def work(transaction: Transaction) -> endpoint_pb2.Endpoint:
+            row = _row(transaction, name)
+            check_etag(request.etag, etag(row), str(name))
+            _check_stays(row, "stop")
+            if row.goal == STOPPED:
+                raise FailedPrecondition(
+                    f"{name} is stopped already: start it with `appliance endpoint start {name}`"
                 )
-            transaction.after_commit(lambda: self._events.publish(QUEUE, ROUTING))
-            return resource(transaction, _row(transaction, name))
+            why = f"stopped by {caller.principal.name}"
+            self._set(transaction, row, goal=STOPPED, state=STOPPING, reason=why)
+            self._replicas.end_sooner(transaction, row.uid)
+            return self._reconciled(transaction, name, row.uid)
+
+        return self._changes.make(caller, request, endpoint_pb2.Endpoint, work)
+
+    def start(self, caller: Caller, request: rpc.StartEndpointRequest) -> endpoint_pb2.Endpoint:
+        """Start replicas of an endpoint that was stopped, as it is specified now.
+
+        Raises NotFound, Conflict, FailedPrecondition when it runs, or goes.
+        """
+        name = Name.parse(request.name, "endpoint")
+
+        def work(transaction: Transaction) -> endpoint_pb2.Endpoint:
+            row = _row(transaction, name)
+            check_etag(request.etag, etag(row), str(name))
+            _check_stays(row, "start")
+            if row.goal == RUNNING:
+                raise FailedPrecondition(
+                    f"{name} was not stopped: see `appliance endpoint describe {name}`"
+                )
+            self._set(transaction, row, goal=RUNNING, state=STARTING, reason="")
+            return self._reconciled(transaction, name, row.uid)
 
         return self._changes.make(caller, request, endpoint_pb2.Endpoint, work)
 
     def delete(
         self, caller: Caller, request: rpc.DeleteEndpointRequest
     ) -> rpc.DeleteEndpointResponse:
-        """Take an endpoint down: its replicas finish what they have, then it is gone."""
+        """Take an endpoint down: its replicas finish what they have, then it is gone.
+
+        Raises NotFound, Conflict, FailedPrecondition when it is deleted already.
+        """
         name = Name.parse(request.name, "endpoint")
 
         def work(transaction: Transaction) -> rpc.DeleteEndpointResponse:
             row = _row(transaction, name)
-            if row.state == replicas.STOPPING:
+            check_etag(request.etag, etag(row), str(name))
+            if row.goal == DELETED:
                 raise FailedPrecondition(
                     f"{name} is being taken down already; wait until it is gone"
                 )
-            transaction.run(
-                update(tables.endpoint)
-                .where(_endpoint.uid == row.uid)
-                .values(
-                    state=replicas.STOPPING,
-                    reason=f"deleted by {caller.principal.name}",
-                    revision=_endpoint.revision + 1,
-                )
-            )
-            self._replicas.drain(transaction, row)
+            why = f"deleted by {caller.principal.name}"
+            self._set(transaction, row, goal=DELETED, state=STOPPING, reason=why)
+            self._replicas.end_sooner(transaction, row.uid)
+            self._replicas.reconcile(transaction, row.uid)
             return rpc.DeleteEndpointResponse()
 
         return self._changes.make(caller, request, rpc.DeleteEndpointResponse, work)
 
-    def _check(
-        self, state: Reading, caller: Caller, project: str, endpoint: endpoint_pb2.Endpoint
+    def _set(self, transaction: Transaction, row: Row[Any], **values: object) -> None:
+        this = update(tables.endpoint).where(_endpoint.uid == row.uid)
+        transaction.run(this.values(revision=_endpoint.revision + 1, **values))
+
+    def _reconciled(self, transaction: Transaction, name: Name, uid: str) -> endpoint_pb2.Endpoint:
+        """The resource, after its replicas are as they should be."""
+        self._replicas.reconcile(transaction, uid)
+        return resource(transaction, _row(transaction, name))
+
+    def _check(  # noqa: PLR0913  # who asks for what, and what is there
+        self,
+        state: Reading,
+        caller: Caller,
+        project: str,
+        endpoint: endpoint_pb2.Endpoint,
+        row: Row[Any] | None = None,
+        changed: Collection[str] = CHANGEABLE,
     ) -> dict[str, Any]:
-        """The columns of an acceptable endpoint, defaults filled in."""
+        """The columns of an acceptable endpoint, defaults filled in.
+
+        Args:
+            state: to read in.
+            caller: who asks.
+            project: of the endpoint.
+            endpoint: as it is to be.
+            row: as it is; None for a new one.
+            changed: fields that change. Whoever leaves the model as it is need not be able to read
+                it, and whoever asks for less need not have room for it.
+        """
         problems = Problems()
-        model = self._model(state, caller, project, endpoint.model, problems)
+        if row is None or "model" in changed:
+            model = self._model(state, caller, project, endpoint.model, problems)
+        else:
+            version = tables.artifact_version
+            model = state.first(select(version).where(version.c.uid == row.model_version))
         facts = model.facts if model is not None else {}
         spec = endpoint_specs.check(endpoint, facts, problems)
-        need = replicas.demand(facts, spec.tensor_parallel, spec.cache_bytes)
-        advice = "use a smaller cache, a quantized version or more devices per replica"
-        capacity.check_one_node(state, need, "device", advice)
-        return {"model_version": model.uid if model is not None else "", **asdict(spec)}
+        values = {"model_version": model.uid if model is not None else "", **asdict(spec)}
+        if row is None or spec.replicas > row.replicas or _is_new(row, values):
+            need = replica_rows.demand(facts, spec.tensor_parallel, spec.cache_bytes)
+            advice = "use a smaller cache, a quantized version or more devices per replica"
+            capacity.check_one_node(state, need, "device", advice)
+        return values
 
     def _model(
         self, state: Reading, caller: Caller, project: str, text: str, problems: Problems
@@ -211,39 +311,65 @@ def _row(state: Reading, name: Name) -> Row[Any]:
     return row
 
 
+def _is_new(row: Row[Any], values: Mapping[str, Any]) -> bool:
+    """Whether these columns make another generation."""
+    return any(values[column] != getattr(row, column) for column in SHAPE)
+
+
+def _check_stays(row: Row[Any], what: str) -> None:
+    """Raise when an endpoint is going, and nothing of it may be changed."""
+    name = names.endpoint(row.project, row.id)
+    if row.goal == DELETED:
+        raise FailedPrecondition(
+            f"{name} is being deleted, so there is nothing to {what}: "
+            "create it anew when it is gone"
+        )
+    if row.state == STOPPING:
+        raise FailedPrecondition(
+            f"{name} is being stopped: {what} it when it is stopped "
+            f"(`appliance endpoint watch {name}` shows when)"
+        )
+
+
+def etag(row: Row[Any]) -> str:
+    """Of what callers can change. Its replicas change all the time by themselves."""
+    columns = (*SHAPE, "replicas", "allow_downtime", "goal")
+    return etag_of(*(getattr(row, column) for column in columns))
+
+
 def resource(state: Reading, row: Row[Any]) -> endpoint_pb2.Endpoint:
     """The resource of a row, with its replicas."""
-    rows = state.all(
-        select(tables.replica).where(_replica.endpoint == row.uid).order_by(_replica.id)
-    )
+    rows = of_endpoint(state, row.uid)
+    served = {each.model_version: version_name(state, each.model_version) for each in (row, *rows)}
     return endpoint_pb2.Endpoint(
         name=names.endpoint(row.project, row.id),
         uid=row.uid,
-        model=model_name(state, row),
+        model=served[row.model_version],
         replicas=row.replicas,
         tensor_parallel=row.tensor_parallel,
         max_sequence_length=row.max_sequence_length,
         cache_bytes=row.cache_bytes,
+        allow_downtime=row.allow_downtime,
         state=f"STATE_{row.state}",
         state_reason=row.reason,
-        replica_status=[replica_resource(replica) for replica in rows],
+        replica_status=[
+            replica_resource(each, served[each.model_version])
+            for each in sorted(rows, key=lambda each: int(each.id[1:]))
+        ],
         creator=row.creator,
         create_time=timestamp(row.create_time),
-        etag=str(row.revision),
+        generation=row.generation,
+        etag=etag(row),
     )
 
 
-def model_name(state: Reading, row: Row[Any]) -> str:
-    """Resource name of the version an endpoint serves."""
-    version = tables.artifact_version.c
-    found = state.first(select(tables.artifact_version).where(version.uid == row.model_version))
-    if found is None:
-        return ""
-    return names.model_version(found.project, found.artifact, found.number)
+def replica_resource(row: Row[Any], model: str) -> endpoint_pb2.Replica:
+    """One replica, as callers and gateways see it.
 
-
-def replica_resource(row: Row[Any]) -> endpoint_pb2.Replica:
-    """One replica as callers and gateways see it."""
+    Args:
+        row: of it.
+        model: name of the version it serves.
+    """
     return endpoint_pb2.Replica(
         id=row.id,
         node=names.node(row.node) if row.node else "",
@@ -252,4 +378,9 @@ def replica_resource(row: Row[Any]) -> endpoint_pb2.Replica:
         address=row.address,
         state_reason=row.reason,
         restarts=row.restarts,
+        generation=row.generation,
+        model=model,
+        model_uid=row.model_version,
+        max_sequence_length=row.max_sequence_length,
+        start_time=timestamp(row.start_time),
     )

@@ -1,23 +1,21 @@
 """The life of replicas on nodes: wanted, started, ready, lost and started again, drained.
 
 Rules kept here:
+* what an endpoint should have is decided by `replica_plan`; it is done here, in one transaction
+  with what led to it, and looked at again by each pass of the scheduler;
 * a replica that is gone is started again at once, then after 1, 2, 4 ... 30 seconds while it keeps
   failing; the count starts anew after it has served for a while;
 * each start has a new epoch and a new certificate; what an older one says does not count;
 * an endpoint is what its replicas are: its state is derived from theirs in the same transaction;
 * replicas of one endpoint go to the nodes that have the fewest of them.
 
-Called by the scheduler, by `services.agent.agents` (reports) and by `services.serving.endpoints`
-(delete).
+Called by the scheduler, by `services.agent.agents` (reports) and by `services.serving.endpoints`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import threading
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -28,48 +26,40 @@ from appliance.control.events import QUEUE, ROUTING, Events
 from appliance.control.services.fleet import node_rows
 from appliance.control.services.fleet.connected_agents import ConnectedAgents
 from appliance.control.services.fleet.leases import Leases, Share
-from appliance.control.services.fleet.memory import replica_device
 from appliance.control.services.fleet.run_orders import stop_order
+from appliance.control.services.serving import endpoint_state, replica_rows
+from appliance.control.services.serving.endpoint_state import Words
+from appliance.control.services.serving.replica_failures import Failures, ReplicaFailures
+from appliance.control.services.serving.replica_plan import (
+    DELETED,
+    DRAINING,
+    LOST,
+    PENDING,
+    READY,
+    RUNNING,
+    RUNS,
+    STARTING,
+    Plan,
+    aim_of,
+    member_of,
+    plan,
+)
+from appliance.control.services.serving.replica_rows import Wanted, of_endpoint, work_of
 from appliance.control.store import tables
 from appliance.control.store.database import Database, Reading, Transaction
 from appliance.core import names
 from appliance.core.errors import Exhausted, InvalidInput, LeaseLost
-from appliance.core.identity import Principal, PrincipalKind
-from appliance.core.needs import REPLICA
 from appliance.core.numbers import readable
-from appliance.core.placement import Demand, NodeCapacity, Placement, place, waiting
-from appliance.core.waiting import pause_after
+from appliance.core.placement import NodeCapacity, Placement, place, waiting
 
-PENDING, STARTING, READY, DRAINING, LOST = "PENDING", "STARTING", "READY", "DRAINING", "LOST"
-DEGRADED, STOPPING, FAILED = "DEGRADED", "STOPPING", "FAILED"
-DRAIN_SECONDS = 30.0
+DRAIN_SECONDS = 3600.0
+"""As long as an answer may take: those of a replica that others replace end whole."""
+END_SECONDS = 30.0
+"""For answers of an endpoint that is stopped or deleted."""
 MAX_MESSAGE = 1000
-_FIRST_PAUSE, _MAX_PAUSE = timedelta(seconds=1), timedelta(seconds=30)
-_HOPELESS = 5
 _SERVED_WELL = timedelta(seconds=30)
-_RUNS = (STARTING, READY, DRAINING)
 _replica = tables.replica.c
 _endpoint = tables.endpoint.c
-
-
-def work_of(endpoint: str, replica: str) -> str:
-    """What leases call a replica."""
-    return f"{endpoint}/{replica}"
-
-
-@dataclass(frozen=True)
-class _Failures:
-    count: int
-    retry_at: float
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """A replica that waits for devices: its endpoint's row, its own, and what it needs."""
-
-    endpoint: Row[Any]
-    replica: Row[Any]
-    demand: Demand
 
 
 class Replicas:
@@ -89,9 +79,42 @@ class Replicas:
         self._fleet = fleet
         self._events = events
         self._clock = clock
-        self._monotonic = monotonic
-        self._lock = threading.Lock()
-        self._failures: dict[str, _Failures] = {}
+        self._failures = ReplicaFailures(monotonic)
+
+    def reconcile_all(self) -> None:
+        """Look at every endpoint again: time has passed, or a node is drained."""
+        with self._database.read() as state:
+            leaving = node_rows.draining(state)
+            replicas: dict[str, list[Row[Any]]] = {}
+            for row in state.all(select(tables.replica).order_by(_replica.id)):
+                replicas.setdefault(row.endpoint, []).append(row)
+            changing = [
+                row.uid
+                for row in state.all(select(tables.endpoint).order_by(_endpoint.uid))
+                for rows in [replicas.get(row.uid, [])]
+                if self._plan(row, rows, leaving) != Plan()
+                or self._judged(state, row, rows, leaving) != (row.state, row.reason)
+            ]
+        for uid in changing:
+            with self._database.write() as transaction:
+                self.reconcile(transaction, uid)
+
+    def reconcile(self, transaction: Transaction, uid: str) -> None:
+        """Add replicas to an endpoint and let others go, so that it becomes what it should be."""
+        endpoint = transaction.first(select(tables.endpoint).where(_endpoint.uid == uid))
+        if endpoint is None:
+            return
+        rows = of_endpoint(transaction, uid)
+        made = self._plan(endpoint, rows, node_rows.draining(transaction))
+        why = dict(made.drain)
+        for row in rows:
+            if row.id in why:
+                self._drain(transaction, row, why[row.id], endpoint.goal)
+        replica_rows.add(transaction, endpoint, made.add, state_time=self._clock())
+        self._derive(transaction, uid)
+
+    def _plan(self, endpoint: Row[Any], rows: Sequence[Row[Any]], leaving: Collection[str]) -> Plan:
+        return plan(aim_of(endpoint), [member_of(row) for row in rows], leaving, self._clock())
 
     def wanted(self) -> list[Wanted]:
         """Replicas to start now, oldest endpoint first."""
@@ -100,30 +123,30 @@ class Replicas:
         with self._database.read() as state:
             endpoints = state.all(
                 select(tables.endpoint)
-                .where(_endpoint.state != STOPPING)
+                .where(_endpoint.goal == RUNNING)
                 # What a clock that was ahead has dated comes first, or newer ones pass it for ever.
                 .order_by(
                     _endpoint.create_time <= self._clock(), _endpoint.create_time, _endpoint.uid
                 )
             )
             for endpoint in endpoints:
-                model = state.first(
-                    select(tables.artifact_version).where(version.uid == endpoint.model_version)
-                )
-                if model is None:
-                    continue
-                need = demand(model.facts, endpoint.tensor_parallel, endpoint.cache_bytes)
-                found += [
-                    Wanted(endpoint, replica, need)
-                    for replica in _of(state, endpoint.uid)
-                    if replica.state in {PENDING, LOST} and self._due(endpoint.uid, replica.id)
-                ]
+                for replica in of_endpoint(state, endpoint.uid):
+                    work = work_of(endpoint.uid, replica.id)
+                    if replica.state not in {PENDING, LOST} or not self._failures.may_start(work):
+                        continue
+                    model = state.first(
+                        select(tables.artifact_version).where(version.uid == replica.model_version)
+                    )
+                    if model is not None:
+                        shape = (replica.tensor_parallel, replica.cache_bytes)
+                        need = replica_rows.demand(model.facts, *shape)
+                        found.append(Wanted(endpoint, replica, need))
         return found
 
     def choose(self, wanted: Wanted, nodes: Sequence[NodeCapacity]) -> Placement:
         """A place for a replica, all of it on one node. Raises Exhausted."""
         with self._database.read() as state:
-            others = [replica.node for replica in _of(state, wanted.endpoint.uid)]
+            others = [replica.node for replica in of_endpoint(state, wanted.endpoint.uid)]
         order = sorted(
             nodes, key=lambda node: (others.count(node.node), len(node.devices_used), node.node)
         )
@@ -163,7 +186,6 @@ class Replicas:
                     address="",
                     restarts=replica.epoch,
                     start_time=self._clock(),
-                    ready_time=None,
                 )
                 node_rows.check_open(transaction, [placement.node])
         except LeaseLost:
@@ -177,8 +199,8 @@ class Replicas:
                 work=rpc.WorkEpoch(work=work, epoch=epoch),
                 endpoint=names.endpoint(endpoint.project, endpoint.id),
                 devices=share.devices,
-                max_sequence_length=endpoint.max_sequence_length,
-                cache_bytes=endpoint.cache_bytes,
+                max_sequence_length=replica.max_sequence_length,
+                cache_bytes=replica.cache_bytes,
             )
         )
         if self._fleet.send(placement.node, order):
@@ -201,7 +223,7 @@ class Replicas:
         if not 0 < len(report.address) <= 255 or ":" not in report.address:
             raise InvalidInput("the address of a replica is host:port")
         with self._database.write() as transaction:
-            row = _row(transaction, work, epoch)
+            row = replica_rows.at(transaction, work, epoch)
             if row.state == STARTING:
                 now = self._clock()
                 self._change(
@@ -214,56 +236,46 @@ class Replicas:
             # Not before: what cannot be written now is said, or found, again.
             transaction.after_commit(lambda: self.stop(work, epoch, 0.0))
             try:
-                row = _row(transaction, work, epoch)
+                row = replica_rows.at(transaction, work, epoch)
             except LeaseLost:
                 return
-            if row.state not in _RUNS:
+            if row.state not in RUNS:
                 return
             if row.state == DRAINING:
                 self._remove(transaction, row)
                 return
-            served = row.ready_time is not None and self._clock() - row.ready_time >= _SERVED_WELL
-            failures = self._one_more(work, served_well=served)
-            transaction.after_commit(lambda: self._note_failures(work, failures))
-            count = self._fewest_failures(transaction, row.endpoint, {work: failures})
+            served = row.state == READY and self._clock() - row.ready_time >= _SERVED_WELL
+            failures = self._failures.one_more(work, served_well=served)
+            transaction.after_commit(lambda: self._failures.note(work, failures))
             self._change(
                 transaction,
                 row,
+                {work: failures},
                 state=LOST,
                 reason=why,
                 node=None,
                 placement={},
                 address="",
-                failures=count,
             )
 
-    def drain(self, transaction: Transaction, endpoint: Row[Any]) -> None:
-        """The endpoint is going: replicas that run finish what they have, the others go now."""
-        for row in _of(transaction, endpoint.uid):
-            if row.state not in _RUNS:
-                self._remove(transaction, row)
-                continue
-            self._change(transaction, row, state=DRAINING, reason="the endpoint was deleted")
-            work, epoch = work_of(row.endpoint, row.id), row.epoch
-            order = stop_order(work, epoch, DRAIN_SECONDS)
-            transaction.after_commit(functools.partial(self._tell, row.node, order))
+    def _drain(self, transaction: Transaction, row: Row[Any], why: str, goal: str) -> None:
+        """A replica is going: it finishes what it has; one that does not run goes now."""
+        if row.state not in RUNS:
+            self._remove(transaction, row)
+            return
+        self._change(transaction, row, state=DRAINING, reason=why)
+        self._tell_to_end(transaction, row, goal)
 
-    def leave_drained_nodes(self) -> None:
-        """Replicas on nodes that are drained finish what they answer, and are wanted again."""
-        with self._database.read() as state:
-            nodes = node_rows.draining(state)
-            on_them = _replica.node.in_(sorted(nodes)) & _replica.state.in_((STARTING, READY))
-            rows = state.all(select(tables.replica).where(on_them)) if nodes else []
-        for row in rows:
-            why = f"{names.node(row.node)} is drained"
-            with contextlib.suppress(LeaseLost), self._database.write() as transaction:
-                self._change(
-                    transaction, row, state=LOST, reason=why, node=None, placement={}, address=""
-                )
-                leave = functools.partial(
-                    self.stop, work_of(row.endpoint, row.id), row.epoch, DRAIN_SECONDS
-                )
-                transaction.after_commit(leave)
+    def end_sooner(self, transaction: Transaction, uid: str) -> None:
+        """An endpoint is stopped or deleted: what drains has no more time than the others."""
+        for row in of_endpoint(transaction, uid):
+            if row.state == DRAINING:
+                self._tell_to_end(transaction, row, DELETED)
+
+    def _tell_to_end(self, transaction: Transaction, row: Row[Any], goal: str) -> None:
+        seconds = DRAIN_SECONDS if goal == RUNNING else END_SECONDS
+        order = stop_order(work_of(row.endpoint, row.id), row.epoch, seconds)
+        transaction.after_commit(functools.partial(self._tell, row.node, order))
 
     def stop(self, work: str, epoch: int, grace_seconds: float) -> None:
         """End a lease and tell its node to stop."""
@@ -273,7 +285,7 @@ class Replicas:
     def restore_leases(self) -> None:
         """At start: give the nodes of running replicas a whole lease to be heard of again."""
         with self._database.read() as state:
-            rows = state.all(select(tables.replica).where(_replica.state.in_(_RUNS)))
+            rows = state.all(select(tables.replica).where(_replica.state.in_(RUNS)))
         for row in rows:
             share = Share.from_json(row.placement)
             self._leases.restore(work_of(row.endpoint, row.id), row.epoch, [share])
@@ -282,46 +294,31 @@ class Replicas:
         """A node connected anew and does not run these replicas any more: start them again now."""
         with self._database.read() as state:
             rows = state.all(
-                select(tables.replica).where(_replica.node == node, _replica.state.in_(_RUNS))
+                select(tables.replica).where(_replica.node == node, _replica.state.in_(RUNS))
             )
         for row in rows:
             work = work_of(row.endpoint, row.id)
             if (work, row.epoch) not in running:
                 self.lost(work, row.epoch, f"node {node} no longer runs it")
+            elif row.state == DRAINING:
+                # It may have been away when it was told.
+                with self._database.write() as transaction:
+                    goal = select(_endpoint.goal).where(_endpoint.uid == row.endpoint)
+                    self._tell_to_end(transaction, row, transaction.value(goal))
 
     def _tell(self, node: str, order: rpc.ConnectResponse) -> None:
         self._fleet.send(node, order)
 
-    def _due(self, endpoint: str, replica: str) -> bool:
-        with self._lock:
-            failures = self._failures.get(work_of(endpoint, replica))
-            return failures is None or self._monotonic() >= failures.retry_at
-
-    def _fewest_failures(
-        self, state: Reading, endpoint: str, newest: Mapping[str, _Failures]
-    ) -> int:
-        """Failures in a row of the replica of an endpoint that has the fewest."""
-        works = [work_of(endpoint, row.id) for row in _of(state, endpoint)]
-        with self._lock:
-            found = [newest.get(work) or self._failures.get(work) for work in works]
-        return min((each.count if each else 0 for each in found), default=0)
-
-    def _one_more(self, work: str, *, served_well: bool) -> _Failures:
-        """What is known of the failures of a replica after one more, and when to try again."""
-        with self._lock:
-            before = self._failures.get(work)
-        count = 1 if served_well or before is None else before.count + 1
-        pause = pause_after(count - 1, _FIRST_PAUSE, _MAX_PAUSE) if count > 1 else timedelta()
-        return _Failures(count, self._monotonic() + pause.total_seconds())
-
-    def _note_failures(self, work: str, failures: _Failures) -> None:
-        with self._lock:
-            self._failures[work] = failures
-
     def _change(
-        self, transaction: Transaction, row: Row[Any], failures: int = 0, **values: object
+        self,
+        transaction: Transaction,
+        row: Row[Any],
+        newest: Mapping[str, Failures] | None = None,
+        **values: object,
     ) -> None:
         """Change a replica that is still as `row` says, and its endpoint with it."""
+        if values.get("state", row.state) != row.state:
+            values["state_time"] = self._clock()
         changed = transaction.run(
             update(tables.replica)
             .where(
@@ -334,84 +331,60 @@ class Replicas:
         )
         if changed != 1:
             raise LeaseLost(f"replica {row.id} was changed by somebody else at the same time")
-        self._derive(transaction, row.endpoint, failures)
+        self._derive(transaction, row.endpoint, newest)
 
     def _remove(self, transaction: Transaction, row: Row[Any]) -> None:
-        """The replica of a deleted endpoint is gone, and the endpoint with its last one."""
+        """A replica is gone: those that wait for room have not been tried with what it had."""
+        this = _replica.endpoint == row.endpoint
+        transaction.run(delete(tables.replica).where(this, _replica.id == row.id))
         transaction.run(
-            delete(tables.replica).where(_replica.endpoint == row.endpoint, _replica.id == row.id)
+            update(tables.replica)
+            .where(this, _replica.state == PENDING)
+            .values(state_time=self._clock())
         )
-        with self._lock:
-            self._failures.pop(work_of(row.endpoint, row.id), None)
-        self._derive(transaction, row.endpoint, 0)
+        self._failures.forget(work_of(row.endpoint, row.id))
+        self._derive(transaction, row.endpoint)
 
-    def _derive(self, transaction: Transaction, uid: str, failures: int) -> None:
+    def _derive(
+        self, transaction: Transaction, uid: str, newest: Mapping[str, Failures] | None = None
+    ) -> None:
+        """The state of an endpoint, from its replicas; a deleted one goes with the last of them."""
         endpoint = transaction.first(select(tables.endpoint).where(_endpoint.uid == uid))
         if endpoint is None:
             return
         name = names.endpoint(endpoint.project, endpoint.id)
         transaction.after_commit(lambda: self._events.publish(name, ROUTING, QUEUE))
-        rows = _of(transaction, uid)
-        if endpoint.state == STOPPING and not rows:
+        if endpoint.goal == DELETED and not of_endpoint(transaction, uid):
             transaction.run(delete(tables.endpoint).where(_endpoint.uid == uid))
             return
-        state, reason = derive_state(endpoint.state, endpoint.reason, rows, failures)
+        rows, leaving = of_endpoint(transaction, uid), node_rows.draining(transaction)
+        state, reason = self._judged(transaction, endpoint, rows, leaving, newest)
         transaction.run(
             update(tables.endpoint)
             .where(_endpoint.uid == uid)
             .values(state=state, reason=reason, revision=_endpoint.revision + 1)
         )
 
-
-def derive_state(
-    state: str, reason: str, replicas: Sequence[Row[Any]], failures: int
-) -> tuple[str, str]:
-    """State of an endpoint and the reason for a person, from its replicas. Pure.
-
-    Args:
-        state: as it is.
-        reason: as it is.
-        replicas: their rows.
-        failures: how often each replica has failed in a row, at least; zero for other news.
-    """
-    if state == STOPPING:
-        return STOPPING, reason
-    ready = sum(replica.state == READY for replica in replicas)
-    reasons = [replica.reason for replica in replicas if replica.state != READY and replica.reason]
-    why = reasons[0] if reasons else ""
-    if ready == len(replicas):
-        return READY, ""
-    if ready:
-        return DEGRADED, why or f"{ready} of {len(replicas)} replicas are ready"
-    if failures >= _HOPELESS:
-        return FAILED, f"no replica stays up, tried again every {_MAX_PAUSE.seconds} s: {why}"
-    if state == FAILED:
-        return FAILED, reason
-    return STARTING, why
-
-
-def identity_of(row: Row[Any]) -> Principal:
-    """Who one start of a replica is; `row` of the table `replica`."""
-    return Principal(PrincipalKind.REPLICA, f"{row.endpoint}-{row.id}-{row.epoch}")
-
-
-def demand(facts: Any, tensor_parallel: int, cache_bytes: int) -> Demand:  # noqa: ANN401  # a JSON column
-    """What a replica needs: its devices, and the memory on each."""
-    weights = int(facts.get("weight_bytes", 0))
-    need = replica_device(weights, tensor_parallel, cache_bytes)
-    return Demand(tensor_parallel, memory_per_rank=need, kind=REPLICA)
-
-
-def _of(state: Reading, uid: str) -> list[Row[Any]]:
-    return state.all(select(tables.replica).where(_replica.endpoint == uid).order_by(_replica.id))
-
-
-def _row(state: Reading, work: str, epoch: int) -> Row[Any]:
-    """The replica of a piece of work, if the epoch is still its own. Raises LeaseLost."""
-    endpoint, _, replica = work.partition("/")
-    row = state.first(
-        select(tables.replica).where(_replica.endpoint == endpoint, _replica.id == replica)
-    )
-    if row is None or row.epoch != epoch:
-        raise LeaseLost(f"epoch {epoch} of {work} is over; stop its processes")
-    return row
+    def _judged(
+        self,
+        state: Reading,
+        endpoint: Row[Any],
+        rows: Sequence[Row[Any]],
+        leaving: Collection[str],
+        newest: Mapping[str, Failures] | None = None,
+    ) -> tuple[str, str]:
+        """State and reason of an endpoint now."""
+        works = [
+            work_of(row.endpoint, row.id) for row in rows if row.generation == endpoint.generation
+        ]
+        return endpoint_state.judge(
+            aim_of(endpoint),
+            (endpoint.state, endpoint.reason),
+            [member_of(row) for row in rows],
+            leaving,
+            self._failures.fewest(works, newest or {}),
+            Words(
+                names.endpoint(endpoint.project, endpoint.id),
+                replica_rows.way_back(state, endpoint, rows),
+            ),
+        )

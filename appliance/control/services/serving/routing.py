@@ -29,7 +29,7 @@ from appliance.control.services.common.resources import missing, timestamp
 from appliance.control.services.data.artifacts import Artifacts
 from appliance.control.services.serving import served_tokenizers
 from appliance.control.services.serving.endpoints import replica_resource
-from appliance.control.services.serving.replicas import identity_of
+from appliance.control.services.serving.replica_rows import identity_of
 from appliance.control.services.serving.routing_view import HeldView, Key, key_of
 from appliance.control.store import tables
 from appliance.control.store.database import Database
@@ -155,45 +155,55 @@ class Routing:
         Raises NotFound; FailedPrecondition when a message cannot hold it.
         """
         del caller  # a gateway, as the gate has decided
-        return served_tokenizers.whole(self._artifacts.open(self._version(request.endpoint)))
+        return served_tokenizers.whole(self._artifacts.open(self._version(request.endpoint, "")))
 
     def tokenizer_parts(
         self, caller: Caller, request: rpc.ReadServedTokenizerRequest
     ) -> Generator[rpc.ServedTokenizerPart]:
         """The same in pieces of bounded size, each decrypted when it is asked for."""
         del caller
-        reader = self._artifacts.open(self._version(request.endpoint))
+        reader = self._artifacts.open(self._version(request.endpoint, request.model_uid))
         return served_tokenizers.parts(reader, request.held)
 
-    def _version(self, endpoint: str) -> Row[Any]:
-        """The row of the model version that an endpoint serves. Raises NotFound."""
+    def _version(self, endpoint: str, uid: str) -> Row[Any]:
+        """The row of a model version that an endpoint serves. Raises NotFound.
+
+        Args:
+            endpoint: its name.
+            uid: of the version; empty: the one that it is to serve.
+        """
         name = Name.parse(endpoint, "endpoint", field="endpoint")
-        version = tables.artifact_version.c
+        version = tables.artifact_version
+        this = (_endpoint.project == name["project"], _endpoint.id == name["endpoint"])
+        wanted = select(version).join(tables.endpoint, _endpoint.model_version == version.c.uid)
+        of_replica = (
+            select(version)
+            .join(tables.replica, _replica.model_version == version.c.uid)
+            .join(tables.endpoint, _endpoint.uid == _replica.endpoint)
+        )
         with self._database.read() as state:
-            row = state.first(
-                select(tables.artifact_version)
-                .join(tables.endpoint, _endpoint.model_version == version.uid)
-                .where(_endpoint.project == name["project"], _endpoint.id == name["endpoint"])
-            )
+            row = state.first(wanted.where(*this))
+            if uid and row is not None and row.uid != uid:
+                row = state.first(of_replica.where(*this, version.c.uid == uid))
         if row is None:
             raise missing(endpoint)
         return row
 
     def _routes(self) -> Iterator[rpc.Route]:
         """The routes, by name."""
+        version = tables.artifact_version.c
+        model = (version.project.label("model_project"), version.artifact, version.number)
         replicas: dict[str, list[endpoint_pb2.Replica]] = {}
         with self._database.read() as state:
             # Also those that do not answer yet: a gateway waits for them, and only then.
-            for replica in state.all(select(tables.replica).order_by(_replica.id)):
-                replicas.setdefault(replica.endpoint, []).append(_replica_of(replica))
-            version = tables.artifact_version.c
+            for row in state.all(
+                select(tables.replica, *model)
+                .join(tables.artifact_version, _replica.model_version == version.uid)
+                .order_by(_replica.id)
+            ):
+                replicas.setdefault(row.endpoint, []).append(_replica_of(row))
             rows = state.all(
-                select(
-                    tables.endpoint,
-                    version.project.label("model_project"),
-                    version.artifact,
-                    version.number,
-                )
+                select(tables.endpoint, *model)
                 .join(tables.artifact_version, _endpoint.model_version == version.uid)
                 .order_by(_endpoint.project, _endpoint.id)
             )
@@ -201,7 +211,8 @@ class Routing:
                 yield rpc.Route(
                     endpoint=names.endpoint(row.project, row.id),
                     project=names.project(row.project),
-                    model=names.model_version(row.model_project, row.artifact, row.number),
+                    model=_model_of(row),
+                    model_uid=row.model_version,
                     max_sequence_length=row.max_sequence_length,
                     state=f"STATE_{row.state}",
                     replicas=replicas.get(row.uid, []),
@@ -239,8 +250,12 @@ def _credential_of(credential: LiveCredential) -> rpc.Credential:
     )
 
 
+def _model_of(row: Row[Any]) -> str:
+    return names.model_version(row.model_project, row.artifact, row.number)
+
+
 def _replica_of(row: Row[Any]) -> endpoint_pb2.Replica:
     """A replica as gateways see it: with the name that its server proves."""
-    replica = replica_resource(row)
+    replica = replica_resource(row, _model_of(row))
     replica.server_name = identity_of(row).server_name
     return replica

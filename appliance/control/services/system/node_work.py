@@ -22,7 +22,7 @@ from appliance.control.services.common.caller import Caller
 from appliance.control.services.fleet import node_rows
 from appliance.control.services.fleet.certificates import EVICTED
 from appliance.control.services.fleet.leases import Leases
-from appliance.control.services.serving import replicas
+from appliance.control.services.serving import replica_rows
 from appliance.control.services.work import job_rows, pause_rows
 from appliance.control.services.work.runs import shares_of
 from appliance.control.services.work.silent_nodes import said_of
@@ -106,7 +106,7 @@ class WorkOnNodes:
             fits = not node.draining or _holds_replica(state, endpoint, others)
             placement = row.placement or {"devices": [], "memory_bytes": 0}
             yield (
-                replicas.work_of(row.endpoint, row.id),
+                replica_rows.work_of(row.endpoint, row.id),
                 endpoint.project,
                 node_pb2.NodeWork(
                     name=names.replica(endpoint.project, endpoint.id, row.id),
@@ -192,7 +192,7 @@ def _holds_replica(state: Reading, endpoint: Row[Any], nodes: list[NodeCapacity]
     model = state.first(select(version).where(version.c.uid == endpoint.model_version))
     if model is None:
         return True
-    need = replicas.demand(model.facts, endpoint.tensor_parallel, endpoint.cache_bytes)
+    need = replica_rows.demand(model.facts, endpoint.tensor_parallel, endpoint.cache_bytes)
     return any(could_hold(need, [node]) for node in nodes)
 
 

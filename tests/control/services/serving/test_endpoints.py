@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from appliance.api.serving.v1 import endpoint_pb2, endpoint_service_pb2
-from appliance.control.services.serving import replicas
 from appliance.control.store import tables
 from appliance.core.errors import (
     AlreadyExists,
@@ -313,23 +312,3 @@ async def test_a_model_that_is_not_there_or_too_large_is_refused(lab: Lab) -> No
     assert raised.value.message.startswith(
         "it needs about 3.6 GiB per device; the largest node offers 2.0 GiB: use a smaller cache"
     )
-
-
-def test_state_of_an_endpoint_by_its_replicas() -> None:
-    class Row:
-        def __init__(self, state: str, reason: str = "") -> None:
-            self.state, self.reason = state, reason
-
-    ready, lost = Row("READY"), Row("LOST", "killed")
-    cases = [
-        (("STARTING", "", [ready, ready], 0), ("READY", "")),
-        (("READY", "", [ready, lost], 1), ("DEGRADED", "killed")),
-        (("STARTING", "", [lost, lost], 1), ("STARTING", "killed")),
-        (
-            ("STARTING", "", [lost], 5)[0:4],
-            ("FAILED", "no replica stays up, tried again every 30 s: killed"),
-        ),
-        (("FAILED", "old", [Row("STARTING")], 0), ("FAILED", "old")),
-        (("STOPPING", "deleted", [ready], 0), ("STOPPING", "deleted")),
-    ]
-    assert [replicas.derive_state(*given) for given, _ in cases] == [want for _, want in cases]

@@ -13,7 +13,7 @@ from appliance.control.services.serving.served_tokenizers import ONE_MESSAGE_BYT
 from appliance.control.store import tables
 from appliance.core.errors import FailedPrecondition, NotFound
 from appliance.gateway.models import ServedModels
-from appliance.gateway.snapshot import Route
+from appliance.gateway.snapshot import Pool, ServedVersion
 from appliance.gateway.tokenize import Desk
 from appliance.gateway.view import ControlClient, View
 from tests.fakes import tiny_model
@@ -23,7 +23,7 @@ from tests.fakes.worker import tokenizer
 
 LARGE = 60 << 20
 NAME = "projects/demo/endpoints/chat"
-ROUTE = Route(NAME, "projects/demo", "projects/demo/models/base/versions/1", 512, (), coming=False)
+POOL = Pool(NAME, ServedVersion("projects/demo/models/base/versions/1", "", 512))
 
 
 def serve(appliance: Appliance, size: int) -> bytes:
@@ -76,8 +76,8 @@ async def test_a_tokenizer_of_60_mib_is_served(appliance: Appliance) -> None:
         assert served.tokenizer_json == text
         assert (served.chat_template, served.eos_token) == (tiny_model.TEMPLATE, "</s>")
         # Who has it already is told so, and gets nothing more.
-        assert await control.tokenizer(NAME, ["other", content]) == (content, None)
-        model = await ServedModels(control.tokenizer, desk, 60.0).get(ROUTE)
+        assert await control.tokenizer(NAME, "", ["other", content]) == (content, None)
+        model = await ServedModels(control.tokenizer, desk, 60.0).get(POOL)
         assert await model.prompt("Grüße", 512) == tokenizer().encode("Grüße").ids
         assert await model.chat([{"role": "user", "content": "ab"}], 512)
     finally:
