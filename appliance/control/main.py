@@ -133,6 +133,7 @@ class ControlPlane:
         tasks = [
             asyncio.create_task(self.work.scheduler.run(self._pool.passes, self.base.events)),
             asyncio.create_task(self.work.storage.run(self._pool.tasks, TASK_THREADS)),
+            asyncio.create_task(self.work.erasures.run(self._pool.erasures, 1)),
             asyncio.create_task(self._checking.run()),
             asyncio.create_task(self.base.records.run()),
             asyncio.create_task(self._row_checks.run()),

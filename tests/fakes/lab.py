@@ -81,6 +81,7 @@ class Lab:
         self.work = WorkParts(self.base, people, self.time.monotonic)
         self.work.scheduler.recover()
         self.work.storage.do_all()
+        self.work.erasures.do_all()
         base, work = self.base, self.work
         self.database = base.database
         self.datasets = Datasets(base.database, base.changes, work.artifacts, base.clock)

@@ -34,7 +34,7 @@ def digests(appliance: Appliance, model: str) -> dict[str, str]:
     try:
         with database.read() as state:
             (row,) = state.all(wanted.where(version.manifest_digest != ""))
-            key = Keys(keyring).data_key(state, PROJECT, row.uid, row.key_version, row.wrapped_key)
+            key = Keys(keyring).data_key(state, PROJECT, row.uid, row.key_version)
     finally:
         database.close()
     reader = ArtifactReader(

@@ -7,7 +7,8 @@ Rules kept here:
   it;
 * how a task ended is written down as soon as the state can be written.
 
-Called by the composition root, which runs one for each appliance.
+Called by the composition root, which runs one for the object store of an appliance, and one for
+what must not wait for it.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class StorageWorker:
 
     Args:
         tasks: the queue.
-        handlers: what does each kind; what raises is done again later.
+        handlers: what does each kind, and no other; what raises is done again later.
         check: raises when the store is not there; asked before each task but `first`.
         first: the kind that is done whether it is there or not.
         events: wakes this when there is something to do.
@@ -81,7 +82,7 @@ class StorageWorker:
     def do_next(self) -> bool:
         """Do the next task that is due; whether there was one."""
         self._write_outcomes()
-        task = self._tasks.take()
+        task = self._tasks.take(self._handlers.keys())
         if task is None:
             return False
         why: str | None = None

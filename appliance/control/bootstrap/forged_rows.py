@@ -103,4 +103,5 @@ CLOSING: dict[str, tuple[str, Close]] = {
     "storage_task": ("deleted", _delete),
     "attempt": ("deleted", _delete),
     "upload": ("deleted", _delete),
+    "tombstone": ("deleted", _delete),
 }

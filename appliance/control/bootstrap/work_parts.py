@@ -34,6 +34,7 @@ from appliance.control.services.agent.release import Release
 from appliance.control.services.data.artifacts import Artifacts
 from appliance.control.services.data.datasets import Datasets
 from appliance.control.services.data.downloads import Downloads
+from appliance.control.services.data.erasing import Erasing
 from appliance.control.services.data.models import Models
 from appliance.control.services.data.reports import Reports
 from appliance.control.services.data.storage_tasks import StorageTasks, TaskKind
@@ -171,7 +172,16 @@ class WorkParts:
             base.clock,
         )
         self.stopping = threading.Event()
-        self.storage = self._storage_worker(base, records, monotonic)
+        erasing = Erasing(base.database, store, records, base.clock, monotonic)
+        self.storage = self._storage_worker(base, records, erasing, monotonic)
+        self.erasures = StorageWorker(
+            self.tasks,
+            {TaskKind.ERASE_KEYS: erasing.erase_keys},
+            base.events,
+            check=lambda: None,
+            first=TaskKind.ERASE_KEYS,
+        )
+        """Apart from the object store, which may be away."""
         self.replicas = Replicas(
             base.database, self.leases, self.fleet, base.events, base.clock, monotonic
         )
@@ -209,7 +219,11 @@ class WorkParts:
         self._people = people
 
     def _storage_worker(
-        self, base: Foundation, records: SystemRecords, monotonic: Callable[[], float]
+        self,
+        base: Foundation,
+        records: SystemRecords,
+        erasing: Erasing,
+        monotonic: Callable[[], float],
     ) -> StorageWorker:
         """What does each kind of work with the object store."""
         registration = Registration(
@@ -231,7 +245,7 @@ class WorkParts:
                 TaskKind.CHECK_CHECKPOINT: self.checkpoints.check,
                 TaskKind.DELETE_CHECKPOINT: self.checkpoints.delete,
                 TaskKind.DELETE_SUPERSEDED: self.checkpoints.delete_superseded,
-                TaskKind.DELETE_FOLDER: self.artifacts.delete_folder,
+                TaskKind.DELETE_FOLDER: erasing.delete_folder,
                 TaskKind.DELETE_UNKNOWN: self.artifacts.delete_unknown,
                 TaskKind.COMMIT_UPLOAD: self.upload_tasks.commit,
                 TaskKind.RESUME_PAUSED: paused.resume,

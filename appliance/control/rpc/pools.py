@@ -93,6 +93,7 @@ class CallPool(Executor):
         reports: for what else agents say: who they are, what happened to their work.
         passes: for what runs again and again by itself and needs the state alone.
         tasks: for the queue of the object store.
+        erasures: one thread, for deleted keys.
     """
 
     def __init__(self, threads: int) -> None:
@@ -104,6 +105,7 @@ class CallPool(Executor):
         self.reports = ThreadPoolExecutor(AGENT_THREADS, thread_name_prefix="report")
         self.passes = ThreadPoolExecutor(PASS_THREADS, thread_name_prefix="pass")
         self.tasks = ThreadPoolExecutor(TASK_THREADS, thread_name_prefix="task")
+        self.erasures = ThreadPoolExecutor(1, thread_name_prefix="erasure")
 
     def submit(
         self, function: Callable[..., T], /, *arguments: object, **named: object
@@ -120,6 +122,6 @@ class CallPool(Executor):
         for pool in (self._known, self.agents, self.reports, self.passes):
             pool.shutdown(wait, cancel_futures=cancel_futures)
         # What has not begun to wait for the store need not.
-        for pool in (self.storage, self.downloads, self.tasks):
+        for pool in (self.storage, self.downloads, self.tasks, self.erasures):
             pool.shutdown(wait, cancel_futures=True)
         self._strangers.shutdown(wait=wait)

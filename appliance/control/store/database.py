@@ -4,6 +4,8 @@ Rules kept here:
 * SQLite in WAL with `synchronous=FULL`, foreign keys on, schema not trusted, cell sizes checked,
   file mode 0600;
 * SQLite below 3.51.3 is refused: in WAL mode it can corrupt the file (the WAL-reset bug);
+* what is deleted is overwritten with zeros (`secure_delete`), nothing is put aside in files
+  (`temp_store`), and what the log of writes still holds goes when it is emptied (`empty_log`);
 * a write transaction begins with BEGIN IMMEDIATE under one lock, so it never fails half-way for
   want of the lock;
 * every committed write raises `meta.generation` by one; with a witness it also stores the audit
@@ -52,7 +54,20 @@ from appliance.core.errors import Exhausted, FailedPrecondition, Unavailable
 OLDEST_SQLITE = (3, 51, 3)
 BUSY_SECONDS = 30
 READERS = 8
+LOG_SECONDS = 0.2
+"""For so long writers wait for readers when the log of writes is emptied."""
 ROWS_AT_A_TIME = 200
+REWRITTEN = 1
+"""`user_version` of a file in which nothing is left of what was freed without `secure_delete`."""
+_PRAGMAS = (
+    "journal_mode=WAL",
+    "synchronous=FULL",
+    "foreign_keys=ON",
+    "trusted_schema=OFF",
+    "cell_size_check=ON",
+    "secure_delete=ON",
+    "temp_store=MEMORY",
+)
 _FULL_DISK = "database or disk is full"
 _logger = logging.getLogger(__name__)
 
@@ -278,6 +293,40 @@ class Database:
         transaction.run(update(tables.meta).values(values))
         return generation
 
+    def empty_log(self) -> bool:
+        """Move what was committed into the database, and cut the log of writes to nothing.
+
+        False while a reader needs the log: nothing is lost, call it again. Others who write wait
+        for `LOG_SECONDS` at most.
+        """
+        with clear_errors(), self._lock:
+            connection = sqlite.connect(self.path, timeout=LOG_SECONDS, isolation_level=None)
+            with contextlib.closing(connection):
+                connection.execute("PRAGMA synchronous=FULL")
+                held_back = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+            if not held_back:
+                # SQLite does not wait for the disk here, and a power cut would bring it back.
+                _sync(self.path.with_name(self.path.name + "-wal"))
+        return not held_back
+
+    def rewrite(self) -> None:
+        """Once after secure deletion came: leave out what was freed before it, key bytes too.
+
+        For `appliance.control.store.migrate`, before the database is protected: it changes the
+        number of the schema. Doing it again after a kill does no harm. Takes as much memory, and as
+        much of the disk, as the database.
+        """
+        with clear_errors(), self._lock:
+            connection = sqlite.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None)
+            with contextlib.closing(connection):
+                if connection.execute("PRAGMA user_version").fetchone()[0] >= REWRITTEN:
+                    return
+                for pragma in _PRAGMAS:
+                    connection.execute(f"PRAGMA {pragma}")
+                connection.execute("VACUUM")
+                connection.execute(f"PRAGMA user_version={REWRITTEN}")
+                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
     def watch_log(self, witness: Witness) -> None:
         """From now on store with each commit the size and root that `witness` says."""
         self._witness = witness
@@ -324,6 +373,17 @@ def raw_of(connection: Connection) -> Any:  # noqa: ANN401 - a DBAPI connection
     return connection.connection.driver_connection
 
 
+def _sync(path: Path) -> None:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def _engine(path: Path, attach: Callable[..., None], *, pool_size: int, read_only: bool) -> Engine:
     engine = create_engine(
         URL.create("sqlite", database=str(path)),
@@ -335,13 +395,7 @@ def _engine(path: Path, attach: Callable[..., None], *, pool_size: int, read_onl
 
     def set_up(connection: Any, entry: ConnectionPoolEntry) -> None:  # noqa: ANN401 - a DBAPI connection
         connection.isolation_level = None  # transactions begin and end where we say, not by guess
-        for pragma in (
-            "journal_mode=WAL",
-            "synchronous=FULL",
-            "foreign_keys=ON",
-            "trusted_schema=OFF",
-            "cell_size_check=ON",
-        ):
+        for pragma in _PRAGMAS:
             connection.execute(f"PRAGMA {pragma}")
         attach(connection, entry.info, writes=not read_only)
         if read_only:

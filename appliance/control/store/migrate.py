@@ -46,6 +46,7 @@ def create(database: Database, rows: RowMacs, cluster_id: str, now: datetime) ->
             )
         )
         rows.sign_all(raw_of(connection))
+    database.rewrite()
     database.protect(rows)
 
 
@@ -89,6 +90,8 @@ def check(
         raise FailedPrecondition(
             f"{database.path} is damaged ({error.orig}); {_PUT_BACK}"
         ) from error
+    if not found:
+        database.rewrite()
     if all(finding.is_named for finding in found) and (accept or not found):
         database.protect(rows)
     return found

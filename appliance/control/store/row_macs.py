@@ -53,8 +53,10 @@ SIGNED: Columns = {
         tables.session,
         tables.storage_task,
         tables.token,
+        tables.tombstone,
         tables.totp,
         tables.user,
+        tables.version_key,
     )
 } | {
     # What these say about their progress changes all the time, and opens nothing.
@@ -83,6 +85,7 @@ SIGNED: Columns = {
         "placement",
         "pause",
         "on_lost",
+        "inputs",
     ),
     "project": ("id", "create_time", "allow_downloads"),
     "endpoint": (

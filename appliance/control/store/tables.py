@@ -155,7 +155,7 @@ project = Table(
 )
 
 # The project's key-encryption key, wrapped by the keyring's master key. The highest version wraps
-# new data keys.
+# new data keys. How `wrapped_key` is stored, here and in `version_key`: `services.common.keys`.
 project_key = Table(
     "project_key",
     metadata,
@@ -212,7 +212,8 @@ binding = Table(
 
 # `kind`: dataset | tokenizer | model | report | checkpoints. `id` of checkpoints is the job's uid.
 # `origin` is the uid of the job or of the first version that it came to be with, and goes with when
-# nothing comes of that; null for what a person has created.
+# nothing comes of that; null for what a person has created. `deleted_number` is the highest number
+# of its versions that were deleted: no other version gets that one while the artifact is there.
 artifact = Table(
     "artifact",
     metadata,
@@ -223,14 +224,15 @@ artifact = Table(
     Column("creator", Text, nullable=False),
     Column("origin", Text, nullable=True),
     Column("create_time", Moment, nullable=False),
+    Column("deleted_number", Integer, nullable=False, default=0, server_default=text("0")),
 )
 
 # `state`: pending | complete. `uid` is the folder and the object identity bound into the
-# ciphertext. `wrapped_key` is the data key wrapped by version `key_version` of the project's key.
+# ciphertext. Its data key is in `version_key`, under version `key_version` of the project's key.
 # `kind` is the resource that it is a version of; what it holds, `facts` say
 # (`core.artifact_kinds`). `job` is a job's uid, `slot` which of its outputs this is, `inputs`
-# resource names. `statement` is signed and says how it was made (`appliance.crypto.statements`);
-# empty of what 0.1.0 has registered.
+# resource names, and `input_uids` what they named, one for each. `statement` is signed and says how
+# it was made (`appliance.crypto.statements`); empty of what 0.1.0 has registered.
 artifact_version = Table(
     "artifact_version",
     metadata,
@@ -241,7 +243,6 @@ artifact_version = Table(
     Column("number", Integer, nullable=False),
     Column("state", Text, nullable=False),
     Column("key_version", Integer, nullable=False),
-    Column("wrapped_key", LargeBinary, nullable=False),
     Column("folder", Text, nullable=False),
     Column("manifest_digest", Text, nullable=False, default=""),
     Column("facts", JSON, nullable=False, default=dict),
@@ -253,6 +254,7 @@ artifact_version = Table(
     Column("inputs", JSON, nullable=False, default=list),
     Column("create_time", Moment, nullable=False),
     Column("complete_time", Moment, nullable=True),
+    Column("input_uids", JSON, nullable=False, default=list, server_default=text("'[]'")),
     ForeignKeyConstraint(
         ["project", "kind", "artifact"], ["artifact.project", "artifact.kind", "artifact.id"]
     ),
@@ -262,12 +264,48 @@ artifact_version = Table(
     UniqueConstraint("project", "kind", "artifact", "number"),
 )
 
+# The data keys of versions, apart from them: what is deleted here is in no file afterwards.
+version_key = Table(
+    "version_key",
+    metadata,
+    Column(
+        "version", Text, ForeignKey("artifact_version.uid", ondelete="CASCADE"), primary_key=True
+    ),
+    Column("wrapped_key", LargeBinary, nullable=False),
+)
+
+# What is left of a version that was deleted: `name` is the one it had; the other columns are as in
+# `artifact_version`, `job_name` is the name of its job then. `erase_time`: its key is in no file of
+# the data directory any more; `purge_time`: its bytes are gone from the object store.
+tombstone = Table(
+    "tombstone",
+    metadata,
+    Column("uid", Text, primary_key=True),
+    Column("project", Text, ForeignKey("project.id", ondelete="CASCADE"), nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("manifest_digest", Text, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("statement", Text, nullable=False),
+    Column("inputs", JSON, nullable=False),
+    Column("input_uids", JSON, nullable=False),
+    Column("job", Text, nullable=True),
+    Column("job_name", Text, nullable=False),
+    Column("creator", Text, nullable=False),
+    Column("create_time", Moment, nullable=False),
+    Column("delete_time", Moment, nullable=False),
+    Column("deleter", Text, nullable=False),
+    Column("erase_time", Moment, nullable=True),
+    Column("purge_time", Moment, nullable=True),
+)
+
 # `spec` is the proto JSON of the member `kind` of the job's oneof. `placement` is a list of
 # {"node", "rank_base", "devices", "memory_bytes", "port", "ended"}, `outputs` slot -> uid of the
 # artifact version. When a lease ends is kept in memory alone: a control plane that starts gives
 # every holder a whole lease to come back in. `pause` is {"by", "grace_seconds"} while somebody's
 # order to pause stands, `pauses` how often in a row the object store was full, `on_lost` the proto
-# JSON of the job's OnLost.
+# JSON of the job's OnLost. `inputs` binds what it reads: resource name -> uid of the version, or
+# `{job's uid}/{id}` of a checkpoint, as they were when it was accepted.
 job = Table(
     "job",
     metadata,
@@ -295,6 +333,7 @@ job = Table(
     Column("start_time", Moment, nullable=True),
     Column("end_time", Moment, nullable=True),
     Column("revision", BigInteger, nullable=False, default=1),
+    Column("inputs", JSON, nullable=False, default=dict, server_default=text("'{}'")),
     UniqueConstraint("project", "id"),
 )
 
@@ -564,5 +603,6 @@ request = Table(
     Column("create_time", Moment, nullable=False),
 )
 
+Index("ix_tombstone_project", tombstone.c.project, tombstone.c.delete_time)
 Index("ix_session_expire_time", session.c.expire_time)
 Index("ix_request_create_time", request.c.create_time)

@@ -259,7 +259,7 @@ def fill(folder: Path) -> None:
 
 def test_for_each_covered_table_it_is_said_what_is_done_when_it_is_accepted() -> None:
     """Keys and versions open for the row they were made for; a checkpoint is read by its digest."""
-    kept = {"artifact_version", "checkpoint", "project_key"}
+    kept = {"artifact_version", "checkpoint", "project_key", "version_key"}
     assert set(SIGNED) - set(forged_rows.CLOSING) == kept
 
 

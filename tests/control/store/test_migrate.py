@@ -1,6 +1,7 @@
 """The schema: migrations make exactly the tables the code uses, and a strange file is refused."""
 
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import select, text
 
+from appliance.control.services.common.keys import PAD
 from appliance.control.store import migrate, rows, tables
 from appliance.control.store.database import Database, raw_of
 from appliance.control.store.rows import RowMacs
@@ -56,7 +58,8 @@ def test_a_newer_database_is_refused(tmp_path: Path) -> None:
 
 
 NEWER = {
-    "artifact_version": {"slot"},
+    "artifact_version": {"slot", "input_uids"},
+    "job": {"inputs"},
     "node": {"cordoned", "draining"},
     "project": {"allow_downloads"},
     "service_account": {"description"},
@@ -73,6 +76,7 @@ NEWER = {
     },
 }
 """Columns that are newer than the MACs, by table."""
+NEW_TABLES = {"tombstone", "version_key"}
 
 
 def made_before(path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -80,6 +84,7 @@ def made_before(path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     before = {
         table: tuple(column for column in columns if column not in NEWER.get(table, ()))
         for table, columns in rows.SIGNED.items()
+        if table not in NEW_TABLES
     }
     upgrade = command.upgrade
     with monkeypatch.context() as patch:
@@ -88,7 +93,10 @@ def made_before(path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         database = Database(path)
         migrate.create(database, RowMacs(ROW_KEY), CLUSTER, START)
         database.close()
-        names = [c.name for c in tables.artifact_version.c if c.name != "slot"]
+        names = [
+            c.name for c in tables.artifact_version.c if c.name not in NEWER["artifact_version"]
+        ]
+        names.append("wrapped_key")
         values = dict.fromkeys(names, 0) | {
             "uid": "u",
             "project": "p",
@@ -97,10 +105,13 @@ def made_before(path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             "job": "j",
             "inputs": "[]",
             "facts": "{}",
+            "wrapped_key": b"wrapped",
         }
         marks = ", ".join(f":{name}" for name in names)
-        with sqlite3.connect(path) as raw:
+        with closing(sqlite3.connect(path)) as raw, raw:
+            raw.execute("PRAGMA user_version=0")
             raw.execute("INSERT INTO project VALUES ('p', '', 0)")
+            raw.execute("INSERT INTO project_key VALUES ('p', 1, x'aa', 0)")
             raw.execute(
                 "INSERT INTO endpoint VALUES"
                 " ('e', 'p', 'chat', 'u', 2, 4, 512, 99, 'STOPPING', '', 'users/alice', 0, 1)"
@@ -135,6 +146,8 @@ def test_a_signed_state_of_before_is_verified_migrated_and_signed(
         for row in state.all(select(tables.replica)):
             found = (row.model_version, row.tensor_parallel, row.max_sequence_length)
             assert (*found, row.cache_bytes, row.generation) == ("u", 4, 512, 99, 1)
+        assert state.value(select(tables.version_key.c.wrapped_key)) == PAD + b"wrapped"
+        assert state.value(select(tables.project_key.c.wrapped_key)) == PAD + b"\xaa"
     assert migrate.check(*checked(database), signed=True) == []
     database.close()
 

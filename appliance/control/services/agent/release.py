@@ -37,7 +37,6 @@ from appliance.control.store.database import Database, Reading
 from appliance.control.store.objects import ObjectStore
 from appliance.core.checkpoints import CheckpointPoint
 from appliance.core.errors import LeaseLost, Unavailable
-from appliance.core.names import Name
 from appliance.crypto.certs import Authority
 
 
@@ -88,7 +87,8 @@ class Release:
             if row is None or row.epoch != work.epoch or row.state not in LEASED:
                 raise LeaseLost(f"epoch {work.epoch} of {work.work} is over; stop its processes")
             inputs = [
-                (str(name), self._input(state, name)) for name in job_rows.names_read(state, row)
+                (str(name), self._input(state, name.kind, uid))
+                for name, uid in job_rows.read_by(state, row)
             ]
             outputs = [
                 self._artifacts.read(state, found)
@@ -114,15 +114,15 @@ class Release:
         return answer
 
     def _input(
-        self, state: Reading, name: Name
+        self, state: Reading, kind: str, uid: str
     ) -> tuple[Version, tuple[Version, CheckpointPoint] | None]:
-        """The version, with its key, behind a name; of a checkpoint its series and place too."""
-        if name.kind != "checkpoint":
-            return self._artifacts.read(state, artifact_rows.version_row(state, name)), None
-        job, row = checkpoint_rows.by_name(state, name)
+        """The version, with its key, of a uid; of a checkpoint its series and place too."""
+        if kind != "checkpoint":
+            return self._artifacts.read(state, artifact_rows.version_of_uid(state, uid)), None
+        job, row = checkpoint_rows.by_uid(state, uid)
         found = checkpoint_rows.series_row(state, job.uid)
         if found is None or row.state != checkpoint_rows.COMPLETE:
-            raise missing(str(name))
+            raise missing(checkpoint_rows.name_of(job, row))
         series = self._artifacts.read(state, found)
         return checkpoint_rows.version_at(series, row), (series, point_of(row))
 

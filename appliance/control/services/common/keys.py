@@ -5,7 +5,12 @@ artifact version, and a key derived from it seals small values of the project in
 kept here:
 * a wrapped key and a sealed value open for the row they were made for and no other: project,
   version of the project's key, uid of the artifact version;
-* keys leave this module only as return values; nothing is cached.
+* keys leave this module only as return values; nothing is cached;
+* a wrapped key that was deleted is in no file any more once the log of writes was emptied. SQLite
+  overwrites what is deleted, but when it moves a short row to another page, it leaves a copy in the
+  room that becomes free there (measured: one of a thousand). What does not fit into a row's own
+  page lies on pages of its own, which are never copied, and overwritten when they are freed. So a
+  wrapped key is stored behind `PAD`, which fills more than a page.
 
 The attack: a row copied over another, so that one project's data opens for somebody else. Called by
 the services that make, read or hand out artifacts, inside their transaction.
@@ -17,13 +22,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from sqlalchemy import select
+
 from appliance.control.services.common.resources import missing
 from appliance.control.store import tables
 from appliance.control.store.database import Reading, Transaction
 from appliance.core import names
+from appliance.core.errors import NotFound
 from appliance.crypto.keys import Keyring, derive_key, new_key, unwrap, wrap
 from appliance.crypto.sealed_values import open_field, seal_field
 
+PAD = b"." * 4096
+"""A page of SQLite has 4096 bytes: no byte behind this is in a row's own page."""
 _FIELDS = "fields of a project"
 
 
@@ -33,7 +43,7 @@ class DataKey:
 
     Args:
         key: 32 bytes, secret.
-        wrapped: the same under the project's key, for column `wrapped_key`.
+        wrapped: the same under the project's key, for `Keys.keep`.
         key_version: version of the project's key, for column `key_version`.
     """
 
@@ -57,7 +67,7 @@ class Keys:
         wrapped = wrap(self._keyring.master, new_key(), self._project_context(project, 1))
         transaction.run(
             tables.project_key.insert().values(
-                project=project, version=1, wrapped_key=wrapped, create_time=now
+                project=project, version=1, wrapped_key=PAD + wrapped, create_time=now
             )
         )
 
@@ -71,12 +81,22 @@ class Keys:
         wrapped = wrap(kek, key, _data_context(project, version, uid))
         return DataKey(key=key, wrapped=wrapped, key_version=version)
 
-    def data_key(
-        self, state: Reading, project: str, uid: str, key_version: int, wrapped: bytes
-    ) -> bytes:
-        """Open the data key of an artifact version. `Tampered` when a row was changed or moved."""
+    def keep(self, transaction: Transaction, uid: str, data_key: DataKey) -> None:
+        """Store the data key of an artifact version, whose row is there."""
+        values = {"version": uid, "wrapped_key": PAD + data_key.wrapped}
+        transaction.run(tables.version_key.insert().values(**values))
+
+    def data_key(self, state: Reading, project: str, uid: str, key_version: int) -> bytes:
+        """Open the data key of an artifact version.
+
+        Raises NotFound when it was deleted, Tampered when a row was changed or moved.
+        """
         _, kek = self._project_key(state, project, key_version)
-        return unwrap(kek, wrapped, _data_context(project, key_version, uid))
+        column = tables.version_key.c
+        stored = state.value(select(column.wrapped_key).where(column.version == uid))
+        if stored is None:
+            raise NotFound("this version was deleted, and its key with it", object=uid)
+        return unwrap(kek, _wrapped(stored), _data_context(project, key_version, uid))
 
     def seal(
         self, state: Reading, project: str, data: bytes, place: Mapping[str, str | int]
@@ -112,7 +132,7 @@ class Keys:
         if row is None:
             raise missing(names.project(project))
         context = self._project_context(project, row.version)
-        return row.version, unwrap(self._keyring.master, row.wrapped_key, context)
+        return row.version, unwrap(self._keyring.master, _wrapped(row.wrapped_key), context)
 
     def _project_context(self, project: str, version: int) -> dict[str, str | int]:
         return {
@@ -121,6 +141,11 @@ class Keys:
             "project": project,
             "version": version,
         }
+
+
+def _wrapped(stored: bytes) -> bytes:
+    """What was stored behind the padding; `unwrap` refuses what is no key."""
+    return stored.removeprefix(PAD)
 
 
 def _data_context(project: str, key_version: int, uid: str) -> dict[str, str | int]:

@@ -22,6 +22,8 @@ from appliance.core.names import Name
 
 PENDING = "pending"
 COMPLETE = "complete"
+CHECKPOINTS = "checkpoints"
+"""The kind of a series of checkpoints, which is a pending version for as long as it is there."""
 _artifact = tables.artifact.c
 _version = tables.artifact_version.c
 
@@ -87,6 +89,16 @@ def version_row(state: Reading, name: Name) -> Row[Any]:
     )
     if row is None:
         raise missing(str(name))
+    return row
+
+
+def version_of_uid(state: Reading, uid: str) -> Row[Any]:
+    """The row of a complete version. Raises NotFound when it was deleted."""
+    row = state.first(
+        select(tables.artifact_version).where(_version.uid == uid, _version.state == COMPLETE)
+    )
+    if row is None:
+        raise missing(f"version {uid}")
     return row
 
 

@@ -20,10 +20,12 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row, delete, func, insert, select, update
+from sqlalchemy import Row, func, insert, select, update
 
 from appliance.control.services.common.keys import Keys
+from appliance.control.services.data import erasing
 from appliance.control.services.data.artifact_rows import (
+    CHECKPOINTS,
     COMPLETE,
     PENDING,
     of_artifact,
@@ -47,7 +49,8 @@ from appliance.crypto.folder import Folder
 from appliance.crypto.manifest import MAX_MANIFEST
 from appliance.crypto.signing import SigningKey
 
-CHECKPOINTS = "checkpoints"
+__all__ = ["CHECKPOINTS", "Artifacts", "Provenance", "Version", "sign_manifest"]
+
 _SIGNATURE_SIZE = 64
 _ENOUGH = 10
 """Artifacts that are looked for to know the store: one of them may be lost."""
@@ -79,12 +82,12 @@ class Version:
 class Provenance:
     """Who or what made a version.
 
-    A person's name; the job's uid, the versions it was made from, and which output of the job.
+    A person's name; the job's uid, what it was made from (name, uid), and which output of the job.
     """
 
     creator: str
     job: str | None = None
-    inputs: tuple[str, ...] = ()
+    inputs: tuple[tuple[str, str], ...] = ()
     slot: str = ""
 
 
@@ -127,13 +130,7 @@ class Artifacts:
         now, uid = self._clock(), new_uid()
         data_key = self._keys.create_data_key(transaction, project, uid)
         _ensure(transaction, (project, kind, artifact), made, uid, now)
-        number = 1 + int(
-            transaction.value(
-                select(func.coalesce(func.max(_version.number), 0)).where(
-                    *of_artifact(project, kind, artifact)
-                )
-            )
-        )
+        number = 1 + _last_number(transaction, project, kind, artifact)
         if kind in ONCE and number > 1:
             name = version_name(project, kind, artifact, number)
             raise AlreadyExists(f"{name} exists already: choose another name", name=name)
@@ -147,15 +144,16 @@ class Artifacts:
                 number=number,
                 state=PENDING,
                 key_version=data_key.key_version,
-                wrapped_key=data_key.wrapped,
                 folder=folder,
                 creator=made.creator,
                 job=made.job,
                 slot=made.slot,
-                inputs=list(made.inputs),
+                inputs=[name for name, _ in made.inputs],
+                input_uids=[of_input for _, of_input in made.inputs],
                 create_time=now,
             )
         )
+        self._keys.keep(transaction, uid, data_key)
         return Version(uid, project, kind, artifact, number, folder, "", data_key.key, made.slot)
 
     def writer(self, version: Version, *, epoch: int = 0) -> ArtifactWriter:
@@ -227,7 +225,7 @@ class Artifacts:
 
     def read(self, state: Reading, row: Row[Any]) -> Version:
         """The version of a row, with its key opened. Raises Tampered for a changed statement."""
-        key = self._keys.data_key(state, row.project, row.uid, row.key_version, row.wrapped_key)
+        key = self._keys.data_key(state, row.project, row.uid, row.key_version)
         if row.statement:
             name = version_name(row.project, row.kind, row.artifact, row.number)
             statements.verify(self._signer.verify_key, row.statement, name, row.manifest_digest)
@@ -277,28 +275,28 @@ class Artifacts:
             ) from error
         return reader
 
-    def drop(self, transaction: Transaction, rows: Iterable[Row[Any]]) -> None:
-        """Forget pending versions: their keys now, their files soon.
+    def erase(self, transaction: Transaction, uids: Iterable[str]) -> None:
+        """Delete versions, complete or not, with their keys; their files go soon.
 
-        An artifact that came to be with a version that is dropped goes with its last version.
+        The one way to do that: a series of checkpoints goes so with its job. See
+        `services.data.erasing`.
+
+        Args:
+            transaction: in which they go, of this database.
+            uids: of the versions, which nothing may use; one that is not there is passed by.
         """
-        for row in rows:
-            transaction.run(
-                delete(tables.artifact_version).where(
-                    _version.uid == row.uid, _version.state == PENDING
-                )
-            )
-            left = select(_version.uid).where(*of_artifact(row.project, row.kind, row.artifact))
-            if transaction.first(left) is None:
-                transaction.run(
-                    delete(tables.artifact).where(
-                        _artifact.project == row.project,
-                        _artifact.kind == row.kind,
-                        _artifact.id == row.artifact,
-                        _artifact.origin == (row.job or row.uid),
-                    )
-                )
-            self._tasks.add(transaction, TaskKind.DELETE_FOLDER, row.folder)
+        found = (
+            transaction.first(select(tables.artifact_version).where(_version.uid == uid))
+            for uid in uids
+        )
+        rows = [row for row in found if row is not None]
+        erasing.erase(transaction, self._tasks, rows, self._database.generation + 1)
+
+    def drop(self, transaction: Transaction, rows: Iterable[Row[Any]]) -> None:
+        """Forget versions that are still pending: their keys now, their files soon."""
+        pending = select(_version.uid).where(_version.state == PENDING)
+        found = [transaction.value(pending.where(_version.uid == row.uid)) for row in rows]
+        self.erase(transaction, [uid for uid in found if uid is not None])
 
     def give_up(self, version: Version) -> None:
         """Drop one pending version, in a transaction of its own."""
@@ -325,10 +323,6 @@ class Artifacts:
             )
             self.drop(transaction, stale)
             self._tasks.add(transaction, TaskKind.DELETE_UNKNOWN, "")
-
-    def delete_folder(self, task: Task) -> None:
-        """Delete a folder whose row is gone. Raises OSError."""
-        self.store.delete(task.subject)
 
     def delete_unknown(self, task: Task) -> None:
         """Mark the store as ours, then delete half-made folders that no row knows. Raises OSError.
@@ -377,6 +371,15 @@ def sign_manifest(folder: Folder, signer: SigningKey, digest: str, uid: str) -> 
     except BaseException:
         new.discard()
         raise
+
+
+def _last_number(state: Reading, project: str, kind: str, artifact: str) -> int:
+    """The highest number that a version of an artifact has, or had before it was deleted."""
+    there = select(func.max(_version.number)).where(*of_artifact(project, kind, artifact))
+    deleted = select(_artifact.deleted_number).where(
+        _artifact.project == project, _artifact.kind == kind, _artifact.id == artifact
+    )
+    return max(state.value(there) or 0, state.value(deleted) or 0)
 
 
 def _ensure(

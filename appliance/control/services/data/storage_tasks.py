@@ -15,7 +15,7 @@ Filled by the services; emptied by `appliance.control.background.storage_worker`
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -48,7 +48,10 @@ class TaskKind(StrEnum):
     DELETE_CHECKPOINT = "delete_checkpoint"
     """Delete a checkpoint. Subject: the job's uid."""
     DELETE_FOLDER = "delete_folder"
-    """Delete a folder whose row is gone. Subject: the folder."""
+    """Delete a folder whose row is gone. Subject: the folder. Details of a version: uid, name."""
+    ERASE_KEYS = "erase_keys"
+    """Have deleted keys in no file any more. Subject: the first of `versions` (uid, name, digest).
+    `generation`: of the state from which on their rows are gone. Needs no object store."""
     DELETE_SUPERSEDED = "delete_superseded"
     """Delete what starts that are over have saved and what is not on record. Subject: the job's."""
     DELETE_UNKNOWN = "delete_unknown"
@@ -170,16 +173,16 @@ class StorageTasks:
                 )
             )
 
-    def take(self) -> Task | None:
-        """The next task that is due, locked for the caller; None when there is none."""
+    def take(self, kinds: Collection[TaskKind]) -> Task | None:
+        """The next task of these kinds that is due, locked for the caller; None without one."""
         with self._database.read() as state:
-            if state.first(self._due()) is None:
+            if state.first(self._due(kinds)) is None:
                 return None
         lock = secrets.token_hex(16)
         row = None
         try:
             with self._database.write() as transaction:
-                row = transaction.first(self._due())
+                row = transaction.first(self._due(kinds))
                 if row is None:
                     return None
                 transaction.run(
@@ -225,7 +228,7 @@ class StorageTasks:
         """When a task that fails now is due again."""
         return self._clock() + pause_after(task.attempts + 1, FIRST_PAUSE, MAX_PAUSE)
 
-    def _due(self) -> Any:  # noqa: ANN401  # a SELECT of the table's rows
+    def _due(self, kinds: Collection[TaskKind]) -> Any:  # noqa: ANN401  # a SELECT of the table's rows
         now, held = self._clock(), dict(self._held)
         other = tables.storage_task.alias("other")
         whole = sum(kind in READ_WHOLE for kind, _ in held.values())
@@ -248,7 +251,7 @@ class StorageTasks:
                 _task.subject.not_in(busy),
                 _task.id.not_in(tuple(held)),
                 _task.subject.not_in([subject for _, subject in held.values() if subject]),
-                _task.kind.not_in(crowded),
+                _task.kind.in_([kind for kind in kinds if kind not in crowded]),
             )
             # What somebody waits for comes before deletions, and what is new before what failed.
             .order_by(_task.kind.not_in(_AWAITED), _task.due_time, _task.id)

@@ -71,6 +71,24 @@ def by_name(state: Reading, name: Name) -> tuple[Row[Any], Row[Any]]:
     return owner, row
 
 
+def uid_of(row: Row[Any], job: str) -> str:
+    """What tells a checkpoint from every other one: the uid of its job, and its id."""
+    return f"{job}/{point_of(row).id}"
+
+
+def by_uid(state: Reading, uid: str) -> tuple[Row[Any], Row[Any]]:
+    """The row of the job and the row of a checkpoint, by `uid_of`. Raises NotFound."""
+    job_uid, _, identifier = uid.partition("/")
+    point = CheckpointPoint.of_id(identifier)
+    owner = state.first(select(tables.job).where(tables.job.c.uid == job_uid))
+    if owner is None or point is None:
+        raise missing(f"checkpoint {uid}")
+    row = state.first(select(tables.checkpoint).where(*_is(job_uid, point)))
+    if row is None:
+        raise missing(names.checkpoint(owner.project, owner.id, point.id))
+    return owner, row
+
+
 def series_row(state: Reading, uid: str) -> Row[Any] | None:
     """The row of the version that holds the key of a job's checkpoints; None when it has none."""
     return state.first(

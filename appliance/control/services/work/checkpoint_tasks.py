@@ -248,7 +248,7 @@ class CheckpointTasks:
         """The checkpoints of a job that other jobs begin with, or would when they are resumed."""
         read = job_rows.readers_of(state, job.project, ended_since=self._clock() - self._keep)
         rows = checkpoint_rows.of_job(state, job.uid)
-        return {point_of(row) for row in rows if checkpoint_rows.name_of(job, row) in read}
+        return {point_of(row) for row in rows if checkpoint_rows.uid_of(row, job.uid) in read}
 
     def _series(self, state: Reading, uid: str) -> Version | None:
         row = checkpoint_rows.series_row(state, uid)

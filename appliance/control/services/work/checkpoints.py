@@ -83,7 +83,9 @@ class Checkpoints:
                     f"{job_rows.name_of(job)} would go on from it: delete it when the job has ended"
                     " or has a newer one"
                 )
-            reader = job_rows.readers_of(transaction, job.project).get(str(name))
+            reader = job_rows.readers_of(transaction, job.project).get(
+                checkpoint_rows.uid_of(row, job.uid)
+            )
             if reader is not None:
                 raise FailedPrecondition(
                     f"{reader} begins with it: delete it when that job has ended"

@@ -99,7 +99,7 @@ class JobChecks:
                 problems.add(path, f"may not be read by {caller.principal.name}")
                 continue
             try:
-                found[path] = job_rows.input_of(state, name)
+                found[path] = job_rows.input_of(state, name.kind, job_rows.uid_of(state, name))
             except NotFound:
                 problems.add(
                     path,

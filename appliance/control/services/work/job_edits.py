@@ -142,7 +142,7 @@ def _why_not(state: Reading, row: Row[Any]) -> str:
             .where(_job.project == row.project, _job.state.not_in(tuple(TERMINAL)))
             .order_by(_job.create_time)
         )
-        if any(str(read).startswith(f"{name}/") for read in job_rows.names_read(state, other))
+        if any(uid.startswith(f"{row.uid}/") for uid in job_rows.uids_read(state, other))
     ]
     if not readers:
         return ""

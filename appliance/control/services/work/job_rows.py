@@ -1,6 +1,8 @@
 """Rows of jobs: read them, show them, change them under the right epoch.
 
 Rules kept here:
+* what a job reads is bound by uid when it is accepted, and read by that: another thing of the same
+  name is never what an old job reads;
 * a row changes only from the epoch and the states its writer believes in; whoever is late gets
   LeaseLost, or FailedPrecondition from the state machine, and changes nothing;
 * a job is shown with the spec that runs, also one that a release accepted which did not fill the
@@ -31,11 +33,11 @@ from appliance.control.services.work import checkpoint_rows, job_events, pause_r
 from appliance.control.store import tables
 from appliance.control.store.database import Reading, Transaction
 from appliance.core import artifact_kinds, jobs, names
-from appliance.core.errors import LeaseLost, NotFound
+from appliance.core.errors import FailedPrecondition, LeaseLost, NotFound
 from appliance.core.jobs import TERMINAL, JobState
 from appliance.core.names import Name
 from appliance.kinds import kind_of
-from appliance.kinds.kind import CHECKPOINT, Input
+from appliance.kinds.kind import CHECKPOINT, Input, Kind
 
 _job = tables.job.c
 
@@ -76,16 +78,43 @@ def lost_seconds(row: Row[Any]) -> float | None:
     return None
 
 
+def bound(state: Reading, kind: Kind, spec: Message) -> dict[str, str]:
+    """What a spec reads: resource name -> what that is now, for the column `inputs`.
+
+    Raises NotFound for what is not there.
+    """
+    read = kind.inputs_of(spec).values()
+    return {name: uid_of(state, Name.parse(name, pattern)) for name, pattern in read}
+
+
+def uid_of(state: Reading, name: Name) -> str:
+    """What a name of a version or of a checkpoint means now, as jobs keep it. Raises NotFound."""
+    if name.kind != CHECKPOINT:
+        return str(artifact_rows.version_row(state, name).uid)
+    job, row = checkpoint_rows.by_name(state, name)
+    return checkpoint_rows.uid_of(row, job.uid)
+
+
 def inputs_of(state: Reading, row: Row[Any]) -> dict[str, Input]:
     """Facts of what a job reads, by field path. Raises NotFound for what is gone."""
     found: dict[str, Input] = {}
-    for path, (name, kind) in _reads(state, row).items():
-        found[path] = input_of(state, Name.parse(name, kind))
+    for path, name in _reads(state, row).items():
+        try:
+            found[path] = input_of(state, name.kind, of_input(row, str(name)))
+        except NotFound as error:
+            raise NotFound(f"{name}, which it reads, was deleted", name=str(name)) from error
     return found
 
 
-def _reads(state: Reading, row: Row[Any]) -> dict[str, tuple[str, str]]:
-    """Field path -> (resource name, kind of the name) of what a start of a job reads.
+def of_input(row: Row[Any], name: str) -> str:
+    """What an input of a job is bound to; raises NotFound when nobody knows any more."""
+    if name not in row.inputs:
+        raise missing(name)
+    return str(row.inputs[name])
+
+
+def _reads(state: Reading, row: Row[Any]) -> dict[str, Name]:
+    """Field path -> name of what a start of a job reads.
 
     A job that has a checkpoint of its own does not read the one that it began with any more.
     """
@@ -93,7 +122,7 @@ def _reads(state: Reading, row: Row[Any]) -> dict[str, tuple[str, str]]:
     found = kind.inputs_of(spec_of(row))
     if kind.beginning in found and checkpoint_rows.newest(state, row.uid) is not None:
         del found[kind.beginning]
-    return found
+    return {path: Name.parse(name, pattern) for path, (name, pattern) in found.items()}
 
 
 def begins(state: Reading, row: Row[Any]) -> str:
@@ -107,15 +136,23 @@ def begins(state: Reading, row: Row[Any]) -> str:
     return "begins anew"
 
 
-def input_of(state: Reading, name: Name) -> Input:
-    """Facts of a version or of a checkpoint. Raises NotFound."""
-    if name.kind != CHECKPOINT:
-        version = artifact_rows.version_row(state, name)
+def input_of(state: Reading, kind: str, uid: str) -> Input:
+    """Facts of a version or of a checkpoint.
+
+    Args:
+        state: to read.
+        kind: of its name.
+        uid: as jobs keep it.
+
+    Raises NotFound when it is gone, or is being deleted.
+    """
+    if kind != CHECKPOINT:
+        version = artifact_rows.version_of_uid(state, uid)
         holds = artifact_kinds.kind_of(version.kind, version.facts)
         return Input(holds, version.facts, version.size_bytes)
-    job, row = checkpoint_rows.by_name(state, name)
+    job, row = checkpoint_rows.by_uid(state, uid)
     if row.state != checkpoint_rows.COMPLETE:
-        raise missing(str(name))
+        raise missing(checkpoint_rows.name_of(job, row))
     facts = {
         "step": row.step,
         "kind": job.kind,
@@ -132,25 +169,48 @@ def _facts_read(state: Reading, job: Row[Any]) -> dict[str, Any]:
     for path, (name, kind) in kind_of(job.kind).inputs_of(spec_of(job)).items():
         if kind != CHECKPOINT:
             with contextlib.suppress(NotFound):
-                found[path] = artifact_rows.version_row(state, Name.parse(name, kind)).facts
+                uid = of_input(job, name)
+                found[path] = artifact_rows.version_of_uid(state, uid).facts
     return found
 
 
-def digest_of(state: Reading, name: Name) -> str:
-    """The digest on record of a version or of a checkpoint. Raises NotFound."""
-    if name.kind == CHECKPOINT:
-        return str(checkpoint_rows.by_name(state, name)[1].digest)
-    return str(artifact_rows.version_row(state, name).manifest_digest)
+def digest_of(state: Reading, kind: str, uid: str) -> str:
+    """The digest on record of a version or of a checkpoint, by its uid. Raises NotFound."""
+    if kind == CHECKPOINT:
+        return str(checkpoint_rows.by_uid(state, uid)[1].digest)
+    return str(artifact_rows.version_of_uid(state, uid).manifest_digest)
 
 
-def names_read(state: Reading, row: Row[Any]) -> list[Name]:
-    """The names of everything that a start of a job reads, each once."""
+def read_by(state: Reading, row: Row[Any]) -> list[tuple[Name, str]]:
+    """Everything that a start of a job reads, each once: name and uid. Raises NotFound."""
     read = dict.fromkeys(_reads(state, row).values())
-    return [Name.parse(name, kind) for name, kind in read]
+    return [(name, of_input(row, str(name))) for name in read]
+
+
+def uids_read(state: Reading, row: Row[Any]) -> list[str]:
+    """The uids of what a start of a job reads, as far as they are known."""
+    names_read = map(str, _reads(state, row).values())
+    return [row.inputs[name] for name in names_read if name in row.inputs]
+
+
+def check_inputs(state: Reading, row: Row[Any]) -> None:
+    """Raise FailedPrecondition naming what a job reads that was deleted since it was accepted."""
+    gone = []
+    for name in dict.fromkeys(_reads(state, row).values()):
+        try:
+            input_of(state, name.kind, of_input(row, str(name)))
+        except NotFound:
+            gone.append(str(name))
+    if gone:
+        raise FailedPrecondition(
+            f"{name_of(row)} reads {', '.join(gone)}, which was deleted since the job was "
+            "accepted; another version of that name is not what it began with. Create another job",
+            inputs=", ".join(gone),
+        )
 
 
 def readers_of(state: Reading, project: str, ended_since: datetime | None = None) -> dict[str, str]:
-    """What jobs of a project read: resource name -> name of such a job.
+    """What jobs of a project read: uid, as jobs keep it -> name of such a job.
 
     Args:
         state: to read.
@@ -162,7 +222,7 @@ def readers_of(state: Reading, project: str, ended_since: datetime | None = None
     if ended_since is not None:
         chosen.append((_job.state != JobState.SUCCEEDED) & (_job.end_time >= ended_since))
     rows = state.all(select(tables.job).where(_job.project == project, or_(*chosen)))
-    return {str(name): name_of(row) for row in rows for name in names_read(state, row)}
+    return {uid: name_of(row) for row in rows for uid in uids_read(state, row)}
 
 
 def change(transaction: Transaction, events: Events, row: Row[Any], **values: Any) -> None:

@@ -128,6 +128,7 @@ class Jobs:
                         kind=kind.name,
                         spec=json_format.MessageToDict(spec),
                         on_lost=json_format.MessageToDict(request.job.on_lost),
+                        inputs=job_rows.bound(transaction, kind, spec),
                         state=JobState.QUEUED,
                         creator=caller.principal.name,
                         create_time=now,
@@ -207,7 +208,7 @@ class Jobs:
         It goes on from its newest checkpoint.
 
         Raises InvalidInput as `create` does, FailedPrecondition when it is at work, has succeeded,
-        or is to have a mesh that its kind does not know.
+        reads what was deleted, or is to have a mesh that its kind does not know.
         """
         name = Name.parse(request.name, "job")
 
@@ -215,6 +216,7 @@ class Jobs:
             row = job_rows.by_name(transaction, name)
             if row.state not in _RESUMED:
                 raise FailedPrecondition(_why_not_resumed(transaction, row), state=row.state)
+            job_rows.check_inputs(transaction, row)
             kind, spec = kind_of(row.kind), job_rows.spec_of(row)
             if request.HasField("mesh"):
                 spec = kind.on_another_mesh(spec, request.mesh)

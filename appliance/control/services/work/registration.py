@@ -17,6 +17,7 @@ Called by the storage worker.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import threading
@@ -47,7 +48,6 @@ from appliance.core.errors import (
     Unavailable,
 )
 from appliance.core.jobs import JobState
-from appliance.core.names import Name
 from appliance.crypto.artifacts import ArtifactReader
 from appliance.kinds import kind_of
 
@@ -186,19 +186,19 @@ class Registration:
 def _origin(state: Reading, row: Row[Any]) -> dict[str, Any]:
     """What is stated of the outputs of a job: kind, inputs with their digests, spec, where."""
     read = dict.fromkeys(kind_of(row.kind).inputs_of(job_rows.spec_of(row)).values())
+    uids = row.inputs
     return {
         "kind": row.kind,
         "job": {"name": job_rows.name_of(row), "uid": row.uid, "epoch": row.epoch},
         "nodes": [names.node(share["node"]) for share in row.placement],
-        "inputs": [_stated(state, Name.parse(name, kind)) for name, kind in read],
+        "inputs": [_stated(state, name, kind, uids.get(name, "")) for name, kind in read],
         "spec": {"digest": {"sha256": hashlib.sha256(rfc8785.dumps(row.spec)).hexdigest()}},
     }
 
 
-def _stated(state: Reading, name: Name) -> dict[str, Any]:
+def _stated(state: Reading, name: str, kind: str, uid: str) -> dict[str, Any]:
     """An input; without its digest when it is a checkpoint that has been deleted since."""
-    try:
-        digest = job_rows.digest_of(state, name)
-    except NotFound:
-        return {"name": str(name)}
-    return {"name": str(name), "digest": {"sha256": digest}}
+    stated: dict[str, Any] = {"name": name, "uid": uid}
+    with contextlib.suppress(NotFound):
+        stated["digest"] = {"sha256": job_rows.digest_of(state, kind, uid)}
+    return stated

@@ -462,8 +462,9 @@ class Runs:
     def _allocate(self, transaction: Transaction, row: Row[Any]) -> None:
         """Pending versions for what this start makes; the checkpoints go on."""
         kind, spec = kind_of(row.kind), job_rows.spec_of(row)
-        inputs = [name for name, _ in kind.inputs_of(spec).values()]
-        made = Provenance(row.creator, row.uid, tuple(inputs))
+        names_read = (name for name, _ in kind.inputs_of(spec).values())
+        inputs = tuple((name, row.inputs.get(name, "")) for name in names_read)
+        made = Provenance(row.creator, row.uid, inputs)
         for slot, output in kind.outputs_of(spec).items():
             name = Name.parse(output.name, output.resource)
             of_slot = replace(made, slot=slot)

@@ -25,6 +25,7 @@ from appliance.api.audit.v1 import audit_service_pb2, audit_service_pb2_grpc
 from appliance.api.auth.v1 import auth_service_pb2, auth_service_pb2_grpc
 from appliance.api.projects.v1 import project_pb2, project_service_pb2, project_service_pb2_grpc
 from appliance.api.system.v1 import system_service_pb2, system_service_pb2_grpc
+from appliance.control.services.data.artifacts import Provenance
 from appliance.control.store import tables
 from appliance.core.errors import (
     AlreadyExists,
@@ -212,12 +213,13 @@ async def test_a_project_has_a_key_of_its_own_from_the_start(
     assert (made.name, made.description) == ("projects/demo", "a demo")
     assert isinstance(await error_of(alice.create_project("demo")), AlreadyExists)
     keys = appliance.control.base.keys
-    with appliance.database.read() as state:
+    artifacts = appliance.control.work.artifacts
+    with appliance.database.write() as state:
         (row,) = state.all(tables.project_key.select())
-        made_key = keys.create_data_key(state, "demo", "uid")
-        opened = keys.data_key(state, "demo", "uid", made_key.key_version, made_key.wrapped)
+        version = artifacts.allocate(state, "demo", "model", "base", Provenance("users/alice"))
+        opened = keys.data_key(state, "demo", version.uid, row.version)
     assert (row.project, row.version) == ("demo", 1)
-    assert opened == made_key.key
+    assert opened == version.key
 
 
 async def test_a_role_holds_from_the_moment_it_is_given_to_the_moment_it_is_taken(
