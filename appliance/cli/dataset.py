@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from appliance.cli import downloading, sending
+from appliance.cli import deleting, downloading, sending, updating
 from appliance.cli.command import command as make
+from appliance.cli.deleting import yes_option
 from appliance.cli.describing import Rows, section
 from appliance.cli.output import field, last, plain, short, short_name, size, state
 from appliance.cli.progress import bytes_bar
+from appliance.cli.updating import etag_option
 
 if TYPE_CHECKING:
     from appliance.cli.session import CommandSession
@@ -48,7 +50,7 @@ SCRIPTS = [
     ("KEPT", field("kept")),
 ]
 
-command = click.Group("dataset", help="Upload and download text; see what was made of it.")
+command = click.Group("dataset", help="Upload, download and delete text; see what was made of it.")
 
 
 @make("create", "DatasetService.CreateDataset", group=command, project=True)
@@ -183,3 +185,34 @@ def report(session: CommandSession, name: str, *, examples: bool) -> None:
         ]
         names = ("step", "reason", "document_id", "excerpt")
         session.show(rows, [(key.upper().replace("_", " "), field(key)) for key in names])
+
+
+@make("update", "DatasetService.UpdateDataset", group=command, project=True)
+@click.argument("name", metavar="DATASET")
+@click.option("--description", help="What is in it.")
+@etag_option()
+def update(session: CommandSession, name: str, etag: str, **given: object) -> None:
+    """Change its description."""
+    full = session.name("dataset", name)
+    made = updating.update(session, "DatasetService.UpdateDataset", "dataset", full, etag, **given)
+    session.show(made, COLUMNS)
+
+
+@make(
+    "delete",
+    "DatasetService.DeleteDataset",
+    "DatasetService.DeleteDatasetVersion",
+    group=command,
+    project=True,
+)
+@click.argument("name", metavar="DATASET[/VERSION]")
+@etag_option()
+@yes_option()
+def delete(session: CommandSession, name: str, etag: str, *, yes: bool) -> None:
+    """Delete a dataset with all its versions, or one version, for ever.
+
+    The key goes first, then the bytes. What uses it is named, and then nothing is deleted.
+    """
+    full = session.either(name, "dataset", "datasetVersion")
+    method = "DeleteDatasetVersion" if full.kind == "datasetVersion" else "DeleteDataset"
+    deleting.delete(session, f"DatasetService.{method}", str(full), etag, yes=yes)

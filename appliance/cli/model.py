@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from appliance.cli import downloading, model_plan, sending
+from appliance.cli import deleting, downloading, model_plan, sending, updating
 from appliance.cli.command import command as make
+from appliance.cli.deleting import yes_option
 from appliance.cli.describing import Rows, section
 from appliance.cli.output import field, last, safe, short, short_name, size, wide
 from appliance.cli.progress import bytes_bar
+from appliance.cli.updating import etag_option
 
 if TYPE_CHECKING:
     from appliance.cli.session import CommandSession
@@ -33,7 +35,7 @@ VERSIONS = [
     wide("MADE BY", lambda row: short_name(row["job"] or row["creator"])),
 ]
 
-command = click.Group("model", help="Take in models; see and download their versions.")
+command = click.Group("model", help="Take in models; see, download and delete their versions.")
 
 
 @make("create", "ModelService.CreateModel", group=command, project=True)
@@ -147,3 +149,34 @@ def versions(session: CommandSession, name: str) -> None:
     session.show(
         session.rows("ModelService.ListModelVersions", "versions", parent=parent), VERSIONS
     )
+
+
+@make("update", "ModelService.UpdateModel", group=command, project=True)
+@click.argument("name", metavar="MODEL")
+@click.option("--description", help="What it is for.")
+@etag_option()
+def update(session: CommandSession, name: str, etag: str, **given: object) -> None:
+    """Change its description."""
+    full = session.name("model", name)
+    made = updating.update(session, "ModelService.UpdateModel", "model", full, etag, **given)
+    session.show(made, COLUMNS)
+
+
+@make(
+    "delete",
+    "ModelService.DeleteModel",
+    "ModelService.DeleteModelVersion",
+    group=command,
+    project=True,
+)
+@click.argument("name", metavar="MODEL[/VERSION]")
+@etag_option()
+@yes_option()
+def delete(session: CommandSession, name: str, etag: str, *, yes: bool) -> None:
+    """Delete a model with all its versions, or one version, for ever.
+
+    The key goes first, then the bytes. What uses it is named, and then nothing is deleted.
+    """
+    full = session.either(name, "model", "modelVersion")
+    method = "DeleteModelVersion" if full.kind == "modelVersion" else "DeleteModel"
+    deleting.delete(session, f"ModelService.{method}", str(full), etag, yes=yes)

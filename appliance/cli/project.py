@@ -8,6 +8,7 @@ import click
 
 from appliance.cli import binding, endpoint, updating
 from appliance.cli.command import command as make
+from appliance.cli.deleting import confirm, yes_option
 from appliance.cli.describing import Rows, section
 from appliance.cli.output import field, last
 from appliance.cli.updating import etag_option
@@ -83,3 +84,19 @@ def update(session: CommandSession, name: str, etag: str, **given: object) -> No
         **given,
     )
     session.show(made, COLUMNS)
+
+
+@make("delete", "ProjectService.DeleteProject", group=command)
+@click.argument("name", metavar="PROJECT")
+@etag_option()
+@yes_option()
+def delete(session: CommandSession, name: str, etag: str, *, yes: bool) -> None:
+    """Delete an empty project with its key, its tombstones and its bindings, for ever."""
+    full = session.name("project", name)
+    if not yes:
+        confirm(
+            full,
+            f"{full} goes if it is empty, with its key, its tombstones, and who holds which role "
+            "in it.",
+        )
+    session.show(session.call("ProjectService.DeleteProject", name=full, etag=etag))

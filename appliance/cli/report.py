@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from appliance.cli import downloading
+from appliance.cli import deleting, downloading
 from appliance.cli.command import command as make
+from appliance.cli.deleting import yes_option
 from appliance.cli.output import field, last, plain
 from appliance.cli.report_view import show_report
+from appliance.cli.updating import etag_option
 
 if TYPE_CHECKING:
     from appliance.cli.session import CommandSession
@@ -23,7 +25,7 @@ COLUMNS = [
     ("CREATED", field("create_time")),
 ]
 
-command = click.Group("report", help="Read and download what jobs have found.")
+command = click.Group("report", help="Read, download and delete what jobs have found.")
 
 
 @make("list", "ReportService.ListReports", group=command, project=True)
@@ -57,3 +59,13 @@ def download(session: CommandSession, name: str, folder: Path, *, force: bool) -
     """
     full = session.name("report", name)
     downloading.download(session, "ReportService.DownloadReport", full, folder, force=force)
+
+
+@make("delete", "ReportService.DeleteReport", group=command, project=True)
+@click.argument("name", metavar="REPORT")
+@etag_option()
+@yes_option()
+def delete(session: CommandSession, name: str, etag: str, *, yes: bool) -> None:
+    """Delete a report with its key, for ever."""
+    full = session.name("report", name)
+    deleting.delete(session, "ReportService.DeleteReport", full, etag, yes=yes)

@@ -6,8 +6,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from appliance.cli import deleting
 from appliance.cli.command import command as make
+from appliance.cli.deleting import yes_option
 from appliance.cli.output import field, last, short
+from appliance.cli.updating import etag_option
 
 if TYPE_CHECKING:
     from appliance.cli.session import CommandSession
@@ -19,7 +22,7 @@ COLUMNS = [
     ("CREATED", field("create_time")),
 ]
 
-command = click.Group("tokenizer", help="See tokenizers.")
+command = click.Group("tokenizer", help="See and delete tokenizers.")
 
 
 @make("get", "TokenizerService.GetTokenizer", group=command, project=True)
@@ -35,3 +38,13 @@ def list_(session: CommandSession) -> None:
     """List the tokenizers of a project."""
     rows = session.rows("TokenizerService.ListTokenizers", "tokenizers", parent=session.parent)
     session.show(rows, COLUMNS)
+
+
+@make("delete", "TokenizerService.DeleteTokenizer", group=command, project=True)
+@click.argument("name", metavar="TOKENIZER")
+@etag_option()
+@yes_option()
+def delete(session: CommandSession, name: str, etag: str, *, yes: bool) -> None:
+    """Delete a tokenizer with its key, for ever."""
+    full = session.name("tokenizer", name)
+    deleting.delete(session, "TokenizerService.DeleteTokenizer", full, etag, yes=yes)

@@ -40,6 +40,7 @@ SERVICES = {
     "ServiceAccountService": "access.v1.service_account_service",
     "SystemService": "system.v1.system_service",
     "TokenizerService": "data.v1.tokenizer_service",
+    "TombstoneService": "data.v1.tombstone_service",
     "UploadService": "data.v1.upload_service",
     "UserService": "access.v1.user_service",
 }

@@ -34,6 +34,7 @@ PATTERNS: dict[str, str] = {
     "upload": "projects/{project}/uploads/{upload}",
     "tokenizer": "projects/{project}/tokenizers/{tokenizer}",
     "report": "projects/{project}/reports/{report}",
+    "tombstone": "projects/{project}/tombstones/{tombstone}",
     "model": "projects/{project}/models/{model}",
     "modelVersion": "projects/{project}/models/{model}/versions/{version}",
     "job": "projects/{project}/jobs/{job}",
@@ -246,6 +247,11 @@ def tokenizer(project_id: str, tokenizer_id: str) -> str:
 def report(project_id: str, report_id: str) -> str:
     """`projects/{project}/reports/{report}`."""
     return str(Name.of("report", project_id, report_id))
+
+
+def tombstone(project_id: str, uid: str) -> str:
+    """`projects/{project}/tombstones/{tombstone}`."""
+    return str(Name.of("tombstone", project_id, uid))
 
 
 def model(project_id: str, model_id: str) -> str:

@@ -22,7 +22,7 @@ from appliance.api.jobs.v1 import job_pb2, job_service_pb2
 from appliance.api.nodes.v1 import node_pb2
 from appliance.control.bootstrap.foundation import Foundation, People
 from appliance.control.bootstrap.opening import open_data
-from appliance.control.bootstrap.parts import enrolment
+from appliance.control.bootstrap.parts import enrolment, projects
 from appliance.control.bootstrap.work_parts import WorkParts
 from appliance.control.services.agent.release import Release
 from appliance.control.services.common.caller import Caller
@@ -84,8 +84,13 @@ class Lab:
         self.work.erasures.do_all()
         base, work = self.base, self.work
         self.database = base.database
-        self.datasets = Datasets(base.database, base.changes, work.artifacts, base.clock)
-        self.models = Models(base.database, base.changes, work.artifacts, base.clock)
+        self.datasets = Datasets(
+            base.database, base.changes, work.artifacts, work.deletions, base.clock
+        )
+        self.models = Models(
+            base.database, base.changes, work.artifacts, work.deletions, base.clock
+        )
+        self.projects = projects(base, work)
         self.uploads = work.uploads()
         self.downloads = Downloads(base.database, work.artifacts, self.time.monotonic)
         self.jobs = Jobs(

@@ -78,7 +78,7 @@ def api(base: Foundation, people: People, does: WorkParts, pool: CallPool) -> li
         EnrolmentRpc(joins, pool, events),
         GatewayRpc(gateways(base, does), joins, pool, events),
         NodeRpc(does.nodes(), joins, pool, events),
-        ProjectRpc(Projects(base.database, base.changes, base.keys, base.clock), pool, events),
+        ProjectRpc(projects(base, does), pool, events),
         RoleRpc(RoleService(base.policies.roles), pool, events),
         ServiceAccountRpc(_service_accounts(base), _account_tokens(base), pool, events),
         SystemRpc(System(_facts(base), rules(), base.policies, base.expirations), pool, events),
@@ -90,6 +90,19 @@ def api(base: Foundation, people: People, does: WorkParts, pool: CallPool) -> li
 def machines(base: Foundation, does: WorkParts, pool: CallPool) -> list[Servicer]:
     """The servicers of the machine listener, one for each of `MACHINES`."""
     return does.machines(enrolment(base), gateways(base, does), pool)
+
+
+def projects(base: Foundation, does: WorkParts) -> Projects:
+    """The service behind projects."""
+    return Projects(
+        base.database,
+        base.changes,
+        base.keys,
+        base.policies,
+        does.artifacts.erase_project,
+        base.events,
+        base.clock,
+    )
 
 
 def enrolment(base: Foundation) -> Enrolment:

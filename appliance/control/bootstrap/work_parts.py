@@ -28,17 +28,20 @@ from appliance.control.rpc.reports import ReportRpc
 from appliance.control.rpc.routing import RoutingRpc
 from appliance.control.rpc.servicer import Servicer
 from appliance.control.rpc.tokenizers import TokenizerRpc
+from appliance.control.rpc.tombstones import TombstoneRpc
 from appliance.control.rpc.uploads import UploadRpc
 from appliance.control.services.agent.agents import Agents
 from appliance.control.services.agent.release import Release
 from appliance.control.services.data.artifacts import Artifacts
 from appliance.control.services.data.datasets import Datasets
+from appliance.control.services.data.deletions import Deletions
 from appliance.control.services.data.downloads import Downloads
 from appliance.control.services.data.erasing import Erasing
 from appliance.control.services.data.models import Models
 from appliance.control.services.data.reports import Reports
 from appliance.control.services.data.storage_tasks import StorageTasks, TaskKind
 from appliance.control.services.data.tokenizers import Tokenizers
+from appliance.control.services.data.tombstones import Tombstones
 from appliance.control.services.data.upload_ids import UploadIds
 from appliance.control.services.data.upload_parts import UploadParts
 from appliance.control.services.data.upload_tasks import UploadTasks
@@ -83,6 +86,7 @@ API: tuple[type[Servicer], ...] = (
     ModelRpc,
     ReportRpc,
     TokenizerRpc,
+    TombstoneRpc,
     UploadRpc,
 )
 """What people and applications call."""
@@ -172,6 +176,7 @@ class WorkParts:
             base.clock,
         )
         self.stopping = threading.Event()
+        self.deletions = Deletions(base.changes, base.policies, self.artifacts, records, base.clock)
         erasing = Erasing(base.database, store, records, base.clock, monotonic)
         self.storage = self._storage_worker(base, records, erasing, monotonic)
         self.erasures = StorageWorker(
@@ -263,7 +268,9 @@ class WorkParts:
                 Checkpoints(base.database, base.changes, self.tasks, events), pool, events
             ),
             DatasetRpc(
-                Datasets(base.database, base.changes, self.artifacts, base.clock), pool, events
+                Datasets(base.database, base.changes, self.artifacts, self.deletions, base.clock),
+                pool,
+                events,
             ),
             DownloadRpc(Downloads(base.database, self.artifacts), pool, events),
             EndpointRpc(
@@ -297,9 +304,16 @@ class WorkParts:
                 pool,
                 events,
             ),
-            ModelRpc(Models(base.database, base.changes, self.artifacts, base.clock), pool, events),
-            ReportRpc(Reports(base.database, self.artifacts), pool, events),
-            TokenizerRpc(Tokenizers(base.database), pool, events),
+            ModelRpc(
+                Models(base.database, base.changes, self.artifacts, self.deletions, base.clock),
+                pool,
+                events,
+            ),
+            ReportRpc(Reports(base.database, self.artifacts, self.deletions), pool, events),
+            TokenizerRpc(Tokenizers(base.database, self.deletions), pool, events),
+            TombstoneRpc(
+                Tombstones(base.database, base.keyring.manifest_sign.verify_key), pool, events
+            ),
             UploadRpc(self.uploads(), pool, events),
         ]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import grpc.aio
 
-from appliance.api.data.v1 import dataset_pb2
+from appliance.api.data.v1 import dataset_pb2, tombstone_pb2
 from appliance.api.data.v1 import dataset_service_pb2 as rpc
 from appliance.api.data.v1.dataset_service_pb2_grpc import DatasetServiceServicer
 from appliance.control.events import Events
@@ -68,3 +68,21 @@ class DatasetRpc(Servicer, DatasetServiceServicer):
         return await self._run_in(
             self._pool.storage, self._service.prepare_report, self.caller, request.name
         )
+
+    async def UpdateDataset(
+        self, request: rpc.UpdateDatasetRequest, context: Context
+    ) -> dataset_pb2.Dataset:
+        """Changes the description."""
+        return await self._run(self._service.update, self.caller, request)
+
+    async def DeleteDataset(
+        self, request: rpc.DeleteDatasetRequest, context: Context
+    ) -> tombstone_pb2.Deletion:
+        """Deletes a dataset with all its versions."""
+        return await self._run(self._service.delete, self.caller, request)
+
+    async def DeleteDatasetVersion(
+        self, request: rpc.DeleteDatasetVersionRequest, context: Context
+    ) -> tombstone_pb2.Deletion:
+        """Deletes one version."""
+        return await self._run(self._service.delete_version, self.caller, request)

@@ -7,6 +7,7 @@ from typing import Any
 
 import grpc.aio
 
+from appliance.api.data.v1 import tombstone_pb2
 from appliance.api.models.v1 import model_pb2
 from appliance.api.models.v1 import model_service_pb2 as rpc
 from appliance.api.models.v1.model_service_pb2_grpc import ModelServiceServicer
@@ -58,3 +59,21 @@ class ModelRpc(Servicer, ModelServiceServicer):
     ) -> rpc.ListModelVersionsResponse:
         """Returns one page of versions, newest first."""
         return await self._run(self._service.list_versions, self.caller, request)
+
+    async def UpdateModel(
+        self, request: rpc.UpdateModelRequest, context: Context
+    ) -> model_pb2.Model:
+        """Changes the description."""
+        return await self._run(self._service.update, self.caller, request)
+
+    async def DeleteModel(
+        self, request: rpc.DeleteModelRequest, context: Context
+    ) -> tombstone_pb2.Deletion:
+        """Deletes a model with all its versions."""
+        return await self._run(self._service.delete, self.caller, request)
+
+    async def DeleteModelVersion(
+        self, request: rpc.DeleteModelVersionRequest, context: Context
+    ) -> tombstone_pb2.Deletion:
+        """Deletes one version."""
+        return await self._run(self._service.delete_version, self.caller, request)

@@ -47,3 +47,9 @@ class ProjectRpc(Servicer, ProjectServiceServicer):
     ) -> project_pb2.Project:
         """Changes what is set in the request."""
         return await self._run(self._service.update, self.caller, request)
+
+    async def DeleteProject(
+        self, request: rpc.DeleteProjectRequest, context: Context
+    ) -> rpc.DeleteProjectResponse:
+        """Deletes an empty project."""
+        return await self._run(self._service.delete, self.caller, request)

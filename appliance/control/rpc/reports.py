@@ -6,6 +6,7 @@ from typing import Any
 
 import grpc.aio
 
+from appliance.api.data.v1 import tombstone_pb2
 from appliance.api.reports.v1 import report_pb2
 from appliance.api.reports.v1 import report_service_pb2 as rpc
 from appliance.api.reports.v1.report_service_pb2_grpc import ReportServiceServicer
@@ -37,3 +38,9 @@ class ReportRpc(GivesOut, ReportServiceServicer):
     async def DownloadReport(self, request: rpc.DownloadReportRequest, context: Context) -> None:
         """Streams the files of a report."""
         await self._give_out(context, self._service.files, request)
+
+    async def DeleteReport(
+        self, request: rpc.DeleteReportRequest, context: Context
+    ) -> tombstone_pb2.Deletion:
+        """Deletes a report."""
+        return await self._run(self._service.delete, self.caller, request)

@@ -6,7 +6,7 @@ from typing import Any
 
 import grpc.aio
 
-from appliance.api.data.v1 import tokenizer_pb2
+from appliance.api.data.v1 import tokenizer_pb2, tombstone_pb2
 from appliance.api.data.v1 import tokenizer_service_pb2 as rpc
 from appliance.api.data.v1.tokenizer_service_pb2_grpc import TokenizerServiceServicer
 from appliance.control.events import Events
@@ -35,3 +35,9 @@ class TokenizerRpc(Servicer, TokenizerServiceServicer):
     ) -> rpc.ListTokenizersResponse:
         """Returns one page of tokenizers."""
         return await self._run(self._service.list, self.caller, request)
+
+    async def DeleteTokenizer(
+        self, request: rpc.DeleteTokenizerRequest, context: Context
+    ) -> tombstone_pb2.Deletion:
+        """Deletes a tokenizer."""
+        return await self._run(self._service.delete, self.caller, request)

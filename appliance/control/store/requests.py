@@ -98,6 +98,26 @@ def remember(  # noqa: PLR0913 - the columns of one row
         )
 
 
+def forget_about(transaction: Transaction, name: str) -> None:
+    """Forget the answers that are a resource of this name, or one below it: it is deleted.
+
+    A repeat would say that it is there, also of another one that has its name by then. They are
+    found in the answer itself: field 1 of each resource is its name.
+    """
+    field = b"\x0a" + _varint(len(name)) + name.encode()
+    exactly = func.instr(request.c.response, field) == 1
+    # Of one below it, the field has another length, in one byte or two.
+    below = func.instr(request.c.response, f"{name}/".encode()).in_((3, 4))
+    tagged = func.substr(request.c.response, 1, 1) == b"\x0a"
+    transaction.run(delete(request).where(or_(exactly, below & tagged)))
+
+
+def _varint(number: int) -> bytes:
+    """A small number as protobuf writes it."""
+    low, high = number & 0x7F, number >> 7
+    return bytes([low]) if not high else bytes([low | 0x80, high])
+
+
 def over(now: datetime) -> ColumnElement[bool]:
     """Which answers are older than a day, or of a clock that was ahead."""
     made = request.c.create_time

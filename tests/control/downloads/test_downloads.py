@@ -14,7 +14,6 @@ import pytest
 from appliance.api.data.v1 import dataset_service_pb2, download_pb2
 from appliance.api.data.v1 import download_service_pb2 as rpc
 from appliance.api.projects.v1 import project_service_pb2
-from appliance.control.services.access.projects import Projects
 from appliance.control.services.common.caller import Caller
 from appliance.control.services.data import downloads
 from appliance.control.services.data.downloads import LOOK_SECONDS, PIECE_BYTES
@@ -124,7 +123,7 @@ def test_a_project_allows_nothing_until_somebody_says_so(lab: Lab) -> None:
     for name in (model, text):
         with pytest.raises(FailedPrecondition, match=r"project update demo --allow-downloads"):
             get(lab, name)
-    projects = Projects(lab.database, lab.base.changes, lab.base.keys, lab.base.clock)
+    projects = lab.projects
     request = project_service_pb2.UpdateProjectRequest(name="projects/demo", allow_downloads=True)
     assert projects.update(ALICE, request).allow_downloads
     assert projects.get(ALICE, "projects/demo").allow_downloads
@@ -136,7 +135,7 @@ def test_a_project_allows_nothing_until_somebody_says_so(lab: Lab) -> None:
 
 
 def test_an_update_says_what_it_changes(lab: Lab) -> None:
-    projects = Projects(lab.database, lab.base.changes, lab.base.keys, lab.base.clock)
+    projects = lab.projects
     with pytest.raises(InvalidInput, match="allow_downloads is not set"):
         projects.update(ALICE, project_service_pb2.UpdateProjectRequest(name="projects/demo"))
     none = project_service_pb2.UpdateProjectRequest(name="projects/none", allow_downloads=True)

@@ -36,7 +36,7 @@ FILES = {"report.json": json.dumps(CONTENT).encode(), "curve.png": curve([(0, 1.
 
 @pytest.fixture
 def reports(lab: Lab) -> Reports:
-    return Reports(lab.database, lab.work.artifacts)
+    return Reports(lab.database, lab.work.artifacts, lab.work.deletions)
 
 
 def make(lab: Lab, name: str, files: Mapping[str, bytes] = FILES) -> str:

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#appliance/api/data/v1/dataset.proto\x12\x15\x61ppliance.api.data.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"u\n\x07\x44\x61taset\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0elatest_version\x18\x04 \x01(\t\"\xf6\x02\n\x0e\x44\x61tasetVersion\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03uid\x18\x02 \x01(\t\x12\x38\n\x04kind\x18\x03 \x01(\x0e\x32*.appliance.api.data.v1.DatasetVersion.Kind\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\x12\x11\n\tdocuments\x18\x05 \x01(\x03\x12\x0e\n\x06tokens\x18\x06 \x01(\x03\x12\x17\n\x0fmanifest_digest\x18\x07 \x01(\t\x12\x0f\n\x07\x63reator\x18\x08 \x01(\t\x12\x0b\n\x03job\x18\t \x01(\t\x12\x0e\n\x06inputs\x18\n \x03(\t\x12/\n\x0b\x63reate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\ttokenizer\x18\x0c \x01(\t\x12\x0f\n\x07job_uid\x18\r \x01(\t\"<\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\r\n\tKIND_TEXT\x10\x01\x12\x0f\n\x0bKIND_TOKENS\x10\x02\"\xa3\x03\n\rPrepareReport\x12\x11\n\tdocuments\x18\x01 \x01(\x03\x12\x0c\n\x04kept\x18\x02 \x01(\x03\x12\x0e\n\x06tokens\x18\x03 \x01(\x03\x12\x31\n\x05steps\x18\x04 \x03(\x0b\x32\".appliance.api.data.v1.PrepareStep\x12H\n\nredactions\x18\x05 \x03(\x0b\x32\x34.appliance.api.data.v1.PrepareReport.RedactionsEntry\x12\x17\n\x0fvocabulary_size\x18\x06 \x01(\x05\x12\x42\n\x07scripts\x18\x07 \x03(\x0b\x32\x31.appliance.api.data.v1.PrepareReport.ScriptsEntry\x1a\x31\n\x0fRedactionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x1aT\n\x0cScriptsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x33\n\x05value\x18\x02 \x01(\x0b\x32$.appliance.api.data.v1.PrepareScript:\x02\x38\x01\"0\n\rPrepareScript\x12\x11\n\tdocuments\x18\x01 \x01(\x03\x12\x0c\n\x04kept\x18\x02 \x01(\x03\"\x84\x02\n\x0bPrepareStep\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x64ocuments_in\x18\x02 \x01(\x03\x12\x15\n\rdocuments_out\x18\x03 \x01(\x03\x12@\n\x07\x64ropped\x18\x04 \x03(\x0b\x32/.appliance.api.data.v1.PrepareStep.DroppedEntry\x12\x0f\n\x07\x63hanged\x18\x05 \x01(\x03\x12\x37\n\x08\x65xamples\x18\x06 \x03(\x0b\x32%.appliance.api.data.v1.PrepareExample\x1a.\n\x0c\x44roppedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"F\n\x0ePrepareExample\x12\x13\n\x0b\x64ocument_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07\x65xcerpt\x18\x03 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#appliance/api/data/v1/dataset.proto\x12\x15\x61ppliance.api.data.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x83\x01\n\x07\x44\x61taset\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0elatest_version\x18\x04 \x01(\t\x12\x0c\n\x04\x65tag\x18\x05 \x01(\t\"\x8a\x03\n\x0e\x44\x61tasetVersion\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03uid\x18\x02 \x01(\t\x12\x38\n\x04kind\x18\x03 \x01(\x0e\x32*.appliance.api.data.v1.DatasetVersion.Kind\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\x12\x11\n\tdocuments\x18\x05 \x01(\x03\x12\x0e\n\x06tokens\x18\x06 \x01(\x03\x12\x17\n\x0fmanifest_digest\x18\x07 \x01(\t\x12\x0f\n\x07\x63reator\x18\x08 \x01(\t\x12\x0b\n\x03job\x18\t \x01(\t\x12\x0e\n\x06inputs\x18\n \x03(\t\x12/\n\x0b\x63reate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\ttokenizer\x18\x0c \x01(\t\x12\x0f\n\x07job_uid\x18\r \x01(\t\x12\x12\n\ninput_uids\x18\x0e \x03(\t\"<\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\r\n\tKIND_TEXT\x10\x01\x12\x0f\n\x0bKIND_TOKENS\x10\x02\"\xa3\x03\n\rPrepareReport\x12\x11\n\tdocuments\x18\x01 \x01(\x03\x12\x0c\n\x04kept\x18\x02 \x01(\x03\x12\x0e\n\x06tokens\x18\x03 \x01(\x03\x12\x31\n\x05steps\x18\x04 \x03(\x0b\x32\".appliance.api.data.v1.PrepareStep\x12H\n\nredactions\x18\x05 \x03(\x0b\x32\x34.appliance.api.data.v1.PrepareReport.RedactionsEntry\x12\x17\n\x0fvocabulary_size\x18\x06 \x01(\x05\x12\x42\n\x07scripts\x18\x07 \x03(\x0b\x32\x31.appliance.api.data.v1.PrepareReport.ScriptsEntry\x1a\x31\n\x0fRedactionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x1aT\n\x0cScriptsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x33\n\x05value\x18\x02 \x01(\x0b\x32$.appliance.api.data.v1.PrepareScript:\x02\x38\x01\"0\n\rPrepareScript\x12\x11\n\tdocuments\x18\x01 \x01(\x03\x12\x0c\n\x04kept\x18\x02 \x01(\x03\"\x84\x02\n\x0bPrepareStep\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x64ocuments_in\x18\x02 \x01(\x03\x12\x15\n\rdocuments_out\x18\x03 \x01(\x03\x12@\n\x07\x64ropped\x18\x04 \x03(\x0b\x32/.appliance.api.data.v1.PrepareStep.DroppedEntry\x12\x0f\n\x07\x63hanged\x18\x05 \x01(\x03\x12\x37\n\x08\x65xamples\x18\x06 \x03(\x0b\x32%.appliance.api.data.v1.PrepareExample\x1a.\n\x0c\x44roppedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"F\n\x0ePrepareExample\x12\x13\n\x0b\x64ocument_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07\x65xcerpt\x18\x03 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,24 +38,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PREPAREREPORT_SCRIPTSENTRY']._serialized_options = b'8\001'
   _globals['_PREPARESTEP_DROPPEDENTRY']._loaded_options = None
   _globals['_PREPARESTEP_DROPPEDENTRY']._serialized_options = b'8\001'
-  _globals['_DATASET']._serialized_start=95
-  _globals['_DATASET']._serialized_end=212
-  _globals['_DATASETVERSION']._serialized_start=215
-  _globals['_DATASETVERSION']._serialized_end=589
-  _globals['_DATASETVERSION_KIND']._serialized_start=529
-  _globals['_DATASETVERSION_KIND']._serialized_end=589
-  _globals['_PREPAREREPORT']._serialized_start=592
-  _globals['_PREPAREREPORT']._serialized_end=1011
-  _globals['_PREPAREREPORT_REDACTIONSENTRY']._serialized_start=876
-  _globals['_PREPAREREPORT_REDACTIONSENTRY']._serialized_end=925
-  _globals['_PREPAREREPORT_SCRIPTSENTRY']._serialized_start=927
-  _globals['_PREPAREREPORT_SCRIPTSENTRY']._serialized_end=1011
-  _globals['_PREPARESCRIPT']._serialized_start=1013
-  _globals['_PREPARESCRIPT']._serialized_end=1061
-  _globals['_PREPARESTEP']._serialized_start=1064
-  _globals['_PREPARESTEP']._serialized_end=1324
-  _globals['_PREPARESTEP_DROPPEDENTRY']._serialized_start=1278
-  _globals['_PREPARESTEP_DROPPEDENTRY']._serialized_end=1324
-  _globals['_PREPAREEXAMPLE']._serialized_start=1326
-  _globals['_PREPAREEXAMPLE']._serialized_end=1396
+  _globals['_DATASET']._serialized_start=96
+  _globals['_DATASET']._serialized_end=227
+  _globals['_DATASETVERSION']._serialized_start=230
+  _globals['_DATASETVERSION']._serialized_end=624
+  _globals['_DATASETVERSION_KIND']._serialized_start=564
+  _globals['_DATASETVERSION_KIND']._serialized_end=624
+  _globals['_PREPAREREPORT']._serialized_start=627
+  _globals['_PREPAREREPORT']._serialized_end=1046
+  _globals['_PREPAREREPORT_REDACTIONSENTRY']._serialized_start=911
+  _globals['_PREPAREREPORT_REDACTIONSENTRY']._serialized_end=960
+  _globals['_PREPAREREPORT_SCRIPTSENTRY']._serialized_start=962
+  _globals['_PREPAREREPORT_SCRIPTSENTRY']._serialized_end=1046
+  _globals['_PREPARESCRIPT']._serialized_start=1048
+  _globals['_PREPARESCRIPT']._serialized_end=1096
+  _globals['_PREPARESTEP']._serialized_start=1099
+  _globals['_PREPARESTEP']._serialized_end=1359
+  _globals['_PREPARESTEP_DROPPEDENTRY']._serialized_start=1313
+  _globals['_PREPARESTEP_DROPPEDENTRY']._serialized_end=1359
+  _globals['_PREPAREEXAMPLE']._serialized_start=1361
+  _globals['_PREPAREEXAMPLE']._serialized_end=1431
 # @@protoc_insertion_point(module_scope)

@@ -11,19 +11,21 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Dataset(_message.Message):
-    __slots__ = ("name", "description", "create_time", "latest_version")
+    __slots__ = ("name", "description", "create_time", "latest_version", "etag")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
     CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
     LATEST_VERSION_FIELD_NUMBER: _ClassVar[int]
+    ETAG_FIELD_NUMBER: _ClassVar[int]
     name: str
     description: str
     create_time: _timestamp_pb2.Timestamp
     latest_version: str
-    def __init__(self, name: _Optional[str] = ..., description: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., latest_version: _Optional[str] = ...) -> None: ...
+    etag: str
+    def __init__(self, name: _Optional[str] = ..., description: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., latest_version: _Optional[str] = ..., etag: _Optional[str] = ...) -> None: ...
 
 class DatasetVersion(_message.Message):
-    __slots__ = ("name", "uid", "kind", "size_bytes", "documents", "tokens", "manifest_digest", "creator", "job", "inputs", "create_time", "tokenizer", "job_uid")
+    __slots__ = ("name", "uid", "kind", "size_bytes", "documents", "tokens", "manifest_digest", "creator", "job", "inputs", "create_time", "tokenizer", "job_uid", "input_uids")
     class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         KIND_UNSPECIFIED: _ClassVar[DatasetVersion.Kind]
@@ -45,6 +47,7 @@ class DatasetVersion(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
     TOKENIZER_FIELD_NUMBER: _ClassVar[int]
     JOB_UID_FIELD_NUMBER: _ClassVar[int]
+    INPUT_UIDS_FIELD_NUMBER: _ClassVar[int]
     name: str
     uid: str
     kind: DatasetVersion.Kind
@@ -58,7 +61,8 @@ class DatasetVersion(_message.Message):
     create_time: _timestamp_pb2.Timestamp
     tokenizer: str
     job_uid: str
-    def __init__(self, name: _Optional[str] = ..., uid: _Optional[str] = ..., kind: _Optional[_Union[DatasetVersion.Kind, str]] = ..., size_bytes: _Optional[int] = ..., documents: _Optional[int] = ..., tokens: _Optional[int] = ..., manifest_digest: _Optional[str] = ..., creator: _Optional[str] = ..., job: _Optional[str] = ..., inputs: _Optional[_Iterable[str]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., tokenizer: _Optional[str] = ..., job_uid: _Optional[str] = ...) -> None: ...
+    input_uids: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., uid: _Optional[str] = ..., kind: _Optional[_Union[DatasetVersion.Kind, str]] = ..., size_bytes: _Optional[int] = ..., documents: _Optional[int] = ..., tokens: _Optional[int] = ..., manifest_digest: _Optional[str] = ..., creator: _Optional[str] = ..., job: _Optional[str] = ..., inputs: _Optional[_Iterable[str]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., tokenizer: _Optional[str] = ..., job_uid: _Optional[str] = ..., input_uids: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class PrepareReport(_message.Message):
     __slots__ = ("documents", "kept", "tokens", "steps", "redactions", "vocabulary_size", "scripts")

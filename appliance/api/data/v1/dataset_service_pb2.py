@@ -24,9 +24,11 @@ _sym_db = _symbol_database.Default()
 
 from appliance.api.common.v1 import access_pb2 as appliance_dot_api_dot_common_dot_v1_dot_access__pb2
 from appliance.api.data.v1 import dataset_pb2 as appliance_dot_api_dot_data_dot_v1_dot_dataset__pb2
+from appliance.api.data.v1 import tombstone_pb2 as appliance_dot_api_dot_data_dot_v1_dot_tombstone__pb2
+from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+appliance/api/data/v1/dataset_service.proto\x12\x15\x61ppliance.api.data.v1\x1a$appliance/api/common/v1/access.proto\x1a#appliance/api/data/v1/dataset.proto\"!\n\x11GetDatasetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"L\n\x13ListDatasetsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"a\n\x14ListDatasetsResponse\x12\x30\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\x1e.appliance.api.data.v1.Dataset\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x96\x01\n\x14\x43reateDatasetRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x12\n\ndataset_id\x18\x02 \x01(\t\x12/\n\x07\x64\x61taset\x18\x03 \x01(\x0b\x32\x1e.appliance.api.data.v1.Dataset\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\"u\n\x1bUploadDatasetVersionRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x32\n\tdocuments\x18\x03 \x03(\x0b\x32\x1f.appliance.api.data.v1.Document\"4\n\x08\x44ocument\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0e\n\x06source\x18\x03 \x01(\t\"(\n\x18GetDatasetVersionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"S\n\x1aListDatasetVersionsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"o\n\x1bListDatasetVersionsResponse\x12\x37\n\x08versions\x18\x01 \x03(\x0b\x32%.appliance.api.data.v1.DatasetVersion\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\'\n\x17GetPrepareReportRequest\x12\x0c\n\x04name\x18\x01 \x01(\t2\xe9\x07\n\x0e\x44\x61tasetService\x12m\n\nGetDataset\x12(.appliance.api.data.v1.GetDatasetRequest\x1a\x1e.appliance.api.data.v1.Dataset\"\x15\x90\x02\x01\x8a\xb5\x18\x0e\n\x0c\x64\x61tasets.get\x12\x7f\n\x0cListDatasets\x12*.appliance.api.data.v1.ListDatasetsRequest\x1a+.appliance.api.data.v1.ListDatasetsResponse\"\x16\x90\x02\x01\x8a\xb5\x18\x0f\n\rdatasets.list\x12|\n\rCreateDataset\x12+.appliance.api.data.v1.CreateDatasetRequest\x1a\x1e.appliance.api.data.v1.Dataset\"\x1e\x90\x02\x02\x8a\xb5\x18\x17\n\x0f\x64\x61tasets.create:\x04name\x12\xc3\x01\n\x14UploadDatasetVersion\x12\x32.appliance.api.data.v1.UploadDatasetVersionRequest\x1a%.appliance.api.data.v1.DatasetVersion\"N\x8a\xb5\x18J\n\x0f\x64\x61tasets.upload:\x04name:\x03uid:\x04kind:\tdocuments:\nsize_bytes:\x0fmanifest_digest(\x01\x12\x82\x01\n\x11GetDatasetVersion\x12/.appliance.api.data.v1.GetDatasetVersionRequest\x1a%.appliance.api.data.v1.DatasetVersion\"\x15\x90\x02\x01\x8a\xb5\x18\x0e\n\x0c\x64\x61tasets.get\x12\x94\x01\n\x13ListDatasetVersions\x12\x31.appliance.api.data.v1.ListDatasetVersionsRequest\x1a\x32.appliance.api.data.v1.ListDatasetVersionsResponse\"\x16\x90\x02\x01\x8a\xb5\x18\x0f\n\rdatasets.list\x12\x86\x01\n\x10GetPrepareReport\x12..appliance.api.data.v1.GetPrepareReportRequest\x1a$.appliance.api.data.v1.PrepareReport\"\x1c\x90\x02\x01\x8a\xb5\x18\x15\n\x13\x64\x61tasets.readReportb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+appliance/api/data/v1/dataset_service.proto\x12\x15\x61ppliance.api.data.v1\x1a$appliance/api/common/v1/access.proto\x1a#appliance/api/data/v1/dataset.proto\x1a%appliance/api/data/v1/tombstone.proto\x1a google/protobuf/field_mask.proto\"!\n\x11GetDatasetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"L\n\x13ListDatasetsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"a\n\x14ListDatasetsResponse\x12\x30\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\x1e.appliance.api.data.v1.Dataset\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x96\x01\n\x14\x43reateDatasetRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x12\n\ndataset_id\x18\x02 \x01(\t\x12/\n\x07\x64\x61taset\x18\x03 \x01(\x0b\x32\x1e.appliance.api.data.v1.Dataset\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\"u\n\x1bUploadDatasetVersionRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x32\n\tdocuments\x18\x03 \x03(\x0b\x32\x1f.appliance.api.data.v1.Document\"4\n\x08\x44ocument\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0e\n\x06source\x18\x03 \x01(\t\"(\n\x18GetDatasetVersionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"S\n\x1aListDatasetVersionsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"o\n\x1bListDatasetVersionsResponse\x12\x37\n\x08versions\x18\x01 \x03(\x0b\x32%.appliance.api.data.v1.DatasetVersion\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\'\n\x17GetPrepareReportRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\xa3\x01\n\x14UpdateDatasetRequest\x12/\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x1e.appliance.api.data.v1.Dataset\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"]\n\x14\x44\x65leteDatasetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"d\n\x1b\x44\x65leteDatasetVersionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\x32\xe7\x0b\n\x0e\x44\x61tasetService\x12m\n\nGetDataset\x12(.appliance.api.data.v1.GetDatasetRequest\x1a\x1e.appliance.api.data.v1.Dataset\"\x15\x90\x02\x01\x8a\xb5\x18\x0e\n\x0c\x64\x61tasets.get\x12\x7f\n\x0cListDatasets\x12*.appliance.api.data.v1.ListDatasetsRequest\x1a+.appliance.api.data.v1.ListDatasetsResponse\"\x16\x90\x02\x01\x8a\xb5\x18\x0f\n\rdatasets.list\x12|\n\rCreateDataset\x12+.appliance.api.data.v1.CreateDatasetRequest\x1a\x1e.appliance.api.data.v1.Dataset\"\x1e\x90\x02\x02\x8a\xb5\x18\x17\n\x0f\x64\x61tasets.create:\x04name\x12\xc3\x01\n\x14UploadDatasetVersion\x12\x32.appliance.api.data.v1.UploadDatasetVersionRequest\x1a%.appliance.api.data.v1.DatasetVersion\"N\x8a\xb5\x18J\n\x0f\x64\x61tasets.upload:\x04name:\x03uid:\x04kind:\tdocuments:\nsize_bytes:\x0fmanifest_digest(\x01\x12\x82\x01\n\x11GetDatasetVersion\x12/.appliance.api.data.v1.GetDatasetVersionRequest\x1a%.appliance.api.data.v1.DatasetVersion\"\x15\x90\x02\x01\x8a\xb5\x18\x0e\n\x0c\x64\x61tasets.get\x12\x94\x01\n\x13ListDatasetVersions\x12\x31.appliance.api.data.v1.ListDatasetVersionsRequest\x1a\x32.appliance.api.data.v1.ListDatasetVersionsResponse\"\x16\x90\x02\x01\x8a\xb5\x18\x0f\n\rdatasets.list\x12\x86\x01\n\x10GetPrepareReport\x12..appliance.api.data.v1.GetPrepareReportRequest\x1a$.appliance.api.data.v1.PrepareReport\"\x1c\x90\x02\x01\x8a\xb5\x18\x15\n\x13\x64\x61tasets.readReport\x12\xa5\x01\n\rUpdateDataset\x12+.appliance.api.data.v1.UpdateDatasetRequest\x1a\x1e.appliance.api.data.v1.Dataset\"G\x90\x02\x02\x8a\xb5\x18@\n\x0f\x64\x61tasets.update\"\x0c\x64\x61taset.name2\x0c\x64\x61taset.name2\x11update_mask.paths\x12\xa1\x01\n\rDeleteDataset\x12+.appliance.api.data.v1.DeleteDatasetRequest\x1a\x1f.appliance.api.data.v1.Deletion\"B\x90\x02\x02\x8a\xb5\x18;\n\x0f\x64\x61tasets.delete\x10\x01\x32\x04name:\x08versions:\nsize_bytes:\ntombstones\x12\xaf\x01\n\x14\x44\x65leteDatasetVersion\x12\x32.appliance.api.data.v1.DeleteDatasetVersionRequest\x1a\x1f.appliance.api.data.v1.Deletion\"B\x90\x02\x02\x8a\xb5\x18;\n\x0f\x64\x61tasets.delete\x10\x01\x32\x04name:\x08versions:\nsize_bytes:\ntombstonesb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -47,26 +49,38 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DATASETSERVICE'].methods_by_name['ListDatasetVersions']._serialized_options = b'\220\002\001\212\265\030\017\n\rdatasets.list'
   _globals['_DATASETSERVICE'].methods_by_name['GetPrepareReport']._loaded_options = None
   _globals['_DATASETSERVICE'].methods_by_name['GetPrepareReport']._serialized_options = b'\220\002\001\212\265\030\025\n\023datasets.readReport'
-  _globals['_GETDATASETREQUEST']._serialized_start=145
-  _globals['_GETDATASETREQUEST']._serialized_end=178
-  _globals['_LISTDATASETSREQUEST']._serialized_start=180
-  _globals['_LISTDATASETSREQUEST']._serialized_end=256
-  _globals['_LISTDATASETSRESPONSE']._serialized_start=258
-  _globals['_LISTDATASETSRESPONSE']._serialized_end=355
-  _globals['_CREATEDATASETREQUEST']._serialized_start=358
-  _globals['_CREATEDATASETREQUEST']._serialized_end=508
-  _globals['_UPLOADDATASETVERSIONREQUEST']._serialized_start=510
-  _globals['_UPLOADDATASETVERSIONREQUEST']._serialized_end=627
-  _globals['_DOCUMENT']._serialized_start=629
-  _globals['_DOCUMENT']._serialized_end=681
-  _globals['_GETDATASETVERSIONREQUEST']._serialized_start=683
-  _globals['_GETDATASETVERSIONREQUEST']._serialized_end=723
-  _globals['_LISTDATASETVERSIONSREQUEST']._serialized_start=725
-  _globals['_LISTDATASETVERSIONSREQUEST']._serialized_end=808
-  _globals['_LISTDATASETVERSIONSRESPONSE']._serialized_start=810
-  _globals['_LISTDATASETVERSIONSRESPONSE']._serialized_end=921
-  _globals['_GETPREPAREREPORTREQUEST']._serialized_start=923
-  _globals['_GETPREPAREREPORTREQUEST']._serialized_end=962
-  _globals['_DATASETSERVICE']._serialized_start=965
-  _globals['_DATASETSERVICE']._serialized_end=1966
+  _globals['_DATASETSERVICE'].methods_by_name['UpdateDataset']._loaded_options = None
+  _globals['_DATASETSERVICE'].methods_by_name['UpdateDataset']._serialized_options = b'\220\002\002\212\265\030@\n\017datasets.update\"\014dataset.name2\014dataset.name2\021update_mask.paths'
+  _globals['_DATASETSERVICE'].methods_by_name['DeleteDataset']._loaded_options = None
+  _globals['_DATASETSERVICE'].methods_by_name['DeleteDataset']._serialized_options = b'\220\002\002\212\265\030;\n\017datasets.delete\020\0012\004name:\010versions:\nsize_bytes:\ntombstones'
+  _globals['_DATASETSERVICE'].methods_by_name['DeleteDatasetVersion']._loaded_options = None
+  _globals['_DATASETSERVICE'].methods_by_name['DeleteDatasetVersion']._serialized_options = b'\220\002\002\212\265\030;\n\017datasets.delete\020\0012\004name:\010versions:\nsize_bytes:\ntombstones'
+  _globals['_GETDATASETREQUEST']._serialized_start=218
+  _globals['_GETDATASETREQUEST']._serialized_end=251
+  _globals['_LISTDATASETSREQUEST']._serialized_start=253
+  _globals['_LISTDATASETSREQUEST']._serialized_end=329
+  _globals['_LISTDATASETSRESPONSE']._serialized_start=331
+  _globals['_LISTDATASETSRESPONSE']._serialized_end=428
+  _globals['_CREATEDATASETREQUEST']._serialized_start=431
+  _globals['_CREATEDATASETREQUEST']._serialized_end=581
+  _globals['_UPLOADDATASETVERSIONREQUEST']._serialized_start=583
+  _globals['_UPLOADDATASETVERSIONREQUEST']._serialized_end=700
+  _globals['_DOCUMENT']._serialized_start=702
+  _globals['_DOCUMENT']._serialized_end=754
+  _globals['_GETDATASETVERSIONREQUEST']._serialized_start=756
+  _globals['_GETDATASETVERSIONREQUEST']._serialized_end=796
+  _globals['_LISTDATASETVERSIONSREQUEST']._serialized_start=798
+  _globals['_LISTDATASETVERSIONSREQUEST']._serialized_end=881
+  _globals['_LISTDATASETVERSIONSRESPONSE']._serialized_start=883
+  _globals['_LISTDATASETVERSIONSRESPONSE']._serialized_end=994
+  _globals['_GETPREPAREREPORTREQUEST']._serialized_start=996
+  _globals['_GETPREPAREREPORTREQUEST']._serialized_end=1035
+  _globals['_UPDATEDATASETREQUEST']._serialized_start=1038
+  _globals['_UPDATEDATASETREQUEST']._serialized_end=1201
+  _globals['_DELETEDATASETREQUEST']._serialized_start=1203
+  _globals['_DELETEDATASETREQUEST']._serialized_end=1296
+  _globals['_DELETEDATASETVERSIONREQUEST']._serialized_start=1298
+  _globals['_DELETEDATASETVERSIONREQUEST']._serialized_end=1398
+  _globals['_DATASETSERVICE']._serialized_start=1401
+  _globals['_DATASETSERVICE']._serialized_end=2912
 # @@protoc_insertion_point(module_scope)

@@ -5,6 +5,7 @@ import warnings
 
 from appliance.api.data.v1 import dataset_pb2 as appliance_dot_api_dot_data_dot_v1_dot_dataset__pb2
 from appliance.api.data.v1 import dataset_service_pb2 as appliance_dot_api_dot_data_dot_v1_dot_dataset__service__pb2
+from appliance.api.data.v1 import tombstone_pb2 as appliance_dot_api_dot_data_dot_v1_dot_tombstone__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -71,6 +72,21 @@ class DatasetServiceStub:
                 request_serializer=appliance_dot_api_dot_data_dot_v1_dot_dataset__service__pb2.GetPrepareReportRequest.SerializeToString,
                 response_deserializer=appliance_dot_api_dot_data_dot_v1_dot_dataset__pb2.PrepareReport.FromString,
                 _registered_method=True)
+        self.UpdateDataset = channel.unary_unary(
+                '/appliance.api.data.v1.DatasetService/UpdateDataset',
+                request_serializer=appliance_dot_api_dot_data_dot_v1_dot_dataset__service__pb2.UpdateDatasetRequest.SerializeToString,
+                response_deserializer=appliance_dot_api_dot_data_dot_v1_dot_dataset__pb2.Dataset.FromString,
+                _registered_method=True)
+        self.DeleteDataset = channel.unary_unary(
+                '/appliance.api.data.v1.DatasetService/DeleteDataset',
+                request_serializer=appliance_dot_api_dot_data_dot_v1_dot_dataset__service__pb2.DeleteDatasetRequest.SerializeToString,
+                response_deserializer=appliance_dot_api_dot_data_dot_v1_dot_tombstone__pb2.Deletion.FromString,
+                _registered_method=True)
+        self.DeleteDatasetVersion = channel.unary_unary(
+                '/appliance.api.data.v1.DatasetService/DeleteDatasetVersion',
+                request_serializer=appliance_dot_api_dot_data_dot_v1_dot_dataset__service__pb2.DeleteDatasetVersionRequest.SerializeToString,
+                response_deserializer=appliance_dot_api_dot_data_dot_v1_dot_tombstone__pb2.Deletion.FromString,
+                _registered_method=True)
 
 
 class DatasetServiceServicer:
@@ -126,6 +142,27 @@ class DatasetServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpdateDataset(self, request, context):
+        """Changes the fields that `update_mask` names.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteDataset(self, request, context):
+        """Deletes a dataset with all its versions and their keys, which cannot be undone. Refused with the names of what uses one of them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteDatasetVersion(self, request, context):
+        """Deletes a version and its key, which cannot be undone. Refused with the names of what uses it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_DatasetServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -163,6 +200,21 @@ def add_DatasetServiceServicer_to_server(servicer, server):
                     servicer.GetPrepareReport,
                     request_deserializer=appliance_dot_api_dot_data_dot_v1_dot_dataset__service__pb2.GetPrepareReportRequest.FromString,
                     response_serializer=appliance_dot_api_dot_data_dot_v1_dot_dataset__pb2.PrepareReport.SerializeToString,
+            ),
+            'UpdateDataset': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateDataset,
+                    request_deserializer=appliance_dot_api_dot_data_dot_v1_dot_dataset__service__pb2.UpdateDatasetRequest.FromString,
+                    response_serializer=appliance_dot_api_dot_data_dot_v1_dot_dataset__pb2.Dataset.SerializeToString,
+            ),
+            'DeleteDataset': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteDataset,
+                    request_deserializer=appliance_dot_api_dot_data_dot_v1_dot_dataset__service__pb2.DeleteDatasetRequest.FromString,
+                    response_serializer=appliance_dot_api_dot_data_dot_v1_dot_tombstone__pb2.Deletion.SerializeToString,
+            ),
+            'DeleteDatasetVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteDatasetVersion,
+                    request_deserializer=appliance_dot_api_dot_data_dot_v1_dot_dataset__service__pb2.DeleteDatasetVersionRequest.FromString,
+                    response_serializer=appliance_dot_api_dot_data_dot_v1_dot_tombstone__pb2.Deletion.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -355,6 +407,87 @@ class DatasetService:
             '/appliance.api.data.v1.DatasetService/GetPrepareReport',
             appliance_dot_api_dot_data_dot_v1_dot_dataset__service__pb2.GetPrepareReportRequest.SerializeToString,
             appliance_dot_api_dot_data_dot_v1_dot_dataset__pb2.PrepareReport.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateDataset(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.api.data.v1.DatasetService/UpdateDataset',
+            appliance_dot_api_dot_data_dot_v1_dot_dataset__service__pb2.UpdateDatasetRequest.SerializeToString,
+            appliance_dot_api_dot_data_dot_v1_dot_dataset__pb2.Dataset.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteDataset(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.api.data.v1.DatasetService/DeleteDataset',
+            appliance_dot_api_dot_data_dot_v1_dot_dataset__service__pb2.DeleteDatasetRequest.SerializeToString,
+            appliance_dot_api_dot_data_dot_v1_dot_tombstone__pb2.Deletion.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteDatasetVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.api.data.v1.DatasetService/DeleteDatasetVersion',
+            appliance_dot_api_dot_data_dot_v1_dot_dataset__service__pb2.DeleteDatasetVersionRequest.SerializeToString,
+            appliance_dot_api_dot_data_dot_v1_dot_tombstone__pb2.Deletion.FromString,
             options,
             channel_credentials,
             insecure,

@@ -24,9 +24,10 @@ _sym_db = _symbol_database.Default()
 
 from appliance.api.common.v1 import access_pb2 as appliance_dot_api_dot_common_dot_v1_dot_access__pb2
 from appliance.api.data.v1 import tokenizer_pb2 as appliance_dot_api_dot_data_dot_v1_dot_tokenizer__pb2
+from appliance.api.data.v1 import tombstone_pb2 as appliance_dot_api_dot_data_dot_v1_dot_tombstone__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-appliance/api/data/v1/tokenizer_service.proto\x12\x15\x61ppliance.api.data.v1\x1a$appliance/api/common/v1/access.proto\x1a%appliance/api/data/v1/tokenizer.proto\"#\n\x13GetTokenizerRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"N\n\x15ListTokenizersRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"g\n\x16ListTokenizersResponse\x12\x34\n\ntokenizers\x18\x01 \x03(\x0b\x32 .appliance.api.data.v1.Tokenizer\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\x93\x02\n\x10TokenizerService\x12u\n\x0cGetTokenizer\x12*.appliance.api.data.v1.GetTokenizerRequest\x1a .appliance.api.data.v1.Tokenizer\"\x17\x90\x02\x01\x8a\xb5\x18\x10\n\x0etokenizers.get\x12\x87\x01\n\x0eListTokenizers\x12,.appliance.api.data.v1.ListTokenizersRequest\x1a-.appliance.api.data.v1.ListTokenizersResponse\"\x18\x90\x02\x01\x8a\xb5\x18\x11\n\x0ftokenizers.listb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-appliance/api/data/v1/tokenizer_service.proto\x12\x15\x61ppliance.api.data.v1\x1a$appliance/api/common/v1/access.proto\x1a%appliance/api/data/v1/tokenizer.proto\x1a%appliance/api/data/v1/tombstone.proto\"#\n\x13GetTokenizerRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"N\n\x15ListTokenizersRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"g\n\x16ListTokenizersResponse\x12\x34\n\ntokenizers\x18\x01 \x03(\x0b\x32 .appliance.api.data.v1.Tokenizer\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"_\n\x16\x44\x65leteTokenizerRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\x32\xbd\x03\n\x10TokenizerService\x12u\n\x0cGetTokenizer\x12*.appliance.api.data.v1.GetTokenizerRequest\x1a .appliance.api.data.v1.Tokenizer\"\x17\x90\x02\x01\x8a\xb5\x18\x10\n\x0etokenizers.get\x12\x87\x01\n\x0eListTokenizers\x12,.appliance.api.data.v1.ListTokenizersRequest\x1a-.appliance.api.data.v1.ListTokenizersResponse\"\x18\x90\x02\x01\x8a\xb5\x18\x11\n\x0ftokenizers.list\x12\xa7\x01\n\x0f\x44\x65leteTokenizer\x12-.appliance.api.data.v1.DeleteTokenizerRequest\x1a\x1f.appliance.api.data.v1.Deletion\"D\x90\x02\x02\x8a\xb5\x18=\n\x11tokenizers.delete\x10\x01\x32\x04name:\x08versions:\nsize_bytes:\ntombstonesb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,12 +38,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TOKENIZERSERVICE'].methods_by_name['GetTokenizer']._serialized_options = b'\220\002\001\212\265\030\020\n\016tokenizers.get'
   _globals['_TOKENIZERSERVICE'].methods_by_name['ListTokenizers']._loaded_options = None
   _globals['_TOKENIZERSERVICE'].methods_by_name['ListTokenizers']._serialized_options = b'\220\002\001\212\265\030\021\n\017tokenizers.list'
-  _globals['_GETTOKENIZERREQUEST']._serialized_start=149
-  _globals['_GETTOKENIZERREQUEST']._serialized_end=184
-  _globals['_LISTTOKENIZERSREQUEST']._serialized_start=186
-  _globals['_LISTTOKENIZERSREQUEST']._serialized_end=264
-  _globals['_LISTTOKENIZERSRESPONSE']._serialized_start=266
-  _globals['_LISTTOKENIZERSRESPONSE']._serialized_end=369
-  _globals['_TOKENIZERSERVICE']._serialized_start=372
-  _globals['_TOKENIZERSERVICE']._serialized_end=647
+  _globals['_TOKENIZERSERVICE'].methods_by_name['DeleteTokenizer']._loaded_options = None
+  _globals['_TOKENIZERSERVICE'].methods_by_name['DeleteTokenizer']._serialized_options = b'\220\002\002\212\265\030=\n\021tokenizers.delete\020\0012\004name:\010versions:\nsize_bytes:\ntombstones'
+  _globals['_GETTOKENIZERREQUEST']._serialized_start=188
+  _globals['_GETTOKENIZERREQUEST']._serialized_end=223
+  _globals['_LISTTOKENIZERSREQUEST']._serialized_start=225
+  _globals['_LISTTOKENIZERSREQUEST']._serialized_end=303
+  _globals['_LISTTOKENIZERSRESPONSE']._serialized_start=305
+  _globals['_LISTTOKENIZERSRESPONSE']._serialized_end=408
+  _globals['_DELETETOKENIZERREQUEST']._serialized_start=410
+  _globals['_DELETETOKENIZERREQUEST']._serialized_end=505
+  _globals['_TOKENIZERSERVICE']._serialized_start=508
+  _globals['_TOKENIZERSERVICE']._serialized_end=953
 # @@protoc_insertion_point(module_scope)

@@ -5,6 +5,7 @@ import warnings
 
 from appliance.api.data.v1 import tokenizer_pb2 as appliance_dot_api_dot_data_dot_v1_dot_tokenizer__pb2
 from appliance.api.data.v1 import tokenizer_service_pb2 as appliance_dot_api_dot_data_dot_v1_dot_tokenizer__service__pb2
+from appliance.api.data.v1 import tombstone_pb2 as appliance_dot_api_dot_data_dot_v1_dot_tombstone__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -46,6 +47,11 @@ class TokenizerServiceStub:
                 request_serializer=appliance_dot_api_dot_data_dot_v1_dot_tokenizer__service__pb2.ListTokenizersRequest.SerializeToString,
                 response_deserializer=appliance_dot_api_dot_data_dot_v1_dot_tokenizer__service__pb2.ListTokenizersResponse.FromString,
                 _registered_method=True)
+        self.DeleteTokenizer = channel.unary_unary(
+                '/appliance.api.data.v1.TokenizerService/DeleteTokenizer',
+                request_serializer=appliance_dot_api_dot_data_dot_v1_dot_tokenizer__service__pb2.DeleteTokenizerRequest.SerializeToString,
+                response_deserializer=appliance_dot_api_dot_data_dot_v1_dot_tombstone__pb2.Deletion.FromString,
+                _registered_method=True)
 
 
 class TokenizerServiceServicer:
@@ -66,6 +72,13 @@ class TokenizerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DeleteTokenizer(self, request, context):
+        """Deletes a tokenizer and its key, which cannot be undone. Refused with the names of what uses it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TokenizerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -78,6 +91,11 @@ def add_TokenizerServiceServicer_to_server(servicer, server):
                     servicer.ListTokenizers,
                     request_deserializer=appliance_dot_api_dot_data_dot_v1_dot_tokenizer__service__pb2.ListTokenizersRequest.FromString,
                     response_serializer=appliance_dot_api_dot_data_dot_v1_dot_tokenizer__service__pb2.ListTokenizersResponse.SerializeToString,
+            ),
+            'DeleteTokenizer': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteTokenizer,
+                    request_deserializer=appliance_dot_api_dot_data_dot_v1_dot_tokenizer__service__pb2.DeleteTokenizerRequest.FromString,
+                    response_serializer=appliance_dot_api_dot_data_dot_v1_dot_tombstone__pb2.Deletion.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -135,6 +153,33 @@ class TokenizerService:
             '/appliance.api.data.v1.TokenizerService/ListTokenizers',
             appliance_dot_api_dot_data_dot_v1_dot_tokenizer__service__pb2.ListTokenizersRequest.SerializeToString,
             appliance_dot_api_dot_data_dot_v1_dot_tokenizer__service__pb2.ListTokenizersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteTokenizer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.api.data.v1.TokenizerService/DeleteTokenizer',
+            appliance_dot_api_dot_data_dot_v1_dot_tokenizer__service__pb2.DeleteTokenizerRequest.SerializeToString,
+            appliance_dot_api_dot_data_dot_v1_dot_tombstone__pb2.Deletion.FromString,
             options,
             channel_credentials,
             insecure,

@@ -23,10 +23,12 @@ _sym_db = _symbol_database.Default()
 
 
 from appliance.api.common.v1 import access_pb2 as appliance_dot_api_dot_common_dot_v1_dot_access__pb2
+from appliance.api.data.v1 import tombstone_pb2 as appliance_dot_api_dot_data_dot_v1_dot_tombstone__pb2
 from appliance.api.models.v1 import model_pb2 as appliance_dot_api_dot_models_dot_v1_dot_model__pb2
+from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+appliance/api/models/v1/model_service.proto\x12\x17\x61ppliance.api.models.v1\x1a$appliance/api/common/v1/access.proto\x1a#appliance/api/models/v1/model.proto\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"J\n\x11ListModelsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"]\n\x12ListModelsResponse\x12.\n\x06models\x18\x01 \x03(\x0b\x32\x1e.appliance.api.models.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x90\x01\n\x12\x43reateModelRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x10\n\x08model_id\x18\x02 \x01(\t\x12-\n\x05model\x18\x03 \x01(\x0b\x32\x1e.appliance.api.models.v1.Model\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\"[\n\x19ImportModelVersionRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0c\n\x04\x66ile\x18\x03 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"&\n\x16GetModelVersionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"Q\n\x18ListModelVersionsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"m\n\x19ListModelVersionsResponse\x12\x37\n\x08versions\x18\x01 \x03(\x0b\x32%.appliance.api.models.v1.ModelVersion\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xd6\x06\n\x0cModelService\x12i\n\x08GetModel\x12(.appliance.api.models.v1.GetModelRequest\x1a\x1e.appliance.api.models.v1.Model\"\x13\x90\x02\x01\x8a\xb5\x18\x0c\n\nmodels.get\x12{\n\nListModels\x12*.appliance.api.models.v1.ListModelsRequest\x1a+.appliance.api.models.v1.ListModelsResponse\"\x14\x90\x02\x01\x8a\xb5\x18\r\n\x0bmodels.list\x12x\n\x0b\x43reateModel\x12+.appliance.api.models.v1.CreateModelRequest\x1a\x1e.appliance.api.models.v1.Model\"\x1c\x90\x02\x02\x8a\xb5\x18\x15\n\rmodels.create:\x04name\x12\xd0\x01\n\x12ImportModelVersion\x12\x32.appliance.api.models.v1.ImportModelVersionRequest\x1a%.appliance.api.models.v1.ModelVersion\"]\x8a\xb5\x18Y\n\rmodels.import:\x04name:\x03uid:\x0c\x61rchitecture:\x06\x66ormat:\nparameters:\nsize_bytes:\x0fmanifest_digest(\x01\x12~\n\x0fGetModelVersion\x12/.appliance.api.models.v1.GetModelVersionRequest\x1a%.appliance.api.models.v1.ModelVersion\"\x13\x90\x02\x01\x8a\xb5\x18\x0c\n\nmodels.get\x12\x90\x01\n\x11ListModelVersions\x12\x31.appliance.api.models.v1.ListModelVersionsRequest\x1a\x32.appliance.api.models.v1.ListModelVersionsResponse\"\x14\x90\x02\x01\x8a\xb5\x18\r\n\x0bmodels.listb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+appliance/api/models/v1/model_service.proto\x12\x17\x61ppliance.api.models.v1\x1a$appliance/api/common/v1/access.proto\x1a%appliance/api/data/v1/tombstone.proto\x1a#appliance/api/models/v1/model.proto\x1a google/protobuf/field_mask.proto\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"J\n\x11ListModelsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"]\n\x12ListModelsResponse\x12.\n\x06models\x18\x01 \x03(\x0b\x32\x1e.appliance.api.models.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x90\x01\n\x12\x43reateModelRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x10\n\x08model_id\x18\x02 \x01(\t\x12-\n\x05model\x18\x03 \x01(\x0b\x32\x1e.appliance.api.models.v1.Model\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\"[\n\x19ImportModelVersionRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0c\n\x04\x66ile\x18\x03 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"&\n\x16GetModelVersionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"Q\n\x18ListModelVersionsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"m\n\x19ListModelVersionsResponse\x12\x37\n\x08versions\x18\x01 \x03(\x0b\x32%.appliance.api.models.v1.ModelVersion\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x9f\x01\n\x12UpdateModelRequest\x12-\n\x05model\x18\x01 \x01(\x0b\x32\x1e.appliance.api.models.v1.Model\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"[\n\x12\x44\x65leteModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"b\n\x19\x44\x65leteModelVersionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\x32\xc4\n\n\x0cModelService\x12i\n\x08GetModel\x12(.appliance.api.models.v1.GetModelRequest\x1a\x1e.appliance.api.models.v1.Model\"\x13\x90\x02\x01\x8a\xb5\x18\x0c\n\nmodels.get\x12{\n\nListModels\x12*.appliance.api.models.v1.ListModelsRequest\x1a+.appliance.api.models.v1.ListModelsResponse\"\x14\x90\x02\x01\x8a\xb5\x18\r\n\x0bmodels.list\x12x\n\x0b\x43reateModel\x12+.appliance.api.models.v1.CreateModelRequest\x1a\x1e.appliance.api.models.v1.Model\"\x1c\x90\x02\x02\x8a\xb5\x18\x15\n\rmodels.create:\x04name\x12\xd0\x01\n\x12ImportModelVersion\x12\x32.appliance.api.models.v1.ImportModelVersionRequest\x1a%.appliance.api.models.v1.ModelVersion\"]\x8a\xb5\x18Y\n\rmodels.import:\x04name:\x03uid:\x0c\x61rchitecture:\x06\x66ormat:\nparameters:\nsize_bytes:\x0fmanifest_digest(\x01\x12~\n\x0fGetModelVersion\x12/.appliance.api.models.v1.GetModelVersionRequest\x1a%.appliance.api.models.v1.ModelVersion\"\x13\x90\x02\x01\x8a\xb5\x18\x0c\n\nmodels.get\x12\x90\x01\n\x11ListModelVersions\x12\x31.appliance.api.models.v1.ListModelVersionsRequest\x1a\x32.appliance.api.models.v1.ListModelVersionsResponse\"\x14\x90\x02\x01\x8a\xb5\x18\r\n\x0bmodels.list\x12\x9d\x01\n\x0bUpdateModel\x12+.appliance.api.models.v1.UpdateModelRequest\x1a\x1e.appliance.api.models.v1.Model\"A\x90\x02\x02\x8a\xb5\x18:\n\rmodels.update\"\nmodel.name2\nmodel.name2\x11update_mask.paths\x12\x9d\x01\n\x0b\x44\x65leteModel\x12+.appliance.api.models.v1.DeleteModelRequest\x1a\x1f.appliance.api.data.v1.Deletion\"@\x90\x02\x02\x8a\xb5\x18\x39\n\rmodels.delete\x10\x01\x32\x04name:\x08versions:\nsize_bytes:\ntombstones\x12\xab\x01\n\x12\x44\x65leteModelVersion\x12\x32.appliance.api.models.v1.DeleteModelVersionRequest\x1a\x1f.appliance.api.data.v1.Deletion\"@\x90\x02\x02\x8a\xb5\x18\x39\n\rmodels.delete\x10\x01\x32\x04name:\x08versions:\nsize_bytes:\ntombstonesb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,22 +47,34 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MODELSERVICE'].methods_by_name['GetModelVersion']._serialized_options = b'\220\002\001\212\265\030\014\n\nmodels.get'
   _globals['_MODELSERVICE'].methods_by_name['ListModelVersions']._loaded_options = None
   _globals['_MODELSERVICE'].methods_by_name['ListModelVersions']._serialized_options = b'\220\002\001\212\265\030\r\n\013models.list'
-  _globals['_GETMODELREQUEST']._serialized_start=147
-  _globals['_GETMODELREQUEST']._serialized_end=178
-  _globals['_LISTMODELSREQUEST']._serialized_start=180
-  _globals['_LISTMODELSREQUEST']._serialized_end=254
-  _globals['_LISTMODELSRESPONSE']._serialized_start=256
-  _globals['_LISTMODELSRESPONSE']._serialized_end=349
-  _globals['_CREATEMODELREQUEST']._serialized_start=352
-  _globals['_CREATEMODELREQUEST']._serialized_end=496
-  _globals['_IMPORTMODELVERSIONREQUEST']._serialized_start=498
-  _globals['_IMPORTMODELVERSIONREQUEST']._serialized_end=589
-  _globals['_GETMODELVERSIONREQUEST']._serialized_start=591
-  _globals['_GETMODELVERSIONREQUEST']._serialized_end=629
-  _globals['_LISTMODELVERSIONSREQUEST']._serialized_start=631
-  _globals['_LISTMODELVERSIONSREQUEST']._serialized_end=712
-  _globals['_LISTMODELVERSIONSRESPONSE']._serialized_start=714
-  _globals['_LISTMODELVERSIONSRESPONSE']._serialized_end=823
-  _globals['_MODELSERVICE']._serialized_start=826
-  _globals['_MODELSERVICE']._serialized_end=1680
+  _globals['_MODELSERVICE'].methods_by_name['UpdateModel']._loaded_options = None
+  _globals['_MODELSERVICE'].methods_by_name['UpdateModel']._serialized_options = b'\220\002\002\212\265\030:\n\rmodels.update\"\nmodel.name2\nmodel.name2\021update_mask.paths'
+  _globals['_MODELSERVICE'].methods_by_name['DeleteModel']._loaded_options = None
+  _globals['_MODELSERVICE'].methods_by_name['DeleteModel']._serialized_options = b'\220\002\002\212\265\0309\n\rmodels.delete\020\0012\004name:\010versions:\nsize_bytes:\ntombstones'
+  _globals['_MODELSERVICE'].methods_by_name['DeleteModelVersion']._loaded_options = None
+  _globals['_MODELSERVICE'].methods_by_name['DeleteModelVersion']._serialized_options = b'\220\002\002\212\265\0309\n\rmodels.delete\020\0012\004name:\010versions:\nsize_bytes:\ntombstones'
+  _globals['_GETMODELREQUEST']._serialized_start=220
+  _globals['_GETMODELREQUEST']._serialized_end=251
+  _globals['_LISTMODELSREQUEST']._serialized_start=253
+  _globals['_LISTMODELSREQUEST']._serialized_end=327
+  _globals['_LISTMODELSRESPONSE']._serialized_start=329
+  _globals['_LISTMODELSRESPONSE']._serialized_end=422
+  _globals['_CREATEMODELREQUEST']._serialized_start=425
+  _globals['_CREATEMODELREQUEST']._serialized_end=569
+  _globals['_IMPORTMODELVERSIONREQUEST']._serialized_start=571
+  _globals['_IMPORTMODELVERSIONREQUEST']._serialized_end=662
+  _globals['_GETMODELVERSIONREQUEST']._serialized_start=664
+  _globals['_GETMODELVERSIONREQUEST']._serialized_end=702
+  _globals['_LISTMODELVERSIONSREQUEST']._serialized_start=704
+  _globals['_LISTMODELVERSIONSREQUEST']._serialized_end=785
+  _globals['_LISTMODELVERSIONSRESPONSE']._serialized_start=787
+  _globals['_LISTMODELVERSIONSRESPONSE']._serialized_end=896
+  _globals['_UPDATEMODELREQUEST']._serialized_start=899
+  _globals['_UPDATEMODELREQUEST']._serialized_end=1058
+  _globals['_DELETEMODELREQUEST']._serialized_start=1060
+  _globals['_DELETEMODELREQUEST']._serialized_end=1151
+  _globals['_DELETEMODELVERSIONREQUEST']._serialized_start=1153
+  _globals['_DELETEMODELVERSIONREQUEST']._serialized_end=1251
+  _globals['_MODELSERVICE']._serialized_start=1254
+  _globals['_MODELSERVICE']._serialized_end=2602
 # @@protoc_insertion_point(module_scope)

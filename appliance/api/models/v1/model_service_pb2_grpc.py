@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from appliance.api.data.v1 import tombstone_pb2 as appliance_dot_api_dot_data_dot_v1_dot_tombstone__pb2
 from appliance.api.models.v1 import model_pb2 as appliance_dot_api_dot_models_dot_v1_dot_model__pb2
 from appliance.api.models.v1 import model_service_pb2 as appliance_dot_api_dot_models_dot_v1_dot_model__service__pb2
 
@@ -66,6 +67,21 @@ class ModelServiceStub:
                 request_serializer=appliance_dot_api_dot_models_dot_v1_dot_model__service__pb2.ListModelVersionsRequest.SerializeToString,
                 response_deserializer=appliance_dot_api_dot_models_dot_v1_dot_model__service__pb2.ListModelVersionsResponse.FromString,
                 _registered_method=True)
+        self.UpdateModel = channel.unary_unary(
+                '/appliance.api.models.v1.ModelService/UpdateModel',
+                request_serializer=appliance_dot_api_dot_models_dot_v1_dot_model__service__pb2.UpdateModelRequest.SerializeToString,
+                response_deserializer=appliance_dot_api_dot_models_dot_v1_dot_model__pb2.Model.FromString,
+                _registered_method=True)
+        self.DeleteModel = channel.unary_unary(
+                '/appliance.api.models.v1.ModelService/DeleteModel',
+                request_serializer=appliance_dot_api_dot_models_dot_v1_dot_model__service__pb2.DeleteModelRequest.SerializeToString,
+                response_deserializer=appliance_dot_api_dot_data_dot_v1_dot_tombstone__pb2.Deletion.FromString,
+                _registered_method=True)
+        self.DeleteModelVersion = channel.unary_unary(
+                '/appliance.api.models.v1.ModelService/DeleteModelVersion',
+                request_serializer=appliance_dot_api_dot_models_dot_v1_dot_model__service__pb2.DeleteModelVersionRequest.SerializeToString,
+                response_deserializer=appliance_dot_api_dot_data_dot_v1_dot_tombstone__pb2.Deletion.FromString,
+                _registered_method=True)
 
 
 class ModelServiceServicer:
@@ -115,6 +131,27 @@ class ModelServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpdateModel(self, request, context):
+        """Changes the fields that `update_mask` names.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteModel(self, request, context):
+        """Deletes a model with all its versions and their keys, which cannot be undone. Refused with the names of what uses one of them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteModelVersion(self, request, context):
+        """Deletes a version and its key, which cannot be undone. Refused with the names of what uses it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ModelServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -147,6 +184,21 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     servicer.ListModelVersions,
                     request_deserializer=appliance_dot_api_dot_models_dot_v1_dot_model__service__pb2.ListModelVersionsRequest.FromString,
                     response_serializer=appliance_dot_api_dot_models_dot_v1_dot_model__service__pb2.ListModelVersionsResponse.SerializeToString,
+            ),
+            'UpdateModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateModel,
+                    request_deserializer=appliance_dot_api_dot_models_dot_v1_dot_model__service__pb2.UpdateModelRequest.FromString,
+                    response_serializer=appliance_dot_api_dot_models_dot_v1_dot_model__pb2.Model.SerializeToString,
+            ),
+            'DeleteModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteModel,
+                    request_deserializer=appliance_dot_api_dot_models_dot_v1_dot_model__service__pb2.DeleteModelRequest.FromString,
+                    response_serializer=appliance_dot_api_dot_data_dot_v1_dot_tombstone__pb2.Deletion.SerializeToString,
+            ),
+            'DeleteModelVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteModelVersion,
+                    request_deserializer=appliance_dot_api_dot_models_dot_v1_dot_model__service__pb2.DeleteModelVersionRequest.FromString,
+                    response_serializer=appliance_dot_api_dot_data_dot_v1_dot_tombstone__pb2.Deletion.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -312,6 +364,87 @@ class ModelService:
             '/appliance.api.models.v1.ModelService/ListModelVersions',
             appliance_dot_api_dot_models_dot_v1_dot_model__service__pb2.ListModelVersionsRequest.SerializeToString,
             appliance_dot_api_dot_models_dot_v1_dot_model__service__pb2.ListModelVersionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.api.models.v1.ModelService/UpdateModel',
+            appliance_dot_api_dot_models_dot_v1_dot_model__service__pb2.UpdateModelRequest.SerializeToString,
+            appliance_dot_api_dot_models_dot_v1_dot_model__pb2.Model.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.api.models.v1.ModelService/DeleteModel',
+            appliance_dot_api_dot_models_dot_v1_dot_model__service__pb2.DeleteModelRequest.SerializeToString,
+            appliance_dot_api_dot_data_dot_v1_dot_tombstone__pb2.Deletion.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteModelVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.api.models.v1.ModelService/DeleteModelVersion',
+            appliance_dot_api_dot_models_dot_v1_dot_model__service__pb2.DeleteModelVersionRequest.SerializeToString,
+            appliance_dot_api_dot_data_dot_v1_dot_tombstone__pb2.Deletion.FromString,
             options,
             channel_credentials,
             insecure,

@@ -56,6 +56,11 @@ class ProjectServiceStub:
                 request_serializer=appliance_dot_api_dot_projects_dot_v1_dot_project__service__pb2.UpdateProjectRequest.SerializeToString,
                 response_deserializer=appliance_dot_api_dot_projects_dot_v1_dot_project__pb2.Project.FromString,
                 _registered_method=True)
+        self.DeleteProject = channel.unary_unary(
+                '/appliance.api.projects.v1.ProjectService/DeleteProject',
+                request_serializer=appliance_dot_api_dot_projects_dot_v1_dot_project__service__pb2.DeleteProjectRequest.SerializeToString,
+                response_deserializer=appliance_dot_api_dot_projects_dot_v1_dot_project__service__pb2.DeleteProjectResponse.FromString,
+                _registered_method=True)
 
 
 class ProjectServiceServicer:
@@ -90,6 +95,13 @@ class ProjectServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DeleteProject(self, request, context):
+        """Deletes an empty project with its key, its tombstones and who holds which role in it. Refused with the names of what is in it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ProjectServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -112,6 +124,11 @@ def add_ProjectServiceServicer_to_server(servicer, server):
                     servicer.UpdateProject,
                     request_deserializer=appliance_dot_api_dot_projects_dot_v1_dot_project__service__pb2.UpdateProjectRequest.FromString,
                     response_serializer=appliance_dot_api_dot_projects_dot_v1_dot_project__pb2.Project.SerializeToString,
+            ),
+            'DeleteProject': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteProject,
+                    request_deserializer=appliance_dot_api_dot_projects_dot_v1_dot_project__service__pb2.DeleteProjectRequest.FromString,
+                    response_serializer=appliance_dot_api_dot_projects_dot_v1_dot_project__service__pb2.DeleteProjectResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -223,6 +240,33 @@ class ProjectService:
             '/appliance.api.projects.v1.ProjectService/UpdateProject',
             appliance_dot_api_dot_projects_dot_v1_dot_project__service__pb2.UpdateProjectRequest.SerializeToString,
             appliance_dot_api_dot_projects_dot_v1_dot_project__pb2.Project.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteProject(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.api.projects.v1.ProjectService/DeleteProject',
+            appliance_dot_api_dot_projects_dot_v1_dot_project__service__pb2.DeleteProjectRequest.SerializeToString,
+            appliance_dot_api_dot_projects_dot_v1_dot_project__service__pb2.DeleteProjectResponse.FromString,
             options,
             channel_credentials,
             insecure,

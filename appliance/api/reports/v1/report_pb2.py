@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%appliance/api/reports/v1/report.proto\x12\x18\x61ppliance.api.reports.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9b\x02\n\x06Report\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03uid\x18\x02 \x01(\t\x12\r\n\x05title\x18\x03 \x01(\t\x12\x0b\n\x03job\x18\x04 \x01(\t\x12\x0e\n\x06inputs\x18\x05 \x03(\t\x12\x10\n\x08pictures\x18\x06 \x01(\x05\x12\x12\n\nsize_bytes\x18\x07 \x01(\x03\x12\x17\n\x0fmanifest_digest\x18\x08 \x01(\t\x12\x0f\n\x07\x63reator\x18\t \x01(\t\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x38\n\x07\x63ontent\x18\x0b \x01(\x0b\x32\'.appliance.api.reports.v1.ReportContent\x12\x0f\n\x07job_uid\x18\x0c \x01(\t\"Y\n\rReportContent\x12\r\n\x05title\x18\x01 \x01(\t\x12\x39\n\x08sections\x18\x02 \x03(\x0b\x32\'.appliance.api.reports.v1.ReportSection\"\xd9\x01\n\rReportSection\x12\x0f\n\x07heading\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x37\n\x07numbers\x18\x03 \x03(\x0b\x32&.appliance.api.reports.v1.ReportNumber\x12\x35\n\x06tables\x18\x04 \x03(\x0b\x32%.appliance.api.reports.v1.ReportTable\x12\x39\n\x08pictures\x18\x05 \x03(\x0b\x32\'.appliance.api.reports.v1.ReportPicture\"9\n\x0cReportNumber\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01\x12\x0c\n\x04unit\x18\x03 \x01(\t\"b\n\x0bReportTable\x12\x0f\n\x07\x63\x61ption\x18\x01 \x01(\t\x12\x0f\n\x07\x63olumns\x18\x02 \x03(\t\x12\x31\n\x04rows\x18\x03 \x03(\x0b\x32#.appliance.api.reports.v1.ReportRow\"@\n\tReportRow\x12\x33\n\x05\x63\x65lls\x18\x01 \x03(\x0b\x32$.appliance.api.reports.v1.ReportCell\"7\n\nReportCell\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x10\n\x06number\x18\x02 \x01(\x01H\x00\x42\x07\n\x05value\".\n\rReportPicture\x12\x0c\n\x04\x66ile\x18\x01 \x01(\t\x12\x0f\n\x07\x63\x61ption\x18\x02 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%appliance/api/reports/v1/report.proto\x12\x18\x61ppliance.api.reports.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xaf\x02\n\x06Report\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03uid\x18\x02 \x01(\t\x12\r\n\x05title\x18\x03 \x01(\t\x12\x0b\n\x03job\x18\x04 \x01(\t\x12\x0e\n\x06inputs\x18\x05 \x03(\t\x12\x10\n\x08pictures\x18\x06 \x01(\x05\x12\x12\n\nsize_bytes\x18\x07 \x01(\x03\x12\x17\n\x0fmanifest_digest\x18\x08 \x01(\t\x12\x0f\n\x07\x63reator\x18\t \x01(\t\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x38\n\x07\x63ontent\x18\x0b \x01(\x0b\x32\'.appliance.api.reports.v1.ReportContent\x12\x0f\n\x07job_uid\x18\x0c \x01(\t\x12\x12\n\ninput_uids\x18\r \x03(\t\"Y\n\rReportContent\x12\r\n\x05title\x18\x01 \x01(\t\x12\x39\n\x08sections\x18\x02 \x03(\x0b\x32\'.appliance.api.reports.v1.ReportSection\"\xd9\x01\n\rReportSection\x12\x0f\n\x07heading\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x37\n\x07numbers\x18\x03 \x03(\x0b\x32&.appliance.api.reports.v1.ReportNumber\x12\x35\n\x06tables\x18\x04 \x03(\x0b\x32%.appliance.api.reports.v1.ReportTable\x12\x39\n\x08pictures\x18\x05 \x03(\x0b\x32\'.appliance.api.reports.v1.ReportPicture\"9\n\x0cReportNumber\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01\x12\x0c\n\x04unit\x18\x03 \x01(\t\"b\n\x0bReportTable\x12\x0f\n\x07\x63\x61ption\x18\x01 \x01(\t\x12\x0f\n\x07\x63olumns\x18\x02 \x03(\t\x12\x31\n\x04rows\x18\x03 \x03(\x0b\x32#.appliance.api.reports.v1.ReportRow\"@\n\tReportRow\x12\x33\n\x05\x63\x65lls\x18\x01 \x03(\x0b\x32$.appliance.api.reports.v1.ReportCell\"7\n\nReportCell\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x10\n\x06number\x18\x02 \x01(\x01H\x00\x42\x07\n\x05value\".\n\rReportPicture\x12\x0c\n\x04\x66ile\x18\x01 \x01(\t\x12\x0f\n\x07\x63\x61ption\x18\x02 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,19 +33,19 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'appliance.api.reports.v1.re
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_REPORT']._serialized_start=101
-  _globals['_REPORT']._serialized_end=384
-  _globals['_REPORTCONTENT']._serialized_start=386
-  _globals['_REPORTCONTENT']._serialized_end=475
-  _globals['_REPORTSECTION']._serialized_start=478
-  _globals['_REPORTSECTION']._serialized_end=695
-  _globals['_REPORTNUMBER']._serialized_start=697
-  _globals['_REPORTNUMBER']._serialized_end=754
-  _globals['_REPORTTABLE']._serialized_start=756
-  _globals['_REPORTTABLE']._serialized_end=854
-  _globals['_REPORTROW']._serialized_start=856
-  _globals['_REPORTROW']._serialized_end=920
-  _globals['_REPORTCELL']._serialized_start=922
-  _globals['_REPORTCELL']._serialized_end=977
-  _globals['_REPORTPICTURE']._serialized_start=979
-  _globals['_REPORTPICTURE']._serialized_end=1025
+  _globals['_REPORT']._serialized_end=404
+  _globals['_REPORTCONTENT']._serialized_start=406
+  _globals['_REPORTCONTENT']._serialized_end=495
+  _globals['_REPORTSECTION']._serialized_start=498
+  _globals['_REPORTSECTION']._serialized_end=715
+  _globals['_REPORTNUMBER']._serialized_start=717
+  _globals['_REPORTNUMBER']._serialized_end=774
+  _globals['_REPORTTABLE']._serialized_start=776
+  _globals['_REPORTTABLE']._serialized_end=874
+  _globals['_REPORTROW']._serialized_start=876
+  _globals['_REPORTROW']._serialized_end=940
+  _globals['_REPORTCELL']._serialized_start=942
+  _globals['_REPORTCELL']._serialized_end=997
+  _globals['_REPORTPICTURE']._serialized_start=999
+  _globals['_REPORTPICTURE']._serialized_end=1045
 # @@protoc_insertion_point(module_scope)

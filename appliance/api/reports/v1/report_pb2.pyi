@@ -10,7 +10,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Report(_message.Message):
-    __slots__ = ("name", "uid", "title", "job", "inputs", "pictures", "size_bytes", "manifest_digest", "creator", "create_time", "content", "job_uid")
+    __slots__ = ("name", "uid", "title", "job", "inputs", "pictures", "size_bytes", "manifest_digest", "creator", "create_time", "content", "job_uid", "input_uids")
     NAME_FIELD_NUMBER: _ClassVar[int]
     UID_FIELD_NUMBER: _ClassVar[int]
     TITLE_FIELD_NUMBER: _ClassVar[int]
@@ -23,6 +23,7 @@ class Report(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
     CONTENT_FIELD_NUMBER: _ClassVar[int]
     JOB_UID_FIELD_NUMBER: _ClassVar[int]
+    INPUT_UIDS_FIELD_NUMBER: _ClassVar[int]
     name: str
     uid: str
     title: str
@@ -35,7 +36,8 @@ class Report(_message.Message):
     create_time: _timestamp_pb2.Timestamp
     content: ReportContent
     job_uid: str
-    def __init__(self, name: _Optional[str] = ..., uid: _Optional[str] = ..., title: _Optional[str] = ..., job: _Optional[str] = ..., inputs: _Optional[_Iterable[str]] = ..., pictures: _Optional[int] = ..., size_bytes: _Optional[int] = ..., manifest_digest: _Optional[str] = ..., creator: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., content: _Optional[_Union[ReportContent, _Mapping]] = ..., job_uid: _Optional[str] = ...) -> None: ...
+    input_uids: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., uid: _Optional[str] = ..., title: _Optional[str] = ..., job: _Optional[str] = ..., inputs: _Optional[_Iterable[str]] = ..., pictures: _Optional[int] = ..., size_bytes: _Optional[int] = ..., manifest_digest: _Optional[str] = ..., creator: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., content: _Optional[_Union[ReportContent, _Mapping]] = ..., job_uid: _Optional[str] = ..., input_uids: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ReportContent(_message.Message):
     __slots__ = ("title", "sections")

@@ -24,10 +24,11 @@ _sym_db = _symbol_database.Default()
 
 from appliance.api.common.v1 import access_pb2 as appliance_dot_api_dot_common_dot_v1_dot_access__pb2
 from appliance.api.data.v1 import download_pb2 as appliance_dot_api_dot_data_dot_v1_dot_download__pb2
+from appliance.api.data.v1 import tombstone_pb2 as appliance_dot_api_dot_data_dot_v1_dot_tombstone__pb2
 from appliance.api.reports.v1 import report_pb2 as appliance_dot_api_dot_reports_dot_v1_dot_report__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-appliance/api/reports/v1/report_service.proto\x12\x18\x61ppliance.api.reports.v1\x1a$appliance/api/common/v1/access.proto\x1a$appliance/api/data/v1/download.proto\x1a%appliance/api/reports/v1/report.proto\" \n\x10GetReportRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"K\n\x12ListReportsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"a\n\x13ListReportsResponse\x12\x31\n\x07reports\x18\x01 \x03(\x0b\x32 .appliance.api.reports.v1.Report\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"C\n\x15\x44ownloadReportRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x66ile\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x03\x32\x84\x03\n\rReportService\x12o\n\tGetReport\x12*.appliance.api.reports.v1.GetReportRequest\x1a .appliance.api.reports.v1.Report\"\x14\x90\x02\x01\x8a\xb5\x18\r\n\x0breports.get\x12\x81\x01\n\x0bListReports\x12,.appliance.api.reports.v1.ListReportsRequest\x1a-.appliance.api.reports.v1.ListReportsResponse\"\x15\x90\x02\x01\x8a\xb5\x18\x0e\n\x0creports.list\x12~\n\x0e\x44ownloadReport\x12/.appliance.api.reports.v1.DownloadReportRequest\x1a#.appliance.api.data.v1.DownloadPart\"\x14\x90\x02\x01\x8a\xb5\x18\r\n\x0breports.get0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-appliance/api/reports/v1/report_service.proto\x12\x18\x61ppliance.api.reports.v1\x1a$appliance/api/common/v1/access.proto\x1a$appliance/api/data/v1/download.proto\x1a%appliance/api/data/v1/tombstone.proto\x1a%appliance/api/reports/v1/report.proto\" \n\x10GetReportRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"K\n\x12ListReportsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"a\n\x13ListReportsResponse\x12\x31\n\x07reports\x18\x01 \x03(\x0b\x32 .appliance.api.reports.v1.Report\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"C\n\x15\x44ownloadReportRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x66ile\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x03\"\\\n\x13\x44\x65leteReportRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\x32\xa8\x04\n\rReportService\x12o\n\tGetReport\x12*.appliance.api.reports.v1.GetReportRequest\x1a .appliance.api.reports.v1.Report\"\x14\x90\x02\x01\x8a\xb5\x18\r\n\x0breports.get\x12\x81\x01\n\x0bListReports\x12,.appliance.api.reports.v1.ListReportsRequest\x1a-.appliance.api.reports.v1.ListReportsResponse\"\x15\x90\x02\x01\x8a\xb5\x18\x0e\n\x0creports.list\x12~\n\x0e\x44ownloadReport\x12/.appliance.api.reports.v1.DownloadReportRequest\x1a#.appliance.api.data.v1.DownloadPart\"\x14\x90\x02\x01\x8a\xb5\x18\r\n\x0breports.get0\x01\x12\xa1\x01\n\x0c\x44\x65leteReport\x12-.appliance.api.reports.v1.DeleteReportRequest\x1a\x1f.appliance.api.data.v1.Deletion\"A\x90\x02\x02\x8a\xb5\x18:\n\x0ereports.delete\x10\x01\x32\x04name:\x08versions:\nsize_bytes:\ntombstonesb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,14 +41,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REPORTSERVICE'].methods_by_name['ListReports']._serialized_options = b'\220\002\001\212\265\030\016\n\014reports.list'
   _globals['_REPORTSERVICE'].methods_by_name['DownloadReport']._loaded_options = None
   _globals['_REPORTSERVICE'].methods_by_name['DownloadReport']._serialized_options = b'\220\002\001\212\265\030\r\n\013reports.get'
-  _globals['_GETREPORTREQUEST']._serialized_start=190
-  _globals['_GETREPORTREQUEST']._serialized_end=222
-  _globals['_LISTREPORTSREQUEST']._serialized_start=224
-  _globals['_LISTREPORTSREQUEST']._serialized_end=299
-  _globals['_LISTREPORTSRESPONSE']._serialized_start=301
-  _globals['_LISTREPORTSRESPONSE']._serialized_end=398
-  _globals['_DOWNLOADREPORTREQUEST']._serialized_start=400
-  _globals['_DOWNLOADREPORTREQUEST']._serialized_end=467
-  _globals['_REPORTSERVICE']._serialized_start=470
-  _globals['_REPORTSERVICE']._serialized_end=858
+  _globals['_REPORTSERVICE'].methods_by_name['DeleteReport']._loaded_options = None
+  _globals['_REPORTSERVICE'].methods_by_name['DeleteReport']._serialized_options = b'\220\002\002\212\265\030:\n\016reports.delete\020\0012\004name:\010versions:\nsize_bytes:\ntombstones'
+  _globals['_GETREPORTREQUEST']._serialized_start=229
+  _globals['_GETREPORTREQUEST']._serialized_end=261
+  _globals['_LISTREPORTSREQUEST']._serialized_start=263
+  _globals['_LISTREPORTSREQUEST']._serialized_end=338
+  _globals['_LISTREPORTSRESPONSE']._serialized_start=340
+  _globals['_LISTREPORTSRESPONSE']._serialized_end=437
+  _globals['_DOWNLOADREPORTREQUEST']._serialized_start=439
+  _globals['_DOWNLOADREPORTREQUEST']._serialized_end=506
+  _globals['_DELETEREPORTREQUEST']._serialized_start=508
+  _globals['_DELETEREPORTREQUEST']._serialized_end=600
+  _globals['_REPORTSERVICE']._serialized_start=603
+  _globals['_REPORTSERVICE']._serialized_end=1155
 # @@protoc_insertion_point(module_scope)

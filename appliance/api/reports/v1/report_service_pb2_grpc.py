@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from appliance.api.data.v1 import download_pb2 as appliance_dot_api_dot_data_dot_v1_dot_download__pb2
+from appliance.api.data.v1 import tombstone_pb2 as appliance_dot_api_dot_data_dot_v1_dot_tombstone__pb2
 from appliance.api.reports.v1 import report_pb2 as appliance_dot_api_dot_reports_dot_v1_dot_report__pb2
 from appliance.api.reports.v1 import report_service_pb2 as appliance_dot_api_dot_reports_dot_v1_dot_report__service__pb2
 
@@ -52,6 +53,11 @@ class ReportServiceStub:
                 request_serializer=appliance_dot_api_dot_reports_dot_v1_dot_report__service__pb2.DownloadReportRequest.SerializeToString,
                 response_deserializer=appliance_dot_api_dot_data_dot_v1_dot_download__pb2.DownloadPart.FromString,
                 _registered_method=True)
+        self.DeleteReport = channel.unary_unary(
+                '/appliance.api.reports.v1.ReportService/DeleteReport',
+                request_serializer=appliance_dot_api_dot_reports_dot_v1_dot_report__service__pb2.DeleteReportRequest.SerializeToString,
+                response_deserializer=appliance_dot_api_dot_data_dot_v1_dot_tombstone__pb2.Deletion.FromString,
+                _registered_method=True)
 
 
 class ReportServiceServicer:
@@ -79,6 +85,13 @@ class ReportServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DeleteReport(self, request, context):
+        """Deletes a report and its key, which cannot be undone. Refused with the names of what uses it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ReportServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -96,6 +109,11 @@ def add_ReportServiceServicer_to_server(servicer, server):
                     servicer.DownloadReport,
                     request_deserializer=appliance_dot_api_dot_reports_dot_v1_dot_report__service__pb2.DownloadReportRequest.FromString,
                     response_serializer=appliance_dot_api_dot_data_dot_v1_dot_download__pb2.DownloadPart.SerializeToString,
+            ),
+            'DeleteReport': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteReport,
+                    request_deserializer=appliance_dot_api_dot_reports_dot_v1_dot_report__service__pb2.DeleteReportRequest.FromString,
+                    response_serializer=appliance_dot_api_dot_data_dot_v1_dot_tombstone__pb2.Deletion.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -180,6 +198,33 @@ class ReportService:
             '/appliance.api.reports.v1.ReportService/DownloadReport',
             appliance_dot_api_dot_reports_dot_v1_dot_report__service__pb2.DownloadReportRequest.SerializeToString,
             appliance_dot_api_dot_data_dot_v1_dot_download__pb2.DownloadPart.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteReport(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.api.reports.v1.ReportService/DeleteReport',
+            appliance_dot_api_dot_reports_dot_v1_dot_report__service__pb2.DeleteReportRequest.SerializeToString,
+            appliance_dot_api_dot_data_dot_v1_dot_tombstone__pb2.Deletion.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,7 +1,9 @@
 """Projects: the tenants.
 
 Rules kept here: each has a key of its own from its first moment; nothing of a new one may be
-downloaded, and whether it may is changed by a call of its own alone, with a fresh second factor.
+downloaded, and whether it may is changed by a call of its own alone, with a fresh second factor;
+one that is deleted is empty, and its key, its tombstones and who holds which role in it go with it
+in one transaction.
 
 Called by `rpc.projects`.
 """
@@ -13,7 +15,11 @@ from datetime import datetime
 from typing import Any
 
 from appliance.api.projects.v1 import project_pb2, project_service_pb2
+from appliance.control.auth.policy import PolicyStore
+from appliance.control.auth.rules import RoleLink
 from appliance.control.auth.scopes import EVERYWHERE
+from appliance.control.events import ACCESS, ROUTING, Events
+from appliance.control.services.access import project_contents
 from appliance.control.services.common import paging
 from appliance.control.services.common.caller import Caller
 from appliance.control.services.common.change import Changes
@@ -25,7 +31,7 @@ from appliance.control.services.common.updates import (
     check_etag,
     etag_of,
 )
-from appliance.control.store import tables
+from appliance.control.store import requests, tables
 from appliance.control.store.database import Database, Transaction
 from appliance.core import names
 from appliance.core.errors import AlreadyExists
@@ -35,14 +41,34 @@ _CHANGEABLE = ("description", "allow_downloads")
 
 
 class Projects:
-    """Makes and shows projects."""
+    """Makes, shows, changes and deletes projects.
 
-    def __init__(
-        self, database: Database, changes: Changes, keys: Keys, clock: Callable[[], datetime]
+    Args:
+        database: the state.
+        changes: for what has a request id.
+        keys: makes a project's key.
+        policies: the policy in force.
+        erase: deletes what the caller does not see of an empty project: its keys.
+        events: wakes who watches roles.
+        clock: the time, aware.
+    """
+
+    def __init__(  # noqa: PLR0913  # the parts of the control plane it acts on
+        self,
+        database: Database,
+        changes: Changes,
+        keys: Keys,
+        policies: PolicyStore,
+        erase: Callable[[Transaction, str], None],
+        events: Events,
+        clock: Callable[[], datetime],
     ) -> None:
         self._database = database
         self._changes = changes
         self._keys = keys
+        self._policies = policies
+        self._erase = erase
+        self._events = events
         self._clock = clock
 
     def get(self, caller: Caller, name: str) -> project_pb2.Project:
@@ -129,6 +155,46 @@ class Projects:
             return _resource(transaction.first(projects.select().where(this)))
 
         return self._changes.make(caller, request, project_pb2.Project, work)
+
+    def delete(
+        self, caller: Caller, request: project_service_pb2.DeleteProjectRequest
+    ) -> project_service_pb2.DeleteProjectResponse:
+        """Delete an empty project.
+
+        Raises NotFound, Conflict, FailedPrecondition with the names of what is in it.
+        """
+        project = Name.parse(request.name, "project").id
+
+        def work(transaction: Transaction) -> project_service_pb2.DeleteProjectResponse:
+            this = tables.project.c.id == project
+            row = transaction.first(tables.project.select().where(this))
+            if row is None:
+                raise missing(request.name)
+            check_etag(request.etag, _resource(row).etag, request.name)
+            policy = self._policies.current()
+            project_contents.refuse_unless_empty(
+                transaction, project, lambda need: policy.allowed(caller.principal, project, need)
+            )
+            held = tables.binding.c.domain == project
+            links = [
+                RoleLink(each.subject, each.role, each.domain)
+                for each in transaction.all(tables.binding.select().where(held))
+            ]
+            transaction.run(tables.binding.delete().where(held))
+            transaction.run(tables.upload.delete().where(tables.upload.c.project == project))
+            of_project = tables.tombstone.c.project == project
+            tombstones = transaction.run(tables.tombstone.delete().where(of_project))
+            self._erase(transaction, project)
+            transaction.run(tables.project.delete().where(this))
+            requests.forget_about(transaction, request.name)
+            self._policies.after_revoking(transaction, *links)
+            transaction.after_commit(lambda: self._events.publish(ACCESS, ROUTING))
+            return project_service_pb2.DeleteProjectResponse(
+                bindings=len(links), tombstones=tombstones
+            )
+
+        answer = project_service_pb2.DeleteProjectResponse
+        return self._changes.make(caller, request, answer, work)
 
 
 def _resource(row: Any) -> project_pb2.Project:  # noqa: ANN401  # a row of SQLAlchemy

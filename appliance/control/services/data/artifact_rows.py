@@ -9,15 +9,16 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row, Select, func, insert, select
+from sqlalchemy import Row, Select, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from appliance.control.services.common import paging
 from appliance.control.services.common.resources import check_project, missing
+from appliance.control.services.common.updates import check_etag, etag_of
 from appliance.control.store import tables
-from appliance.control.store.database import Reading, Transaction
+from appliance.control.store.database import Database, Reading, Transaction
 from appliance.core import names
-from appliance.core.errors import AlreadyExists
+from appliance.core.errors import AlreadyExists, NotFound
 from appliance.core.names import Name
 
 PENDING = "pending"
@@ -102,6 +103,14 @@ def version_of_uid(state: Reading, uid: str) -> Row[Any]:
     return row
 
 
+def check_there(database: Database, name: Name, row: Row[Any]) -> None:
+    """Raise NotFound when a version was deleted since: its files may go at any moment."""
+    with database.read() as state:
+        there = state.first(select(_version.uid).where(_version.uid == row.uid))
+    if there is None:
+        raise NotFound(f"{name} was deleted while it was downloaded", name=str(name))
+
+
 def latest(state: Reading, project: str, kind: str, artifact: str) -> str:
     """Name of the newest complete version; empty when there is none."""
     number = state.value(
@@ -110,6 +119,25 @@ def latest(state: Reading, project: str, kind: str, artifact: str) -> str:
         )
     )
     return "" if number is None else version_name(project, kind, artifact, int(number))
+
+
+def etag(state: Reading, row: Row[Any]) -> str:
+    """The etag of a dataset or model: of its description, and of which versions there are."""
+    # No number is given twice, so these two tell every set of versions from those before.
+    versions = select(func.count(), func.coalesce(func.max(_version.number), 0)).where(
+        *of_artifact(row.project, row.kind, row.id), _version.state == COMPLETE
+    )
+    found = state.first(versions)
+    return etag_of(row.description, row.create_time.isoformat(), *(found or ()))
+
+
+def describe(transaction: Transaction, name: Name, description: str, given_etag: str) -> Row[Any]:
+    """Change the description of a dataset or model; its row. Raises NotFound, Conflict."""
+    row = artifact_row(transaction, name)
+    check_etag(given_etag, etag(transaction, row), str(name))
+    this = _artifact.project == row.project, _artifact.kind == row.kind, _artifact.id == row.id
+    transaction.run(update(tables.artifact).where(*this).values(description=description))
+    return artifact_row(transaction, name)
 
 
 def job_name(state: Reading, uid: str | None) -> str:

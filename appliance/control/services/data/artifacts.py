@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row, func, insert, select, update
+from sqlalchemy import Row, delete, func, insert, select, update
 
 from appliance.control.services.common.keys import Keys
 from appliance.control.services.data import erasing
@@ -35,6 +35,7 @@ from appliance.control.services.data.storage_tasks import StorageTasks, Task, Ta
 from appliance.control.store import tables
 from appliance.control.store.database import Database, Reading, Transaction
 from appliance.control.store.objects import ObjectStore, new_uid
+from appliance.core import names
 from appliance.core.artifact_kinds import ONCE
 from appliance.core.errors import AlreadyExists, LeaseLost, NotFound, Tampered
 from appliance.crypto import statements
@@ -291,6 +292,16 @@ class Artifacts:
         )
         rows = [row for row in found if row is not None]
         erasing.erase(transaction, self._tasks, rows, self._database.generation + 1)
+
+    def erase_project(self, transaction: Transaction, project: str) -> None:
+        """Delete the keys of an empty project; what a job left behind goes with them."""
+        left = transaction.all(select(_version.uid).where(_version.project == project))
+        self.erase(transaction, [row.uid for row in left])
+        transaction.run(delete(tables.artifact).where(_artifact.project == project))
+        keys = tables.project_key
+        transaction.run(delete(keys).where(keys.c.project == project))
+        gone = [("", names.project(project), "")]
+        erasing.order_erasure(transaction, self._tasks, gone, self._database.generation + 1)
 
     def drop(self, transaction: Transaction, rows: Iterable[Row[Any]]) -> None:
         """Forget versions that are still pending: their keys now, their files soon."""

@@ -17,14 +17,16 @@ from typing import Any
 from google.protobuf import json_format
 from sqlalchemy import Row
 
-from appliance.api.data.v1 import dataset_pb2
+from appliance.api.data.v1 import dataset_pb2, tombstone_pb2
 from appliance.api.data.v1 import dataset_service_pb2 as rpc
 from appliance.control.services.common import paging
 from appliance.control.services.common.caller import Caller
 from appliance.control.services.common.change import Changes
 from appliance.control.services.common.resources import check_project, timestamp
+from appliance.control.services.common.updates import changed_fields
 from appliance.control.services.data import artifact_rows
 from appliance.control.services.data.artifacts import Artifacts, Provenance, Version
+from appliance.control.services.data.deletions import Deletions
 from appliance.control.services.data.documents import Documents
 from appliance.control.store import tables
 from appliance.control.store.database import Database, Reading, Transaction
@@ -42,18 +44,20 @@ _KINDS = {
 
 
 class Datasets:
-    """Makes, fills and shows datasets."""
+    """Makes, fills, shows, describes and deletes datasets."""
 
-    def __init__(
+    def __init__(  # the parts of the control plane it acts on
         self,
         database: Database,
         changes: Changes,
         artifacts: Artifacts,
+        deletions: Deletions,
         clock: Callable[[], datetime],
     ) -> None:
         self._database = database
         self._changes = changes
         self._artifacts = artifacts
+        self._deletions = deletions
         self._clock = clock
 
     def get(self, caller: Caller, name: str) -> dataset_pb2.Dataset:
@@ -91,11 +95,32 @@ class Datasets:
             now = self._clock()
             creator = caller.principal.name
             artifact_rows.create_artifact(transaction, name, description, creator, now)
-            return dataset_pb2.Dataset(
-                name=str(name), description=description, create_time=timestamp(now)
-            )
+            return _dataset(transaction, artifact_rows.artifact_row(transaction, name))
 
         return self._changes.make(caller, request, dataset_pb2.Dataset, work)
+
+    def update(self, caller: Caller, request: rpc.UpdateDatasetRequest) -> dataset_pb2.Dataset:
+        """Change the description. Raises NotFound, InvalidInput, Conflict."""
+        asked = request.dataset
+        name = Name.parse(asked.name, "dataset", field="dataset.name")
+        changed_fields(request, ("description",))
+        check_description(asked.description, "dataset.description")
+
+        def work(transaction: Transaction) -> dataset_pb2.Dataset:
+            row = artifact_rows.describe(transaction, name, asked.description, asked.etag)
+            return _dataset(transaction, row)
+
+        return self._changes.make(caller, request, dataset_pb2.Dataset, work)
+
+    def delete(self, caller: Caller, request: rpc.DeleteDatasetRequest) -> tombstone_pb2.Deletion:
+        """Delete one with all its versions. Raises as `Deletions.delete_whole`."""
+        return self._deletions.delete_whole(caller, request, "dataset")
+
+    def delete_version(
+        self, caller: Caller, request: rpc.DeleteDatasetVersionRequest
+    ) -> tombstone_pb2.Deletion:
+        """Delete one version. Raises as `Deletions.delete_version`."""
+        return self._deletions.delete_version(caller, request, "datasetVersion")
 
     def begin_upload(self, caller: Caller, first: rpc.UploadDatasetVersionRequest) -> Upload:
         """Start an upload with its first message, which names the dataset.
@@ -257,6 +282,7 @@ def _dataset(state: Reading, row: Row[Any]) -> dataset_pb2.Dataset:
         description=row.description,
         create_time=timestamp(row.create_time),
         latest_version=artifact_rows.latest(state, row.project, "dataset", row.id),
+        etag=artifact_rows.etag(state, row),
     )
 
 
@@ -274,6 +300,7 @@ def version_resource(state: Reading, row: Row[Any]) -> dataset_pb2.DatasetVersio
         job=artifact_rows.job_name(state, row.job),
         job_uid=row.job or "",
         inputs=row.inputs,
+        input_uids=row.input_uids,
         create_time=timestamp(row.complete_time),
         tokenizer=row.facts.get("tokenizer", ""),
     )

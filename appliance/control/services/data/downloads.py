@@ -20,7 +20,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from sqlalchemy import Row, select
+from sqlalchemy import Row
 
 from appliance.api.data.v1 import download_pb2
 from appliance.api.data.v1 import download_service_pb2 as rpc
@@ -93,32 +93,18 @@ class Downloads:
         try:
             return self._artifacts.open(row)
         except (NotFound, Tampered):
-            self._check_there(name, row)
+            artifact_rows.check_there(self._database, name, row)
             raise
 
-    def _looks(self, name: Name, row: Row[Any]) -> Callable[[], None]:
+    def _looks(self, name: Name, row: Row[Any]) -> Callable[..., None]:
         """Raises when a download must not go on; asks the state once a second."""
-        looked = self._monotonic()
 
-        def look(*, now: bool = False) -> None:
-            nonlocal looked
-            moment = self._monotonic()
-            if not now and moment - looked < LOOK_SECONDS:
-                return
-            looked = moment
+        def check() -> None:
             with self._database.read() as state:
                 _check_allowed(state, name)
-            self._check_there(name, row)
+            artifact_rows.check_there(self._database, name, row)
 
-        return look
-
-    def _check_there(self, name: Name, row: Row[Any]) -> None:
-        """Raise NotFound when a version was deleted: its files may go at any moment."""
-        version = tables.artifact_version.c
-        with self._database.read() as state:
-            there = state.first(select(version.uid).where(version.uid == row.uid))
-        if there is None:
-            raise NotFound(f"{name} was deleted while it was downloaded", name=str(name))
+        return each_second(check, self._monotonic)
 
 
 @dataclass(frozen=True)
@@ -127,6 +113,22 @@ class Start:
 
     files: tuple[str, ...]
     offset: int = 0
+
+
+def each_second(
+    check: Callable[[], None], monotonic: Callable[[], float] = time.monotonic
+) -> Callable[..., None]:
+    """A look for `pieces`: what it checks is checked once a second, and with `now` at once."""
+    looked = monotonic()
+
+    def look(*, now: bool = False) -> None:
+        nonlocal looked
+        moment = monotonic()
+        if now or moment - looked >= LOOK_SECONDS:
+            looked = moment
+            check()
+
+    return look
 
 
 def pieces(

@@ -46,7 +46,7 @@ _version = tables.artifact_version.c
 _tombstone = tables.tombstone.c
 
 Gone = tuple[str, str, str]
-"""Uid, resource name and digest of what is deleted."""
+"""Uid, resource name and digest of a version that is deleted; of a project its name alone."""
 
 
 def erase(
@@ -84,7 +84,7 @@ def order_erasure(
         tasks.add(
             transaction,
             TaskKind.ERASE_KEYS,
-            part[0][0],
+            part[0][0] or part[0][1],
             versions=versions,
             generation=generation,
         )
@@ -140,7 +140,10 @@ class Erasing:
         """Have deleted keys in no file, then say so. Raises Unavailable while a reader is in it."""
         self._empty_log(int(task.details["generation"]))
         for uid, name, digest in task.details["versions"]:
-            self._records.record("artifact.erased", name, uid=uid, digest=digest)
+            if uid:
+                self._records.record("artifact.erased", name, uid=uid, digest=digest)
+            else:
+                self._records.record("project.erased", name)
         uids = [uid for uid, _, _ in task.details["versions"]]
         with self._database.write() as transaction:
             transaction.run(

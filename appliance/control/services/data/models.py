@@ -16,15 +16,18 @@ from typing import Any
 
 from sqlalchemy import Row
 
+from appliance.api.data.v1 import tombstone_pb2
 from appliance.api.models.v1 import model_pb2
 from appliance.api.models.v1 import model_service_pb2 as rpc
 from appliance.control.services.common import paging
 from appliance.control.services.common.caller import Caller
 from appliance.control.services.common.change import Changes
 from appliance.control.services.common.resources import check_project, timestamp
+from appliance.control.services.common.updates import changed_fields
 from appliance.control.services.data import artifact_rows
 from appliance.control.services.data.artifacts import Artifacts, Provenance, Version
 from appliance.control.services.data.datasets import check_description
+from appliance.control.services.data.deletions import Deletions
 from appliance.control.services.data.model_intake import ModelFiles
 from appliance.control.store.database import Database, Reading, Transaction
 from appliance.core import names
@@ -34,18 +37,20 @@ from appliance.crypto.artifacts import ArtifactReader, manifest_digest
 
 
 class Models:
-    """Makes, fills and shows models."""
+    """Makes, fills, shows, describes and deletes models."""
 
-    def __init__(
+    def __init__(  # the parts of the control plane it acts on
         self,
         database: Database,
         changes: Changes,
         artifacts: Artifacts,
+        deletions: Deletions,
         clock: Callable[[], datetime],
     ) -> None:
         self._database = database
         self._changes = changes
         self._artifacts = artifacts
+        self._deletions = deletions
         self._clock = clock
 
     def get(self, caller: Caller, name: str) -> model_pb2.Model:
@@ -79,11 +84,32 @@ class Models:
             now = self._clock()
             creator = caller.principal.name
             artifact_rows.create_artifact(transaction, name, description, creator, now)
-            return model_pb2.Model(
-                name=str(name), description=description, create_time=timestamp(now)
-            )
+            return _model(transaction, artifact_rows.artifact_row(transaction, name))
 
         return self._changes.make(caller, request, model_pb2.Model, work)
+
+    def update(self, caller: Caller, request: rpc.UpdateModelRequest) -> model_pb2.Model:
+        """Change the description. Raises NotFound, InvalidInput, Conflict."""
+        asked = request.model
+        name = Name.parse(asked.name, "model", field="model.name")
+        changed_fields(request, ("description",))
+        check_description(asked.description, "model.description")
+
+        def work(transaction: Transaction) -> model_pb2.Model:
+            row = artifact_rows.describe(transaction, name, asked.description, asked.etag)
+            return _model(transaction, row)
+
+        return self._changes.make(caller, request, model_pb2.Model, work)
+
+    def delete(self, caller: Caller, request: rpc.DeleteModelRequest) -> tombstone_pb2.Deletion:
+        """Delete one with all its versions. Raises as `Deletions.delete_whole`."""
+        return self._deletions.delete_whole(caller, request, "model")
+
+    def delete_version(
+        self, caller: Caller, request: rpc.DeleteModelVersionRequest
+    ) -> tombstone_pb2.Deletion:
+        """Delete one version. Raises as `Deletions.delete_version`."""
+        return self._deletions.delete_version(caller, request, "modelVersion")
 
     def get_version(self, caller: Caller, name: str) -> model_pb2.ModelVersion:
         """One version."""
@@ -201,6 +227,7 @@ def _model(state: Reading, row: Row[Any]) -> model_pb2.Model:
         description=row.description,
         create_time=timestamp(row.create_time),
         latest_version=artifact_rows.latest(state, row.project, "model", row.id),
+        etag=artifact_rows.etag(state, row),
     )
 
 
@@ -219,5 +246,6 @@ def version_resource(state: Reading, row: Row[Any]) -> model_pb2.ModelVersion:
         job=artifact_rows.job_name(state, row.job),
         job_uid=row.job or "",
         inputs=row.inputs,
+        input_uids=row.input_uids,
         create_time=timestamp(row.complete_time),
     )

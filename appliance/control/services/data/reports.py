@@ -9,12 +9,13 @@ Called by `rpc.reports`.
 from __future__ import annotations
 
 from collections.abc import Generator
+from functools import partial
 from typing import Any
 
 from google.protobuf import json_format
 from sqlalchemy import Row, select
 
-from appliance.api.data.v1 import download_pb2
+from appliance.api.data.v1 import download_pb2, tombstone_pb2
 from appliance.api.reports.v1 import report_pb2
 from appliance.api.reports.v1 import report_service_pb2 as rpc
 from appliance.control.services.common import paging
@@ -22,21 +23,23 @@ from appliance.control.services.common.caller import Caller
 from appliance.control.services.common.resources import check_project, timestamp
 from appliance.control.services.data import artifact_rows
 from appliance.control.services.data.artifacts import Artifacts
-from appliance.control.services.data.downloads import pieces, start_of
+from appliance.control.services.data.deletions import Deletions
+from appliance.control.services.data.downloads import each_second, pieces, start_of
 from appliance.control.store import tables
 from appliance.control.store.database import Database, Reading
 from appliance.core import names
-from appliance.core.errors import Tampered
+from appliance.core.errors import NotFound, Tampered
 from appliance.core.names import Name
 from appliance.core.report_content import REPORT_FILE
 
 
 class Reports:
-    """Shows reports."""
+    """Shows and deletes reports."""
 
-    def __init__(self, database: Database, artifacts: Artifacts) -> None:
+    def __init__(self, database: Database, artifacts: Artifacts, deletions: Deletions) -> None:
         self._database = database
         self._artifacts = artifacts
+        self._deletions = deletions
 
     def get(self, caller: Caller, name: str) -> report_pb2.Report:
         """One report with what it says; NotFound while the job that makes it runs.
@@ -83,8 +86,18 @@ class Reports:
         name = Name.parse(request.name, "report")
         with self._database.read() as state:
             row = artifact_rows.version_row(state, name)
-        reader = self._artifacts.open(row)
-        return pieces(name, reader, start_of(reader, request), caller, lambda **_: None)
+        there = partial(artifact_rows.check_there, self._database, name, row)
+        try:
+            reader = self._artifacts.open(row)
+        except (NotFound, Tampered):
+            there()
+            raise
+        look = each_second(there)
+        return pieces(name, reader, start_of(reader, request), caller, look)
+
+    def delete(self, caller: Caller, request: rpc.DeleteReportRequest) -> tombstone_pb2.Deletion:
+        """Delete one. Raises as `Deletions.delete_version`."""
+        return self._deletions.delete_version(caller, request, "report")
 
 
 def _resource(state: Reading, row: Row[Any]) -> report_pb2.Report:
@@ -95,6 +108,7 @@ def _resource(state: Reading, row: Row[Any]) -> report_pb2.Report:
         job=artifact_rows.job_name(state, row.job),
         job_uid=row.job or "",
         inputs=row.inputs,
+        input_uids=row.input_uids,
         pictures=row.facts.get("pictures", 0),
         size_bytes=row.size_bytes,
         manifest_digest=row.manifest_digest,

@@ -9,12 +9,13 @@ from typing import Any
 
 from sqlalchemy import Row, select
 
-from appliance.api.data.v1 import tokenizer_pb2
+from appliance.api.data.v1 import tokenizer_pb2, tombstone_pb2
 from appliance.api.data.v1 import tokenizer_service_pb2 as rpc
 from appliance.control.services.common import paging
 from appliance.control.services.common.caller import Caller
 from appliance.control.services.common.resources import check_project, timestamp
 from appliance.control.services.data import artifact_rows
+from appliance.control.services.data.deletions import Deletions
 from appliance.control.store import tables
 from appliance.control.store.database import Database, Reading
 from appliance.core import names
@@ -22,10 +23,11 @@ from appliance.core.names import Name
 
 
 class Tokenizers:
-    """Shows tokenizers."""
+    """Shows and deletes tokenizers."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, deletions: Deletions) -> None:
         self._database = database
+        self._deletions = deletions
 
     def get(self, caller: Caller, name: str) -> tokenizer_pb2.Tokenizer:
         """One tokenizer; NotFound while the job that makes it runs."""
@@ -57,6 +59,10 @@ class Tokenizers:
             return rpc.ListTokenizersResponse(
                 tokenizers=[_resource(state, row) for row in page], next_page_token=token
             )
+
+    def delete(self, caller: Caller, request: rpc.DeleteTokenizerRequest) -> tombstone_pb2.Deletion:
+        """Delete one. Raises as `Deletions.delete_version`."""
+        return self._deletions.delete_version(caller, request, "tokenizer")
 
 
 def _resource(state: Reading, row: Row[Any]) -> tokenizer_pb2.Tokenizer:

@@ -1,0 +1,76 @@
+"""One way for commands to delete what cannot be made again.
+
+In a terminal it is said first what goes, and the name has to be typed; a script gives `--yes`. What
+was asked about is what is deleted: its etag goes with the call, so that what has come in between
+stays. Called by the `delete` command of each noun that holds data.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from appliance.cli import prompts
+from appliance.cli.output import field
+
+if TYPE_CHECKING:
+    from appliance.cli.session import CommandSession
+
+_Function = Callable[..., Any]
+COLUMNS = [
+    ("VERSIONS", field("versions")),
+    ("BYTES", field("size_bytes")),
+    ("TOMBSTONES", lambda row: ", ".join(name.rpartition("/")[2] for name in row["tombstones"])),
+]
+
+
+def yes_option() -> Callable[[_Function], _Function]:
+    """`--yes`, for commands that ask before they delete something."""
+    return click.option("--yes", is_flag=True, help="Delete it without asking, as scripts do.")
+
+
+def confirm(name: str, says: str) -> None:
+    """Let a person type the name of what is deleted, or its last part.
+
+    Args:
+        name: of it, whole.
+        says: what goes, and whether it comes back; one sentence.
+
+    Raises:
+        Declined: something else was typed, or nobody is there.
+    """
+    if not prompts.interactive():
+        raise prompts.Declined("nothing was deleted: repeat it in a terminal, or give --yes")
+    click.echo(says, err=True)
+    typed = str(click.prompt(f"Type {name} to delete it", err=True)).strip()
+    if typed != name:
+        raise prompts.Declined("nothing was deleted: another name was typed")
+
+
+def delete(session: CommandSession, rpc: str, name: str, etag: str, *, yes: bool) -> None:
+    """Call a Delete method of something with versions, and show what went.
+
+    Args:
+        session: of the command.
+        rpc: such as `DatasetService.DeleteDataset`.
+        name: of it, whole.
+        etag: that it must have; empty for any.
+        yes: ask nothing.
+    """
+    if not yes:
+        if not prompts.interactive():
+            raise prompts.Declined("nothing was deleted: repeat it in a terminal, or give --yes")
+        would = session.call(
+            rpc, name=name, etag=etag, validate_only=True, request_id=str(uuid.uuid4())
+        )
+        versions = "1 version" if would.versions == 1 else f"{would.versions} versions"
+        confirm(
+            name,
+            f"{name} goes with {versions} ({would.size_bytes} bytes), and the keys with it: only a "
+            "backup has them then, and nothing brings them back.",
+        )
+        etag = would.etag
+    session.show(session.call(rpc, name=name, etag=etag), COLUMNS)

@@ -1,0 +1,42 @@
+"""`appliance tombstone`: what is left of versions that were deleted."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from appliance.cli.command import command as make
+from appliance.cli.output import field, last
+
+if TYPE_CHECKING:
+    from appliance.cli.session import CommandSession
+
+COLUMNS = [
+    ("TOMBSTONE", last()),
+    ("DELETED", field("deleted")),
+    ("BY", field("deleter")),
+    ("WHEN", field("delete_time")),
+    ("KEY GONE", field("erase_time")),
+    ("BYTES GONE", field("purge_time")),
+]
+
+command = click.Group("tombstone", help="See what is left of versions that were deleted.")
+
+
+@make("list", "TombstoneService.ListTombstones", group=command, project=True)
+def list_(session: CommandSession) -> None:
+    """List the tombstones of a project, what was deleted last first."""
+    rows = session.list("TombstoneService.ListTombstones", "tombstones", parent=session.parent)
+    session.show(rows, COLUMNS)
+
+
+@make("get", "TombstoneService.GetTombstone", group=command, project=True)
+@click.argument("name", metavar="TOMBSTONE")
+def get(session: CommandSession, name: str) -> None:
+    """Show one tombstone, with what was signed of the version.
+
+    Its name is the version's uid, as `input_uids` of what was made from it have it.
+    """
+    full = session.name("tombstone", name)
+    session.show(session.call("TombstoneService.GetTombstone", name=full))
