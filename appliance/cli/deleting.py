@@ -15,6 +15,7 @@ import click
 
 from appliance.cli import prompts
 from appliance.cli.output import field
+from appliance.core import names
 
 if TYPE_CHECKING:
     from appliance.cli.session import CommandSession
@@ -33,21 +34,32 @@ def yes_option() -> Callable[[_Function], _Function]:
 
 
 def confirm(name: str, says: str) -> None:
-    """Let a person type the name of what is deleted, or its last part.
+    """Let a person type the name of what is deleted, short (`docs/3`) or whole.
 
     Args:
         name: of it, whole.
         says: what goes, and whether it comes back; one sentence.
 
-    Raises:
-        Declined: something else was typed, or nobody is there.
+    Raises Declined when something else was typed.
+    """
+    ids = names.Name.parse(name).ids
+    short = "/".join(ids[1:] or ids)
+    click.echo(says, err=True)
+    typed = str(click.prompt(f"Type {short} to delete it", err=True)).strip()
+    if typed not in {short, name}:
+        raise prompts.Declined("nothing was deleted: another name was typed")
+
+
+def would_delete(session: CommandSession, rpc: str, name: str, etag: str) -> Any:
+    """What a Delete method would answer, before a person is asked; what is in use is said here.
+
+    Raises Declined when nobody is there to be asked.
     """
     if not prompts.interactive():
         raise prompts.Declined("nothing was deleted: repeat it in a terminal, or give --yes")
-    click.echo(says, err=True)
-    typed = str(click.prompt(f"Type {name} to delete it", err=True)).strip()
-    if typed != name:
-        raise prompts.Declined("nothing was deleted: another name was typed")
+    # With an id of its own: that of the command belongs to the deletion.
+    request_id = str(uuid.uuid4())
+    return session.call(rpc, name=name, etag=etag, validate_only=True, request_id=request_id)
 
 
 def delete(session: CommandSession, rpc: str, name: str, etag: str, *, yes: bool) -> None:
@@ -61,11 +73,7 @@ def delete(session: CommandSession, rpc: str, name: str, etag: str, *, yes: bool
         yes: ask nothing.
     """
     if not yes:
-        if not prompts.interactive():
-            raise prompts.Declined("nothing was deleted: repeat it in a terminal, or give --yes")
-        would = session.call(
-            rpc, name=name, etag=etag, validate_only=True, request_id=str(uuid.uuid4())
-        )
+        would = would_delete(session, rpc, name, etag)
         versions = "1 version" if would.versions == 1 else f"{would.versions} versions"
         confirm(
             name,

@@ -8,7 +8,7 @@ import click
 
 from appliance.cli import binding, endpoint, updating
 from appliance.cli.command import command as make
-from appliance.cli.deleting import confirm, yes_option
+from appliance.cli.deleting import confirm, would_delete, yes_option
 from appliance.cli.describing import Rows, section
 from appliance.cli.output import field, last
 from appliance.cli.updating import etag_option
@@ -92,11 +92,12 @@ def update(session: CommandSession, name: str, etag: str, **given: object) -> No
 @yes_option()
 def delete(session: CommandSession, name: str, etag: str, *, yes: bool) -> None:
     """Delete an empty project with its key, its tombstones and its bindings, for ever."""
-    full = session.name("project", name)
+    full, rpc = session.name("project", name), "ProjectService.DeleteProject"
     if not yes:
+        would = would_delete(session, rpc, full, etag)
         confirm(
             full,
-            f"{full} goes if it is empty, with its key, its tombstones, and who holds which role "
-            "in it.",
+            f"{full} is empty and goes with its key, {would.tombstones} tombstones and "
+            f"{would.bindings} bindings, for ever.",
         )
-    session.show(session.call("ProjectService.DeleteProject", name=full, etag=etag))
+    session.show(session.call(rpc, name=full, etag=etag))

@@ -81,6 +81,20 @@ async def test_one_that_cannot_be_read_is_read_again_after_a_pause(desk: Desk) -
 
 
 @pytest.mark.attack
+async def test_another_version_of_the_same_name_is_read_anew(desk: Desk) -> None:
+    """Endpoint and model were deleted and made again while the gateway heard of nothing."""
+    source = Source()
+    found = source.models(desk)
+    before = dataclasses.replace(ROUTE, model_uid="old")
+    first = await found.get(before)
+    source.content = "other"
+    after = dataclasses.replace(ROUTE, model_uid="new")
+    found.apply(dataclasses.replace(NOTHING, routes={after.endpoint: after}))
+    assert await found.get(after) is not first
+    assert [held for _, held in source.asked] == [[], ["c"]]
+
+
+@pytest.mark.attack
 async def test_a_broken_one_is_not_prepared_with_each_call(desk: Desk) -> None:
     """To prepare one of 60 MiB stops the interpreter for seconds."""
     source = Source()

@@ -279,7 +279,7 @@ async def test_users_that_the_caller_may_not_list_are_counted_and_not_named(
 
     monkeypatch.setattr(policy, "allowed", without_jobs)
     said = why_not(lab, name)
-    assert "1 jobs that you may not list" in said
+    assert "jobs: 1 that you may not list" in said
     assert "secret-job" not in said
 
 

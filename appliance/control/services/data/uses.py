@@ -132,7 +132,7 @@ def _said(what: str, users: Sequence[Use], sees: Callable[[str], bool]) -> str:
     if more := len(seen) - len(said):
         said.append(f"and {more} more {what}")
     if hidden:
-        said.append(f"{hidden} {what} that you may not list")
+        said.append(f"{what}: {hidden} that you may not list")
     return "; ".join(said)
 
 
