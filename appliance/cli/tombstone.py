@@ -12,13 +12,13 @@ from appliance.cli.output import field, last
 if TYPE_CHECKING:
     from appliance.cli.session import CommandSession
 
+_GONE = {"erase_time": "key", "purge_time": "bytes"}
 COLUMNS = [
     ("TOMBSTONE", last()),
-    ("DELETED", field("deleted")),
-    ("BY", field("deleter")),
+    ("DELETED", lambda row: row["deleted"].split("/", 2)[2]),
+    ("BY", last("deleter")),
+    ("GONE", lambda row: ", ".join(word for time, word in _GONE.items() if row[time])),
     ("WHEN", field("delete_time")),
-    ("KEY GONE", field("erase_time")),
-    ("BYTES GONE", field("purge_time")),
 ]
 
 command = click.Group("tombstone", help="See what is left of versions that were deleted.")

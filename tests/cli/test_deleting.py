@@ -105,10 +105,12 @@ def test_tombstones_are_listed_with_what_is_gone(command: Run, logged_in: FakeAp
         deleted=f"{DOCS}/versions/3",
         deleter="users/alice",
     )
+    logged_in.answers["TombstoneService.GetTombstone"] = tombstone
+    tombstone.erase_time.GetCurrentTime()
     page = tombstone_service_pb2.ListTombstonesResponse(tombstones=[tombstone])
     logged_in.answers["TombstoneService.ListTombstones"] = page
-    logged_in.answers["TombstoneService.GetTombstone"] = tombstone
-    assert f"{DOCS}/versions/3" in command("tombstone", "list").out
+    listed = command("tombstone", "list").out.split()
+    assert listed[5:9] == [UID, "datasets/docs/versions/3", "alice", "key"]
     assert UID in command("tombstone", "get", UID).out
     (call,) = logged_in.named("TombstoneService.GetTombstone")
     assert call.request.name == tombstone.name

@@ -13,7 +13,7 @@ import pytest
 
 from appliance.api.data.v1 import dataset_service_pb2, download_pb2
 from appliance.api.data.v1 import download_service_pb2 as rpc
-from appliance.api.projects.v1 import project_service_pb2
+from appliance.api.projects.v1 import project_pb2, project_service_pb2
 from appliance.control.services.common.caller import Caller
 from appliance.control.services.data import downloads
 from appliance.control.services.data.downloads import LOOK_SECONDS, PIECE_BYTES
@@ -124,11 +124,14 @@ def test_a_project_allows_nothing_until_somebody_says_so(lab: Lab) -> None:
         with pytest.raises(FailedPrecondition, match=r"project update demo --allow-downloads"):
             get(lab, name)
     projects = lab.projects
-    request = project_service_pb2.UpdateProjectRequest(name="projects/demo", allow_downloads=True)
+    request = project_service_pb2.UpdateProjectRequest(
+        project=project_pb2.Project(name="projects/demo", allow_downloads=True),
+        update_mask={"paths": ["allow_downloads"]},
+    )
     assert projects.update(ALICE, request).allow_downloads
     assert projects.get(ALICE, "projects/demo").allow_downloads
     assert files_of(get(lab, text)) == {"part-00000.jsonl": b"{}\n"}
-    request.allow_downloads = False
+    request.project.allow_downloads = False
     assert not projects.update(ALICE, request).allow_downloads
     with pytest.raises(FailedPrecondition):
         get(lab, text)
@@ -136,9 +139,11 @@ def test_a_project_allows_nothing_until_somebody_says_so(lab: Lab) -> None:
 
 def test_an_update_says_what_it_changes(lab: Lab) -> None:
     projects = lab.projects
-    with pytest.raises(InvalidInput, match="allow_downloads is not set"):
-        projects.update(ALICE, project_service_pb2.UpdateProjectRequest(name="projects/demo"))
-    none = project_service_pb2.UpdateProjectRequest(name="projects/none", allow_downloads=True)
+    demo, none = (project_pb2.Project(name=f"projects/{name}") for name in ("demo", "none"))
+    with pytest.raises(InvalidInput, match="update_mask names no field"):
+        projects.update(ALICE, project_service_pb2.UpdateProjectRequest(project=demo))
+    mask = {"paths": ["allow_downloads"]}
+    none = project_service_pb2.UpdateProjectRequest(project=none, update_mask=mask)
     with pytest.raises(NotFound):
         projects.update(ALICE, none)
 
