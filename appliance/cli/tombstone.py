@@ -17,7 +17,7 @@ COLUMNS = [
     ("TOMBSTONE", last()),
     ("DELETED", lambda row: row["deleted"].split("/", 2)[2]),
     ("BY", last("deleter")),
-    ("GONE", lambda row: ", ".join(word for time, word in _GONE.items() if row[time])),
+    ("GONE", lambda row: ", ".join(word for time, word in _GONE.items() if row.get(time))),
     ("WHEN", field("delete_time")),
 ]
 

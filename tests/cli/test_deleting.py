@@ -109,7 +109,9 @@ def test_tombstones_are_listed_with_what_is_gone(command: Run, logged_in: FakeAp
     tombstone.erase_time.GetCurrentTime()
     page = tombstone_service_pb2.ListTombstonesResponse(tombstones=[tombstone])
     logged_in.answers["TombstoneService.ListTombstones"] = page
-    listed = command("tombstone", "list").out.split()
+    done = command("tombstone", "list")
+    assert done.err == ""
+    listed = done.out.split()
     assert listed[5:9] == [UID, "datasets/docs/versions/3", "alice", "key"]
     assert UID in command("tombstone", "get", UID).out
     (call,) = logged_in.named("TombstoneService.GetTombstone")
