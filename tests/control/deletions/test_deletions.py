@@ -243,6 +243,27 @@ def test_an_open_upload_is_named_with_who_began_it(lab: Lab) -> None:
     assert drop(lab, DATASET).versions == 1
 
 
+def test_an_upload_that_became_a_version_does_not_name_another_one_later(lab: Lab) -> None:
+    name = lab.text()
+    row = {
+        "uid": "f" * 32,
+        "project": PROJECT,
+        "kind": "dataset",
+        "artifact": "raw",
+        "principal": "user:alice",
+        "creator": "users/alice",
+        "state": "COMMITTED",
+        "version": lab.version_row(name).uid,
+        "version_name": name,
+        "create_time": lab.time.wall(),
+        "expire_time": lab.time.wall(),
+    }
+    with lab.database.write() as transaction:
+        transaction.run(tables.upload.insert().values(**row))
+    drop(lab, name)
+    assert lab.rows(tables.upload) == []
+
+
 def test_an_upload_in_one_stream_is_said_too(lab: Lab) -> None:
     lab.text()
     intake = lab.datasets.begin_upload(ALICE, datasets.UploadDatasetVersionRequest(parent=DATASET))

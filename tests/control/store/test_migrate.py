@@ -1,5 +1,6 @@
 """The schema: migrations make exactly the tables the code uses, and a strange file is refused."""
 
+import json
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -79,7 +80,7 @@ NEWER = {
 NEW_TABLES = {"tombstone", "version_key"}
 
 
-def made_before(path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def made_before(path: Path, monkeypatch: pytest.MonkeyPatch, *more: str) -> Path:
     """A signed state of revision 0013, with a project and a version that a job makes."""
     before = {
         table: tuple(column for column in columns if column not in NEWER.get(table, ()))
@@ -125,6 +126,8 @@ def made_before(path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             raw.execute(
                 f"INSERT INTO artifact_version ({', '.join(names)}) VALUES ({marks})", values
             )
+            for statement in more:
+                raw.execute(statement)
         database = Database(path)
         with database.migrator().begin() as connection:
             RowMacs(ROW_KEY).sign_all(raw_of(connection))
@@ -149,6 +152,32 @@ def test_a_signed_state_of_before_is_verified_migrated_and_signed(
         assert state.value(select(tables.version_key.c.wrapped_key)) == PAD + b"wrapped"
         assert state.value(select(tables.project_key.c.wrapped_key)) == PAD + b"\xaa"
     assert migrate.check(*checked(database), signed=True) == []
+    database.close()
+
+
+def test_what_jobs_and_versions_read_is_bound_by_an_upgrade(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"projects/p/{each}" for each in ("models/0/versions/0", "models/gone/versions/1")]
+    point = "projects/p/jobs/one/checkpoints/e2-step-30"
+    path = made_before(
+        tmp_path / "state.db",
+        monkeypatch,
+        "INSERT INTO job (uid, project, id, kind, spec, state, reason, message, epoch, placement, "
+        "progress, restarts, outputs, result, failures, creator, create_time, revision) VALUES ("
+        f"""'j', 'p', 'one', 'train', '{{"a": ["{names[0]}"], "b": {{"c": "{point}"}}}}', """
+        "'QUEUED', '', '', 0, '[]', '{}', 0, '{}', '{}', 0, 'users/a', 0, 1)",
+        "INSERT INTO checkpoint VALUES ('j', 2, 30, 'd', 1, 'COMPLETE', 0)",
+        f"UPDATE artifact_version SET inputs = '{json.dumps(names)}'",
+    )
+    database = Database(path)
+    assert migrate.check(database, RowMacs(ROW_KEY), CLUSTER, signed=True) == []
+    with database.read() as state:
+        assert state.value(select(tables.job.c.inputs)) == {
+            names[0]: "u",
+            point: "j/e2-step-30",
+        }
+        assert state.value(select(tables.artifact_version.c.input_uids)) == ["u", ""]
     database.close()
 
 

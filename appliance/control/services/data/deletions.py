@@ -28,7 +28,7 @@ from appliance.control.auth.policy import PolicyStore
 from appliance.control.services.common.caller import Caller
 from appliance.control.services.common.change import Changes
 from appliance.control.services.common.updates import check_etag
-from appliance.control.services.data import artifact_rows, tombstones, uses
+from appliance.control.services.data import artifact_rows, tombstones, upload_rows, uses
 from appliance.control.services.data.artifact_rows import COMPLETE, of_artifact
 from appliance.control.services.data.artifacts import Artifacts
 from appliance.control.store import requests, tables
@@ -166,6 +166,10 @@ class Deletions:
                 .where(*this, _artifact.id == row.artifact)
                 .values(deleted_number=higher)
             )
+            # It would go on to name a version that another one has the name of by then.
+            upload = tables.upload.c
+            committed = upload.version == row.uid, upload.state == upload_rows.COMMITTED
+            transaction.run(delete(tables.upload).where(*committed))
         self._artifacts.erase(transaction, [row.uid for row in rows])
         if asked.validate_only:
             return

@@ -173,10 +173,12 @@ class Erasing:
                 return
             now = self._monotonic()
             reached = self._database.generation
-            if now < self._next_try or not self._database.empty_log():
-                self._next_try = max(self._next_try, now + TRY_SECONDS)
-                raise Unavailable(
-                    "somebody reads the state, so the deleted keys are still in its log of writes",
-                    retry_after=TRY_SECONDS,
-                )
-            self._emptied = reached
+            if now >= self._next_try:
+                self._next_try = now + TRY_SECONDS
+                if self._database.empty_log():
+                    self._emptied, self._next_try = reached, now
+                    return
+            raise Unavailable(
+                "somebody reads the state, so the deleted keys are still in its log of writes",
+                retry_after=TRY_SECONDS,
+            )

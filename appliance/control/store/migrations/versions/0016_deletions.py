@@ -77,7 +77,8 @@ def _make_tables() -> None:
 
 def _move_keys(connection: sa.Connection) -> None:
     """Keys of versions go into their own table, and all of them are written as they are now."""
-    for uid, key in connection.execute(sa.text("SELECT uid, wrapped_key FROM artifact_version")):
+    keys = connection.execute(sa.text("SELECT uid, wrapped_key FROM artifact_version")).all()
+    for uid, key in keys:
         connection.execute(
             sa.text("INSERT INTO version_key VALUES (:uid, :key)"), {"uid": uid, "key": PAD + key}
         )
