@@ -16,6 +16,7 @@ from appliance.api.audit.v1 import audit_service_pb2
 from appliance.api.audit.v1 import record_pb2
 from appliance.api.data.v1 import dataset_pb2
 from appliance.api.data.v1 import tokenizer_pb2
+from appliance.api.data.v1 import tombstone_pb2
 from appliance.api.jobs.v1 import checkpoint_pb2
 from appliance.api.jobs.v1 import job_event_pb2
 from appliance.api.jobs.v1 import job_log_pb2
@@ -25,6 +26,7 @@ from appliance.api.models.v1 import model_pb2
 from appliance.api.nodes.v1 import node_pb2
 from appliance.api.nodes.v1 import node_service_pb2
 from appliance.api.projects.v1 import project_pb2
+from appliance.api.projects.v1 import project_service_pb2
 from appliance.api.reports.v1 import report_pb2
 from appliance.api.serving.v1 import endpoint_pb2
 from appliance.api.serving.v1 import endpoint_service_pb2
@@ -361,6 +363,73 @@ class AsyncDatasetCalls:
             dataset_pb2.PrepareReport,
             timeout,
             name=self._calls.requests.name("datasetVersion", name),
+        )
+
+    async def update(
+        self,
+        dataset: dataset_pb2.Dataset | Mapping[str, Any],
+        *,
+        update_mask: Sequence[str] | None = None,
+        request_id: str = "",
+        validate_only: bool = False,
+        timeout: float | None = DEADLINE,
+    ) -> dataset_pb2.Dataset:
+        """Changes the fields that `update_mask` names."""
+        dataset, mask = self._calls.requests.changed("dataset", dataset, update_mask)
+        return await self._calls.unary(
+            "DatasetService.UpdateDataset",
+            dataset_pb2.Dataset,
+            timeout,
+            dataset=dataset,
+            update_mask=mask,
+            request_id=request_id,
+            validate_only=validate_only,
+        )
+
+    async def delete(
+        self,
+        name: str,
+        *,
+        etag: str = "",
+        request_id: str = "",
+        validate_only: bool = False,
+        timeout: float | None = DEADLINE,
+    ) -> tombstone_pb2.Deletion:
+        """Deletes a dataset with all its versions and their keys, which cannot be undone.
+
+        Refused with the names of what uses one of them.
+        """
+        return await self._calls.unary(
+            "DatasetService.DeleteDataset",
+            tombstone_pb2.Deletion,
+            timeout,
+            name=self._calls.requests.name("dataset", name),
+            etag=etag,
+            request_id=request_id,
+            validate_only=validate_only,
+        )
+
+    async def delete_version(
+        self,
+        name: str,
+        *,
+        etag: str = "",
+        request_id: str = "",
+        validate_only: bool = False,
+        timeout: float | None = DEADLINE,
+    ) -> tombstone_pb2.Deletion:
+        """Deletes a version and its key, which cannot be undone.
+
+        Refused with the names of what uses it.
+        """
+        return await self._calls.unary(
+            "DatasetService.DeleteDatasetVersion",
+            tombstone_pb2.Deletion,
+            timeout,
+            name=self._calls.requests.name("datasetVersion", name),
+            etag=etag,
+            request_id=request_id,
+            validate_only=validate_only,
         )
 
 
@@ -989,6 +1058,73 @@ class AsyncModelCalls:
             parent=self._calls.requests.name("model", parent),
         )
 
+    async def update(
+        self,
+        model: model_pb2.Model | Mapping[str, Any],
+        *,
+        update_mask: Sequence[str] | None = None,
+        request_id: str = "",
+        validate_only: bool = False,
+        timeout: float | None = DEADLINE,
+    ) -> model_pb2.Model:
+        """Changes the fields that `update_mask` names."""
+        model, mask = self._calls.requests.changed("model", model, update_mask)
+        return await self._calls.unary(
+            "ModelService.UpdateModel",
+            model_pb2.Model,
+            timeout,
+            model=model,
+            update_mask=mask,
+            request_id=request_id,
+            validate_only=validate_only,
+        )
+
+    async def delete(
+        self,
+        name: str,
+        *,
+        etag: str = "",
+        request_id: str = "",
+        validate_only: bool = False,
+        timeout: float | None = DEADLINE,
+    ) -> tombstone_pb2.Deletion:
+        """Deletes a model with all its versions and their keys, which cannot be undone.
+
+        Refused with the names of what uses one of them.
+        """
+        return await self._calls.unary(
+            "ModelService.DeleteModel",
+            tombstone_pb2.Deletion,
+            timeout,
+            name=self._calls.requests.name("model", name),
+            etag=etag,
+            request_id=request_id,
+            validate_only=validate_only,
+        )
+
+    async def delete_version(
+        self,
+        name: str,
+        *,
+        etag: str = "",
+        request_id: str = "",
+        validate_only: bool = False,
+        timeout: float | None = DEADLINE,
+    ) -> tombstone_pb2.Deletion:
+        """Deletes a version and its key, which cannot be undone.
+
+        Refused with the names of what uses it.
+        """
+        return await self._calls.unary(
+            "ModelService.DeleteModelVersion",
+            tombstone_pb2.Deletion,
+            timeout,
+            name=self._calls.requests.name("modelVersion", name),
+            etag=etag,
+            request_id=request_id,
+            validate_only=validate_only,
+        )
+
 
 class AsyncNodeCalls:
     """Manages servers."""
@@ -1275,6 +1411,28 @@ class AsyncProjectCalls:
             validate_only=validate_only,
         )
 
+    async def delete(
+        self,
+        name: str,
+        *,
+        etag: str = "",
+        request_id: str = "",
+        validate_only: bool = False,
+        timeout: float | None = DEADLINE,
+    ) -> project_service_pb2.DeleteProjectResponse:
+        """Deletes an empty project with its key, its tombstones and who holds which role in
+        it. Refused with the names of what is in it.
+        """
+        return await self._calls.unary(
+            "ProjectService.DeleteProject",
+            project_service_pb2.DeleteProjectResponse,
+            timeout,
+            name=self._calls.requests.name("project", name),
+            etag=etag,
+            request_id=request_id,
+            validate_only=validate_only,
+        )
+
 
 class AsyncReportCalls:
     """Shows the reports of jobs."""
@@ -1309,6 +1467,29 @@ class AsyncReportCalls:
             "reports",
             timeout,
             parent=self._calls.requests.project(project),
+        )
+
+    async def delete(
+        self,
+        name: str,
+        *,
+        etag: str = "",
+        request_id: str = "",
+        validate_only: bool = False,
+        timeout: float | None = DEADLINE,
+    ) -> tombstone_pb2.Deletion:
+        """Deletes a report and its key, which cannot be undone.
+
+        Refused with the names of what uses it.
+        """
+        return await self._calls.unary(
+            "ReportService.DeleteReport",
+            tombstone_pb2.Deletion,
+            timeout,
+            name=self._calls.requests.name("report", name),
+            etag=etag,
+            request_id=request_id,
+            validate_only=validate_only,
         )
 
 
@@ -1611,6 +1792,29 @@ class AsyncTokenizerCalls:
             "tokenizers",
             timeout,
             parent=self._calls.requests.project(project),
+        )
+
+    async def delete(
+        self,
+        name: str,
+        *,
+        etag: str = "",
+        request_id: str = "",
+        validate_only: bool = False,
+        timeout: float | None = DEADLINE,
+    ) -> tombstone_pb2.Deletion:
+        """Deletes a tokenizer and its key, which cannot be undone.
+
+        Refused with the names of what uses it.
+        """
+        return await self._calls.unary(
+            "TokenizerService.DeleteTokenizer",
+            tombstone_pb2.Deletion,
+            timeout,
+            name=self._calls.requests.name("tokenizer", name),
+            etag=etag,
+            request_id=request_id,
+            validate_only=validate_only,
         )
 
 

@@ -608,7 +608,7 @@ async def test_what_somebody_waits_for_comes_before_deletions(lab: Lab) -> None:
         tasks.add(transaction, TaskKind.REGISTER, "one")
         for step in (2, 3):
             tasks.add(transaction, TaskKind.CHECK_CHECKPOINT, "two", epoch=1, step=step)
-    taken = [tasks.take() for _ in range(6)]
+    taken = [tasks.take(TaskKind) for _ in range(6)]
     # Of one subject one at a time.
     assert [task and task.subject for task in taken] == [
         "one",
@@ -621,14 +621,14 @@ async def test_what_somebody_waits_for_comes_before_deletions(lab: Lab) -> None:
     first = taken[0]
     assert first is not None
     tasks.failed(first, "it hangs")
-    assert tasks.take() is None
+    assert tasks.take(TaskKind) is None
     lab.forward(1)
-    again = tasks.take()
+    again = tasks.take(TaskKind)
     assert again is not None
     assert (again.subject, again.attempts) == ("one", 1)
     # A thread of ours still has it, however long ago it took it.
     lab.forward(2 * 3600, served=False)
-    assert tasks.take() is None
+    assert tasks.take(TaskKind) is None
 
 
 async def test_a_paused_job_needs_room_for_a_checkpoint_and_leaves_no_half_ones(

@@ -46,7 +46,8 @@ _version = tables.artifact_version.c
 _tombstone = tables.tombstone.c
 
 Gone = tuple[str, str, str]
-"""Uid, resource name and digest of a version that is deleted; of a project its name alone."""
+"""Uid, name and digest of a version that is deleted, without a name if nobody is told of it; of a
+project its name alone."""
 
 
 def erase(
@@ -68,9 +69,10 @@ def erase(
         if not transaction.run(delete(tables.artifact_version).where(_version.uid == row.uid)):
             continue
         _delete_empty(transaction, row)
-        name = version_name(row.project, row.kind, row.artifact, row.number)
+        name = _name_in_records(row)
         gone.append((row.uid, name, row.manifest_digest))
-        tasks.add(transaction, TaskKind.DELETE_FOLDER, row.folder, uid=row.uid, name=name)
+        details = {"uid": row.uid, "name": name} if name else {}
+        tasks.add(transaction, TaskKind.DELETE_FOLDER, row.folder, **details)
     order_erasure(transaction, tasks, gone, generation)
 
 
@@ -88,6 +90,13 @@ def order_erasure(
             versions=versions,
             generation=generation,
         )
+
+
+def _name_in_records(row: Row[Any]) -> str:
+    """The name by which the audit log tells of a version; empty for what came to nothing."""
+    if row.state == PENDING and row.kind != CHECKPOINTS:
+        return ""
+    return version_name(row.project, row.kind, row.artifact, row.number)
 
 
 def _delete_empty(transaction: Transaction, row: Row[Any]) -> None:
@@ -140,9 +149,9 @@ class Erasing:
         """Have deleted keys in no file, then say so. Raises Unavailable while a reader is in it."""
         self._empty_log(int(task.details["generation"]))
         for uid, name, digest in task.details["versions"]:
-            if uid:
+            if uid and name:
                 self._records.record("artifact.erased", name, uid=uid, digest=digest)
-            else:
+            elif name:
                 self._records.record("project.erased", name)
         uids = [uid for uid, _, _ in task.details["versions"]]
         with self._database.write() as transaction:

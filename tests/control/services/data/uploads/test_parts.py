@@ -373,16 +373,16 @@ def test_commits_leave_threads_for_other_work(lab: Lab) -> None:
         send(lab, upload.name, 0, ONE)
         commit(lab, upload.name, [ONE])
     tasks = lab.work.tasks
-    first, second = tasks.take(), tasks.take()
+    first, second = tasks.take(TaskKind), tasks.take(TaskKind)
     assert first is not None
     assert second is not None
-    assert (first.kind, second.kind, tasks.take()) == (
+    assert (first.kind, second.kind, tasks.take(TaskKind)) == (
         TaskKind.COMMIT_UPLOAD,
         TaskKind.COMMIT_UPLOAD,
         None,
     )
     tasks.done(first)
-    third = tasks.take()
+    third = tasks.take(TaskKind)
     assert third is not None
     assert third.kind is TaskKind.COMMIT_UPLOAD
 

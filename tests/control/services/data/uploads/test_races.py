@@ -11,6 +11,7 @@ import pytest
 from appliance.api.data.v1 import dataset_service_pb2
 from appliance.api.data.v1 import upload_service_pb2 as rpc
 from appliance.control.services.data import upload_folder, upload_ids, upload_parts
+from appliance.control.services.data.storage_tasks import TaskKind
 from appliance.core.errors import (
     PROGRESS,
     AlreadyExists,
@@ -215,10 +216,10 @@ def test_two_commits_are_taken_at_a_time_and_no_third(
             yield transaction
         if first:
             first.clear()
-            taken.extend([tasks.take(), tasks.take()])
+            taken.extend([tasks.take(TaskKind), tasks.take(TaskKind)])
 
     monkeypatch.setattr(lab.database, "write", then_others)
-    taken.append(tasks.take())
+    taken.append(tasks.take(TaskKind))
     assert sum(task is not None for task in taken) == 2
 
 
@@ -239,8 +240,8 @@ def test_a_task_that_could_not_be_taken_is_taken_later(
     with monkeypatch.context() as patch:
         patch.setattr(lab.database, "write", full)
         with pytest.raises(Exhausted):
-            lab.work.tasks.take()
-    assert lab.work.tasks.take() is not None
+            lab.work.tasks.take(TaskKind)
+    assert lab.work.tasks.take(TaskKind) is not None
 
 
 @pytest.mark.attack

@@ -9,6 +9,7 @@ import pytest
 
 from appliance.api.data.v1 import upload_pb2
 from appliance.api.data.v1 import upload_service_pb2 as rpc
+from appliance.control.services.data.storage_tasks import TaskKind
 from appliance.control.services.data.upload_parts import MAX_DAYS
 from appliance.control.store import objects, tables
 from appliance.core.errors import FailedPrecondition, StoreFull
@@ -64,7 +65,7 @@ def test_it_is_not_aborted_while_a_thread_makes_the_version(
 ) -> None:
     upload = stuck(lab, monkeypatch, FULL)
     lab.forward(120)
-    task = lab.work.tasks.take()
+    task = lab.work.tasks.take(TaskKind)
     assert task is not None
     with pytest.raises(FailedPrecondition, match="becomes a version now"):
         lab.uploads.abort(ALICE, rpc.AbortUploadRequest(name=upload.name))
