@@ -34,6 +34,7 @@ from appliance.client.generated.async_calls import (
     AsyncServiceAccountCalls,
     AsyncSystemCalls,
     AsyncTokenizerCalls,
+    AsyncTombstoneCalls,
     AsyncUserCalls,
 )
 from appliance.client.generated.sampling import SamplingFields
@@ -125,6 +126,7 @@ class AsyncAppliance:
         self.service_accounts = AsyncServiceAccountCalls(calls)
         self.system = AsyncSystemCalls(calls)
         self.tokenizers = AsyncTokenizerCalls(calls)
+        self.tombstones = AsyncTombstoneCalls(calls)
         self.users = AsyncUserCalls(calls)
 
     async def ask(

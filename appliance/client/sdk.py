@@ -27,6 +27,7 @@ from appliance.client.generated.calls import (
     ServiceAccountCalls,
     SystemCalls,
     TokenizerCalls,
+    TombstoneCalls,
     UserCalls,
 )
 from appliance.client.generated.sampling import SamplingFields
@@ -119,6 +120,7 @@ class Appliance:
         self.service_accounts = ServiceAccountCalls(calls)
         self.system = SystemCalls(calls)
         self.tokenizers = TokenizerCalls(calls)
+        self.tombstones = TombstoneCalls(calls)
         self.users = UserCalls(calls)
 
     def ask(

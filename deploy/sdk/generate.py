@@ -42,6 +42,7 @@ ATTRIBUTES: Mapping[str, str] = {
     "ServiceAccountService": "service_accounts",
     "SystemService": "system",
     "TokenizerService": "tokenizers",
+    "TombstoneService": "tombstones",
     "UserService": "users",
 }
 """Every service that the SDK has, and under which name."""

@@ -1435,7 +1435,7 @@ class ProjectCalls:
 
 
 class ReportCalls:
-    """Shows the reports of jobs."""
+    """Shows and deletes the reports of jobs."""
 
     def __init__(self, calls: Calls) -> None:
         self._calls = calls
@@ -1760,7 +1760,7 @@ class SystemCalls:
 
 
 class TokenizerCalls:
-    """Shows tokenizers."""
+    """Shows and deletes tokenizers."""
 
     def __init__(self, calls: Calls) -> None:
         self._calls = calls
@@ -1815,6 +1815,44 @@ class TokenizerCalls:
             etag=etag,
             request_id=request_id,
             validate_only=validate_only,
+        )
+
+
+class TombstoneCalls:
+    """Shows what is left of versions that were deleted."""
+
+    def __init__(self, calls: Calls) -> None:
+        self._calls = calls
+
+    def get(
+        self,
+        name: str,
+        *,
+        timeout: float | None = DEADLINE,
+    ) -> tombstone_pb2.Tombstone:
+        """Returns one tombstone, once the signature in it was verified."""
+        return self._calls.unary(
+            "TombstoneService.GetTombstone",
+            tombstone_pb2.Tombstone,
+            timeout,
+            name=self._calls.requests.name("tombstone", name),
+        )
+
+    def list(
+        self,
+        *,
+        project: str = "",
+        timeout: float | None = DEADLINE,
+    ) -> Generator[tombstone_pb2.Tombstone, None, None]:
+        """Returns one page of the tombstones of a project, what was deleted last first,
+        without what was signed.
+        """
+        return self._calls.pages(
+            "TombstoneService.ListTombstones",
+            tombstone_pb2.Tombstone,
+            "tombstones",
+            timeout,
+            parent=self._calls.requests.project(project),
         )
 
 

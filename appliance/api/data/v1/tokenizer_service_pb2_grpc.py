@@ -28,7 +28,7 @@ if _version_not_supported:
 
 
 class TokenizerServiceStub:
-    """Shows tokenizers.
+    """Shows and deletes tokenizers.
     """
 
     def __init__(self, channel):
@@ -55,7 +55,7 @@ class TokenizerServiceStub:
 
 
 class TokenizerServiceServicer:
-    """Shows tokenizers.
+    """Shows and deletes tokenizers.
     """
 
     def GetTokenizer(self, request, context):
@@ -106,7 +106,7 @@ def add_TokenizerServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class TokenizerService:
-    """Shows tokenizers.
+    """Shows and deletes tokenizers.
     """
 
     @staticmethod

@@ -29,7 +29,7 @@ if _version_not_supported:
 
 
 class ReportServiceStub:
-    """Shows the reports of jobs.
+    """Shows and deletes the reports of jobs.
     """
 
     def __init__(self, channel):
@@ -61,7 +61,7 @@ class ReportServiceStub:
 
 
 class ReportServiceServicer:
-    """Shows the reports of jobs.
+    """Shows and deletes the reports of jobs.
     """
 
     def GetReport(self, request, context):
@@ -124,7 +124,7 @@ def add_ReportServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ReportService:
-    """Shows the reports of jobs.
+    """Shows and deletes the reports of jobs.
     """
 
     @staticmethod
