@@ -257,10 +257,12 @@ def fill(folder: Path) -> None:
     opened.close()
 
 
+KEPT = {"artifact_version", "checkpoint", "project_key", "version_key"}
+
+
 def test_for_each_covered_table_it_is_said_what_is_done_when_it_is_accepted() -> None:
     """Keys and versions open for the row they were made for; a checkpoint is read by its digest."""
-    kept = {"artifact_version", "checkpoint", "project_key", "version_key"}
-    assert set(SIGNED) - set(forged_rows.CLOSING) == kept
+    assert set(SIGNED) - set(forged_rows.CLOSING) == KEPT
 
 
 @pytest.mark.attack
@@ -284,7 +286,7 @@ def test_what_is_accepted_opens_nothing(copy: Path, table: str) -> None:
     }.get(table, f"SELECT count(*) = 0 FROM {table}")
     with attacker.somebody(copy / "state.db") as raw:
         right = raw.execute(closed).fetchone() == (1,)
-    assert right is (table not in {"artifact_version", "checkpoint", "project_key"})
+    assert right is (table not in KEPT)
     assert bool(accepted.closed) is right
     opened.close()
     told = [record for record in records(copy) if record["method"] == "accept-state"]

@@ -307,7 +307,11 @@ async def test_what_was_made_comes_with_a_signed_statement(lab: Lab) -> None:
     assert (predicate["kind"], predicate["nodes"]) == ("train", ["nodes/n1"])
     assert predicate["job"] == {"name": JOB, "uid": job.uid, "epoch": 1}
     assert predicate["inputs"] == [
-        {"name": job.train.dataset, "digest": {"sha256": tokens.manifest_digest}}
+        {
+            "name": job.train.dataset,
+            "uid": tokens.uid,
+            "digest": {"sha256": tokens.manifest_digest},
+        }
     ]
     spec = lab.rows(tables.job)[0].spec
     assert predicate["spec"]["digest"]["sha256"] == hashlib.sha256(rfc8785.dumps(spec)).hexdigest()
