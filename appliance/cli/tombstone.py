@@ -27,7 +27,7 @@ command = click.Group("tombstone", help="See what is left of versions that were 
 @make("list", "TombstoneService.ListTombstones", group=command, project=True)
 def list_(session: CommandSession) -> None:
     """List the tombstones of a project, what was deleted last first."""
-    rows = session.list("TombstoneService.ListTombstones", "tombstones", parent=session.parent)
+    rows = session.rows("TombstoneService.ListTombstones", "tombstones", parent=session.parent)
     session.show(rows, COLUMNS)
 
 
