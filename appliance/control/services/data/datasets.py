@@ -23,7 +23,7 @@ from appliance.control.services.common import paging
 from appliance.control.services.common.caller import Caller
 from appliance.control.services.common.change import Changes
 from appliance.control.services.common.resources import check_project, timestamp
-from appliance.control.services.common.updates import changed_fields
+from appliance.control.services.common.updates import changed_fields, check_description
 from appliance.control.services.data import artifact_rows
 from appliance.control.services.data.artifacts import Artifacts, Provenance, Version
 from appliance.control.services.data.deletions import Deletions
@@ -35,7 +35,6 @@ from appliance.core.errors import FailedPrecondition, Internal, InvalidInput, No
 from appliance.core.names import Name
 from appliance.crypto.artifacts import ArtifactReader, manifest_digest
 
-MAX_DESCRIPTION = 1000
 REPORT = "report.json"
 _KINDS = {
     "text": dataset_pb2.DatasetVersion.KIND_TEXT,
@@ -90,7 +89,8 @@ class Datasets:
         def work(transaction: Transaction) -> dataset_pb2.Dataset:
             project = Name.parse(request.parent, "project", field="parent").id
             identifier = names.check_id(request.dataset_id, "dataset_id")
-            description = check_description(request.dataset.description, "dataset.description")
+            description = request.dataset.description
+            check_description(description, "dataset.description")
             name = Name.of("dataset", project, identifier)
             now = self._clock()
             creator = caller.principal.name
@@ -266,14 +266,6 @@ def check_there(state: Reading, name: Name) -> None:
             f"dataset create {dataset} --project {project}`, then upload again",
             name=name,
         ) from error
-
-
-def check_description(description: str, field: str) -> str:
-    """The description, if it is short enough. InvalidInput otherwise."""
-    if len(description) > MAX_DESCRIPTION:
-        wrong = f"is longer than {MAX_DESCRIPTION} characters"
-        raise InvalidInput(f"{field} {wrong}", fields={field: wrong})
-    return description
 
 
 def _dataset(state: Reading, row: Row[Any]) -> dataset_pb2.Dataset:

@@ -23,10 +23,9 @@ from appliance.control.services.common import paging
 from appliance.control.services.common.caller import Caller
 from appliance.control.services.common.change import Changes
 from appliance.control.services.common.resources import check_project, timestamp
-from appliance.control.services.common.updates import changed_fields
+from appliance.control.services.common.updates import changed_fields, check_description
 from appliance.control.services.data import artifact_rows
 from appliance.control.services.data.artifacts import Artifacts, Provenance, Version
-from appliance.control.services.data.datasets import check_description
 from appliance.control.services.data.deletions import Deletions
 from appliance.control.services.data.model_intake import ModelFiles
 from appliance.control.store.database import Database, Reading, Transaction
@@ -79,7 +78,8 @@ class Models:
         def work(transaction: Transaction) -> model_pb2.Model:
             project = Name.parse(request.parent, "project", field="parent").id
             identifier = names.check_id(request.model_id, "model_id")
-            description = check_description(request.model.description, "model.description")
+            description = request.model.description
+            check_description(description, "model.description")
             name = Name.of("model", project, identifier)
             now = self._clock()
             creator = caller.principal.name
