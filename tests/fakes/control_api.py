@@ -47,7 +47,8 @@ class FakeApi:
         return [call for call in self.calls if call.name == name]
 
     def answer(self, name: str, request: Any, context: grpc.ServicerContext) -> Any:
-        self.calls.append(Call(name, request, dict(context.invocation_metadata())))
+        metadata: dict[str, Any] = dict(context.invocation_metadata())
+        self.calls.append(Call(name, request, metadata))
         found = self.answers[name]
         found = found(request) if isinstance(found, Callable) else found  # type: ignore[arg-type]
         if isinstance(found, ApplianceError):
@@ -55,11 +56,11 @@ class FakeApi:
         return found
 
 
-class _Handler(grpc.GenericRpcHandler):
+class _Handler(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # not generic at run time
     def __init__(self, api: FakeApi) -> None:
         self._api = api
 
-    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
+    def service(self, details: grpc.HandlerCallDetails) -> Any:
         service, _, short = details.method.rpartition(".")[2].partition("/")
         if service not in SERVICES:
             return None

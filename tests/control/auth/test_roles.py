@@ -40,11 +40,11 @@ def test_the_roles(roles: Roles) -> None:
         for role in roles.roles.values()
     }
     assert found == {
-        "administrator": (True, "everywhere platform", 77),
+        "administrator": (True, "everywhere platform", 86),
         "auditor": (True, "everywhere platform", 13),
-        "owner": (True, "everywhere project", 45),
-        "developer": (True, "everywhere project", 34),
-        "viewer": (True, "everywhere project", 15),
+        "owner": (True, "everywhere project", 53),
+        "developer": (True, "everywhere project", 41),
+        "viewer": (True, "everywhere project", 17),
         "inference": (True, "everywhere project", 2),
         "node": (False, "platform", 3),
         "gateway": (False, "platform", 4),
@@ -87,7 +87,7 @@ def test_where_permissions_are_decided(roles: Roles) -> None:
             "nodes",
             "projects",
         ),
-        *("reports", "serviceAccounts", "tokenizers", "uploads"),
+        *("reports", "serviceAccounts", "tokenizers", "tombstones", "uploads"),
     }
 
 
@@ -167,7 +167,7 @@ def test_roles_below_owner_give_no_roles_and_no_tokens(roles: Roles) -> None:
         nouns = {item.partition(".")[0] for item in roles.roles[name].permissions}
         assert nouns <= {
             *("checkpoints", "datasets", "endpoints", "jobs", "models", "projects", "reports"),
-            *("tokenizers", "uploads"),
+            *("tokenizers", "tombstones", "uploads"),
         }
 
 
