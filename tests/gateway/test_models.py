@@ -85,13 +85,11 @@ async def test_another_version_of_the_same_name_is_read_anew(desk: Desk) -> None
     """Endpoint and model were deleted and made again while the gateway heard of nothing."""
     source = Source()
     found = source.models(desk)
-    before = dataclasses.replace(ROUTE, model_uid="old")
-    first = await found.get(before)
+    first = await found.get(POOL)
     source.content = "other"
-    after = dataclasses.replace(ROUTE, model_uid="new")
-    found.apply(dataclasses.replace(NOTHING, routes={after.endpoint: after}))
-    assert await found.get(after) is not first
-    assert [held for _, held in source.asked] == [[], ["c"]]
+    version = POOL.version._replace(uid="another")
+    assert await found.get(POOL._replace(version=version)) is not first
+    assert [uid for _, uid, _ in source.asked] == ["m", "another"]
 
 
 @pytest.mark.attack
