@@ -197,6 +197,14 @@ def test_what_an_endpoint_serves_stays_and_the_endpoint_is_named(lab: Lab) -> No
         assert "endpoints/chat-0 serves projects/demo/models/base/versions/1" in said
         assert "`appliance endpoint delete chat-0`" in said
         assert "and 2 more endpoints" in said
+    # An endpoint that changes has replicas of another version too.
+    second, replica = lab.version_row(f"{MODEL}/versions/2"), tables.replica
+    with lab.database.write() as transaction:
+        values = {"endpoint": "e0", "id": "r0", "state": "DRAINING", "model_version": second.uid}
+        transaction.run(replica.insert().values(**values))
+    assert f"endpoints/chat-0 serves {MODEL}/versions/2" in why_not(lab, f"{MODEL}/versions/2")
+    with lab.database.write() as transaction:
+        transaction.run(replica.delete())
     assert drop(lab, f"{MODEL}/versions/2").versions == 1
 
 
