@@ -10,7 +10,12 @@ import click
 import pytest
 
 from appliance.api.data.v1 import dataset_pb2, dataset_service_pb2
-from appliance.api.jobs.v1 import checkpoint_pb2, checkpoint_service_pb2, job_pb2
+from appliance.api.jobs.v1 import (
+    checkpoint_pb2,
+    checkpoint_service_pb2,
+    job_pb2,
+    job_service_pb2,
+)
 from appliance.cli import describing, tables
 from appliance.cli.main import NOUNS, appliance
 from appliance.cli.output import MORE, field, wide
@@ -43,6 +48,7 @@ def job(logged_in: FakeApi) -> job_pb2.Job:
         "CheckpointService.ListCheckpoints": checkpoint_service_pb2.ListCheckpointsResponse(
             checkpoints=found
         ),
+        "JobService.ListJobEvents": job_service_pb2.ListJobEventsResponse(),
     }
     return made
 
