@@ -22,6 +22,7 @@ NOT_RUN = {
     "install -m 0600 -o appliance-agent join.token /var/lib/appliance-agent/join.token": (
         "needs another server"
     ),
+    "appliance endpoint update chat --model m/4 --wait": "needs two versions of a model",
     "appliance job subset few --dataset raw/1 --output-dataset few --documents 2 --dry-run": (
         "tests/kinds/test_how_to.py types it, where there is this kind"
     ),

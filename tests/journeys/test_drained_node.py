@@ -51,7 +51,7 @@ async def test_a_server_is_drained_and_removed_and_its_job_goes_on_elsewhere(
         watched = await admin.type("job", "watch", "t1", "--timeout", "120s")
         assert f"step {STEPS}/{STEPS}" in watched.out, watched.err
         job = await shown(admin, "job", "get", "t1")
-        assert (job["epoch"], job["nodes"]) == ("2", ["nodes/n2"])
+        assert (job["epoch"], job["nodes"]) == (2, ["nodes/n2"])
 
         # An agent that still runs there is refused and says so; the other node is not harmed.
         removed = await admin.type("node", "remove", "n1", "--yes")

@@ -28,6 +28,8 @@ OTHER_WORDS = {
     ("appliance/control/__main__.py", "prepare"): "the option that starts others with this process",
     ("appliance/control/bootstrap/starting.py", "prepare"): "what that option does",
     ("appliance/cli/supervisor.py", "prepare"): "what a child does before it becomes a program",
+    ("appliance/gateway/questions.py", "prepare"): "make a question ready for a version",
+    ("appliance/gateway/pipeline.py", "prepare"): "the same",
     ("appliance/core/families.py", "evaluate"): "what can be done with models of a family",
     ("appliance/core/families.py", "quantize"): "the same",
     ("appliance/core/families.py", "train"): "the same",
@@ -47,7 +49,7 @@ def homes() -> Iterator[str]:
 
 def files() -> list[Path]:
     """What is of the appliance itself."""
-    skipped = (*homes(), *(f"{user}/" for user in USERS), ".")
+    skipped = (*homes(), *(f"{user}/" for user in USERS), "build/", ".")
     found = []
     for path in sorted(ROOT.rglob("*")):
         name = path.relative_to(ROOT).as_posix()

@@ -86,8 +86,8 @@ def test_a_role_without_rights_to_give_does_not_make_up_for_what_is_missing(role
     assert refused.value.message == (
         "users/bob may neither give nor take away role owner in projects/red: nobody gives what he "
         "does not hold, and you lack bindings.create in projects/red, bindings.delete in "
-        "projects/red, bindings.list in projects/red, serviceAccounts.create in projects/red, "
-        "serviceAccounts.createToken in projects/red and 3 more. Ask an owner of projects/red or "
+        "projects/red, bindings.list in projects/red, datasets.delete in projects/red, "
+        "serviceAccounts.create in projects/red and 7 more. Ask an owner of projects/red or "
         "an administrator in all projects"
     )
 

@@ -17,7 +17,7 @@ from appliance.control.services.common.caller import Caller
 from appliance.control.store import tables
 from appliance.core.errors import Conflict, FailedPrecondition, InvalidInput, NotFound
 from appliance.core.identity import Principal, PrincipalKind
-from tests.fakes import tiny_model
+from tests.fakes import state, tiny_model
 from tests.fakes.lab import ALICE, Lab
 
 NODE = "nodes/n1"
@@ -60,6 +60,7 @@ async def test_a_node_with_work_is_not_deleted_and_says_what_is_there(lab: Lab) 
         "nodes/n1 is not deleted, because there is still projects/demo/jobs/t1 (STARTING): empty it"
         " with `appliance node drain n1 --wait`; then repeat"
     )
+    state.add_user(lab.database, "bob")
     bob = Caller(principal=Principal(PrincipalKind.USER, "bob"))
     with pytest.raises(FailedPrecondition, match=r"there is still work that you may not see \(1\)"):
         lab.nodes.delete(bob, rpc.DeleteNodeRequest(name=NODE))
