@@ -6,7 +6,8 @@ Rules kept here:
 * a call that could be done twice is never repeated: only reads, changes with a request id, which is
   the same each time, and changes that are the same when done again;
 * an identity that was refused is tried once more when its token file holds another token: it is
-  refused before anything is done, so whatever the call is;
+  refused before anything is done, so whatever the call is. A stream whose identity ends in its
+  middle has done something, and is no exception to the next rule;
 * a stream is begun again before its first message alone, or when every message of it is the whole
   state of a thing.
 
@@ -55,6 +56,7 @@ class Tries:
         self._end = None if timeout is None else clock() + timeout
         self._repeatable = repeatable
         self._renewed = False
+        self._said_a_part = False
         self._patience = patience
         self._since: float | None = None
         self._backoff = Backoff(FIRST_PAUSE, MAX_PAUSE)
@@ -68,6 +70,7 @@ class Tries:
         """A message of a stream came; `whole`: it says everything that those before have said."""
         self._since = None
         self._renewed = False
+        self._said_a_part = not whole
         self._backoff.reset()
         self._repeatable = self._repeatable and whole
 
@@ -78,7 +81,8 @@ class Tries:
             error: how the try ended; it is raised when there must not be another.
             renew: gets the newest token, and says whether it is another than the refused one.
         """
-        if isinstance(error, Unauthenticated) and not self._renewed and renew():
+        refused = isinstance(error, Unauthenticated) and not self._said_a_part
+        if refused and not self._renewed and renew():
             self._renewed = True
             return 0.0
         seconds = self._wait(error) if self._repeatable else None

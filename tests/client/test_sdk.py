@@ -212,6 +212,32 @@ def test_a_question_is_asked_again_before_its_first_piece_alone(
     assert len(api.named("InferenceService.Generate")) == 3
 
 
+@pytest.mark.attack
+def test_an_answer_is_not_begun_again_with_another_token(api: FakeApi, tmp_path: Path) -> None:
+    def rotate(text: str) -> None:
+        (tmp_path / "next").touch(0o600)
+        (tmp_path / "next").write_text(text)
+        (tmp_path / "next").replace(tmp_path / "token")
+
+    served(api)
+    rotate("old")
+    refused = Unauthenticated("the token has ended")
+    with Appliance(api.address, ca=api.ca_pem, token_file=tmp_path / "token") as client:
+        api.answers["InferenceService.Generate"] = then([PIECES[0], refused], PIECES)
+        pieces = client.stream("projects/p/endpoints/e", "Who?")
+        said = [next(pieces).text]
+        rotate("new")
+        with pytest.raises(Unauthenticated):
+            said += [piece.text for piece in pieces]
+        assert said == ["one "]
+        # Before its first piece nothing was said, and what it was asked with is read again.
+        api.answers["InferenceService.Generate"] = then([refused], PIECES)
+        client.ask("projects/p/endpoints/e", "Who?")
+        rotate("newest")
+        api.answers["InferenceService.Generate"] = then([refused], PIECES)
+        assert str(client.ask("projects/p/endpoints/e", "Who?")) == "one two"
+
+
 def test_who_only_asks_needs_the_gateway_alone(api: FakeApi) -> None:
     api.answers["InferenceService.Generate"] = PIECES
     with Appliance(gateway=api.gateway_address, ca=api.ca_pem, token="t") as client:
