@@ -8,7 +8,7 @@ Rules kept here:
 * nothing here is a secret in clear: passwords are Argon2id hashes, tokens and recovery codes are
   keyed digests, TOTP secrets and data keys are sealed under the keyring, output of jobs under the
   key of its project;
-* a `revision` rises by one with each change of a row that callers may watch; it is the etag, but
+* a `revision` rises by one with each change of a row that callers may watch; the etag is of it, but
   for what changes all the time by itself (endpoints).
 
 Called by `appliance.control.store`, `auth` and `services`. The migrations create exactly this.

@@ -505,6 +505,18 @@ def test_an_empty_project_goes_and_its_name_is_free(lab: Lab) -> None:
     assert lab.text() == f"{DATASET}/versions/1"
 
 
+@pytest.mark.attack
+def test_a_project_that_has_the_name_now_does_not_have_the_etag(lab: Lab) -> None:
+    lab.projects.create(ALICE, projects.CreateProjectRequest(project_id="next"))
+    first = lab.projects.get(ALICE, "projects/next")
+    gone = projects.DeleteProjectRequest(name="projects/next", etag=first.etag)
+    lab.projects.delete(ALICE, gone)
+    lab.forward(1)
+    lab.projects.create(ALICE, projects.CreateProjectRequest(project_id="next"))
+    with pytest.raises(Conflict):
+        lab.projects.delete(ALICE, gone)
+
+
 def test_bindings_go_with_their_project(lab: Lab) -> None:
     with lab.database.write() as transaction:
         transaction.run(

@@ -203,5 +203,5 @@ def _resource(row: Any) -> project_pb2.Project:  # noqa: ANN401  # a row of SQLA
         description=row.description,
         create_time=timestamp(row.create_time),
         allow_downloads=row.allow_downloads,
-        etag=etag_of(row.description, row.allow_downloads),
+        etag=etag_of(row.description, row.allow_downloads, row.create_time.isoformat()),
     )

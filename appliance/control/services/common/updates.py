@@ -53,7 +53,8 @@ def etag_of(*values: object) -> str:
     """The etag of a resource whose state has no count of changes: a digest of what can change.
 
     Args:
-        values: texts, numbers and booleans.
+        values: texts, numbers and booleans. One of them differs for another resource of the same
+            name (a uid, the time it was created): a name comes free when its resource is deleted.
     """
     return blake2b(ascii(values).encode(), digest_size=8).hexdigest()
 

@@ -333,7 +333,7 @@ def _check_stays(row: Row[Any], what: str) -> None:
 
 def etag(row: Row[Any]) -> str:
     """Of what callers can change. Its replicas change all the time by themselves."""
-    columns = (*SHAPE, "replicas", "allow_downtime", "goal")
+    columns = ("uid", *SHAPE, "replicas", "allow_downtime", "goal")
     return etag_of(*(getattr(row, column) for column in columns))
 
 

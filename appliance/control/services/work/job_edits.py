@@ -79,7 +79,7 @@ class JobEdits:
 
         def work(transaction: Transaction) -> job_pb2.Job:
             row = job_rows.by_name(transaction, name)
-            check_etag(asked.etag, str(row.revision), asked.name)
+            check_etag(asked.etag, job_rows.etag(row), asked.name)
             if row.state in TERMINAL:
                 raise FailedPrecondition(
                     f"{name} has ended ({row.state}): there is nothing to change. To go on with it,"
@@ -109,7 +109,7 @@ class JobEdits:
 
         def work(transaction: Transaction) -> job_pb2.Job:
             row = job_rows.by_name(transaction, name)
-            check_etag(request.etag, str(row.revision), request.name)
+            check_etag(request.etag, job_rows.etag(row), request.name)
             if why := _why_not(transaction, row):
                 raise FailedPrecondition(why, state=row.state)
             shown = job_rows.resource(transaction, row)

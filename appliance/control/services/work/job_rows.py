@@ -27,6 +27,7 @@ from sqlalchemy import ColumnElement, Row, or_, select, update
 from appliance.api.jobs.v1 import job_pb2
 from appliance.control.events import QUEUE, Events
 from appliance.control.services.common.resources import missing, timestamp
+from appliance.control.services.common.updates import etag_of
 from appliance.control.services.data import artifact_rows
 from appliance.control.services.data.storage_tasks import TaskKind, why_waiting
 from appliance.control.services.work import checkpoint_rows, job_events, pause_rows
@@ -225,6 +226,11 @@ def readers_of(state: Reading, project: str, ended_since: datetime | None = None
     return {uid: name_of(row) for row in rows for uid in uids_read(state, row)}
 
 
+def etag(row: Row[Any]) -> str:
+    """Of the state that a row says; another job of the same name has another one."""
+    return etag_of(row.uid, row.revision)
+
+
 def change(transaction: Transaction, events: Events, row: Row[Any], **values: Any) -> None:
     """Change a job that is still as `row` says, in its state; watchers wake after the commit.
 
@@ -320,7 +326,7 @@ def resource(state: Reading, row: Row[Any]) -> job_pb2.Job:
         create_time=timestamp(row.create_time),
         start_time=timestamp(row.start_time),
         end_time=timestamp(row.end_time),
-        etag=str(row.revision),
+        etag=etag(row),
         checkpoint_step=0 if checkpoint is None else checkpoint.step,
     )
     getattr(job, row.kind).CopyFrom(_running_spec(state, row))

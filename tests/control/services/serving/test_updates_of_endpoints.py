@@ -99,6 +99,18 @@ async def test_more_and_fewer_replicas_start_nothing_anew(lab: Lab) -> None:
     assert set(shown(lab)) == {"r0", "r3"}
 
 
+@pytest.mark.attack
+async def test_an_endpoint_that_has_the_name_now_does_not_have_the_etag(lab: Lab) -> None:
+    await lab.connected("n1")
+    model = lab.model()
+    first = create(lab, model)
+    lab.endpoints.delete(ALICE, endpoint_service_pb2.DeleteEndpointRequest(name=NAME))
+    create(lab, model)
+    with pytest.raises(Conflict):
+        update(lab, etag=first.etag, replicas=2)
+    update(lab, etag=get(lab).etag, replicas=2)
+
+
 async def test_another_model_comes_one_by_one_and_as_many_answer_as_before(lab: Lab) -> None:
     one, two = await lab.connected("n1"), await lab.connected("n2")
     first, second = lab.model(), lab.model(weight_bytes=4000)

@@ -186,6 +186,21 @@ async def test_what_belongs_to_a_job_goes_with_it_and_what_it_made_stays(lab: La
     assert (shown.job, shown.job_uid) == (JOB, uid)
 
 
+@pytest.mark.attack
+async def test_a_job_that_has_the_name_now_does_not_have_the_etag(lab: Lab) -> None:
+    await queued(lab)
+    dataset = lab.job().train.dataset
+    cancel(lab)
+    first = lab.job()
+    remove(lab)
+    lab.train("t1", dataset)
+    cancel(lab)
+    assert lab.job().state == first.state
+    with pytest.raises(Conflict):
+        remove(lab, etag=first.etag)
+    remove(lab, etag=lab.job().etag)
+
+
 async def test_a_job_whose_checkpoint_another_will_begin_with_stays(lab: Lab) -> None:
     node, work = await lab.started()
     node.save_checkpoint(work, 5)
