@@ -102,14 +102,16 @@ def forget_about(transaction: Transaction, name: str) -> None:
     """Forget the answers that are a resource of this name, or one below it: it is deleted.
 
     A repeat would say that it is there, also of another one that has its name by then. They are
-    found in the answer itself: field 1 of each resource is its name.
+    found in the answer itself: field 1 of each resource is its name. What a deletion answered is
+    kept: a repeat of it must not delete the next one.
     """
     field = b"\x0a" + _varint(len(name)) + name.encode()
     exactly = func.instr(request.c.response, field) == 1
     # Of one below it, the field has another length, in one byte or two.
     below = func.instr(request.c.response, f"{name}/".encode()).in_((3, 4))
     tagged = func.substr(request.c.response, 1, 1) == b"\x0a"
-    transaction.run(delete(request).where(or_(exactly, below & tagged)))
+    deletes = request.c.method.like("%Delete%")
+    transaction.run(delete(request).where(or_(exactly, below & tagged), ~deletes))
 
 
 def _varint(number: int) -> bytes:

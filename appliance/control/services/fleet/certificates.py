@@ -34,7 +34,7 @@ from appliance.control.auth.policy import PolicyStore
 from appliance.control.events import ACCESS, NODES, QUEUE, ROUTING, Events
 from appliance.control.services.common.caller import Caller
 from appliance.control.services.common.resources import missing
-from appliance.control.store import tables
+from appliance.control.store import requests, tables
 from appliance.control.store.database import Database, Transaction
 from appliance.core.errors import FailedPrecondition, InvalidInput, Unauthenticated
 from appliance.core.identity import Principal, PrincipalKind
@@ -160,6 +160,7 @@ def delete_in(
     """
     kind = KINDS[machine.kind]
     transaction.run(kind.table.delete().where(kind.table.c.id == machine.id))
+    requests.forget_about(transaction, machine.name)
     join_tokens.revoke_all_of(transaction, machine)
     policies.after_revoking(transaction, rules.machine_link(machine.kind, machine.id))
     transaction.after_commit(lambda: events.publish(*kind.events))

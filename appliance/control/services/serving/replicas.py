@@ -45,7 +45,7 @@ from appliance.control.services.serving.replica_plan import (
     plan,
 )
 from appliance.control.services.serving.replica_rows import Wanted, of_endpoint, work_of
-from appliance.control.store import tables
+from appliance.control.store import requests, tables
 from appliance.control.store.database import Database, Reading, Transaction
 from appliance.core import names
 from appliance.core.errors import Exhausted, InvalidInput, LeaseLost
@@ -356,6 +356,7 @@ class Replicas:
         transaction.after_commit(lambda: self._events.publish(name, ROUTING, QUEUE))
         if endpoint.goal == DELETED and not of_endpoint(transaction, uid):
             transaction.run(delete(tables.endpoint).where(_endpoint.uid == uid))
+            requests.forget_about(transaction, name)
             return
         rows, leaving = of_endpoint(transaction, uid), node_rows.draining(transaction)
         state, reason = self._judged(transaction, endpoint, rows, leaving, newest)

@@ -31,7 +31,7 @@ from appliance.control.services.fleet.leases import Leases
 from appliance.control.services.work import job_events, job_rows
 from appliance.control.services.work.job_checks import check_on_lost
 from appliance.control.services.work.runs import Runs
-from appliance.control.store import tables
+from appliance.control.store import requests, tables
 from appliance.control.store.database import Database, Reading, Transaction
 from appliance.core.errors import FailedPrecondition
 from appliance.core.jobs import TERMINAL, JobState
@@ -121,6 +121,7 @@ class JobEdits:
                     uid=row.uid, project=row.project, id=row.id, delete_time=self._clock()
                 )
             )
+            requests.forget_about(transaction, str(name))
             folders = [version.folder for version in pending]
             transaction.after_commit(lambda: self._runs.leave(row.uid, folders))
             transaction.after_commit(lambda: self._events.publish(str(name), QUEUE))

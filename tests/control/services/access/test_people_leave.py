@@ -84,6 +84,19 @@ def alice(appliance: Appliance) -> Who:
     return Who(appliance, appliance.session(ADMINISTRATOR))
 
 
+@pytest.mark.attack
+async def test_a_repeated_call_does_not_answer_for_who_was_deleted(alice: Who) -> None:
+    create = str(uuid.uuid4())
+    await alice.create("bob", request_id=create)
+    await alice.create("bob", request_id=create)
+    deleted = str(uuid.uuid4())
+    gone = await alice.delete("bob", request_id=deleted)
+    second = await alice.create("bob", request_id=create)
+    assert (await alice.get("bob")).create_time == second.create_time
+    assert await alice.delete("bob", request_id=deleted) == gone
+    await alice.get("bob")
+
+
 def left_of(appliance: Appliance, name: str) -> dict[str, int]:
     """How many rows of each table are about a person, by subject or by id."""
     found = {}

@@ -111,6 +111,23 @@ async def test_an_endpoint_that_has_the_name_now_does_not_have_the_etag(lab: Lab
     update(lab, etag=get(lab).etag, replicas=2)
 
 
+@pytest.mark.attack
+async def test_a_repeated_call_does_not_answer_for_a_deleted_endpoint(lab: Lab) -> None:
+    await lab.connected("n1")
+    request = endpoint_service_pb2.CreateEndpointRequest(
+        parent="projects/demo",
+        endpoint_id="chat",
+        endpoint=Endpoint(model=lab.model(), cache_bytes=64 << 20),
+        request_id="123e4567-e89b-42d3-a456-426614174000",
+    )
+    first = lab.endpoints.create(ALICE, request)
+    assert lab.endpoints.create(ALICE, request) == first
+    lab.endpoints.delete(ALICE, endpoint_service_pb2.DeleteEndpointRequest(name=NAME))
+    with pytest.raises(NotFound):
+        get(lab)
+    assert lab.endpoints.create(ALICE, request).uid == get(lab).uid != first.uid
+
+
 async def test_another_model_comes_one_by_one_and_as_many_answer_as_before(lab: Lab) -> None:
     one, two = await lab.connected("n1"), await lab.connected("n2")
     first, second = lab.model(), lab.model(weight_bytes=4000)

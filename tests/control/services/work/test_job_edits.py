@@ -17,7 +17,7 @@ from appliance.control.store import tables
 from appliance.core.errors import Conflict, FailedPrecondition, InvalidInput, NotFound
 from appliance.core.names import Name
 from tests.fakes import tiny_model
-from tests.fakes.lab import ALICE, PROJECT, Lab
+from tests.fakes.lab import ALICE, PROJECT, Lab, train_request
 
 Job, Event = job_pb2.Job, job_event_pb2.JobEvent
 JOB = f"projects/{PROJECT}/jobs/t1"
@@ -243,6 +243,29 @@ async def test_a_repeated_deletion_returns_the_first_answer(lab: Lab) -> None:
     lab.train("t1", first.train.dataset)
     assert remove(lab, request_id=again) == first
     assert lab.job().state == Job.STATE_QUEUED
+
+
+@pytest.mark.attack
+async def test_a_repeated_call_does_not_answer_for_a_deleted_job(lab: Lab) -> None:
+    await queued(lab)
+    request = train_request("t1", lab.job().train.dataset)
+    cancel(lab)
+    remove(lab)
+    request.request_id = "123e4567-e89b-42d3-a456-426614174001"
+    first = lab.jobs.create(ALICE, request)
+    assert lab.jobs.create(ALICE, request) == first
+    cancel(lab)
+    again = "123e4567-e89b-42d3-a456-426614174002"
+    gone = remove(lab, request_id=again)
+    second = lab.jobs.create(ALICE, request)
+    assert second.uid != first.uid
+    # Nor is the deletion done again, also when the second one is gone by then.
+    cancel(lab)
+    remove(lab)
+    third = lab.jobs.create(ALICE, request)
+    cancel(lab)
+    assert remove(lab, request_id=again) == gone
+    assert lab.job().uid == third.uid
 
 
 async def test_a_job_that_is_older_than_its_history_shows_its_logs_still(lab: Lab) -> None:
