@@ -124,10 +124,17 @@ class LogFiles:
 
     def _line(self, line: bytes) -> Line:
         head = _HEAD.match(line)
-        if head is None:
+        moment = _moment(head[2].decode()) if head else None
+        if head is None or moment is None:
             # Of an agent of release 0.1.0, or what a full disk took half of.
             return Line(self._newest + 1, None, None, line.decode(errors="replace"))
-        number, time, by = (part.decode() for part in head.groups())
-        rank = None if by == "-" else int(by)
-        moment = datetime.strptime(time, TIME).replace(tzinfo=UTC)
-        return Line(int(number), rank, moment, line[head.end() :].decode(errors="replace"))
+        rank = None if head[3] == b"-" else int(head[3])
+        return Line(int(head[1]), rank, moment, line[head.end() :].decode(errors="replace"))
+
+
+def _moment(text: str) -> datetime | None:
+    """The time of a head; None for one that is none, which a work has written itself."""
+    try:
+        return datetime.strptime(text, TIME).replace(tzinfo=UTC)
+    except ValueError:
+        return None

@@ -106,6 +106,13 @@ def test_what_an_older_agent_has_written_has_no_rank_and_no_time(tmp_path: Path)
     ]
 
 
+@pytest.mark.attack
+def test_what_only_looks_like_a_head_ends_no_reader(tmp_path: Path) -> None:
+    forged = "1 2026-99-99T99:99:99.000000Z 7 x"
+    (tmp_path / "log").write_text(f"{forged}\ntwo\n")
+    assert kept(tmp_path) == [Line(1, None, None, forged), Line(2, None, None, "two")]
+
+
 async def sent(control: FakeControlPlane) -> rpc.SendLogRequest | None:
     async with asyncio.timeout(60):
         return await control.sent.get()
