@@ -15,6 +15,7 @@ Called by the service of tokens, inside its transaction; uses are noted by `cred
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -26,7 +27,9 @@ from appliance.control.auth import grants, tokens
 from appliance.control.auth.tokens import TokenKind
 from appliance.control.store.database import Database, Transaction
 from appliance.control.store.tables import token
-from appliance.core.errors import FailedPrecondition, NotFound
+from appliance.core.errors import Exhausted, FailedPrecondition, NotFound, Unavailable
+
+logger = logging.getLogger(__name__)
 
 MAX_LIVE = 2
 NOTED_EVERY = timedelta(hours=1)
@@ -116,16 +119,21 @@ def is_use_due(row: Row[Any], now: datetime) -> bool:
 def note_uses(database: Database, ids: Sequence[str], now: datetime) -> None:
     """Note that tokens are used; what is no token stays out.
 
-    Written for those of which no use was noted for an hour.
+    Written for those of which no use was noted for an hour. A disk that is full keeps nobody out:
+    then the next use is noted.
     """
     if not ids:
         return
     with database.read() as state:
         rows = state.all(select(token).where(token.c.id.in_(ids)))
     due = [row.id for row in rows if is_use_due(row, now)]
-    if due:
+    if not due:
+        return
+    try:
         with database.write() as transaction:
             transaction.run(update(token).where(token.c.id.in_(due)).values(use_time=now))
+    except (Exhausted, Unavailable) as error:
+        logger.warning("the use of %s tokens is not noted: %s", len(due), error.message)
 
 
 def revoke(transaction: Transaction, account: str, token_id: str) -> None:

@@ -32,6 +32,7 @@ from appliance.core.errors import (
 from appliance.core.identity import Principal, PrincipalKind
 from appliance.crypto.tokens import TokenKind, parse
 from tests.fakes.appliance import ADMINISTRATOR, Appliance, bearer, error_of
+from tests.fakes.state import full
 
 APP = "serviceAccounts/demo--app"
 GATEWAY = Caller(principal=Principal(PrincipalKind.GATEWAY, "gateway-1"))
@@ -268,6 +269,19 @@ async def test_the_last_use_of_a_token_is_kept_to_the_hour(
     alice = Who(appliance, appliance.session(ADMINISTRATOR))
     shown = (await alice.GetServiceAccount(name=APP)).tokens[0]
     assert shown.use_time.ToDatetime() == used().replace(tzinfo=None)
+
+
+async def test_a_full_disk_keeps_no_application_out(
+    appliance: Appliance, alice: Who, app: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caller = Who(appliance, app.token)
+    with full(monkeypatch):
+        assert (await caller.who()).principal == APP
+        report = routing_service_pb2.ReportUsageRequest(in_use=[app.metadata.id])
+        appliance.control.work.usage.report(GATEWAY, report)
+    assert not (await alice.GetServiceAccount(name=APP)).tokens[0].HasField("use_time")
+    await caller.who()
+    assert (await alice.GetServiceAccount(name=APP)).tokens[0].HasField("use_time")
 
 
 async def test_tokens_are_found_by_their_maker_and_by_what_nobody_uses(
