@@ -36,6 +36,10 @@ _LINE_BYTES = 64
 """What a line takes beside its text, about."""
 
 
+MAX_LINE = 120_000
+"""Characters of a line, of up to 4 bytes each; nodes send about as many at most."""
+
+
 class FeedState(Enum):
     """What is known of the lines of a feed."""
 
@@ -106,10 +110,12 @@ class Feed:
             if line.number <= self.newest:
                 raise InvalidInput("the numbers of lines rise")
             self.newest = line.number
+            if len(line.text) > MAX_LINE:
+                line.text = line.text[:MAX_LINE]
             self.lines.append(line)
-            self._bytes += len(line.text) + _LINE_BYTES
+            self._bytes += _size(line)
         while self._bytes > FEED_BYTES and len(self.lines) > 1:
-            self._bytes -= len(self.lines.popleft().text) + _LINE_BYTES
+            self._bytes -= _size(self.lines.popleft())
         self.set_state(_SAID[message.state])
         if message.lines:
             self._wake()
@@ -146,6 +152,11 @@ class Feed:
     def _wake(self) -> None:
         for reader in self.readers:
             reader.set()
+
+
+def _size(line: rpc.LogLine) -> int:
+    """Bytes of memory, about."""
+    return line.ByteSize() + _LINE_BYTES
 
 
 class LogFeeds:

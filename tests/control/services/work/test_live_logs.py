@@ -293,6 +293,24 @@ async def test_a_node_fills_only_what_it_was_asked_for_with_its_own_ranks(lab: L
 
 
 @pytest.mark.attack
+async def test_what_a_node_sends_is_bounded_in_bytes_whatever_it_is(lab: Lab) -> None:
+    node, _ = await lab.started()
+    reader = Reader(lab, follow=True)
+    sending = Sending(lab, node, (await asked(node)).read)
+
+    def held() -> int:
+        return sum(line.ByteSize() for line in sending.feed.lines)
+
+    sending.send(*lines("x" * (3 << 20)))
+    assert held() <= FEED_BYTES
+    for turn in range(40):
+        sending.send(*lines(*["\N{SNOWMAN}" * 1000] * 20, first=2 + 20 * turn))
+    assert held() <= FEED_BYTES
+    await reader.until(lambda: reader.lines and reader.lines[-1].number == 801)
+    await reader.leave()
+
+
+@pytest.mark.attack
 async def test_readers_and_what_they_read_are_bounded(lab: Lab) -> None:
     with contextlib.ExitStack() as held:
         for _ in range(MAX_READERS_OF_CALLER):
