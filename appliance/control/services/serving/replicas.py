@@ -342,7 +342,8 @@ class Replicas:
             .where(this, _replica.state == PENDING)
             .values(state_time=self._clock())
         )
-        self._failures.forget(work_of(row.endpoint, row.id))
+        work = work_of(row.endpoint, row.id)
+        transaction.after_commit(lambda: self._failures.forget(work))
         self._derive(transaction, row.endpoint)
 
     def _derive(

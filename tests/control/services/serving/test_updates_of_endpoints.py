@@ -128,6 +128,24 @@ async def test_a_repeated_call_does_not_answer_for_a_deleted_endpoint(lab: Lab) 
     assert lab.endpoints.create(ALICE, request).uid == get(lab).uid != first.uid
 
 
+@pytest.mark.attack
+async def test_what_is_only_validated_leaves_a_failing_replica_its_pause(lab: Lab) -> None:
+    node = await lab.connected("n1")
+    create(lab, lab.model())
+    for _ in range(4):
+        lab.look()
+        await node.take()
+        node.gone(node.started[-1].work)
+        lab.forward(0.5)
+    starts = len(node.started)
+    request = endpoint_service_pb2.StopEndpointRequest(name=NAME, validate_only=True)
+    assert lab.endpoints.stop(ALICE, request).state == Endpoint.STATE_STOPPED
+    lab.look()
+    await node.take()
+    assert len(node.started) == starts
+    assert get(lab).replica_status[0].state == Replica.STATE_LOST
+
+
 async def test_another_model_comes_one_by_one_and_as_many_answer_as_before(lab: Lab) -> None:
     one, two = await lab.connected("n1"), await lab.connected("n2")
     first, second = lab.model(), lab.model(weight_bytes=4000)
