@@ -19,7 +19,7 @@ from appliance.api.data.v1 import tombstone_pb2
 from appliance.api.data.v1 import tombstone_service_pb2 as rpc
 from appliance.control.services.common import paging
 from appliance.control.services.common.caller import Caller
-from appliance.control.services.common.resources import missing, timestamp
+from appliance.control.services.common.resources import check_project, missing, timestamp
 from appliance.control.services.data import artifact_rows
 from appliance.control.store import tables
 from appliance.control.store.database import Database, Transaction
@@ -75,6 +75,7 @@ class Tombstones:
             wanted = wanted.where((_tombstone.delete_time < time) | same)
         ordered = wanted.order_by(_tombstone.delete_time.desc(), _tombstone.uid)
         with self._database.read() as state:
+            check_project(state, project)
             rows = state.all(ordered.limit(size + 1))
         page, token = paging.cut(rows, size, _key_of)
         return rpc.ListTombstonesResponse(
