@@ -32,6 +32,8 @@ MAX_FEEDS = 128
 ASK_AGAIN_SECONDS = 5.0
 MAX_LINES = 1 << 14
 """Of one message of a node."""
+_LAST_SECOND = 253_402_300_799
+"""Of the year 9999, in seconds since 1970: no later time is written as text."""
 _LINE_BYTES = 64
 """What a line takes beside its text, about."""
 
@@ -109,6 +111,10 @@ class Feed:
                 raise InvalidInput(f"rank {rank} is not on this node")
             if line.number <= self.newest:
                 raise InvalidInput("the numbers of lines rise")
+            # Whoever shows it makes a date of it.
+            read = line.create_time
+            if not (0 <= read.seconds <= _LAST_SECOND and 0 <= read.nanos < 1_000_000_000):
+                raise InvalidInput("a line was read at no time that there is")
             self.newest = line.number
             if len(line.text) > MAX_LINE:
                 line.text = line.text[:MAX_LINE]
@@ -116,7 +122,8 @@ class Feed:
             self._bytes += _size(line)
         while self._bytes > FEED_BYTES and len(self.lines) > 1:
             self._bytes -= _size(self.lines.popleft())
-        self.set_state(_SAID[message.state])
+        # What a newer agent says beside these is no end.
+        self.set_state(_SAID.get(message.state, FeedState.SENDING))
         if message.lines:
             self._wake()
 

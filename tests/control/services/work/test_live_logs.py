@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from appliance.api.agent.v1 import agent_service_pb2 as agent
 from appliance.api.jobs.v1 import job_log_pb2, job_pb2
@@ -285,9 +286,20 @@ async def test_a_node_fills_only_what_it_was_asked_for_with_its_own_ranks(lab: L
     sending = Sending(lab, node, order.read)
     with lab.work.feeds.receiving("n1", order.read) as second:
         assert second is None
-    for wrong in (lines("x", rank=1), lines("x", first=0), lines("x") * 2):
+    odd = [
+        agent.LogLine(number=5, text="x", create_time=Timestamp(seconds=seconds, nanos=nanos))
+        for seconds, nanos in ((-1, 0), (1 << 40, 0), (1, -1), (1, 1_000_000_000))
+    ]
+    for wrong in (
+        lines("x", rank=1),
+        lines("x", first=0),
+        lines("x") * 2,
+        *([each] for each in odd),
+    ):
         with pytest.raises(InvalidInput):
             sending.send(*wrong)
+    # A state that only a newer agent knows is no end.
+    sending.send(state=99)
     assert reader.task.done() is False
     await reader.leave()
 
