@@ -44,6 +44,8 @@ from appliance.node.reports import JobReports, ReplicaReports
 from appliance.wire.accepted import AcceptedFile
 
 RELEASE_AGAIN_SECONDS = 0.5
+SAME_SECONDS = 5.0
+"""Two orders to save that end within this time of each other are one, which is repeated."""
 UNSAVED_SECONDS = 5.0
 """What a job that has not saved a checkpoint in its time still has to end by itself."""
 
@@ -318,13 +320,21 @@ class Works:
         self._end(entry, order.grace_seconds, why)
 
     def _save(self, entry: _Work, running: Running, grace_seconds: float) -> None:
-        """Let a job save a checkpoint and end; the order is repeated, and the first one counts."""
-        if entry.saving is None:
+        """Let a job save a checkpoint and end.
+
+        The order is repeated with what is left of the time; one that leaves another time is a new
+        one, and the newest counts.
+        """
+        loop = asyncio.get_running_loop()
+        end, before = loop.time() + grace_seconds, entry.saving
+        if before is None:
             running.save()
-            why = f"none was saved within {grace_seconds:.0f} s"
-            entry.saving = asyncio.get_running_loop().call_later(
-                grace_seconds, self._end, entry, UNSAVED_SECONDS, why
-            )
+        elif before.when() <= loop.time() or abs(before.when() - end) < SAME_SECONDS:
+            return
+        else:
+            before.cancel()
+        why = f"none was saved within {grace_seconds:.0f} s"
+        entry.saving = loop.call_at(end, self._end, entry, UNSAVED_SECONDS, why)
 
     def _end(self, entry: _Work, grace_seconds: float, why: str) -> None:
         """End a work; what it says itself about its end counts no more."""

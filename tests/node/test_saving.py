@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -63,13 +64,38 @@ async def test_a_job_that_does_not_save_in_time_is_ended_all_the_same(
     session.send(start_job=started)
     await asleep(tmp_path)
     (pid,) = first_processes()
-    session.send(stop=rpc.StopWork(work=started.work, grace_seconds=1, save=True))
-    # The order is repeated with what is left of the time; the first one counts.
     session.send(stop=rpc.StopWork(work=started.work, grace_seconds=3000, save=True))
+    session.send(stop=rpc.StopWork(work=started.work, grace_seconds=1, save=True))
     ended = await session.until("job_ended")
     assert (ended.succeeded, ended.reason) == (False, "LEASE_LOST")
     assert ended.message == "none was saved within 1 s"
     assert process_tree.session(pid) == []
+
+
+async def test_the_newest_time_to_save_counts(
+    control: FakeControlPlane, start: Start, tmp_path: Path
+) -> None:
+    agent = await start()
+    session = await control.session()
+    started = toy_order(control, tmp_path, SLEEP)
+    session.send(start_job=started)
+    await asleep(tmp_path)
+    (entry,) = agent.works._entries.values()
+
+    async def told(grace_seconds: float) -> Any:
+        session.send(stop=rpc.StopWork(work=started.work, grace_seconds=grace_seconds, save=True))
+        await session.beats(2)
+        return entry.saving
+
+    first = await told(60)
+    # The order is repeated with what is left of the time.
+    assert await told(59) is first
+    # A drain that is given more time, or a person who pauses what a drain has told to leave.
+    longer = await told(3000)
+    assert first.cancelled()
+    assert longer.when() > first.when() + 2000
+    session.send(stop=rpc.StopWork(work=started.work, grace_seconds=0))
+    await session.until("job_ended")
 
 
 async def test_a_job_that_saves_can_still_be_stopped(
