@@ -44,6 +44,8 @@ from appliance.node.logs import CHUNK_BYTES, CappedLog, LastOutput, WorkOutput
 
 LOOK_SECONDS = 1.0
 REPORTS_LIMIT = 1 << 16
+NOT_LEASED_SECONDS = 30.0
+"""For what was given longer to end, and is not leased any more: it may be somewhere else by now."""
 DRAIN_SECONDS = 5.0
 MAX_RANK_PIPES = 256
 """Ranks of a work whose output is told apart; of more it is not, or the agent has no descriptors
@@ -368,20 +370,21 @@ class Running:
         """Tell it to stop (SIGTERM to the first process), and end all of it after the grace.
 
         Told again, it has less time at most. An order without a grace is repeated for whatever is
-        not leased any more, and says nothing new.
+        not leased any more: what ends already has `NOT_LEASED_SECONDS` then.
         """
-        end = asyncio.get_running_loop().time() + grace_seconds
+        now = asyncio.get_running_loop().time()
         if self._stopping is not None:
-            if grace_seconds > 0 and end < self._stop_by and not self._stopping.done():
+            left = grace_seconds or NOT_LEASED_SECONDS
+            if now + left < self._stop_by and not self._stopping.done():
                 self._stopping.cancel()
-                self._stop_by = end
-                self._stopping = asyncio.create_task(self._end_after(grace_seconds))
+                self._stop_by = now + left
+                self._stopping = asyncio.create_task(self._end_after(left))
             return
         if self._process and self._process.returncode is None:
             # Not `send_signal`: that would collect the process, and free its number.
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGTERM)
-            self._stop_by = end
+            self._stop_by = now + grace_seconds
             self._stopping = asyncio.create_task(self._end_after(grace_seconds))
 
     async def kill(self) -> None:

@@ -29,6 +29,7 @@ from appliance.node import documents, launcher, logs
 from appliance.node.cgroup import Cgroup
 from appliance.node.launcher import (
     KEPT_RUNS,
+    NOT_LEASED_SECONDS,
     Ended,
     Folders,
     Launch,
@@ -232,7 +233,7 @@ async def test_told_to_stop_again_it_has_less_time_and_never_more(tmp_path: Path
     script = "import signal\nsignal.signal(15, lambda *_: say(asked=1))\nsay(up=1)\n"
     running = await work.start(script + "while True: signal.pause()")
     await work.said.wait()
-    running.stop(3600.0)
+    running.stop(NOT_LEASED_SECONDS)
     # What is not leased any more is told so with each heartbeat; that takes nothing away.
     running.stop(0.0)
     running.stop(0.3)
@@ -241,6 +242,22 @@ async def test_told_to_stop_again_it_has_less_time_and_never_more(tmp_path: Path
         await running.wait()
     # Asked once.
     assert work.lines == [{"up": 1}, {"asked": 1}]
+    assert work.ended == [Ended(-9)]
+
+
+@pytest.mark.attack
+async def test_a_long_drain_ends_soon_once_it_is_not_leased_any_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launcher, "NOT_LEASED_SECONDS", 0.3)
+    work = Work(tmp_path)
+    script = "import signal\nsignal.signal(15, lambda *_: None)\nsay(up=1)\n"
+    running = await work.start(script + "while True: signal.pause()")
+    await work.said.wait()
+    running.stop(3600.0)
+    running.stop(0.0)
+    async with asyncio.timeout(20):
+        await running.wait()
     assert work.ended == [Ended(-9)]
 
 
