@@ -10,7 +10,7 @@ from click.core import ParameterSource
 
 from appliance.cli.command import command as make
 from appliance.cli.output import field, last
-from appliance.core.errors import NotFound
+from appliance.core.errors import InvalidInput, NotFound
 
 if TYPE_CHECKING:
     from appliance.cli.session import CommandSession
@@ -83,10 +83,11 @@ def create(
     }
     try:
         made = session.call("BindingService.CreateBinding", binding=wanted)
-    except NotFound:
+    except (InvalidInput, NotFound) as error:
         # An application of an older appliance may have the short name itself, so that comes first.
         wanted["principal"] = _of_project(session, principal)
-        if wanted["principal"] == principal:
+        of_principal = isinstance(error, NotFound) or "binding.principal" in error.fields
+        if wanted["principal"] == principal or not of_principal:
             raise
         made = session.call("BindingService.CreateBinding", binding=wanted)
     session.show(made, COLUMNS)

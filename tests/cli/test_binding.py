@@ -6,10 +6,11 @@ import pytest
 
 from appliance.api.access.v1 import binding_pb2, binding_service_pb2, service_account_pb2
 from appliance.client.profiles import Profiles
-from appliance.core.errors import NotFound
+from appliance.core.errors import InvalidInput
 from tests.fakes.command_line import Run
 from tests.fakes.control_api import FakeApi
 
+NOBODY = InvalidInput("there is none", fields={"binding.principal": "there is none"})
 GIVE = ("binding", "create", "--principal", "users/dora", "--role", "owner")
 
 
@@ -79,7 +80,7 @@ def test_a_role_is_given_to_the_application_that_is_there(
 
     def create(request: binding_service_pb2.CreateBindingRequest) -> object:
         is_there = older or request.binding.principal == "serviceAccounts/demo--app"
-        return made if is_there else NotFound("there is none")
+        return made if is_there else NOBODY
 
     logged_in.answers["BindingService.CreateBinding"] = create
     give = ("binding", "create", "--principal", "serviceAccounts/app", "--role", "inference")
@@ -89,8 +90,18 @@ def test_a_role_is_given_to_the_application_that_is_there(
 
 
 def test_what_is_not_there_is_asked_for_once(command: Run, logged_in: FakeApi) -> None:
-    logged_in.answers["BindingService.CreateBinding"] = NotFound("there is none")
-    assert command(*GIVE).code == 6
+    logged_in.answers["BindingService.CreateBinding"] = NOBODY
+    assert command(*GIVE).code == 1
+    assert len(logged_in.calls) == 1
+
+
+def test_what_is_wrong_beside_the_principal_is_said_at_once(
+    command: Run, logged_in: FakeApi
+) -> None:
+    wrong = InvalidInput("there is no such role", fields={"binding.role": "is none"})
+    logged_in.answers["BindingService.CreateBinding"] = wrong
+    give = ("binding", "create", "--principal", "serviceAccounts/app", "--role", "nosuch")
+    assert "there is no such role" in command(*give).err
     assert len(logged_in.calls) == 1
 
 
