@@ -10,6 +10,7 @@ import click
 
 from appliance.cli.command import command as make
 from appliance.cli.output import plain, safe
+from appliance.core.errors import InvalidInput
 from appliance.core.files import read_secret
 
 if TYPE_CHECKING:
@@ -60,7 +61,14 @@ def command(
         request["chat"] = {"messages": [{"role": role, "content": what} for role, what in said]}
     gateway = session.call("SystemService.GetSystem").gateway_address
     whole = no_stream or session.shared.output != "table"
-    _print(session, session.stream("InferenceService.Generate", at=gateway, **request), whole=whole)
+    pieces = session.stream("InferenceService.Generate", at=gateway, **request)
+    try:
+        _print(session, pieces, whole=whole)
+    except InvalidInput as error:
+        if "messages" in error.fields:
+            hint = f"`appliance ask {endpoint} --raw` goes on from the text itself"
+            error.metadata.setdefault("hint", hint)
+        raise
 
 
 def _print(session: CommandSession, pieces: Any, *, whole: bool) -> None:

@@ -59,7 +59,8 @@ def add_hint(session: CommandSession, error: ApplianceError) -> None:
     from appliance.core.errors import ApplianceError, InvalidInput  # noqa: PLC0415 - as above
 
     try:
-        name = names.Name.parse(error.metadata.get("name", ""))
+        # The gateway says which endpoint was asked.
+        name = names.Name.parse(error.metadata.get("name") or error.metadata.get("endpoint", ""))
     except InvalidInput:
         return
     # The server may have said what to type.

@@ -941,6 +941,23 @@ def test_a_question_is_answered_by_the_gateway(
     assert command("ask", "chat", "x", "--raw", "--system", "y").code == 2
 
 
+def test_a_model_without_a_chat_template_is_asked_with_raw(
+    command: Run, logged_in: FakeApi
+) -> None:
+    logged_in.answers |= {
+        "SystemService.GetSystem": system_service_pb2.GetSystemResponse(
+            gateway_address=logged_in.gateway_address
+        ),
+        "InferenceService.Generate": InvalidInput(
+            "this model has no chat template: send a plain prompt instead",
+            fields={"messages": "the model takes plain prompts only"},
+        ),
+    }
+    result = command("ask", "chat", "How?")
+    assert result.code == 1
+    assert "hint: `appliance ask chat --raw` goes on from the text itself\n" in result.err
+
+
 @pytest.mark.attack
 def test_what_a_model_writes_cannot_steer_a_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

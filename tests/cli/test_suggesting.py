@@ -8,6 +8,7 @@ import pytest
 
 from appliance.api.data.v1 import dataset_service_pb2
 from appliance.api.jobs.v1 import job_pb2, job_service_pb2
+from appliance.api.serving.v1 import endpoint_pb2, endpoint_service_pb2
 from appliance.api.system.v1 import system_service_pb2
 from appliance.cli import suggesting, version
 from appliance.client.profiles import Profiles
@@ -64,6 +65,26 @@ def test_a_mistyped_name_gets_those_that_are_near(command: Run, logged_in: FakeA
     # Who may not list is told how, and no more.
     logged_in.answers["JobService.ListJobs"] = Denied("no")
     assert "did you mean" not in command("job", "get", "firts").err
+
+
+@pytest.mark.usefixtures("person")
+def test_a_mistyped_endpoint_that_is_asked_gets_those_that_are_near(
+    command: Run, logged_in: FakeApi
+) -> None:
+    chat = endpoint_pb2.Endpoint(name="projects/demo/endpoints/chat")
+    logged_in.answers |= {
+        "SystemService.GetSystem": system_service_pb2.GetSystemResponse(
+            gateway_address=logged_in.gateway_address
+        ),
+        "InferenceService.Generate": NotFound(
+            "there is no endpoint that you may ask", endpoint="projects/demo/endpoints/chta"
+        ),
+        "EndpointService.ListEndpoints": endpoint_service_pb2.ListEndpointsResponse(
+            endpoints=[chat]
+        ),
+    }
+    hint = "did you mean chat? `appliance endpoint list --project demo` shows what there is"
+    assert f"hint: {hint}\n" in command("ask", "chta", "How?").err
 
 
 @pytest.mark.usefixtures("person")
