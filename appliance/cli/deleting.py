@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from appliance.cli import prompts
-from appliance.cli.output import field
+from appliance.cli.output import field, in_bytes, size
 from appliance.core import names
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _Function = Callable[..., Any]
 COLUMNS = [
     ("VERSIONS", field("versions")),
-    ("BYTES", field("size_bytes")),
+    ("SIZE", size("size_bytes")),
     ("TOMBSTONES", lambda row: ", ".join(name.rpartition("/")[2] for name in row["tombstones"])),
 ]
 
@@ -77,8 +77,8 @@ def delete(session: CommandSession, rpc: str, name: str, etag: str, *, yes: bool
         versions = "1 version" if would.versions == 1 else f"{would.versions} versions"
         confirm(
             name,
-            f"{name} goes with {versions} ({would.size_bytes} bytes), and the keys with it: only a "
-            "backup has them then, and nothing brings them back.",
+            f"{name} goes with {versions} ({in_bytes(would.size_bytes)}), and the keys with it: only "
+            "a backup has them then, and nothing brings them back.",
         )
         etag = would.etag
     session.show(session.call(rpc, name=name, etag=etag), COLUMNS)

@@ -13,7 +13,7 @@ from appliance.cli.describing import Rows, section
 from appliance.cli.fields import Field, message_of, options
 from appliance.cli.following import changes, wait_options
 from appliance.cli.live import Waiting
-from appliance.cli.output import field, json_text, last, plain, short, state, wide
+from appliance.cli.output import field, json_text, last, plain, short, short_name, state, wide
 from appliance.cli.updating import etag_option
 from appliance.core.errors import FailedPrecondition, NotFound
 
@@ -229,6 +229,12 @@ def delete(
         with Waiting() as waiting:
             for row in _follow(session, full, timeout):
                 waiting.tell(_line(row))
+    else:
+        click.echo(
+            f"{full} goes when its answers have ended; until then `appliance endpoint get "
+            f"{short_name(full)}` shows it",
+            err=True,
+        )
     session.show({"name": full, "deleted": wait})
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from appliance.cli.command import command as make
-from appliance.cli.output import field, last
+from appliance.cli.output import PEOPLE, field, last, readable, short
 
 if TYPE_CHECKING:
     from appliance.cli.session import CommandSession
@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 _GONE = {"erase_time": "key", "purge_time": "bytes"}
 COLUMNS = [
     ("TOMBSTONE", last()),
-    ("DELETED", lambda row: row["deleted"].split("/", 2)[2]),
+    ("KIND", lambda row: row["deleted"].split("/")[2].removesuffix("s")),
+    ("DELETED", short("deleted")),
     ("BY", last("deleter")),
     ("GONE", lambda row: ", ".join(word for time, word in _GONE.items() if row.get(time))),
     ("WHEN", field("delete_time")),
@@ -39,4 +40,10 @@ def get(session: CommandSession, name: str) -> None:
     Its name is the version's uid, as `input_uids` of what was made from it have it.
     """
     full = session.name("tombstone", name)
-    session.show(session.call("TombstoneService.GetTombstone", name=full))
+    found = session.call("TombstoneService.GetTombstone", name=full)
+    if session.form not in PEOPLE:
+        session.show(found)
+        return
+    session.show({**readable(found), "statement": ""})
+    if found.statement:
+        click.echo("-o json has the statement, which is signed", err=True)

@@ -60,7 +60,7 @@ def test_a_person_types_the_name_and_deletes_what_was_asked_about(
     terminal.append(typed)
     done = command("dataset", "delete", "docs")
     assert done.code == 0
-    assert f"{DOCS} goes with 3 versions (12 bytes)" in done.err
+    assert f"{DOCS} goes with 3 versions (12 B)" in done.err
     asked, deleted = logged_in.named("DatasetService.DeleteDataset")
     assert (asked.request.validate_only, deleted.request.validate_only) == (True, False)
     assert deleted.request.etag == "seen"
@@ -104,6 +104,7 @@ def test_tombstones_are_listed_with_what_is_gone(command: Run, logged_in: FakeAp
         name=f"projects/demo/tombstones/{UID}",
         deleted=f"{DOCS}/versions/3",
         deleter="users/alice",
+        statement='{"payload": "e30="}',
     )
     logged_in.answers["TombstoneService.GetTombstone"] = tombstone
     tombstone.erase_time.GetCurrentTime()
@@ -112,7 +113,11 @@ def test_tombstones_are_listed_with_what_is_gone(command: Run, logged_in: FakeAp
     done = command("tombstone", "list")
     assert done.err == ""
     listed = done.out.split()
-    assert listed[5:9] == [UID, "datasets/docs/versions/3", "alice", "key"]
-    assert UID in command("tombstone", "get", UID).out
-    (call,) = logged_in.named("TombstoneService.GetTombstone")
+    assert listed[6:11] == [UID, "dataset", "docs/3", "alice", "key"]
+    shown = command("tombstone", "get", UID)
+    assert UID in shown.out
+    # What was signed is for programs.
+    assert ("payload" in shown.out, "-o json" in shown.err) == (False, True)
+    assert "payload" in command("tombstone", "get", UID, "-o", "json").out
+    call, _ = logged_in.named("TombstoneService.GetTombstone")
     assert call.request.name == tombstone.name
