@@ -77,8 +77,8 @@ def delete(session: CommandSession, rpc: str, name: str, etag: str, *, yes: bool
         versions = "1 version" if would.versions == 1 else f"{would.versions} versions"
         confirm(
             name,
-            f"{name} goes with {versions} ({in_bytes(would.size_bytes)}), and the keys with it: only "
-            "a backup has them then, and nothing brings them back.",
+            f"{name} goes with {versions} ({in_bytes(would.size_bytes)}), and the keys with it: "
+            "only a backup has them then, and nothing brings them back.",
         )
         etag = would.etag
     session.show(session.call(rpc, name=name, etag=etag), COLUMNS)

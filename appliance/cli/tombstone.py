@@ -15,8 +15,7 @@ if TYPE_CHECKING:
 _GONE = {"erase_time": "key", "purge_time": "bytes"}
 COLUMNS = [
     ("TOMBSTONE", last()),
-    ("KIND", lambda row: row["deleted"].split("/")[2].removesuffix("s")),
-    ("DELETED", short("deleted")),
+    ("DELETED", lambda row: f"{row['deleted'].split('/')[2][:-1]} {short('deleted')(row)}"),
     ("BY", last("deleter")),
     ("GONE", lambda row: ", ".join(word for time, word in _GONE.items() if row.get(time))),
     ("WHEN", field("delete_time")),

@@ -113,7 +113,7 @@ def test_tombstones_are_listed_with_what_is_gone(command: Run, logged_in: FakeAp
     done = command("tombstone", "list")
     assert done.err == ""
     listed = done.out.split()
-    assert listed[6:11] == [UID, "dataset", "docs/3", "alice", "key"]
+    assert listed[5:10] == [UID, "dataset", "docs/3", "alice", "key"]
     shown = command("tombstone", "get", UID)
     assert UID in shown.out
     # What was signed is for programs.
