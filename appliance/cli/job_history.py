@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from appliance.cli.output import field, last
+from appliance.cli.output import field, flowing, last, short
 
 Row = dict[str, Any]
 
@@ -22,7 +22,7 @@ def words(event: Row) -> str:
         parts.append("on " + ", ".join(map(_share, event["shares"])))
     parts.append(str(event.get("message") or ""))
     if event.get("outputs"):
-        parts.append("made " + ", ".join(event["outputs"]))
+        parts.append("made " + short("outputs")(event))
     return "; ".join(filter(None, parts))
 
 
@@ -31,7 +31,7 @@ COLUMNS = [
     ("TIME", field("create_time")),
     ("START", field("epoch")),
     ("BY", last("actor")),
-    ("WHAT", words),
+    flowing("WHAT", words),
 ]
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from appliance.cli.output import field, json_text, last, safe, short, state, wide, yaml_text
+from appliance.cli.output import field, json_text, last, number, safe, short, state, wide, yaml_text
 from appliance.kinds import KINDS, kind_of
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def metrics_of(job: Job) -> str:
     kind = kind_name(job)
     first = kind_of(kind).measures if kind and found else ()
     order = [*(name for name in first if name in found), *sorted(found.keys() - set(first))]
-    parts = [f"{name.replace('_', ' ')} {found[name]:.6g}" for name in order]
+    parts = [f"{name.replace('_', ' ')} {number(found[name])}" for name in order]
     return ", ".join(parts)
 
 
@@ -99,7 +99,9 @@ def tell(waiting: Waiting, job: Job) -> None:
 def results_of(job: Job) -> str:
     """What a job has found: `perplexity 12.3, tokens 4096`."""
     found = (job.get("result") or {}).get("values") or {}
-    return ", ".join(f"{key.replace('_', ' ')} {value:.6g}" for key, value in sorted(found.items()))
+    return ", ".join(
+        f"{key.replace('_', ' ')} {number(value)}" for key, value in sorted(found.items())
+    )
 
 
 class JobLines:

@@ -7,6 +7,7 @@ importance, the most important first; `wide` marks those that `-o wide` alone sh
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,8 @@ Column = tuple[str, Cell]
 GAP = 2
 """Spaces between columns."""
 MORE = "\N{HORIZONTAL ELLIPSIS}"
+MOST_WHOLE = 1e15
+"""Above it a float does not tell whole numbers apart."""
 PEOPLE = ("table", "wide")
 """Forms that are for people; the others are for programs."""
 
@@ -39,6 +42,17 @@ class Wide(tuple[str, Cell]):
 def wide(heading: str, cell: Cell) -> Column:
     """A column that `-o wide` alone shows."""
     return Wide((heading, cell))
+
+
+class Flowing(tuple[str, Cell]):
+    """A last column of sentences: on a terminal they go on in the next line, and are not cut."""
+
+    __slots__ = ()
+
+
+def flowing(heading: str, cell: Cell) -> Column:
+    """A last column of sentences, which go on in the next line where a terminal has no room."""
+    return Flowing((heading, cell))
 
 
 def plain(message: Message) -> dict[str, Value]:
@@ -224,7 +238,7 @@ def text_of(value: Value) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return f"{value:.6g}"
+        return number(value)
     if isinstance(value, list):
         return ", ".join(text_of(each) for each in value)
     if isinstance(value, dict):
@@ -232,16 +246,32 @@ def text_of(value: Value) -> str:
     return str(value)
 
 
+def number(value: float) -> str:
+    """A measured number: whole ones in full, others to six digits."""
+    return f"{value:.0f}" if value.is_integer() and abs(value) < MOST_WHOLE else f"{value:.6g}"
+
+
 def table_lines(cells: Sequence[Sequence[str]]) -> Iterator[str]:
     """Rows of equal length as lines, their columns as wide as the longest cell."""
     return aligned(cells, [max(map(len, column)) for column in zip(*cells, strict=True)])
 
 
-def aligned(cells: Sequence[Sequence[str]], widths: Sequence[int]) -> Iterator[str]:
-    """Rows as lines with columns of these widths; one of 0 is left out."""
-    for line in cells:
-        shown = (cut(c, w).ljust(w) for c, w in zip(line, widths, strict=True) if w)
-        yield (" " * GAP).join(shown).rstrip()
+def aligned(
+    cells: Sequence[Sequence[str]], widths: Sequence[int], *, flows: bool = False
+) -> Iterator[str]:
+    """Rows as lines with columns of these widths; one of 0 is left out.
+
+    With `flows` the last column goes on in further lines instead of being cut.
+    """
+    for row in cells:
+        lines = [row]
+        if flows and len(row[-1]) > widths[-1] > 0:
+            first, *more = textwrap.wrap(row[-1], widths[-1])
+            before = list(row[:-1])
+            lines = [[*before, first], *([*([""] * len(before)), part] for part in more)]
+        for line in lines:
+            shown = (cut(c, w).ljust(w) for c, w in zip(line, widths, strict=True) if w)
+            yield (" " * GAP).join(shown).rstrip()
 
 
 def cut(text: str, width: int) -> str:

@@ -1,8 +1,9 @@
 """Rows as a table: as wide as its cells for a program, never wider than the terminal for a person.
 
 Rules kept here: what is written to a file or a pipe is not cut; on a terminal the longest cells are
-shortened first, then the last columns go, and `-o wide` shows all; control characters never reach
-the terminal; a long list is printed page by page.
+shortened first, then the last columns go, and `-o wide` shows all; a last column of sentences flows
+into further lines; control characters never reach the terminal; a long list is printed page by
+page.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import TextIO
 
 import click
 
-from appliance.cli.output import GAP, Column, Value, Wide, aligned, safe
+from appliance.cli.output import GAP, Column, Flowing, Value, Wide, aligned, safe
 
 LEAST = 14
 """Characters that a shortened cell keeps at least; rather than that the last columns go."""
@@ -29,6 +30,7 @@ class Table:
 
     def __init__(self, columns: Sequence[Column], *, wide: bool) -> None:
         self._columns = [each for each in columns if wide or not isinstance(each, Wide)]
+        self._flows = isinstance(self._columns[-1], Flowing)
         self._width = None if wide or not on_terminal() else terminal_width()
 
     def print(self, rows: Iterable[Value], *, headings: bool) -> None:
@@ -52,7 +54,7 @@ class Table:
             longest = (max(map(len, column)) for column in zip(*chunk, strict=True))
             widths = [max(pair) for pair in zip(widths, longest, strict=True)]
             shown = widths if self._width is None else fitted(widths, self._width, self._least())
-            yield from aligned(chunk, shown)
+            yield from aligned(chunk, shown, flows=self._flows)
             chunk = []
 
     def _least(self) -> list[int]:

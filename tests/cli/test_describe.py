@@ -18,7 +18,7 @@ from appliance.api.jobs.v1 import (
 )
 from appliance.cli import describing, tables
 from appliance.cli.main import NOUNS, appliance
-from appliance.cli.output import MORE, field, wide
+from appliance.cli.output import MORE, field, flowing, wide
 from appliance.cli.tables import Table, fitted
 from appliance.client.methods import find
 from appliance.core.errors import Denied
@@ -169,6 +169,17 @@ def test_the_longest_cells_are_shortened_first_then_the_last_columns_go() -> Non
     assert fitted([10, 12, 12, 12], 40, [10, 10, 10, 10]) == [10, 12, 12, 0]
     assert fitted([90, 10], 80, [10, 10]) == [90, 0]
     assert fitted([10, 10], 80, [10, 10]) == [10, 10]
+
+
+def test_sentences_flow_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    columns = [("NAME", field("name")), flowing("WHY", field("why"))]
+    rows = [{"name": "a", "why": "it goes on from the checkpoint"}, {"name": "b", "why": ""}]
+    whole = list(Table(columns, wide=False).lines(rows))
+    assert whole == ["NAME  WHY", "a     it goes on from the checkpoint", "b"]
+    monkeypatch.setattr(tables, "on_terminal", lambda: True)
+    monkeypatch.setattr(tables, "terminal_width", lambda: 20)
+    lines = list(Table(columns, wide=False).lines(rows))
+    assert lines == ["NAME  WHY", "a     it goes on", "      from the", "      checkpoint", "b"]
 
 
 def test_wide_has_all_columns() -> None:

@@ -87,12 +87,12 @@ def test_what_is_over_does_nothing_more_and_has_no_steps_left() -> None:
 
 def test_the_result_stands_at_the_end(command: Run, logged_in: FakeApi) -> None:
     made = job_pb2.Job(name="projects/demo/jobs/e", state="STATE_QUEUED")
-    result = job_pb2.JobResult(values={"perplexity": 15.4321, "tokens": 4096})
+    result = job_pb2.JobResult(values={"perplexity": 15.4321, "tokens": 1323264})
     done = job_pb2.Job(name=made.name, state="STATE_SUCCEEDED", result=result)
     logged_in.answers |= {"JobService.CreateJob": made, "JobService.WatchJob": [made, done]}
     words = ("job", "evaluate", "e", "--model", "m/1", "--dataset", "d/1", "--wait")
     said = command(*words)
-    assert said.out.splitlines()[-1] == "perplexity 15.4321, tokens 4096"
+    assert said.out.splitlines()[-1] == "perplexity 15.4321, tokens 1323264"
     assert said.err.splitlines() == ["e  QUEUED", "e  SUCCEEDED"]
 
 
