@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import textwrap
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -9,6 +11,7 @@ import click
 
 from appliance.cli.command import command as make
 from appliance.cli.output import PEOPLE, plain, safe
+from appliance.cli.tables import on_terminal, terminal_width
 from appliance.core.errors import NotFound, UnknownMethod
 
 if TYPE_CHECKING:
@@ -33,9 +36,22 @@ def command(session: CommandSession) -> None:
         if permissions:
             click.echo(safe(f"May {where}:"))
             for line in _by_noun(permissions):
-                click.echo(safe(f"  {line}"))
+                click.echo(_fitting(safe(line)))
         elif scope != PLATFORM:
             click.echo(safe(f"May do nothing {where}"))
+
+
+def _fitting(line: str) -> str:
+    """An indented line; on a terminal one that is too long goes on in the next, at a word."""
+    width = terminal_width() if on_terminal() else sys.maxsize
+    return textwrap.fill(
+        line,
+        width,
+        initial_indent="  ",
+        subsequent_indent="    ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _permissions(session: CommandSession) -> dict[str, list[str]]:

@@ -18,6 +18,7 @@ from appliance.api.access.v1 import (
     user_service_pb2,
 )
 from appliance.api.auth.v1 import auth_service_pb2
+from appliance.cli import whoami
 from appliance.core.errors import NotFound, UnknownMethod
 from tests.fakes.command_line import Run
 from tests.fakes.control_api import FakeApi
@@ -153,7 +154,9 @@ def test_tokens_are_listed_by_maker_and_by_what_nobody_uses(
     assert (call.request.scope, call.request.service_account) == ("projects/demo", APP)
 
 
-def test_who_am_i_says_what_i_may_do_here(command: Run, logged_in: FakeApi) -> None:
+def test_who_am_i_says_what_i_may_do_here(
+    command: Run, logged_in: FakeApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
     who = auth_service_pb2.WhoAmIResponse(principal="users/vera", roles=["viewer@projects/demo"])
     logged_in.answers["AuthService.WhoAmI"] = who
 
@@ -173,6 +176,9 @@ def test_who_am_i_says_what_i_may_do_here(command: Run, logged_in: FakeApi) -> N
     )
     shown = json.loads(command("whoami", "-o", "json").out)
     assert shown["permissions"]["projects/demo"] == ["jobs.get", "jobs.list", "models.get"]
+    monkeypatch.setattr(whoami, "on_terminal", lambda: True)
+    monkeypatch.setattr(whoami, "terminal_width", lambda: 16)
+    assert "\n  jobs: get,\n    list\n  models: get\n" in command("whoami").out
     assert command("whoami", "--project", "gone").out.endswith("May do nothing in projects/gone\n")
 
 
