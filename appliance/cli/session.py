@@ -261,6 +261,8 @@ class CommandSession:
 
     def _renewed(self) -> bool:
         """Whether a code was given and right; False when nobody is there to give one."""
+        if self.shared.code_file is None and prompts.interactive():
+            click.echo("this needs a code of the last five minutes", err=True)
         for left in reversed(range(prompts.tries(self.shared.code_file))):
             code = prompts.code(self.shared.code_file)
             if code is None:

@@ -173,7 +173,9 @@ def test_a_fresh_code_is_asked_for_once_and_the_call_repeated(
     logged_in.answers["UserService.CreateUser"] = lambda _: answers.pop(0)
     logged_in.answers["AuthService.VerifyTotp"] = auth_service_pb2.VerifyTotpResponse(token="new")
     terminal += ["a good password", "123 456"]
-    assert command("user", "create", "dora").code == 0
+    done = command("user", "create", "dora")
+    assert done.code == 0
+    assert done.err.startswith("this needs a code of the last five minutes\n")
     first, verify, second = logged_in.calls
     assert (verify.request.token, verify.request.code) == ("old-token", "123456")
     assert (first.token, second.token) == ("old-token", "new")
