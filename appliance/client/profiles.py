@@ -74,8 +74,12 @@ class Profiles:
         """
         wanted = name or self.current
         if not wanted:
+            known = [profile.name for profile in self.all()]
             raise FailedPrecondition(
-                "No server is chosen: add one with "
+                "No server is chosen: `appliance context use NAME` takes one of "
+                f"{', '.join(known)}."
+                if known
+                else "No server is chosen: add one with "
                 "`appliance context add NAME --server HOST:PORT --ca FILE`."
             )
         for profile in self.all():

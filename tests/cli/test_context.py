@@ -42,6 +42,15 @@ def test_an_address_is_taken(command: Run, home: Path, server: str) -> None:
     )
 
 
+def test_who_uses_no_context_is_told_of_those_there_are(command: Run) -> None:
+    profiles = Profiles()
+    for name in ("one", "two"):
+        profiles.put(Profile(name, "127.0.0.1:7443", CA))
+    assert command("context", "remove", "two").code == 0
+    said = command("job", "list").err
+    assert "`appliance context use NAME` takes one of one" in said
+
+
 @pytest.mark.attack
 def test_a_new_appliance_takes_over_no_context(
     home: Path, capsys: pytest.CaptureFixture[str]
