@@ -50,6 +50,8 @@ NOUNS = {
     "whoami": "Say who you are and what you may do.",
 }
 """Every command with its line in `--help`; its module is `appliance.cli.NOUN`."""
+MOST_NOUNS = 3
+"""Nouns with a verb that are named to somebody who typed the verb first."""
 _MODULES = {"session": "sessions"}
 """Nouns whose module has another name: `appliance.cli.session` is what every command runs in."""
 
@@ -69,6 +71,36 @@ class Nouns(LazyGroup):
         module = importlib.import_module(f"appliance.cli.{name}")
         command: click.Command = module.command
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command of a line. Raises NoSuchCommand, with the order of words if that is wrong."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.exceptions.NoSuchCommand as error:
+            if not (meant := self._noun_first(ctx, args)):
+                raise
+            said = f"No such command {args[0]!r}: the noun stands first. Did you mean {meant}?"
+            raise click.exceptions.NoSuchCommand(args[0], said, ctx=ctx) from error
+
+    def _noun_first(self, ctx: click.Context, words: list[str]) -> str:
+        """`appliance job list` for `get jobs`, `appliance node drain` for `drain node-1`."""
+        from difflib import get_close_matches  # noqa: PLC0415 - for mistakes alone
+
+        verb, *rest = words
+        groups = {noun: self.get_command(ctx, noun) for noun in NOUNS}
+        having = [
+            noun
+            for noun, group in groups.items()
+            if isinstance(group, click.Group) and verb in group.list_commands(ctx)
+        ]
+        nouns = get_close_matches(rest[0], having, n=1) if rest else []
+        if not nouns and len(having) <= MOST_NOUNS:
+            nouns = having
+        if verb == "get" and len(rest) == 1:
+            verb = "list"
+        return " or ".join(f"`appliance {noun} {verb}`" for noun in nouns)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         """Write the list without importing any of them."""
