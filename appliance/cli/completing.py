@@ -42,6 +42,7 @@ LISTS = {
     "job": ("JobService.ListJobs", "jobs"),
     "checkpoint": ("CheckpointService.ListCheckpoints", "checkpoints"),
     "endpoint": ("EndpointService.ListEndpoints", "endpoints"),
+    "tombstone": ("TombstoneService.ListTombstones", "tombstones"),
 }
 """Kind of resource -> the call that lists it, and the field of the answer."""
 PARENTS = {"datasetVersion": "dataset", "modelVersion": "model", "checkpoint": "job"}
@@ -59,6 +60,7 @@ METAVARS = {
     "TOKENIZER": "tokenizer",
     "REPORT": "report",
     "ENDPOINT": "endpoint",
+    "TOMBSTONE": "tombstone",
     "UPLOAD": "upload",
     "PROJECT": "project",
     "P": "project",
