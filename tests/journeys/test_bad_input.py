@@ -163,7 +163,7 @@ def test_datasets_that_cannot_be_used(filled: Appliance) -> None:
         "made",
     )
     at, unknown = "job.prepare.datasets[0]", f"projects/{PROJECT}/datasets/docs/versions/9"
-    advice = "list the versions there are and name one of them"
+    advice = f"`appliance dataset versions docs --project {PROJECT}` shows what there is"
     for name, expected in (
         (
             theirs["name"],

@@ -10,7 +10,7 @@ from appliance.control.store import tables
 from appliance.control.store.database import Reading
 from appliance.core import names
 from appliance.core.errors import InvalidInput, NotFound
-from appliance.core.names import Name
+from appliance.core.names import Name, shown
 from appliance.core.problems import Problems
 
 
@@ -57,3 +57,20 @@ def parse_name(text: str, kind: str, path: str, project: str, problems: Problems
         )
         return None
     return name
+
+
+def not_there(name: Name) -> str:
+    """What is wrong with the name of a version or a checkpoint that there is not.
+
+    It says what to type to see those there are.
+    """
+    above, where = name.ids[1], f"--project {name.project}"
+    listed = {
+        "datasetVersion": f"`appliance dataset versions {above} {where}`",
+        "modelVersion": f"`appliance model versions {above} {where}`",
+        "checkpoint": f"`appliance checkpoint list {above} {where}`",
+    }[name.kind]
+    return (
+        f"names {shown(str(name))}, which does not exist or is not complete: {listed} shows what "
+        "there is"
+    )

@@ -31,6 +31,7 @@ from appliance.control.services.common.change import Changes
 from appliance.control.services.common.resources import (
     check_project,
     missing,
+    not_there,
     parse_name,
     timestamp,
 )
@@ -48,7 +49,7 @@ from appliance.control.store.database import Database, Reading, Transaction
 from appliance.control.store.objects import new_uid
 from appliance.core import artifact_kinds, names
 from appliance.core.errors import AlreadyExists, FailedPrecondition, NotFound
-from appliance.core.names import Name, shown
+from appliance.core.names import Name
 from appliance.core.problems import Problems
 
 _endpoint = tables.endpoint.c
@@ -287,11 +288,7 @@ class Endpoints:
         try:
             row = artifact_rows.version_row(state, name)
         except NotFound:
-            problems.add(
-                path,
-                f"names {shown(text)}, which does not exist or is not complete: "
-                "list the versions there are and name one of them",
-            )
+            problems.add(path, not_there(name))
             return None
         kind = artifact_kinds.kind_of("model", row.facts)
         if kind != artifact_kinds.MODEL:

@@ -18,7 +18,7 @@ from google.protobuf.message import Message
 from appliance.api.jobs.v1 import job_pb2
 from appliance.control.auth.policy import PolicyStore
 from appliance.control.services.common.caller import Caller
-from appliance.control.services.common.resources import parse_name
+from appliance.control.services.common.resources import not_there, parse_name
 from appliance.control.services.data import artifact_rows
 from appliance.control.services.fleet import capacity
 from appliance.control.services.work import job_rows
@@ -26,7 +26,7 @@ from appliance.control.store.database import Reading
 from appliance.core import names
 from appliance.core.artifact_kinds import ARTIFACT_KINDS
 from appliance.core.errors import InvalidInput, NotFound
-from appliance.core.names import Name, shown
+from appliance.core.names import Name
 from appliance.core.placement import Demand
 from appliance.core.problems import Problems
 from appliance.kinds import KINDS, kind_of
@@ -37,7 +37,6 @@ _READ = {
     "modelVersion": "models.get",
     "checkpoint": "checkpoints.get",
 }
-_LISTED = {"datasetVersion": "versions", "modelVersion": "versions", "checkpoint": "checkpoints"}
 
 
 class JobChecks:
@@ -101,11 +100,7 @@ class JobChecks:
             try:
                 found[path] = job_rows.input_of(state, name.kind, job_rows.uid_of(state, name))
             except NotFound:
-                problems.add(
-                    path,
-                    f"names {shown(text)}, which does not exist or is not complete: "
-                    f"list the {_LISTED[pattern]} there are and name one of them",
-                )
+                problems.add(path, not_there(name))
         return found
 
     def _check_outputs(  # noqa: PLR0913  # what one check needs

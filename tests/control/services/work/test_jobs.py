@@ -141,7 +141,10 @@ async def test_all_wrong_fields_are_said_at_once(lab: Lab) -> None:
 @pytest.mark.parametrize(
     ("dataset", "text"),
     [
-        ("projects/demo/datasets/none/versions/1", "does not exist or is not complete"),
+        (
+            "projects/demo/datasets/none/versions/1",
+            "does not exist or is not complete: `appliance dataset versions none --project demo`",
+        ),
         ("projects/demo/datasets/clean", "is not projects/{project}/datasets"),
         ("projects/other/datasets/clean/versions/1", "a job works inside its own project"),
         ("", "is not projects/"),
