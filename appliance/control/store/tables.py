@@ -8,8 +8,8 @@ Rules kept here:
 * nothing here is a secret in clear: passwords are Argon2id hashes, tokens and recovery codes are
   keyed digests, TOTP secrets and data keys are sealed under the keyring, output of jobs under the
   key of its project;
-* a `revision` rises by one with each change of a row that callers may watch; the etag is of it, but
-  for what changes all the time by itself (endpoints).
+* a `revision` counts the changes of a row, for whoever compares two copies of the state; etags are
+  made of what callers can change (`services.common.updates`).
 
 Called by `appliance.control.store`, `auth` and `services`. The migrations create exactly this.
 """
