@@ -14,6 +14,7 @@ from appliance.cli.command import command as make
 from appliance.cli.command import output_option
 from appliance.cli.files import private_file, write_public
 from appliance.cli.output import age, field, moment, wide
+from appliance.cli.prompts import yes_option
 from appliance.core import names
 from appliance.core.errors import BY_REASON, InvalidInput
 from appliance.core.identity import parse_name
@@ -235,7 +236,7 @@ def _show(proved: Verified, origin: str, form: str) -> None:
     metavar="DAYS",
     help="Only segments whose last record is at least so many days old.",
 )
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@yes_option()
 def archive(session: CommandSession, out: Path, *, days: int, yes: bool) -> None:
     """Move closed segments of the chain into a folder here, each proved before it is deleted there.
 
@@ -256,7 +257,7 @@ def archive(session: CommandSession, out: Path, *, days: int, yes: bool) -> None
     metavar="DAYS",
     help="Segments whose last record is at least so many days old are deleted.",
 )
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@yes_option()
 def prune(session: CommandSession, folder: Path, *, days: int, yes: bool) -> None:
     """Delete the oldest segments of an archive by their age; that is signed and recorded."""
     from appliance.cli.audit_archive import prune_archive  # noqa: PLC0415 - as above

@@ -9,10 +9,10 @@ import click
 
 from appliance.cli import deleting, downloading, sending, updating
 from appliance.cli.command import command as make
-from appliance.cli.deleting import yes_option
 from appliance.cli.describing import Rows, section
 from appliance.cli.output import field, last, plain, short, short_name, size, state
 from appliance.cli.progress import bytes_bar
+from appliance.cli.prompts import yes_option
 from appliance.cli.updating import etag_option
 
 if TYPE_CHECKING:

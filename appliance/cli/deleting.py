@@ -8,7 +8,6 @@ stays. Called by the `delete` command of each noun that holds data.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -20,17 +19,11 @@ from appliance.core import names
 if TYPE_CHECKING:
     from appliance.cli.session import CommandSession
 
-_Function = Callable[..., Any]
 COLUMNS = [
     ("VERSIONS", field("versions")),
     ("SIZE", size("size_bytes")),
     ("TOMBSTONES", lambda row: ", ".join(name.rpartition("/")[2] for name in row["tombstones"])),
 ]
-
-
-def yes_option() -> Callable[[_Function], _Function]:
-    """`--yes`, for commands that ask before they delete something."""
-    return click.option("--yes", is_flag=True, help="Delete it without asking, as scripts do.")
 
 
 def confirm(name: str, says: str) -> None:

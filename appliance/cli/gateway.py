@@ -10,7 +10,7 @@ import click
 from appliance.cli.command import command as make
 from appliance.cli.options import made_token, token_out
 from appliance.cli.output import field, last, state
-from appliance.cli.prompts import agree
+from appliance.cli.prompts import agree, yes_option
 from appliance.cli.updating import etag_option
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def get(session: CommandSession, name: str) -> None:
 
 @make("remove", "GatewayService.DeleteGateway", group=command)
 @click.argument("name", metavar="GATEWAY")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@yes_option()
 @etag_option()
 def remove(session: CommandSession, name: str, etag: str, *, yes: bool) -> None:
     """Delete a gateway that was evicted or is stopped; its name is free for another one."""
@@ -88,7 +88,7 @@ def create_join_token(
 
 @make("evict", "GatewayService.EvictGateway", group=command)
 @click.argument("name", metavar="GATEWAY")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@yes_option()
 def evict(session: CommandSession, name: str, *, yes: bool) -> None:
     """Refuse a gateway from now on; its streams to replicas end within ten seconds."""
     full = session.name("gateway", name)

@@ -14,7 +14,7 @@ from appliance.cli.fields import FieldOption
 from appliance.cli.following import Duration, changes, wait_options
 from appliance.cli.options import made_token, token_out
 from appliance.cli.output import field, last, plain, safe, state, wide
-from appliance.cli.prompts import agree
+from appliance.cli.prompts import agree, yes_option
 from appliance.cli.updating import etag_option
 from appliance.core.errors import FailedPrecondition
 
@@ -156,7 +156,7 @@ def drain(  # its options
 
 @make("remove", "NodeService.DeleteNode", group=command)
 @click.argument("name", metavar="NODE")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@yes_option()
 @etag_option()
 def remove(session: CommandSession, name: str, etag: str, *, yes: bool) -> None:
     """Delete a node on which nothing runs; its name is free for another server."""
@@ -241,7 +241,7 @@ def revoke_join_token(session: CommandSession, token_id: str) -> None:
 
 @make("evict", "NodeService.EvictNode", group=command)
 @click.argument("name", metavar="NODE")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@yes_option()
 def evict(session: CommandSession, name: str, *, yes: bool) -> None:
     """Refuse a node from now on; its work starts elsewhere."""
     full = session.name("node", name)

@@ -8,9 +8,10 @@ import click
 
 from appliance.cli import binding, endpoint, updating
 from appliance.cli.command import command as make
-from appliance.cli.deleting import confirm, would_delete, yes_option
+from appliance.cli.deleting import confirm, would_delete
 from appliance.cli.describing import Rows, section
 from appliance.cli.output import field, last
+from appliance.cli.prompts import yes_option
 from appliance.cli.updating import etag_option
 
 if TYPE_CHECKING:

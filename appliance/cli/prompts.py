@@ -6,13 +6,15 @@ Prompts go to the terminal, not to standard output, so that output can be piped.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import click
 
 from appliance.core.errors import ApplianceError, FreshMfaRequired
 
+_Function = Callable[..., Any]
 STDIN = "-"
 TRIES = 3
 """How often a person may type something again that was refused."""
@@ -105,6 +107,11 @@ def tries(source: str | None) -> int:
 
 def _is_code(text: str) -> bool:
     return len(text) == 6 and text.isascii() and text.isdecimal()
+
+
+def yes_option() -> Callable[[_Function], _Function]:
+    """`--yes`, for commands that ask before they do what cannot be undone."""
+    return click.option("--yes", is_flag=True, help="Do not ask, as scripts do.")
 
 
 def agree(question: str) -> None:

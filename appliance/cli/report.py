@@ -9,8 +9,8 @@ import click
 
 from appliance.cli import deleting, downloading
 from appliance.cli.command import command as make
-from appliance.cli.deleting import yes_option
 from appliance.cli.output import field, last, plain
+from appliance.cli.prompts import yes_option
 from appliance.cli.report_view import show_report
 from appliance.cli.updating import etag_option
 

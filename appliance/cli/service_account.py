@@ -12,7 +12,7 @@ from appliance.cli.command import command as make
 from appliance.cli.fields import FieldOption
 from appliance.cli.options import made_token, token_out
 from appliance.cli.output import field, last, wide
-from appliance.cli.prompts import agree
+from appliance.cli.prompts import agree, yes_option
 from appliance.cli.updating import etag_option
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def update(session: CommandSession, name: str, etag: str, **given: object) -> No
 @make("delete", "ServiceAccountService.DeleteServiceAccount", group=command, project=True)
 @click.argument("name", metavar="ACCOUNT")
 @etag_option()
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@yes_option()
 def delete(session: CommandSession, name: str, etag: str, *, yes: bool) -> None:
     """Delete a service account with its tokens and roles; the name may be used again."""
     full = session.name("serviceAccount", name)

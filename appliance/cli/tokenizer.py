@@ -8,8 +8,8 @@ import click
 
 from appliance.cli import deleting
 from appliance.cli.command import command as make
-from appliance.cli.deleting import yes_option
 from appliance.cli.output import field, last, short
+from appliance.cli.prompts import yes_option
 from appliance.cli.updating import etag_option
 
 if TYPE_CHECKING:

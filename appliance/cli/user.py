@@ -9,7 +9,7 @@ import click
 from appliance.cli import principal_view, prompts, updating
 from appliance.cli.command import command as make
 from appliance.cli.output import field, last, wide
-from appliance.cli.prompts import agree
+from appliance.cli.prompts import agree, yes_option
 from appliance.cli.updating import etag_option
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def update(session: CommandSession, name: str, etag: str, **given: object) -> No
 @make("delete", "UserService.DeleteUser", group=command)
 @click.argument("name", metavar="USER")
 @etag_option()
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@yes_option()
 def delete(session: CommandSession, name: str, etag: str, *, yes: bool) -> None:
     """Delete a user with sessions, second factor and roles; the name may be used again."""
     full = session.name("user", name)
@@ -100,7 +100,7 @@ def unlock(session: CommandSession, name: str) -> None:
 @make("reset-password", "UserService.ResetPassword", group=command)
 @click.argument("name", metavar="USER")
 @click.option("--password-file", metavar="FILE", help="Next password; `-` is standard input.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@yes_option()
 def reset_password(
     session: CommandSession, name: str, password_file: str | None, *, yes: bool
 ) -> None:
@@ -115,7 +115,7 @@ def reset_password(
 
 @make("reset-factor", "UserService.ResetFactor", group=command)
 @click.argument("name", metavar="USER")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@yes_option()
 def reset_factor(session: CommandSession, name: str, *, yes: bool) -> None:
     """Take a user's authenticator and recovery codes away; the next log-in enrols another one."""
     full = session.name("user", name)

@@ -23,7 +23,7 @@ from appliance.api.agent.v1 import agent_service_pb2 as rpc
 from appliance.api.jobs.v1 import job_pb2
 from appliance.core.errors import Paused
 from appliance.core.thinning import MAX_POINTS, thin
-from appliance.node.launcher import Ended
+from appliance.node.running import Ended
 
 _PROGRESS = ("step", "total", "message", "metrics")
 MAX_CHECKPOINTS = 1000

@@ -36,11 +36,12 @@ from appliance.machine.identity import Identity
 from appliance.node import documents
 from appliance.node.documents import NodeEnvironment, ReplicaCredentials
 from appliance.node.gateways import GatewayCertificates
-from appliance.node.launcher import Ended, Launch, Launcher, Running
+from appliance.node.launcher import Launcher
 from appliance.node.metrics import NodeMetrics
 from appliance.node.outbox import ReportOutbox, Work
 from appliance.node.replica_metrics import Source
 from appliance.node.reports import JobReports, ReplicaReports
+from appliance.node.running import Ended, Launch, Running
 from appliance.wire.accepted import AcceptedFile
 
 RELEASE_AGAIN_SECONDS = 0.5

@@ -81,6 +81,7 @@ def test_no_line_drives_a_terminal_or_is_taken_for_another(
     logged_in.answers[READ] = [begins(2), lines("\x1b[2J\r[rank 1] forged\x85[rank 1] too")]
     out = command("job", "logs", "one").out
     assert [c for c in out if not c.isprintable() and c not in "\n\t"] == []
+    assert out.splitlines()
     assert all(line.startswith("[rank 0] ") for line in out.splitlines())
 
 

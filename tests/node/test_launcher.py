@@ -25,20 +25,13 @@ from appliance.api.agent.v1 import agent_service_pb2 as rpc
 from appliance.core import process_tree
 from appliance.core.errors import FailedPrecondition, InvalidInput
 from appliance.core.process_tree import tree
-from appliance.node import documents, launcher, logs
+from appliance.node import documents, logs
+from appliance.node import running as node_running
 from appliance.node.cgroup import Cgroup
-from appliance.node.launcher import (
-    KEPT_RUNS,
-    NOT_LEASED_SECONDS,
-    Ended,
-    Folders,
-    Launch,
-    Launcher,
-    Running,
-    folder_name,
-)
+from appliance.node.launcher import KEPT_RUNS, Folders, Launcher, folder_name
 from appliance.node.logs import CHUNK_BYTES, LAST_BYTES, CappedLog, LastOutput
 from appliance.node.reports import JobReports
+from appliance.node.running import NOT_LEASED_SECONDS, Ended, Launch, Running
 from tests.fakes.disk import filled, small_disk
 from tests.fakes.run_log import text_of
 
@@ -249,7 +242,7 @@ async def test_told_to_stop_again_it_has_less_time_and_never_more(tmp_path: Path
 async def test_a_long_drain_ends_soon_once_it_is_not_leased_any_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launcher, "NOT_LEASED_SECONDS", 0.3)
+    monkeypatch.setattr(node_running, "NOT_LEASED_SECONDS", 0.3)
     work = Work(tmp_path)
     script = "import signal\nsignal.signal(15, lambda *_: None)\nsay(up=1)\n"
     running = await work.start(script + "while True: signal.pause()")
@@ -414,7 +407,7 @@ async def test_a_start_that_is_called_off_leaves_no_process(
         os.close(descriptor)
         return await asyncio.Future()
 
-    monkeypatch.setattr(launcher, at, held if at == "_hand_over" else never)
+    monkeypatch.setattr(node_running, at, held if at == "_hand_over" else never)
     work, before = Work(tmp_path), tree(os.getpid())
     task = asyncio.create_task(work.start("import time; time.sleep(60)"))
     await asyncio.to_thread(reached.wait)
@@ -474,13 +467,13 @@ async def test_what_a_work_said_last_is_kept_although_the_disk_is_slow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A time-out is for a pipe that somebody keeps open."""
-    monkeypatch.setattr(launcher, "DRAIN_SECONDS", 0.01)
+    monkeypatch.setattr(node_running, "DRAIN_SECONDS", 0.01)
     disk, work = SlowDisk(monkeypatch), Work(tmp_path)
     waited, wait = asyncio.Event(), asyncio.wait
 
     async def counted(tasks: Any, **how: Any) -> Any:
         found = await wait(tasks, **how)
-        if how.get("timeout") == launcher.DRAIN_SECONDS and found[1]:
+        if how.get("timeout") == node_running.DRAIN_SECONDS and found[1]:
             waited.set()
         return found
 

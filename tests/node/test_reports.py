@@ -6,9 +6,9 @@ import pytest
 
 from appliance.api.agent.v1 import agent_service_pb2 as rpc
 from appliance.core.thinning import MAX_POINTS
-from appliance.node.launcher import Ended
 from appliance.node.logs import LastOutput
 from appliance.node.reports import MAX_CHECKPOINTS, MAX_TOGETHER, JobReports, ReplicaReports
+from appliance.node.running import Ended
 
 WORK = rpc.WorkEpoch(work="ab", epoch=2)
 

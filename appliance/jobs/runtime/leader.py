@@ -9,7 +9,7 @@ Rules kept here:
   stopped hears nothing else;
 * SIGTERM tells the ranks to stop at their next fence; nothing starts again after it;
 * SIGUSR1 tells the ranks to save a checkpoint and end. Whoever starts this process blocks that
-  signal (`node.launcher`), so that one which comes early waits until it can be heard;
+  signal (`node.running`), so that one which comes early waits until it can be heard;
 * the exit code is 0 only when every rank of this node has returned, with all its work done.
 
 Called by `start`. Restarting is torch's elastic agent (torch.distributed.elastic).

@@ -15,6 +15,7 @@ Called by `services.work.jobs` and by the life of jobs (`services.work.runs`,
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 from collections.abc import Mapping
 from datetime import datetime
@@ -226,11 +227,6 @@ def readers_of(state: Reading, project: str, ended_since: datetime | None = None
     return {uid: name_of(row) for row in rows for uid in uids_read(state, row)}
 
 
-def etag(row: Row[Any]) -> str:
-    """Of the state that a row says; another job of the same name has another one."""
-    return etag_of(row.uid, row.revision)
-
-
 def change(transaction: Transaction, events: Events, row: Row[Any], **values: Any) -> None:
     """Change a job that is still as `row` says, in its state; watchers wake after the commit.
 
@@ -308,6 +304,11 @@ def _said(
         )
     outputs = _names_of(state, values.get("outputs", {}))
     return job_events.Said(str(values.get("message", "")), by, outputs=outputs)
+
+
+def etag(row: Row[Any]) -> str:
+    """Of what callers can change, and of its end. That it comes further is no change."""
+    return etag_of(row.uid, json.dumps(row.on_lost, sort_keys=True), str(row.end_time))
 
 
 def resource(state: Reading, row: Row[Any]) -> job_pb2.Job:

@@ -139,6 +139,18 @@ async def test_how_long_a_running_job_waits_for_a_node_is_changed_at_once(lab: L
     assert lab.work.leases.lost_seconds(uid) == NODE_LOST_SECONDS
 
 
+async def test_that_a_job_comes_further_is_no_change_of_it(lab: Lab) -> None:
+    node, work = await lab.started()
+    asked = Job(name=JOB, on_lost=job_pb2.OnLost(wait=True), etag=lab.job().etag)
+    node.progress(work, 1)
+    node.progress(work, 2)
+    made = lab.edits.update(ALICE, rpc.UpdateJobRequest(job=asked, update_mask=ON_LOST))
+    assert made.on_lost.wait
+    node.succeed(work, MODEL)
+    with pytest.raises(Conflict):
+        remove(lab, etag=made.etag)
+
+
 async def test_what_cannot_be_changed_is_refused(lab: Lab) -> None:
     await queued(lab)
     for job, mask in (
