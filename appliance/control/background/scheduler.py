@@ -33,7 +33,9 @@ from appliance.control.services.system.sweeper import Sweeper
 from appliance.control.services.work.checkpoint_tasks import CheckpointTasks
 from appliance.control.services.work.drains import Drains
 from appliance.control.services.work.job_logs import JobLogs
+from appliance.control.services.work.job_queue import JobQueue
 from appliance.control.services.work.pauses import Pauses
+from appliance.control.services.work.run_recovery import RunRecovery
 from appliance.control.services.work.runs import Runs
 from appliance.control.services.work.silent_nodes import SilentNodes
 from appliance.core.errors import Exhausted
@@ -53,6 +55,8 @@ class Scheduler:
         fleet: ConnectedAgents,
         agents: Agents,
         runs: Runs,
+        recovery: RunRecovery,
+        queue: JobQueue,
         drains: Drains,
         pauses: Pauses,
         replicas: Replicas,
@@ -69,6 +73,8 @@ class Scheduler:
         self._fleet = fleet
         self._agents = agents
         self._runs = runs
+        self._recovery = recovery
+        self._queue = queue
         self._drains = drains
         self._pauses = pauses
         self._replicas = replicas
@@ -85,12 +91,12 @@ class Scheduler:
         """At start, before any agent is let in: take up what was under way, drop what was cut."""
         self._agents.mark_all_disconnected()
         self._tasks.unlock_all()
-        self._runs.drop_stale_versions()
+        self._recovery.drop_stale_versions()
         self._artifacts.drop_uploads()
         self._uploads.recover()
         self._replicas.restore_leases()
         self._silence.restore()
-        self._runs.restore_leases()
+        self._recovery.restore_leases()
 
     def run_pass(self) -> None:
         """One pass."""
@@ -151,7 +157,7 @@ class Scheduler:
             self._replicas.start(wanted, placement)
 
     def _place_jobs(self) -> None:
-        for row, demand in self._runs.queued():
+        for row, demand in self._queue.waiting():
             try:
                 placements = place(demand, self._runs.capacities())
             except Exhausted as error:

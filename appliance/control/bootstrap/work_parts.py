@@ -66,11 +66,13 @@ from appliance.control.services.work.checkpoints import Checkpoints
 from appliance.control.services.work.drains import Drains
 from appliance.control.services.work.job_edits import JobEdits
 from appliance.control.services.work.job_logs import JobLogs
+from appliance.control.services.work.job_queue import JobQueue
 from appliance.control.services.work.jobs import Jobs
 from appliance.control.services.work.live_logs import LiveLogs
 from appliance.control.services.work.paused_jobs import PausedJobs
 from appliance.control.services.work.pauses import Pauses
 from appliance.control.services.work.registration import Registration
+from appliance.control.services.work.run_recovery import RunRecovery
 from appliance.control.services.work.run_reports import RunReports
 from appliance.control.services.work.runs import Runs
 from appliance.control.services.work.silent_nodes import SilentNodes
@@ -202,12 +204,22 @@ class WorkParts:
             clock=base.clock,
             monotonic=monotonic,
         )
+        self.queue = JobQueue(base.database, self.runs, base.clock)
         self.scheduler = Scheduler(
             artifacts=self.artifacts,
             leases=self.leases,
             fleet=self.fleet,
             agents=self.agents,
             runs=self.runs,
+            recovery=RunRecovery(
+                base.database,
+                self.artifacts,
+                self.tasks,
+                self.leases,
+                base.events,
+                base.clock,
+            ),
+            queue=self.queue,
             drains=Drains(base.database, self.pauses, self.leases, base.events, self.served),
             pauses=self.pauses,
             replicas=self.replicas,

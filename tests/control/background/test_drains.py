@@ -115,7 +115,7 @@ async def test_a_plan_says_that_a_node_is_cordoned(lab: Lab) -> None:
 async def test_a_job_that_was_placed_before_the_cordon_does_not_start_after_it(lab: Lab) -> None:
     node = await lab.connected("n1")
     lab.train()
-    [(row, demand)] = lab.work.runs.queued()
+    [(row, demand)] = lab.work.queue.waiting()
     capacities = lab.work.runs.capacities()
     cordon(lab)
     assert not lab.work.runs.start(row, demand, place(demand, capacities))

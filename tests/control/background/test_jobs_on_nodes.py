@@ -117,7 +117,7 @@ async def test_a_job_dated_by_a_clock_that_was_ahead_does_not_wait_for_ever(lab:
     lab.train("ahead", dataset)
     lab.forward(-365 * 86400)
     lab.train("later", dataset)
-    assert [row.id for row, _ in lab.work.runs.queued()] == ["ahead", "later"]
+    assert [row.id for row, _ in lab.work.queue.waiting()] == ["ahead", "later"]
 
 
 async def test_all_ranks_of_two_nodes_or_none(lab: Lab) -> None:

@@ -24,7 +24,7 @@ from appliance.control.services.fleet.certificates import EVICTED
 from appliance.control.services.fleet.leases import Leases
 from appliance.control.services.serving import replica_rows
 from appliance.control.services.work import job_rows, pause_rows
-from appliance.control.services.work.runs import shares_of
+from appliance.control.services.work.shares import shares_of
 from appliance.control.services.work.silent_nodes import said_of
 from appliance.control.store import tables
 from appliance.control.store.database import Reading

@@ -26,12 +26,12 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Row, select
+from sqlalchemy import Row
 
 from appliance.api.agent.v1 import agent_service_pb2 as rpc
 from appliance.control.audit.system import Records
 from appliance.control.events import Events
-from appliance.control.services.data.artifact_rows import PENDING, pending_of
+from appliance.control.services.data.artifact_rows import pending_of
 from appliance.control.services.data.artifacts import CHECKPOINTS, Artifacts, Provenance
 from appliance.control.services.data.storage_tasks import StorageTasks, TaskKind
 from appliance.control.services.fleet import node_rows
@@ -40,12 +40,10 @@ from appliance.control.services.fleet.leases import Leases, Share
 from appliance.control.services.fleet.run_orders import start_order, stop_order
 from appliance.control.services.work import checkpoint_rows, job_events, job_rows, pause_rows
 from appliance.control.services.work.job_logs import JobLogs
-from appliance.control.store import tables
+from appliance.control.services.work.shares import shares_of, shares_on
 from appliance.control.store.database import Database, Transaction
-from appliance.core.addresses import MEETING_PORT
 from appliance.core.errors import (
     AlreadyExists,
-    ApplianceError,
     Exhausted,
     FailedPrecondition,
     InvalidInput,
@@ -54,7 +52,7 @@ from appliance.core.errors import (
     Paused,
     Tampered,
 )
-from appliance.core.jobs import TERMINAL, JobState
+from appliance.core.jobs import JobState
 from appliance.core.names import Name
 from appliance.core.placement import Demand, NodeCapacity, Placement
 from appliance.core.waiting import pause_after
@@ -67,8 +65,6 @@ STOP_SECONDS = 5.0
 LEASED = node_rows.HOLDING
 WRONG = (Tampered, InvalidInput, FailedPrecondition, NotFound, AlreadyExists)
 """Errors of a job itself; doing it again would not help. Others are of the moment."""
-_job = tables.job.c
-_version = tables.artifact_version.c
 _logger = logging.getLogger(__name__)
 
 
@@ -100,38 +96,6 @@ class Runs:
         self._retry_pause = retry_pause
         self._left: dict[tuple[str, str], tuple[str, ...]] = {}
 
-    def queued(self) -> list[tuple[Row[Any], Demand]]:
-        """Jobs that wait for devices, oldest first, and what each needs.
-
-        Not those whose pause after a failure is not over. One whose inputs are gone fails here.
-        """
-        now = self._clock()
-        with self._database.read() as state:
-            rows = state.all(
-                select(tables.job)
-                .where(
-                    _job.state == JobState.QUEUED,
-                    _job.retry_time.is_(None)
-                    | (_job.retry_time <= now)
-                    # What a clock that was ahead has dated waits for nothing.
-                    | (_job.retry_time > now + MAX_PAUSE),
-                )
-                # And comes first, or newer jobs pass it for ever.
-                .order_by(_job.create_time <= now, _job.create_time, _job.uid)
-            )
-        found: list[tuple[Row[Any], Demand]] = []
-        for row in rows:
-            try:
-                with self._database.read() as state:
-                    inputs = job_rows.inputs_of(state, row)
-                need = kind_of(row.kind).demand(job_rows.spec_of(row), inputs)
-                found.append((row, replace(need, kind=row.kind)))
-            except WRONG as error:
-                self.fail(row, error.reason, f"it cannot start any more: {error.message}")
-            except ApplianceError as error:
-                _logger.warning("job %s cannot be looked at now: %s", row.uid, error.message)
-        return found
-
     def capacities(self) -> list[NodeCapacity]:
         """What the nodes that are connected have, and what of it is taken now."""
         with self._database.read() as state:
@@ -158,7 +122,7 @@ class Runs:
     def start(self, row: Row[Any], demand: Demand, placements: Sequence[Placement]) -> bool:
         """Lease a queued job to these places and send the orders; whether it is on its way."""
         try:
-            shares = self._shares(demand, placements)
+            shares = shares_on(placements, demand, self._leases, self._fleet)
         except Exhausted as error:
             self.wait(row, error.message)
             return False
@@ -395,70 +359,6 @@ class Runs:
         for key in [key for key in self._left if key[0] == uid]:
             self._left[key] = (*self._left[key], *folders)
 
-    def restore_leases(self) -> None:
-        """At start: give the nodes of running jobs their whole time to be heard of again.
-
-        Jobs whose every part had ended, which 0.1.0 left running, are registered.
-        """
-        with self._database.read() as state:
-            rows = state.all(select(tables.job).where(_job.state.in_(LEASED)))
-        self._ask_again()
-        for row in rows:
-            self._leases.restore(row.uid, row.epoch, shares_of(row), job_rows.lost_seconds(row))
-            if row.placement and all(share.ended for share in shares_of(row)):
-                self._leases.release(row.uid, row.epoch)
-                with self._database.write() as transaction:
-                    job_rows.move(
-                        transaction, self._events, row, JobState.REGISTERING, self._clock()
-                    )
-                    self._tasks.add(transaction, TaskKind.REGISTER, row.uid)
-
-    def _ask_again(self) -> None:
-        """Let go on what waits for the store, also what waited when there was no queue yet."""
-        kinds = {
-            JobState.REGISTERING: TaskKind.REGISTER,
-            JobState.PAUSED: TaskKind.RESUME_PAUSED,
-        }
-        with self._database.write() as transaction:
-            for row in transaction.all(select(tables.job).where(_job.state.in_(tuple(kinds)))):
-                # One that somebody has paused waits for a person.
-                if row.state != JobState.PAUSED or not row.pause:
-                    self._tasks.add(transaction, kinds[JobState(row.state)], row.uid)
-
-    def drop_stale_versions(self) -> None:
-        """At start: drop pending versions of jobs that have ended or are gone; no checkpoints."""
-        with self._database.write() as transaction:
-            rows = transaction.all(
-                select(tables.artifact_version)
-                .outerjoin(tables.job, _job.uid == _version.job)
-                .where(
-                    _version.state == PENDING,
-                    _version.job.is_not(None),
-                    _job.uid.is_(None)
-                    | (_job.state.in_(tuple(TERMINAL)) & (_version.kind != CHECKPOINTS)),
-                )
-            )
-            self._artifacts.drop(transaction, rows)
-
-    def _shares(self, demand: Demand, placements: Sequence[Placement]) -> list[Share]:
-        port = 0
-        if len(placements) > 1:
-            node = placements[0].node
-            used = self._leases.ports(node)
-            # An agent of 0.1.0 does not say which ports are free.
-            free = self._fleet.ports(node) or range(MEETING_PORT, 1 << 16)
-            port = next((port for port in free if port not in used), 0)
-            if not port:
-                raise Exhausted(f"node {node} has no free port on which the nodes could meet")
-        shares: list[Share] = []
-        base = 0
-        for placed in placements:
-            memory = placed.ranks * demand.memory_per_rank
-            first = port if base == 0 else 0
-            shares.append(Share(placed.node, base, placed.device_indices, memory, first))
-            base += placed.ranks
-        return shares
-
     def _allocate(self, transaction: Transaction, row: Row[Any]) -> None:
         """Pending versions for what this start makes; the checkpoints go on."""
         kind, spec = kind_of(row.kind), job_rows.spec_of(row)
@@ -495,8 +395,3 @@ class Runs:
         with self._database.read() as state:
             job = job_rows.resource(state, row)
         return start_order(job, epoch, number, shares, first.address if first else "")
-
-
-def shares_of(row: Row[Any]) -> list[Share]:
-    """The shares in a job's row."""
-    return [Share.from_json(share) for share in row.placement]
