@@ -413,7 +413,11 @@ async def test_an_old_agent_gets_no_job_whose_beginning_it_would_leave_out(lab: 
         ({"steps": 20}, "steps", "is 20, and the checkpoint has done 20 of them"),
         ({"architecture": {"layers": 8}}, "architecture", "is another than that of the checkpoint"),
         ({"vocabulary": 1024}, "dataset", "has a vocabulary of 1024, the checkpoint one of 512"),
-        ({"from_checkpoint": "e1-step-5"}, "from_checkpoint", "list the checkpoints there are"),
+        (
+            {"from_checkpoint": "e1-step-5"},
+            "from_checkpoint",
+            "appliance checkpoint list t1 --project demo",
+        ),
         ({"from_checkpoint": "elsewhere"}, "from_checkpoint", "is in project other"),
         ({"from_checkpoint": "running"}, "from_checkpoint", "is of a job that has not ended"),
         ({"tokenizer": "words"}, "dataset", "was made with another tokenizer"),
