@@ -205,7 +205,14 @@ class WorkParts:
             monotonic=monotonic,
         )
         self.queue = JobQueue(base.database, self.runs, base.clock)
-        self.scheduler = Scheduler(
+        self.scheduler = self._scheduler(base, monotonic)
+        self._base = base
+        self._monotonic = monotonic
+        self._people = people
+
+    def _scheduler(self, base: Foundation, monotonic: Callable[[], float]) -> Scheduler:
+        """What drives all of these."""
+        return Scheduler(
             artifacts=self.artifacts,
             leases=self.leases,
             fleet=self.fleet,
@@ -231,9 +238,6 @@ class WorkParts:
             served=self.served,
             sweeper=Sweeper(base.database, base.clock, monotonic),
         )
-        self._base = base
-        self._monotonic = monotonic
-        self._people = people
 
     def _storage_worker(
         self,
