@@ -29,6 +29,8 @@ class JobState(StrEnum):
 
 TERMINAL = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED})
 """States in which nothing happens any more, unless somebody resumes the job."""
+LEASED = frozenset({JobState.STARTING, JobState.RUNNING, JobState.PAUSING})
+"""States in which nodes hold the job: it has devices there."""
 
 _MOVES: dict[JobState, frozenset[JobState]] = {
     JobState.QUEUED: frozenset(

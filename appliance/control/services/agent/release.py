@@ -31,12 +31,12 @@ from appliance.control.services.work import checkpoint_rows, job_rows
 from appliance.control.services.work.checkpoint_folders import CheckpointFolders
 from appliance.control.services.work.checkpoint_rows import point_of
 from appliance.control.services.work.checkpoint_tasks import CheckpointTasks
-from appliance.control.services.work.runs import LEASED
 from appliance.control.store import tables
 from appliance.control.store.database import Database, Reading
 from appliance.control.store.objects import ObjectStore
 from appliance.core.checkpoints import CheckpointPoint
 from appliance.core.errors import LeaseLost, Unavailable
+from appliance.core.jobs import LEASED
 from appliance.crypto.certs import Authority
 
 

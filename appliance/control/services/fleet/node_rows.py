@@ -20,11 +20,9 @@ from sqlalchemy import Row, select
 from appliance.control.store import tables
 from appliance.control.store.database import Reading
 from appliance.core.errors import LeaseLost
-from appliance.core.jobs import JobState
+from appliance.core.jobs import LEASED
 
 READY, LOST = "READY", "LOST"
-HOLDING = (JobState.STARTING, JobState.RUNNING, JobState.PAUSING)
-"""Jobs in these states have devices."""
 _node = tables.node.c
 
 
@@ -40,7 +38,7 @@ def use_by_node(state: Reading) -> dict[str, NodeUse]:
     """What jobs and replicas hold, by node id."""
     job, replica = tables.job, tables.replica
     placements: list[dict[str, Any]] = []
-    for row in state.all(job.select().where(job.c.state.in_(HOLDING))):
+    for row in state.all(job.select().where(job.c.state.in_(LEASED))):
         placements += [share for share in row.placement if not share["ended"]]
     for row in state.all(replica.select().where(replica.c.node.is_not(None))):
         placements += [row.placement] if row.placement else []

@@ -19,7 +19,6 @@ from sqlalchemy import Row, select
 from appliance.api.nodes.v1 import node_pb2
 from appliance.control.auth.policy import PolicyStore
 from appliance.control.services.common.caller import Caller
-from appliance.control.services.fleet import node_rows
 from appliance.control.services.fleet.certificates import EVICTED
 from appliance.control.services.fleet.leases import Leases
 from appliance.control.services.serving import replica_rows
@@ -30,7 +29,7 @@ from appliance.control.store import tables
 from appliance.control.store.database import Reading
 from appliance.core import names
 from appliance.core.errors import ApplianceError
-from appliance.core.jobs import JobState
+from appliance.core.jobs import LEASED, JobState
 from appliance.core.placement import NodeCapacity, could_hold
 from appliance.kinds import kind_of
 
@@ -72,7 +71,7 @@ class WorkOnNodes:
     def _jobs(
         state: Reading, node: Row[Any], others: list[NodeCapacity]
     ) -> Iterator[tuple[str, str, node_pb2.NodeWork]]:
-        wanted = select(tables.job).where(_job.state.in_(node_rows.HOLDING)).order_by(_job.uid)
+        wanted = select(tables.job).where(_job.state.in_(LEASED)).order_by(_job.uid)
         for row in state.all(wanted):
             for share in shares_of(row):
                 if share.node != node.id or share.ended:

@@ -31,12 +31,12 @@ from appliance.control.services.data.storage_tasks import StorageTasks, Task, Ta
 from appliance.control.services.work import checkpoint_rows, job_events, job_rows
 from appliance.control.services.work.checkpoint_folders import CheckpointFolders
 from appliance.control.services.work.checkpoint_rows import COMPLETE, point_of
-from appliance.control.services.work.runs import LEASED, Runs
+from appliance.control.services.work.runs import Runs
 from appliance.control.store import tables
 from appliance.control.store.database import Database, Reading, Transaction
 from appliance.core.checkpoints import CheckpointPoint, superseded
 from appliance.core.errors import InvalidInput, NotFound, Tampered
-from appliance.core.jobs import TERMINAL
+from appliance.core.jobs import LEASED, TERMINAL
 from appliance.core.values import given
 from appliance.crypto.artifacts import ArtifactReader
 

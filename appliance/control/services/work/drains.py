@@ -25,12 +25,11 @@ from appliance.control.services.fleet import node_rows
 from appliance.control.services.fleet.leases import Leases
 from appliance.control.services.work import job_rows, pause_rows
 from appliance.control.services.work.pauses import Pauses
-from appliance.control.services.work.runs import LEASED
 from appliance.control.services.work.shares import shares_of
 from appliance.control.store import tables
 from appliance.control.store.database import Database, Reading
 from appliance.core import names
-from appliance.core.jobs import JobState
+from appliance.core.jobs import LEASED, JobState
 from appliance.kinds import kind_of
 
 

@@ -26,11 +26,10 @@ from appliance.api.jobs.v1 import job_service_pb2 as rpc
 from appliance.control.events import Events
 from appliance.control.services.fleet.log_feeds import FINAL, Feed, FeedState, LogFeeds, Part
 from appliance.control.services.work import job_events, job_rows
-from appliance.control.services.work.runs import LEASED
 from appliance.control.store.database import Database
 from appliance.core import names
 from appliance.core.errors import InvalidInput
-from appliance.core.jobs import TERMINAL
+from appliance.core.jobs import LEASED, TERMINAL
 from appliance.core.names import Name
 from appliance.core.problems import Problems
 from appliance.wire.admission import Shares

@@ -31,12 +31,12 @@ from appliance.control.services.fleet.connected_agents import ConnectedAgents
 from appliance.control.services.fleet.leases import Leases, Share
 from appliance.control.services.fleet.run_orders import stop_order
 from appliance.control.services.work import job_events, job_rows, pause_rows
-from appliance.control.services.work.runs import LEASED, Runs
+from appliance.control.services.work.runs import Runs
 from appliance.control.services.work.shares import shares_of
 from appliance.control.store import tables
 from appliance.control.store.database import Database, Transaction
 from appliance.core.errors import FailedPrecondition, StoreFull
-from appliance.core.jobs import TERMINAL, JobState
+from appliance.core.jobs import LEASED, TERMINAL, JobState
 from appliance.core.waiting import pause_after
 from appliance.kinds import kind_of
 

@@ -16,11 +16,10 @@ from appliance.control.services.data.artifacts import CHECKPOINTS, Artifacts
 from appliance.control.services.data.storage_tasks import StorageTasks, TaskKind
 from appliance.control.services.fleet.leases import Leases
 from appliance.control.services.work import job_rows
-from appliance.control.services.work.runs import LEASED
 from appliance.control.services.work.shares import shares_of
 from appliance.control.store import tables
 from appliance.control.store.database import Database
-from appliance.core.jobs import TERMINAL, JobState
+from appliance.core.jobs import LEASED, TERMINAL, JobState
 
 _job = tables.job.c
 _version = tables.artifact_version.c

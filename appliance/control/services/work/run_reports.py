@@ -34,7 +34,7 @@ from appliance.control.services.work import checkpoint_rows, job_events, job_row
 from appliance.control.services.work.checkpoint_rows import point_of
 from appliance.control.services.work.job_logs import JobLogs
 from appliance.control.services.work.pauses import Pauses
-from appliance.control.services.work.runs import LEASED, Runs
+from appliance.control.services.work.runs import Runs
 from appliance.control.store import tables
 from appliance.control.store.database import Database, Transaction
 from appliance.core.checkpoints import CheckpointPoint
@@ -45,7 +45,7 @@ from appliance.core.errors import (
     Paused,
     StoreFull,
 )
-from appliance.core.jobs import JobState
+from appliance.core.jobs import LEASED, JobState
 
 RETRIED = frozenset({"UNAVAILABLE", "LEASE_LOST", "RANK_LOST", "NODE_LOST", "LEADER_LOST"})
 """Reasons for an end that another start may cure."""

@@ -52,7 +52,7 @@ from appliance.core.errors import (
     Paused,
     Tampered,
 )
-from appliance.core.jobs import JobState
+from appliance.core.jobs import LEASED, JobState
 from appliance.core.names import Name
 from appliance.core.placement import Demand, NodeCapacity, Placement
 from appliance.core.waiting import pause_after
@@ -62,7 +62,6 @@ MAX_FAILURES = 3
 MAX_PAUSE = timedelta(minutes=30)
 PAUSE_GROWS = 5
 STOP_SECONDS = 5.0
-LEASED = node_rows.HOLDING
 WRONG = (Tampered, InvalidInput, FailedPrecondition, NotFound, AlreadyExists)
 """Errors of a job itself; doing it again would not help. Others are of the moment."""
 _logger = logging.getLogger(__name__)

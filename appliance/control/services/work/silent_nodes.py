@@ -16,10 +16,9 @@ from sqlalchemy import Row, select
 from appliance.control.events import Events
 from appliance.control.services.fleet.leases import Leases
 from appliance.control.services.work import job_rows
-from appliance.control.services.work.runs import LEASED
 from appliance.control.store import tables
 from appliance.control.store.database import Database
-from appliance.core.jobs import JobState
+from appliance.core.jobs import LEASED, JobState
 
 _UNHEARD = " not been heard of since "
 """In each sentence of this module, and in no other that a job says."""
