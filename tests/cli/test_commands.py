@@ -895,6 +895,18 @@ def test_an_endpoint_is_described_with_its_replicas(command: Run, logged_in: Fak
     assert shown["replica_status"][0]["restarts"] == 4
 
 
+def test_an_endpoint_that_is_deleted_goes_when_its_answers_have_ended(
+    command: Run, logged_in: FakeApi
+) -> None:
+    gone = endpoint_service_pb2.DeleteEndpointResponse()
+    logged_in.answers["EndpointService.DeleteEndpoint"] = gone
+    shown = command("endpoint", "delete", "e1")
+    assert shown.code == 0
+    assert "goes when its answers have ended" in shown.err
+    assert "`appliance endpoint get e1`" in shown.err
+    assert "Deleted: no" in shown.out
+
+
 def test_a_deleted_endpoint_is_waited_for_until_it_is_gone(
     command: Run, logged_in: FakeApi
 ) -> None:
